@@ -1,0 +1,76 @@
+"""The index: one row per episode or document of a dataset, dropped ones included, and the table of tasks."""
+
+import pyarrow as pa
+
+INDEX_VERSION = 1
+
+INDEX = pa.schema(
+    [
+        pa.field("episode_id", pa.string()),
+        pa.field("task", pa.string()),
+        pa.field("agent", pa.string()),
+        pa.field("spec", pa.string()),
+        pa.field("order", pa.float64()),  # collection order within the agent's stream
+        pa.field("split", pa.string()),  # train or held_out; null when dropped
+        pa.field("steps", pa.int64()),  # steps with an action
+        pa.field("return", pa.float64()),  # null when the rewards do not parse
+        pa.field("expert_return", pa.float64()),  # of the task
+        pa.field("threshold", pa.float64()),  # of the task; null where the rule has none
+        pa.field("kept", pa.bool_()),
+        pa.field("reason", pa.string()),  # a key of REASONS; null when kept
+        pa.field("detail", pa.string()),  # what exactly was wrong; null when kept
+        pa.field("lost", pa.int64()),  # episodes of the source that this row stands for: 1, more after a corrupt length
+        pa.field("tokens", pa.int64()),  # null in a scan
+        pa.field("part", pa.int32()),  # ordinal of the shard file among the split's parts
+        pa.field("first_record", pa.int64()),  # ordinal in that part
+        pa.field("record_tokens", pa.list_(pa.int32())),  # tokens of each of the owner's records
+        pa.field("source_file", pa.string()),  # path below the source
+        pa.field("source_position", pa.int64()),  # ordinal of the episode in that file
+    ],
+    metadata={"gatokit.index": str(INDEX_VERSION)},
+)
+
+TASKS = pa.schema(
+    [
+        pa.field("task", pa.string()),
+        pa.field("agent", pa.string()),
+        pa.field("episodes", pa.int64()),  # N: whose rewards parse and are finite
+        pa.field("window", pa.int64()),  # W of the agent's stream
+        pa.field("stream_return", pa.float64()),  # best mean of W consecutive returns in this stream
+        pa.field("expert_return", pa.float64()),  # of the task: the best of its streams
+        pa.field("threshold", pa.float64()),
+        pa.field("kept", pa.int64()),
+        pa.field("dropped", pa.int64()),  # every row that is not kept, bad ones included
+        pa.field("held_out", pa.int64()),  # of those kept
+        pa.field("steps", pa.int64()),  # of those kept
+        pa.field("tokens", pa.int64()),  # of those kept; null in a scan
+    ],
+    metadata={"gatokit.index": str(INDEX_VERSION)},
+)
+
+TRAIN, HELD_OUT = "train", "held_out"
+
+RULE_REASONS = {
+    "below_threshold": "the return is below the task's threshold",
+    "not_success": "the episode is not marked as a success",
+    "too_short": "no step has an action",
+}
+"""Reasons of a filter: the episode is sound and was not wanted."""
+
+BAD_REASONS = {
+    "corrupt_record": "the stored bytes do not match their checksum or do not parse",
+    "corrupt_length": "a record's length is damaged, so the rest of its file is lost",
+    "not_finite": "a value is NaN or infinite",
+    "malformed_steps": "fields disagree on the number of steps, or a step after the last one follows",
+    "missing_field": "a field of the spec or a configured metadata key is absent",
+    "wrong_shape": "a value has another shape or size than the spec says",
+    "out_of_range": "a discrete value is outside its range",
+    "not_utf8": "a text is not valid UTF-8",
+    "bad_image": "an image does not decode or has another form than the spec says",
+    "too_large": "the episode is above max_episode_bytes and was not read",
+    "step_too_long": "a step has more observation tokens than a position can count",
+}
+"""Reasons that count against the error budget: the input is rotten."""
+
+REASONS = RULE_REASONS | BAD_REASONS
+"""Every value that the index column ``reason`` can hold, and what it means."""

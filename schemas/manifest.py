@@ -1,0 +1,194 @@
+"""``manifest.json`` and ``dataset.json``: what a finished directory holds.
+
+The manifest is written last and atomically: its presence means that the directory is complete. It lists every
+file but itself and the log, and ends with the digest of its own canonical JSON.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from gatokit.schemas.canonical import json_digest
+from gatokit.schemas.errors import DataError
+from gatokit.schemas.spec import EpisodeSpec
+
+MANIFEST_VERSION = 1
+MANIFEST = "manifest.json"
+VOCABULARY = "vocabulary.model"
+LOG = "build.log.jsonl"
+DATASET = "dataset.json"
+TASKS_FILE = "tasks.parquet"
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class FileEntry(_Model):
+    """A file below the directory: ``path`` with forward slashes, ``size`` in bytes, BLAKE2b-256 digest."""
+
+    path: str
+    size: int
+    blake2b: str
+
+
+class Part(_Model):
+    """One ArrayRecord file of a split; training records come first, held-out ones last."""
+
+    file: str
+    size: int
+    blake2b: str
+    training: int
+    held_out: int
+    tokens: int
+
+    @property
+    def records(self) -> int:
+        """Number of records, training and held out."""
+        return self.training + self.held_out
+
+
+class Split(_Model):
+    """A split of the source: its index file and its parts (none where nothing was kept)."""
+
+    fingerprint: str
+    index: str
+    rows: int
+    kept: int
+    parts: list[Part]
+
+
+class Dataset(_Model):
+    """Totals and splits of one dataset; ``directory`` is its folder below the root."""
+
+    name: str
+    kind: str
+    directory: str
+    weight: float
+    license: str | None
+    hz: float | None
+    ordered: bool
+    episodes: int
+    kept: int
+    tokens: int
+    training: int
+    held_out: int
+    shards: int
+    bytes: int
+    splits: list[Split]
+
+    @property
+    def records(self) -> int:
+        """Number of records, training and held out."""
+        return self.training + self.held_out
+
+
+class Tokenizer(_Model):
+    """The settings that, with the vocabulary and the specs, decide every token."""
+
+    discrete_offset: int
+    separator: int
+    vocabulary_size: int
+    chunk_tokens: int
+
+
+class Vocabulary(_Model):
+    """The SentencePiece model beside the manifest."""
+
+    file: str
+    pieces: int
+    blake2b: str
+
+
+class Manifest(_Model):
+    """A complete directory: a build, or a scan (which has no shards and no vocabulary)."""
+
+    format: Literal["gatokit"] = "gatokit"
+    version: int = MANIFEST_VERSION
+    content: Literal["build", "scan"]
+    packages: dict[str, str]
+    config: dict[str, Any]
+    config_digest: str
+    tokenizer: Tokenizer
+    vocabulary: Vocabulary | None
+    datasets: list[Dataset]
+    files: list[FileEntry]
+    digest: str = ""
+
+    def to_bytes(self) -> bytes:
+        """Indented JSON with the digest of everything else as its last key."""
+        content = self.model_dump(mode="json", exclude={"digest"})
+        content["digest"] = json_digest(content)
+        return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
+
+    @staticmethod
+    def read(directory: str | Path) -> "Manifest":
+        """The manifest of a finished directory.
+
+        DataError where there is none (the directory is not complete), where it was edited or where a newer
+        gatokit wrote it.
+        """
+        path = Path(directory) / MANIFEST
+        try:
+            content = json.loads(path.read_bytes())
+        except FileNotFoundError:
+            raise DataError(
+                f"{directory} has no {MANIFEST}: it is no finished build or scan. Run the build again to finish it"
+            ) from None
+        except (OSError, ValueError) as error:
+            raise DataError(f"{path} cannot be read as JSON: {error}") from None
+        if not isinstance(content, dict) or content.get("format") != "gatokit":
+            raise DataError(f"{path} is no Gatokit manifest")
+        version = content.get("version")
+        if not isinstance(version, int) or version > MANIFEST_VERSION:
+            raise DataError(
+                f"{path} has format version {version} and this gatokit reads up to {MANIFEST_VERSION}: "
+                "install a newer gatokit"
+            )
+        said = content.pop("digest", None)
+        if said != json_digest(content):
+            raise DataError(f"{path} was edited: its content does not match its own digest")
+        try:
+            return Manifest(**content, digest=said)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise DataError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+
+
+class TaskEntry(_Model):
+    """A task's spec id, and how it was collected."""
+
+    spec: str
+    ordered: bool
+
+
+class DatasetFile(_Model):
+    """``dataset.json``: the distinct specs of a dataset and the spec of each task."""
+
+    version: int = MANIFEST_VERSION
+    name: str
+    kind: str
+    specs: dict[str, EpisodeSpec]
+    tasks: dict[str, TaskEntry]
+    episodes: int
+    kept: int
+
+    def to_bytes(self) -> bytes:
+        """Indented JSON."""
+        return (json.dumps(self.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n").encode()
+
+    @staticmethod
+    def read(path: str | Path) -> "DatasetFile":
+        """Reads the file; DataError where it is damaged or of a newer version."""
+        try:
+            content = json.loads(Path(path).read_bytes())
+            if content["version"] > MANIFEST_VERSION:
+                raise DataError(
+                    f"{path} has format version {content['version']} and this gatokit reads up to {MANIFEST_VERSION}: "
+                    "install a newer gatokit"
+                )
+            return DatasetFile(**content)
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise DataError(f"{path} cannot be read: {error}") from None

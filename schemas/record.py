@@ -1,0 +1,119 @@
+"""A record of a shard, and its bytes (``record.proto``).
+
+Legend: T tokens, S time steps.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from google.protobuf.message import DecodeError
+
+from gatokit.schemas.episode import EncodedImage, PlacedImage, TokenSequence
+from gatokit.schemas.record_pb2 import Record as RecordMessage
+
+RECORD_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Record:
+    """A chunk of an episode or document: its owner, its place in it, its tokens and per-step values.
+
+    ``reward`` and ``discount`` are float64 (S,), ``discount`` None where the source has none; ``flags`` is
+    uint8 (S,).
+    """
+
+    owner: str
+    chunk: int
+    chunks: int
+    first_step: int
+    spec: str
+    sequence: TokenSequence
+    reward: np.ndarray
+    discount: np.ndarray | None
+    flags: np.ndarray
+
+    def to_bytes(self) -> bytes:
+        """The serialized message."""
+        sequence = self.sequence
+        message = RecordMessage(
+            version=RECORD_VERSION,
+            owner=self.owner,
+            chunk=self.chunk,
+            chunks=self.chunks,
+            first_step=self.first_step,
+            spec=self.spec,
+            tokens=_pack(sequence.tokens, "<u2"),
+            kinds=_pack(sequence.kinds, "u1"),
+            positions=_pack(sequence.positions, "<u2"),
+            step_begin=_pack(sequence.step_begin, "<u4"),
+            reward=_pack(self.reward, "<f8"),
+            discount=b"" if self.discount is None else _pack(self.discount, "<f8"),
+            flags=_pack(self.flags, "u1"),
+        )
+        for placed in sequence.images:
+            image = placed.image
+            message.images.add(data=image.data, height=image.height, width=image.width, token=placed.token)
+        return message.SerializeToString(deterministic=True)
+
+    @staticmethod
+    def from_bytes(data: bytes) -> "Record":
+        """The record whose message is ``data``; ValueError where it is damaged or of a newer version."""
+        message = RecordMessage()
+        try:
+            message.ParseFromString(data)
+        except DecodeError as error:
+            raise ValueError("the record is no Gatokit record message") from error
+        if message.version > RECORD_VERSION:
+            raise ValueError(
+                f"the record has format version {message.version} and this gatokit reads up to {RECORD_VERSION}: "
+                "install a newer gatokit"
+            )
+        if not message.version:
+            raise ValueError("the record has no format version")
+        tokens = np.frombuffer(message.tokens, "<u2")
+        record = Record(
+            owner=message.owner,
+            chunk=message.chunk,
+            chunks=message.chunks,
+            first_step=message.first_step,
+            spec=message.spec,
+            sequence=TokenSequence(
+                tokens=tokens,
+                kinds=np.frombuffer(message.kinds, "u1"),
+                positions=np.frombuffer(message.positions, "<u2"),
+                step_begin=np.frombuffer(message.step_begin, "<u4"),
+                images=[
+                    PlacedImage(image.token, EncodedImage(image.data, image.height, image.width))
+                    for image in message.images
+                ],
+            ),
+            reward=np.frombuffer(message.reward, "<f8"),
+            discount=np.frombuffer(message.discount, "<f8") if message.discount else None,
+            flags=np.frombuffer(message.flags, "u1"),
+        )
+        record._check()
+        return record
+
+    def _check(self) -> None:
+        sequence, steps = self.sequence, len(self.sequence.step_begin)
+        if not len(sequence.tokens) == len(sequence.kinds) == len(sequence.positions) > 0:
+            raise ValueError("the record's tokens, kinds and positions differ in length or are empty")
+        per_step = [self.reward, self.flags] if self.discount is None else [self.reward, self.flags, self.discount]
+        if any(len(values) != steps for values in per_step):
+            raise ValueError("the record's steps, rewards, discounts and flags differ in number")
+        if steps and (sequence.step_begin[0] != 0 or np.any(np.diff(sequence.step_begin.astype(np.int64)) <= 0)):
+            raise ValueError("the record's steps do not begin in increasing order at its first token")
+        if steps and sequence.step_begin[-1] >= len(sequence.tokens):
+            raise ValueError("the record's last step begins behind its last token")
+        if self.chunk >= self.chunks:
+            raise ValueError(f"the record says it is chunk {self.chunk} of {self.chunks}")
+        end = 0
+        for placed in sequence.images:
+            rows, columns = placed.grid
+            if placed.token < end or placed.token + rows * columns > len(sequence.tokens):
+                raise ValueError("the record's images overlap or reach beyond its tokens")
+            end = placed.token + rows * columns
+
+
+def _pack(values: np.ndarray, dtype: str) -> bytes:
+    return np.ascontiguousarray(values, dtype).tobytes()

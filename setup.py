@@ -1,0 +1,75 @@
+"""Installs the folders of this repository under one import name, ``gatokit``.
+
+The mapping keeps the folders at the top level and out of everybody's way: a wheel that installed a top-level
+``tokenizers`` package would overwrite Hugging Face's.
+"""
+
+from setuptools import setup
+
+FOLDERS = (
+    "schemas",
+    "tokenizers",
+    "pipelines",
+    "pipelines.sources",
+    "inspection",
+    "trainer",
+    "environments",
+    "cli",
+)
+
+BASE = [
+    "array-record>=0.8.3",
+    "numpy>=2.0,<2.5",
+    "opencv-python-headless>=4.10",
+    "protobuf>=6.31,<7",
+    "pyarrow>=18",
+    "pydantic>=2.9",
+    "pyyaml>=6",
+    "rich>=13",
+    "sentencepiece>=0.2",
+]
+BUILD = ["apache-beam>=2.70,<3", "google-crc32c>=1.5", "tensorflow-datasets>=4.9.7"]
+ENVLOGGER = ["envlogger==1.2"]
+TRAIN = ["jax>=0.6", "grain>=0.2.12", "optax>=0.2.5", "orbax-checkpoint>=0.11.20"]
+DEMO = [
+    *BUILD,
+    *ENVLOGGER,
+    "ale-py==0.12.1",
+    "dm-control==1.0.28",
+    "gymnasium[mujoco]==1.4.0",
+    "metaworld==3.1.1",
+    "minigrid==3.2.0",
+    "tensorflow-cpu>=2.20",
+]
+TEST = [
+    *DEMO,
+    "rlds==0.1.8",
+    "grpcio-tools",
+    "hypothesis",
+    "import-linter",
+    "mypy",
+    "pytest",
+    "ruff",
+    "types-PyYAML",
+    "types-protobuf",
+]
+
+setup(
+    name="gatokit",
+    version="0.1.0",
+    description="The data side of a generalist agent, and the trainer that proves it",
+    python_requires=">=3.11",
+    packages=[f"gatokit.{folder}" for folder in FOLDERS],
+    package_dir={f"gatokit.{folder}": folder.replace(".", "/") for folder in FOLDERS},
+    package_data={"gatokit.schemas": ["record.proto", "py.typed"]},
+    install_requires=BASE,
+    extras_require={
+        "build": BUILD,
+        "envlogger": ENVLOGGER,
+        "train": TRAIN,
+        "tpu": [*TRAIN, "jax[tpu]"],
+        "demo": DEMO,
+        "test": TEST,
+    },
+    entry_points={"console_scripts": ["gatokit = gatokit.cli.main:main"]},
+)
