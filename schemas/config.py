@@ -105,8 +105,8 @@ class FieldRule(_Model):
         if self.range is None:
             return None
         if isinstance(self.range[0], float):
-            return (self.range,)  # type: ignore[return-value]
-        return self.range  # type: ignore[return-value]
+            return (self.range,)
+        return self.range
 
 
 class EpisodesConfig(_Model):
@@ -211,7 +211,7 @@ def _sentence(item: Any, content: Any) -> str:
         if isinstance(part, int):
             path += f"[{part}]"
             model = model[part] if isinstance(model, list | tuple) and part < len(model) else None
-        elif isinstance(model, dict) and part in model or not path.endswith(f".{part}"):
+        elif (isinstance(model, dict) and part in model) or not path.endswith(f".{part}"):
             if not isinstance(part, str) or "[" in part or part in ("float", "int", "str"):
                 continue
             path += f".{part}" if path else part

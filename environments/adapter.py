@@ -1,0 +1,150 @@
+"""The one contract between Gatokit and an environment: recorders and evaluation use the same adapters."""
+
+import abc
+import importlib
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gatokit.schemas.errors import ConfigError
+from gatokit.schemas.spec import EpisodeSpec, FieldSpec
+
+Observation = dict[str, Any]
+"""Field name to value: an array of the declared dtype and shape, or ``str``."""
+
+Action = np.ndarray
+"""float32 (A,) within the declared range, or an int64 scalar array below the declared ``num``."""
+
+
+class Transition(NamedTuple):
+    """What a step leads to: the next observation, the reward of the step, and whether and how the episode ended.
+
+    ``terminated``: in a terminal state; ``truncated``: by the time limit.
+    """
+
+    observation: Observation
+    reward: float
+    terminated: bool
+    truncated: bool
+
+
+class NoExpertError(Exception):
+    """The scripted expert has no action for the current state; a recorder goes on with a random one."""
+
+
+class Adapter(abc.ABC):
+    """One task of one family: reset, step, what a time step looks like, and a scripted expert.
+
+    ``name`` is ``family/task``. ``spec`` declares every observation field (``observation/<name>``) and the one
+    action field (``action``): discrete with ``num``, or continuous with a ``range`` per component.
+    ``time_limit`` counts steps; the step that reaches it is truncated. ``hz`` is the control rate where time
+    has a meaning. Everything that follows ``reset(seed)`` is a function of the seed and of the actions.
+
+    A family implements ``_begin``, ``_advance`` and ``_expert``.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        observation: list[FieldSpec],
+        action: FieldSpec,
+        *,
+        time_limit: int,
+        longest: int,
+        hz: float | None = None,
+    ) -> None:
+        if not 1 <= time_limit <= longest:
+            raise ConfigError(f"{name}: time_limit is from 1 to {longest} steps, not {time_limit}")
+        self.name = name
+        self.spec = EpisodeSpec.ordered([*observation, action])
+        self.time_limit = time_limit
+        self.hz = hz
+        self._action = action
+        self._steps: int | None = None
+
+    @property
+    def action(self) -> FieldSpec:
+        """The action field of ``spec``."""
+        return self._action
+
+    @property
+    def action_low(self) -> np.ndarray:
+        """float32 (A,): the lowest action of a continuous space."""
+        return np.array([low for low, _ in self._action.range or ()], np.float32)
+
+    @property
+    def action_high(self) -> np.ndarray:
+        """float32 (A,): the highest action of a continuous space."""
+        return np.array([high for _, high in self._action.range or ()], np.float32)
+
+    def reset(self, seed: int) -> Observation:
+        """Begins the episode that ``seed`` names and returns its first observation."""
+        self._steps = 0
+        return self._begin(seed)
+
+    def step(self, action: Action | int) -> Transition:
+        """Takes one step. Continuous actions are clipped to the declared range; a discrete one outside it is an
+        error, as is a step after the end."""
+        if self._steps is None:
+            raise RuntimeError(f"{self.name}: the episode has ended or not begun; call reset(seed)")
+        observation, reward, terminated, truncated = self._advance(self.checked(action))
+        self._steps += 1
+        truncated = not terminated and (truncated or self._steps >= self.time_limit)
+        if terminated or truncated:
+            self._steps = None
+        return Transition(observation, reward, terminated, truncated)
+
+    def expert_action(self) -> Action:
+        """The scripted expert's action in the current state, within the declared range.
+
+        Calling it does not touch the environment. NoExpertError: it has none here.
+        """
+        return self.checked(self._expert())
+
+    def random_action(self, rng: np.random.Generator) -> Action:
+        """An action drawn uniformly from the action space."""
+        if self._action.kind == "discrete":
+            return np.array(rng.integers(self._action.num or 1), np.int64)
+        return rng.uniform(self.action_low, self.action_high).astype(np.float32)
+
+    def checked(self, action: Action | int) -> Action:
+        """``action`` in the declared dtype, shape and range."""
+        if self._action.kind == "discrete":
+            number = np.asarray(action)
+            if number.shape != () or number.dtype.kind not in "iu" or not 0 <= number < (self._action.num or 0):
+                raise ValueError(f"{self.name}: {action!r} is not one of the {self._action.num} discrete actions")
+            return number.astype(np.int64)
+        values = np.asarray(action, np.float32)
+        if values.shape != self._action.shape or not np.isfinite(values).all():
+            raise ValueError(f"{self.name}: an action is {self._action.shape} finite floats, not {action!r}")
+        return np.clip(values, self.action_low, self.action_high)
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Frees what the environment holds."""
+
+    @abc.abstractmethod
+    def _begin(self, seed: int) -> Observation: ...
+
+    @abc.abstractmethod
+    def _advance(self, action: Action) -> Transition: ...
+
+    @abc.abstractmethod
+    def _expert(self) -> Action | int: ...
+
+
+def need(module: str) -> ModuleType:
+    """Imports a package that only environments need; ConfigError says how to get it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ConfigError(
+            f"{module} cannot be imported ({error}); environments need it: pip install 'gatokit[demo]'"
+        ) from None
+
+
+def unknown_task(family: str, task: str, known: list[str]) -> ConfigError:
+    """The error for a task that a family does not have."""
+    shown = ", ".join(known[:8]) + (", …" if len(known) > 8 else "")
+    return ConfigError(f"{family} has no task {task!r}; it has {len(known)}: {shown}")

@@ -1,0 +1,81 @@
+"""Many tasks recorded by several processes."""
+
+import multiprocessing
+import os
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, wait
+from dataclasses import dataclass, field
+from pathlib import Path
+from queue import Empty
+from typing import Any
+
+from gatokit.environments.agents import Mix
+from gatokit.environments.record import Progress, Recording, record
+from gatokit.environments.registry import make
+
+
+@dataclass(frozen=True)
+class Job:
+    """One task to record; ``options`` go to ``make``."""
+
+    name: str
+    mix: Mix
+    seed: int = 0
+    writer: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def record_tasks(
+    work: Sequence[Job], out: str | Path, jobs: int = 1, progress: Progress | None = None
+) -> list[Recording]:
+    """Records every job, ``jobs`` at a time in processes of their own; finished directories are skipped.
+
+    The first failure is raised when the tasks under way have ended; the others stay for the next call.
+    """
+    if jobs == 1 or len(work) == 1:
+        return [_record(job, str(out), progress) for job in work]
+    context = multiprocessing.get_context("spawn")
+    reports = context.Queue()
+    with ProcessPoolExecutor(min(jobs, len(work)), context, _connect, (reports,)) as pool:
+        running = [pool.submit(_record_reporting, job, str(out)) for job in work]
+        try:
+            while wait(running, timeout=0.2).not_done:
+                _pass_on(reports, progress)
+                if any(future.done() and future.exception() for future in running):
+                    break
+            _pass_on(reports, progress)
+            return [future.result() for future in running]
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _record(job: Job, out: str, progress: Progress | None) -> Recording:
+    adapter = make(job.name, **job.options)
+    try:
+        return record(adapter, out, job.mix, seed=job.seed, writer=job.writer, progress=progress)
+    finally:
+        adapter.close()
+
+
+_reports: Any = None
+
+
+def _connect(reports: Any) -> None:
+    global _reports
+    _reports = reports
+    # TensorFlow's start-up lines would break into the progress of the parent.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+
+def _record_reporting(job: Job, out: str) -> Recording:
+    return _record(job, out, lambda *report: _reports.put(report))
+
+
+def _pass_on(reports: Any, progress: Progress | None) -> None:
+    while True:
+        try:
+            report = reports.get_nowait()
+        except Empty:
+            return
+        if progress:
+            progress(*report)

@@ -1,0 +1,77 @@
+"""Meta-World's 50 manipulation tasks with their scripted experts: 39 floats in, four out."""
+
+import os
+import warnings
+from typing import Any
+
+import numpy as np
+
+from gatokit.environments.adapter import Action, Adapter, Observation, Transition, need, unknown_task
+from gatokit.schemas.spec import FieldSpec
+
+STEPS = 500
+"""Meta-World's own episode length, and its longest."""
+
+
+def tasks() -> list[str]:
+    """The 50 task names, as Meta-World spells them."""
+    return sorted(_policies().ENV_POLICY_MAP)
+
+
+def make(task: str, time_limit: int = STEPS) -> Adapter:
+    """One task; ``time_limit`` up to 500 steps."""
+    if task not in _policies().ENV_POLICY_MAP:
+        raise unknown_task("metaworld", task, tasks())
+    return MetaWorld(task, time_limit)
+
+
+class MetaWorld(Adapter):
+    """Observes ``state`` float32 (39,): hand, gripper and objects of this step and the one before, and the goal.
+
+    The action moves the hand (three components) and closes the gripper (one), each in [-1, 1]. Object and goal
+    positions are drawn anew by every seed.
+    """
+
+    def __init__(self, task: str, time_limit: int = STEPS) -> None:
+        super().__init__(
+            f"metaworld/{task}",
+            [FieldSpec(path="observation/state", kind="continuous", dtype="float32", shape=(39,))],
+            FieldSpec(path="action", kind="continuous", dtype="float32", shape=(4,), range=((-1.0, 1.0),) * 4),
+            time_limit=time_limit,
+            longest=STEPS,
+            hz=80.0,
+        )
+        self._policy = _policies().ENV_POLICY_MAP[task]()
+        environments = need("metaworld.env_dict").ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE
+        self._env = environments[f"{task}-goal-observable"](seed=0)
+        self._env.seeded_rand_vec = True
+        self._env._freeze_rand_vec = False
+        self._state: Any = None
+
+    def _begin(self, seed: int) -> Observation:
+        self._env.seed(seed)
+        self._state, _ = self._env.reset()
+        return self._observe()
+
+    def _advance(self, action: Action) -> Transition:
+        self._state, reward, terminated, truncated, _ = self._env.step(action)
+        return Transition(self._observe(), float(reward), bool(terminated), bool(truncated))
+
+    def _observe(self) -> Observation:
+        return {"state": self._state.astype(np.float32)}
+
+    def _expert(self) -> Action:
+        with warnings.catch_warnings():
+            # The policies warn at every step whose action leaves [-1, 1]; the adapter clips it.
+            warnings.simplefilter("ignore")
+            return self._policy.get_action(self._state)
+
+    def close(self) -> None:
+        """Closes the simulator."""
+        self._env.close()
+
+
+def _policies() -> Any:
+    # State-only MuJoCo needs no GL; the choice has to stand before the first import of mujoco.
+    os.environ.setdefault("MUJOCO_GL", "disabled")
+    return need("metaworld.policies")

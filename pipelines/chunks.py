@@ -1,0 +1,53 @@
+"""Cuts an episode's tokens into records between time steps."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from gatokit.schemas.episode import Episode, PlacedImage, TokenSequence
+from gatokit.schemas.record import Record
+
+
+def cuts(step_begin: np.ndarray, tokens: int, chunk_tokens: int) -> list[int]:
+    """Steps with which chunks begin: as many whole steps each as fit into ``chunk_tokens``, at least one.
+
+    ``step_begin`` is (S,), ``tokens`` the length of the whole sequence.
+    """
+    ends = np.append(step_begin[1:], tokens)
+    starts, step = [], 0
+    while step < len(step_begin):
+        starts.append(step)
+        fits = int(np.searchsorted(ends, int(step_begin[step]) + chunk_tokens, side="right"))
+        step = max(step + 1, fits)
+    return starts
+
+
+def records(episode: Episode, sequence: TokenSequence, spec: str, chunk_tokens: int) -> Iterator[Record]:
+    """The records of a tokenized episode in order."""
+    starts = cuts(sequence.step_begin, len(sequence.tokens), chunk_tokens)
+    image = 0
+    for chunk, (first, last) in enumerate(zip(starts, [*starts[1:], episode.steps], strict=True)):
+        begin = int(sequence.step_begin[first])
+        end = int(sequence.step_begin[last]) if last < episode.steps else len(sequence.tokens)
+        images = []
+        while image < len(sequence.images) and sequence.images[image].token < end:
+            placed = sequence.images[image]
+            images.append(PlacedImage(placed.token - begin, placed.image))
+            image += 1
+        yield Record(
+            owner=episode.id,
+            chunk=chunk,
+            chunks=len(starts),
+            first_step=first,
+            spec=spec,
+            sequence=TokenSequence(
+                tokens=sequence.tokens[begin:end],
+                kinds=sequence.kinds[begin:end],
+                positions=sequence.positions[begin:end],
+                step_begin=sequence.step_begin[first:last] - np.uint32(begin),
+                images=images,
+            ),
+            reward=episode.reward[first:last],
+            discount=None if episode.discount is None else episode.discount[first:last],
+            flags=episode.flags[first:last],
+        )

@@ -1,0 +1,104 @@
+"""From a stored episode to the values that the tokenizer takes.
+
+Legend: N recorded steps, the last one included; S steps that have an action.
+"""
+
+import numpy as np
+
+from gatokit.pipelines.sources.source import RawEpisode, SourceFeatures, SourceField, Values
+from gatokit.schemas.episode import FIRST, LAST, TERMINAL, EncodedImage, Episode
+from gatokit.schemas.errors import RejectedError
+from gatokit.schemas.spec import EpisodeSpec, FieldSpec, ImageSpec
+from gatokit.tokenizers.codec import fit
+
+
+def to_episode(raw: RawEpisode, features: SourceFeatures, spec: EpisodeSpec, id: str) -> Episode:
+    """The S steps of a stored episode that have an action, frames fitted to the spec.
+
+    RejectedError names the field that is absent, of another length, no UTF-8 or no image.
+    """
+    is_last = _flag(raw, features, "is_last")
+    assert is_last is not None
+    recorded = len(is_last)
+    steps = recorded - int(np.count_nonzero(is_last))
+    values = {field.path: _values(raw, features, field, recorded, steps) for field in spec.fields}
+    reward = _number(raw, features, "reward", recorded, steps)
+    assert reward is not None
+    return Episode(
+        id=id,
+        values=values,
+        reward=reward,
+        discount=_number(raw, features, "discount", recorded, steps),
+        flags=_flags(is_last, _flag(raw, features, "is_terminal"), steps),
+    )
+
+
+def _values(
+    raw: RawEpisode, features: SourceFeatures, field: FieldSpec, recorded: int, steps: int
+) -> np.ndarray | list[str] | list[EncodedImage]:
+    source = features.step(field.path)
+    if source is None:
+        raise RejectedError("missing_field", f"{field.path} is no field of the source")
+    column = _column(raw, source, recorded)[:steps]
+    if field.kind == "text":
+        return _texts(column, field.path)  # type: ignore[arg-type]
+    if field.image is not None:
+        return _images(column, field.image, field.path)
+    assert isinstance(column, np.ndarray)
+    return column
+
+
+def _column(raw: RawEpisode, source: SourceField, recorded: int) -> Values:
+    column = raw.column(source)
+    if len(column) != recorded:
+        raise RejectedError("malformed_steps", f"{source.path} has {len(column)} values for {recorded} steps")
+    return column
+
+
+def _texts(column: list[bytes], path: str) -> list[str]:
+    known: dict[bytes, str] = {}
+    for step, data in enumerate(column):
+        if data not in known:
+            try:
+                known[data] = str(data, "utf-8")
+            except UnicodeDecodeError:
+                raise RejectedError("not_utf8", f"{path} is not valid UTF-8 at step {step}") from None
+    return [known[data] for data in column]
+
+
+def _images(column: Values, spec: ImageSpec, path: str) -> list[EncodedImage]:
+    images = []
+    for step, frame in enumerate(column):
+        try:
+            images.append(fit(frame, spec))
+        except RejectedError as error:
+            raise RejectedError(error.reason, f"{path} at step {step}: {error.detail}") from None
+    return images
+
+
+def _number(raw: RawEpisode, features: SourceFeatures, path: str, recorded: int, steps: int) -> np.ndarray | None:
+    source = features.step(path)
+    if source is None or source.form != "tensor" or source.shape != ():
+        return None
+    values = np.asarray(_column(raw, source, recorded)[:steps], np.float64)
+    if not np.isfinite(values).all():
+        step = int(np.argmin(np.isfinite(values)))
+        raise RejectedError("not_finite", f"{path} is {values[step]} at step {step}")
+    return values
+
+
+def _flag(raw: RawEpisode, features: SourceFeatures, path: str) -> np.ndarray | None:
+    source = features.step(path)
+    if source is None or source.form != "tensor" or source.shape != ():
+        return None
+    return np.asarray(raw.column(source)).astype(bool)
+
+
+def _flags(is_last: np.ndarray, is_terminal: np.ndarray | None, steps: int) -> np.ndarray:
+    flags = np.zeros(steps, np.uint8)
+    if steps:
+        flags[0] |= FIRST
+        flags[-1] |= LAST if is_last.any() else 0
+        if is_terminal is not None:
+            flags[-1] |= TERMINAL if is_terminal[-1] else 0
+    return flags

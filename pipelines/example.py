@@ -1,0 +1,152 @@
+"""Reads ``tf.train.Example`` messages where they lie: the wire format is walked, nothing is copied until asked.
+
+A message of a recorded episode holds every step of a field in one list, so a list of images is stepped over in
+one jump and a list of floats is an array already. ``Example`` holds ``Features`` holds map entries
+(key = ``steps/reward``, value = ``Feature``); a ``Feature`` holds one list of bytes, floats or integers.
+
+Every function raises ValueError where the bytes are no such message, also where a length reaches outside of
+the message that contains it.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+Span = tuple[int, int]
+
+_LENGTH, _VARINT, _FIXED64, _FIXED32 = 2, 0, 1, 5
+_BYTES_LIST, _FLOAT_LIST, _INT64_LIST = 1, 2, 3
+
+
+def walk(data: bytes) -> dict[str, Span]:
+    """Where each feature lies in an Example: key to (begin, end) of its ``Feature`` message."""
+    found: dict[str, Span] = {}
+    for number, wire, begin, end in _parts(data, 0, len(data)):
+        if number != 1 or wire != _LENGTH:
+            continue
+        for entry_number, entry_wire, entry_begin, entry_end in _parts(data, begin, end):
+            if entry_number != 1 or entry_wire != _LENGTH:
+                continue
+            key, value = "", (entry_end, entry_end)
+            for number_, wire_, begin_, end_ in _parts(data, entry_begin, entry_end):
+                if wire_ != _LENGTH:
+                    continue
+                if number_ == 1:
+                    key = str(data[begin_:end_], "utf-8")
+                elif number_ == 2:
+                    value = (begin_, end_)
+            found[key] = value
+    return found
+
+
+def floats(data: bytes, span: Span) -> np.ndarray:
+    """The float list of a feature, float32 (n,); a packed list is a view of ``data``."""
+    chunks = []
+    for wire, begin, end in _values(data, span, _FLOAT_LIST):
+        if wire == _LENGTH:
+            if (end - begin) % 4:
+                raise ValueError("a packed float list is no multiple of 4 bytes long")
+            chunks.append(np.frombuffer(data, "<f4", (end - begin) // 4, begin))
+        elif wire == _FIXED32:
+            chunks.append(np.frombuffer(data, "<f4", 1, begin))
+        else:
+            raise ValueError("a float list holds something else")
+    return chunks[0] if len(chunks) == 1 else np.concatenate([np.empty(0, "<f4"), *chunks])
+
+
+def integers(data: bytes, span: Span) -> np.ndarray:
+    """The integer list of a feature, int64 (n,)."""
+    chunks = []
+    for wire, begin, end in _values(data, span, _INT64_LIST):
+        if wire not in (_LENGTH, _VARINT):
+            raise ValueError("an integer list holds something else")
+        chunks.append(_varints(np.frombuffer(data, np.uint8, end - begin, begin)))
+    return chunks[0] if len(chunks) == 1 else np.concatenate([np.empty(0, np.int64), *chunks])
+
+
+def byte_strings(data: bytes, span: Span) -> list[bytes]:
+    """The bytes list of a feature."""
+    found = []
+    for wire, begin, end in _values(data, span, _BYTES_LIST):
+        if wire != _LENGTH:
+            raise ValueError("a bytes list holds something else")
+        found.append(data[begin:end])
+    return found
+
+
+def _values(data: bytes, span: Span, wanted: int) -> Iterator[tuple[int, int, int]]:
+    """(wire type, begin, end) of the values in the list of a feature; an empty feature has none."""
+    for number, wire, begin, end in _parts(data, *span):
+        if number > _INT64_LIST:
+            continue
+        if number != wanted or wire != _LENGTH:
+            raise ValueError("the feature holds a list of another type")
+        for number_, wire_, begin_, end_ in _parts(data, begin, end):
+            if number_ == 1:
+                yield wire_, begin_, end_
+
+
+def _parts(data: bytes, at: int, end: int) -> Iterator[tuple[int, int, int, int]]:
+    """(field number, wire type, begin, end) of the fields of the message at ``data[at:end]``."""
+    try:
+        while at < end:
+            tag = data[at]
+            at += 1
+            if tag >= 0x80:
+                tag, at = _varint(data, at - 1)
+            wire = tag & 7
+            if wire == _LENGTH:
+                size = data[at]
+                at += 1
+                if size >= 0x80:
+                    size, at = _varint(data, at - 1)
+                stop = at + size
+            elif wire == _VARINT:
+                stop = at
+                while data[stop] >= 0x80:
+                    stop += 1
+                stop += 1
+            elif wire == _FIXED32:
+                stop = at + 4
+            elif wire == _FIXED64:
+                stop = at + 8
+            else:
+                raise ValueError(f"unknown wire type {wire}")
+            if stop > end:
+                raise ValueError("a field reaches outside of its message")
+            yield tag >> 3, wire, at, stop
+            at = stop
+    except IndexError:
+        raise ValueError("the message ends inside a field") from None
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = data[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+        shift += 7
+        if shift > 63:
+            raise ValueError("a number is longer than 64 bits")
+
+
+def _varints(raw: np.ndarray) -> np.ndarray:
+    """Decodes packed varints, uint8 (bytes,), to int64 (n,)."""
+    last = raw < 0x80
+    if last.all():
+        return raw.astype(np.int64)
+    if not last[-1]:
+        raise ValueError("the last number of a packed list is cut off")
+    ends = np.flatnonzero(last)
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    lengths = ends - starts + 1
+    if lengths.max() > 10:
+        raise ValueError("a number is longer than 64 bits")
+    value = np.zeros(len(ends), np.uint64)
+    for digit in range(int(lengths.max())):
+        has = lengths > digit
+        value[has] |= (raw[starts[has] + digit] & 0x7F).astype(np.uint64) << np.uint64(7 * digit)
+    return value.view(np.int64)

@@ -1,0 +1,131 @@
+"""A work order: one split of the source with everything that turns it into one shard.
+
+The plan writes an order, a worker reads it, anywhere and at any time. Its rows are those of the split's index
+before anything was tokenized, with the place of each episode; its head holds files, features and specs.
+"""
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict
+
+from gatokit.pipelines.sources.formats import file_from_json, file_to_json
+from gatokit.pipelines.sources.source import EpisodeFile, SourceFeatures
+from gatokit.pipelines.storage import write_atomically
+from gatokit.schemas.canonical import digest, json_digest
+from gatokit.schemas.index import INDEX, INDEX_VERSION
+from gatokit.schemas.record import RECORD_VERSION
+from gatokit.schemas.spec import EpisodeSpec
+
+_PLANNED = [field for field in INDEX if field.name not in ("tokens", "part", "first_record", "record_tokens")]
+ORDER = pa.schema(
+    [
+        *_PLANNED,
+        pa.field("file", pa.int32()),  # ordinal in the head's files
+        pa.field("offset", pa.int64()),
+        pa.field("length", pa.int64()),
+        pa.field("crc", pa.uint32()),
+    ]
+)
+_HEAD = b"gatokit.order"
+
+
+class Settings(BaseModel):
+    """What every shard of a build depends on besides its rows."""
+
+    model_config = ConfigDict(frozen=True)
+
+    chunk_tokens: int
+    discrete_offset: int
+    vocabulary_digest: str
+
+
+class OrderHead(BaseModel):
+    """Files, features and specs of a split; ``features_of`` gives each file's index into ``features``."""
+
+    dataset: str
+    settings: Settings
+    specs: dict[str, EpisodeSpec]
+    features: list[SourceFeatures]
+    features_of: list[int]
+    files: list[dict[str, Any]]
+
+    def episode_files(self) -> list[EpisodeFile]:
+        """The files, ready to be read."""
+        return [file_from_json(file) for file in self.files]
+
+
+@dataclass(frozen=True)
+class Order:
+    """A split's head and rows (schema ``ORDER``)."""
+
+    head: OrderHead
+    rows: pa.Table
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Sixteen hexadecimal digits over exactly what the shard's bytes depend on.
+
+        The source's files by name, size and the checksums of the rows; specs and settings; and per row the
+        verdict, its task's expert return and threshold. Not paths, weights, runner or workers.
+        """
+        head = {
+            "record_version": RECORD_VERSION,
+            "index_version": INDEX_VERSION,
+            "settings": self.head.settings.model_dump(mode="json"),
+            "specs": sorted(self.head.specs),
+            "features": [self.head.features[index].model_dump(mode="json") for index in self.head.features_of],
+            "files": [(file["name"], file["size"]) for file in self.head.files],
+        }
+        columns = [digest(_column_bytes(self.rows[name])) for name in ORDER.names]
+        return json_digest([head, columns], 8)
+
+    @property
+    def stem(self) -> str:
+        """Name of the split's shard and index without suffix."""
+        return f"{self.head.dataset}-{self.fingerprint}"
+
+    def write(self, path: str | Path) -> None:
+        """Writes the order to a file."""
+        sink = pa.BufferOutputStream()
+        metadata = {_HEAD: self.head.model_dump_json().encode()}
+        pq.write_table(self.rows.replace_schema_metadata(metadata), sink)
+        write_atomically(path, sink.getvalue().to_pybytes())
+
+    @staticmethod
+    def read(path: str | Path) -> "Order":
+        """Reads what ``write`` wrote."""
+        rows = pq.read_table(path)
+        return Order(head=OrderHead.model_validate_json(rows.schema.metadata[_HEAD]), rows=rows)
+
+
+def make_head(
+    dataset: str,
+    settings: Settings,
+    specs: dict[str, EpisodeSpec],
+    files: list[tuple[EpisodeFile, SourceFeatures]],
+) -> OrderHead:
+    """The head of an order over ``files``, equal features stored once."""
+    features: list[SourceFeatures] = []
+    features_of = []
+    for _, item in files:
+        if item not in features:
+            features.append(item)
+        features_of.append(features.index(item))
+    return OrderHead(
+        dataset=dataset,
+        settings=settings,
+        specs=specs,
+        features=features,
+        features_of=features_of,
+        files=[file_to_json(file) for file, _ in files],
+    )
+
+
+def _column_bytes(column: pa.ChunkedArray) -> bytes:
+    """Bytes that depend on the values alone, not on how Arrow laid them out."""
+    return repr(column.to_pylist()).encode()

@@ -1,0 +1,253 @@
+"""Scan and build from beginning to end: what the commands call, and what a program calls."""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from gatokit.pipelines import jobs
+from gatokit.pipelines.build import INDEX_SUFFIX
+from gatokit.pipelines.finish import finish_dataset, is_done, write_manifest
+from gatokit.pipelines.plan import DatasetPlan, Plan, make_plan, plan_dataset, scan_units
+from gatokit.pipelines.scan import SCANNED
+from gatokit.pipelines.shards import write_index
+from gatokit.pipelines.storage import hold, write_atomically
+from gatokit.schemas.canonical import json_digest
+from gatokit.schemas.config import BuildConfig, read_config
+from gatokit.schemas.errors import ConfigError
+from gatokit.schemas.index import INDEX
+from gatokit.schemas.manifest import LOG, MANIFEST, VOCABULARY, Manifest, Vocabulary
+from gatokit.tokenizers.text import TextTokenizer
+
+Progress = Callable[[str, int, int], None]
+"""Called with a stage (``scan`` or ``build``), the pieces that are done and their number."""
+
+_WORK = ".work"
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished job: its manifest, sentences that a person should read, and the wall time in seconds."""
+
+    manifest: Manifest
+    notices: tuple[str, ...]
+    seconds: float
+
+
+def scan(
+    config_path: str | Path,
+    out: str | Path,
+    *,
+    only: str | None = None,
+    limit: int | None = None,
+    workers: int = 1,
+    beam_arguments: Sequence[str] = (),
+    progress: Progress | None = None,
+) -> Result:
+    """Writes the index of every dataset without decoding or tokenizing anything.
+
+    ``only`` names one dataset, ``limit`` looks at the first episodes of each task alone, ``workers`` is the
+    number of local processes, ``beam_arguments`` are Beam's own options.
+    """
+    return _run(config_path, out, "scan", only, limit, workers, beam_arguments, progress)
+
+
+def build(
+    config_path: str | Path,
+    out: str | Path,
+    *,
+    only: str | None = None,
+    limit: int | None = None,
+    workers: int = 1,
+    beam_arguments: Sequence[str] = (),
+    progress: Progress | None = None,
+) -> Result:
+    """Builds every dataset of a config; an interrupted build goes on where it stopped. Arguments as ``scan``."""
+    return _run(config_path, out, "build", only, limit, workers, beam_arguments, progress)
+
+
+def _run(
+    config_path: str | Path,
+    out: str | Path,
+    content: Literal["build", "scan"],
+    only: str | None,
+    limit: int | None,
+    workers: int,
+    beam_arguments: Sequence[str],
+    progress: Progress | None,
+) -> Result:
+    begin = time.monotonic()
+    base, root = Path(config_path).resolve().parent, Path(out)
+    config = _selected(read_config(config_path), only, config_path)
+    options = jobs.options(beam_arguments, workers)
+    described = _described(config, base, limit)
+    vocabulary = base / os.path.expanduser(config.vocabulary)
+    model = _vocabulary(vocabulary, config_path) if content == "build" else None
+    plans = [plan_dataset(config, number, base) for number in range(len(config.datasets))]
+    with hold(root):
+        _check_root(root, described, content)
+        log = _Log(root / LOG)
+        work = root / _WORK
+        errors = work / "errors"
+        shutil.rmtree(errors, ignore_errors=True)
+        log.write(f"{content} started", config=str(config_path), datasets=[plan.config.name for plan in plans])
+        tables = _scan(plans, config, work, errors, options, progress)
+        digest = model.blake2b if model else ""
+        planned = [make_plan(plan, table, config, digest, limit) for plan, table in zip(plans, tables, strict=True)]
+        notices = tuple(notice for plan in planned for notice in plan.notices)
+        for notice in notices:
+            log.write("notice", text=notice)
+        _check_unchanged(root, planned)
+        if content == "build":
+            write_atomically(root / VOCABULARY, vocabulary.read_bytes())
+            _build(planned, root, work, errors, options, progress, log)
+        else:
+            _write_scan(planned, root)
+        datasets = [finish_dataset(root, plan, config, content) for plan in planned]
+        shutil.rmtree(work, ignore_errors=True)
+        manifest = write_manifest(root, config, described, datasets, model, content)
+        seconds = time.monotonic() - begin
+        log.write(f"{content} finished", seconds=round(seconds, 3), tokens=sum(item.tokens for item in datasets))
+        return Result(manifest, notices, seconds)
+
+
+def _selected(config: BuildConfig, only: str | None, path: str | Path) -> BuildConfig:
+    if only is None:
+        return config
+    datasets = tuple(dataset for dataset in config.datasets if dataset.name == only)
+    if not datasets:
+        names = ", ".join(dataset.name for dataset in config.datasets)
+        raise ConfigError(f"--only {only}: {path} has no such dataset, only {names}")
+    return config.model_copy(update={"datasets": datasets})
+
+
+def _described(config: BuildConfig, base: Path, limit: int | None) -> dict[str, Any]:
+    """The config as the manifest holds it: complete, with paths relative to the config file."""
+    described = config.model_dump(mode="json", by_alias=True, exclude_none=True)
+    described["vocabulary"] = _relative(described["vocabulary"], base)
+    for dataset in described["datasets"]:
+        dataset["source"] = _relative(dataset["source"], base)
+    return described | ({"limit": limit} if limit is not None else {})
+
+
+def _relative(path: str, base: Path) -> str:
+    path = os.path.expanduser(path)
+    return os.path.relpath(path, base) if os.path.isabs(path) else path
+
+
+def _vocabulary(path: Path, config_path: str | Path) -> Vocabulary:
+    if not path.is_file():
+        raise ConfigError(f"{config_path}: vocabulary: {path} does not exist; give a SentencePiece model")
+    text = TextTokenizer.load(path)
+    return Vocabulary(file=VOCABULARY, pieces=text.pieces, blake2b=text.digest)
+
+
+def _check_root(root: Path, described: dict[str, Any], content: str) -> None:
+    if not (root / MANIFEST).exists():
+        return
+    manifest = Manifest.read(root)
+    if manifest.content != content:
+        raise ConfigError(f"--out {root}: holds a finished {manifest.content}; choose another directory")
+    if manifest.config_digest != json_digest(described):
+        raise ConfigError(
+            f"--out {root}: holds a finished {content} of another config; choose another directory or delete it"
+        )
+
+
+def _check_unchanged(root: Path, planned: list[Plan]) -> None:
+    if not (root / MANIFEST).exists():
+        return
+    finished = {split.fingerprint for item in Manifest.read(root).datasets for split in item.splits}
+    if finished != {order.fingerprint for plan in planned for order in plan.orders}:
+        raise ConfigError(
+            f"--out {root}: holds a finished build of other source files or another vocabulary; "
+            "choose another directory or delete it"
+        )
+
+
+def _scan(
+    plans: list[DatasetPlan],
+    config: BuildConfig,
+    work: Path,
+    errors: Path,
+    options: Any,
+    progress: Progress | None,
+) -> list[pa.Table]:
+    """The scanned rows of every dataset; units that a killed job finished are not scanned again."""
+    units = [scan_units(plan, config.max_episode_bytes) for plan in plans]
+    directory = work / "scan"
+    results = [[directory / f"{unit.fingerprint}.parquet" for unit in group] for group in units]
+    every = [path for paths in results for path in paths]
+    waiting = [unit for group in units for unit in group if not (directory / f"{unit.fingerprint}.parquet").exists()]
+    if waiting:
+        poll = _poll(progress, "scan", every)
+        jobs.run(waiting, jobs.ScanFiles(str(directory), str(errors)), options, poll, errors)
+        poll()
+    return [
+        pa.concat_tables([pq.read_table(path, schema=SCANNED) for path in paths]).unify_dictionaries().combine_chunks()
+        for paths in results
+    ]
+
+
+def _build(
+    planned: list[Plan], root: Path, work: Path, errors: Path, options: Any, progress: Progress | None, log: "_Log"
+) -> None:
+    """Writes the orders whose shards are not there yet, and builds them."""
+    waiting, results = [], []
+    for plan in planned:
+        directory = root / plan.dataset.config.name
+        for order in plan.orders:
+            stem = order.stem
+            results.append(directory / (stem + INDEX_SUFFIX))
+            if is_done(directory, stem):
+                continue
+            results[-1].unlink(missing_ok=True)
+            path = work / "orders" / f"{stem}.parquet"
+            order.write(path)
+            waiting.append((str(path), str(directory)))
+    log.write("build planned", shards=len(results), finished=len(results) - len(waiting))
+    if waiting:
+        poll = _poll(progress, "build", results)
+        jobs.run(waiting, jobs.WriteShards(str(root / VOCABULARY), str(errors)), options, poll, errors)
+        poll()
+
+
+def _write_scan(planned: list[Plan], root: Path) -> None:
+    for plan in planned:
+        for order in plan.orders:
+            empty = pa.nulls(order.rows.num_rows)
+            rows = order.rows
+            for name in ("tokens", "part", "first_record", "record_tokens"):
+                rows = rows.append_column(name, empty)
+            path = root / plan.dataset.config.name / (order.stem + INDEX_SUFFIX)
+            write_index(path, rows.select(INDEX.names).cast(INDEX), [], {})
+
+
+def _poll(progress: Progress | None, stage: str, results: list[Path]) -> Callable[[], None]:
+    waiting = set(results)
+
+    def poll() -> None:
+        if progress is not None:
+            waiting.difference_update([path for path in waiting if path.exists()])
+            progress(stage, len(results) - len(waiting), len(results))
+
+    return poll
+
+
+class _Log:
+    """``build.log.jsonl``: what happened when, one JSON object a line."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def write(self, event: str, **values: Any) -> None:
+        line = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "event": event, **values}
+        with open(self._path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")

@@ -1,0 +1,136 @@
+"""Writes the shard files of a split and its index; each appears whole, checked and synced, or not at all."""
+
+import json
+import os
+from pathlib import Path
+
+import google_crc32c
+import pyarrow as pa
+import pyarrow.parquet as pq
+from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+
+from gatokit.pipelines.storage import commit, file_digest, temporary_beside, write_atomically
+from gatokit.schemas.manifest import Part
+
+MOST_RECORDS = 65_536
+"""A part with this many records is full; only an owner with more of them makes a larger one."""
+WRITER_OPTIONS = "group_size:1,zstd:1"
+_READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
+_PARTS = b"gatokit.parts"
+_OUTSIDE = b"gatokit.outside"
+_CHECK_RECORDS = 64
+
+
+class ShardWriter:
+    """Writes records in order into as many parts as it takes; training records come first.
+
+    Use as a context manager; ``finish`` commits the last part. A part is written under a temporary name, read
+    back record by record, synced and renamed; leaving without ``finish`` removes what is not committed.
+    """
+
+    def __init__(self, directory: str | Path, stem: str) -> None:
+        self._directory = Path(directory)
+        self._stem = stem
+        self._writer: ArrayRecordWriter | None = None
+        self._temporary = ""
+        self._checksums: list[int] = []
+        self._held_out = self._tokens = 0
+        self.parts: list[Part] = []
+
+    def __enter__(self) -> "ShardWriter":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+        if self._temporary:
+            Path(self._temporary).unlink(missing_ok=True)
+
+    def add(self, records: list[bytes], tokens: list[int], *, held_out: bool) -> tuple[int, int]:
+        """Appends all records of one owner; the ordinal of their part, and of the first of them in it.
+
+        An owner is never divided between parts: a full part ends before it.
+        """
+        if self._writer is not None and len(self._checksums) + len(records) > MOST_RECORDS:
+            self.finish()
+        if self._writer is None:
+            self._temporary = temporary_beside(self._directory / self._name())
+            self._writer = ArrayRecordWriter(self._temporary, WRITER_OPTIONS)
+        where = len(self.parts), len(self._checksums)
+        for record in records:
+            self._writer.write(record)
+            self._checksums.append(google_crc32c.value(record))
+        self._held_out += len(records) if held_out else 0
+        self._tokens += sum(tokens)
+        return where
+
+    def finish(self) -> None:
+        """Commits the open part, if there is one."""
+        if self._writer is None:
+            return
+        self._writer.close()
+        self._writer = None
+        _check(self._temporary, self._checksums)
+        size, digest = file_digest(self._temporary)
+        with open(self._temporary, "rb") as file:
+            os.fsync(file.fileno())
+        name = self._name()
+        commit(self._temporary, self._directory / name)
+        records = len(self._checksums)
+        self.parts.append(
+            Part(
+                file=name,
+                size=size,
+                blake2b=digest,
+                training=records - self._held_out,
+                held_out=self._held_out,
+                tokens=self._tokens,
+            )
+        )
+        self._temporary, self._checksums, self._held_out, self._tokens = "", [], 0, 0
+
+    def _name(self) -> str:
+        number = f"-{len(self.parts):03d}" if self.parts else ""
+        return f"{self._stem}{number}.arrayrecord"
+
+
+def _check(path: str, checksums: list[int]) -> None:
+    """OSError where the file does not hold the records that were written: a full or failing disk."""
+    reader = ArrayRecordReader(path, _READER_OPTIONS)
+    try:
+        if not reader.ok() or reader.num_records() != len(checksums):
+            raise OSError(f"{path}: the shard does not read back; is the disk full?")
+        for begin in range(0, len(checksums), _CHECK_RECORDS):
+            end = min(begin + _CHECK_RECORDS, len(checksums))
+            if [google_crc32c.value(record) for record in reader.read(begin, end)] != checksums[begin:end]:
+                raise OSError(f"{path}: a record does not read back as it was written")
+    finally:
+        reader.close()
+
+
+def write_index(
+    path: str | Path, rows: pa.Table, parts: list[Part], outside: dict[str, dict[str, tuple[int, int]]]
+) -> None:
+    """Writes the index of a split, whose presence marks the split as done.
+
+    ``outside`` counts, per task and continuous action, the values outside of the range and all values.
+    """
+    sink = pa.BufferOutputStream()
+    metadata = {
+        **(rows.schema.metadata or {}),
+        _PARTS: json.dumps([part.model_dump() for part in parts]).encode(),
+        _OUTSIDE: json.dumps(outside, sort_keys=True).encode(),
+    }
+    pq.write_table(rows.replace_schema_metadata(metadata), sink, compression="zstd")
+    write_atomically(path, sink.getvalue().to_pybytes())
+
+
+def read_parts(metadata: dict[bytes, bytes]) -> list[Part]:
+    """The parts that an index names in its metadata."""
+    return [Part(**part) for part in json.loads(metadata[_PARTS])]
+
+
+def read_outside(metadata: dict[bytes, bytes]) -> dict[str, dict[str, tuple[int, int]]]:
+    """The counts of out-of-range action values that an index holds in its metadata."""
+    return json.loads(metadata[_OUTSIDE])

@@ -1,0 +1,101 @@
+"""TFDS and RLDS directories: ``features.json`` and ``dataset_info.json`` beside TFRecord or ArrayRecord files.
+
+Metadata is read by TFDS itself, which needs no TensorFlow for it.
+"""
+
+import os
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from gatokit.pipelines.sources.examples import ArrayRecordFile, TfRecordFile
+from gatokit.pipelines.sources.source import EpisodeFile, SourceDirectory, SourceFeatures, SourceField
+from gatokit.schemas.errors import ConfigError, DataError
+
+MARKER = "features.json"
+
+_FORMATS: dict[str, type[EpisodeFile]] = {"tfrecord": TfRecordFile, "array_record": ArrayRecordFile}
+
+
+def read_directory(path: str, name: str, below: str, splits: tuple[str, ...] | None) -> SourceDirectory:
+    """The features and files of a TFDS directory.
+
+    ``below`` is the path to which file names are relative; ``splits`` None means all of them. ConfigError
+    where a split does not exist or the directory holds no episodes; DataError where its writing was never
+    finished or a file is missing.
+    """
+    try:
+        info = tfds.builder_from_directory(path).info
+        features = _features(info.features)
+    except (ConfigError, DataError):
+        raise
+    except Exception as error:
+        # TFDS raises whatever its JSON, proto and feature code meets; the directory is the user's.
+        raise DataError(f"{path}: TFDS cannot read this directory: {str(error).splitlines()[0][:300]}") from None
+    if features is None:
+        raise ConfigError(f"{path}: no RLDS dataset, for its features have no `steps`; leave it out of `source`")
+    unknown = sorted(set(splits or ()) - set(info.splits))
+    if unknown:
+        raise ConfigError(f"{path}: has no split {unknown[0]!r}, only {', '.join(sorted(info.splits))}")
+    file_type = _FORMATS.get(info.file_format.value)
+    if file_type is None:
+        raise ConfigError(
+            f"{path}: its files are {info.file_format.value}; Gatokit reads {' and '.join(sorted(_FORMATS))}"
+        )
+    files = []
+    for split in sorted(splits or info.splits):
+        split_info = info.splits[split]
+        if not split_info.shard_lengths:
+            raise DataError(
+                f"{path}: split {split!r} states no shard lengths, so its recording was never finished. "
+                "Record it again, or leave it out of `source`"
+            )
+        for filename, episodes in zip(split_info.filenames, split_info.shard_lengths, strict=True):
+            file_path = os.path.join(path, os.path.basename(filename))
+            try:
+                size = os.stat(file_path).st_size
+            except OSError:
+                raise DataError(f"{file_path}: is missing, though dataset_info.json lists it") from None
+            files.append(
+                file_type(path=file_path, name=os.path.relpath(file_path, below), size=size, episodes=episodes)
+            )
+    return SourceDirectory(path, name, features, tuple(files))
+
+
+def _features(features: Any) -> SourceFeatures | None:
+    if "steps" not in features or type(features["steps"]).__name__ != "Dataset":
+        return None
+    steps = _flatten(features["steps"].feature, "")
+    metadata = [field for key in sorted(features) if key != "steps" for field in _flatten(features[key], key)]
+    return SourceFeatures(steps=tuple(steps), metadata=tuple(metadata))
+
+
+def _flatten(feature: Any, path: str) -> list[SourceField]:
+    if isinstance(feature, tfds.features.FeaturesDict):
+        return [field for key in sorted(feature) for field in _flatten(feature[key], f"{path}/{key}" if path else key)]
+    return [_field(feature, path)]
+
+
+def _field(feature: Any, path: str) -> SourceField:
+    kind = type(feature).__name__
+    if kind == "Image":
+        return SourceField(
+            path=path, dtype=np.dtype(feature.np_dtype).name, shape=feature.shape, form="image", type_name=kind
+        )
+    if kind in ("Tensor", "Scalar", "ClassLabel", "Text", "BBoxFeature", "LabeledImage"):
+        is_string = feature.np_dtype in (object, str, bytes)
+        shape = tuple(feature.shape)
+        if is_string:
+            return SourceField(path=path, dtype="str", shape=shape, form="string", type_name=kind)
+        encoding = getattr(getattr(feature, "_encoding", None), "value", "none")
+        return SourceField(
+            path=path,
+            dtype=np.dtype(feature.np_dtype).name,
+            shape=shape,
+            form="unreadable" if None in shape else "tensor",
+            encoding={"bytes": "bytes", "zlib": "zlib"}.get(encoding, "none"),  # type: ignore[arg-type]
+            num=getattr(feature, "num_classes", None),
+            type_name=kind if None not in shape else f"{kind} of shape {shape}",
+        )
+    return SourceField(path=path, dtype="", form="unreadable", type_name=kind)

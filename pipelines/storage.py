@@ -1,0 +1,77 @@
+"""Files that appear whole or not at all, on a local or mounted disk."""
+
+import fcntl
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from uuid import uuid4
+
+from gatokit.schemas.errors import ConfigError, DataError
+
+TEMPORARY = ".tmp-"
+LOCK = ".lock"
+_CHUNK = 1 << 20
+
+
+def write_atomically(path: str | Path, data: bytes) -> None:
+    """Writes, syncs and renames, so that ``path`` is either what it was or all of ``data``."""
+    temporary = temporary_beside(path)
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        commit(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def temporary_beside(path: str | Path) -> str:
+    """A name in the directory of ``path`` that nobody else uses."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return str(path.parent / f"{TEMPORARY}{uuid4().hex}-{path.name}")
+
+
+def commit(temporary: str | Path, path: str | Path) -> None:
+    """Renames a synced file to its final name and syncs the directory."""
+    os.replace(temporary, path)
+    directory = os.open(Path(path).parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def file_digest(path: str | Path) -> tuple[int, str]:
+    """Size in bytes and BLAKE2b-256 digest of a file."""
+    hash_, size = hashlib.blake2b(digest_size=32), 0
+    with open(path, "rb") as file:
+        while chunk := file.read(_CHUNK):
+            hash_.update(chunk)
+            size += len(chunk)
+    return size, hash_.hexdigest()
+
+
+@contextmanager
+def hold(directory: str | Path) -> Iterator[None]:
+    """Holds a directory for one build; the lock ends with the process, however it ends.
+
+    DataError where another process holds it.
+    """
+    if "://" in str(directory):
+        raise ConfigError(f"--out {directory}: no local path; build into a local or mounted directory")
+    try:
+        Path(directory).mkdir(parents=True, exist_ok=True)
+        file = open(Path(directory) / LOCK, "a")  # noqa: SIM115
+    except OSError as error:
+        raise ConfigError(f"--out {directory}: cannot be written: {error.strerror}") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise DataError(f"{directory} is in use by another gatokit; wait for it or choose another --out") from None
+        yield
+        Path(directory, LOCK).unlink(missing_ok=True)

@@ -1,0 +1,171 @@
+"""Between the passes: expert returns, verdicts, held-out episodes and the error budget of one dataset.
+
+Legend: R rows of the dataset's scan.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from gatokit.pipelines.keep import Candidates, judge
+from gatokit.pipelines.returns import expert_return, window
+from gatokit.schemas.config import Keep
+from gatokit.schemas.errors import ConfigError, DataError
+from gatokit.schemas.index import BAD_REASONS
+
+LEAST_BAD_ROWS = 10
+"""The error budget is never smaller than this many rows."""
+
+
+@dataclass(frozen=True)
+class Stream:
+    """The sound episodes of one agent on one task: N, W and the best mean of W consecutive returns."""
+
+    task: str
+    agent: str
+    episodes: int
+    window: int
+    stream_return: float
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task's expert return, threshold (None where the rule has none) and streams."""
+
+    name: str
+    expert_return: float
+    threshold: float | None
+    streams: tuple[Stream, ...]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Columns of a dataset's scan, (R,), in source order. ``task`` and ``agent`` index their names, -1 for
+    none; ``returns`` is NaN where the rewards do not parse; ``reason`` is an object array of str or None."""
+
+    task: np.ndarray
+    agent: np.ndarray
+    order: np.ndarray
+    steps: np.ndarray
+    returns: np.ndarray
+    success: np.ndarray | None
+    reason: np.ndarray
+    task_names: list[str]
+    agent_names: list[str]
+
+
+def judge_rows(rows: Rows, keep: Keep, dataset: str) -> tuple[list[Task], np.ndarray, np.ndarray]:
+    """Expert return and verdict of every task: (tasks by name, kept (R,) bool, reason (R,) of str or None).
+
+    N, W and E count every episode whose rewards parse and are finite. DataError names a task that has none
+    or whose episodes all drop.
+    """
+    kept = np.zeros(len(rows.task), bool)
+    reason = rows.reason.copy()
+    tasks = []
+    by_task = _groups(rows.task)
+    if isinstance(keep.random_return, dict):
+        missing = sorted(set(rows.task_names) - set(keep.random_return))
+        if missing:
+            raise ConfigError(f"{dataset}: keep.random_return names no return for task {missing[0]!r}; add it")
+    for code in sorted(range(len(rows.task_names)), key=lambda code: rows.task_names[code]):
+        members = by_task.get(code, np.empty(0, np.int64))
+        name = rows.task_names[code]
+        sound = members[np.isfinite(rows.returns[members])]
+        if not len(sound):
+            raise DataError(
+                f"{dataset}: task {name!r} has no sound episode among {len(members)}: {_summary(reason[members])}"
+            )
+        streams, best = _streams(rows, sound, keep, name)
+        candidates = Candidates(name, rows.returns[sound], None if rows.success is None else rows.success[sound], best)
+        verdict = judge(keep, candidates)
+        empty = rows.steps[sound] == 0
+        reason[sound[~verdict.kept]] = verdict.reason
+        reason[sound[empty]] = "too_short"
+        kept[sound] = verdict.kept & ~empty
+        if not kept[sound].any():
+            limit = "" if verdict.threshold is None else f", threshold {verdict.threshold:g}"
+            raise DataError(
+                f"{dataset}: task {name!r} keeps none of its {len(members)} episodes "
+                f"({_summary(reason[members])}; expert return {best:g}{limit}). "
+                "Lower keep.min_return, choose another keep rule, or leave the task out of source"
+            )
+        tasks.append(Task(name, best, verdict.threshold, tuple(streams)))
+    return tasks, kept, reason
+
+
+def held_out(ids: Iterable[str], kept: np.ndarray, task: np.ndarray, share: float, seed: int) -> np.ndarray:
+    """Which kept episodes are set apart, bool (R,): those whose hash falls below ``share`` of its range.
+
+    At least one and never all of every task that keeps two or more; no other row decides about an episode,
+    so that new episodes elsewhere move none.
+    """
+    apart = np.zeros(len(kept), bool)
+    if share == 0:
+        return apart
+    hashes = np.fromiter((_hash(seed, id_) for id_ in ids), np.uint64, len(kept))
+    below = hashes < np.uint64(share * 2.0**64)
+    for members in _groups(np.where(kept, task, -1)).values():
+        if len(members) < 2:
+            continue
+        chosen = members[below[members]]
+        ranked = members[np.argsort(hashes[members], kind="stable")]
+        if not len(chosen):
+            chosen = ranked[:1]
+        elif len(chosen) == len(members):
+            chosen = ranked[:-1]
+        apart[chosen] = True
+    return apart
+
+
+def check_budget(reasons: Counter[str], examples: dict[str, str], rows: int, share: float, dataset: str) -> None:
+    """DataError where more of the input is rotten than the error budget allows.
+
+    ``reasons`` counts lost episodes by reason, ``examples`` names the first of each, ``rows`` is the number
+    of episodes, lost ones included.
+    """
+    bad = {reason: count for reason, count in reasons.items() if reason in BAD_REASONS}
+    total, allowed = sum(bad.values()), max(LEAST_BAD_ROWS, int(share * rows))
+    if total > allowed:
+        parts = "; ".join(f"{count} {reason} (first {examples[reason]})" for reason, count in sorted(bad.items()))
+        raise DataError(
+            f"{dataset}: {total} of {rows} episodes are bad, more than the {allowed} that max_bad_fraction "
+            f"{share:g} allows: {parts}. Mend the source or raise max_bad_fraction"
+        )
+
+
+def _streams(rows: Rows, sound: np.ndarray, keep: Keep, name: str) -> tuple[list[Stream], float]:
+    """The streams of a task's sound episodes, each in collection order, and the best of their windows."""
+    by_agent = _groups(rows.agent[sound])
+    ordered = {
+        code: sound[members][np.argsort(rows.order[sound[members]], kind="stable")]
+        for code, members in by_agent.items()
+    }
+    streams = []
+    for code in sorted(ordered, key=lambda code: rows.agent_names[code]):
+        returns = rows.returns[ordered[code]]
+        streams.append(Stream(name, rows.agent_names[code], len(returns), window(len(returns)), expert_return(returns)))
+    if keep.streams == "task":
+        one = sound[np.argsort(rows.order[sound], kind="stable")]
+        return streams, expert_return(rows.returns[one])
+    return streams, max(stream.stream_return for stream in streams)
+
+
+def _groups(codes: np.ndarray) -> dict[int, np.ndarray]:
+    """Indices of each code but -1, ascending."""
+    by_code = np.argsort(codes, kind="stable")
+    values, starts = np.unique(codes[by_code], return_index=True)
+    parts = np.split(by_code, starts[1:])
+    return {int(value): part for value, part in zip(values, parts, strict=True) if value >= 0}
+
+
+def _summary(reasons: np.ndarray) -> str:
+    counts = Counter(str(reason) for reason in reasons if reason is not None)
+    return ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
+
+
+def _hash(seed: int, id_: str) -> int:
+    return int.from_bytes(hashlib.blake2b(f"{seed}\0{id_}".encode(), digest_size=8).digest(), "big")

@@ -1,0 +1,227 @@
+"""Where the tokens of a task's time steps stand: kinds, local positions and the beginning of every field.
+
+A time step is its observation fields in key order, the separator, its action fields in key order (Gato, section
+2.1); each of these is a block. Only text varies in width.
+
+Legend: S time steps, T tokens, K tokens of one step, B blocks, X text fields.
+"""
+
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+
+from gatokit.schemas.episode import TokenSequence
+from gatokit.schemas.errors import ConfigError, RejectedError
+from gatokit.schemas.spec import EpisodeSpec, FieldSpec
+from gatokit.schemas.tokens import NO_POSITION, Kind
+
+MAX_OBSERVATION = NO_POSITION - 1
+"""Observation tokens of a step, at most: a position is a uint16 and 65535 means none."""
+
+_TILE_TOKENS = 65_536
+
+_OBSERVATION_KINDS = {
+    "text": Kind.TEXT,
+    "image": Kind.IMAGE,
+    "discrete": Kind.DISCRETE,
+    "continuous": Kind.CONTINUOUS,
+}
+_ACTION_KINDS = {"discrete": Kind.DISCRETE_ACTION, "continuous": Kind.CONTINUOUS_ACTION}
+
+
+@dataclass(frozen=True)
+class Arrangement:
+    """The tokens of S steps: ``kinds`` uint8 (T,), ``positions`` uint16 (T,), ``step_begin`` uint32 (S,), which
+    may be read-only views of shared arrays, and ``begin``, where in a step each block begins and the last one
+    ends: int64 (B + 1,) where all steps are alike, else (S, B + 1)."""
+
+    kinds: np.ndarray
+    positions: np.ndarray
+    step_begin: np.ndarray
+    begin: np.ndarray
+
+    @property
+    def alike(self) -> bool:
+        """Whether every step has the same tokens in the same places, so that tokens form a matrix (S, K)."""
+        return self.begin.ndim == 1
+
+    def columns(self, tokens: np.ndarray, block: int) -> np.ndarray:
+        """A view of one block in every step, (S, width); only where all steps are alike."""
+        first, end, width = int(self.begin[block]), int(self.begin[block + 1]), int(self.begin[-1])
+        return tokens.reshape(len(self.step_begin), width)[:, first:end]
+
+    def index(self, block: int, width: int) -> np.ndarray:
+        """The tokens of one block of ``width`` tokens in every step, int64 (S, width)."""
+        first = self.step_begin.astype(np.int64) + self.begin[..., block]
+        return first[:, None] + np.arange(width)
+
+    def ragged_index(self, block: int) -> np.ndarray:
+        """The tokens of one block in all steps, one step after the other, int64 (sum of its widths,)."""
+        widths = np.broadcast_to(self.begin[..., block + 1] - self.begin[..., block], self.step_begin.shape)
+        first = self.step_begin.astype(np.int64) + self.begin[..., block]
+        return np.repeat(first - (np.cumsum(widths) - widths), widths) + np.arange(widths.sum())
+
+
+class StepLayout:
+    """The blocks of a spec's time steps."""
+
+    def __init__(self, spec: EpisodeSpec) -> None:
+        """Raises ConfigError, naming the field, for a spec that no token order can be given to."""
+        if spec.fields != EpisodeSpec.ordered(list(spec.fields)).fields:
+            raise ConfigError("the spec's fields are not in key order: make it with EpisodeSpec.ordered")
+        if not spec.action:
+            raise ConfigError("the spec has no action field")
+        for field in spec.fields:
+            _check_field(field)
+        observation = len(spec.observation)
+        self.separator = observation
+        """Block of the separator."""
+        self.fields = {index + (index >= observation): field for index, field in enumerate(spec.fields)}
+        """Field of every block but the separator, in token order."""
+        self.text = tuple(block for block, field in self.fields.items() if field.kind == "text")
+        """Blocks of text, whose widths vary."""
+        self._widths = [field.tokens or 0 for field in spec.observation] + [1]
+        self._widths += [field.tokens or 0 for field in spec.action]
+        self._kinds = bytes(
+            [_OBSERVATION_KINDS[field.kind] for field in spec.observation]
+            + [Kind.SEPARATOR]
+            + [_ACTION_KINDS[field.kind] for field in spec.action]
+        )
+
+    def width(self, block: int) -> int:
+        """Tokens of a block that is no text."""
+        return self._widths[block]
+
+    def arrange(self, steps: int, text_widths: np.ndarray | None = None) -> Arrangement:
+        """Where the tokens of ``steps`` steps stand; ``text_widths`` int (S, X) are the tokens of every text field.
+
+        Raises RejectedError ``step_too_long``.
+        """
+        widths = list(self._widths)
+        if self.text and steps:
+            assert text_widths is not None
+            if (text_widths != text_widths[0]).any():
+                return self._ragged(text_widths)
+            for block, width in zip(self.text, text_widths[0].tolist(), strict=True):
+                widths[block] = width
+        _check_length(sum(widths[: self.separator]), 0)
+        return _alike(self._kinds, tuple(widths), self.separator, steps)
+
+    def arrangement_of(self, sequence: TokenSequence) -> Arrangement:
+        """Where the tokens of an encoded sequence of whole steps stand.
+
+        Kinds do not show the border between text fields with no token in between: the first of them is given
+        the tokens of all. Raises ValueError where kinds, positions or step beginnings are not those of this spec.
+        """
+        total, steps = len(sequence.tokens), len(sequence.step_begin)
+        if not len(sequence.kinds) == len(sequence.positions) == total:
+            raise ValueError(f"{total} tokens have {len(sequence.kinds)} kinds and {len(sequence.positions)} positions")
+        begin = sequence.step_begin.astype(np.int64)
+        ends = np.append(begin, total)
+        if ends[0] != 0 or (np.diff(ends) <= 0).any():
+            raise ValueError("the time steps do not begin in increasing order at the first token")
+        try:
+            arrangement = self.arrange(steps, self._text_widths(sequence.kinds, begin, ends) if self.text else None)
+        except RejectedError as error:
+            raise ValueError(error.detail) from error
+        for name in ("step_begin", "kinds", "positions"):
+            found, expected = getattr(sequence, name), getattr(arrangement, name)
+            if not np.array_equal(found, expected):
+                raise ValueError(f"the {name} of the sequence are not those of its spec")
+        return arrangement
+
+    def _text_widths(self, kinds: np.ndarray, begin: np.ndarray, ends: np.ndarray) -> np.ndarray:
+        """Tokens of every text field in every step, int64 (S, X), by the count of other tokens before them."""
+        others = np.concatenate([[0], np.cumsum(kinds != Kind.TEXT)])
+        tokens = np.flatnonzero(kinds == Kind.TEXT)
+        step = np.searchsorted(begin, tokens, side="right") - 1
+        before = others[tokens] - others[begin[step]]
+        expected = np.concatenate([[0], np.cumsum(self._widths)])[list(self.text)]
+        field = np.searchsorted(expected, before)
+        if (field == len(expected)).any() or (expected[field] != before).any():
+            raise ValueError("the sequence holds text where its spec has none")
+        steps, fields = len(begin), len(expected)
+        return np.bincount(step * fields + field, minlength=steps * fields).reshape(steps, fields)
+
+    def begins_text(self, block: int) -> bool:
+        """Whether a text block has a token of another kind, or nothing, between itself and the text before it."""
+        before = [other for other in self.text if other < block]
+        return not before or sum(self._widths[before[-1] : block]) > 0
+
+    def _ragged(self, text_widths: np.ndarray) -> Arrangement:
+        steps = len(text_widths)
+        widths = np.tile(np.array(self._widths, np.int64), (steps, 1))
+        widths[:, self.text] = text_widths
+        begin = np.zeros((steps, len(self._widths) + 1), np.int64)
+        np.cumsum(widths, axis=1, out=begin[:, 1:])
+        observation, step_tokens = begin[:, self.separator], begin[:, -1]
+        longest = int(observation.argmax())
+        _check_length(int(observation[longest]), longest)
+        step_begin = np.cumsum(step_tokens) - step_tokens
+        within = np.arange(step_tokens.sum()) - np.repeat(step_begin, step_tokens)
+        return Arrangement(
+            kinds=np.repeat(np.tile(np.frombuffer(self._kinds, np.uint8), steps), widths.ravel()),
+            positions=np.where(within < np.repeat(observation, step_tokens), within, NO_POSITION).astype(np.uint16),
+            step_begin=step_begin.astype(np.uint32),
+            begin=begin,
+        )
+
+
+def _check_field(field: FieldSpec) -> None:
+    if field.is_action and field.kind not in _ACTION_KINDS:
+        raise ConfigError(f"field {field.path} is {field.kind}: an action is discrete or continuous")
+    if field.kind == "text" and field.shape:
+        raise ConfigError(f"field {field.path} is text of shape {field.shape}: text is one string a step")
+    if (field.kind == "image") != (field.image is not None):
+        has = "has no" if field.image is None else "has an"
+        raise ConfigError(f"field {field.path} is {field.kind} and {has} image size")
+    if field.image is not None and (
+        min(field.image.height, field.image.width) <= 0 or field.image.height % 16 or field.image.width % 16
+    ):
+        raise ConfigError(
+            f"field {field.path} has images of {field.image.height} x {field.image.width} pixels: "
+            "both must be multiples of 16"
+        )
+
+
+def _check_length(observation: int, step: int) -> None:
+    if observation > MAX_OBSERVATION:
+        raise RejectedError(
+            "step_too_long", f"step {step} has {observation} observation tokens, more than {MAX_OBSERVATION}"
+        )
+
+
+def _alike(kinds: bytes, widths: tuple[int, ...], separator: int, steps: int) -> Arrangement:
+    begin, tiled_kinds, tiled_positions, tiled_begin = _tiles(kinds, widths, separator)
+    width, ready = int(begin[-1]), len(tiled_begin)
+    if steps > ready:
+        return Arrangement(
+            kinds=np.tile(tiled_kinds[:width], steps),
+            positions=np.tile(tiled_positions[:width], steps),
+            step_begin=(np.arange(steps) * width).astype(np.uint32),
+            begin=begin,
+        )
+    return Arrangement(tiled_kinds[: steps * width], tiled_positions[: steps * width], tiled_begin[:steps], begin)
+
+
+@functools.lru_cache(maxsize=32)
+def _tiles(
+    kinds: bytes, widths: tuple[int, ...], separator: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """``begin`` of blocks of these widths, and the kinds, positions and beginnings of as many steps as are worth
+    keeping; all read-only."""
+    begin = np.concatenate([[0], np.cumsum(widths)])
+    width, observation = int(begin[-1]), int(begin[separator])
+    steps = max(1, _TILE_TOKENS // width)
+    positions = np.full(width, NO_POSITION, np.uint16)
+    positions[:observation] = np.arange(observation)
+    arrays = (
+        begin,
+        np.tile(np.repeat(np.frombuffer(kinds, np.uint8), widths), steps),
+        np.tile(positions, steps),
+        (np.arange(steps) * width).astype(np.uint32),
+    )
+    for array in arrays:
+        array.setflags(write=False)
+    return arrays

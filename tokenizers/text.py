@@ -1,0 +1,92 @@
+"""Text ↔ SentencePiece ids (Gato, section 2.1: 32,000 subwords)."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import sentencepiece
+
+from gatokit.schemas.canonical import digest
+from gatokit.schemas.errors import ConfigError
+from gatokit.schemas.tokens import TEXT_IDS
+
+
+class TextTokenizer:
+    """A SentencePiece model that turns text into uint16 ids in [0, ``pieces``) and back.
+
+    One that was made by ``load`` pickles as its path and is read again where it is unpickled; one made from
+    bytes pickles with the model.
+    """
+
+    def __init__(self, model: bytes, *, source: str = "the vocabulary") -> None:
+        """Takes the bytes of a model; ``source`` names them in errors.
+
+        Raises ConfigError where the bytes are no SentencePiece model or hold more than 32,000 pieces.
+        """
+        self._processor = sentencepiece.SentencePieceProcessor()
+        try:
+            loaded = bool(model) and self._processor.LoadFromSerializedProto(model)
+        except RuntimeError:
+            loaded = False
+        if not loaded:
+            raise ConfigError(f"{source} is no SentencePiece model: `gatokit vocab` trains one")
+        self.pieces: int = self._processor.vocab_size()
+        """Number of ids of this model."""
+        if self.pieces > TEXT_IDS:
+            raise ConfigError(
+                f"{source} has {self.pieces} pieces and text ids end at {TEXT_IDS}: train one with fewer pieces"
+            )
+        self.digest = digest(model)
+        """BLAKE2b of the model's bytes."""
+        self._model = model
+        self._path: str | None = None
+
+    @classmethod
+    def load(cls, path: str | Path) -> "TextTokenizer":
+        """The tokenizer whose model is the local file ``path``; ConfigError where it cannot be read or is none."""
+        try:
+            model = Path(path).read_bytes()
+        except OSError as error:
+            raise ConfigError(f"the vocabulary {path} cannot be read: {error.strerror}") from error
+        tokenizer = cls(model, source=str(path))
+        tokenizer._path = str(Path(path).absolute())
+        return tokenizer
+
+    @property
+    def model(self) -> bytes:
+        """The bytes of the model."""
+        return self._model
+
+    @property
+    def end_id(self) -> int | None:
+        """Id of the piece that ends a document (``</s>``); None where the model has none."""
+        found: int = self._processor.eos_id()
+        return None if found < 0 else found
+
+    def encode(self, text: str) -> np.ndarray:
+        """Ids of ``text``, uint16 (T,); UnicodeEncodeError where it holds lone surrogates."""
+        return np.array(self._processor.encode(text, out_type=int), np.uint16)
+
+    def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
+        """Ids of every text, uint16 (T,) each, in one call into SentencePiece."""
+        # One thread: workers are processes already, and a pool per call costs more than a short text does.
+        return [np.array(ids, np.uint16) for ids in self._processor.encode(texts, out_type=int, num_threads=1)]
+
+    def decode(self, ids: np.ndarray) -> str:
+        """The text of ids (T,); ValueError where one is no piece of the model."""
+        if len(ids) and int(np.max(ids)) >= self.pieces:
+            raise ValueError(f"text id {int(np.max(ids))} is outside the vocabulary's {self.pieces} pieces")
+        text: str = self._processor.decode(np.asarray(ids).tolist()) if len(ids) else ""
+        return text
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self._path is None:
+            return TextTokenizer, (self._model,)
+        return _load_same, (self._path, self.digest)
+
+
+def _load_same(path: str, expected: str) -> TextTokenizer:
+    tokenizer = TextTokenizer.load(path)
+    if tokenizer.digest != expected:
+        raise ConfigError(f"the vocabulary {path} changed while it was in use")
+    return tokenizer
