@@ -38,7 +38,7 @@ class BabyAI(Adapter):
 
     ``grid`` holds object, colour and state codes of the 7×7 cells before the agent. The reward is zero until the
     mission is done, then 1 - 0.9 * steps / (the level's own bound). Doing something irreparable, such as
-    breaking the order of a mission, ends the episode with zero.
+    breaking the order of a mission, ends the episode with zero. ``searches`` bounds the bot's work on an action.
     """
 
     def __init__(self, task: str, time_limit: int = STEPS) -> None:
@@ -55,6 +55,7 @@ class BabyAI(Adapter):
         )
         need("minigrid")
         self._env = need("gymnasium").make(_PREFIX + task)
+        self.searches = SEARCHES
         self._bot: Any = None
         self._advice: int | None = None
 
@@ -90,7 +91,7 @@ class BabyAI(Adapter):
     def _ask(self, taken: int | None) -> None:
         """Asks the bot for its next action, telling it the one that was taken. A bot that fails is forgotten:
         the next call plans anew from the state it then sees."""
-        self._bot.budget = SEARCHES
+        self._bot.budget = self.searches
         try:
             self._advice = int(self._bot.replan(taken))
         except Exception:
@@ -106,7 +107,7 @@ def _bounded_bot() -> Any:
     bot: Any = need("minigrid.utils.baby_ai_bot").BabyAIBot
 
     class Bounded(bot):
-        budget = SEARCHES
+        budget = 0
 
         def _breadth_first_search(self, *args: Any, **kwargs: Any) -> Any:
             self.budget -= 1

@@ -12,6 +12,7 @@ from typing import Any
 from gatokit.environments.agents import Mix
 from gatokit.environments.record import Progress, Recording, record
 from gatokit.environments.registry import make
+from gatokit.schemas.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,10 @@ def record_tasks(
 
     The first failure is raised when the tasks under way have ended; the others stay for the next call.
     """
+    names = [job.name for job in work]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ConfigError(f"the task {twice[0]} is named twice; one recording holds all its episodes")
     if jobs == 1 or len(work) == 1:
         return [_record(job, str(out), progress) for job in work]
     context = multiprocessing.get_context("spawn")

@@ -77,18 +77,23 @@ def record(
         "spec": adapter.spec.id,
     }
     if directory.exists():
-        return _finished(directory, settings)
+        recording = _finished(directory, settings)
+        if progress:
+            progress(adapter.name, mix.total, mix.total)
+        return recording
     partial = directory.with_name(f".{task}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    recorder = open_recorder(adapter, partial, writer)
+    recorder = None
     try:
+        recorder = open_recorder(adapter, partial, writer)
         returns, steps = _play(adapter, recorder, mix, seed, bursts, progress)
         recorder.close()
     except BaseException:
         # Closed all the same: EnvLogger's destructor would otherwise write into a later recording's folder.
         with contextlib.suppress(Exception):
-            recorder.close()
+            if recorder:
+                recorder.close()
         shutil.rmtree(partial, ignore_errors=True)
         raise
     content = {"settings": settings, "episodes": mix.total, "steps": steps, "returns": returns}

@@ -5,14 +5,26 @@ that its user can mend leaves that reason as a file, for Beam would wrap it in i
 """
 
 import json
+import shlex
+import sys
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import apache_beam as beam
 import pyarrow as pa
 import pyarrow.parquet as pq
-from apache_beam.options.pipeline_options import PipelineOptions, SetupOptions, StandardOptions, _BeamArgumentParser
+from apache_beam.options.pipeline_options import (
+    DirectOptions,
+    PipelineOptions,
+    SetupOptions,
+    StandardOptions,
+    _BeamArgumentParser,
+)
+from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+from apache_beam.runners.runner import PipelineRunner
+from apache_beam.transforms.environments import SubprocessSDKEnvironment
 
 from gatokit.pipelines.build import build_split
 from gatokit.pipelines.orders import Order
@@ -22,8 +34,8 @@ from gatokit.schemas.canonical import digest
 from gatokit.schemas.errors import ConfigError, DataError, GatokitError
 from gatokit.tokenizers.text import TextTokenizer
 
-LOCAL_RUNNER = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
-"""Beam's in-process runner, named in full: ``DirectRunner`` runs different engines on different machines."""
+ERRORS = "errors"
+"""Folder below a job's working directory where failed pieces leave their reasons."""
 _POLL_SECONDS = 0.2
 
 
@@ -83,61 +95,86 @@ class _BuildFn(beam.DoFn):
         return [path]
 
 
-def run(
-    pieces: Sequence[object],
-    transform: beam.PTransform,
-    options: PipelineOptions,
-    poll: Callable[[], None],
-    errors: str | Path,
-) -> None:
-    """Runs ``transform`` over ``pieces`` and waits, calling ``poll`` a few times a second.
+@dataclass(frozen=True)
+class Execution:
+    """Where a job runs: Beam's options and, for the local runner, its number of processes (None: a runner of
+    Beam's own choice)."""
 
-    Raises the first reason that a piece left below ``errors``, else what the pipeline itself raised.
+    options: PipelineOptions
+    local_workers: int | None
+
+    def runner(self, log: Path) -> PipelineRunner | None:
+        """The runner to hand to Beam; None takes the one that the options name.
+
+        Local worker processes write what Beam has to say to ``log``.
+        """
+        if self.local_workers is None:
+            return None
+        if self.local_workers == 1:
+            return FnApiRunner()
+        log.parent.mkdir(parents=True, exist_ok=True)
+        module = "apache_beam.runners.worker.sdk_worker_main"
+        command = f"exec {shlex.quote(sys.executable)} -m {module} >> {shlex.quote(str(log))} 2>&1"
+        return FnApiRunner(default_environment=SubprocessSDKEnvironment.from_command_string(command))
+
+
+def execution(arguments: Sequence[str], workers: int) -> Execution:
+    """From command-line arguments of Beam; without ``--runner`` the local runner with ``workers`` processes.
+
+    ConfigError names an argument that Beam does not know.
     """
-    failure: list[BaseException] = []
-    pieces = list(pieces)
-
-    def work() -> None:
-        try:
-            with beam.Pipeline(options=options) as pipeline:
-                _ = pipeline | "Pieces" >> beam.Create(pieces, reshuffle=False) | transform
-        except BaseException as error:
-            failure.append(error)
-
-    # Beam's run blocks until the end and local metrics come only then, so finished files are the progress.
-    thread = threading.Thread(target=work, name="beam", daemon=True)
-    thread.start()
-    while thread.is_alive():
-        thread.join(_POLL_SECONDS)
-        poll()
-    for path in sorted(Path(errors).glob("*.json")):
-        raise DataError(json.loads(path.read_text())["message"])
-    if failure:
-        if "No space left on device" in str(failure[0]):
-            raise DataError("the disk is full; make room and run the build again: finished shards stay")
-        raise failure[0]
-
-
-def options(arguments: Sequence[str], workers: int) -> PipelineOptions:
-    """Beam's options from command-line arguments; without ``--runner`` the local runner with ``workers``
-    processes. ConfigError names an argument that Beam does not know."""
     parser = _BeamArgumentParser(allow_abbrev=False)
     for type_ in PipelineOptions.__subclasses__():
         type_._add_argparse_args(parser)
     unknown = parser.parse_known_args(list(arguments))[1]
     if unknown:
         raise ConfigError(f"unknown option {unknown[0]!r}: neither gatokit nor Apache Beam has it; see --help")
-    local = not any(argument.split("=")[0] == "--runner" for argument in arguments)
-    arguments = list(arguments)
-    if local:
-        arguments += [f"--runner={LOCAL_RUNNER}", f"--direct_num_workers={workers}"]
-        if workers > 1:
-            arguments.append("--direct_running_mode=multi_processing")
-    result = PipelineOptions(arguments)
+    options = PipelineOptions(list(arguments))
     # Workers import everything from the installed package.
-    result.view_as(SetupOptions).save_main_session = False
-    assert result.view_as(StandardOptions).runner
-    return result
+    options.view_as(SetupOptions).save_main_session = False
+    if options.view_as(StandardOptions).runner is not None:
+        return Execution(options, None)
+    direct = options.view_as(DirectOptions)
+    workers = max(workers, direct.direct_num_workers or 1)
+    direct.direct_num_workers = workers
+    # The processes are named by the runner's environment, where their output can be kept from the terminal.
+    direct.direct_running_mode = "in_memory"
+    return Execution(options, workers)
+
+
+def run(
+    pieces: Sequence[object],
+    transform: beam.PTransform,
+    where: Execution,
+    poll: Callable[[], None],
+    work: Path,
+) -> None:
+    """Runs ``transform`` over ``pieces`` and waits, calling ``poll`` a few times a second.
+
+    Raises the first reason that a piece left below ``work``, else what the pipeline itself raised.
+    """
+    failure: list[BaseException] = []
+    pieces = list(pieces)
+
+    def job() -> None:
+        try:
+            with beam.Pipeline(runner=where.runner(work / "workers.log"), options=where.options) as pipeline:
+                _ = pipeline | "Pieces" >> beam.Create(pieces, reshuffle=False) | transform
+        except BaseException as error:
+            failure.append(error)
+
+    # Beam's run blocks until the end and local metrics come only then, so finished files are the progress.
+    thread = threading.Thread(target=job, name="beam", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(_POLL_SECONDS)
+        poll()
+    for path in sorted((work / ERRORS).glob("*.json")):
+        raise DataError(json.loads(path.read_text())["message"])
+    if failure:
+        if "No space left on device" in str(failure[0]):
+            raise DataError("the disk is full; make room and run the build again: finished shards stay")
+        raise failure[0]
 
 
 def _leaving_reasons(work: Callable[[], None], errors: str, name: str) -> None:

@@ -263,7 +263,8 @@ def _check_ids(ids: list[str], places: list[str], dataset: EpisodesConfig) -> No
 def _task_specs(plan: DatasetPlan, scanned: pa.Table, rows: Rows) -> tuple[dict[str, EpisodeSpec], list[str]]:
     """Each task's spec, with the number of its discrete actions counted where nobody states it."""
     directory = scanned["directory"].to_numpy()
-    specs, notices, owners = {}, [], []
+    specs, owners = {}, []
+    counts: dict[tuple[str, int], list[str]] = {}
     for code, task in enumerate(rows.task_names):
         members = np.flatnonzero(rows.task == code)
         sources = sorted({int(number) for number in directory[members]})
@@ -281,14 +282,16 @@ def _task_specs(plan: DatasetPlan, scanned: pa.Table, rows: Rows) -> tuple[dict[
         for counted, value in zip(found[0].wanted.counted, largest, strict=True):
             num = min(DISCRETE_VALUES, max(1, value + 1))
             spec = _with_num(spec, counted.path, num)
-            notices.append(
-                f"{plan.config.name}: {task}: {counted.path} is taken to have {num} values, the largest seen plus "
-                f"one; state it as {plan.field}.fields.{counted.path}: {{num: …}}"
-            )
+            counts.setdefault((counted.path, num), []).append(task)
         specs[task] = spec
     if plan.config.task.metadata is not None:
         _check_tasks(owners, plan.config, plan.field)
-    return specs, notices
+    return specs, [
+        f"{plan.config.name}: {path} is taken to have {num} values, the largest seen plus one, in "
+        f"{tasks[0] if len(tasks) == 1 else f'{len(tasks)} tasks'}; state it as {plan.field}.fields: "
+        f"{{{path}: {{num: {num}}}}}"
+        for (path, num), tasks in counts.items()
+    ]
 
 
 def _largest(scanned: pa.Table, members: np.ndarray, count: int) -> list[int]:

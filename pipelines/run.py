@@ -86,7 +86,7 @@ def _run(
     begin = time.monotonic()
     base, root = Path(config_path).resolve().parent, Path(out)
     config = _selected(read_config(config_path), only, config_path)
-    options = jobs.options(beam_arguments, workers)
+    where = jobs.execution(beam_arguments, workers)
     described = _described(config, base, limit)
     vocabulary = base / os.path.expanduser(config.vocabulary)
     model = _vocabulary(vocabulary, config_path) if content == "build" else None
@@ -95,10 +95,10 @@ def _run(
         _check_root(root, described, content)
         log = _Log(root / LOG)
         work = root / _WORK
-        errors = work / "errors"
+        errors = work / jobs.ERRORS
         shutil.rmtree(errors, ignore_errors=True)
         log.write(f"{content} started", config=str(config_path), datasets=[plan.config.name for plan in plans])
-        tables = _scan(plans, config, work, errors, options, progress)
+        tables = _scan(plans, config, work, where, progress)
         digest = model.blake2b if model else ""
         planned = [make_plan(plan, table, config, digest, limit) for plan, table in zip(plans, tables, strict=True)]
         notices = tuple(notice for plan in planned for notice in plan.notices)
@@ -107,7 +107,7 @@ def _run(
         _check_unchanged(root, planned)
         if content == "build":
             write_atomically(root / VOCABULARY, vocabulary.read_bytes())
-            _build(planned, root, work, errors, options, progress, log)
+            _build(planned, root, work, where, progress, log)
         else:
             _write_scan(planned, root)
         datasets = [finish_dataset(root, plan, config, content) for plan in planned]
@@ -176,8 +176,7 @@ def _scan(
     plans: list[DatasetPlan],
     config: BuildConfig,
     work: Path,
-    errors: Path,
-    options: Any,
+    where: jobs.Execution,
     progress: Progress | None,
 ) -> list[pa.Table]:
     """The scanned rows of every dataset; units that a killed job finished are not scanned again."""
@@ -188,7 +187,7 @@ def _scan(
     waiting = [unit for group in units for unit in group if not (directory / f"{unit.fingerprint}.parquet").exists()]
     if waiting:
         poll = _poll(progress, "scan", every)
-        jobs.run(waiting, jobs.ScanFiles(str(directory), str(errors)), options, poll, errors)
+        jobs.run(waiting, jobs.ScanFiles(str(directory), str(work / jobs.ERRORS)), where, poll, work)
         poll()
     return [
         pa.concat_tables([pq.read_table(path, schema=SCANNED) for path in paths]).unify_dictionaries().combine_chunks()
@@ -197,7 +196,7 @@ def _scan(
 
 
 def _build(
-    planned: list[Plan], root: Path, work: Path, errors: Path, options: Any, progress: Progress | None, log: "_Log"
+    planned: list[Plan], root: Path, work: Path, where: jobs.Execution, progress: Progress | None, log: "_Log"
 ) -> None:
     """Writes the orders whose shards are not there yet, and builds them."""
     waiting, results = [], []
@@ -215,7 +214,7 @@ def _build(
     log.write("build planned", shards=len(results), finished=len(results) - len(waiting))
     if waiting:
         poll = _poll(progress, "build", results)
-        jobs.run(waiting, jobs.WriteShards(str(root / VOCABULARY), str(errors)), options, poll, errors)
+        jobs.run(waiting, jobs.WriteShards(str(root / VOCABULARY), str(work / jobs.ERRORS)), where, poll, work)
         poll()
 
 

@@ -21,7 +21,7 @@ MAX_PIXELS = 64_000_000
 """Larger images are refused by their header, before anything is decoded."""
 
 _PNG_END = b"\x00\x00\x00\x00IEND\xae\x42\x60\x82"
-_JPEG_END = b"\xff\xd9"
+_JPEG_SCAN, _JPEG_END = b"\xff\xda", b"\xff\xd9"
 # Spelt out, so that the bytes do not depend on OpenCV's defaults.
 _PNG_OPTIONS = [cv2.IMWRITE_PNG_COMPRESSION, 3, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE]
 _JPEG_OPTIONS = [
@@ -125,8 +125,9 @@ def _pixels(data: bytes, header: ImageHeader) -> np.ndarray:
     if header.codec == "jpeg":
         if header.channels not in (1, 3) or header.bit_depth != 8:
             raise RejectedError("bad_image", f"the JPEG has {header.channels} channels of {header.bit_depth} bits")
-        # OpenCV fills the missing part of a truncated JPEG with gray and says nothing.
-        if data.rfind(_JPEG_END, len(data) // 2) < 0:
+        # OpenCV fills the missing part of a truncated JPEG with gray and says nothing. Neither marker can stand
+        # inside a scan; before the last one there may be a thumbnail with an end of its own.
+        if data.find(_JPEG_END, data.rfind(_JPEG_SCAN)) < 0:
             raise RejectedError("bad_image", "the JPEG is truncated: it has no end marker")
     else:
         _check_png(data)

@@ -14,7 +14,7 @@ import numpy as np
 
 from gatokit.schemas.errors import ConfigError, RejectedError
 from gatokit.schemas.tokens import BINS, CONTINUOUS_OFFSET
-from gatokit.tokenizers.mulaw import bins, centres, compand, expand
+from gatokit.tokenizers.mulaw import M, bins, centres, compand, expand
 from gatokit.tokenizers.mulaw_table import float32_ids
 
 Pairs = tuple[tuple[float, float], ...]
@@ -36,7 +36,7 @@ def encode_observation(values: np.ndarray, out: np.ndarray, *, path: str = "") -
             if not float32_ids(np.ascontiguousarray(block, np.float32), out[rows]):
                 raise _not_finite(values, path)
         else:
-            numbers = bins(compand(_finite(block, values, path)))
+            numbers = bins(compand(np.clip(_finite(block, values, path), -M, M)))
             np.add(numbers, CONTINUOUS_OFFSET, out=out[rows], casting="unsafe")
 
 

@@ -22,10 +22,9 @@ def encode(values: np.ndarray, out: np.ndarray, *, num: int | None = None, offse
             "out_of_range",
             f"field {path} is {values[step, component]} at step {step}, outside 0 to {limit - 1}",
         )
+    out[...] = values
     if offset:
-        np.add(values, offset, out=out, casting="unsafe")
-    else:
-        out[...] = values
+        out += np.uint16(offset)
 
 
 def decode(tokens: np.ndarray, *, num: int | None = None, offset: int = 0, path: str = "") -> np.ndarray:

@@ -36,7 +36,7 @@ def read_directory(path: str, name: str, below: str, splits: tuple[str, ...] | N
         raise ConfigError(f"{path}: an EnvLogger log has no splits; leave out `splits: [{', '.join(splits)}]`")
     paths = [os.path.join(path, shard, _STEPS) for shard in sorted(os.listdir(path))]
     files = tuple(
-        EnvLoggerFile(path=steps, name=os.path.relpath(steps, below), size=os.path.getsize(steps), episodes=None)
+        RiegeliFile(path=steps, name=os.path.relpath(steps, below), size=os.path.getsize(steps), episodes=None)
         for steps in paths
         if os.path.isfile(steps)
     )
@@ -47,7 +47,7 @@ def read_directory(path: str, name: str, below: str, splits: tuple[str, ...] | N
     raise DataError(f"{path}: holds no episode that can be read. Record it again, or leave it out of `source`")
 
 
-class EnvLoggerFile(EpisodeFile):
+class RiegeliFile(EpisodeFile):
     """A shard of a log; ``path`` is that of its steps, beside which its indexes lie."""
 
     def read_all(self, features: SourceFeatures, max_bytes: int) -> Iterator[Stored]:
@@ -171,7 +171,7 @@ def _opened(log: str, shard: str | None) -> Iterator[tuple[_Shard, str | None]]:
         try:
             opened.reader.init(linked)
         except RuntimeError as error:
-            fault = str(error).replace(linked, log)
+            fault = str(error).replace(linked + os.sep, "")
         try:
             yield opened, fault
         finally:

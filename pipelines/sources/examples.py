@@ -3,6 +3,7 @@
 Legend: N recorded steps, the last one included.
 """
 
+import contextlib
 import math
 import os
 import zlib
@@ -150,20 +151,18 @@ class ArrayRecordFile(EpisodeFile):
 
     def read_all(self, features: SourceFeatures, max_bytes: int) -> Iterator[Stored]:
         """See ``EpisodeFile``."""
-        reader = ArrayRecordReader(self.path, _READER_OPTIONS)
-        try:
+        with _array_record(self.path) as reader:
             records = reader.num_records() if reader.ok() else 0
             for position in range(records):
                 try:
                     data = reader.read(position, position + 1)[0]
                 except Exception as error:
                     # The native reader raises many types; each means that this record cannot be had.
-                    yield Stored(Place(position, 0, 0, 0), None, "corrupt_record", _first_line(error))
+                    detail = _first_line(error).replace(self.path, self.name)
+                    yield Stored(Place(position, 0, 0, 0), None, "corrupt_record", detail)
                     continue
                 place = Place(position, 0, len(data), google_crc32c.value(data))
                 yield too_large(place, max_bytes) if len(data) > max_bytes else _parsed(place, data)
-        finally:
-            reader.close()
         if records < (1 if self.episodes is None else self.episodes):
             lost = max(1, (self.episodes or 0) - records)
             detail = f"the file holds {records} of the {lost + records} episodes that its dataset states"
@@ -171,8 +170,7 @@ class ArrayRecordFile(EpisodeFile):
 
     def read_some(self, features: SourceFeatures, places: Iterable[Place]) -> Iterator[RawEpisode]:
         """See ``EpisodeFile``."""
-        reader = ArrayRecordReader(self.path, _READER_OPTIONS)
-        try:
+        with _array_record(self.path) as reader:
             for place in places:
                 try:
                     data = reader.read(place.position, place.position + 1)[0]
@@ -181,7 +179,16 @@ class ArrayRecordFile(EpisodeFile):
                 if len(data) != place.length or google_crc32c.value(data) != place.crc:
                     raise changed(self, place)
                 yield ExampleEpisode(data)
-        finally:
+
+
+@contextlib.contextmanager
+def _array_record(path: str) -> Iterator[ArrayRecordReader]:
+    reader = ArrayRecordReader(path, _READER_OPTIONS)
+    try:
+        yield reader
+    finally:
+        # Closing a damaged file raises again what was wrong with it.
+        with contextlib.suppress(RuntimeError):
             reader.close()
 
 

@@ -1,0 +1,92 @@
+"""``gatokit build``: the dataset."""
+
+import argparse
+
+from gatokit.cli.console import Output, add_command, size
+from gatokit.schemas.errors import ConfigError
+
+
+def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Adds the command."""
+    parser = add_command(
+        commands,
+        "build",
+        "filter, tokenize and write sharded ArrayRecord files; run again to go on where it stopped",
+        "gatokit build demo.yaml --out built --workers 2\n\n"
+        "Every other option is Apache Beam's, such as --runner or --project.",
+    )
+    add_job_arguments(parser)
+    parser.set_defaults(run=run)
+
+
+def add_job_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments that scan and build share."""
+    parser.add_argument("config", metavar="CONFIG", help="build config (YAML)")
+    parser.add_argument("--out", required=True, metavar="DIR", help="directory to write")
+    parser.add_argument("--only", metavar="DATASET", help="this dataset of the config alone")
+    parser.add_argument("--limit", type=positive, metavar="N", help="look at the first N episodes of each task alone")
+    parser.add_argument("--workers", type=positive, default=1, metavar="N", help="local processes (default: 1)")
+    parser.set_defaults(takes_beam_options=True)
+
+
+def positive(text: str) -> int:
+    """An integer of at least 1."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no positive integer")
+    return int(text)
+
+
+def pipelines() -> "object":
+    """The pipelines package, which needs the ``build`` extra."""
+    try:
+        from gatokit.pipelines import run as pipelines_run
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("gatokit"):
+            raise
+        raise ConfigError(f"{error.name} is not installed: pip install 'gatokit[build]'") from None
+    return pipelines_run
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Builds and prints what was written."""
+    output = Output(arguments.json)
+    with output.progress() as progress:
+        result = pipelines().build(  # type: ignore[attr-defined]
+            arguments.config,
+            arguments.out,
+            only=arguments.only,
+            limit=arguments.limit,
+            workers=arguments.workers,
+            beam_arguments=arguments.beam_options,
+            progress=progress,
+        )
+    for notice in result.notices:
+        output.notice(notice)
+    datasets = result.manifest.datasets
+    output.table(
+        f"{arguments.out}",
+        ["dataset", "episodes", "kept", "held out", "tokens", "records", "shards", "bytes"],
+        [
+            [
+                item.name,
+                item.episodes,
+                item.kept,
+                item.held_out,
+                item.tokens,
+                item.records,
+                item.shards,
+                size(item.bytes),
+            ]
+            for item in datasets
+        ],
+    )
+    output.say(f"built in {result.seconds:.1f} s; next: gatokit inspect {arguments.out}")
+    keys = ("name", "episodes", "kept", "tokens", "records", "shards", "bytes")
+    output.result(
+        {
+            "datasets": [{key: getattr(item, key) for key in keys} for item in datasets],
+            "seconds": result.seconds,
+            "out": str(arguments.out),
+        }
+    )
+    return 0

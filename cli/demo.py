@@ -1,0 +1,7 @@
+"""``gatokit demo``."""
+
+import argparse
+
+
+def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Adds the command."""

@@ -1,0 +1,53 @@
+"""``gatokit scan``: returns only."""
+
+import argparse
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from gatokit.cli.build import add_job_arguments, pipelines
+from gatokit.cli.console import Output, add_command
+from gatokit.schemas.manifest import TASKS_FILE
+
+
+def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Adds the command."""
+    parser = add_command(
+        commands,
+        "scan",
+        "read returns only and say what the filter would keep",
+        "gatokit scan demo.yaml --out scanned\n\nEvery other option is Apache Beam's, such as --runner or --project.",
+    )
+    add_job_arguments(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Scans and prints the table of tasks."""
+    output = Output(arguments.json)
+    with output.progress() as progress:
+        result = pipelines().scan(  # type: ignore[attr-defined]
+            arguments.config,
+            arguments.out,
+            only=arguments.only,
+            limit=arguments.limit,
+            workers=arguments.workers,
+            beam_arguments=arguments.beam_options,
+            progress=progress,
+        )
+    for notice in result.notices:
+        output.notice(notice)
+    tasks = [
+        {"dataset": dataset.name, **row}
+        for dataset in result.manifest.datasets
+        for row in pq.read_table(Path(arguments.out) / dataset.directory / TASKS_FILE).to_pylist()
+    ]
+    keys = ("dataset", "task", "agent", "episodes", "window", "expert_return", "threshold", "kept", "dropped")
+    output.table(
+        f"{arguments.out}",
+        ["dataset", "task", "agent", "N", "W", "expert return", "threshold", "kept", "dropped"],
+        [[row[key] for key in keys] for row in tasks],
+    )
+    output.say(f"scanned in {result.seconds:.1f} s; next: gatokit inspect {arguments.out}")
+    output.result({"tasks": [{key: row[key] for key in keys} for row in tasks], "seconds": result.seconds})
+    return 0

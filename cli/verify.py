@@ -1,0 +1,7 @@
+"""``gatokit verify``."""
+
+import argparse
+
+
+def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Adds the command."""

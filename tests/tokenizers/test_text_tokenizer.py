@@ -1,0 +1,82 @@
+import hashlib
+import pickle
+
+import numpy as np
+import pytest
+import sentencepiece
+from gatokit.schemas.errors import ConfigError
+from gatokit.tokenizers.text import TextTokenizer
+from hypothesis import given
+from hypothesis import strategies as st
+
+TEXTS = ["go to the red ball", "", "  spaces  kept?  ", "naïve café", "日本", "😀", "a\nb\tc"]
+
+
+def test_ids_are_sentencepiece_s_own(text, model_bytes):
+    peer = sentencepiece.SentencePieceProcessor(model_proto=model_bytes)
+    for sentence in TEXTS:
+        ids = text.encode(sentence)
+        assert ids.dtype == np.uint16
+        assert ids.tolist() == peer.encode(sentence)
+        assert text.decode(ids) == peer.decode(peer.encode(sentence))
+    assert text.pieces == peer.vocab_size()
+    assert text.digest == hashlib.blake2b(model_bytes, digest_size=32).hexdigest()
+    assert text.model == model_bytes
+    assert text.end_id == peer.eos_id()
+
+
+def test_a_batch_equals_its_texts(text):
+    batch = text.encode_batch(TEXTS)
+    assert [ids.dtype for ids in batch] == [np.uint16] * len(TEXTS)
+    assert [ids.tolist() for ids in batch] == [text.encode(sentence).tolist() for sentence in TEXTS]
+    assert text.encode_batch([]) == []
+
+
+@given(st.text(alphabet="abcdefghijklmnopqrstuvwxyz", min_size=1).map(lambda word: f"go {word} up"))
+def test_words_come_back(text, sentence):
+    assert text.decode(text.encode(sentence)) == sentence
+
+
+def test_an_id_beyond_the_pieces_is_refused(text):
+    with pytest.raises(ValueError, match=f"text id {text.pieces} is outside"):
+        text.decode(np.array([1, text.pieces], np.uint16))
+
+
+@pytest.mark.parametrize("model", [b"", b"not a model", b"\x00" * 100])
+def test_bytes_that_are_no_model_are_named(model):
+    with pytest.raises(ConfigError, match=r"vocab/text\.model is no SentencePiece model"):
+        TextTokenizer(model, source="vocab/text.model")
+
+
+def test_a_file_that_is_no_model_or_absent_is_named(tmp_path):
+    path = tmp_path / "text.model"
+    with pytest.raises(ConfigError, match=f"{path} cannot be read: No such file"):
+        TextTokenizer.load(path)
+    path.write_bytes(b"nothing")
+    with pytest.raises(ConfigError, match=f"{path} is no SentencePiece model"):
+        TextTokenizer.load(path)
+
+
+def test_a_vocabulary_above_32000_pieces_is_refused(text, model_bytes):
+    # A model's bytes are a protobuf message, so appended pieces (field 1, of which field 1 is the string) are its own.
+    def piece(number: int) -> bytes:
+        name = b"<%05d>" % number
+        return bytes([0x0A, len(name) + 2, 0x0A, len(name)]) + name
+
+    full = model_bytes + b"".join(piece(number) for number in range(32_000 - text.pieces))
+    assert TextTokenizer(full).pieces == 32_000
+    with pytest.raises(ConfigError, match="the vocabulary has 32001 pieces and text ids end at 32000"):
+        TextTokenizer(full + piece(99_999))
+
+
+def test_it_travels_as_its_path(tmp_path, text, model_bytes):
+    path = tmp_path / "text.model"
+    path.write_bytes(model_bytes)
+    pickled = pickle.dumps(TextTokenizer.load(path))
+    assert len(pickled) < 500
+    assert pickle.loads(pickled).encode("red ball").tolist() == text.encode("red ball").tolist()
+    assert pickle.loads(pickle.dumps(text)).digest == text.digest
+
+    path.write_bytes(model_bytes + b"\x0a\x05\x0a\x01Z\x18\x01")
+    with pytest.raises(ConfigError, match="changed"):
+        pickle.loads(pickled)
