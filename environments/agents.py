@@ -69,9 +69,12 @@ class Bursts:
 
     @staticmethod
     def of(adapter: Adapter) -> "Bursts":
-        """Bursts that fit the family: BabyAI's episodes are a few steps long, the others' hundreds."""
+        """Bursts that fit the family: BabyAI's episodes are a few steps long, the others' hundreds, and a pole of
+        the control suite takes a hundred steps to get back up."""
         if adapter.name.startswith("babyai/"):
             return Bursts(gap=(3, 10), length=(1, 2), hold=False)
+        if adapter.name.startswith("dm_control/"):
+            return Bursts(gap=(60, 180), length=(3, 8), hold=True)
         return Bursts(gap=(20, 60), length=(3, 8), hold=adapter.action.kind == "continuous")
 
 

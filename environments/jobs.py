@@ -1,7 +1,6 @@
 """Many tasks recorded by several processes."""
 
 import multiprocessing
-import os
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, wait
 from dataclasses import dataclass, field
@@ -68,8 +67,6 @@ _reports: Any = None
 def _connect(reports: Any) -> None:
     global _reports
     _reports = reports
-    # TensorFlow's start-up lines would break into the progress of the parent.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
 def _record_reporting(job: Job, out: str) -> Recording:

@@ -62,6 +62,9 @@ def record(
     The default writer is the family's. A directory that is finished with the same settings is returned as it
     is; with others, ConfigError. Everything is written under a name that begins with a dot and renamed at the
     end, so a killed recording leaves no directory of the task's name. One process at a time records a task.
+
+    The same settings give the same episodes in the same order, though not always the same bytes: an Example is a
+    protobuf map, and protobuf writes its keys in an order that differs from process to process.
     """
     family, task = adapter.name.split("/")
     writer = writer or DEFAULT_WRITER[family]

@@ -5,6 +5,7 @@ taken at the observation, the reward follows it. The last step holds the final o
 """
 
 import abc
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,9 @@ def open_recorder(adapter: Adapter, directory: Path, writer: str) -> Recorder:
     """A recorder of the named kind that writes below ``directory``, which must exist."""
     if writer not in WRITERS:
         raise ConfigError(f"there is no writer {writer!r}; there are {', '.join(WRITERS)}")
+    # TensorFlow's start-up lines would break into a progress bar; both are read when it is first imported.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     if writer == "envlogger":
         return EnvLoggerRecorder(adapter, directory)
     file_format, _, order = writer.partition("-")

@@ -1,5 +1,9 @@
-"""Cuts an episode's tokens into records between time steps."""
+"""Cuts an episode's tokens into records between time steps.
 
+Legend: S time steps, T tokens.
+"""
+
+from bisect import bisect_right
 from collections.abc import Iterator
 
 import numpy as np
@@ -11,24 +15,25 @@ from gatokit.schemas.record import Record
 def cuts(step_begin: np.ndarray, tokens: int, chunk_tokens: int) -> list[int]:
     """Steps with which chunks begin: as many whole steps each as fit into ``chunk_tokens``, at least one.
 
-    ``step_begin`` is (S,), ``tokens`` the length of the whole sequence.
+    ``step_begin`` is (S,), ``tokens`` is T.
     """
-    ends = np.append(step_begin[1:], tokens)
+    ends = [*step_begin.tolist()[1:], tokens]
     starts, step = [], 0
-    while step < len(step_begin):
+    while step < len(ends):
         starts.append(step)
-        fits = int(np.searchsorted(ends, int(step_begin[step]) + chunk_tokens, side="right"))
-        step = max(step + 1, fits)
+        limit = int(step_begin[step]) + chunk_tokens
+        step = max(step + 1, bisect_right(ends, limit, step))
     return starts
 
 
 def records(episode: Episode, sequence: TokenSequence, spec: str, chunk_tokens: int) -> Iterator[Record]:
-    """The records of a tokenized episode in order."""
-    starts = cuts(sequence.step_begin, len(sequence.tokens), chunk_tokens)
+    """The records of a tokenized episode in order; S > 0."""
+    begins = sequence.step_begin
+    starts = cuts(begins, len(sequence.tokens), chunk_tokens)
     image = 0
-    for chunk, (first, last) in enumerate(zip(starts, [*starts[1:], episode.steps], strict=True)):
-        begin = int(sequence.step_begin[first])
-        end = int(sequence.step_begin[last]) if last < episode.steps else len(sequence.tokens)
+    for chunk, (first, last) in enumerate(zip(starts, [*starts[1:], len(begins)], strict=True)):
+        begin = int(begins[first])
+        end = int(begins[last]) if last < len(begins) else len(sequence.tokens)
         images = []
         while image < len(sequence.images) and sequence.images[image].token < end:
             placed = sequence.images[image]
@@ -44,7 +49,7 @@ def records(episode: Episode, sequence: TokenSequence, spec: str, chunk_tokens: 
                 tokens=sequence.tokens[begin:end],
                 kinds=sequence.kinds[begin:end],
                 positions=sequence.positions[begin:end],
-                step_begin=sequence.step_begin[first:last] - np.uint32(begin),
+                step_begin=begins[first:last] - np.uint32(begin),
                 images=images,
             ),
             reward=episode.reward[first:last],

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gatokit.pipelines.returns import reaches, threshold
 from gatokit.schemas.config import Keep
+from gatokit.schemas.returns import reaches, threshold
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,6 @@
 import numpy as np
 
 LONGEST_WINDOW = 1000
-TOLERANCE = 1e-9
-"""Relative: a return this close below the threshold is kept, so that rounding drops nobody."""
 
 
 def window(episodes: int) -> int:
@@ -28,19 +26,3 @@ def expert_return(returns: np.ndarray) -> float:
             block = block[:-size] + block[size:]
         size *= 2
     return float(total.max() / width)
-
-
-def threshold(expert: float, fraction: float, random: float | None = None) -> float:
-    """The smallest return to keep.
-
-    Counted from zero it is E - (1 - fraction) |E|, which is fraction * E for E >= 0 and stays below E for a
-    negative one; with the return of a random policy it is random + fraction (E - random).
-    """
-    if random is not None:
-        return random + fraction * (expert - random)
-    return expert - (1 - fraction) * abs(expert)
-
-
-def reaches(returns: np.ndarray, limit: float) -> np.ndarray:
-    """Which returns, float64 (N,), are at or above ``limit``, equality kept: bool (N,)."""
-    return returns >= limit - TOLERANCE * abs(limit)

@@ -7,6 +7,7 @@ is the one that float64 arithmetic gives on the stored value.
 Legend: S time steps, N components of one step in row-major order.
 """
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -71,7 +72,7 @@ class ActionRange:
             raise ConfigError(f"field {path} has range {list(pairs or ())}: each pair must be finite with low < high")
         return ActionRange(centre=(low + high) / 2, half=(high - low) / 2)
 
-    @property
+    @functools.cached_property
     def is_unit(self) -> bool:
         """Whether the range is [-1, 1], so that values stand for themselves."""
         return bool((self.centre == 0.0).all() and (self.half == 1.0).all())
@@ -82,10 +83,9 @@ def encode_action(values: np.ndarray, out: np.ndarray, *, scale: ActionRange, pa
 
     Raises RejectedError ``not_finite`` that names the field ``path``, the value and the step.
     """
-    unit = scale.is_unit
     for rows in _blocks(values):
         exact = _finite(values[rows], values, path)
-        numbers = bins(exact if unit else (exact - scale.centre) / scale.half)
+        numbers = bins(exact if scale.is_unit else (exact - scale.centre) / scale.half)
         np.add(numbers, CONTINUOUS_OFFSET, out=out[rows], casting="unsafe")
 
 

@@ -186,6 +186,8 @@ def _check_count(field: FieldSpec, values: Any, steps: int) -> None:
 
 
 def _checked_images(field: FieldSpec, images: Any, steps: int) -> list[EncodedImage]:
+    if not isinstance(images, list):
+        raise RejectedError("wrong_shape", f"field {field.path} is a {type(images).__name__}, not a list of images")
     _check_count(field, images, steps)
     _check_sizes(field, images, partial(RejectedError, "wrong_shape"))
     found: list[EncodedImage] = images
@@ -204,6 +206,8 @@ def _check_sizes(field: FieldSpec, images: list[EncodedImage], error: Callable[[
 
 
 def _place(arrangement: Arrangement, images: dict[int, list[EncodedImage]]) -> list[PlacedImage]:
+    if not images:
+        return []
     tokens = _image_tokens(arrangement, list(images))
     in_order = (image for step in zip(*images.values(), strict=True) for image in step)
     return [PlacedImage(token, image) for token, image in zip(tokens, in_order, strict=True)]

@@ -65,12 +65,13 @@ class TextTokenizer:
 
     def encode(self, text: str) -> np.ndarray:
         """Ids of ``text``, uint16 (T,); UnicodeEncodeError where it holds lone surrogates."""
-        return np.array(self._processor.encode(text, out_type=int), np.uint16)
+        return np.array(self._processor.encode(text.encode(), out_type=int), np.uint16)
 
     def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
-        """Ids of every text, uint16 (T,) each, in one call into SentencePiece."""
+        """Ids of every text, uint16 (T,) each, in one call into SentencePiece; errors as in ``encode``."""
+        encoded = [text.encode() for text in texts]
         # One thread: workers are processes already, and a pool per call costs more than a short text does.
-        return [np.array(ids, np.uint16) for ids in self._processor.encode(texts, out_type=int, num_threads=1)]
+        return [np.array(ids, np.uint16) for ids in self._processor.encode(encoded, out_type=int, num_threads=1)]
 
     def decode(self, ids: np.ndarray) -> str:
         """The text of ids (T,); ValueError where one is no piece of the model."""

@@ -119,13 +119,12 @@ class _Shard:
         steps: list[Any] = []
         length = crc = 0
         for ordinal in range(info.start, info.start + info.num_steps):
-            data, step = self._step(ordinal)
-            length += len(data)
+            size, step = self._step(ordinal)
+            length += size
             if length > max_bytes:
                 return too_large(Place(position, 0, length, 0), max_bytes)
             if step is None:
                 return Stored(nowhere, None, "corrupt_record", f"step {ordinal - info.start} cannot be read")
-            crc = google_crc32c.extend(crc, data)
             steps.append(step)
         firsts = [ordinal for ordinal, step in enumerate(steps) if is_first(step, self.decode)]
         if len(firsts) > 1:
@@ -135,21 +134,22 @@ class _Shard:
         if firsts != [0]:
             return Stored(nowhere, None, "malformed_steps", "the first step is not marked as an episode's first")
         episode, log = self._own(info.metadata), self._own(self.reader.metadata())
-        for message in (episode, log):
+        for message in (*steps, episode, log):
+            # The reader's own bytes are in another order of keys every time.
             crc = google_crc32c.extend(crc, message.SerializeToString(deterministic=True))
         return Stored(Place(position, 0, length, crc), EnvLoggerEpisode(steps, episode, log, self.decode))
 
-    def _step(self, ordinal: int) -> tuple[bytes, Any]:
-        """A step as stored and parsed; None where it is damaged."""
+    def _step(self, ordinal: int) -> tuple[int, Any]:
+        """A step's size and message; None where it is damaged."""
         data = self.reader.serialized_step(ordinal)
         if data is None:
-            return b"", None
+            return 0, None
         try:
             step = self.data.FromString(data)
         except Exception:
             # Protobuf's implementations raise different types; each means that this is no step.
-            return data, None
-        return data, step if is_step(step) else None
+            return len(data), None
+        return len(data), step if is_step(step) else None
 
     def _own(self, message: Any) -> Any:
         """A message of the native reader as one of Python's protobuf; empty where there is none."""
@@ -185,7 +185,8 @@ def _load(log: str) -> _Shard:
         from envlogger.proto.storage_pb2 import Data
     except ModuleNotFoundError as error:
         raise ConfigError(
-            f"{log}: is an EnvLogger log, and {error.name} is not installed; run: pip install 'gatokit[envlogger]'"
+            f"{log}: is an EnvLogger log, and EnvLogger is not installed ({error}); "
+            "run: pip install 'gatokit[envlogger]'"
         ) from None
     except ImportError as error:
         raise ConfigError(

@@ -3,7 +3,7 @@
 import ctypes
 import os
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,12 +50,12 @@ def _write_riegeli(
     from envlogger.backends.riegeli_backend_writer import RiegeliBackendWriter
 
     path.mkdir(parents=True, exist_ok=True)
-    writer = RiegeliBackendWriter(
-        data_directory=os.fspath(path), max_episodes_per_file=max_episodes_per_file, metadata=dict(metadata or {})
-    )
     with pytest.MonkeyPatch.context() as patch:
         # EnvLogger's encoder names the type that NumPy 2 removed.
         patch.setattr(np, "unicode_", np.str_, raising=False)
+        writer = RiegeliBackendWriter(
+            data_directory=os.fspath(path), max_episodes_per_file=max_episodes_per_file, metadata=dict(metadata or {})
+        )
         for steps, episode_metadata in episodes:
             for ordinal, step in enumerate(steps):
                 writer.record_step(step, is_new_episode=ordinal == 0)
@@ -75,9 +75,7 @@ def empty_library(soname: str) -> bytes:
     dynamic = hashes + 16
     entries = [(14, 1), (4, hashes), (5, names), (6, symbols), (10, len(strings)), (11, 24), (0, 0)]
     size = dynamic + 16 * len(entries)
-    header = struct.pack(
-        "<16sHHIQQQIHHHHHH", b"\x7fELF\x02\x01\x01", 3, 62, 1, 0, 64, 0, 0, 64, 56, 3, 0, 0, 0
-    )
+    header = struct.pack("<16sHHIQQQIHHHHHH", b"\x7fELF\x02\x01\x01", 3, 62, 1, 0, 64, 0, 0, 64, 56, 3, 0, 0, 0)
     load = struct.pack("<IIQQQQQQ", 1, 6, 0, 0, 0, size, size, 4096)
     dynamics = struct.pack("<IIQQQQQQ", 2, 6, dynamic, dynamic, dynamic, size - dynamic, size - dynamic, 8)
     stack = struct.pack("<IIQQQQQQ", 0x6474E551, 6, 0, 0, 0, 0, 0, 16)
@@ -86,7 +84,7 @@ def empty_library(soname: str) -> bytes:
 
 
 @pytest.fixture(scope="session")
-def native_envlogger(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def native_envlogger(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Makes EnvLogger's Riegeli backend load on a machine without libgmpxx; the path of the library's stand-in.
 
     The backend was linked to libgmpxx and uses no symbol of it, so an empty library of that name will do.
@@ -97,7 +95,7 @@ def native_envlogger(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]
         ctypes.CDLL("libgmpxx.so.4")
     except OSError:
         ctypes.CDLL(os.fspath(stand_in))
-    yield stand_in
+    return stand_in
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ import io
 
 import pytest
 import sentencepiece
+
 from gatokit.tokenizers.text import TextTokenizer
 
 WORDS = ["red", "blue", "green", "ball", "box", "key", "door", "go", "to", "the", "pick", "up", "open", "put", "next"]

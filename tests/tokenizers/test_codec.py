@@ -5,11 +5,12 @@ import zlib
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
+
 from gatokit.schemas.errors import RejectedError
 from gatokit.schemas.spec import ImageSpec
 from gatokit.tokenizers import codec
 from gatokit.tokenizers.codec import ImageHeader
-from PIL import Image
 
 RGB = np.random.default_rng(0).integers(0, 256, (32, 48, 3), dtype=np.uint8)
 SMOOTH = cv2.resize(RGB[:4, :6], (48, 32), interpolation=cv2.INTER_CUBIC)
@@ -160,8 +161,6 @@ def test_a_bomb_is_refused_by_its_header():
     ],
 )
 def test_what_cannot_be_decoded_says_why(data, detail):
-    if "animated" in detail:
-        data = data[:8] + data[8:33] + data[33:]
     assert rejected(data).startswith(detail)
 
 
@@ -239,7 +238,8 @@ def test_another_size_is_resized_by_area(frame, height, width):
 
 
 def test_another_codec_is_encoded_anew():
-    assert np.array_equal(codec.decode(codec.fit(JPEG, ImageSpec(height=32, width=48, codec="png")).data),
-                          codec.decode(JPEG))
+    assert np.array_equal(
+        codec.decode(codec.fit(JPEG, ImageSpec(height=32, width=48, codec="png")).data), codec.decode(JPEG)
+    )
     fitted = codec.fit(PNG, ImageSpec(height=32, width=48, codec="jpeg", quality=80))
     assert fitted.data == codec.encode(RGB, "jpeg", 80)

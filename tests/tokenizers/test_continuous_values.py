@@ -2,6 +2,9 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from gatokit.schemas.errors import ConfigError, RejectedError
 from gatokit.tokenizers.continuous import (
     ActionRange,
@@ -12,8 +15,6 @@ from gatokit.tokenizers.continuous import (
     encode_observation,
 )
 from gatokit.tokenizers.mulaw import compand, expand
-from hypothesis import given
-from hypothesis import strategies as st
 
 GOLDEN = [  # value, id as an observation, id as an action
     (-1000.0, 32000, 32000),
@@ -109,7 +110,9 @@ def test_other_dtypes(dtype):
     assert action_ids(values, dtype=dtype).ravel().tolist() == [reference_action(float(value)) for value in values]
 
 
-@given(st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1), st.sampled_from([np.float32, np.float64]))
+@given(
+    st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1), st.sampled_from([np.float32, np.float64])
+)
 def test_observations_round_trip_within_half_a_bin(values, dtype):
     with np.errstate(over="ignore"):
         stored = np.clip(np.array(values, dtype), np.finfo(dtype).min, np.finfo(dtype).max)

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+
 from gatokit.schemas.errors import RejectedError
 from gatokit.tokenizers import discrete
 

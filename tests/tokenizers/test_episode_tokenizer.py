@@ -6,14 +6,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from gatokit.schemas.episode import EncodedImage, Episode, PlacedImage, TokenSequence
 from gatokit.schemas.errors import ConfigError, RejectedError
 from gatokit.schemas.record import Record
 from gatokit.schemas.spec import EpisodeSpec, FieldSpec, ImageSpec
 from gatokit.schemas.tokens import TokenIds
 from gatokit.tokenizers.episode import EpisodeTokenizer
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 NONE = 65535
 TEXT, IMAGE, DISCRETE, CONTINUOUS, SEPARATOR, DISCRETE_ACTION, CONTINUOUS_ACTION = range(1, 8)
@@ -393,6 +394,7 @@ def at(values, index, value):
         ("observation/door", lambda v: v.astype(np.float32), "wrong_shape", "is discrete and has dtype float32"),
         ("observation/mission", lambda v: v[:3], "wrong_shape", "has 3 values for 4 steps"),
         ("observation/mission", lambda v: [*v[:3], b"up"], "wrong_shape", "is text and holds something else"),
+        ("observation/view", lambda v: np.zeros((4, 16, 32, 3)), "wrong_shape", "is a ndarray, not a list of images"),
         ("observation/view", lambda v: v[:3], "wrong_shape", "has 3 values for 4 steps"),
         (
             "observation/view",
@@ -476,10 +478,10 @@ def test_a_spec_out_of_order_is_refused():
     ("change", "message"),
     [
         (lambda s: replace(s, tokens=s.tokens[:-1]), "have .* kinds"),
-        (lambda s: replace(s, tokens=s.tokens[1:], kinds=s.kinds[1:], positions=s.positions[1:]), "of its spec"),
-        (lambda s: replace(s, step_begin=s.step_begin[:-1]), "of its spec|text where"),
+        (lambda s: replace(s, tokens=s.tokens[1:], kinds=s.kinds[1:], positions=s.positions[1:]), "text where"),
+        (lambda s: replace(s, step_begin=s.step_begin[:-1]), "the kinds of|the positions of|text where"),
         (lambda s: replace(s, step_begin=s.step_begin + 1), "do not begin"),
-        (lambda s: replace(s, step_begin=s.step_begin[:0]), "do not begin|no time steps|of its spec"),
+        (lambda s: replace(s, step_begin=s.step_begin[:0]), "do not begin"),
         (lambda s: replace(s, kinds=at(s.kinds, -1, TEXT)), "text where its spec has none"),
         (lambda s: replace(s, kinds=at(s.kinds, -1, SEPARATOR)), "the kinds of the sequence"),
         (lambda s: replace(s, positions=at(s.positions, 3, 9)), "the positions of the sequence"),

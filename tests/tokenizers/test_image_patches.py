@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+
 from gatokit.tokenizers.image import (
     evaluation_positions,
     image,

@@ -4,10 +4,11 @@ import pickle
 import numpy as np
 import pytest
 import sentencepiece
-from gatokit.schemas.errors import ConfigError
-from gatokit.tokenizers.text import TextTokenizer
 from hypothesis import given
 from hypothesis import strategies as st
+
+from gatokit.schemas.errors import ConfigError
+from gatokit.tokenizers.text import TextTokenizer
 
 TEXTS = ["go to the red ball", "", "  spaces  kept?  ", "naïve café", "日本", "😀", "a\nb\tc"]
 
@@ -35,6 +36,12 @@ def test_a_batch_equals_its_texts(text):
 @given(st.text(alphabet="abcdefghijklmnopqrstuvwxyz", min_size=1).map(lambda word: f"go {word} up"))
 def test_words_come_back(text, sentence):
     assert text.decode(text.encode(sentence)) == sentence
+
+
+def test_lone_surrogates_are_refused(text):
+    for encode in (text.encode, lambda sentence: text.encode_batch(["ok", sentence])):
+        with pytest.raises(UnicodeEncodeError):
+            encode("red \ud800 ball")
 
 
 def test_an_id_beyond_the_pieces_is_refused(text):

@@ -2,6 +2,7 @@ import io
 from pathlib import Path
 
 import pytest
+
 from gatokit.pipelines import tfrecord
 
 PAYLOADS = [b"first", b"", b"the third record", bytes(range(256))]

@@ -1,0 +1,51 @@
+# Everything runs from .venv, which the first target that needs it makes.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+FOLDERS := schemas tokenizers pipelines inspection trainer environments cli
+# A strict editable install links single files, so a new or removed file needs it again.
+LINKED := .venv/.linked-$(shell find $(FOLDERS) -name '*.py' | sort | cksum | cut -d' ' -f1)
+PIP := .venv/bin/python -m pip --disable-pip-version-check
+
+.PHONY: install demo test test-slow lint format proto benchmark clean
+
+install: $(LINKED)
+
+.venv/.installed: setup.py constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and "gatokit needs Python 3.11: make PYTHON=/path/to/python3.11")'
+	test -d .venv || $(PYTHON) -m venv .venv
+	$(PIP) install -q -c constraints.txt pip setuptools wheel
+	$(PIP) install -q -c constraints.txt --no-build-isolation --config-settings editable_mode=strict -e '.[demo,train,test]'
+	rm -f .venv/.linked-*
+	touch $@
+
+$(LINKED): .venv/.installed
+	rm -rf build/__editable__.* .venv/.linked-*
+	$(PIP) install -q --no-deps --no-build-isolation --config-settings editable_mode=strict -e .
+	touch $@
+
+demo: install
+	.venv/bin/gatokit demo --out demo
+
+test: lint
+	.venv/bin/python -m pytest
+
+test-slow: install
+	.venv/bin/python -m pytest -m slow
+
+lint: install
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy $(FOLDERS:%=-p gatokit.%)
+	.venv/bin/lint-imports
+
+format: install
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
+
+proto: install
+	.venv/bin/python -m grpc_tools.protoc -I schemas --python_out=schemas --pyi_out=schemas schemas/record.proto
+
+benchmark: install
+	.venv/bin/python benchmarks/episodes.py
+
+clean:
+	rm -rf .venv build demo *.egg-info

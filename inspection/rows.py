@@ -1,0 +1,73 @@
+"""Rows of the index and of the table of tasks, one object each."""
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from gatokit.schemas.index import INDEX, TASKS
+
+
+@dataclass(frozen=True)
+class EpisodeRow:
+    """One episode of a dataset, kept or dropped: the columns of ``schemas.index.INDEX`` under the same names,
+    but ``return``, which is no name in Python and is ``episode_return`` here.
+
+    ``task``, ``agent`` and ``episode_return`` are None where the episode is too damaged to say; ``tokens`` in a
+    scan; ``part``, ``first_record`` and ``record_tokens`` where nothing is stored.
+    """
+
+    episode_id: str
+    task: str | None
+    agent: str | None
+    spec: str | None
+    order: float | None
+    split: str | None
+    steps: int | None
+    episode_return: float | None
+    expert_return: float | None
+    threshold: float | None
+    kept: bool
+    reason: str | None
+    detail: str | None
+    lost: int
+    tokens: int | None
+    part: int | None
+    first_record: int | None
+    record_tokens: tuple[int, ...] | None
+    source_file: str
+    source_position: int
+
+    @staticmethod
+    def from_columns(row: dict[str, Any]) -> "EpisodeRow":
+        """The row whose values by column name are ``row``."""
+        values = {name: row[name] for name in INDEX.names if name != "return"}
+        sizes = values["record_tokens"]
+        values["record_tokens"] = None if sizes is None else tuple(sizes)
+        return EpisodeRow(episode_return=row["return"], **values)
+
+    def columns(self) -> dict[str, Any]:
+        """The values by column name, in the index's order."""
+        return {
+            name: getattr(self, "episode_return" if name == "return" else name)
+            for name in INDEX.names
+        }
+
+
+@dataclass(frozen=True)
+class TaskRow:
+    """One agent's stream of a task: the columns of ``schemas.index.TASKS`` under the same names."""
+
+    task: str
+    agent: str
+    episodes: int
+    window: int
+    stream_return: float
+    expert_return: float
+    threshold: float | None
+    kept: int
+    dropped: int
+    held_out: int
+    steps: int
+    tokens: int | None
+
+
+assert [field.name for field in fields(TaskRow)] == TASKS.names
