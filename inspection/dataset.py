@@ -1,9 +1,10 @@
 """One dataset of a finished build or scan: its tasks, its index and its stored episodes."""
 
 import functools
+import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pyarrow as pa
@@ -24,6 +25,8 @@ from gatokit.schemas.tokens import TokenIds
 from gatokit.tokenizers.episode import EpisodeTokenizer
 from gatokit.tokenizers.text import TextTokenizer
 
+_FILE = "__filename"
+_VERSION = b"gatokit.index"
 _REPEATED = ["task", "agent", "spec", "split", "reason", "source_file"]
 
 
@@ -87,7 +90,8 @@ class DatasetReader:
         """Rows of the index in order, read as they are asked for: those of one task, those that are kept (or
         dropped), those of one split (``train`` or ``held_out``)."""
         wanted = {"task": task, "kept": kept, "split": split}
-        yield from self._rows(_all([pc.field(name) == value for name, value in wanted.items() if value is not None]))
+        conditions = [pc.field(name) == value for name, value in wanted.items() if value is not None]
+        yield from self._rows(functools.reduce(operator.and_, conditions) if conditions else None)
 
     def row(self, episode_id: str) -> EpisodeRow | None:
         """The index row of one episode; None where there is none of that id."""
@@ -117,14 +121,10 @@ class DatasetReader:
 
     def shard_of(self, row: EpisodeRow) -> Path:
         """The file that holds a kept episode; DataError where nothing of it is stored."""
-        if row.part is None:
+        if row.shard is None:
             why = "the directory is a scan, which stores no tokens" if row.kept else f"it was dropped ({row.reason})"
             raise DataError(f"{self.name}: nothing is stored of episode {row.episode_id!r}: {why}")
-        return self.path / self._parts[row.source_file, row.source_position][row.part]
-
-    @functools.cached_property
-    def _parts(self) -> "_PartsByPlace":
-        return _PartsByPlace(self)
+        return self.path / row.shard
 
     def _tokenizer(self, row: EpisodeRow) -> EpisodeTokenizer:
         assert row.spec is not None
@@ -135,3 +135,42 @@ class DatasetReader:
             needs_text = any(field.kind == "text" for field in spec.fields)
             self._tokenizers[row.spec] = EpisodeTokenizer(spec, self._ids, self._text() if needs_text else None)
         return self._tokenizers[row.spec]
+
+    def _files(self) -> pads.Dataset:
+        names = [split.index for split in self.totals.splits]
+        options = pads.ParquetReadOptions(dictionary_columns=_REPEATED)
+        schema = pa.schema([_encoded(field) for field in INDEX])
+        files = pads.dataset(
+            [str(self.path / name) for name in names], schema=schema, format=pads.ParquetFileFormat(options)
+        )
+        first = next(files.get_fragments()).physical_schema.metadata or {}
+        version = int(first.get(_VERSION, b"0"))
+        if version > INDEX_VERSION:
+            raise DataError(
+                f"{self.path / names[0]} has index version {version} and this gatokit reads up to {INDEX_VERSION}: "
+                "install a newer gatokit"
+            )
+        return files
+
+    def _rows(self, where: pc.Expression | None) -> Iterator[EpisodeRow]:
+        parts = {split.index: [part.file for part in split.parts] for split in self.totals.splits}
+        try:
+            for batch in self._files().to_batches(columns=[*INDEX.names, _FILE], filter=where):
+                for row in batch.to_pylist():
+                    files = parts[PurePosixPath(row.pop(_FILE)).name]
+                    yield EpisodeRow.from_columns(row, None if row["part"] is None else files[row["part"]])
+        except (OSError, pa.ArrowInvalid) as error:
+            raise DataError(f"the index of {self.path} cannot be read: {error}") from None
+
+
+def _encoded(field: pa.Field) -> pa.Field:
+    return field.with_type(pa.dictionary(pa.int32(), pa.string())) if field.name in _REPEATED else field
+
+
+def _records(reader: ShardReader, row: EpisodeRow, path: Path) -> list[Record]:
+    assert row.first_record is not None and row.record_tokens is not None
+    data = reader.read(row.first_record, row.first_record + len(row.record_tokens))
+    try:
+        return [Record.from_bytes(record) for record in data]
+    except ValueError as error:
+        raise DataError(f"{path}: a record of episode {row.episode_id!r} is damaged: {error}") from None

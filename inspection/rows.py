@@ -11,7 +11,8 @@ class EpisodeRow:
     """One episode of a dataset, kept or dropped: the columns of ``schemas.index.INDEX`` under the same names,
     but ``return``, which is no name in Python and is ``episode_return`` here.
 
-    ``task``, ``agent`` and ``episode_return`` are None where the episode is too damaged to say; ``tokens`` in a
+    ``shard`` is the file below the dataset's directory that holds it, None where nothing is stored. ``task``,
+    ``agent`` and ``episode_return`` are None where the episode is too damaged to say; ``tokens`` in a
     scan; ``part``, ``first_record`` and ``record_tokens`` where nothing is stored.
     """
 
@@ -35,21 +36,20 @@ class EpisodeRow:
     record_tokens: tuple[int, ...] | None
     source_file: str
     source_position: int
+    shard: str | None
 
     @staticmethod
-    def from_columns(row: dict[str, Any]) -> "EpisodeRow":
-        """The row whose values by column name are ``row``."""
+    def from_columns(row: dict[str, Any], shard: str | None) -> "EpisodeRow":
+        """The row whose values by column name are ``row``, stored in the file ``shard``."""
         values = {name: row[name] for name in INDEX.names if name != "return"}
         sizes = values["record_tokens"]
         values["record_tokens"] = None if sizes is None else tuple(sizes)
-        return EpisodeRow(episode_return=row["return"], **values)
+        return EpisodeRow(episode_return=row["return"], shard=shard, **values)
 
     def columns(self) -> dict[str, Any]:
-        """The values by column name, in the index's order."""
-        return {
-            name: getattr(self, "episode_return" if name == "return" else name)
-            for name in INDEX.names
-        }
+        """The values by column name, in the index's order, and the shard."""
+        values = {name: getattr(self, "episode_return" if name == "return" else name) for name in INDEX.names}
+        return values | {"shard": self.shard}
 
 
 @dataclass(frozen=True)

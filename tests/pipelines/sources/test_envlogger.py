@@ -94,6 +94,11 @@ def same(ours: Any, theirs: Sequence[Any]) -> bool:
     return bool(np.array_equal(ours, np.array(theirs)))
 
 
+def lists(directory: SourceDirectory, row: Stored) -> dict[str, list[Any]]:
+    """Every field's values."""
+    return {field.path: list(episode_of(row).column(field)) for field in directory.features.steps}
+
+
 def test_every_value_is_that_of_envlogger_in_the_order_of_tfds(log: Path) -> None:
     import envlogger
     from tensorflow_datasets.rlds import envlogger_reader
@@ -194,12 +199,11 @@ def test_a_log_of_the_environment_wrapper(native_envlogger: Path, tmp_path: Path
         ("observation", "float32", (10, 5), None),
         ("reward", "float64", (), None),
     ]
-    found = [episode_of(row) for row in rows(directory)]
-    for action, episode in enumerate(found):
-        columns = {field.path: episode.column(field) for field in directory.features.steps}
-        assert columns["action"].tolist() == [action] * 9 + [0]
-        assert columns["is_first"].tolist() == [True] + [False] * 9
-        assert columns["is_last"].tolist() == columns["is_terminal"].tolist() == [False] * 9 + [True]
+    for action, row in enumerate(rows(directory)):
+        columns = lists(directory, row)
+        assert columns["action"] == [action] * 9 + [0]
+        assert columns["is_first"] == [True] + [False] * 9
+        assert columns["is_last"] == columns["is_terminal"] == [False] * 9 + [True]
         assert np.abs(columns["reward"]).tolist() == [0.0] * 8 + [1.0, 0.0]
 
 
@@ -299,15 +303,13 @@ def test_an_episode_above_the_limit_is_rejected(log: Path) -> None:
 
 def test_an_interrupted_episode_ends_with_its_last_observation(tmp_path: Path, write_riegeli: Callable) -> None:
     directory = read(write_riegeli(tmp_path / "log", recorded((3, 1), last=False)))
-    cut, reset = (episode_of(row) for row in rows(directory))
-    columns = {field.path: cut.column(field) for field in directory.features.steps}
-    assert columns["is_last"].tolist() == [False, False, True]
-    assert columns["is_terminal"].tolist() == [False, False, False]
-    assert columns["reward"].tolist() == [1.0, 2.0, 0.0]
-    alone = {field.path: reset.column(field) for field in directory.features.steps}
-    assert alone["is_last"].tolist() == alone["is_first"].tolist() == [True]
-    assert alone["reward"].tolist() == [0.0]
-    assert alone["action/move"].tolist() == [[0.0, 0.0]]
+    cut, reset = (lists(directory, row) for row in rows(directory))
+    assert cut["is_last"] == [False, False, True]
+    assert cut["is_terminal"] == [False, False, False]
+    assert cut["reward"] == [1.0, 2.0, 0.0]
+    assert reset["is_last"] == reset["is_first"] == [True]
+    assert reset["reward"] == [0.0]
+    assert np.array_equal(reset["action/move"], [[0.0, 0.0]])
 
 
 def test_steps_that_differ_from_the_first_are_rejections(tmp_path: Path, write_riegeli: Callable) -> None:
