@@ -61,7 +61,7 @@ setup(
     python_requires=">=3.11",
     packages=[f"gatokit.{folder}" for folder in FOLDERS],
     package_dir={f"gatokit.{folder}": folder.replace(".", "/") for folder in FOLDERS},
-    package_data={"": ["py.typed"], "gatokit.schemas": ["record.proto", "py.typed"]},
+    package_data={"": ["py.typed", "*.proto", "*.yaml"]},
     install_requires=BASE,
     extras_require={
         "build": BUILD,

@@ -65,15 +65,15 @@ def run(arguments: argparse.Namespace) -> int:
     datasets = result.manifest.datasets
     output.table(
         f"{arguments.out}",
-        ["dataset", "episodes", "kept", "held out", "tokens", "records", "shards", "bytes"],
+        ["dataset", "episodes", "kept", "tokens", "records", "held-out records", "shards", "bytes"],
         [
             [
                 item.name,
                 item.episodes,
                 item.kept,
-                item.held_out,
                 item.tokens,
                 item.records,
+                item.held_out,
                 item.shards,
                 size(item.bytes),
             ]

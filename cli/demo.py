@@ -1,7 +1,99 @@
-"""``gatokit demo``."""
+"""``gatokit demo``: the whole road on real episodes that are recorded on the spot."""
 
 import argparse
+import pydoc_data.topics
+import time
+from importlib.resources import files
+from pathlib import Path
+
+from gatokit.cli.build import positive
+from gatokit.cli.console import Output, add_command
+from gatokit.schemas.errors import ConfigError
+
+VOCABULARY_PIECES = 4000
+"""The demo's text, Python's own reference, is too short for 32,000."""
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Adds the command."""
+    parser = add_command(
+        commands,
+        "demo",
+        "record real episodes, scan, build, verify and inspect them, in a few minutes on two cores",
+        "gatokit demo --out demo",
+    )
+    parser.add_argument("--out", default="demo", metavar="DIR", help="directory to write (default: demo)")
+    parser.add_argument("--workers", type=positive, default=2, metavar="N", help="local processes (default: 2)")
+    parser.set_defaults(run=run, takes_beam_options=False)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Runs every stage; what is already there is not done again."""
+    try:
+        from gatokit.environments.demo import record_demo
+        from gatokit.environments.progress import progress_bars
+        from gatokit.pipelines.vocabulary import train_vocabulary
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("gatokit"):
+            raise
+        raise ConfigError(f"{error.name} is not installed: pip install 'gatokit[demo]'") from None
+    output = Output(arguments.json)
+    out = Path(arguments.out)
+    begin = time.monotonic()
+    stage(output, "record episodes of four families: experts, noisy experts and random agents")
+    with progress_bars() as progress:
+        recordings = record_demo(out / "data", arguments.workers, progress)
+    output.table(
+        f"{out / 'data'}",
+        ["recorded", "episodes", "steps", "expert", "noisy", "random"],
+        [
+            [item.env_id, item.episodes, item.steps, *(item.mean_return.get(a) for a in ("expert", "noisy", "random"))]
+            for item in recordings
+        ],
+    )
+    config, vocabulary = out / "demo.yaml", out / "vocabulary.model"
+    config.write_text(files("gatokit.cli").joinpath("demo.yaml").read_text(encoding="utf-8"), encoding="utf-8")
+    if not vocabulary.exists():
+        stage(output, f"train a vocabulary of {VOCABULARY_PIECES:,} pieces on Python's own reference")
+        lines = (line.strip() for text in pydoc_data.topics.topics.values() for line in text.splitlines())
+        train_vocabulary((line for line in lines if line), vocabulary, VOCABULARY_PIECES)
+    workers = ["--workers", str(arguments.workers)]
+    built = str(out / "built")
+    for words in (
+        ["scan", str(config), "--out", str(out / "scanned"), *workers],
+        ["build", str(config), "--out", built, *workers],
+        ["verify", built],
+        ["inspect", built],
+        ["inspect", built, "--dataset", "metaworld", "--at", "0.9"],
+        ["inspect", built, "--dataset", "babyai", "--episode", first_episode(out / "data", "babyai")],
+    ):
+        status = command(output, words, quiet=arguments.json)
+        if status:
+            return status
+    seconds = time.monotonic() - begin
+    output.say(f"\nthe demo took {seconds:.0f} s; everything is below {out}, and its config is {config}")
+    output.result({"out": str(out), "seconds": seconds})
+    return 0
+
+
+def stage(output: Output, text: str) -> None:
+    """A heading."""
+    output.say(f"\n— {text}")
+
+
+def command(output: Output, words: list[str], *, quiet: bool) -> int:
+    """Shows and runs one gatokit command; ``quiet`` runs it with its output thrown away."""
+    import contextlib
+    import io
+
+    from gatokit.cli.main import main
+
+    output.say(f"\n$ gatokit {' '.join(words)}")
+    with contextlib.redirect_stdout(io.StringIO()) if quiet else contextlib.nullcontext():
+        return main(words)
+
+
+def first_episode(data: Path, family: str) -> str:
+    """The id of a family's first recorded episode."""
+    path = next(iter(sorted((data / family).rglob("*record-*"))))
+    return f"{path.relative_to(data / family)}#0"

@@ -7,15 +7,16 @@ from gatokit.environments.jobs import Job, record_tasks
 from gatokit.environments.record import Progress, Recording
 
 DEMO = (
-    Job("metaworld/button-press-topdown-v3", Mix(expert=80, noisy=30, random=30)),
-    Job("metaworld/door-open-v3", Mix(expert=80, noisy=30, random=30)),
-    Job("metaworld/drawer-open-v3", Mix(expert=80, noisy=30, random=30)),
+    Job("metaworld/button-press-topdown-v3", Mix(expert=80, noisy=30, random=30), writer="tfrecord"),
+    Job("metaworld/door-open-v3", Mix(expert=80, noisy=30, random=30), writer="tfrecord"),
+    Job("metaworld/drawer-open-v3", Mix(expert=80, noisy=30, random=30), writer="tfrecord"),
     Job("atari/Breakout", Mix(expert=8, noisy=4, random=4), options={"time_limit": 300}),
     Job("dm_control/cartpole-swingup", Mix(expert=24, noisy=12, random=12)),
     Job("babyai/GoToLocal-v0", Mix(expert=60, noisy=30, random=30)),
     Job("babyai/PickupLoc-v0", Mix(expert=60, noisy=30, random=30)),
 )
-"""The longest first, so that two processes end together."""
+"""The longest first, so that two processes end together. EnvLogger, the family's default writer for Meta-World, needs
+a native library that a bare machine may lack."""
 
 
 def record_demo(out: str | Path, jobs: int = 2, progress: Progress | None = None) -> list[Recording]:

@@ -5,16 +5,18 @@ from gatokit.inspection.directory import Directory, open_directory
 from gatokit.inspection.episode import Step, StoredEpisode
 from gatokit.inspection.preview import TaskPreview, preview
 from gatokit.inspection.rows import EpisodeRow, TaskRow
-
+from gatokit.inspection.verify import Fault, verify
 
 __all__ = [
     "DatasetReader",
     "Directory",
     "EpisodeRow",
+    "Fault",
     "Step",
     "StoredEpisode",
     "TaskPreview",
     "TaskRow",
     "open_directory",
     "preview",
+    "verify",
 ]

@@ -18,16 +18,15 @@ _TEMPORARY = ".tmp-"
 
 
 def check_files(root: Path, manifest: Manifest, faults: Faults, moved: Callable[[int], None]) -> None:
-    """Faults of every listed file, and of every file that is not listed. ``moved`` is called with the number of
-    files that are done."""
+    """Faults of every listed file, and of every file that is not listed. ``moved`` is called with 1 for each
+    file that is done."""
     owners = {entry.blake2b: entry.path for entry in manifest.files}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for done, (entry, fault) in enumerate(
-            zip(manifest.files, pool.map(partial(_fault, root, owners), manifest.files), strict=True), 1
-        ):
+        found = pool.map(partial(_fault, root, owners), manifest.files)
+        for entry, fault in zip(manifest.files, found, strict=True):
             if fault is not None:
                 faults.add(entry.path, fault)
-            moved(done)
+            moved(1)
     for path in unlisted(root, {entry.path for entry in manifest.files}):
         name = path.rsplit("/", 1)[-1]
         if name.startswith(_TEMPORARY):
@@ -59,7 +58,7 @@ def _fault(root: Path, owners: dict[str, str], entry: FileEntry) -> str | None:
         size = path.stat().st_size
         if size == entry.size:
             with open(path, "rb") as file:
-                found = hashlib.file_digest(file, partial(hashlib.blake2b, digest_size=32)).hexdigest()  # type: ignore[arg-type]
+                found = hashlib.file_digest(file, partial(hashlib.blake2b, digest_size=32)).hexdigest()
             if found == entry.blake2b:
                 return None
         else:

@@ -11,7 +11,7 @@ import numpy as np
 
 from gatokit.inspection.shards import ShardReader, open_shard
 from gatokit.schemas.episode import FIRST, LAST, TERMINAL, TokenSequence
-from gatokit.schemas.errors import ConfigError, DataError, RejectedError
+from gatokit.schemas.errors import DataError, RejectedError
 from gatokit.schemas.record import Record
 from gatokit.schemas.spec import EpisodeSpec, FieldSpec
 from gatokit.schemas.tokens import BINS, CONTINUOUS_OFFSET, DISCRETE_VALUES, IMAGE_ID, Kind, TokenIds
@@ -39,9 +39,7 @@ class RecordChecker:
         """``specs`` are those of ``dataset.json`` by id, ``pieces`` the size of the vocabulary."""
         self._specs = {id_: _SpecChecker(spec, ids, pieces) for id_, spec in specs.items()}
 
-    def faults(
-        self, path: Path, records: int, owners: list[Owner], moved: Callable[[int], None]
-    ) -> Iterator[str]:
+    def faults(self, path: Path, records: int, owners: list[Owner], moved: Callable[[int], None]) -> Iterator[str]:
         """What is wrong with a shard that should hold ``records`` records, those of ``owners`` in order.
 
         ``moved`` is called with the number of records that were just read.

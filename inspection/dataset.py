@@ -168,7 +168,8 @@ def _encoded(field: pa.Field) -> pa.Field:
 
 
 def _records(reader: ShardReader, row: EpisodeRow, path: Path) -> list[Record]:
-    assert row.first_record is not None and row.record_tokens is not None
+    assert row.first_record is not None
+    assert row.record_tokens is not None
     data = reader.read(row.first_record, row.first_record + len(row.record_tokens))
     try:
         return [Record.from_bytes(record) for record in data]

@@ -40,7 +40,9 @@ class Directory:
             raise DataError(f"{self.path} is a scan and holds no vocabulary")
         text = TextTokenizer.load(self.path / self.manifest.vocabulary.file)
         if text.digest != self.manifest.vocabulary.blake2b:
-            raise DataError(f"{self.path / self.manifest.vocabulary.file} is not the model that the tokens were made with")
+            raise DataError(
+                f"{self.path / self.manifest.vocabulary.file} is not the model that the tokens were made with"
+            )
         return text
 
 

@@ -66,9 +66,9 @@ def preview(dataset: DatasetReader, fraction: float) -> list[TaskPreview]:
     rows = [
         TaskPreview(
             task=name,
-            expert_return=expert.get(name),  # type: ignore[arg-type]
-            threshold=now.get(name),  # type: ignore[arg-type]
-            threshold_at=then.get(name),  # type: ignore[arg-type]
+            expert_return=expert.get(name),
+            threshold=now.get(name),
+            threshold_at=then.get(name),
             kept=is_kept,
             kept_at=would_be,
             added=added,

@@ -1,5 +1,6 @@
 """What a job is about to do: the sources of a dataset, the units of its scan, and the orders of its build."""
 
+import glob
 import os
 from collections import Counter
 from dataclasses import dataclass
@@ -7,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from gatokit.pipelines import splits
 from gatokit.pipelines.orders import ORDER, Order, Settings, make_head
@@ -68,7 +68,7 @@ def plan_dataset(config: BuildConfig, number: int, base: Path) -> DatasetPlan:
     """
     dataset = config.datasets[number]
     field = f"datasets[{number}]"
-    pattern = os.path.join(base, os.path.expanduser(dataset.source))
+    pattern = os.path.join(glob.escape(os.fspath(base)), os.path.expanduser(dataset.source))
     below = fixed_part(pattern)
     directories = [
         READERS[found.marker](found.path, found.name, below, dataset.splits)
@@ -235,7 +235,7 @@ def _rows(scanned: pa.Table) -> Rows:
         agent=agent.indices.fill_null(-1).to_numpy().astype(np.int64),
         order=scanned["order"].to_numpy(),
         steps=scanned["steps"].fill_null(0).to_numpy(),
-        returns=np.where(pc.is_null(scanned["reason"]).to_numpy(), scanned["return"].to_numpy(), np.nan),
+        returns=scanned["return"].to_numpy(),
         success=None if success.null_count == len(success) else success.fill_null(False).to_numpy(),
         reason=np.array(scanned["reason"].to_pylist(), object),
         task_names=_used(task),

@@ -1,7 +1,8 @@
 """Plans the source's splits: which consecutive episodes become one shard.
 
 Large files are divided and small ones joined. Where a group of small files ends is decided by the name of its
-last file, so that a new file changes its own group and no other.
+last file, so that a new file changes its own group and no other. Only a group that no name ends in time is ended
+by its size, and then those up to the next such name may change with it.
 """
 
 import hashlib

@@ -67,11 +67,15 @@ def hold(directory: str | Path) -> Iterator[None]:
         Path(directory).mkdir(parents=True, exist_ok=True)
         file = open(Path(directory) / LOCK, "a")  # noqa: SIM115
     except OSError as error:
-        raise ConfigError(f"--out {directory}: cannot be written: {error.strerror}") from None
+        raise ConfigError(f"--out {directory}: cannot be written: {error.strerror}; choose another directory") from None
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # A build that ended in between took its lock file away, and the next one holds another.
+            is_held = os.path.samestat(os.fstat(file.fileno()), os.stat(Path(directory) / LOCK))
         except OSError:
-            raise DataError(f"{directory} is in use by another gatokit; wait for it or choose another --out") from None
+            is_held = False
+        if not is_held:
+            raise DataError(f"{directory} is in use by another gatokit; wait for it or choose another --out")
         yield
         Path(directory, LOCK).unlink(missing_ok=True)

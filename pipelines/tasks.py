@@ -60,8 +60,8 @@ class Rows:
 def judge_rows(rows: Rows, keep: Keep, dataset: str) -> tuple[list[Task], np.ndarray, np.ndarray]:
     """Expert return and verdict of every task: (tasks by name, kept (R,) bool, reason (R,) of str or None).
 
-    N, W and E count every episode whose rewards parse and are finite. DataError names a task that has none
-    or whose episodes all drop.
+    N, W and E count every episode whose rewards parse and are finite, also one that is bad otherwise and
+    cannot be kept. DataError names a task that has none or whose episodes all drop.
     """
     kept = np.zeros(len(rows.task), bool)
     reason = rows.reason.copy()
@@ -82,10 +82,10 @@ def judge_rows(rows: Rows, keep: Keep, dataset: str) -> tuple[list[Task], np.nda
         streams, best = _streams(rows, sound, keep, name)
         candidates = Candidates(name, rows.returns[sound], None if rows.success is None else rows.success[sound], best)
         verdict = judge(keep, candidates)
-        empty = rows.steps[sound] == 0
-        reason[sound[~verdict.kept]] = verdict.reason
-        reason[sound[empty]] = "too_short"
-        kept[sound] = verdict.kept & ~empty
+        empty, bad = rows.steps[sound] == 0, np.not_equal(rows.reason[sound], None)
+        reason[sound[~verdict.kept & ~bad]] = verdict.reason
+        reason[sound[empty & ~bad]] = "too_short"
+        kept[sound] = verdict.kept & ~empty & ~bad
         if not kept[sound].any():
             limit = "" if verdict.threshold is None else f", threshold {verdict.threshold:g}"
             raise DataError(

@@ -5,13 +5,33 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictBool,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from gatokit.schemas.errors import ConfigError
+from gatokit.schemas.manifest import LOG, MANIFEST, VOCABULARY
 from gatokit.schemas.tokens import BINS, CONTINUOUS_OFFSET, DISCRETE_VALUES, PATCH
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]*$")]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+def _no_bool(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("must be a number")
+    return value
+
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]*$", max_length=100)]
+Text = Annotated[str, Field(min_length=1)]
+Whole = Annotated[int, Field(strict=True)]
+Number = Annotated[float, BeforeValidator(_no_bool), Field(allow_inf_nan=False)]
+Positive = Annotated[Number, Field(gt=0)]
 
 
 class _Model(BaseModel):
@@ -19,7 +39,7 @@ class _Model(BaseModel):
 
 
 def _one_of(value: Any, names: tuple[str, ...]) -> Any:
-    if not isinstance(value, dict) or len(set(value) & set(names)) != 1:
+    if not isinstance(value, dict) or [value[name] is None for name in names if name in value] != [False]:
         raise ValueError("give exactly one of " + ", ".join(f"{{{name}: …}}" for name in names))
     return value
 
@@ -27,15 +47,15 @@ def _one_of(value: Any, names: tuple[str, ...]) -> Any:
 class MetadataKey(_Model):
     """A value stored with each episode under ``metadata``: its key path, or its last component."""
 
-    metadata: str
+    metadata: Text
 
 
 class TaskName(_Model):
     """Where an episode's task name comes from: the directory, a metadata key, or one constant."""
 
     source: Literal["directory"] | None = Field(None, alias="from")
-    metadata: str | None = None
-    constant: str | None = None
+    metadata: Text | None = None
+    constant: Text | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -46,20 +66,29 @@ class TaskName(_Model):
 class Keep(_Model):
     """Which episodes stay: a fraction of the windowed expert return, all, or those marked as successes."""
 
-    min_return: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
+    min_return: Annotated[Number, Field(ge=0, le=1)] | None = None
     random_return: float | dict[str, float] | None = None
     """With ``min_return``: the fraction counts from this return (one, or one a task) instead of from zero."""
     streams: Literal["agent", "task"] = "agent"
     """With ``min_return``: windows run inside one agent's episodes, or over all of a task's."""
     all: Literal[True] | None = None
-    success: str | None = None
+    success: Text | None = None
 
     @model_validator(mode="before")
     @classmethod
     def _exactly_one(cls, value: Any) -> Any:
         value = _one_of(value, ("min_return", "all", "success"))
         if "min_return" not in value and len(value) > 1:
-            raise ValueError("random_return and streams belong to min_return")
+            raise ValueError("random_return and streams belong to min_return; remove them")
+        return value
+
+    @field_validator("random_return", mode="before")
+    @classmethod
+    def _numbers(cls, value: Any) -> Any:
+        numbers = list(value.values()) if isinstance(value, dict) else [value]
+        named = isinstance(value, dict) and all(isinstance(task, str) for task in value)
+        if not (value is None or named or not isinstance(value, dict)) or not all(map(_is_number, numbers)):
+            raise ValueError("must be a finite number, or such a number for each task, {TASK: NUMBER}")
         return value
 
 
@@ -70,12 +99,16 @@ class ImageSize(_Model):
     """Height and width; default: as recorded."""
     codec: Literal["png", "jpeg"] | None = None
     """Default: PNG and JPEG stay as they are, everything else becomes PNG."""
-    quality: Annotated[int, Field(ge=1, le=100)] = 95
+    quality: Annotated[Whole, Field(ge=1, le=100)] = 95
 
-    @field_validator("size")
+    @field_validator("size", mode="before")
     @classmethod
-    def _multiples(cls, value: tuple[int, int] | None) -> tuple[int, int] | None:
-        if value is not None and any(side <= 0 or side % PATCH for side in value):
+    def _multiples(cls, value: Any) -> Any:
+        if value is None:
+            return value
+        if not (isinstance(value, list | tuple) and len(value) == 2 and all(type(side) is int for side in value)):
+            raise ValueError("must be [height, width] in pixels, two whole numbers")
+        if any(side <= 0 or side % PATCH for side in value):
             near = [max(PATCH, PATCH * round(side / PATCH)) for side in value]
             raise ValueError(f"height and width must be multiples of {PATCH}; the nearest are {near}")
         return value
@@ -87,16 +120,20 @@ class FieldRule(_Model):
     kind: Literal["skip", "text", "image", "discrete", "continuous"] | None = Field(None, alias="as")
     range: tuple[float, float] | tuple[tuple[float, float], ...] | None = None
     """Continuous actions: low and high, or one such pair a component."""
-    num: Annotated[int, Field(ge=1, le=DISCRETE_VALUES)] | None = None
+    num: Annotated[Whole, Field(ge=1, le=DISCRETE_VALUES)] | None = None
     images: ImageSize | None = None
 
-    @field_validator("range")
+    @field_validator("range", mode="before")
     @classmethod
     def _ascending(cls, value: Any) -> Any:
-        pairs = [value] if value and isinstance(value[0], float) else value or []
+        if value is None:
+            return value
+        pairs = value if isinstance(value, list | tuple) and value and not _is_number(value[0]) else [value]
         for pair in pairs:
-            if not (math.isfinite(pair[0]) and math.isfinite(pair[1]) and pair[0] < pair[1]):
-                raise ValueError(f"low must be below high and both finite, not {list(pair)}")
+            if not (isinstance(pair, list | tuple) and len(pair) == 2 and all(map(_is_number, pair))):
+                raise ValueError("must be [low, high], two finite numbers, or a list of one such pair a component")
+            if not float(pair[0]) < float(pair[1]):
+                raise ValueError(f"low must be below high, and {list(pair)} is not so")
         return value
 
     @property
@@ -114,19 +151,33 @@ class EpisodesConfig(_Model):
 
     name: Name
     kind: Literal["episodes"]
-    source: str
+    source: Text
     task: TaskName = TaskName.model_validate({"from": "directory"})
     agent: MetadataKey | None = None
     order: MetadataKey | None = None
     id: MetadataKey | None = None
-    splits: tuple[str, ...] | None = None
-    merge: bool = False
+    splits: Annotated[tuple[Text, ...], Field(min_length=1)] | None = None
+    merge: StrictBool = False
     keep: Keep = Keep(min_return=0.8)
     fields: dict[str, FieldRule] = {}
     images: ImageSize = ImageSize()
     hz: Positive | None = None
     license: str | None = None
     weight: Positive = 1.0
+
+    @field_validator("name")
+    @classmethod
+    def _not_reserved(cls, value: str) -> str:
+        if value in (MANIFEST, VOCABULARY, LOG):
+            raise ValueError(f"the build writes a file {value!r} of its own; choose another name")
+        return value
+
+    @field_validator("splits")
+    @classmethod
+    def _each_once(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if value is not None and len(set(value)) < len(value):
+            raise ValueError("name each split once")
+        return value
 
     @field_validator("fields")
     @classmethod
@@ -140,22 +191,25 @@ class EpisodesConfig(_Model):
 class BuildConfig(_Model):
     """A whole build: the vocabulary, how records are cut and shards planned, and the datasets."""
 
-    vocabulary: str
+    vocabulary: Text
     discrete_offset: Literal[0, 33024] = 0
-    chunk_tokens: Annotated[int, Field(ge=1, le=1 << 24)] = 4096
-    shard_bytes: Annotated[int, Field(ge=1 << 10)] = 256 << 20
-    max_episode_bytes: Annotated[int, Field(ge=1)] = 1 << 30
-    max_bad_fraction: Annotated[float, Field(ge=0, le=1)] = 0.01
-    holdout: Annotated[float, Field(ge=0, lt=1)] = 0.01
-    seed: int = 0
+    chunk_tokens: Annotated[Whole, Field(ge=1, le=1 << 24)] = 4096
+    shard_bytes: Annotated[Whole, Field(ge=1 << 10)] = 256 << 20
+    max_episode_bytes: Annotated[Whole, Field(ge=1)] = 1 << 30
+    max_bad_fraction: Annotated[Number, Field(ge=0, le=1)] = 0.01
+    holdout: Annotated[Number, Field(ge=0, lt=1)] = 0.01
+    seed: Whole = 0
     datasets: Annotated[tuple[EpisodesConfig, ...], Field(min_length=1)]
 
     @model_validator(mode="after")
     def _names(self) -> "BuildConfig":
         names = [dataset.name for dataset in self.datasets]
-        for name in names:
-            if names.count(name) > 1:
-                raise ValueError(f"two datasets have the name {name!r}")
+        for number, name in enumerate(names):
+            if name in names[:number]:
+                raise ValueError(
+                    f"datasets[{number}].name: datasets[{names.index(name)}] has the name {name!r} already; "
+                    "choose another"
+                )
         return self
 
 
@@ -165,16 +219,16 @@ assert CONTINUOUS_OFFSET + BINS == 33024
 class _Loader(yaml.SafeLoader):
     """SafeLoader that refuses a key given twice, where YAML would silently take the last."""
 
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
         seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if isinstance(key, str) and key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} stands twice", key_node.start_mark
-                )
-            seen.add(key if isinstance(key, str) else None)
-        return super().construct_mapping(node, deep)
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    problem = f"the key {key.value!r} stands twice; remove one"
+                    raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+                seen.add(key.value)
+        return node
 
 
 def read_config(path: str | Path) -> BuildConfig:
@@ -184,45 +238,77 @@ def read_config(path: str | Path) -> BuildConfig:
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot read the config: {getattr(error, 'strerror', None) or error}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: the config is no UTF-8 text: {error}; save it as UTF-8") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot read the config: {error.strerror}; give the path of a YAML file") from None
     try:
         content = yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        raise ConfigError(f"{path}{where}: {getattr(error, 'problem', None) or error}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}{_yaml_sentence(error)}") from None
     if not isinstance(content, dict):
-        raise ConfigError(f"{path}: a config is a mapping with the keys vocabulary and datasets")
+        raise ConfigError(f"{path}: must be a mapping with the keys vocabulary and datasets")
     try:
         return BuildConfig.model_validate(content)
     except ValidationError as error:
-        raise ConfigError(f"{path}: " + "; ".join(_sentence(item, content) for item in _worst(error))) from None
+        raise ConfigError(f"{path}: {_sentences(error)}") from None
 
 
-def _worst(error: ValidationError) -> list[Any]:
-    """At most three errors, those of a union's branches that were not meant left out."""
-    return [item for item in error.errors() if item["type"] != "model_type"][:3] or error.errors()[:3]
+def _yaml_sentence(error: Exception) -> str:
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    where = f", line {mark.line + 1}: " if mark else ": "
+    if isinstance(error, yaml.constructor.ConstructorError) and problem:
+        tag = str(problem).partition("could not determine a constructor for the tag ")[2]
+        return where + (f"the tag {tag} is not allowed; write a plain value" if tag else str(problem))
+    context = getattr(error, "context", None)
+    what = ", ".join(str(part) for part in (context, problem) if part) or str(error).splitlines()[0]
+    return f"{where}this is no valid YAML: {what}"
 
 
-def _sentence(item: Any, content: Any) -> str:
-    path, model = "", content
+_MOST_ERRORS = 2
+_MESSAGES = {
+    "extra_forbidden": "unknown key; remove it or check its spelling",
+    "missing": "this key is required",
+    "invalid_key": "must be a string; quote it",
+    "string_too_short": "must not be empty",
+    "too_short": "must not be empty",
+    "tuple_type": "must be a list",
+    "dict_type": "must be a mapping",
+    "model_type": "must be a mapping",
+    "bool_type": "must be true or false",
+    "string_pattern_mismatch": "must be letters, digits, '_', '.' and '-', and begin with a letter or digit",
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "must be a whole number"),
+    **dict.fromkeys(("float_type", "float_parsing"), "must be a number"),
+}
+
+
+def _sentences(error: ValidationError) -> str:
+    errors = error.errors()
+    # A list whose items failed is reported as too short as well.
+    inner = {item["loc"][:length] for item in errors for length in range(len(item["loc"]))}
+    errors = [item for item in errors if not (item["type"] == "too_short" and item["loc"] in inner)]
+    more = len(errors) - _MOST_ERRORS
+    return "; ".join(map(_sentence, errors[:_MOST_ERRORS])) + (f"; and {more} more" if more > 0 else "")
+
+
+def _sentence(item: Any) -> str:
+    path = ""
     for part in item["loc"]:
-        if isinstance(part, int):
-            path += f"[{part}]"
-            model = model[part] if isinstance(model, list | tuple) and part < len(model) else None
-        elif (isinstance(model, dict) and part in model) or not path.endswith(f".{part}"):
-            if not isinstance(part, str) or "[" in part or part in ("float", "int", "str"):
-                continue
-            path += f".{part}" if path else part
-            model = model.get(part) if isinstance(model, dict) else None
-    kind, value = item["type"], item["input"]
-    if kind == "extra_forbidden":
-        return f"{path}: unknown key; remove it or check its spelling"
-    if kind == "missing":
-        return f"{path}: this key is required"
-    message = item["msg"].removeprefix("Value error, ")
+        if part != "[key]":
+            path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else str(part)
+    value, message = item["input"], _MESSAGES.get(item["type"], item["msg"])
+    if item["type"] == "string_type":
+        message = "must be a string" + ("" if value is None or isinstance(value, list | dict) else "; quote it")
+    message = message.removeprefix("Value error, ").replace("Input should be", "must be")
+    if item["type"] in ("extra_forbidden", "missing") or not path:
+        return f"{path}: {message}" if path else message
     shown = repr(value)
-    return f"{path or 'config'}: {message[0].lower() + message[1:]}" + (
-        f" (got {shown})" if len(shown) <= 60 and not isinstance(value, BaseModel) else ""
-    )
+    return f"{path}: {message} (got {shown if len(shown) <= 60 else shown[:57] + '...'})"
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a value, perhaps a string because YAML reads 1e-3 without a point as one, is a finite number."""
+    try:
+        return isinstance(value, int | float | str) and not isinstance(value, bool) and math.isfinite(float(value))
+    except (ValueError, OverflowError):
+        return False

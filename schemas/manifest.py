@@ -137,7 +137,7 @@ class Manifest(_Model):
             raise DataError(
                 f"{directory} has no {MANIFEST}: it is no finished build or scan. Run the build again to finish it"
             ) from None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise DataError(f"{path} cannot be read as JSON: {error}") from None
         if not isinstance(content, dict) or content.get("format") != "gatokit":
             raise DataError(f"{path} is no Gatokit manifest")
@@ -148,7 +148,11 @@ class Manifest(_Model):
                 "install a newer gatokit"
             )
         said = content.pop("digest", None)
-        if said != json_digest(content):
+        try:
+            is_whole = said == json_digest(content)
+        except ValueError:  # NaN or a lone surrogate, which no manifest of ours holds
+            is_whole = False
+        if not is_whole:
             raise DataError(f"{path} was edited: its content does not match its own digest")
         try:
             return Manifest(**content, digest=said)

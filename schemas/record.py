@@ -10,6 +10,7 @@ from google.protobuf.message import DecodeError
 
 from gatokit.schemas.episode import EncodedImage, PlacedImage, TokenSequence
 from gatokit.schemas.record_pb2 import Record as RecordMessage
+from gatokit.schemas.tokens import PATCH
 
 RECORD_VERSION = 1
 
@@ -70,7 +71,7 @@ class Record:
             )
         if not message.version:
             raise ValueError("the record has no format version")
-        tokens = np.frombuffer(message.tokens, "<u2")
+        tokens = _unpack(message, "tokens", "<u2")
         record = Record(
             owner=message.owner,
             chunk=message.chunk,
@@ -79,17 +80,17 @@ class Record:
             spec=message.spec,
             sequence=TokenSequence(
                 tokens=tokens,
-                kinds=np.frombuffer(message.kinds, "u1"),
-                positions=np.frombuffer(message.positions, "<u2"),
-                step_begin=np.frombuffer(message.step_begin, "<u4"),
+                kinds=_unpack(message, "kinds", "u1"),
+                positions=_unpack(message, "positions", "<u2"),
+                step_begin=_unpack(message, "step_begin", "<u4"),
                 images=[
                     PlacedImage(image.token, EncodedImage(image.data, image.height, image.width))
                     for image in message.images
                 ],
             ),
-            reward=np.frombuffer(message.reward, "<f8"),
-            discount=np.frombuffer(message.discount, "<f8") if message.discount else None,
-            flags=np.frombuffer(message.flags, "u1"),
+            reward=_unpack(message, "reward", "<f8"),
+            discount=_unpack(message, "discount", "<f8") if message.discount else None,
+            flags=_unpack(message, "flags", "u1"),
         )
         record._check()
         return record
@@ -109,10 +110,22 @@ class Record:
             raise ValueError(f"the record says it is chunk {self.chunk} of {self.chunks}")
         end = 0
         for placed in sequence.images:
+            if placed.image.height % PATCH or placed.image.width % PATCH or not placed.image.data:
+                size = f"{placed.image.height}x{placed.image.width}"
+                raise ValueError(f"the record has an image of {size} without data or no multiple of {PATCH}")
             rows, columns = placed.grid
             if placed.token < end or placed.token + rows * columns > len(sequence.tokens):
                 raise ValueError("the record's images overlap or reach beyond its tokens")
             end = placed.token + rows * columns
+
+
+def _unpack(message: RecordMessage, name: str, dtype: str) -> np.ndarray:
+    data = getattr(message, name)
+    try:
+        return np.frombuffer(data, dtype)
+    except ValueError:
+        size = np.dtype(dtype).itemsize
+        raise ValueError(f"the record's {name} have {len(data)} bytes, no multiple of {size}") from None
 
 
 def _pack(values: np.ndarray, dtype: str) -> bytes:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from gatokit.schemas.errors import ConfigError
 
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
+_ESCAPED = re.compile(r"\[([*?[])\]")
 
 
 @dataclass(frozen=True)
@@ -25,15 +26,15 @@ def fixed_part(pattern: str) -> str:
     """The directory above the first component of ``pattern`` that holds a wildcard.
 
     Names of files and tasks are paths below it. A pattern without a wildcard is a directory itself, and names
-    are paths below its parent.
+    are paths below its parent. What ``glob.escape`` made of a directory's name is no wildcard.
     """
     components = pattern.rstrip("/").split("/")
-    for count, component in enumerate(components):
-        if glob.has_magic(component):
-            return "/".join(components[:count]) or ("/" if pattern.startswith("/") else ".")
-    while len(components) > 1 and _VERSION.fullmatch(components[-1]):
-        components.pop()
-    return "/".join(components[:-1]) or ("/" if pattern.startswith("/") else ".")
+    count = next((number for number, component in enumerate(components) if _has_wildcard(component)), None)
+    if count is None:
+        while len(components) > 1 and _VERSION.fullmatch(components[-1]):
+            components.pop()
+        count = len(components) - 1
+    return _literal("/".join(components[:count])) or ("/" if pattern.startswith("/") else ".")
 
 
 def find(pattern: str, markers: tuple[str, ...], field: str) -> list[Found]:
@@ -46,31 +47,58 @@ def find(pattern: str, markers: tuple[str, ...], field: str) -> list[Found]:
         raise ConfigError(f"{field}: {pattern!r} is no local path; copy or mount the files and give that path")
     matches = sorted(glob.glob(pattern))
     if not matches:
-        what = "matches nothing" if glob.has_magic(pattern) else "does not exist"
-        raise ConfigError(f"{field}: {pattern} {what}; paths are relative to the config file")
+        what = "matches nothing" if _has_wildcard(pattern) else "does not exist"
+        raise ConfigError(f"{field}: {_literal(pattern)} {what}; paths are relative to the config file")
     below = fixed_part(pattern)
     named_version = _VERSION.fullmatch(os.path.basename(pattern.rstrip("/"))) is not None
     found: dict[str, tuple[tuple[int, ...], Found]] = {}
     for match in matches:
-        for path, marker in _walk(match, markers):
+        for path, marker in _walk(match, markers, field):
             components = os.path.relpath(path, below).split("/")
-            name = "/".join(part for part in components if not _VERSION.fullmatch(part))
+            name = _name(components) or _name(os.path.realpath(path).split("/")[-2:]).split("/")[-1]
             version = _version(components[-1])
             rival = found.get(os.path.dirname(path) if version else path)
             if rival is None or named_version or version > rival[0]:
                 found[os.path.dirname(path) if version else path] = (version, Found(path, name, marker))
     if not found:
-        raise ConfigError(f"{field}: no directory below {pattern} holds a source of episodes ({' or '.join(markers)})")
+        raise ConfigError(
+            f"{field}: no directory below {_literal(pattern)} holds a source of episodes ({' or '.join(markers)})"
+        )
     return sorted((item for _, item in found.values()), key=lambda item: (item.name, item.path))
 
 
-def _walk(top: str, markers: tuple[str, ...]) -> Iterator[tuple[str, str]]:
-    for path, directories, names in os.walk(top):
-        directories.sort()
-        for marker in markers:
-            if marker in names:
-                yield path, marker
-                directories.clear()
+def _walk(
+    path: str, markers: tuple[str, ...], field: str, above: frozenset[str] = frozenset()
+) -> Iterator[tuple[str, str]]:
+    """(directory, marker) at or below ``path``; links are followed, but not back into a directory above them."""
+    real = os.path.realpath(path)
+    if real in above:
+        return
+    try:
+        entries = sorted(os.scandir(path), key=lambda entry: entry.name)
+    except NotADirectoryError:
+        return
+    except OSError as error:
+        raise ConfigError(f"{field}: {path} cannot be read: {error.strerror}; mend it or narrow source") from None
+    marker = next((marker for marker in markers if any(entry.name == marker for entry in entries)), None)
+    if marker is not None:
+        yield path, marker
+        return
+    for entry in entries:
+        if entry.is_dir():
+            yield from _walk(entry.path, markers, field, above | {real})
+
+
+def _name(components: list[str]) -> str:
+    return "/".join(part for part in components if part not in (".", "..") and not _VERSION.fullmatch(part))
+
+
+def _has_wildcard(pattern: str) -> bool:
+    return glob.has_magic(_ESCAPED.sub("", pattern))
+
+
+def _literal(pattern: str) -> str:
+    return _ESCAPED.sub(r"\1", pattern)
 
 
 def _version(component: str) -> tuple[int, ...]:

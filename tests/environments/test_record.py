@@ -17,6 +17,8 @@ from gatokit.environments.jobs import Job, record_tasks
 from gatokit.environments.record import MARKER, read_recording, record
 from gatokit.schemas.errors import ConfigError
 
+pytestmark = pytest.mark.usefixtures("native_envlogger")
+
 MIX = Mix(expert=2, noisy=1, random=1)
 
 

@@ -1,0 +1,126 @@
+"""Is a finished directory what its manifest says, to the last byte?"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from gatokit.inspection.check_files import check_files
+from gatokit.inspection.check_index import Summary, index_faults, part_owners, read_index
+from gatokit.inspection.check_records import RecordChecker
+from gatokit.inspection.check_totals import Totals, dataset_faults, manifest_faults
+from gatokit.inspection.dataset import DatasetReader
+from gatokit.inspection.directory import Directory
+from gatokit.inspection.faults import Fault, Faults
+from gatokit.schemas.errors import ConfigError, DataError
+from gatokit.schemas.manifest import DATASET, MANIFEST, TASKS_FILE, Manifest
+from gatokit.schemas.tokens import TEXT_IDS, TokenIds
+
+__all__ = ["Fault", "verify"]
+
+Progress = Callable[[str, int, int], None]
+"""Called with a stage (``files`` or ``records``), how many are done and how many there are."""
+
+
+def verify(directory: str | Path, progress: Progress | None = None) -> list[Fault]:
+    """Every fault of a finished build or scan; an empty list means that it is complete and sound.
+
+    Checks presence, size and digest of every file, that there is no other, that every record decodes and is what
+    the index says, and that indexes, summaries and manifest agree. What depends on a file with a fault is not
+    checked further. ConfigError where there is no such directory.
+    """
+    root = Path(directory)
+    if not root.is_dir():
+        raise ConfigError(f"{root} is no directory" if root.exists() else f"there is no directory {root}")
+    faults = Faults()
+    manifest = _manifest(root, faults)
+    if manifest is not None:
+        check_files(root, manifest, faults, _counter(progress, "files", len(manifest.files)))
+        _check_contents(root, manifest, faults, progress)
+    return faults.listed()
+
+
+def _manifest(root: Path, faults: Faults) -> Manifest | None:
+    """The manifest; None, with a fault noted, where nothing else can be checked by it."""
+    path = root / MANIFEST
+    if not path.exists():
+        faults.add(MANIFEST, "missing: the directory is not complete; run the build again to finish it")
+        return None
+    try:
+        manifest = Manifest.read(root)
+    except DataError as error:
+        faults.add(MANIFEST, str(error).removeprefix(f"{path} ").removeprefix(f"{path}: "))
+        return None
+    if path.read_bytes() != manifest.to_bytes():
+        faults.add(MANIFEST, "was edited: it holds the same values in another spelling")
+    for sentence in manifest_faults(manifest):
+        faults.add(MANIFEST, sentence)
+    return manifest
+
+
+def _check_contents(root: Path, manifest: Manifest, faults: Faults, progress: Progress | None) -> None:
+    if faults.has(MANIFEST) or (manifest.vocabulary is not None and faults.has(manifest.vocabulary.file)):
+        return
+    moved = _counter(progress, "records", sum(dataset.records for dataset in manifest.datasets))
+    for dataset in Directory(root, manifest).datasets.values():
+        name = dataset.totals.directory
+        if faults.has(f"{name}/{DATASET}") or faults.has(f"{name}/{TASKS_FILE}"):
+            continue
+        try:
+            summary = _summary(dataset, manifest)
+        except DataError as error:
+            faults.add(f"{name}/{DATASET}", str(error))
+            continue
+        for sentence in dataset_faults(summary):
+            faults.add(f"{name}/{DATASET}", sentence)
+        if not faults.has(f"{name}/{DATASET}"):
+            _check_dataset(dataset, summary, manifest, faults, moved)
+
+
+def _summary(dataset: DatasetReader, manifest: Manifest) -> Summary:
+    return Summary(dataset.totals, dataset.described, dataset.tasks, dataset.keep, manifest.content == "scan")
+
+
+def _check_dataset(
+    dataset: DatasetReader, summary: Summary, manifest: Manifest, faults: Faults, moved: Callable[[int], None]
+) -> None:
+    name, totals = dataset.totals.directory, Totals()
+    pieces = manifest.vocabulary.pieces if manifest.vocabulary else TEXT_IDS
+    checker = RecordChecker(dataset.described.specs, TokenIds(manifest.tokenizer.discrete_offset), pieces)
+    for split in dataset.totals.splits:
+        index = f"{name}/{split.index}"
+        if faults.has(index):
+            continue
+        try:
+            table = read_index(dataset.path / split.index)
+        except ValueError as error:
+            faults.add(index, str(error))
+            continue
+        totals.add(table)
+        for sentence in index_faults(table, split, summary):
+            faults.add(index, sentence)
+        for ordinal, part in enumerate(split.parts):
+            file = f"{name}/{part.file}"
+            if faults.has(file):
+                continue
+            try:
+                owners = part_owners(table, ordinal, part)
+            except ValueError as error:
+                faults.add(index, str(error))
+                continue
+            for sentence in checker.faults(dataset.path / part.file, part.records, owners, moved):
+                faults.add(file, sentence)
+    if not any(faults.has(f"{name}/{split.index}") for split in dataset.totals.splits):
+        for file, sentence in totals.faults(summary):
+            faults.add(file if file == MANIFEST else f"{name}/{file}", sentence)
+
+
+def _counter(progress: Progress | None, stage: str, total: int) -> Callable[[int], None]:
+    """A function that is called with how many more are done."""
+    done = 0
+
+    def moved(more: int) -> None:
+        nonlocal done
+        done += more
+        if progress is not None:
+            progress(stage, done, total)
+
+    return moved
