@@ -91,6 +91,7 @@ def join(records: Sequence[Record], row: EpisodeRow, tokenizer: EpisodeTokenizer
     begin = np.cumsum([0, *(len(record.sequence.tokens) for record in records)])
     sequences = [record.sequence for record in records]
     discounts = [record.discount for record in records if record.discount is not None]
+    texts = [sequence.text_tokens for sequence in sequences if sequence.text_tokens is not None]
     return StoredEpisode(
         row=row,
         sequence=TokenSequence(
@@ -105,6 +106,7 @@ def join(records: Sequence[Record], row: EpisodeRow, tokenizer: EpisodeTokenizer
                 for sequence, at in zip(sequences, begin[:-1], strict=True)
                 for placed in sequence.images
             ],
+            text_tokens=np.concatenate(texts) if len(texts) == len(records) else None,
         ),
         reward=np.concatenate([record.reward for record in records]),
         discount=np.concatenate(discounts) if len(discounts) == len(records) else None,

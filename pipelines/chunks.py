@@ -51,6 +51,7 @@ def records(episode: Episode, sequence: TokenSequence, spec: str, chunk_tokens: 
                 positions=sequence.positions[begin:end],
                 step_begin=begins[first:last] - np.uint32(begin),
                 images=images,
+                text_tokens=None if sequence.text_tokens is None else sequence.text_tokens[first:last],
             ),
             reward=episode.reward[first:last],
             discount=None if episode.discount is None else episode.discount[first:last],

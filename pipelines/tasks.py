@@ -82,7 +82,7 @@ def judge_rows(rows: Rows, keep: Keep, dataset: str) -> tuple[list[Task], np.nda
         streams, best = _streams(rows, sound, keep, name)
         candidates = Candidates(name, rows.returns[sound], None if rows.success is None else rows.success[sound], best)
         verdict = judge(keep, candidates)
-        empty, bad = rows.steps[sound] == 0, np.not_equal(rows.reason[sound], None)
+        empty, bad = rows.steps[sound] == 0, np.array([item is not None for item in rows.reason[sound]], bool)
         reason[sound[~verdict.kept & ~bad]] = verdict.reason
         reason[sound[empty & ~bad]] = "too_short"
         kept[sound] = verdict.kept & ~empty & ~bad

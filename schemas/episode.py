@@ -62,6 +62,8 @@ class TokenSequence:
     ``tokens`` uint16 (T,), image patches holding 65535; ``kinds`` uint8 (T,) of ``Kind``; ``positions``
     uint16 (T,), the index within the step's observation, 65535 where there is none; ``step_begin`` uint32
     (S,), the token at which each time step begins (empty for a document); ``images`` in token order.
+    ``text_tokens`` uint32 (S, X) counts the tokens of each of X text fields, in token order, where a step has two
+    or more of them (None otherwise): kinds alone do not show where one text ends and the next begins.
     """
 
     tokens: np.ndarray
@@ -69,3 +71,4 @@ class TokenSequence:
     positions: np.ndarray
     step_begin: np.ndarray
     images: list[PlacedImage] = field(default_factory=list)
+    text_tokens: np.ndarray | None = None

@@ -50,6 +50,7 @@ class Record:
             reward=_pack(self.reward, "<f8"),
             discount=b"" if self.discount is None else _pack(self.discount, "<f8"),
             flags=_pack(self.flags, "u1"),
+            text_tokens=b"" if sequence.text_tokens is None else _pack(sequence.text_tokens, "<u4"),
         )
         for placed in sequence.images:
             image = placed.image
@@ -87,6 +88,7 @@ class Record:
                     PlacedImage(image.token, EncodedImage(image.data, image.height, image.width))
                     for image in message.images
                 ],
+                text_tokens=_text_tokens(message),
             ),
             reward=_unpack(message, "reward", "<f8"),
             discount=_unpack(message, "discount", "<f8") if message.discount else None,
@@ -126,6 +128,15 @@ def _unpack(message: RecordMessage, name: str, dtype: str) -> np.ndarray:
     except ValueError:
         size = np.dtype(dtype).itemsize
         raise ValueError(f"the record's {name} have {len(data)} bytes, no multiple of {size}") from None
+
+
+def _text_tokens(message: RecordMessage) -> np.ndarray | None:
+    if not message.text_tokens:
+        return None
+    counts, steps = np.frombuffer(message.text_tokens, "<u4"), len(message.step_begin) // 4
+    if not steps or len(counts) % steps:
+        raise ValueError(f"the record counts the tokens of {len(counts)} texts for {steps} steps")
+    return counts.reshape(steps, -1)
 
 
 def _pack(values: np.ndarray, dtype: str) -> bytes:

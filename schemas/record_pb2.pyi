@@ -19,7 +19,7 @@ class Image(_message.Message):
     def __init__(self, data: _Optional[bytes] = ..., height: _Optional[int] = ..., width: _Optional[int] = ..., token: _Optional[int] = ...) -> None: ...
 
 class Record(_message.Message):
-    __slots__ = ("version", "owner", "chunk", "chunks", "first_step", "spec", "tokens", "kinds", "positions", "step_begin", "reward", "discount", "flags", "images")
+    __slots__ = ("version", "owner", "chunk", "chunks", "first_step", "spec", "tokens", "kinds", "positions", "step_begin", "reward", "discount", "flags", "images", "text_tokens")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     OWNER_FIELD_NUMBER: _ClassVar[int]
     CHUNK_FIELD_NUMBER: _ClassVar[int]
@@ -34,6 +34,7 @@ class Record(_message.Message):
     DISCOUNT_FIELD_NUMBER: _ClassVar[int]
     FLAGS_FIELD_NUMBER: _ClassVar[int]
     IMAGES_FIELD_NUMBER: _ClassVar[int]
+    TEXT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     version: int
     owner: str
     chunk: int
@@ -48,4 +49,5 @@ class Record(_message.Message):
     discount: bytes
     flags: bytes
     images: _containers.RepeatedCompositeFieldContainer[Image]
-    def __init__(self, version: _Optional[int] = ..., owner: _Optional[str] = ..., chunk: _Optional[int] = ..., chunks: _Optional[int] = ..., first_step: _Optional[int] = ..., spec: _Optional[str] = ..., tokens: _Optional[bytes] = ..., kinds: _Optional[bytes] = ..., positions: _Optional[bytes] = ..., step_begin: _Optional[bytes] = ..., reward: _Optional[bytes] = ..., discount: _Optional[bytes] = ..., flags: _Optional[bytes] = ..., images: _Optional[_Iterable[_Union[Image, _Mapping]]] = ...) -> None: ...
+    text_tokens: bytes
+    def __init__(self, version: _Optional[int] = ..., owner: _Optional[str] = ..., chunk: _Optional[int] = ..., chunks: _Optional[int] = ..., first_step: _Optional[int] = ..., spec: _Optional[str] = ..., tokens: _Optional[bytes] = ..., kinds: _Optional[bytes] = ..., positions: _Optional[bytes] = ..., step_begin: _Optional[bytes] = ..., reward: _Optional[bytes] = ..., discount: _Optional[bytes] = ..., flags: _Optional[bytes] = ..., images: _Optional[_Iterable[_Union[Image, _Mapping]]] = ..., text_tokens: _Optional[bytes] = ...) -> None: ...

@@ -86,6 +86,7 @@ class EpisodeTokenizer:
             positions=arrangement.positions,
             step_begin=arrangement.step_begin,
             images=_place(arrangement, images),
+            text_tokens=widths.astype(np.uint32) if widths is not None and len(texts) > 1 else None,
         )
 
     def decode(self, sequence: TokenSequence) -> dict[str, FieldValues]:
@@ -93,9 +94,8 @@ class EpisodeTokenizer:
 
         Continuous fields are float64 (S, *shape) at the centres of their bins (actions in their own units),
         discrete ones int64, or bool where the spec says so, text a list of S strings, images a list of S
-        encoded images. Fields follow from kinds and the spec, never from id ranges. Where text fields follow
-        each other with no token in between, the border is not in the tokens: the joined text stands under the
-        first one's path, and the others are absent. Raises ValueError for tokens that are not of this spec.
+        encoded images. Fields follow from kinds and the spec, never from id ranges. Raises ValueError for tokens
+        that are not of this spec.
         """
         arrangement = self._layout.arrangement_of(sequence)
         tokens = sequence.tokens
@@ -110,7 +110,7 @@ class EpisodeTokenizer:
                 values[field.path] = tensor.decode(tokens[arrangement.index(block, tensor.components)])
             elif field.kind == "image":
                 values[field.path] = images[block]
-            elif self._layout.begins_text(block):
+            else:
                 values[field.path] = self._decode_texts(arrangement, block, tokens)
         return values
 

@@ -111,8 +111,7 @@ class StepLayout:
     def arrangement_of(self, sequence: TokenSequence) -> Arrangement:
         """Where the tokens of an encoded sequence of whole steps stand.
 
-        Kinds do not show the border between text fields with no token in between: the first of them is given
-        the tokens of all. Raises ValueError where kinds, positions or step beginnings are not those of this spec.
+        Raises ValueError where kinds, positions or step beginnings are not those of this spec.
         """
         total, steps = len(sequence.tokens), len(sequence.step_begin)
         if not len(sequence.kinds) == len(sequence.positions) == total:
@@ -122,7 +121,7 @@ class StepLayout:
         if ends[0] != 0 or (np.diff(ends) <= 0).any():
             raise ValueError("the time steps do not begin in increasing order at the first token")
         try:
-            arrangement = self.arrange(steps, self._text_widths(sequence.kinds, begin, ends) if self.text else None)
+            arrangement = self.arrange(steps, self._text_widths(sequence, begin) if self.text else None)
         except RejectedError as error:
             raise ValueError(error.detail) from error
         for name in ("step_begin", "kinds", "positions"):
@@ -131,23 +130,15 @@ class StepLayout:
                 raise ValueError(f"the {name} of the sequence are not those of its spec")
         return arrangement
 
-    def _text_widths(self, kinds: np.ndarray, begin: np.ndarray, ends: np.ndarray) -> np.ndarray:
-        """Tokens of every text field in every step, int64 (S, X), by the count of other tokens before them."""
-        others = np.concatenate([[0], np.cumsum(kinds != Kind.TEXT)])
-        tokens = np.flatnonzero(kinds == Kind.TEXT)
-        step = np.searchsorted(begin, tokens, side="right") - 1
-        before = others[tokens] - others[begin[step]]
-        expected = np.concatenate([[0], np.cumsum(self._widths)])[list(self.text)]
-        field = np.searchsorted(expected, before)
-        if (field == len(expected)).any() or (expected[field] != before).any():
-            raise ValueError("the sequence holds text where its spec has none")
-        steps, fields = len(begin), len(expected)
-        return np.bincount(step * fields + field, minlength=steps * fields).reshape(steps, fields)
-
-    def begins_text(self, block: int) -> bool:
-        """Whether a text block has a token of another kind, or nothing, between itself and the text before it."""
-        before = [other for other in self.text if other < block]
-        return not before or sum(self._widths[before[-1] : block]) > 0
+    def _text_widths(self, sequence: TokenSequence, begin: np.ndarray) -> np.ndarray:
+        """Tokens of every text field in every step, int64 (S, X)."""
+        shape = len(begin), len(self.text)
+        if len(self.text) > 1:
+            if sequence.text_tokens is None or sequence.text_tokens.shape != shape:
+                raise ValueError(f"the tokens of the {shape[1]} text fields of {shape[0]} steps are not counted")
+            return sequence.text_tokens.astype(np.int64)
+        tokens = np.flatnonzero(sequence.kinds == Kind.TEXT)
+        return np.bincount(np.searchsorted(begin, tokens, side="right") - 1, minlength=len(begin)).reshape(shape)
 
     def _ragged(self, text_widths: np.ndarray) -> Arrangement:
         steps = len(text_widths)

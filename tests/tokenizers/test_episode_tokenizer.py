@@ -117,27 +117,29 @@ def test_keys_are_compared_component_by_component():
     assert found.tokens.tolist() == [*range(7), 33024, 33023, 9]
 
 
-def test_text_fields_side_by_side_come_back_joined_under_the_first(text):
+def test_text_fields_side_by_side_keep_their_border(text):
     spec = EpisodeSpec.ordered(
         [field(f"observation/{name}", "text") for name in "abd"]
         + [field("observation/c", "discrete"), field("action", "discrete")]
     )
     values = {"a": ["red", ""], "b": ["ball", "box"], "d": ["", "go up"]}
     tokenizer = EpisodeTokenizer(spec, TokenIds(), text)
-    decoded = tokenizer.decode(
-        tokenizer.encode(
-            episode(
-                2,
-                observation__c=np.array([5, 6]),
-                action=np.array([1, 2]),
-                **{f"observation/{name}": texts for name, texts in values.items()},
-            )
+    encoded = tokenizer.encode(
+        episode(
+            2,
+            observation__c=np.array([5, 6]),
+            action=np.array([1, 2]),
+            **{f"observation/{name}": texts for name, texts in values.items()},
         )
     )
-    assert decoded["observation/a"] == ["red ball", "box"]
-    assert "observation/b" not in decoded
+    assert encoded.text_tokens.tolist() == [
+        [len(text.encode(values[name][step])) for name in "abd"] for step in range(2)
+    ]
+    decoded = tokenizer.decode(encoded)
+    assert {name: decoded[f"observation/{name}"] for name in "abd"} == values
     assert decoded["observation/c"].tolist() == [5, 6]
-    assert decoded["observation/d"] == ["", "go up"]
+    with pytest.raises(ValueError, match="tokens of the 3 text fields of 2 steps are not counted"):
+        tokenizer.decode(replace(encoded, text_tokens=None))
 
 
 # --- an independent tokenizer, one step and one value at a time --------------------------------------------------
@@ -288,6 +290,7 @@ def cut(sequence: TokenSequence, first: int) -> TokenSequence:
         sequence.positions[begin:],
         sequence.step_begin[first:] - sequence.step_begin[first],
         [PlacedImage(placed.token - begin, placed.image) for placed in sequence.images if placed.token >= begin],
+        None if sequence.text_tokens is None else sequence.text_tokens[first:],
     )
     steps = len(part.step_begin)
     record = Record("e", 0, 1, first, "s", part, np.zeros(steps), None, np.zeros(steps, np.uint8))
@@ -295,17 +298,12 @@ def cut(sequence: TokenSequence, first: int) -> TokenSequence:
 
 
 def check_decoded(decoded, spec, values, text):
-    joined = None  # the text field that the one before belongs to
-    expected_texts: dict = {}
+    assert list(decoded) == [one.path for one in spec.fields]
     for one in spec.fields:
-        if one.kind == "text":
-            joined = joined or one.path
-            ids = [text.encode(value) for value in values[one.path]]
-            before = expected_texts.get(joined, [np.zeros(0, np.uint16)] * len(ids))
-            expected_texts[joined] = [np.concatenate(pair) for pair in zip(before, ids, strict=True)]
-            continue
-        joined = None
         found, expected = decoded[one.path], values[one.path]
+        if one.kind == "text":
+            assert found == [text.decode(text.encode(value)) for value in expected]
+            continue
         if one.kind == "image":
             assert found == expected
             continue
@@ -321,9 +319,6 @@ def check_decoded(decoded, spec, values, text):
         else:
             difference = companded(found) - np.clip(companded(expected.astype(np.float64)), -1, 1)
             assert np.abs(difference).max(initial=0) <= 1 / 1024 + 1e-12
-    for path, ids in expected_texts.items():
-        assert decoded[path] == [text.decode(one) for one in ids]
-    assert len(decoded) == len([one for one in spec.fields if one.kind != "text"]) + len(expected_texts)
 
 
 def companded(values):
@@ -479,10 +474,10 @@ def test_a_spec_out_of_order_is_refused():
     [
         (lambda s: replace(s, tokens=s.tokens[:-1]), "have .* kinds"),
         (lambda s: replace(s, tokens=s.tokens[1:], kinds=s.kinds[1:], positions=s.positions[1:]), "text where"),
-        (lambda s: replace(s, step_begin=s.step_begin[:-1]), "the kinds of|the positions of|text where"),
+        (lambda s: replace(s, step_begin=s.step_begin[:-1]), "the kinds of|the positions of"),
         (lambda s: replace(s, step_begin=s.step_begin + 1), "do not begin"),
         (lambda s: replace(s, step_begin=s.step_begin[:0]), "do not begin"),
-        (lambda s: replace(s, kinds=at(s.kinds, -1, TEXT)), "text where its spec has none"),
+        (lambda s: replace(s, kinds=at(s.kinds, -1, TEXT)), "the kinds of the sequence"),
         (lambda s: replace(s, kinds=at(s.kinds, -1, SEPARATOR)), "the kinds of the sequence"),
         (lambda s: replace(s, positions=at(s.positions, 3, 9)), "the positions of the sequence"),
         (lambda s: replace(s, tokens=at(s.tokens, s.kinds == SEPARATOR, 7)), "another id than 33024"),
