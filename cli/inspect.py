@@ -1,7 +1,110 @@
-"""``gatokit inspect``."""
+"""``gatokit inspect``: what a finished build or scan holds, and what another threshold would keep."""
 
 import argparse
+import difflib
+import re
+from collections.abc import Iterable
+from itertools import islice
+
+import pyarrow.compute as pc
+
+from gatokit.cli import views
+from gatokit.cli.console import Output, add_command
+from gatokit.inspection import DatasetReader, Directory, EpisodeRow, open_directory
+from gatokit.schemas.errors import ConfigError
+
+_MOST_COMPARED = 20_000
+"""Ids that are compared with an unknown one, so that a suggestion takes no longer than the answer."""
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Adds the command."""
+    parser = add_command(
+        commands,
+        "inspect",
+        "show what a finished build or scan holds, decode an episode, or preview another threshold",
+        "gatokit inspect built --task door-open-v3\n  gatokit inspect built --at 0.9\n"
+        "  gatokit inspect built --episode 'door-open-v3/door.tfrecord-00000#0' --steps 10:20",
+    )
+    parser.add_argument("directory", metavar="DIR", help="finished build or scan")
+    parser.add_argument("--dataset", metavar="D", help="this dataset alone")
+    parser.add_argument("--task", metavar="T", help="fields, returns and episodes of one task")
+    parser.add_argument("--episode", metavar="E", help="decode this episode step by step")
+    parser.add_argument(
+        "--steps",
+        type=steps_range,
+        metavar="A:B",
+        help=f"with --episode: steps A to B - 1 (default: the first {views.FIRST_STEPS}; all with --json)",
+    )
+    parser.add_argument("--at", type=float, metavar="F", help="what keep: {min_return: F} would keep, without a build")
+    parser.set_defaults(run=run, takes_beam_options=False)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Prints the one view that the arguments ask for."""
+    if arguments.at is not None and arguments.episode is not None:
+        raise ConfigError("--at and --episode answer different questions: give one of them")
+    if arguments.steps is not None and arguments.episode is None:
+        raise ConfigError("--steps belongs to --episode: give the episode whose steps to show")
+    output = Output(arguments.json)
+    directory = open_directory(arguments.directory)
+    datasets = chosen_datasets(directory, arguments.dataset, arguments.task)
+    if arguments.at is not None:
+        views.show_at(output, datasets, arguments.task, arguments.at)
+    elif arguments.episode is not None:
+        views.show_episode(output, *find_episode(datasets, arguments.episode, arguments.task), arguments.steps)
+    elif arguments.task is not None:
+        views.show_task(output, datasets, arguments.task)
+    else:
+        views.show_directory(output, directory, datasets, arguments.dataset is not None)
+    return 0
+
+
+def steps_range(text: str) -> tuple[int, int | None]:
+    """``A:B``, ``A:`` or ``:B`` as (first, end), end None for all that follow."""
+    match = re.fullmatch(r"(\d*):(\d*)", text)
+    first, end = (int(match[1] or 0), int(match[2]) if match[2] else None) if match else (0, 0)
+    if match is None or (end is not None and end <= first):
+        raise argparse.ArgumentTypeError(f"{text!r} is no range of steps; give A:B with A below B, such as 10:20")
+    return first, end
+
+
+def chosen_datasets(directory: Directory, dataset: str | None, task: str | None) -> list[DatasetReader]:
+    """The datasets that have the named task, of those that the arguments leave; ConfigError where none is left."""
+    datasets = list(directory.datasets.values())
+    if dataset is not None:
+        if dataset not in directory.datasets:
+            raise ConfigError(f"--dataset {dataset}: {directory.path} has {_instead(dataset, directory.datasets)}")
+        datasets = [directory.datasets[dataset]]
+    if task is not None:
+        names = dict.fromkeys(name for item in datasets for name in item.task_names)
+        if task not in names:
+            raise ConfigError(f"--task {task}: {dataset or directory.path} has {_instead(task, names)}")
+        datasets = [item for item in datasets if task in item.task_names]
+    return datasets
+
+
+def find_episode(datasets: list[DatasetReader], id_: str, task: str | None) -> tuple[DatasetReader, EpisodeRow]:
+    """The episode of an id and the dataset that has it; ConfigError where none or several have."""
+    found = [(dataset, row) for dataset in datasets if (row := dataset.row(id_)) and task in (None, row.task)]
+    if len(found) > 1:
+        names = ", ".join(dataset.name for dataset, _ in found)
+        raise ConfigError(f"--episode {id_}: {names} each have an episode of this id; name one with --dataset")
+    if not found:
+        where = None if task is None else pc.field("task") == task
+        ids = (
+            known
+            for dataset in datasets
+            for known in dataset.index(["episode_id"], where)["episode_id"].slice(0, _MOST_COMPARED).to_pylist()
+        )
+        names = ", ".join(dataset.name for dataset in datasets)
+        raise ConfigError(f"--episode {id_}: {names} has {_instead(id_, islice(ids, _MOST_COMPARED), cutoff=0.4)}")
+    return found[0]
+
+
+def _instead(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    names = list(known)
+    near = difflib.get_close_matches(name, names, n=3, cutoff=cutoff)
+    if not near and len(names) <= 12:
+        return f"no such name, only {', '.join(names)}"
+    return "no such name" + (f"; did you mean {' or '.join(near)}?" if near else "")

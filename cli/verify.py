@@ -1,7 +1,45 @@
-"""``gatokit verify``."""
+"""``gatokit verify``: is a finished directory what its manifest says?"""
 
 import argparse
+import time
+
+from gatokit.cli.console import Output, add_command, size
+from gatokit.inspection import open_directory, verify
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Adds the command."""
+    parser = add_command(
+        commands,
+        "verify",
+        "check every file, record and index row of a finished build or scan; exit 1 and one line per fault",
+        "gatokit verify built",
+    )
+    parser.add_argument("directory", metavar="DIR", help="finished build or scan")
+    parser.set_defaults(run=run, takes_beam_options=False)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Verifies and prints the faults, one a line."""
+    output = Output(arguments.json)
+    begin = time.monotonic()
+    with output.progress() as progress:
+        faults = verify(arguments.directory, progress)
+    seconds = time.monotonic() - begin
+    result = {"ok": not faults, "faults": [{"file": item.file, "fault": item.fault} for item in faults]}
+    for item in faults:
+        output.say(f"{item.file}: {item.fault}")
+    if faults:
+        files = len({item.file for item in faults})
+        output.say(f"{arguments.directory}: {len(faults)} fault{'s' * (len(faults) > 1)} in {files} of its files")
+    else:
+        manifest = open_directory(arguments.directory).manifest
+        count, records = len(manifest.files), sum(dataset.records for dataset in manifest.datasets)
+        total = sum(entry.size for entry in manifest.files)
+        output.say(
+            f"{arguments.directory} is complete and sound: {count:,} files, {size(total)}, {records:,} records "
+            f"in {seconds:.1f} s ({size(total / seconds)}/s)"
+        )
+        result |= {"files": count, "bytes": total, "records": records}
+    output.result(result | {"seconds": seconds})
+    return 1 if faults else 0

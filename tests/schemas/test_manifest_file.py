@@ -50,7 +50,7 @@ MANIFEST = Manifest(
     datasets=[DATASET],
     files=[FileEntry(path="a/a-1.arrayrecord", size=70, blake2b="p1")],
 )
-DIGEST = "@DIGEST@"
+DIGEST = "692110c8abae6f5c3dfc520d3268c5b0fabdc97c63892069b6a583386de266d6"
 
 
 def refused(directory: Path, message: str) -> None:

@@ -127,16 +127,17 @@ def test_round_trip(record: Record) -> None:
 def test_damage_is_a_value_error_or_another_record(data: st.DataObject) -> None:
     damaged = bytearray(GOLDEN)
     damaged[data.draw(st.integers(0, len(GOLDEN) - 1))] ^= data.draw(st.integers(1, 255))
+    outcome: bytes | str
     try:
-        record = Record.from_bytes(bytes(damaged))
+        outcome = Record.from_bytes(bytes(damaged)).to_bytes()
     except ValueError as error:
-        assert "record" in str(error)
-    else:
-        assert record.to_bytes() != GOLDEN or bytes(damaged) == GOLDEN
+        outcome = str(error)
+    assert outcome != GOLDEN
+    assert isinstance(outcome, bytes) or outcome.startswith("the record")
 
 
 def test_a_cut_record_is_no_message() -> None:
-    with pytest.raises(ValueError, match="^the record is no Gatokit record message$"):
+    with pytest.raises(ValueError, match=r"^the record is no Gatokit record message$"):
         Record.from_bytes(GOLDEN[:-1])
 
 
@@ -148,7 +149,7 @@ def test_a_newer_version_is_refused() -> None:
 
 
 def test_a_message_without_version_is_refused() -> None:
-    with pytest.raises(ValueError, match="^the record has no format version$"):
+    with pytest.raises(ValueError, match=r"^the record has no format version$"):
         Record.from_bytes(GOLDEN[2:])
 
 
