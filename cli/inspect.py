@@ -8,8 +8,9 @@ from itertools import islice
 
 import pyarrow.compute as pc
 
-from gatokit.cli import views
 from gatokit.cli.console import Output, add_command
+from gatokit.cli.steps import FIRST_STEPS, show_episode
+from gatokit.cli.views import show_at, show_directory, show_task
 from gatokit.inspection import DatasetReader, Directory, EpisodeRow, open_directory
 from gatokit.schemas.errors import ConfigError
 
@@ -34,7 +35,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         "--steps",
         type=steps_range,
         metavar="A:B",
-        help=f"with --episode: steps A to B - 1 (default: the first {views.FIRST_STEPS}; all with --json)",
+        help=f"with --episode: steps A to B - 1 (default: the first {FIRST_STEPS}; all with --json)",
     )
     parser.add_argument("--at", type=float, metavar="F", help="what keep: {min_return: F} would keep, without a build")
     parser.set_defaults(run=run, takes_beam_options=False)
@@ -50,13 +51,13 @@ def run(arguments: argparse.Namespace) -> int:
     directory = open_directory(arguments.directory)
     datasets = chosen_datasets(directory, arguments.dataset, arguments.task)
     if arguments.at is not None:
-        views.show_at(output, datasets, arguments.task, arguments.at)
+        show_at(output, datasets, arguments.task, arguments.at)
     elif arguments.episode is not None:
-        views.show_episode(output, *find_episode(datasets, arguments.episode, arguments.task), arguments.steps)
+        show_episode(output, *find_episode(datasets, arguments.episode, arguments.task), arguments.steps)
     elif arguments.task is not None:
-        views.show_task(output, datasets, arguments.task)
+        show_task(output, datasets, arguments.task)
     else:
-        views.show_directory(output, directory, datasets, arguments.dataset is not None)
+        show_directory(output, directory, datasets, arguments.dataset is not None)
     return 0
 
 

@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
         total = sum(entry.size for entry in manifest.files)
         output.say(
             f"{arguments.directory} is complete and sound: {count:,} files, {size(total)}, {records:,} records "
-            f"in {seconds:.1f} s ({size(total / seconds)}/s)"
+            f"in {seconds:.1f} s ({size(total / seconds)}/s, {records / seconds:,.0f} records/s)"
         )
         result |= {"files": count, "bytes": total, "records": records}
     output.result(result | {"seconds": seconds})

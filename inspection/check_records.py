@@ -168,6 +168,7 @@ def _stream(shard: ShardReader, moved: Callable[[int], None]) -> Iterator[tuple[
     """Number and bytes of every record, or the sentence that says why it cannot be read."""
     for begin in range(0, shard.records, _BATCH):
         end = min(begin + _BATCH, shard.records)
+        moved(end - begin)
         try:
             yield from enumerate(shard.read(begin, end), begin)
         except DataError:
@@ -176,7 +177,6 @@ def _stream(shard: ShardReader, moved: Callable[[int], None]) -> Iterator[tuple[
                     yield number, shard.read(number, number + 1)[0]
                 except DataError:
                     yield number, "it cannot be read"
-        moved(end - begin)
 
 
 def _name(kind: int) -> str:

@@ -128,6 +128,7 @@ def write_manifest(
         names = [DATASET, TASKS_FILE, *(name for split in dataset.splits for name in _files(split))]
         paths += [Path(dataset.directory) / name for name in names]
         _remove_leftovers(root / dataset.directory, set(names), dataset.name)
+    _remove_leftovers(root, set())
     files = []
     for path in sorted(paths):
         part = known.get(path.name)
@@ -166,11 +167,11 @@ def _files(split: Split) -> Sequence[str]:
     return [split.index, *(part.file for part in split.parts)]
 
 
-def _remove_leftovers(directory: Path, names: set[str], dataset: str) -> None:
-    """Removes temporary files of dead attempts, and shards and indexes of plans that were given up."""
+def _remove_leftovers(directory: Path, names: set[str], dataset: str | None = None) -> None:
+    """Removes temporary files of dead attempts, and a dataset's shards and indexes of plans that were given up."""
     for path in directory.iterdir():
-        ours = path.name.startswith(f"{dataset}-") and path.name.endswith((INDEX_SUFFIX, ".arrayrecord"))
-        if path.name not in names and (ours or path.name.startswith(TEMPORARY)):
+        planned = path.name.startswith(f"{dataset}-") and path.name.endswith((INDEX_SUFFIX, ".arrayrecord"))
+        if path.name not in names and (planned or path.name.startswith(TEMPORARY)):
             path.unlink()
 
 

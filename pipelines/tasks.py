@@ -67,6 +67,9 @@ def judge_rows(rows: Rows, keep: Keep, dataset: str) -> tuple[list[Task], np.nda
     reason = rows.reason.copy()
     tasks = []
     by_task = _groups(rows.task)
+    if not rows.task_names:
+        counts = f"{len(reason)} episodes, of which none is sound: {_summary(reason)}" if len(reason) else "no episode"
+        raise DataError(f"{dataset}: the source holds {counts}. Record it again, or leave it out of source")
     if isinstance(keep.random_return, dict):
         missing = sorted(set(rows.task_names) - set(keep.random_return))
         if missing:
@@ -158,7 +161,7 @@ def _groups(codes: np.ndarray) -> dict[int, np.ndarray]:
     """Indices of each code but -1, ascending."""
     by_code = np.argsort(codes, kind="stable")
     values, starts = np.unique(codes[by_code], return_index=True)
-    parts = np.split(by_code, starts[1:])
+    parts = np.split(by_code, starts[1:]) if len(values) else []
     return {int(value): part for value, part in zip(values, parts, strict=True) if value >= 0}
 
 

@@ -78,7 +78,8 @@ class Keep(_Model):
     @classmethod
     def _exactly_one(cls, value: Any) -> Any:
         value = _one_of(value, ("min_return", "all", "success"))
-        if "min_return" not in value and len(value) > 1:
+        meant = value.get("random_return") is not None or value.get("streams", "agent") != "agent"
+        if "min_return" not in value and meant:
             raise ValueError("random_return and streams belong to min_return; remove them")
         return value
 

@@ -133,7 +133,7 @@ def _unpack(message: RecordMessage, name: str, dtype: str) -> np.ndarray:
 def _text_tokens(message: RecordMessage) -> np.ndarray | None:
     if not message.text_tokens:
         return None
-    counts, steps = np.frombuffer(message.text_tokens, "<u4"), len(message.step_begin) // 4
+    counts, steps = _unpack(message, "text_tokens", "<u4"), len(message.step_begin) // 4
     if not steps or len(counts) % steps:
         raise ValueError(f"the record counts the tokens of {len(counts)} texts for {steps} steps")
     return counts.reshape(steps, -1)

@@ -2,10 +2,14 @@
 
 import ctypes
 import os
+import pydoc_data.topics
 import struct
 from pathlib import Path
 
 import pytest
+
+from gatokit.environments.agents import Mix
+from gatokit.environments.jobs import Job, record_tasks
 
 
 def empty_library(soname: str) -> bytes:
@@ -41,3 +45,87 @@ def native_envlogger(tmp_path_factory: pytest.TempPathFactory) -> Path:
         known = os.environ.get("LD_LIBRARY_PATH")
         os.environ["LD_LIBRARY_PATH"] = os.fspath(stand_in.parent) + (f":{known}" if known else "")
     return stand_in
+
+
+@pytest.fixture(scope="session")
+def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SentencePiece model trained on Python's own reference."""
+    from gatokit.pipelines.vocabulary import train_vocabulary
+
+    path = tmp_path_factory.mktemp("vocabulary") / "text.model"
+    lines = [line.strip() for text in pydoc_data.topics.topics.values() for line in text.splitlines()]
+    assert train_vocabulary((line for line in lines if line), path, 1500) == 1500
+    return path
+
+
+@pytest.fixture(scope="session")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Real episodes of four families, recorded on the spot: ``FAMILY/TASK`` directories of RLDS."""
+    out = tmp_path_factory.mktemp("recorded")
+    record_tasks(
+        (
+            Job("metaworld/button-press-topdown-v3", Mix(expert=12, noisy=6, random=6), writer="tfrecord"),
+            Job("babyai/GoToLocal-v0", Mix(expert=12, noisy=8, random=12)),
+            Job("babyai/PickupLoc-v0", Mix(expert=12, noisy=8, random=12)),
+            Job("dm_control/cartpole-swingup", Mix(expert=3, noisy=2, random=3)),
+            Job("atari/Breakout", Mix(expert=3, noisy=2, random=3), options={"time_limit": 120}),
+        ),
+        out,
+        jobs=2,
+    )
+    return out
+
+
+RECORDED_CONFIG = """
+vocabulary: {vocabulary}
+chunk_tokens: 2048
+shard_bytes: {shard_bytes}
+datasets:
+  - name: metaworld
+    kind: episodes
+    source: {data}/metaworld/*
+    agent: {{metadata: agent_id}}
+    order: {{metadata: episode_index}}
+  - name: babyai
+    kind: episodes
+    source: {data}/babyai/*
+    order: {{metadata: episode_index}}
+    keep: {{min_return: 0.9}}
+    fields: {{observation/grid: {{as: discrete}}}}
+  - name: control
+    kind: episodes
+    source: {data}/dm_control
+    agent: {{metadata: agent_id}}
+    keep: {{min_return: 0.5}}
+  - name: atari
+    kind: episodes
+    source: {data}/atari/*/1.0.0
+    keep: {{min_return: 0.3}}
+    fields: {{action: {{num: 4}}}}
+  - name: atari-small
+    kind: episodes
+    source: {data}/atari/*
+    images: {{size: [64, 48], codec: png}}
+    keep: {{all: true}}
+"""
+
+
+@pytest.fixture(scope="session")
+def recorded_config(tmp_path_factory: pytest.TempPathFactory, recorded: Path, vocabulary: Path) -> Path:
+    """A config over ``recorded`` with paths relative to itself; small shards, so that there are many."""
+    folder = tmp_path_factory.mktemp("config")
+    (folder / "data").symlink_to(recorded)
+    (folder / "text.model").symlink_to(vocabulary)
+    config = folder / "build.yaml"
+    config.write_text(RECORDED_CONFIG.format(data="data", vocabulary="text.model", shard_bytes=400_000))
+    return config
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory, recorded_config: Path) -> Path:
+    """A finished build of ``recorded_config``. Not to be written to."""
+    from gatokit.pipelines.run import build
+
+    out = tmp_path_factory.mktemp("built") / "out"
+    build(recorded_config, out)
+    return out

@@ -23,18 +23,15 @@ class Found:
 
 
 def fixed_part(pattern: str) -> str:
-    """The directory above the first component of ``pattern`` that holds a wildcard.
+    """The part of ``pattern`` above its first component with a wildcard, or all of it where there is none.
 
-    Names of files and tasks are paths below it. A pattern without a wildcard is a directory itself, and names
-    are paths below its parent. What ``glob.escape`` made of a directory's name is no wildcard.
+    Names of files and tasks are paths below it.
     """
     components = pattern.rstrip("/").split("/")
-    count = next((number for number, component in enumerate(components) if _has_wildcard(component)), None)
-    if count is None:
-        while len(components) > 1 and _VERSION.fullmatch(components[-1]):
-            components.pop()
-        count = len(components) - 1
-    return _literal("/".join(components[:count])) or ("/" if pattern.startswith("/") else ".")
+    for count, component in enumerate(components):
+        if _has_wildcard(component):
+            return _literal("/".join(components[:count])) or ("/" if pattern.startswith("/") else ".")
+    return _literal("/".join(components)) or "/"
 
 
 def find(pattern: str, markers: tuple[str, ...], field: str) -> list[Found]:
@@ -55,8 +52,8 @@ def find(pattern: str, markers: tuple[str, ...], field: str) -> list[Found]:
     for match in matches:
         for path, marker in _walk(match, markers, field):
             components = os.path.relpath(path, below).split("/")
-            name = _name(components) or _name(os.path.realpath(path).split("/")[-2:]).split("/")[-1]
-            version = _version(components[-1])
+            name = _name(components) or _name(os.path.abspath(path).split("/")).split("/")[-1]
+            version = _version(os.path.basename(path))
             rival = found.get(os.path.dirname(path) if version else path)
             if rival is None or named_version or version > rival[0]:
                 found[os.path.dirname(path) if version else path] = (version, Found(path, name, marker))
@@ -85,7 +82,8 @@ def _walk(
         yield path, marker
         return
     for entry in entries:
-        if entry.is_dir():
+        # A name that begins with a dot is a recording in progress, or none of ours.
+        if entry.is_dir() and not entry.name.startswith("."):
             yield from _walk(entry.path, markers, field, above | {real})
 
 
@@ -99,6 +97,11 @@ def _has_wildcard(pattern: str) -> bool:
 
 def _literal(pattern: str) -> str:
     return _ESCAPED.sub(r"\1", pattern)
+
+
+def _name(components: list[str]) -> str:
+    """The path without version directories; of a source that the pattern names itself nothing is left."""
+    return "/".join(part for part in components if part != "." and not _VERSION.fullmatch(part))
 
 
 def _version(component: str) -> tuple[int, ...]:

@@ -46,6 +46,7 @@ def small(**changes: Any) -> Record:
         "positions": np.array([0, 65535, 65535, 65535], np.uint16),
         "step_begin": np.array([0, 3], np.uint32),
         "images": [PlacedImage(0, EncodedImage(b"PN", 16, 16))],
+        "text_tokens": None,
     }
     rest = {
         "owner": "a#0",
@@ -68,6 +69,11 @@ def assert_equal(one: Record, other: Record) -> None:
         left, right = getattr(one.sequence, name), getattr(other.sequence, name)
         assert left.dtype == right.dtype, name
         np.testing.assert_array_equal(left, right, name)
+    counts, expected = one.sequence.text_tokens, other.sequence.text_tokens
+    assert (counts is None) == (expected is None)
+    if counts is not None and expected is not None:
+        assert counts.dtype == expected.dtype
+        np.testing.assert_array_equal(counts, expected)
     assert one.sequence.images == other.sequence.images
     np.testing.assert_array_equal(one.reward, other.reward)
     np.testing.assert_array_equal(one.flags, other.flags)
@@ -82,6 +88,13 @@ def test_bytes_are_the_golden_ones() -> None:
 
 def test_golden_bytes_are_read() -> None:
     assert_equal(Record.from_bytes(GOLDEN), small())
+
+
+def test_counts_of_text_tokens_are_bytes_too() -> None:
+    record = small(text_tokens=np.array([[1, 0], [2, 258]], np.uint32))
+    data = GOLDEN + bytes.fromhex("7a1001000000000000000200000002010000")
+    assert record.to_bytes() == data
+    assert_equal(Record.from_bytes(data), record)
 
 
 @st.composite
@@ -107,6 +120,7 @@ def written_records(draw: st.DrawFn) -> Record:
             positions=draw(hnp.arrays(np.uint16, tokens)),
             step_begin=np.cumsum([0, *lengths[:-1]], dtype=np.uint32)[:steps],
             images=images,
+            text_tokens=draw(hnp.arrays(np.uint32, (steps, 2))) if steps and draw(st.booleans()) else None,
         ),
         reward=draw(hnp.arrays(np.float64, steps)),
         discount=draw(hnp.arrays(np.float64, steps)) if steps and draw(st.booleans()) else None,
@@ -200,7 +214,8 @@ def test_inconsistencies_are_refused_by_name(changes: dict[str, Any], message: s
 
 
 @pytest.mark.parametrize(
-    ("field", "size"), [("tokens", 2), ("positions", 2), ("step_begin", 4), ("reward", 8), ("discount", 8)]
+    ("field", "size"),
+    [("tokens", 2), ("positions", 2), ("step_begin", 4), ("reward", 8), ("discount", 8), ("text_tokens", 4)],
 )
 def test_a_torn_array_is_refused_by_name(field: str, size: int) -> None:
     message = RecordMessage.FromString(GOLDEN)
@@ -208,6 +223,12 @@ def test_a_torn_array_is_refused_by_name(field: str, size: int) -> None:
     said = f"the record's {field} have 3 bytes, no multiple of {size}"
     with pytest.raises(ValueError, match=f"^{re.escape(said)}$"):
         Record.from_bytes(message.SerializeToString())
+
+
+@pytest.mark.parametrize("counts", [np.zeros((1, 3)), np.zeros((3, 1))])
+def test_counts_of_texts_that_fit_no_steps_are_refused(counts: np.ndarray) -> None:
+    with pytest.raises(ValueError, match=r"^the record counts the tokens of 3 texts for 2 steps$"):
+        Record.from_bytes(small(text_tokens=counts).to_bytes())
 
 
 def test_generated_code_agrees_with_the_proto(tmp_path: Path) -> None:

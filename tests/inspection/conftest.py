@@ -1,0 +1,222 @@
+"""Small recordings with every awkward case, built and scanned, and ways to damage what was built."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+
+from gatokit.inspection import open_directory
+from gatokit.schemas.canonical import digest, json_digest
+
+CONFIG = """
+vocabulary: {vocabulary}
+chunk_tokens: 64
+shard_bytes: 20000
+holdout: 0.2
+datasets:
+  - name: arm
+    kind: episodes
+    source: data/arm/*
+    agent: {{metadata: agent_id}}
+    order: {{metadata: index}}
+    hz: 10
+  - name: grid
+    kind: episodes
+    source: data/grid
+    keep: {{all: true}}
+    fields: {{observation: {{as: discrete}}}}
+  - name: against_random
+    kind: episodes
+    source: data/arm/push
+    keep: {{min_return: 0.5, random_return: -40}}
+"""
+
+
+@dataclass(frozen=True)
+class Small:
+    """A build and a scan of the same recordings, and the recorded episodes of each task in source order."""
+
+    built: Path
+    scanned: Path
+    recorded: dict[str, list[dict[str, Any]]]
+
+
+def _arm_step(random: np.random.Generator, step: int, steps: int, reward: float) -> dict[str, Any]:
+    return {
+        "observation": {
+            "image": random.integers(0, 256, (32, 48, 3), dtype=np.uint8),
+            "state": random.normal(size=3).astype(np.float32),
+            "mission": "reach the red ball" if step % 2 else "reach",
+        },
+        "action": random.uniform(-1, 1, 2).astype(np.float32),
+        "reward": np.float32(reward),
+        "discount": np.float32(1),
+        "is_first": step == 0,
+        "is_last": step == steps - 1,
+        "is_terminal": False,
+    }
+
+
+def _arm_episodes(seed: int, best: float) -> list[dict[str, Any]]:
+    """Fifteen episodes of two agents with returns up to ``best``; one has a NaN reward, one a NaN state, and one of
+    the positive task has no action."""
+    random = np.random.default_rng(seed)
+    episodes = []
+    for number in range(15):
+        steps = 1 if number == 5 and best > 0 else int(random.integers(6, 15))
+        total = best - abs(best) * (0.0, 0.1, 0.15, 0.6, 1.2)[number % 5]
+        shares = random.uniform(0, 1, steps)
+        # The last step has no action and its reward is padding.
+        rewards = total * shares / max(shares[:-1].sum(), 1e-9)
+        written = [_arm_step(random, step, steps, rewards[step]) for step in range(steps)]
+        if number == 7:
+            written[0]["reward"] = np.float32("nan")
+        if number == 11:
+            written[2]["observation"]["state"][1] = np.nan
+        episodes.append({"steps": written, "agent_id": "ab"[number % 2], "index": 100 - number})
+    return episodes
+
+
+def _grid_episodes() -> list[dict[str, Any]]:
+    random = np.random.default_rng(3)
+    return [
+        {
+            "steps": [
+                {
+                    "observation": random.integers(0, 1024, 5),
+                    "action": {"force": random.uniform(-1, 1, (2, 2)), "move": int(random.integers(0, 4))},
+                    "reward": np.float32(1),
+                    "is_first": step == 0,
+                    "is_last": step == 8,
+                    "is_terminal": step == 8,
+                }
+                for step in range(9)
+            ]
+        }
+        for _ in range(4)
+    ]
+
+
+def _write(path: Path, steps: dict[str, Any], metadata: dict[str, Any], episodes: list[dict[str, Any]]) -> None:
+    import tensorflow_datasets as tfds
+
+    path.mkdir(parents=True)
+    flags = dict.fromkeys(("is_first", "is_last", "is_terminal"), np.bool_)
+    features = tfds.features.FeaturesDict(
+        {"steps": tfds.features.Dataset({**steps, "reward": np.float32, **flags}), **metadata}
+    )
+    identity = tfds.core.DatasetIdentity(
+        name="recorded", version=tfds.core.Version("1.0.0"), data_dir=str(path), module_name=""
+    )
+    info = tfds.core.DatasetInfo(builder=identity, description="a test", features=features)
+    writer = tfds.core.SequentialWriter(info, 5)
+    writer.initialize_splits(["train"])
+    writer.add_examples({"train": episodes})
+    writer.close_all()
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory, vocabulary: Path) -> Small:
+    """Three datasets: images, text, states, dropped and damaged episodes; bare and nested fields; a random return."""
+    import tensorflow_datasets as tfds
+
+    from gatokit.pipelines.run import build, scan
+
+    root = tmp_path_factory.mktemp("small")
+    recorded = {"reach": _arm_episodes(1, 10.0), "push": _arm_episodes(2, -10.0), "grid": _grid_episodes()}
+    observation = {
+        "image": tfds.features.Image(shape=(32, 48, 3)),
+        "state": tfds.features.Tensor(shape=(3,), dtype=np.float32),
+        "mission": tfds.features.Text(),
+    }
+    action = tfds.features.Tensor(shape=(2,), dtype=np.float32)
+    metadata = {"agent_id": tfds.features.Text(), "index": np.int64}
+    for task in ("reach", "push"):
+        steps = {"observation": observation, "action": action, "discount": np.float32}
+        _write(root / "data" / "arm" / task, steps, metadata, recorded[task])
+    force = tfds.features.Tensor(shape=(2, 2), dtype=np.float64)
+    steps = {
+        "observation": tfds.features.Tensor(shape=(5,), dtype=np.int64),
+        "action": {"force": force, "move": np.int64},
+    }
+    _write(root / "data" / "grid", steps, {}, recorded["grid"])
+    config = root / "small.yaml"
+    config.write_text(CONFIG.format(vocabulary=vocabulary))
+    build(config, root / "built")
+    scan(config, root / "scanned")
+    return Small(root / "built", root / "scanned", recorded)
+
+
+@pytest.fixture
+def damaged(small: Small, tmp_path: Path) -> Path:
+    """A copy of the small build, to be damaged."""
+    return Path(shutil.copytree(small.built, tmp_path / "damaged"))
+
+
+@pytest.fixture
+def shard(damaged: Path) -> Path:
+    """The first shard of ``arm`` in the copy."""
+    dataset = open_directory(damaged).datasets["arm"]
+    return dataset.path / dataset.totals.splits[0].parts[0].file
+
+
+def _seal(root: Path) -> None:
+    """Makes sizes and digests in the manifest those of the files again: what a faulty writer would have written."""
+    content = json.loads((root / "manifest.json").read_bytes())
+    files = {}
+    for entry in content["files"]:
+        data = (root / entry["path"]).read_bytes()
+        entry |= {"size": len(data), "blake2b": digest(data)}
+        files[entry["path"]] = {"size": len(data), "blake2b": digest(data)}
+    for dataset in content["datasets"]:
+        parts = [part for split in dataset["splits"] for part in split["parts"]]
+        for part in parts:
+            part |= files[f"{dataset['directory']}/{part['file']}"]
+        dataset["bytes"] = sum(part["size"] for part in parts)
+    _write_manifest(root, content)
+
+
+def _write_manifest(root: Path, content: dict[str, Any]) -> None:
+    content.pop("digest", None)
+    content["digest"] = json_digest(content)
+    (root / "manifest.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+@pytest.fixture
+def seal() -> Callable[[Path], None]:
+    """``seal(root)`` makes the manifest's digests those of the files again, whatever they hold."""
+    return _seal
+
+
+@pytest.fixture
+def edit_manifest() -> Callable[[Path, Callable[[dict[str, Any]], Any]], None]:
+    """``edit_manifest(root, edit)`` changes the manifest's content and gives it a right digest."""
+
+    def edited(root: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
+        content = json.loads((root / "manifest.json").read_bytes())
+        edit(content)
+        _write_manifest(root, content)
+
+    return edited
+
+
+@pytest.fixture
+def rewrite() -> Callable[[Path, Callable[[list[bytes]], Iterable[bytes]]], None]:
+    """``rewrite(shard, change)`` writes a shard anew with other records."""
+
+    def rewritten(path: Path, change: Callable[[list[bytes]], Iterable[bytes]]) -> None:
+        reader = ArrayRecordReader(str(path))
+        records = reader.read_all()
+        reader.close()
+        writer = ArrayRecordWriter(str(path), "group_size:1,zstd:1")
+        for record in change(records):
+            writer.write(record)
+        writer.close()
+
+    return rewritten
