@@ -1,7 +1,7 @@
 """Reads ranges of records from a shard file."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from array_record.python.array_record_module import ArrayRecordReader
@@ -50,7 +50,9 @@ def open_shard(path: str | Path) -> Iterator[ShardReader]:
             raise DataError(f"{path} is no whole ArrayRecord file")
         yield ShardReader(reader, path)
     finally:
-        reader.close()
+        # A reader that met damage says so once more when it is closed.
+        with suppress(RuntimeError):
+            reader.close()
 
 
 def _first_line(error: Exception) -> str:

@@ -47,7 +47,7 @@ _PACKAGES = (
     "pyarrow",
     "sentencepiece",
 )
-_COUNTED = ["task", "agent", "kept", "split", "steps", "tokens", "lost", "reason", "episode_id"]
+_COUNTED = ["task", "agent", "kept", "split", "steps", "tokens", "lost", "reason", "detail", "episode_id"]
 
 
 def finish_dataset(root: Path, plan: Plan, config: BuildConfig, content: Literal["build", "scan"]) -> Dataset:
@@ -184,7 +184,7 @@ def _check(
 ) -> None:
     name = plan.dataset.config.name
     reasons, examples = count_reasons(
-        rows["reason"].to_pylist(), rows["lost"].to_pylist(), rows["episode_id"].to_pylist()
+        *(rows[name].to_pylist() for name in ("reason", "lost", "episode_id", "detail"))
     )
     check_budget(reasons, examples, pc.sum(rows["lost"]).as_py(), config.max_bad_fraction, name)
     for (task, field), beyond in sorted(outside.items()):

@@ -118,7 +118,7 @@ def make_plan(plan: DatasetPlan, scanned: pa.Table, config: BuildConfig, vocabul
     _check_ids(ids, [f"{names[number]}#{position}" for number, position in zip(file, positions, strict=True)], dataset)
     rows = _rows(scanned)
     lost = scanned["lost"].to_numpy()
-    reasons, examples = count_reasons(rows.reason, lost, ids)
+    reasons, examples = count_reasons(rows.reason, lost, ids, scanned["detail"].to_pylist())
     check_budget(reasons, examples, int(lost.sum()), config.max_bad_fraction, dataset.name)
     tasks, kept, reason = judge_rows(rows, dataset.keep, dataset.name)
     apart = held_out(ids, kept, rows.task, config.holdout, config.seed)
@@ -163,15 +163,18 @@ def make_plan(plan: DatasetPlan, scanned: pa.Table, config: BuildConfig, vocabul
 
 
 def count_reasons(
-    reasons: np.ndarray | list[str | None], lost: np.ndarray | list[int], ids: list[str]
+    reasons: np.ndarray | list[str | None],
+    lost: np.ndarray | list[int],
+    ids: list[str],
+    details: list[str | None],
 ) -> tuple[Counter[str], dict[str, str]]:
-    """Lost episodes by reason, and the first id of each."""
+    """Lost episodes by reason, and the first id of each with its detail."""
     counts: Counter[str] = Counter()
     examples: dict[str, str] = {}
-    for reason, number, id_ in zip(reasons, lost, ids, strict=True):
+    for reason, number, id_, detail in zip(reasons, lost, ids, details, strict=True):
         if reason is not None:
             counts[reason] += int(number)
-            examples.setdefault(reason, id_)
+            examples.setdefault(reason, id_ if detail is None else f"{id_}: {detail}")
     return counts, examples
 
 

@@ -121,7 +121,11 @@ def _check_kind(source: SourceField, kind: FieldKind, is_action: bool, context: 
         "continuous": is_number and source.dtype != "bool",
     }[kind]
     if is_action and kind in ("text", "image"):
-        raise context.error(source, f"is a {kind}, and actions are discrete or continuous", "give it {as: skip}")
+        raise context.error(
+            source,
+            f"is {'a text' if kind == 'text' else 'an image'}, and actions are discrete or continuous",
+            "give it {as: skip}",
+        )
     if not allowed:
         shape = list(source.shape)
         raise context.error(source, f"of dtype {source.dtype} and shape {shape} cannot be {kind}", "give it {as: skip}")

@@ -19,6 +19,8 @@ def assign(names: list[str], file: np.ndarray, length: np.ndarray, split_bytes: 
     ``file`` int (R,) is the row's file as an ascending index into ``names``, ``length`` int64 (R,) its bytes.
     """
     split = np.zeros(len(file), np.int64)
+    if not len(file):
+        return split
     ordinals, starts = np.unique(file, return_index=True)
     ends = np.append(starts[1:], len(file))
     current, held = 0, 0

@@ -71,6 +71,10 @@ class ExampleEpisode:
         flat = (example.floats if dtype.kind == "f" else example.integers)(self._data, span)
         if dtype.kind == "b":
             flat = flat.astype(bool)
+        elif dtype.kind in "iu" and dtype != flat.dtype:
+            wide, flat = flat, flat.astype(dtype)
+            if not np.array_equal(wide, flat):
+                raise ValueError(f"holds a value that is no {dtype.name}")
         return _per_step(field, flat)
 
 

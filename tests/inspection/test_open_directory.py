@@ -1,6 +1,7 @@
 """Opening a finished directory: rows, episodes joined from their records, decoded values, errors."""
 
 import io
+import pydoc_data.topics
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from array_record.python.array_record_module import ArrayRecordReader
 from PIL import Image
 
 from gatokit.inspection import open_directory
+from gatokit.pipelines.vocabulary import train_vocabulary
 from gatokit.schemas.errors import ConfigError, DataError
 from gatokit.schemas.index import INDEX
 from gatokit.schemas.record import Record
@@ -20,7 +22,7 @@ from gatokit.tokenizers.codec import decode
 def positions(recorded, dataset, row):
     """The recorded episode of an index row: files hold several episodes in their order."""
     files = sorted({other.source_file for other in dataset.episodes(task=row.task)})
-    before = {file: 0 for file in files}
+    before = dict.fromkeys(files, 0)
     for other in dataset.episodes(task=row.task):
         before[other.source_file] += 1
     start = sum(before[file] for file in files[: files.index(row.source_file)])
@@ -88,8 +90,7 @@ def test_joined_records_are_the_whole_episode(small):
     np.testing.assert_array_equal(episode.reward, np.concatenate([r.reward for r in records]))
     assert len(episode.sequence.tokens) == row.tokens
     assert episode.steps == row.steps == len(episode.sequence.step_begin)
-    again = episode.tokenizer.spec
-    assert again == dataset.spec(row.task)
+    assert episode.spec == dataset.spec(row.task)
     for placed in episode.sequence.images:
         rows, columns = placed.grid
         assert set(episode.sequence.kinds[placed.token : placed.token + rows * columns].tolist()) == {2}
@@ -192,9 +193,11 @@ def test_a_missing_shard_and_a_broken_one_are_named(damaged, shard):
         dataset.episode(row)
 
 
-def test_a_vocabulary_of_another_build_is_refused(damaged, built):
-    shutil.copy(built / "dataset.json" if False else built / "manifest.json", damaged / "vocabulary.model")
-    with pytest.raises(ConfigError, match="no SentencePiece model"):
+def test_another_vocabulary_is_refused(damaged, tmp_path):
+    lines = [line for text in pydoc_data.topics.topics.values() for line in text.splitlines() if line]
+    train_vocabulary(lines, tmp_path / "other.model", 600)
+    shutil.copy(tmp_path / "other.model", damaged / "vocabulary.model")
+    with pytest.raises(DataError, match="is not the model that the tokens were made with"):
         _ = open_directory(damaged).text
 
 

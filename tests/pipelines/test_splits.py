@@ -49,9 +49,9 @@ def test_small_files_join_until_a_name_ends_the_group() -> None:
 
 
 def test_a_group_that_no_name_ends_is_ended_by_its_size() -> None:
-    files = {f"c-{number}": [400] for number in range(8)}
-    assert [name for name in files if ends_group(name, 400)] == ["c-3"]
-    assert assigned(files) == [0, 0, 0, 0, 1, 1, 1, 1]
+    files = {f"j-{number}": [400] for number in range(12)}
+    assert [name for name in files if ends_group(name, 400)] == ["j-10"]
+    assert assigned(files) == [0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 2, 3]
 
 
 def test_a_large_file_is_divided_evenly() -> None:
@@ -60,7 +60,7 @@ def test_a_large_file_is_divided_evenly() -> None:
 
 def test_a_file_of_exactly_one_split_is_not_divided() -> None:
     assert assigned({"a": [500, 500]}) == [0, 0]
-    assert assigned({"a": [500, 501]}) == [0, 1]
+    assert assigned({"a": [400, 400, 201]}) == [0, 0, 1]
 
 
 def test_a_large_file_stands_alone() -> None:
