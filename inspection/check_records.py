@@ -56,35 +56,37 @@ class RecordChecker:
             yield str(error).removeprefix(f"{path} ")
 
     def _owner(self, owner: Owner, stream: Iterator[tuple[int, bytes | str]]) -> Iterator[str]:
-        step, rewards, flags, sound = 0, [], [], True
+        step: int | None = 0
+        rewards, flags, sound = [], [], True
         for chunk, size in enumerate(owner.record_tokens):
             number, data = next(stream)
+            record = None
             try:
                 if isinstance(data, str):
                     raise ValueError(data)
                 record = Record.from_bytes(data)
                 self._place(record, owner, chunk, step, size)
                 self._specs[record.spec].check(record)
+                rewards.append(record.reward)
+                flags.append(record.flags)
             except ValueError as error:
                 yield f"record {number:,} of episode {owner.episode_id!r}: {error}"
                 sound = False
-                continue
-            step += len(record.flags)
-            rewards.append(record.reward)
-            flags.append(record.flags)
+            # Behind a record that does not parse nobody knows which step comes next.
+            step = None if record is None else record.first_step + len(record.flags)
         if sound:
             fault = _whole(owner, np.concatenate(rewards), np.concatenate(flags))
             if fault:
                 yield f"episode {owner.episode_id!r}: {fault}"
 
-    def _place(self, record: Record, owner: Owner, chunk: int, step: int, size: int) -> None:
+    def _place(self, record: Record, owner: Owner, chunk: int, step: int | None, size: int) -> None:
         """ValueError where the index has something else at this place."""
         chunks = len(owner.record_tokens)
         if record.owner != owner.episode_id:
             raise ValueError(f"it belongs to episode {record.owner!r}")
         if (record.chunk, record.chunks) != (chunk, chunks):
             raise ValueError(f"it is chunk {record.chunk} of {record.chunks}, and the index says {chunk} of {chunks}")
-        if record.first_step != step:
+        if step not in (None, record.first_step):
             raise ValueError(f"it begins with step {record.first_step}, and step {step} comes next")
         if record.spec != owner.spec or record.spec not in self._specs:
             raise ValueError(f"it has the spec {record.spec}, and the index says {owner.spec}")

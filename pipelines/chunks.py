@@ -28,12 +28,12 @@ def cuts(step_begin: np.ndarray, tokens: int, chunk_tokens: int) -> list[int]:
 
 def records(episode: Episode, sequence: TokenSequence, spec: str, chunk_tokens: int) -> Iterator[Record]:
     """The records of a tokenized episode in order; S > 0."""
-    begins = sequence.step_begin
-    starts = cuts(begins, len(sequence.tokens), chunk_tokens)
+    steps, tokens = len(sequence.step_begin), len(sequence.tokens)
+    starts = cuts(sequence.step_begin, tokens, chunk_tokens)
+    begins = [*sequence.step_begin[starts].tolist(), tokens]
     image = 0
-    for chunk, (first, last) in enumerate(zip(starts, [*starts[1:], len(begins)], strict=True)):
-        begin = int(begins[first])
-        end = int(begins[last]) if last < len(begins) else len(sequence.tokens)
+    for chunk, (first, last) in enumerate(zip(starts, [*starts[1:], steps], strict=True)):
+        begin, end = begins[chunk], begins[chunk + 1]
         images = []
         while image < len(sequence.images) and sequence.images[image].token < end:
             placed = sequence.images[image]
@@ -49,7 +49,7 @@ def records(episode: Episode, sequence: TokenSequence, spec: str, chunk_tokens: 
                 tokens=sequence.tokens[begin:end],
                 kinds=sequence.kinds[begin:end],
                 positions=sequence.positions[begin:end],
-                step_begin=begins[first:last] - np.uint32(begin),
+                step_begin=sequence.step_begin[first:last] - np.uint32(begin),
                 images=images,
                 text_tokens=None if sequence.text_tokens is None else sequence.text_tokens[first:last],
             ),

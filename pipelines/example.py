@@ -16,31 +16,70 @@ Span = tuple[int, int]
 
 _LENGTH, _VARINT, _FIXED64, _FIXED32 = 2, 0, 1, 5
 _BYTES_LIST, _FLOAT_LIST, _INT64_LIST = 1, 2, 3
+_ENTRY, _ENTRY_VALUE = 1 << 3 | _LENGTH, 2 << 3 | _LENGTH
+_KEYS: dict[bytes, str] = {}
+_MOST_KEYS = 1024
 
 
 def walk(data: bytes) -> dict[str, Span]:
     """Where each feature lies in an Example: key to (begin, end) of its ``Feature`` message."""
     found: dict[str, Span] = {}
     for number, wire, begin, end in _parts(data, 0, len(data)):
-        if number != 1 or wire != _LENGTH:
-            continue
-        for entry_number, entry_wire, entry_begin, entry_end in _parts(data, begin, end):
-            if entry_number != 1 or entry_wire != _LENGTH:
-                continue
-            key, value = "", (entry_end, entry_end)
-            for number_, wire_, begin_, end_ in _parts(data, entry_begin, entry_end):
-                if wire_ != _LENGTH:
-                    continue
-                if number_ == 1:
-                    key = str(data[begin_:end_], "utf-8")
-                elif number_ == 2:
-                    value = (begin_, end_)
-            found[key] = value
+        if number == 1 and wire == _LENGTH:
+            _walk_features(data, begin, end, found)
     return found
+
+
+def _walk_features(data: bytes, at: int, end: int, found: dict[str, Span]) -> None:
+    """Adds the map entries of ``Features``.
+
+    Writers put a short key first and its value behind it, which is read here without a generator; an entry of
+    any other form goes the general way.
+    """
+    keys = _KEYS
+    try:
+        while at < end:
+            begin = at
+            if data[at] == _ENTRY:
+                size, at = _varint(data, at + 1)
+                stop = at + size
+                key_end = at + 2 + data[at + 1]
+                if data[at] == _ENTRY and data[at + 1] < 0x80 and key_end < stop and data[key_end] == _ENTRY_VALUE:
+                    length, value = _varint(data, key_end + 1)
+                    if value + length == stop <= end:
+                        raw = data[at + 2 : key_end]
+                        key = keys.get(raw)
+                        if key is None:
+                            key = str(raw, "utf-8")
+                            if len(keys) < _MOST_KEYS:
+                                keys[raw] = key
+                        found[key] = (value, stop)
+                        at = stop
+                        continue
+            at = _walk_entry(data, begin, end, found)
+    except IndexError:
+        raise ValueError("the message ends inside a field") from None
+
+
+def _walk_entry(data: bytes, at: int, end: int, found: dict[str, Span]) -> int:
+    """One field of ``Features`` in any form; where the next one begins."""
+    number, wire, begin, stop = next(_parts(data, at, end))
+    if number == 1 and wire == _LENGTH:
+        key, value = "", (stop, stop)
+        for part, part_wire, part_begin, part_end in _parts(data, begin, stop):
+            if part_wire == _LENGTH and part == 1:
+                key = str(data[part_begin:part_end], "utf-8")
+            elif part_wire == _LENGTH and part == 2:
+                value = (part_begin, part_end)
+        found[key] = value
+    return stop
 
 
 def floats(data: bytes, span: Span) -> np.ndarray:
     """The float list of a feature, float32 (n,); a packed list is a view of ``data``."""
+    packed = _packed(data, span, _FLOAT_LIST)
+    if packed is not None and (packed[1] - packed[0]) % 4 == 0:
+        return np.frombuffer(data, "<f4", (packed[1] - packed[0]) // 4, packed[0])
     chunks = []
     for wire, begin, end in _values(data, span, _FLOAT_LIST):
         if wire == _LENGTH:
@@ -56,6 +95,9 @@ def floats(data: bytes, span: Span) -> np.ndarray:
 
 def integers(data: bytes, span: Span) -> np.ndarray:
     """The integer list of a feature, int64 (n,)."""
+    packed = _packed(data, span, _INT64_LIST)
+    if packed is not None:
+        return _varints(np.frombuffer(data, np.uint8, packed[1] - packed[0], packed[0]))
     chunks = []
     for wire, begin, end in _values(data, span, _INT64_LIST):
         if wire not in (_LENGTH, _VARINT):
@@ -72,6 +114,21 @@ def byte_strings(data: bytes, span: Span) -> list[bytes]:
             raise ValueError("a bytes list holds something else")
         found.append(data[begin:end])
     return found
+
+
+def _packed(data: bytes, span: Span, wanted: int) -> Span | None:
+    """Where the numbers of a feature lie if it is one list that is packed in one piece, as writers leave it."""
+    at, end = span
+    try:
+        if data[at] != wanted << 3 | _LENGTH:
+            return None
+        size, at = _varint(data, at + 1)
+        if at + size != end or data[at] != _ENTRY:
+            return None
+        size, at = _varint(data, at + 1)
+    except IndexError:
+        return None
+    return (at, end) if at + size == end else None
 
 
 def _values(data: bytes, span: Span, wanted: int) -> Iterator[tuple[int, int, int]]:

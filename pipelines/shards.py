@@ -2,6 +2,8 @@
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import google_crc32c
@@ -41,7 +43,8 @@ class ShardWriter:
 
     def __exit__(self, *exception: object) -> None:
         if self._writer is not None:
-            self._writer.close()
+            with suppress(RuntimeError):  # what brought us here matters more
+                self._writer.close()
             self._writer = None
         if self._temporary:
             Path(self._temporary).unlink(missing_ok=True)
@@ -55,11 +58,13 @@ class ShardWriter:
             self.finish()
         if self._writer is None:
             self._temporary = temporary_beside(self._directory / self._name())
-            self._writer = ArrayRecordWriter(self._temporary, WRITER_OPTIONS)
+            with _os_errors(self._temporary):
+                self._writer = ArrayRecordWriter(self._temporary, WRITER_OPTIONS)
         where = len(self.parts), len(self._checksums)
-        for record in records:
-            self._writer.write(record)
-            self._checksums.append(google_crc32c.value(record))
+        with _os_errors(self._temporary):
+            for record in records:
+                self._writer.write(record)
+                self._checksums.append(google_crc32c.value(record))
         self._held_out += len(records) if held_out else 0
         self._tokens += sum(tokens)
         return where
@@ -68,9 +73,10 @@ class ShardWriter:
         """Commits the open part, if there is one."""
         if self._writer is None:
             return
-        self._writer.close()
-        self._writer = None
-        _check(self._temporary, self._checksums)
+        writer, self._writer = self._writer, None
+        with _os_errors(self._temporary):
+            writer.close()
+            _check(self._temporary, self._checksums)
         size, digest = file_digest(self._temporary)
         with open(self._temporary, "rb") as file:
             os.fsync(file.fileno())
@@ -105,7 +111,17 @@ def _check(path: str, checksums: list[int]) -> None:
             if google_crc32c.value(reader.read(ordinal, ordinal + 1)[0]) != checksum:
                 raise OSError(f"{path}: record {ordinal} does not read back as it was written")
     finally:
-        reader.close()
+        with suppress(RuntimeError):  # it says again what is wrong with the file
+            reader.close()
+
+
+@contextmanager
+def _os_errors(path: str) -> Iterator[None]:
+    """OSError instead of the RuntimeError that the native library raises whatever the disk does."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise OSError(f"{path}: {str(error).splitlines()[0]}") from None
 
 
 def write_index(

@@ -13,6 +13,7 @@ from gatokit.schemas.record_pb2 import Record as RecordMessage
 from gatokit.schemas.tokens import PATCH
 
 RECORD_VERSION = 1
+_U1, _U2, _U4, _F8 = np.dtype("u1"), np.dtype("<u2"), np.dtype("<u4"), np.dtype("<f8")
 
 
 @dataclass(frozen=True)
@@ -43,14 +44,14 @@ class Record:
             chunks=self.chunks,
             first_step=self.first_step,
             spec=self.spec,
-            tokens=_pack(sequence.tokens, "<u2"),
-            kinds=_pack(sequence.kinds, "u1"),
-            positions=_pack(sequence.positions, "<u2"),
-            step_begin=_pack(sequence.step_begin, "<u4"),
-            reward=_pack(self.reward, "<f8"),
-            discount=b"" if self.discount is None else _pack(self.discount, "<f8"),
-            flags=_pack(self.flags, "u1"),
-            text_tokens=b"" if sequence.text_tokens is None else _pack(sequence.text_tokens, "<u4"),
+            tokens=_pack(sequence.tokens, _U2),
+            kinds=_pack(sequence.kinds, _U1),
+            positions=_pack(sequence.positions, _U2),
+            step_begin=_pack(sequence.step_begin, _U4),
+            reward=_pack(self.reward, _F8),
+            discount=b"" if self.discount is None else _pack(self.discount, _F8),
+            flags=_pack(self.flags, _U1),
+            text_tokens=b"" if sequence.text_tokens is None else _pack(sequence.text_tokens, _U4),
         )
         for placed in sequence.images:
             image = placed.image
@@ -72,7 +73,7 @@ class Record:
             )
         if not message.version:
             raise ValueError("the record has no format version")
-        tokens = _unpack(message, "tokens", "<u2")
+        tokens = _unpack(message, "tokens", _U2)
         record = Record(
             owner=message.owner,
             chunk=message.chunk,
@@ -81,18 +82,18 @@ class Record:
             spec=message.spec,
             sequence=TokenSequence(
                 tokens=tokens,
-                kinds=_unpack(message, "kinds", "u1"),
-                positions=_unpack(message, "positions", "<u2"),
-                step_begin=_unpack(message, "step_begin", "<u4"),
+                kinds=_unpack(message, "kinds", _U1),
+                positions=_unpack(message, "positions", _U2),
+                step_begin=_unpack(message, "step_begin", _U4),
                 images=[
                     PlacedImage(image.token, EncodedImage(image.data, image.height, image.width))
                     for image in message.images
                 ],
                 text_tokens=_text_tokens(message),
             ),
-            reward=_unpack(message, "reward", "<f8"),
-            discount=_unpack(message, "discount", "<f8") if message.discount else None,
-            flags=_unpack(message, "flags", "u1"),
+            reward=_unpack(message, "reward", _F8),
+            discount=_unpack(message, "discount", _F8) if message.discount else None,
+            flags=_unpack(message, "flags", _U1),
         )
         record._check()
         return record
@@ -133,11 +134,11 @@ def _unpack(message: RecordMessage, name: str, dtype: str) -> np.ndarray:
 def _text_tokens(message: RecordMessage) -> np.ndarray | None:
     if not message.text_tokens:
         return None
-    counts, steps = _unpack(message, "text_tokens", "<u4"), len(message.step_begin) // 4
+    counts, steps = _unpack(message, "text_tokens", _U4), len(message.step_begin) // 4
     if not steps or len(counts) % steps:
         raise ValueError(f"the record counts the tokens of {len(counts)} texts for {steps} steps")
     return counts.reshape(steps, -1)
 
 
-def _pack(values: np.ndarray, dtype: str) -> bytes:
-    return np.ascontiguousarray(values, dtype).tobytes()
+def _pack(values: np.ndarray, dtype: np.dtype) -> bytes:
+    return values.astype(dtype, copy=False).tobytes()

@@ -87,10 +87,6 @@ def _walk(
             yield from _walk(entry.path, markers, field, above | {real})
 
 
-def _name(components: list[str]) -> str:
-    return "/".join(part for part in components if part not in (".", "..") and not _VERSION.fullmatch(part))
-
-
 def _has_wildcard(pattern: str) -> bool:
     return glob.has_magic(_ESCAPED.sub("", pattern))
 

@@ -104,7 +104,9 @@ def test_json_is_all_that_scan_and_build_print(config, tmp_path, recorded):
         return json.loads(done.stdout)
 
     scanned = run("scan", config(), "--out", tmp_path / "scan")
-    assert [(row["dataset"], row["task"], row["agent"], row["episodes"], row["window"]) for row in scanned["tasks"]] == [
+    assert [
+        (row["dataset"], row["task"], row["agent"], row["episodes"], row["window"]) for row in scanned["tasks"]
+    ] == [
         ("d", "GoToLocal-v0", "", 32, 3),
         ("d", "PickupLoc-v0", "", 32, 3),
     ]

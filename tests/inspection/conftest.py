@@ -17,7 +17,7 @@ from gatokit.schemas.canonical import digest, json_digest
 CONFIG = """
 vocabulary: {vocabulary}
 chunk_tokens: 64
-shard_bytes: 20000
+shard_bytes: 150000
 holdout: 0.2
 datasets:
   - name: arm

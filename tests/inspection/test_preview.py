@@ -74,9 +74,9 @@ def test_the_builds_own_fraction_changes_nothing(small, built):
 
 def test_negative_returns_keep_fewer_at_a_higher_fraction(small):
     dataset = open_directory(small.built).datasets["arm"]
-    kept = [next(row.kept_at for row in preview(dataset, at) if row.task == "push") for at in (0, 0.5, 0.8, 0.9, 1)]
-    # Ten is the best; -10 * (1, 1.1, 1.15, 1.6, 2.2), three each, less one NaN reward and one NaN state.
-    assert kept == [10, 7, 7, 4, 3]
+    kept = [next(row.kept_at for row in preview(dataset, at) if row.task == "push") for at in (0, 0.5, 0.8, 0.88, 0.95)]
+    # Three each of -10, -11, -11.5, -16 and -22, less a NaN state of the second kind and a NaN reward of the third.
+    assert kept == [10, 7, 7, 5, 3]
 
 
 def test_a_rule_without_a_threshold_is_answered_too(small):
@@ -99,7 +99,7 @@ def test_drops_add_up_and_have_examples(small):
         assert drop.example == first.episode_id
         assert drop.meaning
     assert {drop.reason: drop.episodes for drop in drops(dataset, "reach")} == {
-        "below_threshold": 5,
+        "below_threshold": 6,
         "not_finite": 2,
         "too_short": 1,
     }
