@@ -111,7 +111,7 @@ def test_the_expert_itself_is_always_kept(expert: float, fraction: float) -> Non
     assert reaches(np.array([expert]), limit).tolist() == [True]
 
 
-@given(st.floats(0, 1e6), st.floats(0, 1))
+@given(st.floats(1e-6, 1e6), st.floats(0, 1))
 def test_a_positive_expert_gives_the_plain_fraction(expert: float, fraction: float) -> None:
     exact = Fraction(expert) * Fraction(fraction)
     assert abs(Fraction(threshold(expert, fraction)) - exact) <= Fraction(expert) / 2**52
