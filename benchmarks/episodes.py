@@ -45,7 +45,9 @@ def prepare(work: Path, kind: str, steps: int, name: str) -> Path:
     jobs = []
     for task, episodes in RECORDINGS[kind]:
         options = {"time_limit": 500} if kind == "images" else {}
-        jobs.append(Job(task, Mix(expert=2 * episodes, noisy=episodes, random=episodes), options=options))
+        # TFRecord for both kinds: as_dataset, the usual way, reads no ArrayRecord.
+        mix = Mix(expert=2 * episodes, noisy=episodes, random=episodes)
+        jobs.append(Job(task, mix, writer="tfrecord", options=options))
     recordings = record_tasks(tuple(jobs), work / "recorded", jobs=2)
     recorded = sum(recording.steps for recording in recordings)
     source = work / name

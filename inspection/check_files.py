@@ -21,8 +21,9 @@ def check_files(root: Path, manifest: Manifest, faults: Faults, moved: Callable[
     """Faults of every listed file, and of every file that is not listed. ``moved`` is called with 1 for each
     file that is done."""
     owners = {entry.blake2b: entry.path for entry in manifest.files}
+    sizes = {entry.size for entry in manifest.files}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = pool.map(partial(_fault, root, owners), manifest.files)
+        found = pool.map(partial(_fault, root, owners, sizes), manifest.files)
         for entry, fault in zip(manifest.files, found, strict=True):
             if fault is not None:
                 faults.add(entry.path, fault)
@@ -52,24 +53,23 @@ def unlisted(root: Path, listed: set[str]) -> list[str]:
     return found
 
 
-def _fault(root: Path, owners: dict[str, str], entry: FileEntry) -> str | None:
+def _fault(root: Path, owners: dict[str, str], sizes: set[int], entry: FileEntry) -> str | None:
     path = root / entry.path
     try:
         size = path.stat().st_size
-        if size == entry.size:
+        found = None
+        if size in sizes:
             with open(path, "rb") as file:
                 found = hashlib.file_digest(file, partial(hashlib.blake2b, digest_size=32)).hexdigest()
             if found == entry.blake2b:
                 return None
-        else:
-            found = ""
     except FileNotFoundError:
         return "missing"
     except OSError as error:
         return f"cannot be read: {error.strerror}"
     if found in owners:
         return f"holds the content of {owners[found]}"
-    if found:
+    if size == entry.size:
         return "its content does not match its digest"
     which = "truncated" if size < entry.size else "too long"
     return f"{which}: {size:,} bytes, and the manifest says {entry.size:,}"

@@ -4,6 +4,7 @@ Legend: T tokens, S time steps.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from google.protobuf.message import DecodeError
@@ -122,7 +123,7 @@ class Record:
             end = placed.token + rows * columns
 
 
-def _unpack(message: RecordMessage, name: str, dtype: str) -> np.ndarray:
+def _unpack(message: RecordMessage, name: str, dtype: np.dtype[Any]) -> np.ndarray:
     data = getattr(message, name)
     try:
         return np.frombuffer(data, dtype)

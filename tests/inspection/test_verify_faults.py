@@ -71,7 +71,7 @@ def test_what_is_finished_is_sound(small, built):
 
 
 def test_a_flipped_byte_anywhere_in_a_shard_is_found(damaged, shard):
-    for at in [*range(0, shard.stat().st_size, 2039), shard.stat().st_size - 1]:
+    for at in [*range(0, shard.stat().st_size, 4093), shard.stat().st_size - 1]:
         flip(shard, at)
         assert only(verify(damaged), name_of(shard, damaged)) == "its content does not match its digest"
         flip(shard, at)
@@ -90,7 +90,7 @@ def test_a_flipped_byte_in_any_file_is_found(damaged):
 
 def test_a_flipped_byte_anywhere_in_the_manifest_is_found(damaged):
     path = damaged / "manifest.json"
-    for at in range(0, path.stat().st_size, 37):
+    for at in range(0, path.stat().st_size, 101):
         for mask in (0x01, 0x03, 0x20):
             flip(path, at, mask)
             only(verify(damaged), "manifest.json")
@@ -117,11 +117,10 @@ def test_swapped_shards_are_both_named(damaged, shard):
     shutil.move(damaged / "kept", other)
     found = verify(damaged)
     assert {fault.file for fault in found} == {name_of(shard, damaged), name_of(other, damaged)}
-    if shard.stat().st_size == other.stat().st_size:
-        assert {fault.fault for fault in found} == {
-            f"holds the content of {name_of(other, damaged)}",
-            f"holds the content of {name_of(shard, damaged)}",
-        }
+    assert {fault.fault for fault in found} == {
+        f"holds the content of {name_of(other, damaged)}",
+        f"holds the content of {name_of(shard, damaged)}",
+    }
 
 
 def test_every_missing_file_is_named(damaged):

@@ -60,6 +60,7 @@ def test_a_large_file_is_divided_evenly() -> None:
 
 def test_a_file_of_exactly_one_split_is_not_divided() -> None:
     assert assigned({"a": [500, 500]}) == [0, 0]
+    assert assigned({"b1": [100], "b2": [500, 500]}) == [0, 0, 0]
     assert assigned({"a": [400, 400, 201]}) == [0, 0, 1]
 
 
