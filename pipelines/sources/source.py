@@ -4,6 +4,7 @@ A format is a module with a function that recognises its directories (``find.py`
 ``EpisodeFile`` that reads its files. Legend: N recorded steps, the last one included.
 """
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -42,9 +43,13 @@ class SourceFeatures(BaseModel):
     steps: tuple[SourceField, ...]
     metadata: tuple[SourceField, ...]
 
+    @functools.cached_property
+    def _by_path(self) -> dict[str, SourceField]:
+        return {field.path: field for field in self.steps}
+
     def step(self, path: str) -> SourceField | None:
         """The step field at ``path``."""
-        return next((field for field in self.steps if field.path == path), None)
+        return self._by_path.get(path)
 
     def metadata_field(self, key: str) -> SourceField | None:
         """The metadata field whose path, or whose path's last component where that is unique, is ``key``."""
