@@ -3,6 +3,7 @@
 import argparse
 import json
 import math
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from rich.table import Table
 
 ProgressFunction = Callable[[str, int, int], None]
 
-_NARROWEST = 100
+_PIPED_WIDTH = 160
 
 
 class Output:
@@ -26,8 +27,9 @@ class Output:
 
     def __init__(self, as_json: bool) -> None:
         self.as_json = as_json
-        width = None if sys.stdout.isatty() else max(_NARROWEST, Console().width)
-        self._out = Console(width=width, highlight=False, soft_wrap=not sys.stdout.isatty())
+        self.width = Console().width if sys.stdout.isatty() or "COLUMNS" in os.environ else _PIPED_WIDTH
+        """Characters of a line."""
+        self._out = Console(width=self.width, highlight=False, soft_wrap=not sys.stdout.isatty())
         self._err = Console(stderr=True, highlight=False, soft_wrap=True)
 
     def say(self, text: str) -> None:

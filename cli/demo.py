@@ -8,6 +8,7 @@ from pathlib import Path
 
 from gatokit.cli.build import positive
 from gatokit.cli.console import Output, add_command
+from gatokit.inspection import open_directory
 from gatokit.schemas.errors import ConfigError
 
 VOCABULARY_PIECES = 4000
@@ -59,15 +60,15 @@ def run(arguments: argparse.Namespace) -> int:
         train_vocabulary((line for line in lines if line), vocabulary, VOCABULARY_PIECES)
     workers = ["--workers", str(arguments.workers)]
     built = str(out / "built")
-    for words in (
-        ["scan", str(config), "--out", str(out / "scanned"), *workers],
-        ["build", str(config), "--out", built, *workers],
-        ["verify", built],
-        ["inspect", built],
-        ["inspect", built, "--dataset", "metaworld", "--at", "0.9"],
-        ["inspect", built, "--dataset", "babyai", "--episode", first_episode(out / "data", "babyai")],
+    for make in (
+        lambda: ["scan", str(config), "--out", str(out / "scanned"), *workers],
+        lambda: ["build", str(config), "--out", built, *workers],
+        lambda: ["verify", built],
+        lambda: ["inspect", built],
+        lambda: ["inspect", built, "--dataset", "metaworld", "--at", "0.9"],
+        lambda: ["inspect", built, "--dataset", "babyai", "--episode", first_kept(built, "babyai")],
     ):
-        status = command(output, words, quiet=arguments.json)
+        status = command(output, make(), quiet=arguments.json)
         if status:
             return status
     seconds = time.monotonic() - begin
@@ -93,7 +94,6 @@ def command(output: Output, words: list[str], *, quiet: bool) -> int:
         return main(words)
 
 
-def first_episode(data: Path, family: str) -> str:
-    """The id of a family's first recorded episode."""
-    path = next(iter(sorted((data / family).rglob("*record-*"))))
-    return f"{path.relative_to(data / family)}#0"
+def first_kept(built: str, dataset: str) -> str:
+    """The id of a dataset's first kept episode."""
+    return next(open_directory(built).datasets[dataset].episodes(kept=True)).episode_id

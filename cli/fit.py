@@ -1,15 +1,9 @@
 """Tables that leave out what the terminal has no room for."""
 
-import sys
 from collections.abc import Sequence
 from typing import Any
 
-from rich.console import Console
-
 from gatokit.cli.console import Output, shown
-
-_NARROWEST = 100
-
 
 def fitting_table(
     output: Output, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], less: Sequence[str] = ()
@@ -22,7 +16,7 @@ def fitting_table(
             for number, name in enumerate(columns)
             if name in left
         ]
-        if sum(widths) + 3 * len(widths) + 1 <= line_width():
+        if sum(widths) + 3 * len(widths) + 1 <= output.width:
             break
         left = [other for other in left if other != name]
     out = [name for name in columns if name not in left]
@@ -32,9 +26,3 @@ def fitting_table(
         [name.replace(" ", "\n") for name in left],
         [[row[place] for place in places] for row in rows],
     )
-
-
-def line_width() -> int:
-    """Characters of a line, as ``Output`` has them."""
-    width = Console().width
-    return width if sys.stdout.isatty() else max(_NARROWEST, width)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from gatokit.cli.console import Output, shown
-from gatokit.cli.fit import fitting_table, line_width
+from gatokit.cli.fit import fitting_table
 from gatokit.inspection import DatasetReader, EpisodeRow, Step
 from gatokit.inspection.values import brief, flag_names, json_value
 from gatokit.schemas.errors import ConfigError
@@ -64,7 +64,7 @@ def _show_steps(output: Output, steps: list[Step]) -> None:
     paths = list(values[0])
     ends = [f"{step.reward:.6g} {' '.join(flag_names(step.flags))}".strip() for step in steps]
     needs = {path: max(len(brief(value[path], _WIDEST_CELL)) for value in values) for path in paths}
-    room = _step_room(ends, paths)
+    room = _step_room(output.width, ends, paths)
     levels = [level for level in range(_LEAST_CELL, _WIDEST_CELL + 1) if _needed(needs, level) <= room]
     if levels:
         level = levels[-1]
@@ -74,7 +74,7 @@ def _show_steps(output: Output, steps: list[Step]) -> None:
         ]
         fitting_table(output, "", ["step", *paths, "reward"], rows)
         return
-    room = line_width() - max(map(len, paths)) - 16
+    room = output.width - max(map(len, paths)) - 16
     lines = []
     for step, value, end in zip(steps, values, ends, strict=True):
         lines += [[str(step.step) if path == paths[0] else "", path, brief(value[path], room)] for path in paths]
@@ -82,9 +82,9 @@ def _show_steps(output: Output, steps: list[Step]) -> None:
     fitting_table(output, "", ["step", "field", "value"], lines)
 
 
-def _step_room(ends: Sequence[str], paths: Sequence[str]) -> int:
-    """Characters that are left for the fields of a row beside its number, its reward and the borders."""
-    return line_width() - max(4, *map(len, ends)) - len("step") - 3 * (len(paths) + 2) - 1
+def _step_room(width: int, ends: Sequence[str], paths: Sequence[str]) -> int:
+    """Characters of a line that are left for the fields of a row beside its number, its reward and the borders."""
+    return width - max(4, *map(len, ends)) - len("step") - 3 * (len(paths) + 2) - 1
 
 
 def _needed(needs: dict[str, int], level: int) -> int:

@@ -6,7 +6,7 @@ from itertools import islice
 from typing import Any
 
 from gatokit.cli.console import Output, size
-from gatokit.cli.fit import fitting_table, line_width
+from gatokit.cli.fit import fitting_table
 from gatokit.inspection import DatasetReader, Directory, EpisodeRow, TaskRow, preview
 from gatokit.inspection.summary import Bin, Drop, drops, histogram, hours
 from gatokit.schemas.index import HELD_OUT
@@ -190,7 +190,7 @@ def _show_bins(output: Output, bins: list[Bin], threshold: float | None) -> None
     labels = [f"{item.low:g} … {item.high:g}" for item in bins]
     wide = max(map(len, labels))
     most = max(item.kept + item.dropped for item in bins)
-    room = max(10, min(60, line_width() - wide - 24))
+    room = max(10, min(60, output.width - wide - 24))
     for label, item in zip(labels, bins, strict=True):
         cells = [-(-count * room // most) for count in (item.kept, item.dropped)]
         mark = " ◂" if threshold is not None and item.low <= threshold < item.high else ""

@@ -53,9 +53,9 @@ def build_split(order: Order, directory: str | Path, text: TextTokenizer) -> Non
                     continue
                 _count(outside.setdefault(columns["task"][row], {}), episode, order.head.specs[spec_id])
                 data, sizes = [], []
-                for record in records(episode, sequence, spec_id, order.head.settings.chunk_tokens):
-                    data.append(record.to_bytes())
-                    sizes.append(len(record.sequence.tokens))
+                for record, tokens in records(episode, sequence, spec_id, order.head.settings.chunk_tokens):
+                    data.append(record)
+                    sizes.append(tokens)
                 part, first = writer.add(data, sizes, held_out=split == HELD_OUT)
                 result["tokens"][row], result["part"][row] = sum(sizes), part
                 result["first_record"][row], result["record_tokens"][row] = first, sizes

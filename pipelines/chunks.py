@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from gatokit.schemas.episode import Episode, PlacedImage, TokenSequence
-from gatokit.schemas.record import Record
+from gatokit.schemas.record import pack_f8, pack_u1, pack_u2, pack_u4, serialize
 
 
 def cuts(step_begin: np.ndarray, tokens: int, chunk_tokens: int) -> list[int]:
@@ -26,11 +26,17 @@ def cuts(step_begin: np.ndarray, tokens: int, chunk_tokens: int) -> list[int]:
     return starts
 
 
-def records(episode: Episode, sequence: TokenSequence, spec: str, chunk_tokens: int) -> Iterator[Record]:
-    """The records of a tokenized episode in order; S > 0."""
-    steps, tokens = len(sequence.step_begin), len(sequence.tokens)
-    starts = cuts(sequence.step_begin, tokens, chunk_tokens)
-    begins = [*sequence.step_begin[starts].tolist(), tokens]
+def records(episode: Episode, sequence: TokenSequence, spec: str, chunk_tokens: int) -> Iterator[tuple[bytes, int]]:
+    """The serialized records of a tokenized episode in order, each with its number of tokens; S > 0.
+
+    Arrays are packed once for the episode; a record takes slices of the bytes.
+    """
+    steps, length = len(sequence.step_begin), len(sequence.tokens)
+    starts = cuts(sequence.step_begin, length, chunk_tokens)
+    begins = [*sequence.step_begin[starts].tolist(), length]
+    tokens, kinds, positions = pack_u2(sequence.tokens), pack_u1(sequence.kinds), pack_u2(sequence.positions)
+    reward, flags = pack_f8(episode.reward), pack_u1(episode.flags)
+    discount = b"" if episode.discount is None else pack_f8(episode.discount)
     image = 0
     for chunk, (first, last) in enumerate(zip(starts, [*starts[1:], steps], strict=True)):
         begin, end = begins[chunk], begins[chunk + 1]
@@ -39,21 +45,23 @@ def records(episode: Episode, sequence: TokenSequence, spec: str, chunk_tokens: 
             placed = sequence.images[image]
             images.append(PlacedImage(placed.token - begin, placed.image))
             image += 1
-        yield Record(
-            owner=episode.id,
-            chunk=chunk,
-            chunks=len(starts),
-            first_step=first,
-            spec=spec,
-            sequence=TokenSequence(
-                tokens=sequence.tokens[begin:end],
-                kinds=sequence.kinds[begin:end],
-                positions=sequence.positions[begin:end],
-                step_begin=sequence.step_begin[first:last] - np.uint32(begin),
+        texts = sequence.text_tokens
+        yield (
+            serialize(
+                owner=episode.id,
+                chunk=chunk,
+                chunks=len(starts),
+                first_step=first,
+                spec=spec,
+                tokens=tokens[2 * begin : 2 * end],
+                kinds=kinds[begin:end],
+                positions=positions[2 * begin : 2 * end],
+                step_begin=pack_u4(sequence.step_begin[first:last] - np.uint32(begin)),
+                reward=reward[8 * first : 8 * last],
+                discount=discount[8 * first : 8 * last],
+                flags=flags[first:last],
+                text_tokens=b"" if texts is None else pack_u4(texts[first:last]),
                 images=images,
-                text_tokens=None if sequence.text_tokens is None else sequence.text_tokens[first:last],
             ),
-            reward=episode.reward[first:last],
-            discount=None if episode.discount is None else episode.discount[first:last],
-            flags=episode.flags[first:last],
+            end - begin,
         )

@@ -18,7 +18,7 @@ from gatokit.pipelines.finish import finish_dataset, is_done, write_manifest
 from gatokit.pipelines.plan import DatasetPlan, Plan, make_plan, plan_dataset, scan_units
 from gatokit.pipelines.scan import SCANNED
 from gatokit.pipelines.shards import write_index
-from gatokit.pipelines.storage import hold, write_atomically
+from gatokit.pipelines.storage import LOCK, TEMPORARY, hold, write_atomically
 from gatokit.schemas.canonical import json_digest
 from gatokit.schemas.config import BuildConfig, read_config
 from gatokit.schemas.errors import ConfigError
@@ -150,7 +150,13 @@ def _vocabulary(path: Path, config_path: str | Path) -> Vocabulary:
 
 
 def _check_root(root: Path, described: dict[str, Any], content: str) -> None:
+    """ConfigError where the directory holds something that this job would not have put there."""
+    ours = {MANIFEST, VOCABULARY, LOG, LOCK, _WORK, *(dataset["name"] for dataset in described["datasets"])}
     if not (root / MANIFEST).exists():
+        names = sorted(path.name for path in root.iterdir())
+        foreign = [name for name in names if name not in ours and not name.startswith(TEMPORARY)]
+        if foreign:
+            raise ConfigError(f"--out {root}: holds {foreign[0]}, no part of this {content}; choose another directory")
         return
     manifest = Manifest.read(root)
     if manifest.content != content:

@@ -136,8 +136,8 @@ def _check_kind(source: SourceField, kind: FieldKind, is_action: bool, context: 
 def _check_rule(source: SourceField, rule: FieldRule, kind: FieldKind, is_action: bool, context: Context) -> None:
     if rule.range is not None and not (kind == "continuous" and is_action):
         raise context.error(source, "is no continuous action and takes no range", "remove range")
-    if rule.num is not None and kind != "discrete":
-        raise context.error(source, f"is {kind} and takes no num", "remove num")
+    if rule.num is not None and (kind != "discrete" or source.dtype == "bool"):
+        raise context.error(source, f"of dtype {source.dtype} as {kind} takes no num", "remove num")
     if rule.images is not None and kind != "image":
         raise context.error(source, f"is {kind} and takes no images", "remove images")
 

@@ -4,6 +4,7 @@ Legend: R rows of the dataset's scan.
 """
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -131,7 +132,7 @@ def check_budget(reasons: Counter[str], examples: dict[str, str], rows: int, sha
     of episodes, lost ones included.
     """
     bad = {reason: count for reason, count in reasons.items() if reason in BAD_REASONS}
-    total, allowed = sum(bad.values()), max(LEAST_BAD_ROWS, int(share * rows))
+    total, allowed = sum(bad.values()), max(LEAST_BAD_ROWS, math.floor(share * rows + 1e-9))
     if total > allowed:
         parts = "; ".join(f"{count} {reason} (first {examples[reason]})" for reason, count in sorted(bad.items()))
         raise DataError(

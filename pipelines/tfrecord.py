@@ -5,13 +5,14 @@ next record begins.
 """
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import BinaryIO
 
 import google_crc32c
 
 HEADER, FOOTER = 12, 4
+ReadAt = Callable[[int, int], bytes]
+"""Reads (offset, length) of a file; fewer bytes where it ends before."""
 
 
 def masked_crc(data: bytes) -> int:
@@ -40,32 +41,28 @@ class DamagedLengthError(ValueError):
         self.offset = offset
 
 
-def frames(file: BinaryIO, size: int, max_length: int) -> Iterator[Frame]:
-    """Every record of an open file of ``size`` bytes; a payload above ``max_length`` is stepped over.
+def frames(read: ReadAt, size: int, max_length: int) -> Iterator[Frame]:
+    """Every record of a file of ``size`` bytes; a payload above ``max_length`` is stepped over.
 
     DamagedLengthError where a length is damaged or the file ends inside a record.
     """
-    offset = 0
+    offset, header = 0, read(0, HEADER) if size else b""
     while offset < size:
-        length = _length(file.read(HEADER), offset, size)
-        if length > max_length:
-            file.seek(offset + HEADER + length)
-            data = None
-        else:
-            data = file.read(length)
-        footer = file.read(FOOTER)
-        if len(footer) < FOOTER or (data is not None and len(data) < length):
+        length = _length(header, offset, size)
+        data = None if length > max_length else read(offset + HEADER, length)
+        # The next record's header comes with this one's checksum: a read a record less.
+        behind = read(offset + HEADER + length, FOOTER + HEADER)
+        if len(behind) < FOOTER or (data is not None and len(data) < length):
             raise DamagedLengthError(offset, "the file ends inside the record")
-        crc = int.from_bytes(footer, "little")
+        crc = int.from_bytes(behind[:FOOTER], "little")
         yield Frame(offset, length, crc, data, data is None or masked_crc(data) == crc)
-        offset += HEADER + length + FOOTER
+        offset, header = offset + HEADER + length + FOOTER, behind[FOOTER:]
 
 
-def read_frame(file: BinaryIO, offset: int, length: int) -> tuple[bytes, int]:
+def read_frame(read: ReadAt, offset: int, length: int) -> tuple[bytes, int]:
     """Payload and stored checksum of the record that a scan found at ``offset``; short where the file shrank."""
-    file.seek(offset + HEADER)
-    data = file.read(length + FOOTER)
-    return data[:length], int.from_bytes(data[length:], "little")
+    data = read(offset + HEADER, length)
+    return data, int.from_bytes(read(offset + HEADER + length, FOOTER), "little")
 
 
 def _length(header: bytes, offset: int, size: int) -> int:

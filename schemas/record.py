@@ -3,6 +3,7 @@
 Legend: T tokens, S time steps.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,26 +39,22 @@ class Record:
     def to_bytes(self) -> bytes:
         """The serialized message."""
         sequence = self.sequence
-        message = RecordMessage(
-            version=RECORD_VERSION,
+        return serialize(
             owner=self.owner,
             chunk=self.chunk,
             chunks=self.chunks,
             first_step=self.first_step,
             spec=self.spec,
-            tokens=_pack(sequence.tokens, _U2),
-            kinds=_pack(sequence.kinds, _U1),
-            positions=_pack(sequence.positions, _U2),
-            step_begin=_pack(sequence.step_begin, _U4),
-            reward=_pack(self.reward, _F8),
-            discount=b"" if self.discount is None else _pack(self.discount, _F8),
-            flags=_pack(self.flags, _U1),
-            text_tokens=b"" if sequence.text_tokens is None else _pack(sequence.text_tokens, _U4),
+            tokens=pack_u2(sequence.tokens),
+            kinds=pack_u1(sequence.kinds),
+            positions=pack_u2(sequence.positions),
+            step_begin=pack_u4(sequence.step_begin),
+            reward=pack_f8(self.reward),
+            discount=b"" if self.discount is None else pack_f8(self.discount),
+            flags=pack_u1(self.flags),
+            text_tokens=b"" if sequence.text_tokens is None else pack_u4(sequence.text_tokens),
+            images=sequence.images,
         )
-        for placed in sequence.images:
-            image = placed.image
-            message.images.add(data=image.data, height=image.height, width=image.width, token=placed.token)
-        return message.SerializeToString(deterministic=True)
 
     @staticmethod
     def from_bytes(data: bytes) -> "Record":
@@ -141,5 +138,30 @@ def _text_tokens(message: RecordMessage) -> np.ndarray | None:
     return counts.reshape(steps, -1)
 
 
-def _pack(values: np.ndarray, dtype: np.dtype) -> bytes:
-    return values.astype(dtype, copy=False).tobytes()
+def serialize(*, images: Sequence[PlacedImage], **fields: Any) -> bytes:
+    """The message of a record whose arrays are packed already; ``fields`` are named as in ``record.proto``."""
+    message = RecordMessage(version=RECORD_VERSION, **fields)
+    for placed in images:
+        image = placed.image
+        message.images.add(data=image.data, height=image.height, width=image.width, token=placed.token)
+    return message.SerializeToString(deterministic=True)
+
+
+def pack_u1(values: np.ndarray) -> bytes:
+    """Values as uint8."""
+    return values.astype(_U1, copy=False).tobytes()
+
+
+def pack_u2(values: np.ndarray) -> bytes:
+    """Values as little-endian uint16."""
+    return values.astype(_U2, copy=False).tobytes()
+
+
+def pack_u4(values: np.ndarray) -> bytes:
+    """Values as little-endian uint32."""
+    return values.astype(_U4, copy=False).tobytes()
+
+
+def pack_f8(values: np.ndarray) -> bytes:
+    """Values as little-endian float64."""
+    return values.astype(_F8, copy=False).tobytes()

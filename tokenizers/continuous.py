@@ -103,12 +103,13 @@ def count_outside(values: np.ndarray, pairs: Pairs | None) -> int:
     A value that passes an end by at most four ulps of the larger end (of float32, or float16 where the values
     are) counts as inside: stored values and declared bounds are often rounded differently.
     """
-    if not values.size:
+    ranges = _UNIT if pairs is None else pairs
+    if not values.size or (
+        values.max() <= min(high for _, high in ranges) and values.min() >= max(low for low, _ in ranges)
+    ):
         return 0
     flat = values.reshape(len(values), -1)
     low, high = _bounds(pairs)
-    if flat.max() <= high.min() and flat.min() >= low.max():
-        return 0
     epsilon = float(np.finfo(np.float16 if values.dtype == np.float16 else np.float32).eps)
     slack = 4.0 * epsilon * np.maximum(np.abs(low), np.abs(high))
     return int(np.count_nonzero((flat < low - slack) | (flat > high + slack)))

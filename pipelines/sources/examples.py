@@ -25,7 +25,6 @@ from gatokit.pipelines.sources.source import (
 )
 from gatokit.schemas.errors import DataError, RejectedError
 
-_BUFFER_BYTES = 1 << 20
 _READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
 
 
@@ -118,10 +117,9 @@ class TfRecordFile(EpisodeFile):
     def read_all(self, features: SourceFeatures, max_bytes: int) -> Iterator[Stored]:
         """See ``EpisodeFile``."""
         position = 0
-        with open(self.path, "rb", buffering=_BUFFER_BYTES) as file:
-            size = os.fstat(file.fileno()).st_size
+        with _opened(self.path) as (read, size):
             try:
-                for frame in tfrecord.frames(file, size, max_bytes):
+                for frame in tfrecord.frames(read, size, max_bytes):
                     place = Place(position, frame.offset, frame.length, frame.crc)
                     if frame.data is None:
                         yield too_large(place, max_bytes)
@@ -142,12 +140,20 @@ class TfRecordFile(EpisodeFile):
 
     def read_some(self, features: SourceFeatures, places: Iterable[Place]) -> Iterator[RawEpisode]:
         """See ``EpisodeFile``."""
-        with open(self.path, "rb", buffering=_BUFFER_BYTES) as file:
+        with _opened(self.path) as (read, _):
             for place in places:
-                data, crc = tfrecord.read_frame(file, place.offset, place.length)
+                data, crc = tfrecord.read_frame(read, place.offset, place.length)
                 if crc != place.crc or tfrecord.masked_crc(data) != crc:
                     raise changed(self, place)
                 yield ExampleEpisode(data)
+
+
+@contextlib.contextmanager
+def _opened(path: str) -> Iterator[tuple[tfrecord.ReadAt, int]]:
+    """A function that reads (offset, length) of a file, and the file's size in bytes."""
+    with open(path, "rb", buffering=0) as file:
+        number = file.fileno()
+        yield lambda offset, length: os.pread(number, length, offset), os.fstat(number).st_size
 
 
 class ArrayRecordFile(EpisodeFile):

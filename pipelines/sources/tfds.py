@@ -1,19 +1,27 @@
 """TFDS and RLDS directories: ``features.json`` and ``dataset_info.json`` beside TFRecord or ArrayRecord files.
 
-Metadata is read by TFDS itself, which needs no TensorFlow for it.
+Metadata is read by TFDS itself, which needs no TensorFlow for it; its parts are called one by one, because a builder
+takes forty times as long and there may be thousands of directories.
 """
 
+import functools
+import json
 import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from etils import epath
+from tensorflow_datasets.core import dataset_info, naming
+from tensorflow_datasets.core.splits import SplitDict
 
 from gatokit.pipelines.sources.examples import ArrayRecordFile, TfRecordFile
 from gatokit.pipelines.sources.source import EpisodeFile, SourceDirectory, SourceFeatures, SourceField
 from gatokit.schemas.errors import ConfigError, DataError
 
 MARKER = "features.json"
+INFO = "dataset_info.json"
 
 _FORMATS: dict[str, type[EpisodeFile]] = {"tfrecord": TfRecordFile, "array_record": ArrayRecordFile}
 
@@ -26,26 +34,28 @@ def read_directory(path: str, name: str, below: str, splits: tuple[str, ...] | N
     finished or a file is missing.
     """
     try:
-        info = tfds.builder_from_directory(path).info
-        features = _features(info.features)
-    except (ConfigError, DataError):
-        raise
+        info = dataset_info.read_from_json(epath.Path(path) / INFO)
+        template = naming.ShardedFileTemplate(
+            data_dir=epath.Path(path), dataset_name=info.name, filetype_suffix=info.file_format or "tfrecord"
+        )
+        split_infos = SplitDict.from_proto(info.splits, template)
+        features = _features(Path(path, MARKER).read_bytes())
     except Exception as error:
         # TFDS raises whatever its JSON, proto and feature code meets; the directory is the user's.
         raise DataError(f"{path}: TFDS cannot read this directory: {str(error).splitlines()[0][:300]}") from None
     if features is None:
         raise ConfigError(f"{path}: no RLDS dataset, for its features have no `steps`; leave it out of `source`")
-    unknown = sorted(set(splits or ()) - set(info.splits))
+    unknown = sorted(set(splits or ()) - set(split_infos))
     if unknown:
-        raise ConfigError(f"{path}: has no split {unknown[0]!r}, only {', '.join(sorted(info.splits))}")
-    file_type = _FORMATS.get(info.file_format.value)
+        raise ConfigError(f"{path}: has no split {unknown[0]!r}, only {', '.join(sorted(split_infos))}")
+    file_type = _FORMATS.get(template.filetype_suffix)
     if file_type is None:
         raise ConfigError(
-            f"{path}: its files are {info.file_format.value}; Gatokit reads {' and '.join(sorted(_FORMATS))}"
+            f"{path}: its files are {template.filetype_suffix}; Gatokit reads {' and '.join(sorted(_FORMATS))}"
         )
     files = []
-    for split in sorted(splits or info.splits):
-        split_info = info.splits[split]
+    for split in sorted(splits or split_infos):
+        split_info = split_infos[split]
         if not split_info.shard_lengths:
             raise DataError(
                 f"{path}: split {split!r} states no shard lengths, so its recording was never finished. "
@@ -63,7 +73,10 @@ def read_directory(path: str, name: str, below: str, splits: tuple[str, ...] | N
     return SourceDirectory(path, name, features, tuple(files))
 
 
-def _features(features: Any) -> SourceFeatures | None:
+@functools.lru_cache(maxsize=256)
+def _features(content: bytes) -> SourceFeatures | None:
+    """The fields that a ``features.json`` describes; None where there are no steps. Tasks often share one."""
+    features = tfds.features.FeatureConnector.from_json(json.loads(content))
     if "steps" not in features or type(features["steps"]).__name__ != "Dataset":
         return None
     steps = _flatten(features["steps"].feature, "")

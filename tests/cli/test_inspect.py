@@ -133,7 +133,7 @@ def test_first_steps_are_printed_and_others_on_demand(gatokit, built):
 
 
 def test_many_fields_in_a_narrow_terminal_stand_below_each_other(gatokit, built, monkeypatch):
-    monkeypatch.setattr("gatokit.cli.steps.line_width", lambda: 60)
+    monkeypatch.setenv("COLUMNS", "60")
     text = gatokit("inspect", built, "--episode", first_kept(built, "babyai").episode_id).out
     assert "field" in text
     assert "value" in text

@@ -223,7 +223,7 @@ SKIP = "; give it {as: skip} under datasets[0].fields"
         (
             source("float32", 3),
             {"num": 4},
-            "observation/x is continuous and takes no num; remove num under datasets[0].fields",
+            "observation/x of dtype float32 as continuous takes no num; remove num under datasets[0].fields",
         ),
         (
             source("float32", 3),
@@ -261,7 +261,7 @@ def test_what_an_observation_cannot_be(field: SourceField, rule: dict[str, Any],
             {"range": [[0, 1], [0, 1]]},
             "action has 4 components and range has 2 pairs; give one or as many",
         ),
-        (ACTION, {"num": 4}, "action is continuous and takes no num; remove num"),
+        (ACTION, {"num": 4}, "action of dtype float32 as continuous takes no num; remove num"),
     ],
 )
 def test_what_an_action_cannot_be(field: SourceField, rule: dict[str, Any], message: str) -> None:

@@ -1,4 +1,3 @@
-import io
 from pathlib import Path
 
 import pytest
@@ -21,10 +20,14 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return path.read_bytes()
 
 
+def reading(data: bytes) -> tfrecord.ReadAt:
+    return lambda offset, length: data[offset : offset + length]
+
+
 def read(data: bytes, max_length: int = 1 << 20) -> tuple[list[tfrecord.Frame], tfrecord.DamagedLengthError | None]:
     found: list[tfrecord.Frame] = []
     try:
-        for frame in tfrecord.frames(io.BytesIO(data), len(data), max_length):
+        for frame in tfrecord.frames(reading(data), len(data), max_length):
             found.append(frame)
     except tfrecord.DamagedLengthError as error:
         return found, error
@@ -46,7 +49,7 @@ def test_frames_are_those_of_tensorflow(written: bytes) -> None:
 
 def test_read_frame_returns_what_frames_found(written: bytes) -> None:
     for frame in read(written)[0]:
-        assert tfrecord.read_frame(io.BytesIO(written), frame.offset, frame.length) == (frame.data, frame.crc)
+        assert tfrecord.read_frame(reading(written), frame.offset, frame.length) == (frame.data, frame.crc)
 
 
 @pytest.mark.parametrize("at", range(SIZE))
@@ -79,7 +82,7 @@ def test_a_truncated_file_keeps_its_whole_records(written: bytes, size: int) -> 
 
 def test_a_file_that_shrinks_while_it_is_read_is_damaged(written: bytes) -> None:
     with pytest.raises(tfrecord.DamagedLengthError, match="the file ends inside the record at byte 69"):
-        list(tfrecord.frames(io.BytesIO(written[:-5]), len(written), 1 << 20))
+        list(tfrecord.frames(reading(written[:-5]), len(written), 1 << 20))
 
 
 def test_a_record_above_the_limit_is_stepped_over(written: bytes) -> None:
