@@ -52,10 +52,7 @@ def build_split(order: Order, directory: str | Path, text: TextTokenizer) -> Non
                     columns["reason"][row], columns["detail"][row] = error.reason, error.detail
                     continue
                 _count(outside.setdefault(columns["task"][row], {}), episode, order.head.specs[spec_id])
-                data, sizes = [], []
-                for record, tokens in records(episode, sequence, spec_id, order.head.settings.chunk_tokens):
-                    data.append(record)
-                    sizes.append(tokens)
+                sizes, data = records(episode, sequence, spec_id, order.head.settings.chunk_tokens)
                 part, first = writer.add(data, sizes, held_out=split == HELD_OUT)
                 result["tokens"][row], result["part"][row] = sum(sizes), part
                 result["first_record"][row], result["record_tokens"][row] = first, sizes

@@ -5,6 +5,7 @@ Legend: S time steps, T tokens.
 
 from bisect import bisect_right
 from collections.abc import Iterator
+from itertools import pairwise
 
 import numpy as np
 
@@ -26,42 +27,47 @@ def cuts(step_begin: np.ndarray, tokens: int, chunk_tokens: int) -> list[int]:
     return starts
 
 
-def records(episode: Episode, sequence: TokenSequence, spec: str, chunk_tokens: int) -> Iterator[tuple[bytes, int]]:
-    """The serialized records of a tokenized episode in order, each with its number of tokens; S > 0.
+def records(
+    episode: Episode, sequence: TokenSequence, spec: str, chunk_tokens: int
+) -> tuple[list[int], list[bytes]]:
+    """The records of a tokenized episode in order: the number of tokens of each, and their bytes; S > 0."""
+    starts = cuts(sequence.step_begin, len(sequence.tokens), chunk_tokens)
+    begins = [*sequence.step_begin[starts].tolist(), len(sequence.tokens)]
+    sizes = [end - begin for begin, end in pairwise(begins)]
+    return sizes, list(_serialized(episode, sequence, spec, [*starts, episode.steps], begins))
+
+
+def _serialized(
+    episode: Episode, sequence: TokenSequence, spec: str, steps: list[int], begins: list[int]
+) -> Iterator[bytes]:
+    """Records from each of ``steps`` and ``begins`` (time steps and tokens) to the next.
 
     Arrays are packed once for the episode; a record takes slices of the bytes.
     """
-    steps, length = len(sequence.step_begin), len(sequence.tokens)
-    starts = cuts(sequence.step_begin, length, chunk_tokens)
-    begins = [*sequence.step_begin[starts].tolist(), length]
     tokens, kinds, positions = pack_u2(sequence.tokens), pack_u1(sequence.kinds), pack_u2(sequence.positions)
     reward, flags = pack_f8(episode.reward), pack_u1(episode.flags)
     discount = b"" if episode.discount is None else pack_f8(episode.discount)
+    texts = sequence.text_tokens
     image = 0
-    for chunk, (first, last) in enumerate(zip(starts, [*starts[1:], steps], strict=True)):
-        begin, end = begins[chunk], begins[chunk + 1]
+    for chunk, ((first, last), (begin, end)) in enumerate(zip(pairwise(steps), pairwise(begins), strict=True)):
         images = []
         while image < len(sequence.images) and sequence.images[image].token < end:
             placed = sequence.images[image]
             images.append(PlacedImage(placed.token - begin, placed.image))
             image += 1
-        texts = sequence.text_tokens
-        yield (
-            serialize(
-                owner=episode.id,
-                chunk=chunk,
-                chunks=len(starts),
-                first_step=first,
-                spec=spec,
-                tokens=tokens[2 * begin : 2 * end],
-                kinds=kinds[begin:end],
-                positions=positions[2 * begin : 2 * end],
-                step_begin=pack_u4(sequence.step_begin[first:last] - np.uint32(begin)),
-                reward=reward[8 * first : 8 * last],
-                discount=discount[8 * first : 8 * last],
-                flags=flags[first:last],
-                text_tokens=b"" if texts is None else pack_u4(texts[first:last]),
-                images=images,
-            ),
-            end - begin,
+        yield serialize(
+            owner=episode.id,
+            chunk=chunk,
+            chunks=len(begins) - 1,
+            first_step=first,
+            spec=spec,
+            tokens=tokens[2 * begin : 2 * end],
+            kinds=kinds[begin:end],
+            positions=positions[2 * begin : 2 * end],
+            step_begin=pack_u4(sequence.step_begin[first:last] - np.uint32(begin)),
+            reward=reward[8 * first : 8 * last],
+            discount=discount[8 * first : 8 * last],
+            flags=flags[first:last],
+            text_tokens=b"" if texts is None else pack_u4(texts[first:last]),
+            images=images,
         )

@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -49,12 +50,13 @@ class ShardWriter:
         if self._temporary:
             Path(self._temporary).unlink(missing_ok=True)
 
-    def add(self, records: list[bytes], tokens: list[int], *, held_out: bool) -> tuple[int, int]:
-        """Appends all records of one owner; the ordinal of their part, and of the first of them in it.
+    def add(self, records: Sequence[bytes], tokens: Sequence[int], *, held_out: bool) -> tuple[int, int]:
+        """Appends all records of one owner, of ``tokens`` tokens each.
 
-        An owner is never divided between parts: a full part ends before it.
+        Returns the ordinal of their part, and of the first of them in it. An owner is never divided between
+        parts: a full part ends before it.
         """
-        if self._writer is not None and len(self._checksums) + len(records) > MOST_RECORDS:
+        if self._writer is not None and len(self._checksums) + len(tokens) > MOST_RECORDS:
             self.finish()
         if self._writer is None:
             self._temporary = temporary_beside(self._directory / self._name())
@@ -65,7 +67,7 @@ class ShardWriter:
             for record in records:
                 self._writer.write(record)
                 self._checksums.append(google_crc32c.value(record))
-        self._held_out += len(records) if held_out else 0
+        self._held_out += len(tokens) if held_out else 0
         self._tokens += sum(tokens)
         return where
 
@@ -102,14 +104,30 @@ class ShardWriter:
 
 def _check(path: str, checksums: list[int]) -> None:
     """OSError where the file does not hold the records that were written: a full or failing disk."""
-    reader = ArrayRecordReader(path, _READER_OPTIONS)
-    try:
+    with _reader(path) as reader:
         if not reader.ok() or reader.num_records() != len(checksums):
             raise OSError(f"{path}: the shard does not read back; is the disk full?")
-        for ordinal, checksum in enumerate(checksums):
+    # The native reader lets other threads run.
+    middle = len(checksums) // 2
+    with ThreadPoolExecutor(1) as other:
+        half = other.submit(_check_range, path, checksums, range(middle, len(checksums)))
+        _check_range(path, checksums, range(middle))
+        half.result()
+
+
+def _check_range(path: str, checksums: list[int], ordinals: range) -> None:
+    with _reader(path) as reader:
+        for ordinal in ordinals:
             # One record a call: longer ranges of small records cost three times as much each.
-            if google_crc32c.value(reader.read(ordinal, ordinal + 1)[0]) != checksum:
+            if google_crc32c.value(reader.read(ordinal, ordinal + 1)[0]) != checksums[ordinal]:
                 raise OSError(f"{path}: record {ordinal} does not read back as it was written")
+
+
+@contextmanager
+def _reader(path: str) -> Iterator[ArrayRecordReader]:
+    reader = ArrayRecordReader(path, _READER_OPTIONS)
+    try:
+        yield reader
     finally:
         with suppress(RuntimeError):  # it says again what is wrong with the file
             reader.close()

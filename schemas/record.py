@@ -3,6 +3,7 @@
 Legend: T tokens, S time steps.
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,10 +12,14 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from gatokit.schemas.episode import EncodedImage, PlacedImage, TokenSequence
+from gatokit.schemas.record_pb2 import Image as ImageMessage
 from gatokit.schemas.record_pb2 import Record as RecordMessage
 from gatokit.schemas.tokens import PATCH
 
 RECORD_VERSION = 1
+_FIRST_ARRAY = RecordMessage.TOKENS_FIELD_NUMBER
+_IMAGES, _TEXT_TOKENS = RecordMessage.IMAGES_FIELD_NUMBER, RecordMessage.TEXT_TOKENS_FIELD_NUMBER
+_IMAGE_DATA = ImageMessage.DATA_FIELD_NUMBER
 _U1, _U2, _U4, _F8 = np.dtype("u1"), np.dtype("<u2"), np.dtype("<u4"), np.dtype("<f8")
 
 
@@ -138,13 +143,54 @@ def _text_tokens(message: RecordMessage) -> np.ndarray | None:
     return counts.reshape(steps, -1)
 
 
-def serialize(*, images: Sequence[PlacedImage], **fields: Any) -> bytes:
-    """The message of a record whose arrays are packed already; ``fields`` are named as in ``record.proto``."""
-    message = RecordMessage(version=RECORD_VERSION, **fields)
+def serialize(
+    *,
+    owner: str,
+    chunk: int,
+    chunks: int,
+    first_step: int,
+    spec: str,
+    tokens: bytes,
+    kinds: bytes,
+    positions: bytes,
+    step_begin: bytes,
+    reward: bytes,
+    discount: bytes,
+    flags: bytes,
+    text_tokens: bytes = b"",
+    images: Sequence[PlacedImage] = (),
+) -> bytes:
+    """The message of a record whose arrays are packed already, named as in ``record.proto``.
+
+    The bytes are those of protobuf's own serializer, which copies every array three times on their way.
+    """
+    scalars = RecordMessage(
+        version=RECORD_VERSION, owner=owner, chunk=chunk, chunks=chunks, first_step=first_step, spec=spec
+    )
+    parts = [scalars.SerializeToString(deterministic=True)]
+    arrays = (tokens, kinds, positions, step_begin, reward, discount, flags)
+    for number, array in enumerate(arrays, _FIRST_ARRAY):
+        if array:
+            parts += (_head(number, len(array)), array)
     for placed in images:
         image = placed.image
-        message.images.add(data=image.data, height=image.height, width=image.width, token=placed.token)
-    return message.SerializeToString(deterministic=True)
+        message = ImageMessage(height=image.height, width=image.width, token=placed.token).SerializeToString()
+        data = _head(_IMAGE_DATA, len(image.data))
+        parts += (_head(_IMAGES, len(data) + len(image.data) + len(message)), data, image.data, message)
+    if text_tokens:
+        parts += (_head(_TEXT_TOKENS, len(text_tokens)), text_tokens)
+    return b"".join(parts)
+
+
+@functools.lru_cache(maxsize=4096)
+def _head(number: int, length: int) -> bytes:
+    """Tag and length of a bytes or message field."""
+    head = bytearray([number << 3 | 2])
+    while length > 0x7F:
+        head.append(length & 0x7F | 0x80)
+        length >>= 7
+    head.append(length)
+    return bytes(head)
 
 
 def pack_u1(values: np.ndarray) -> bytes:
