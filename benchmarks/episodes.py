@@ -160,17 +160,17 @@ def usual_scan(config: Path) -> Callable[[], tuple[int, float]]:
 
 
 def usual_build(config: Path) -> Callable[[], tuple[int, float]]:
-    """Tokenizes step by step with NumPy, into memory; nothing is written."""
+    """Tokenizes step by step with NumPy: ids, kinds and positions, as a build makes them, but nothing is written."""
 
     def once() -> tuple[int, float]:
         begin, tokens, count = time.perf_counter(), 0, 0
-        sequence: list[np.ndarray] = []
+        sequence: list[tuple[np.ndarray, ...]] = []
         for step in usual_steps(config):
             sequence.append(tokenize_step(step))
-            tokens += sequence[-1].shape[0]
+            tokens += len(sequence[-1][0])
             count += 1
             if step["is_last"]:
-                np.concatenate(sequence)
+                [np.concatenate(arrays) for arrays in zip(*sequence, strict=True)]
                 sequence.clear()
             if count % 256 == 0 and time.perf_counter() - begin > USUAL_SECONDS:
                 break
@@ -179,25 +179,32 @@ def usual_build(config: Path) -> Callable[[], tuple[int, float]]:
     return once
 
 
-def tokenize_step(step: dict[str, Any]) -> np.ndarray:
-    """One step's tokens, the way it is usually written."""
-    parts = []
+def tokenize_step(step: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """One step's ids, kinds and local positions, the way they are usually made."""
+    parts, kinds = [], []
     for key in sorted(step["observation"]):
         value = step["observation"][key]
         if value.dtype == np.uint8:
             height, width, _ = value.shape
             patches = value.reshape(height // 16, 16, width // 16, 16, 3).swapaxes(1, 2).reshape(-1, 16, 16, 3)
             parts.append(np.full(len(patches), 65535))
+            kinds.append(np.full(len(patches), 2))
         else:
             companded = np.sign(value) * np.log(np.abs(value) * 100 + 1.0) / np.log(100 * 256 + 1.0)
             parts.append(np.clip((np.clip(companded, -1, 1) + 1) * 512, 0, 1023).astype(np.int64).ravel() + 32000)
+            kinds.append(np.full(len(parts[-1]), 4))
+    observed = sum(map(len, parts))
     parts.append(np.array([33024]))
+    kinds.append(np.array([5]))
     action = np.atleast_1d(step["action"])
     if action.dtype.kind == "f":
         parts.append(np.clip((np.clip(action, -1, 1) + 1) * 512, 0, 1023).astype(np.int64) + 32000)
+        kinds.append(np.full(len(action), 7))
     else:
         parts.append(action)
-    return np.concatenate(parts)
+        kinds.append(np.full(len(action), 6))
+    positions = np.concatenate([np.arange(observed), np.full(1 + len(action), 65535)])
+    return np.concatenate(parts), np.concatenate(kinds), positions
 
 
 SIDES = {
@@ -295,7 +302,7 @@ def main() -> None:
     """Runs the parts and prints a table and one JSON line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("data/benchmark"), help="recordings, names and outputs")
-    parser.add_argument("--steps", type=int, default=7_000_000, help="steps that each side's data has at least")
+    parser.add_argument("--steps", type=int, default=9_500_000, help="steps that each side's data has at least")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--part", action="append", choices=PARTS, help="default: all")
     parser.add_argument("--bytes", type=int, default=4_000_000_000, help="of the larger build in the memory part")

@@ -4,13 +4,12 @@ Legend: S time steps, T tokens.
 """
 
 from bisect import bisect_right
-from collections.abc import Iterator
 from itertools import pairwise
 
 import numpy as np
 
 from gatokit.schemas.episode import Episode, PlacedImage, TokenSequence
-from gatokit.schemas.record import pack_f8, pack_u1, pack_u2, pack_u4, serialize
+from gatokit.schemas.record import Record
 
 
 def cuts(step_begin: np.ndarray, tokens: int, chunk_tokens: int) -> list[int]:
@@ -27,47 +26,37 @@ def cuts(step_begin: np.ndarray, tokens: int, chunk_tokens: int) -> list[int]:
     return starts
 
 
-def records(
-    episode: Episode, sequence: TokenSequence, spec: str, chunk_tokens: int
-) -> tuple[list[int], list[bytes]]:
-    """The records of a tokenized episode in order: the number of tokens of each, and their bytes; S > 0."""
+def records(episode: Episode, sequence: TokenSequence, spec: str, chunk_tokens: int) -> list[Record]:
+    """The records of a tokenized episode in order; S > 0. Their arrays are views of the episode's."""
     starts = cuts(sequence.step_begin, len(sequence.tokens), chunk_tokens)
     begins = [*sequence.step_begin[starts].tolist(), len(sequence.tokens)]
-    sizes = [end - begin for begin, end in pairwise(begins)]
-    return sizes, list(_serialized(episode, sequence, spec, [*starts, episode.steps], begins))
-
-
-def _serialized(
-    episode: Episode, sequence: TokenSequence, spec: str, steps: list[int], begins: list[int]
-) -> Iterator[bytes]:
-    """Records from each of ``steps`` and ``begins`` (time steps and tokens) to the next.
-
-    Arrays are packed once for the episode; a record takes slices of the bytes.
-    """
-    tokens, kinds, positions = pack_u2(sequence.tokens), pack_u1(sequence.kinds), pack_u2(sequence.positions)
-    reward, flags = pack_f8(episode.reward), pack_u1(episode.flags)
-    discount = b"" if episode.discount is None else pack_f8(episode.discount)
-    texts = sequence.text_tokens
-    image = 0
-    for chunk, ((first, last), (begin, end)) in enumerate(zip(pairwise(steps), pairwise(begins), strict=True)):
+    image, found = 0, []
+    for chunk, (first, last) in enumerate(pairwise([*starts, episode.steps])):
+        begin, end = begins[chunk], begins[chunk + 1]
         images = []
         while image < len(sequence.images) and sequence.images[image].token < end:
             placed = sequence.images[image]
             images.append(PlacedImage(placed.token - begin, placed.image))
             image += 1
-        yield serialize(
-            owner=episode.id,
-            chunk=chunk,
-            chunks=len(begins) - 1,
-            first_step=first,
-            spec=spec,
-            tokens=tokens[2 * begin : 2 * end],
-            kinds=kinds[begin:end],
-            positions=positions[2 * begin : 2 * end],
-            step_begin=pack_u4(sequence.step_begin[first:last] - np.uint32(begin)),
-            reward=reward[8 * first : 8 * last],
-            discount=discount[8 * first : 8 * last],
-            flags=flags[first:last],
-            text_tokens=b"" if texts is None else pack_u4(texts[first:last]),
+        part = TokenSequence(
+            tokens=sequence.tokens[begin:end],
+            kinds=sequence.kinds[begin:end],
+            positions=sequence.positions[begin:end],
+            step_begin=sequence.step_begin[first:last] - np.uint32(begin),
             images=images,
+            text_tokens=None if sequence.text_tokens is None else sequence.text_tokens[first:last],
         )
+        found.append(
+            Record(
+                owner=episode.id,
+                chunk=chunk,
+                chunks=len(starts),
+                first_step=first,
+                spec=spec,
+                sequence=part,
+                reward=episode.reward[first:last],
+                discount=None if episode.discount is None else episode.discount[first:last],
+                flags=episode.flags[first:last],
+            )
+        )
+    return found

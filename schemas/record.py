@@ -4,7 +4,6 @@ Legend: T tokens, S time steps.
 """
 
 import functools
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,9 +16,8 @@ from gatokit.schemas.record_pb2 import Record as RecordMessage
 from gatokit.schemas.tokens import PATCH
 
 RECORD_VERSION = 1
-_FIRST_ARRAY = RecordMessage.TOKENS_FIELD_NUMBER
-_IMAGES, _TEXT_TOKENS = RecordMessage.IMAGES_FIELD_NUMBER, RecordMessage.TEXT_TOKENS_FIELD_NUMBER
-_IMAGE_DATA = ImageMessage.DATA_FIELD_NUMBER
+_NUMBERS = {name: field.number for name, field in RecordMessage.DESCRIPTOR.fields_by_name.items()}
+Buffer = bytes | np.ndarray
 _U1, _U2, _U4, _F8 = np.dtype("u1"), np.dtype("<u2"), np.dtype("<u4"), np.dtype("<f8")
 
 
@@ -42,24 +40,35 @@ class Record:
     flags: np.ndarray
 
     def to_bytes(self) -> bytes:
-        """The serialized message."""
+        """The serialized message.
+
+        The bytes are those of protobuf's own serializer, which copies every array three times on their way.
+        """
         sequence = self.sequence
-        return serialize(
+        scalars = RecordMessage(
+            version=RECORD_VERSION,
             owner=self.owner,
             chunk=self.chunk,
             chunks=self.chunks,
             first_step=self.first_step,
             spec=self.spec,
-            tokens=pack_u2(sequence.tokens),
-            kinds=pack_u1(sequence.kinds),
-            positions=pack_u2(sequence.positions),
-            step_begin=pack_u4(sequence.step_begin),
-            reward=pack_f8(self.reward),
-            discount=b"" if self.discount is None else pack_f8(self.discount),
-            flags=pack_u1(self.flags),
-            text_tokens=b"" if sequence.text_tokens is None else pack_u4(sequence.text_tokens),
-            images=sequence.images,
         )
+        parts: list[Buffer] = [scalars.SerializeToString(deterministic=True)]
+        _add(parts, "tokens", sequence.tokens, _U2)
+        _add(parts, "kinds", sequence.kinds, _U1)
+        _add(parts, "positions", sequence.positions, _U2)
+        _add(parts, "step_begin", sequence.step_begin, _U4)
+        _add(parts, "reward", self.reward, _F8)
+        _add(parts, "discount", self.discount, _F8)
+        _add(parts, "flags", self.flags, _U1)
+        for placed in sequence.images:
+            image = placed.image
+            message = ImageMessage(height=image.height, width=image.width, token=placed.token).SerializeToString()
+            data = _head(ImageMessage.DATA_FIELD_NUMBER, len(image.data))
+            size = len(data) + len(image.data) + len(message)
+            parts += (_head(_NUMBERS["images"], size), data, image.data, message)
+        _add(parts, "text_tokens", sequence.text_tokens, _U4)
+        return b"".join(parts)
 
     @staticmethod
     def from_bytes(data: bytes) -> "Record":
@@ -143,43 +152,11 @@ def _text_tokens(message: RecordMessage) -> np.ndarray | None:
     return counts.reshape(steps, -1)
 
 
-def serialize(
-    *,
-    owner: str,
-    chunk: int,
-    chunks: int,
-    first_step: int,
-    spec: str,
-    tokens: bytes,
-    kinds: bytes,
-    positions: bytes,
-    step_begin: bytes,
-    reward: bytes,
-    discount: bytes,
-    flags: bytes,
-    text_tokens: bytes = b"",
-    images: Sequence[PlacedImage] = (),
-) -> bytes:
-    """The message of a record whose arrays are packed already, named as in ``record.proto``.
-
-    The bytes are those of protobuf's own serializer, which copies every array three times on their way.
-    """
-    scalars = RecordMessage(
-        version=RECORD_VERSION, owner=owner, chunk=chunk, chunks=chunks, first_step=first_step, spec=spec
-    )
-    parts = [scalars.SerializeToString(deterministic=True)]
-    arrays = (tokens, kinds, positions, step_begin, reward, discount, flags)
-    for number, array in enumerate(arrays, _FIRST_ARRAY):
-        if array:
-            parts += (_head(number, len(array)), array)
-    for placed in images:
-        image = placed.image
-        message = ImageMessage(height=image.height, width=image.width, token=placed.token).SerializeToString()
-        data = _head(_IMAGE_DATA, len(image.data))
-        parts += (_head(_IMAGES, len(data) + len(image.data) + len(message)), data, image.data, message)
-    if text_tokens:
-        parts += (_head(_TEXT_TOKENS, len(text_tokens)), text_tokens)
-    return b"".join(parts)
+def _add(parts: list[Buffer], field: str, values: np.ndarray | None, dtype: np.dtype) -> None:
+    """Appends an array as a bytes field; an empty one is left out, as protobuf does."""
+    if values is not None and values.size:
+        array = np.ascontiguousarray(values, dtype)
+        parts += (_head(_NUMBERS[field], array.nbytes), array)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -191,23 +168,3 @@ def _head(number: int, length: int) -> bytes:
         length >>= 7
     head.append(length)
     return bytes(head)
-
-
-def pack_u1(values: np.ndarray) -> bytes:
-    """Values as uint8."""
-    return values.astype(_U1, copy=False).tobytes()
-
-
-def pack_u2(values: np.ndarray) -> bytes:
-    """Values as little-endian uint16."""
-    return values.astype(_U2, copy=False).tobytes()
-
-
-def pack_u4(values: np.ndarray) -> bytes:
-    """Values as little-endian uint32."""
-    return values.astype(_U4, copy=False).tobytes()
-
-
-def pack_f8(values: np.ndarray) -> bytes:
-    """Values as little-endian float64."""
-    return values.astype(_F8, copy=False).tobytes()
