@@ -149,9 +149,8 @@ def usual_scan(config: Path) -> Callable[[], tuple[int, float]]:
 
     def once() -> tuple[int, float]:
         begin, count, total = time.perf_counter(), 0, 0.0
-        for step in usual_steps(config):
+        for count, step in enumerate(usual_steps(config), 1):
             total += 0.0 if step["is_last"] else float(step["reward"])
-            count += 1
             if count % 256 == 0 and time.perf_counter() - begin > USUAL_SECONDS:
                 break
         return count, time.perf_counter() - begin
@@ -163,12 +162,11 @@ def usual_build(config: Path) -> Callable[[], tuple[int, float]]:
     """Tokenizes step by step with NumPy: ids, kinds and positions, as a build makes them, but nothing is written."""
 
     def once() -> tuple[int, float]:
-        begin, tokens, count = time.perf_counter(), 0, 0
+        begin, tokens = time.perf_counter(), 0
         sequence: list[tuple[np.ndarray, ...]] = []
-        for step in usual_steps(config):
+        for count, step in enumerate(usual_steps(config), 1):
             sequence.append(tokenize_step(step))
             tokens += len(sequence[-1][0])
-            count += 1
             if step["is_last"]:
                 [np.concatenate(arrays) for arrays in zip(*sequence, strict=True)]
                 sequence.clear()
@@ -361,10 +359,9 @@ def show(name: str, row: dict[str, Any], unit: str) -> None:
 
 def machine() -> dict[str, Any]:
     """Where this ran."""
-    model = next(
-        (line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")),
-        platform.processor(),
-    )
+    information = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    models = [line.split(":")[1].strip() for line in information.splitlines() if line.startswith("model name")]
+    model = models[0] if models else platform.processor()
     return {
         "cpu": model,
         "cores": os.cpu_count(),

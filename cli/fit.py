@@ -5,6 +5,7 @@ from typing import Any
 
 from gatokit.cli.console import Output, shown
 
+
 def fitting_table(
     output: Output, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], less: Sequence[str] = ()
 ) -> None:

@@ -41,19 +41,49 @@ BAD = {
     "a glob without sources": ("/babyai/*", "/babyai/*/*/*.json", 2, "holds a source of episodes"),
     "wrong kind": ("kind: episodes", "kind: epsiodes", 2, "datasets[0].kind: "),
     "missing kind": ("    kind: episodes\n", "", 2, "datasets[0].kind: "),
-    "a field that does not exist": ("observation/grid", "observation/gird", 2, "the source has no field 'observation/gird'"),
-    "an image size": ("num: 7}}", "num: 7}}\n    images: {size: [60, 80]}", 2, "images.size: height and width must be multiples of 16"),
+    "a field that does not exist": (
+        "observation/grid",
+        "observation/gird",
+        2,
+        "the source has no field 'observation/gird'",
+    ),
+    "an image size": (
+        "num: 7}}",
+        "num: 7}}\n    images: {size: [60, 80]}",
+        2,
+        "images.size: height and width must be multiples of 16",
+    ),
     "a 7x7 image": ("observation/grid: {as: discrete}, ", "", 2, "observation/grid has frames of 7x7"),
     "a range of a discrete action": ("num: 7", "range: [0, 1]", 2, "field action is no continuous action"),
     "num too small": ("num: 7", "num: 1", 1, "out_of_range"),
-    "a metadata key": ("    fields:", "    order: {metadata: index}\n    fields:", 2, "order asks for the metadata key 'index'"),
-    "a metadata key of the wrong type": ("    fields:", "    order: {metadata: agent_id}\n    fields:", 2, "order needs a number"),
+    "a metadata key": (
+        "    fields:",
+        "    order: {metadata: index}\n    fields:",
+        2,
+        "order asks for the metadata key 'index'",
+    ),
+    "a metadata key of the wrong type": (
+        "    fields:",
+        "    order: {metadata: agent_id}\n    fields:",
+        2,
+        "order needs a number",
+    ),
     "a split": ("    fields:", "    splits: [test]\n    fields:", 2, "has no split 'test', only train"),
     "one task twice": ("    fields:", "    task: {constant: t}\n    fields:", 2, "both give the task 't'"),
-    "a task that keeps nothing": ("    fields:", "    keep: {min_return: 0.9, random_return: 1000}\n    fields:", 1, "keeps none of its 32 episodes"),
-    "a random return that is missing": ("    fields:", "    keep: {min_return: 0.9, random_return: {x: 1}}\n    fields:", 2, "keep.random_return names no return for task"),
+    "a task that keeps nothing": (
+        "    fields:",
+        "    keep: {min_return: 0.9, random_return: 1000}\n    fields:",
+        1,
+        "keeps none of its 32 episodes",
+    ),
+    "a random return that is missing": (
+        "    fields:",
+        "    keep: {min_return: 0.9, random_return: {x: 1}}\n    fields:",
+        2,
+        "keep.random_return names no return for task",
+    ),
     "an action that is skipped": ("action: {num: 7}", "action: {as: skip}", 2, "no action field is left"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", BAD)

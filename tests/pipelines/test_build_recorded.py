@@ -33,7 +33,7 @@ def rlds() -> Any:
         import reverb  # noqa: F401
     except ImportError:
         names = ("Config", "ReferenceStep", "Pattern", "Condition")
-        writer = types.SimpleNamespace(**{name: object for name in names})
+        writer = types.SimpleNamespace(**dict.fromkeys(names, object))
         stub = types.ModuleType("reverb")
         stub.structured_writer = writer  # type: ignore[attr-defined]
         sys.modules["reverb"] = stub
@@ -55,7 +55,7 @@ def recorded_episodes(directory: Path) -> Iterator[dict[str, Any]]:
             builder.as_data_source("train", decoders={"steps": {"observation": {"frame": tfds.decode.SkipDecoding()}}})
             if "frame" in builder.info.features["steps"]["observation"]
             else source
-        )  # noqa: E501
+        )
         episodes = [source[number] for number in range(len(source))]
         raws = [raw_source[number] for number in range(len(raw_source))]
     else:

@@ -226,7 +226,7 @@ def test_rotten_input_stops_with_a_summary(stage, tmp_path, run):
 
 def test_rot_that_only_tokenizing_shows_stops_before_the_manifest_and_keeps_the_shards(tmp_path, run):
     bad = episode({"state": np.array([np.nan, 0], np.float32)})
-    with pytest.raises(DataError, match="11 of 31 episodes are bad.*11 not_finite"):
+    with pytest.raises(DataError, match=r"11 of 31 episodes are bad.*11 not_finite"):
         run([GOOD] * 20 + [bad] * 11)
     assert not (tmp_path / "out" / "manifest.json").exists()
     assert [fault.file for fault in verify(tmp_path / "out")] == ["manifest.json"]

@@ -149,7 +149,13 @@ def test_nested_observations_and_actions_and_texts(build_one, vocabulary):
         rules="{action/arm: {range: [[-3, 3], [-4, 4]]}}",
         extra="discrete_offset: 33024",
     )
-    assert list(values) == ["observation/a/note", "observation/b/name", "observation/b/z", "action/arm/x", "action/grip"]
+    assert list(values) == [
+        "observation/a/note",
+        "observation/b/name",
+        "observation/b/z",
+        "action/arm/x",
+        "action/grip",
+    ]
     assert values["observation/b/name"] == [model.decode(model.encode(name)) for name in names[:STEPS]]
     assert values["observation/a/note"] == [model.decode(model.encode(text)) for text in texts[:STEPS]]
     close(values["observation/b/z"], z)

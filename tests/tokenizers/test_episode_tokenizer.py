@@ -473,7 +473,10 @@ def test_a_spec_out_of_order_is_refused():
     ("change", "message"),
     [
         (lambda s: replace(s, tokens=s.tokens[:-1]), "have .* kinds"),
-        (lambda s: replace(s, tokens=s.tokens[1:], kinds=s.kinds[1:], positions=s.positions[1:]), "the kinds of the sequence"),
+        (
+            lambda s: replace(s, tokens=s.tokens[1:], kinds=s.kinds[1:], positions=s.positions[1:]),
+            "the kinds of the sequence",
+        ),
         (lambda s: replace(s, step_begin=s.step_begin[:-1]), "the kinds of|the positions of"),
         (lambda s: replace(s, step_begin=s.step_begin + 1), "do not begin"),
         (lambda s: replace(s, step_begin=s.step_begin[:0]), "do not begin"),
