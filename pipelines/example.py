@@ -108,12 +108,34 @@ def integers(data: bytes, span: Span) -> np.ndarray:
 
 def byte_strings(data: bytes, span: Span) -> list[bytes]:
     """The bytes list of a feature."""
-    found = []
+    found: list[bytes] = []
+    at, end = span
+    try:
+        # One plain list, as writers leave it; anything else goes the general way.
+        if at < end and data[at] == _BYTES_LIST << 3 | _LENGTH:
+            size, at = _varint(data, at + 1)
+            while at < end and data[at] == _ENTRY:
+                length = data[at + 1]
+                at += 2
+                if length >= 0x80:
+                    length, at = _varint(data, at - 1)
+                found.append(data[at : at + length])
+                at += length
+            if at == end and size == end - span[0] - _width(size) - 1:
+                return found
+    except IndexError:
+        pass
+    found.clear()
     for wire, begin, end in _values(data, span, _BYTES_LIST):
         if wire != _LENGTH:
             raise ValueError("a bytes list holds something else")
         found.append(data[begin:end])
     return found
+
+
+def _width(size: int) -> int:
+    """Bytes that a length takes as a varint."""
+    return max(1, -(-size.bit_length() // 7))
 
 
 def _packed(data: bytes, span: Span, wanted: int) -> Span | None:

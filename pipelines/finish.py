@@ -183,7 +183,10 @@ def _check(
     values: Counter[tuple[str, str]],
 ) -> None:
     name = plan.dataset.config.name
-    reasons, examples = count_reasons(*(rows[name].to_pylist() for name in ("reason", "lost", "episode_id", "detail")))
+    dropped = rows.filter(pc.is_valid(rows["reason"]))
+    reasons, examples = count_reasons(
+        *(dropped[name].to_pylist() for name in ("reason", "lost", "episode_id", "detail"))
+    )
     check_budget(reasons, examples, pc.sum(rows["lost"]).as_py(), config.max_bad_fraction, name)
     for (task, field), beyond in sorted(outside.items()):
         total = values[task, field]

@@ -115,7 +115,10 @@ def make_plan(plan: DatasetPlan, scanned: pa.Table, config: BuildConfig, vocabul
         f"{names[number]}#{position}" if id_ is None else id_
         for id_, number, position in zip(scanned["id"].to_pylist(), file, positions, strict=True)
     ]
-    _check_ids(ids, [f"{names[number]}#{position}" for number, position in zip(file, positions, strict=True)], dataset)
+    if dataset.id is not None:
+        _check_ids(
+            ids, [f"{names[number]}#{position}" for number, position in zip(file, positions, strict=True)], dataset
+        )
     rows = _rows(scanned)
     lost = scanned["lost"].to_numpy()
     reasons, examples = count_reasons(rows.reason, lost, ids, scanned["detail"].to_pylist())
@@ -251,8 +254,6 @@ def _used(column: pa.DictionaryArray) -> list[str]:
 
 
 def _check_ids(ids: list[str], places: list[str], dataset: EpisodesConfig) -> None:
-    if dataset.id is None:
-        return
     seen: dict[str, str] = {}
     for id_, place in zip(ids, places, strict=True):
         if id_ in seen:

@@ -63,10 +63,10 @@ class Record:
         _add(parts, "flags", self.flags, _U1)
         for placed in sequence.images:
             image = placed.image
-            message = ImageMessage(height=image.height, width=image.width, token=placed.token).SerializeToString()
+            place = _place(image.height, image.width, placed.token)
             data = _head(ImageMessage.DATA_FIELD_NUMBER, len(image.data))
-            size = len(data) + len(image.data) + len(message)
-            parts += (_head(_NUMBERS["images"], size), data, image.data, message)
+            size = len(data) + len(image.data) + len(place)
+            parts += (_head(_NUMBERS["images"], size), data, image.data, place)
         _add(parts, "text_tokens", sequence.text_tokens, _U4)
         return b"".join(parts)
 
@@ -157,6 +157,12 @@ def _add(parts: list[Buffer], field: str, values: np.ndarray | None, dtype: np.d
     if values is not None and values.size:
         array = np.ascontiguousarray(values, dtype)
         parts += (_head(_NUMBERS[field], array.nbytes), array)
+
+
+@functools.lru_cache(maxsize=4096)
+def _place(height: int, width: int, token: int) -> bytes:
+    """The fields of an image message but its data."""
+    return ImageMessage(height=height, width=width, token=token).SerializeToString(deterministic=True)
 
 
 @functools.lru_cache(maxsize=4096)

@@ -3,6 +3,7 @@
 Legend: H, W pixels of an image.
 """
 
+import functools
 import struct
 import zlib
 from typing import Literal
@@ -80,7 +81,8 @@ def fit(frame: bytes | np.ndarray, spec: ImageSpec) -> EncodedImage:
     frame lie on its side) or ``wrong_shape``; the caller knows the field and step and adds them.
     """
     if isinstance(frame, bytes):
-        header = probe(frame)
+        # Of a PNG whose data follows its header at once, the header alone says everything, and frames share it.
+        header = _probe_png(frame[:33]) if frame[37:41] == b"IDAT" else probe(frame)
         if (
             header.height == spec.height
             and header.width == spec.width
@@ -104,6 +106,11 @@ def fit(frame: bytes | np.ndarray, spec: ImageSpec) -> EncodedImage:
         pixels = frame.reshape(*frame.shape[:2], channels)
     pixels = resize(pixels, spec.height, spec.width)
     return EncodedImage(encode(pixels, spec.codec or "png", spec.quality), spec.height, spec.width)
+
+
+@functools.lru_cache(maxsize=256)
+def _probe_png(header: bytes) -> ImageHeader:
+    return probe(header + b"\0\0\0\0IDAT")
 
 
 def _channels(array: np.ndarray) -> int | None:
