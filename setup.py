@@ -49,6 +49,8 @@ TEST = [
     "import-linter",
     "mypy",
     "pytest",
+    "pytest-xdist",
+    "pillow",
     "ruff",
     "types-PyYAML",
     "types-protobuf",

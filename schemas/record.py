@@ -17,7 +17,6 @@ from gatokit.schemas.tokens import PATCH
 
 RECORD_VERSION = 1
 _NUMBERS = {name: field.number for name, field in RecordMessage.DESCRIPTOR.fields_by_name.items()}
-Buffer = bytes | np.ndarray
 _U1, _U2, _U4, _F8 = np.dtype("u1"), np.dtype("<u2"), np.dtype("<u4"), np.dtype("<f8")
 
 
@@ -53,7 +52,7 @@ class Record:
             first_step=self.first_step,
             spec=self.spec,
         )
-        parts: list[Buffer] = [scalars.SerializeToString(deterministic=True)]
+        parts: list[Any] = [scalars.SerializeToString(deterministic=True)]
         _add(parts, "tokens", sequence.tokens, _U2)
         _add(parts, "kinds", sequence.kinds, _U1)
         _add(parts, "positions", sequence.positions, _U2)
@@ -152,7 +151,7 @@ def _text_tokens(message: RecordMessage) -> np.ndarray | None:
     return counts.reshape(steps, -1)
 
 
-def _add(parts: list[Buffer], field: str, values: np.ndarray | None, dtype: np.dtype) -> None:
+def _add(parts: list[Any], field: str, values: np.ndarray | None, dtype: np.dtype) -> None:
     """Appends an array as a bytes field; an empty one is left out, as protobuf does."""
     if values is not None and values.size:
         array = np.ascontiguousarray(values, dtype)

@@ -63,13 +63,13 @@ def test_a_scan_is_shown_without_tokens(gatokit, scanned):
 @pytest.mark.parametrize("columns", ["60", "80", "100", "200"])
 def test_no_line_is_wider_than_the_terminal(gatokit, built, monkeypatch, columns):
     monkeypatch.setenv("COLUMNS", columns)
-    widest = max(100, int(columns))
     for words in ([], ["--at", "0.9"], ["--dataset", "metaworld"]):
         lines = gatokit("inspect", built, *words).out.splitlines()
         tables = [line for line in lines if line.startswith(("│", "┃", "┏"))]
         assert tables
-        assert max(map(len, tables)) <= widest
-        assert not any(line.startswith("│") and line.split("│")[2].strip() == "" for line in tables)
+        assert max(map(len, tables)) <= int(columns)
+        folded = any(line.startswith("│") and line.split("│")[2].strip() == "" for line in tables)
+        assert not folded or int(columns) < 100
 
 
 def test_a_task_shows_its_fields_returns_and_episodes(gatokit, built):
