@@ -1,6 +1,7 @@
 """``gatokit build``: the dataset."""
 
 import argparse
+from typing import Any
 
 from gatokit.cli.console import Output, add_command, size
 from gatokit.schemas.errors import ConfigError
@@ -36,22 +37,17 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def pipelines() -> "object":
-    """The pipelines package, which needs the ``build`` extra."""
+def run_job(arguments: argparse.Namespace, output: Output) -> Any:
+    """Runs the scan or build that the arguments ask for, with progress, and shows its notices; its ``Result``."""
     try:
-        from gatokit.pipelines import run as pipelines_run
+        from gatokit.pipelines import run as pipelines
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("gatokit"):
             raise
         raise ConfigError(f"{error.name} is not installed: pip install 'gatokit[build]'") from None
-    return pipelines_run
-
-
-def run(arguments: argparse.Namespace) -> int:
-    """Builds and prints what was written."""
-    output = Output(arguments.json)
+    job = pipelines.scan if arguments.verb == "scan" else pipelines.build
     with output.progress() as progress:
-        result = pipelines().build(  # type: ignore[attr-defined]
+        result = job(
             arguments.config,
             arguments.out,
             only=arguments.only,
@@ -62,6 +58,13 @@ def run(arguments: argparse.Namespace) -> int:
         )
     for notice in result.notices:
         output.notice(notice)
+    return result
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Builds and prints what was written."""
+    output = Output(arguments.json)
+    result = run_job(arguments, output)
     datasets = result.manifest.datasets
     output.table(
         f"{arguments.out}",

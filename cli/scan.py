@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from gatokit.cli.build import add_job_arguments, pipelines
+from gatokit.cli.build import add_job_arguments, run_job
 from gatokit.cli.console import Output, add_command
 from gatokit.schemas.manifest import TASKS_FILE
 
@@ -25,18 +25,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 def run(arguments: argparse.Namespace) -> int:
     """Scans and prints the table of tasks."""
     output = Output(arguments.json)
-    with output.progress() as progress:
-        result = pipelines().scan(  # type: ignore[attr-defined]
-            arguments.config,
-            arguments.out,
-            only=arguments.only,
-            limit=arguments.limit,
-            workers=arguments.workers,
-            beam_arguments=arguments.beam_options,
-            progress=progress,
-        )
-    for notice in result.notices:
-        output.notice(notice)
+    result = run_job(arguments, output)
     tasks = [
         {"dataset": dataset.name, **row}
         for dataset in result.manifest.datasets

@@ -98,9 +98,11 @@ def _run(
         errors = work / jobs.ERRORS
         shutil.rmtree(errors, ignore_errors=True)
         log.write(f"{content} started", config=str(config_path), datasets=[plan.config.name for plan in plans])
-        tables = _scan(plans, config, work, where, progress)
         digest = model.blake2b if model else ""
-        planned = [make_plan(plan, table, config, digest, limit) for plan, table in zip(plans, tables, strict=True)]
+        tables = _scan(plans, config, work, where, progress)
+        # Each table is given up when its plan is made: a plan of many episodes should not be held twice.
+        planned = [make_plan(plan, tables.pop(0), config, digest, limit) for plan in plans]
+        pa.default_memory_pool().release_unused()
         notices = tuple(notice for plan in planned for notice in plan.notices)
         for notice in notices:
             log.write("notice", text=notice)
