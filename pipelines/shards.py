@@ -118,7 +118,7 @@ def _check(path: str, checksums: list[int]) -> None:
 def _check_range(path: str, checksums: list[int], ordinals: range) -> None:
     with _reader(path) as reader:
         for ordinal in ordinals:
-            # One record a call: longer ranges of small records cost three times as much each.
+            # One record a call: longer ranges of small records cost more each.
             if google_crc32c.value(reader.read(ordinal, ordinal + 1)[0]) != checksums[ordinal]:
                 raise OSError(f"{path}: record {ordinal} does not read back as it was written")
 

@@ -1,7 +1,7 @@
 """TFDS and RLDS directories: ``features.json`` and ``dataset_info.json`` beside TFRecord or ArrayRecord files.
 
 Metadata is read by TFDS itself, which needs no TensorFlow for it; its parts are called one by one, because a builder
-takes forty times as long and there may be thousands of directories.
+takes much longer and there may be thousands of directories.
 """
 
 import functools
