@@ -1,6 +1,7 @@
 """The build config: a YAML file, checked field by field before any work begins."""
 
 import math
+import string
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -93,6 +94,17 @@ class Keep(_Model):
         return value
 
 
+def _multiples(value: Any) -> Any:
+    if value is None:
+        return value
+    if not (isinstance(value, list | tuple) and len(value) == 2 and all(type(side) is int for side in value)):
+        raise ValueError("must be [height, width] in pixels, two whole numbers")
+    if any(side <= 0 or side % PATCH for side in value):
+        near = [max(PATCH, PATCH * round(side / PATCH)) for side in value]
+        raise ValueError(f"height and width must be multiples of {PATCH}; the nearest are {near}")
+    return value
+
+
 class ImageSize(_Model):
     """Pixels and codec of stored frames."""
 
@@ -102,17 +114,27 @@ class ImageSize(_Model):
     """Default: PNG and JPEG stay as they are, everything else becomes PNG."""
     quality: Annotated[Whole, Field(ge=1, le=100)] = 95
 
-    @field_validator("size", mode="before")
-    @classmethod
-    def _multiples(cls, value: Any) -> Any:
-        if value is None:
-            return value
-        if not (isinstance(value, list | tuple) and len(value) == 2 and all(type(side) is int for side in value)):
-            raise ValueError("must be [height, width] in pixels, two whole numbers")
-        if any(side <= 0 or side % PATCH for side in value):
-            near = [max(PATCH, PATCH * round(side / PATCH)) for side in value]
-            raise ValueError(f"height and width must be multiples of {PATCH}; the nearest are {near}")
-        return value
+    _sides = field_validator("size", mode="before")(_multiples)
+
+
+class PictureSize(_Model):
+    """Pixels and codec of the pictures of a corpus."""
+
+    size: tuple[int, int] | None = None
+    """Height and width of every picture, whatever its own shape."""
+    max_patches: Annotated[Whole, Field(ge=1, le=4096)] | None = None
+    """Keeps the shape: the largest multiples of 16 that have at most this many patches. Default: 64, without size."""
+    codec: Literal["png", "jpeg"] | None = None
+    """Default: what the source has where it is PNG or JPEG; else JPEG for WebP, and PNG for the rest."""
+    quality: Annotated[Whole, Field(ge=1, le=100)] = 95
+
+    _sides = field_validator("size", mode="before")(_multiples)
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> "PictureSize":
+        if self.size is not None and self.max_patches is not None:
+            raise ValueError("give size or max_patches, not both")
+        return self
 
 
 class FieldRule(_Model):
@@ -147,10 +169,24 @@ class FieldRule(_Model):
         return self.range
 
 
-class EpisodesConfig(_Model):
-    """A dataset of RL episodes (RLDS)."""
+class _Dataset(_Model):
+    """What every dataset has."""
 
     name: Name
+    license: str | None = None
+    weight: Positive = 1.0
+
+    @field_validator("name")
+    @classmethod
+    def _not_reserved(cls, value: str) -> str:
+        if value in (MANIFEST, VOCABULARY, LOG):
+            raise ValueError(f"the build writes a file {value!r} of its own; choose another name")
+        return value
+
+
+class EpisodesConfig(_Dataset):
+    """A dataset of RL episodes (RLDS)."""
+
     kind: Literal["episodes"]
     source: Text
     task: TaskName = TaskName.model_validate({"from": "directory"})
@@ -163,15 +199,6 @@ class EpisodesConfig(_Model):
     fields: dict[str, FieldRule] = {}
     images: ImageSize = ImageSize()
     hz: Positive | None = None
-    license: str | None = None
-    weight: Positive = 1.0
-
-    @field_validator("name")
-    @classmethod
-    def _not_reserved(cls, value: str) -> str:
-        if value in (MANIFEST, VOCABULARY, LOG):
-            raise ValueError(f"the build writes a file {value!r} of its own; choose another name")
-        return value
 
     @field_validator("splits")
     @classmethod
@@ -189,6 +216,109 @@ class EpisodesConfig(_Model):
         return value
 
 
+class _Corpus(_Dataset):
+    """What the datasets of documents have."""
+
+    drop_duplicates: StrictBool = True
+    """Of documents with exactly the same content only the first stays."""
+    end_of_document: StrictBool = True
+    """A document ends with the vocabulary's ``</s>``, where it has one."""
+
+
+class TextConfig(_Corpus):
+    """Documents of text: JSONL, Parquet or plain text files, by suffix."""
+
+    kind: Literal["text"]
+    source: Text
+    field: Text = "text"
+    """The JSON key or Parquet column that holds the text."""
+
+
+class ImageTextConfig(_Corpus):
+    """Pictures with their captions; a record is one (image, text)."""
+
+    kind: Literal["image_text"]
+    format: Literal["webdataset", "coco", "parquet", "tfds"]
+    source: Text
+    image_dir: Text | None = None
+    """Of ``coco``: the folder that the file names start from."""
+    image_field: Text = "image"
+    """Of ``parquet`` and ``tfds``: the column or feature that holds the picture."""
+    text_field: Text | None = None
+    """The column, feature or JSON key that holds the caption. Default: ``caption`` or ``text``, and of
+    ``webdataset`` the ``.txt`` member where there is one."""
+    images: PictureSize = PictureSize()
+    pairs_per_sequence: Annotated[Whole, Field(ge=1)] = 1
+    """Records that make one training sequence."""
+
+    @model_validator(mode="after")
+    def _places(self) -> "ImageTextConfig":
+        if (self.format == "coco") != (self.image_dir is not None):
+            raise ValueError("image_dir belongs to format: coco, which needs it")
+        return self
+
+
+class ImageQuestionAnswerConfig(_Corpus):
+    """Questions about pictures, VQAv2 or OK-VQA; a record is one (image, question, answer)."""
+
+    kind: Literal["image_question_answer"]
+    questions: Text
+    annotations: Text
+    image_dir: Text
+    image_name: Text = "COCO_{data_subtype}_{image_id:012d}.jpg"
+    """Name of a picture in ``image_dir``; another suffix is found too."""
+    template: Text = "Q: {question} A: {answer}"
+    images: PictureSize = PictureSize()
+    pairs_per_sequence: Annotated[Whole, Field(ge=1)] = 5
+    """Records that make one training sequence (Gato, section 2.3)."""
+
+    @field_validator("template")
+    @classmethod
+    def _template(cls, value: str) -> str:
+        return _placeholders(value, {"question": "", "answer": ""}, required=("question", "answer"))
+
+    @field_validator("image_name")
+    @classmethod
+    def _image_name(cls, value: str) -> str:
+        return _placeholders(value, {"data_subtype": "", "image_id": 0}, required=("image_id",))
+
+
+class InterleavedConfig(_Corpus):
+    """Pages of text and pictures in reading order."""
+
+    kind: Literal["interleaved"]
+    format: Literal["mmc4", "obelics"]
+    source: Text
+    image_dir: Text | None = None
+    """The folder that the names of pictures start from; ``obelics`` needs none where pictures are embedded."""
+    bad_images: Literal["reject", "skip"] = "reject"
+    """A page with a missing or damaged picture is dropped, or stays without the picture."""
+    images: PictureSize = PictureSize()
+
+    @model_validator(mode="after")
+    def _places(self) -> "InterleavedConfig":
+        if self.format == "mmc4" and self.image_dir is None:
+            raise ValueError("format: mmc4 needs image_dir, the folder of its pictures")
+        return self
+
+
+CorpusConfig = TextConfig | ImageTextConfig | ImageQuestionAnswerConfig | InterleavedConfig
+DatasetConfig = Annotated[EpisodesConfig | CorpusConfig, Field(discriminator="kind")]
+
+
+def _placeholders(value: str, known: dict[str, Any], required: tuple[str, ...]) -> str:
+    try:
+        used = {name for _, name, _, _ in string.Formatter().parse(value) if name is not None}
+        if unknown := sorted(used - known.keys()):
+            raise ValueError(f"{{{unknown[0]}}} is unknown; use " + " and ".join(f"{{{name}}}" for name in known))
+        value.format(**known)
+    except (IndexError, AttributeError, KeyError) as error:
+        raise ValueError(f"is no template: {error}") from None
+    if missing := [name for name in required if name not in used]:
+        raise ValueError(f"must hold {{{missing[0]}}}")
+    return value
+
+
 class BuildConfig(_Model):
     """A whole build: the vocabulary, how records are cut and shards planned, and the datasets."""
 
@@ -200,7 +330,7 @@ class BuildConfig(_Model):
     max_bad_fraction: Annotated[Number, Field(ge=0, le=1)] = 0.01
     holdout: Annotated[Number, Field(ge=0, lt=1)] = 0.01
     seed: Whole = 0
-    datasets: Annotated[tuple[EpisodesConfig, ...], Field(min_length=1)]
+    datasets: Annotated[tuple[DatasetConfig, ...], Field(min_length=1)]
 
     @model_validator(mode="after")
     def _names(self) -> "BuildConfig":
@@ -266,6 +396,7 @@ def _yaml_sentence(error: Exception) -> str:
     return f"{where}this is no valid YAML: {what}"
 
 
+_KINDS = ("episodes", "text", "image_text", "image_question_answer", "interleaved")
 _MOST_ERRORS = 2
 _MESSAGES = {
     "extra_forbidden": "unknown key; remove it or check its spelling",
@@ -294,10 +425,22 @@ def _sentences(error: ValidationError) -> str:
 
 def _sentence(item: Any) -> str:
     path = ""
-    for part in item["loc"]:
+    # Behind a dataset's number pydantic says which kind it took it for.
+    for place, part in enumerate(item["loc"]):
+        if part in _KINDS and place == 2 and item["loc"][0] == "datasets":
+            continue
         if part != "[key]":
             path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else str(part)
     value, message = item["input"], _MESSAGES.get(item["type"], item["msg"])
+    if item["type"] == "model_attributes_type":
+        message = "must be a mapping"
+    if item["type"].startswith("union_tag_"):
+        path = f"{path}.kind"
+        missing = item["type"] == "union_tag_not_found"
+        value = value.get("kind")
+        message = "this key is required" if missing else "must be " + ", ".join(map(repr, _KINDS))
+        if missing:
+            return f"{path}: {message}"
     if item["type"] == "string_type":
         message = "must be a string" + ("" if value is None or isinstance(value, list | dict) else "; quote it")
     message = message.removeprefix("Value error, ").replace("Input should be", "must be")

@@ -317,11 +317,11 @@ def test_rules_of_a_dataset(tmp_path: Path, line: str, message: str) -> None:
         ("vocabulary: v\ndatasets: [a]", "datasets[0]: must be a mapping (got 'a')"),
         (
             "vocabulary: v\ndatasets: [{}]",
-            "datasets[0].name: this key is required; datasets[0].kind: this key is required; and 1 more",
+            "datasets[0].kind: this key is required",
         ),
         (
             "vocabulary: v\ndatasets: [{name: a, kind: movies, source: s}]",
-            "datasets[0].kind: must be 'episodes' (got 'movies')",
+            "datasets[0].kind: must be 'episodes', 'text', 'image_text', 'image_question_answer', 'interleaved' (got 'movies')",
         ),
         (
             "vocabulary: v\ndatasets: [{name: a, kind: episodes, source: ''}]",

@@ -1,0 +1,100 @@
+"""What every source format of documents offers: files, and in them stored documents.
+
+A document is a text, a picture with its caption, a picture with a question and its answer, or a page. A format is
+a module with a subclass of ``CorpusFile`` that scans and reads its files; ``corpora.py`` says which format reads
+what. A scan reads everything once, so that all that a source can do wrong is a row with a reason before a build
+begins; only the pictures themselves are first decoded by the build.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+from pydantic import BaseModel, ConfigDict
+
+from gatokit.schemas.canonical import digest
+from gatokit.schemas.errors import DataError
+
+Part = str | bytes
+"""A text, or an encoded picture as it is stored."""
+
+
+@dataclass(frozen=True)
+class DocumentPlace:
+    """Where a document is stored: its ordinal in the file, its byte offset and length there.
+
+    ``length`` counts its pictures too, ``crc`` is the CRC-32C of its content as stored, and ``payload`` is what else
+    ``read`` needs, for formats in which one ordinal is not enough. ``offset`` is 0 in formats that need none.
+    """
+
+    position: int
+    offset: int
+    length: int
+    crc: int
+    payload: str | None = None
+
+
+@dataclass(frozen=True)
+class FoundDocument:
+    """A document as a scan finds it, or what was wrong with it.
+
+    ``key`` names it in its file: its position, or the format's own key, unique in the file. ``content`` is a
+    16-byte digest of its parts (``content_digest``), None for a rejected one. ``group`` names documents that are held
+    out together because they share a picture (None: on its own). ``lost`` documents of the source stand behind a
+    rejected row. ``detail`` may also note what a document that stays has lost (a skipped picture).
+    """
+
+    place: DocumentPlace
+    key: str
+    content: bytes | None
+    group: str | None = None
+    reason: str | None = None
+    detail: str | None = None
+    lost: int = 1
+
+
+class CorpusFile(BaseModel, ABC):
+    """A file of a corpus: ``path`` opens it, ``name`` is its path below the source, ``size`` its bytes.
+
+    Subclasses add what the config says (the field that holds the text, the folder of the pictures). They are written
+    to JSON and back on their way to a worker.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    path: str
+    name: str
+    size: int
+
+    divides: ClassVar[bool] = True
+    """Whether documents in the middle of the file can be read without reading what is before them."""
+    folder: ClassVar[bool] = False
+    """Whether documents also read files that the JSON in ``path`` names, which ``size`` does not count."""
+
+    @abstractmethod
+    def scan(self, max_bytes: int) -> Iterator[FoundDocument]:
+        """Every document in file order, in memory that does not grow with the file; what is damaged, empty or above
+        ``max_bytes`` comes as a rejection. DataError only where the file is not of this format at all."""
+
+    @abstractmethod
+    def read(self, places: Iterable[DocumentPlace]) -> Iterator[list[Part]]:
+        """The parts of the documents at ``places`` (ascending, found by ``scan`` and not rejected), in their order.
+
+        Neighbouring texts are one part. DataError (``changed``) where the file no longer holds what the scan found.
+        """
+
+
+def content_digest(parts: Iterable[Part]) -> bytes:
+    """16 bytes that are equal for equal parts alone."""
+    lengths = []
+    data = []
+    for part in parts:
+        data.append(part.encode() if isinstance(part, str) else part)
+        lengths.append(f"{type(part).__name__}{len(data[-1])}")
+    return bytes.fromhex(digest(" ".join(lengths).encode() + b"\n" + b"".join(data), 16))
+
+
+def changed(file: CorpusFile, place: DocumentPlace) -> DataError:
+    """The error of a file that no longer holds what a scan found at ``place``."""
+    return DataError(f"{file.name}: document {place.position} changed between scan and build. Run the build again")
