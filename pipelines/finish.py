@@ -11,25 +11,23 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from gatokit.pipelines.build import INDEX_SUFFIX
-from gatokit.pipelines.plan import Plan, count_reasons
+from gatokit.pipelines.plan import Plan
 from gatokit.pipelines.shards import read_outside, read_parts
 from gatokit.pipelines.storage import TEMPORARY, file_digest, write_atomically
-from gatokit.pipelines.tasks import check_budget
+from gatokit.pipelines.tasks import Losses, check_budget
 from gatokit.schemas.canonical import json_digest
 from gatokit.schemas.config import BuildConfig
 from gatokit.schemas.errors import DataError
-from gatokit.schemas.index import TASKS
+from gatokit.schemas.index import HELD_OUT, TASKS
 from gatokit.schemas.manifest import (
     DATASET,
     MANIFEST,
     TASKS_FILE,
     VOCABULARY,
     Dataset,
-    DatasetFile,
     FileEntry,
     Manifest,
     Split,
-    TaskEntry,
     Tokenizer,
     Vocabulary,
 )
@@ -58,41 +56,25 @@ def finish_dataset(root: Path, plan: Plan, config: BuildConfig, content: Literal
     """
     dataset = plan.dataset.config
     directory = root / dataset.name
-    splits, tables, outside = [], [], Counter[tuple[str, str]]()
-    values = Counter[tuple[str, str]]()
+    splits, totals = [], _Totals()
     for order in plan.orders:
         name = order.stem + INDEX_SUFFIX
         table = pq.read_table(directory / name, columns=_COUNTED)
-        metadata = table.schema.metadata
-        tables.append(table.replace_schema_metadata(None))
-        for task, fields in read_outside(metadata).items():
-            for field, (beyond, total) in fields.items():
-                outside[task, field] += beyond
-                values[task, field] += total
+        totals.add(table)
         splits.append(
             Split(
                 fingerprint=order.fingerprint,
                 index=name,
                 rows=table.num_rows,
                 kept=pc.sum(table["kept"]).as_py() or 0,
-                parts=read_parts(metadata),
+                parts=read_parts(table.schema.metadata),
             )
         )
-    rows = pa.concat_tables(tables)
-    _check(rows, plan, config, outside, values)
-    pq.write_table(_tasks(rows, plan, content), sink := pa.BufferOutputStream())
+    episodes, kept = sum(total["lost"] for total in totals.streams.values()), sum(split.kept for split in splits)
+    _check(totals, episodes, plan, config)
+    pq.write_table(_tasks(totals, plan, content), sink := pa.BufferOutputStream())
     write_atomically(directory / TASKS_FILE, sink.getvalue().to_pybytes())
-    episodes, kept = pc.sum(rows["lost"]).as_py(), sum(split.kept for split in splits)
-    ordered = dataset.order is not None
-    described = DatasetFile(
-        name=dataset.name,
-        kind=dataset.kind,
-        specs={spec.id: spec for _, spec in sorted(plan.specs.items())},
-        tasks={task: TaskEntry(spec=spec.id, ordered=ordered) for task, spec in sorted(plan.specs.items())},
-        episodes=episodes,
-        kept=kept,
-    )
-    write_atomically(directory / DATASET, described.to_bytes())
+    write_atomically(directory / DATASET, plan.judged.describe(episodes, kept).to_bytes())
     parts = [part for split in splits for part in split.parts]
     return Dataset(
         name=dataset.name,
@@ -100,8 +82,8 @@ def finish_dataset(root: Path, plan: Plan, config: BuildConfig, content: Literal
         directory=dataset.name,
         weight=dataset.weight,
         license=dataset.license,
-        hz=dataset.hz,
-        ordered=ordered,
+        hz=getattr(dataset, "hz", None),
+        ordered=getattr(dataset, "order", None) is not None,
         episodes=episodes,
         kept=kept,
         tokens=sum(part.tokens for part in parts),
@@ -175,54 +157,74 @@ def _remove_leftovers(directory: Path, names: set[str], dataset: str | None = No
             path.unlink()
 
 
-def _check(
-    rows: pa.Table,
-    plan: Plan,
-    config: BuildConfig,
-    outside: Counter[tuple[str, str]],
-    values: Counter[tuple[str, str]],
-) -> None:
-    name = plan.dataset.config.name
-    dropped = rows.filter(pc.is_valid(rows["reason"]))
-    reasons, examples = count_reasons(
-        *(dropped[name].to_pylist() for name in ("reason", "lost", "episode_id", "detail"))
-    )
-    check_budget(reasons, examples, pc.sum(rows["lost"]).as_py(), config.max_bad_fraction, name)
-    for (task, field), beyond in sorted(outside.items()):
-        total = values[task, field]
+class _Totals:
+    """Sums over the indexes of a dataset."""
+
+    def __init__(self) -> None:
+        self.streams: dict[tuple[str | None, str | None], Counter[str]] = {}
+        """By task and agent: rows lost or not, and episodes, steps and tokens of those kept."""
+        self.losses = Losses()
+        self.outside, self.values = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
+        """By task and action: values outside of the range, and all."""
+
+    def add(self, rows: pa.Table) -> None:
+        """Takes the next index."""
+        kept = rows.filter(rows["kept"])
+        self._count(rows, [("lost", "sum")])
+        self._count(kept, [("kept", "count"), ("steps", "sum"), ("tokens", "sum")])
+        self._count(kept.filter(pc.equal(kept["split"], HELD_OUT)), [("split", "count")])
+        dropped = rows.filter(pc.is_valid(rows["reason"]))
+        self.losses.add(*(dropped[name].to_pylist() for name in ("reason", "lost", "episode_id", "detail")))
+        for task, fields in read_outside(rows.schema.metadata).items():
+            for field, (beyond, total) in fields.items():
+                self.outside[task, field] += beyond
+                self.values[task, field] += total
+
+    def of(self, task: str, agent: str | None) -> Counter[str]:
+        """The sums of one stream."""
+        return self.streams.get((task, agent), Counter())
+
+    def kept(self, task: str) -> int:
+        """Kept episodes of a task."""
+        return sum(total["kept"] for (name, _), total in self.streams.items() if name == task)
+
+    def _count(self, rows: pa.Table, sums: list[tuple[str, str]]) -> None:
+        grouped = rows.group_by(["task", "agent"], use_threads=False).aggregate(sums)
+        for row in grouped.to_pylist():
+            total = self.streams.setdefault((row["task"], row["agent"]), Counter())
+            for column, function in sums:
+                total[column] += row[f"{column}_{function}"] or 0
+
+
+def _check(totals: _Totals, episodes: int, plan: Plan, config: BuildConfig) -> None:
+    name, losses = plan.dataset.config.name, totals.losses
+    check_budget(losses, episodes, config.max_bad_fraction, name, plan.dataset.what)
+    for (task, field), beyond in sorted(totals.outside.items()):
+        total = totals.values[task, field]
         if beyond > MOST_OUTSIDE * total:
             raise DataError(
                 f"{name}: task {task!r}: {beyond} of {total} values of {field} lie outside of its range "
-                f"{_range(plan, task, field)}; give the right one as {plan.dataset.field}.fields.{field}: "
+                f"{plan.judged.range_of(task, field)}; give the right one as {plan.dataset.field}.fields.{field}: "
                 "{as: continuous, range: [low, high]}"
             )
-    left = set(rows.filter(rows["kept"])["task"].unique().to_pylist())
-    for judged in plan.tasks:
-        if judged.name not in left:
+    for judged in plan.judged.tasks:
+        if not totals.kept(judged.name):
             raise DataError(
-                f"{name}: every kept episode of task {judged.name!r} was rejected while tokenizing: "
-                + ", ".join(f"{count} {reason} (first {examples[reason]})" for reason, count in reasons.items())
+                f"{name}: every kept {plan.dataset.what[:-1]} of task {judged.name!r} was rejected while tokenizing: "
+                + ", ".join(
+                    f"{count} {reason} (first {losses.examples[reason]})" for reason, count in losses.counts.items()
+                )
             )
 
 
-def _range(plan: Plan, task: str, path: str) -> list[list[float]]:
-    return [list(pair) for field in plan.specs[task].action if field.path == path for pair in field.range or ()]
-
-
-def _tasks(rows: pa.Table, plan: Plan, content: str) -> pa.Table:
-    kept = rows.filter(rows["kept"])
-    counts = _by_stream(rows, [("lost", "sum")])
-    sums = _by_stream(kept, [("kept", "count"), ("steps", "sum"), ("tokens", "sum")])
-    apart = _by_stream(kept.filter(pc.equal(kept["split"], "held_out")), [("kept", "count")])
+def _tasks(totals: _Totals, plan: Plan, content: str) -> pa.Table:
     lines = []
-    for task in plan.tasks:
+    for task in plan.judged.tasks:
         streams = {stream.agent: stream for stream in task.streams}
         # Rows that were too damaged to name their agent stand in the first stream.
-        nameless = counts.get((task.name, None), {}).get("lost_sum", 0)
+        nameless = totals.of(task.name, None)["lost"]
         for number, agent in enumerate(sorted(streams)):
-            stream, key = streams[agent], (task.name, agent)
-            total = counts[key]["lost_sum"] + (nameless if number == 0 else 0)
-            have = sums.get(key, {})
+            stream, total = streams[agent], totals.of(task.name, agent)
             lines.append(
                 {
                     "task": task.name,
@@ -232,16 +234,11 @@ def _tasks(rows: pa.Table, plan: Plan, content: str) -> pa.Table:
                     "stream_return": stream.stream_return,
                     "expert_return": task.expert_return,
                     "threshold": task.threshold,
-                    "kept": have.get("kept_count", 0),
-                    "dropped": total - have.get("kept_count", 0),
-                    "held_out": apart.get(key, {}).get("kept_count", 0),
-                    "steps": have.get("steps_sum", 0),
-                    "tokens": have.get("tokens_sum", 0) if content == "build" else None,
+                    "kept": total["kept"],
+                    "dropped": total["lost"] + (nameless if number == 0 else 0) - total["kept"],
+                    "held_out": total["split"],
+                    "steps": total["steps"],
+                    "tokens": total["tokens"] if content == "build" else None,
                 }
             )
     return pa.Table.from_pylist(lines, TASKS)
-
-
-def _by_stream(rows: pa.Table, sums: list[tuple[str, str]]) -> dict[tuple[str, str | None], dict[str, int]]:
-    grouped = rows.group_by(["task", "agent"], use_threads=False).aggregate(sums)
-    return {(row["task"], row["agent"]): row for row in grouped.to_pylist()}

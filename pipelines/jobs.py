@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import apache_beam as beam
 import pyarrow as pa
@@ -28,7 +29,6 @@ from apache_beam.transforms.environments import SubprocessSDKEnvironment
 
 from gatokit.pipelines.build import build_split
 from gatokit.pipelines.orders import Order
-from gatokit.pipelines.scan import ScanUnit, scan_unit
 from gatokit.pipelines.storage import write_atomically
 from gatokit.schemas.canonical import digest
 from gatokit.schemas.errors import ConfigError, DataError, GatokitError
@@ -40,7 +40,7 @@ _POLL_SECONDS = 0.2
 
 
 class ScanFiles(beam.PTransform):
-    """Scans ``ScanUnit`` elements into Parquet files named by their fingerprints below ``directory``."""
+    """Scans units (``plan.Unit``) into Parquet files named by their fingerprints below ``directory``."""
 
     def __init__(self, directory: str, errors: str) -> None:
         super().__init__()
@@ -68,10 +68,10 @@ class _ScanFn(beam.DoFn):
     def __init__(self, directory: str, errors: str) -> None:
         self._directory, self._errors = directory, errors
 
-    def process(self, unit: ScanUnit) -> list[str]:
+    def process(self, unit: Any) -> list[str]:
         def work() -> None:
             sink = pa.BufferOutputStream()
-            pq.write_table(scan_unit(unit), sink)
+            pq.write_table(unit.scan(), sink)
             write_atomically(Path(self._directory) / f"{unit.fingerprint}.parquet", sink.getvalue().to_pybytes())
 
         _leaving_reasons(work, self._errors, unit.fingerprint)

@@ -7,16 +7,19 @@ before anything was tokenized, with the place of each episode; its head holds fi
 import functools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
+from gatokit.pipelines.sources.corpora import corpus_file_from_json
+from gatokit.pipelines.sources.corpus import CorpusFile
 from gatokit.pipelines.sources.formats import file_from_json, file_to_json
 from gatokit.pipelines.sources.source import EpisodeFile, SourceFeatures
 from gatokit.pipelines.storage import write_atomically
 from gatokit.schemas.canonical import digest, json_digest
+from gatokit.schemas.document import DocumentRules
 from gatokit.schemas.index import INDEX, INDEX_VERSION
 from gatokit.schemas.record import RECORD_VERSION
 from gatokit.schemas.spec import EpisodeSpec
@@ -31,6 +34,7 @@ ORDER = pa.schema(
         pa.field("crc", pa.uint32()),
     ]
 )
+DOCUMENT_ORDER = pa.schema([*ORDER, pa.field("payload", pa.string())])
 _HEAD = b"gatokit.order"
 
 
@@ -44,9 +48,10 @@ class Settings(BaseModel):
     vocabulary_digest: str
 
 
-class OrderHead(BaseModel):
+class EpisodesHead(BaseModel):
     """Files, features and specs of a split; ``features_of`` gives each file's index into ``features``."""
 
+    kind: Literal["episodes"] = "episodes"
     dataset: str
     settings: Settings
     specs: dict[str, EpisodeSpec]
@@ -58,30 +63,65 @@ class OrderHead(BaseModel):
         """The files, ready to be read."""
         return [file_from_json(file) for file in self.files]
 
+    def identity(self) -> dict[str, Any]:
+        """What the shard depends on besides settings and rows; files by name and size."""
+        return {
+            "specs": sorted(self.specs),
+            "features": [self.features[index].model_dump(mode="json") for index in self.features_of],
+            "files": [(file["name"], file["size"]) for file in self.files],
+        }
+
+
+class DocumentsHead(BaseModel):
+    """Files of a split of documents and what is done with what they hold."""
+
+    kind: Literal["documents"] = "documents"
+    dataset: str
+    settings: Settings
+    rules: DocumentRules
+    files: list[dict[str, Any]]
+
+    def corpus_files(self) -> list[CorpusFile]:
+        """The files, ready to be read."""
+        return [corpus_file_from_json(file) for file in self.files]
+
+    def identity(self) -> dict[str, Any]:
+        """What the shard depends on besides settings and rows; files by type, name, size and what is read of them."""
+        return {
+            "rules": self.rules.model_dump(mode="json"),
+            "files": [
+                (file["type"], item.identity()) for file, item in zip(self.files, self.corpus_files(), strict=True)
+            ],
+        }
+
+
+Head = TypeVar("Head", EpisodesHead, DocumentsHead)
+_HEADS: TypeAdapter[EpisodesHead | DocumentsHead] = TypeAdapter(
+    Annotated[EpisodesHead | DocumentsHead, Field(discriminator="kind")]
+)
+
 
 @dataclass(frozen=True)
-class Order:
-    """A split's head and rows (schema ``ORDER``)."""
+class Order(Generic[Head]):
+    """A split's head and rows (schema ``ORDER``, of documents ``DOCUMENT_ORDER``)."""
 
-    head: OrderHead
+    head: Head
     rows: pa.Table
 
     @functools.cached_property
     def fingerprint(self) -> str:
         """Sixteen hexadecimal digits over exactly what the shard's bytes depend on.
 
-        The source's files by name, size and the checksums of the rows; specs and settings; and per row the
+        The source's files by name, size and the checksums of the rows; specs, rules and settings; and per row the
         verdict, its task's expert return and threshold. Not paths, weights, runner or workers.
         """
         head = {
             "record_version": RECORD_VERSION,
             "index_version": INDEX_VERSION,
             "settings": self.head.settings.model_dump(mode="json"),
-            "specs": sorted(self.head.specs),
-            "features": [self.head.features[index].model_dump(mode="json") for index in self.head.features_of],
-            "files": [(file["name"], file["size"]) for file in self.head.files],
+            **self.head.identity(),
         }
-        columns = [digest(_column_bytes(self.rows[name])) for name in ORDER.names]
+        columns = [digest(_column_bytes(self.rows[name])) for name in self.rows.column_names]
         return json_digest([head, columns], 8)
 
     @property
@@ -100,7 +140,7 @@ class Order:
     def read(path: str | Path) -> "Order":
         """Reads what ``write`` wrote."""
         rows = pq.read_table(path)
-        return Order(head=OrderHead.model_validate_json(rows.schema.metadata[_HEAD]), rows=rows)
+        return Order(head=_HEADS.validate_json(rows.schema.metadata[_HEAD]), rows=rows)
 
 
 def make_head(
@@ -108,7 +148,7 @@ def make_head(
     settings: Settings,
     specs: dict[str, EpisodeSpec],
     files: list[tuple[EpisodeFile, SourceFeatures]],
-) -> OrderHead:
+) -> EpisodesHead:
     """The head of an order over ``files``, equal features stored once."""
     features: list[SourceFeatures] = []
     features_of = []
@@ -116,7 +156,7 @@ def make_head(
         if item not in features:
             features.append(item)
         features_of.append(features.index(item))
-    return OrderHead(
+    return EpisodesHead(
         dataset=dataset,
         settings=settings,
         specs=specs,

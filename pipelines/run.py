@@ -10,18 +10,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from gatokit.pipelines import jobs
 from gatokit.pipelines.build import INDEX_SUFFIX
 from gatokit.pipelines.finish import finish_dataset, is_done, write_manifest
-from gatokit.pipelines.plan import DatasetPlan, Plan, make_plan, plan_dataset, scan_units
-from gatokit.pipelines.scan import SCANNED
+from gatokit.pipelines.kinds import plan_dataset
+from gatokit.pipelines.orders import Order
+from gatokit.pipelines.plan import DatasetPlan, Plan, make_plan
 from gatokit.pipelines.shards import write_index
 from gatokit.pipelines.storage import LOCK, TEMPORARY, hold, write_atomically
 from gatokit.schemas.canonical import json_digest
 from gatokit.schemas.config import BuildConfig, read_config
-from gatokit.schemas.errors import ConfigError
+from gatokit.schemas.errors import ConfigError, DataError
 from gatokit.schemas.index import INDEX
 from gatokit.schemas.manifest import LOG, MANIFEST, VOCABULARY, Manifest, Vocabulary
 from gatokit.tokenizers.text import TextTokenizer
@@ -29,7 +29,7 @@ from gatokit.tokenizers.text import TextTokenizer
 Progress = Callable[[str, int, int], None]
 """Called with a stage (``scan`` or ``build``), the pieces that are done and their number."""
 
-_WORK = ".work"
+_WORK, _SCANNED, _ORDERS = ".work", "scan", "orders"
 
 
 @dataclass(frozen=True)
@@ -99,11 +99,14 @@ def _run(
         shutil.rmtree(errors, ignore_errors=True)
         log.write(f"{content} started", config=str(config_path), datasets=[plan.config.name for plan in plans])
         digest = model.blake2b if model else ""
-        tables = _scan(plans, config, work, where, progress)
-        # Each table is given up when its plan is made: a plan of many episodes should not be held twice.
-        planned = [make_plan(plan, tables.pop(0), config, digest, limit) for plan in plans]
+        results = _scan(plans, config, work, where, progress)
+        shutil.rmtree(work / _ORDERS, ignore_errors=True)
+        planned = [
+            make_plan(plan, paths, config, digest, limit, work / _ORDERS)
+            for plan, paths in zip(plans, results, strict=True)
+        ]
         pa.default_memory_pool().release_unused()
-        notices = tuple(notice for plan in planned for notice in plan.notices)
+        notices = tuple(notice for plan in planned for notice in plan.judged.notices)
         for notice in notices:
             log.write("notice", text=notice)
         _check_unchanged(root, planned)
@@ -186,51 +189,53 @@ def _scan(
     work: Path,
     where: jobs.Execution,
     progress: Progress | None,
-) -> list[pa.Table]:
+) -> list[list[Path]]:
     """The scanned rows of every dataset; units that a killed job finished are not scanned again."""
-    units = [scan_units(plan, config.max_episode_bytes) for plan in plans]
-    directory = work / "scan"
-    results = [[directory / f"{unit.fingerprint}.parquet" for unit in group] for group in units]
-    every = [path for paths in results for path in paths]
-    waiting = [unit for group in units for unit in group if not (directory / f"{unit.fingerprint}.parquet").exists()]
+    directory = work / _SCANNED
+    waiting, results = [], []
+    for plan in plans:
+        paths = []
+        for unit in plan.units(config.max_episode_bytes):
+            paths.append(directory / f"{unit.fingerprint}.parquet")
+            if not paths[-1].exists():
+                waiting.append(unit)
+        results.append(paths)
     if waiting:
-        poll = _poll(progress, "scan", every)
+        poll = _poll(progress, "scan", [path for paths in results for path in paths])
         jobs.run(waiting, jobs.ScanFiles(str(directory), str(work / jobs.ERRORS)), where, poll, work)
         poll()
-    return [
-        pa.concat_tables([pq.read_table(path, schema=SCANNED) for path in paths]).unify_dictionaries().combine_chunks()
-        for paths in results
-    ]
+    return results
 
 
 def _build(
     planned: list[Plan], root: Path, work: Path, where: jobs.Execution, progress: Progress | None, log: "_Log"
 ) -> None:
-    """Writes the orders whose shards are not there yet, and builds them."""
+    """Builds the orders whose shards are not there yet."""
     waiting, results = [], []
     for plan in planned:
         directory = root / plan.dataset.config.name
         for order in plan.orders:
-            stem = order.stem
-            results.append(directory / (stem + INDEX_SUFFIX))
-            if is_done(directory, stem):
-                continue
-            results[-1].unlink(missing_ok=True)
-            path = work / "orders" / f"{stem}.parquet"
-            order.write(path)
-            waiting.append((str(path), str(directory)))
+            results.append(directory / (order.stem + INDEX_SUFFIX))
+            if not is_done(directory, order.stem):
+                results[-1].unlink(missing_ok=True)
+                waiting.append((str(order.path), str(directory)))
     log.write("build planned", shards=len(results), finished=len(results) - len(waiting))
     if waiting:
         poll = _poll(progress, "build", results)
-        jobs.run(waiting, jobs.WriteShards(str(root / VOCABULARY), str(work / jobs.ERRORS)), where, poll, work)
+        try:
+            jobs.run(waiting, jobs.WriteShards(str(root / VOCABULARY), str(work / jobs.ERRORS)), where, poll, work)
+        except DataError:
+            # The source may have changed in a way that no file's time shows.
+            shutil.rmtree(work / _SCANNED, ignore_errors=True)
+            raise
         poll()
 
 
 def _write_scan(planned: list[Plan], root: Path) -> None:
     for plan in planned:
         for order in plan.orders:
-            empty = pa.nulls(order.rows.num_rows)
-            rows = order.rows
+            rows = Order.read(order.path).rows
+            empty = pa.nulls(rows.num_rows)
             for name in ("tokens", "part", "first_record", "record_tokens"):
                 rows = rows.append_column(name, empty)
             path = root / plan.dataset.config.name / (order.stem + INDEX_SUFFIX)

@@ -87,6 +87,10 @@ class ScanUnit(BaseModel):
         """Names the unit's result, so that an interrupted scan goes on where it stopped."""
         return json_digest(self.model_dump(mode="json"), 8)
 
+    def scan(self) -> pa.Table:
+        """See ``scan_unit``."""
+        return scan_unit(self)
+
 
 def wanted(features: SourceFeatures, keys: dict[str, str | None], counted: tuple[str, ...], where: str) -> Wanted:
     """Finds the fields that a scan reads.

@@ -6,6 +6,7 @@ by its size, and then those up to the next such name may change with it.
 """
 
 import hashlib
+from collections.abc import Collection
 
 import numpy as np
 
@@ -13,34 +14,42 @@ LARGEST_GROUP = 2
 """A group of joined files ends at the latest at this multiple of the split size."""
 
 
-def assign(names: list[str], file: np.ndarray, length: np.ndarray, split_bytes: int) -> np.ndarray:
-    """The split of every row, int64 (R,) counting from 0.
+class Splitter:
+    """Gives rows their split, file after file."""
 
-    ``file`` int (R,) is the row's file as an ascending index into ``names``, ``length`` int64 (R,) its bytes.
-    """
-    split = np.zeros(len(file), np.int64)
-    if not len(file):
+    def __init__(self, split_bytes: int) -> None:
+        self._split_bytes = split_bytes
+        self._current = self._held = 0
+
+    def assign(self, names: list[str], file: np.ndarray, length: np.ndarray, whole: Collection[int] = ()) -> np.ndarray:
+        """The split of the next rows, int64 (R,), counting from 0 over all calls; a file's rows come in one call.
+
+        ``file`` int (R,) is the row's file as an ascending index into ``names``, ``length`` int64 (R,) its bytes,
+        ``whole`` the files that cannot be divided.
+        """
+        split = np.zeros(len(file), np.int64)
+        if not len(file):
+            return split
+        ordinals, starts = np.unique(file, return_index=True)
+        ends = np.append(starts[1:], len(file))
+        for ordinal, start, end in zip(ordinals.tolist(), starts, ends, strict=True):
+            sizes = length[start:end]
+            total = int(sizes.sum())
+            if total > self._split_bytes:
+                self._current += self._held > 0
+                pieces = 1 if ordinal in whole else -(-total // self._split_bytes)
+                numbers = _divide(sizes, pieces)
+                split[start:end] = self._current + numbers
+                self._current += int(numbers[-1]) + 1
+                self._held = 0
+                continue
+            if self._held + total > LARGEST_GROUP * self._split_bytes:
+                self._current, self._held = self._current + 1, 0
+            split[start:end] = self._current
+            self._held += max(total, 1)
+            if _ends_group(names[ordinal], total / self._split_bytes):
+                self._current, self._held = self._current + 1, 0
         return split
-    ordinals, starts = np.unique(file, return_index=True)
-    ends = np.append(starts[1:], len(file))
-    current, held = 0, 0
-    for ordinal, start, end in zip(ordinals, starts, ends, strict=True):
-        sizes = length[start:end]
-        total = int(sizes.sum())
-        if total > split_bytes:
-            current += held > 0
-            pieces = _divide(sizes, -(-total // split_bytes))
-            split[start:end] = current + pieces
-            current += int(pieces[-1]) + 1
-            held = 0
-            continue
-        if held + total > LARGEST_GROUP * split_bytes:
-            current, held = current + 1, 0
-        split[start:end] = current
-        held += max(total, 1)
-        if _ends_group(names[ordinal], total / split_bytes):
-            current, held = current + 1, 0
-    return split
 
 
 def _divide(sizes: np.ndarray, pieces: int) -> np.ndarray:

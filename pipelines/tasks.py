@@ -23,21 +23,24 @@ LEAST_BAD_ROWS = 10
 
 @dataclass(frozen=True)
 class Stream:
-    """The sound episodes of one agent on one task: N, W and the best mean of W consecutive returns."""
+    """The sound episodes of one agent on one task: N, W and the best mean of W consecutive returns.
+
+    Documents have no returns: their dataset is one task with one stream, without window.
+    """
 
     task: str
     agent: str
     episodes: int
-    window: int
-    stream_return: float
+    window: int | None
+    stream_return: float | None
 
 
 @dataclass(frozen=True)
 class Task:
-    """A task's expert return, threshold (None where the rule has none) and streams."""
+    """A task's expert return (None of documents), threshold (None where the rule has none) and streams."""
 
     name: str
-    expert_return: float
+    expert_return: float | None
     threshold: float | None
     streams: tuple[Stream, ...]
 
@@ -56,6 +59,27 @@ class Rows:
     reason: np.ndarray
     task_names: list[str]
     agent_names: list[str]
+
+
+class Losses:
+    """Lost episodes or documents by reason, and the first id of each with its detail."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.examples: dict[str, str] = {}
+
+    def add(
+        self,
+        reasons: Iterable[str | None],
+        lost: Iterable[int],
+        ids: Iterable[str],
+        details: Iterable[str | None],
+    ) -> None:
+        """Counts the next rows; those without a reason are not lost."""
+        for reason, number, id_, detail in zip(reasons, lost, ids, details, strict=True):
+            if reason is not None:
+                self.counts[reason] += number
+                self.examples.setdefault(reason, id_ if detail is None else f"{id_}: {detail}")
 
 
 def judge_rows(rows: Rows, keep: Keep, dataset: str) -> tuple[list[Task], np.ndarray, np.ndarray]:
@@ -101,42 +125,45 @@ def judge_rows(rows: Rows, keep: Keep, dataset: str) -> tuple[list[Task], np.nda
     return tasks, kept, reason
 
 
-def held_out(ids: Iterable[str], kept: np.ndarray, task: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """Which kept episodes are set apart, bool (R,): those whose hash falls below ``share`` of its range.
+def held_out(hashes: np.ndarray, kept: np.ndarray, task: np.ndarray, share: float) -> np.ndarray:
+    """Which kept rows are set apart, bool (R,): those whose hash (``row_hash``) falls below ``share`` of its range.
 
-    At least one and never all of every task that keeps two or more; no other row decides about an episode,
-    so that new episodes elsewhere move none.
+    At least one and never all of every task that keeps two or more; no other row decides about one, so that new
+    ones elsewhere move none. Rows of the same hash stay together, unless a task has no other.
     """
     apart = np.zeros(len(kept), bool)
     if share == 0:
         return apart
-    hashes = np.fromiter((_hash(seed, id_) for id_ in ids), np.uint64, len(kept))
     below = hashes < np.uint64(share * 2.0**64)
     for members in _groups(np.where(kept, task, -1)).values():
         if len(members) < 2:
             continue
-        chosen = members[below[members]]
-        ranked = members[np.argsort(hashes[members], kind="stable")]
-        if not len(chosen):
-            chosen = ranked[:1]
-        elif len(chosen) == len(members):
-            chosen = ranked[:-1]
-        apart[chosen] = True
+        own = hashes[members]
+        lowest, highest = own.min(), own.max()
+        chosen = below[members]
+        if lowest == highest:
+            chosen = np.arange(len(members)) == 0
+        elif not chosen.any():
+            chosen = own == lowest
+        elif chosen.all():
+            chosen = own != highest
+        apart[members[chosen]] = True
     return apart
 
 
-def check_budget(reasons: Counter[str], examples: dict[str, str], rows: int, share: float, dataset: str) -> None:
+def check_budget(losses: "Losses", rows: int, share: float, dataset: str, what: str = "episodes") -> None:
     """DataError where more of the input is rotten than the error budget allows.
 
-    ``reasons`` counts lost episodes by reason, ``examples`` names the first of each, ``rows`` is the number
-    of episodes, lost ones included.
+    ``rows`` is the number of episodes (or ``what`` else), lost ones included.
     """
-    bad = {reason: count for reason, count in reasons.items() if reason in BAD_REASONS}
+    bad = {reason: count for reason, count in losses.counts.items() if reason in BAD_REASONS}
     total, allowed = sum(bad.values()), max(LEAST_BAD_ROWS, math.floor(share * rows + 1e-9))
     if total > allowed:
-        parts = "; ".join(f"{count} {reason} (first {examples[reason]})" for reason, count in sorted(bad.items()))
+        parts = "; ".join(
+            f"{count} {reason} (first {losses.examples[reason]})" for reason, count in sorted(bad.items())
+        )
         raise DataError(
-            f"{dataset}: {total} of {rows} episodes are bad, more than the {allowed} that max_bad_fraction "
+            f"{dataset}: {total} of {rows} {what} are bad, more than the {allowed} that max_bad_fraction "
             f"{share:g} allows: {parts}. Mend the source or raise max_bad_fraction"
         )
 
@@ -155,7 +182,7 @@ def _streams(rows: Rows, sound: np.ndarray, keep: Keep, name: str) -> tuple[list
     if keep.streams == "task":
         one = sound[np.argsort(rows.order[sound], kind="stable")]
         return streams, expert_return(rows.returns[one])
-    return streams, max(stream.stream_return for stream in streams)
+    return streams, max(stream.stream_return for stream in streams if stream.stream_return is not None)
 
 
 def _groups(codes: np.ndarray) -> dict[int, np.ndarray]:
@@ -171,5 +198,6 @@ def _summary(reasons: np.ndarray) -> str:
     return ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
 
 
-def _hash(seed: int, id_: str) -> int:
+def row_hash(seed: int, id_: str) -> int:
+    """64 bits that decide whether the episode or document of this id is held out."""
     return int.from_bytes(hashlib.blake2b(f"{seed}\0{id_}".encode(), digest_size=8).digest(), "big")

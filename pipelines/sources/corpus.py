@@ -9,7 +9,7 @@ begins; only the pictures themselves are first decoded by the build.
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -71,6 +71,10 @@ class CorpusFile(BaseModel, ABC):
     """Whether documents in the middle of the file can be read without reading what is before them."""
     folder: ClassVar[bool] = False
     """Whether documents also read files that the JSON in ``path`` names, which ``size`` does not count."""
+
+    def identity(self) -> dict[str, Any]:
+        """Everything but where the file and its pictures lie on this machine."""
+        return self.model_dump(mode="json", exclude={"path", "image_dir", "annotations"})
 
     @abstractmethod
     def scan(self, max_bytes: int) -> Iterator[FoundDocument]:

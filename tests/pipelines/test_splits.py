@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gatokit.pipelines.splits import assign
+from gatokit.pipelines.splits import Splitter
 
 SIZE = 1000
 
@@ -16,7 +16,7 @@ def assigned(files: dict[str, list[int]]) -> list[int]:
     """Splits of the rows of these files, each given by the lengths of its rows."""
     file = np.repeat(np.arange(len(files)), [len(lengths) for lengths in files.values()])
     length = np.array([value for lengths in files.values() for value in lengths], np.int64)
-    return assign(list(files), file, length, SIZE).tolist()
+    return Splitter(SIZE).assign(list(files), file, length).tolist()
 
 
 def shards(files: dict[str, list[int]]) -> list[list[tuple[str, int]]]:

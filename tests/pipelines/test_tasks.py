@@ -1,6 +1,5 @@
 """Verdicts of a dataset's rows, what is held out, and the error budget."""
 
-from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -8,7 +7,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gatokit.pipelines.tasks import LEAST_BAD_ROWS, Rows, Stream, Task, check_budget, held_out, judge_rows
+from gatokit.pipelines.tasks import (
+    LEAST_BAD_ROWS,
+    Losses,
+    Rows,
+    Stream,
+    Task,
+    check_budget,
+    held_out,
+    judge_rows,
+    row_hash,
+)
 from gatokit.schemas.config import Keep
 from gatokit.schemas.errors import ConfigError, DataError
 
@@ -187,11 +196,15 @@ def ids(task: int, count: int) -> list[str]:
     return [f"task{task}/episodes-{number // 7}.tfrecord#{number % 7}" for number in range(count)]
 
 
+def hashes(names: list[str], seed: int) -> np.ndarray:
+    return np.array([row_hash(seed, name) for name in names], np.uint64)
+
+
 def apart_of(counts: list[int], share: float, seed: int = 0) -> list[list[bool]]:
     """What is held out of tasks with these numbers of kept episodes."""
     names = [name for task, count in enumerate(counts) for name in ids(task, count)]
     task = np.repeat(np.arange(len(counts)), counts)
-    apart = held_out(names, np.ones(len(names), bool), task, share, seed)
+    apart = held_out(hashes(names, seed), np.ones(len(names), bool), task, share)
     return [apart[task == number].tolist() for number in range(len(counts))]
 
 
@@ -245,15 +258,26 @@ def test_new_episodes_of_a_task_move_none_of_a_large_one() -> None:
 def test_dropped_episodes_are_never_held_out_and_decide_nothing() -> None:
     names, task = ids(0, 100), np.zeros(100, int)
     kept = np.arange(100) % 3 == 0
-    apart = held_out(names, kept, task, 0.3, 0)
+    apart = held_out(hashes(names, 0), kept, task, 0.3)
     assert not apart[~kept].any()
-    alone = held_out([name for name, value in zip(names, kept, strict=True) if value], kept[kept], task[kept], 0.3, 0)
+    alone = held_out(hashes(names, 0)[kept], kept[kept], task[kept], 0.3)
     assert apart[kept].tolist() == alone.tolist()
     assert 1 <= apart.sum() < kept.sum()
 
 
+def test_rows_of_one_hash_stay_together() -> None:
+    own = np.array([5, 1 << 63, 5, 9, 1 << 63, 9], np.uint64)
+    everything, one = np.ones(6, bool), np.zeros(6, int)
+    assert np.flatnonzero(held_out(own, everything, one, 1e-30)).tolist() == [0, 2]
+    assert np.flatnonzero(held_out(own, everything, one, 0.6)).tolist() == [0, 2, 3, 5]
+    alike = np.full(3, 7, np.uint64)
+    assert held_out(alike, everything[:3], one[:3], 0.5).tolist() == [True, False, False]
+
+
 def check(bad: dict[str, int], total: int, share: float) -> None:
-    check_budget(Counter(bad), {reason: f"{reason}-place" for reason in bad}, total, share, "demo")
+    losses = Losses()
+    losses.add(bad.keys(), bad.values(), [f"{reason}-place" for reason in bad], [None] * len(bad))
+    check_budget(losses, total, share, "demo")
 
 
 @pytest.mark.parametrize(
