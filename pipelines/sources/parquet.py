@@ -4,6 +4,7 @@ Texts come as bytes, also inside lists and structs, because a file may call a co
 """
 
 import contextlib
+import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gatokit.pipelines.sources.corpus import CorpusFile
+from gatokit.pipelines.sources.corpus import CorpusFile, DocumentPlace, FoundDocument, changed
 from gatokit.schemas.errors import DataError
 
 BATCH_BYTES = 8 << 20
@@ -83,6 +84,35 @@ def read_rows(file: CorpusFile, columns: list[str], groups: Iterable[int] | None
                 detail = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
             if position < end:
                 yield DamagedRows(position, group, end - position, detail)
+
+
+def read_places(
+    file: CorpusFile, columns: list[str], places: Iterable[DocumentPlace]
+) -> Iterator[tuple[DocumentPlace, dict[str, Any]]]:
+    """The values of ``columns`` at ascending places whose ``offset`` is their row group.
+
+    DataError where the rows can no longer be read.
+    """
+    for group, members in itertools.groupby(places, lambda place: place.offset):
+        rows = read_rows(file, columns, [group])
+        for place in members:
+            try:
+                row = next(row for row in rows if row.position >= place.position or isinstance(row, DamagedRows))
+            except (DamagedFileError, StopIteration):
+                raise changed(file, place) from None
+            if isinstance(row, DamagedRows) or row.position != place.position:
+                raise changed(file, place)
+            yield place, row.values
+
+
+def damage(found: DamagedRows | DamagedFileError) -> FoundDocument:
+    """The row that stands for what cannot be read."""
+    if isinstance(found, DamagedFileError):
+        detail = f"the file's footer is damaged or missing: {found}"
+        return FoundDocument(DocumentPlace(0, 0, 0, 0), "0", None, None, "corrupt_length", detail)
+    place = DocumentPlace(found.position, found.group, 0, 0)
+    detail = f"row group {found.group} is damaged: {found.detail}"
+    return FoundDocument(place, str(found.position), None, None, "corrupt_record", detail, found.rows)
 
 
 def _batch_rows(group: Any) -> int:
