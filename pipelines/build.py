@@ -52,9 +52,8 @@ def build_split(order: Order, directory: str | Path, text: TextTokenizer) -> Non
                     columns["reason"][row], columns["detail"][row] = error.reason, error.detail
                     continue
                 _count(outside.setdefault(columns["task"][row], {}), episode, order.head.specs[spec_id])
-                chunks = records(episode, sequence, spec_id, order.head.settings.chunk_tokens)
-                sizes = [len(chunk.sequence.tokens) for chunk in chunks]
-                part, first = writer.add([chunk.to_bytes() for chunk in chunks], sizes, held_out=split == HELD_OUT)
+                packed, sizes = records(episode, sequence, spec_id, order.head.settings.chunk_tokens)
+                part, first = writer.add(packed, sizes, held_out=split == HELD_OUT)
                 result["tokens"][row], result["part"][row] = sum(sizes), part
                 result["first_record"][row], result["record_tokens"][row] = first, sizes
         writer.finish()

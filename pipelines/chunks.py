@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from gatokit.schemas.episode import Episode, PlacedImage, TokenSequence
+from gatokit.schemas.episode import Episode, TokenSequence
 from gatokit.schemas.record import Record
 
 
@@ -17,46 +17,28 @@ def cuts(step_begin: np.ndarray, tokens: int, chunk_tokens: int) -> list[int]:
 
     ``step_begin`` is (S,), ``tokens`` is T.
     """
-    ends = [*step_begin.tolist()[1:], tokens]
-    starts, step = [], 0
-    while step < len(ends):
+    starts, step, steps = [], 0, len(step_begin)
+    while step < steps:
         starts.append(step)
         limit = int(step_begin[step]) + chunk_tokens
-        step = max(step + 1, bisect_right(ends, limit, step))
+        fits = steps if tokens <= limit else bisect_right(step_begin, limit, step + 1) - 1
+        step = max(step + 1, fits)
     return starts
 
 
-def records(episode: Episode, sequence: TokenSequence, spec: str, chunk_tokens: int) -> list[Record]:
-    """The records of a tokenized episode in order; S > 0. Their arrays are views of the episode's."""
+def records(episode: Episode, sequence: TokenSequence, spec: str, chunk_tokens: int) -> tuple[list[bytes], list[int]]:
+    """The serialized records of a tokenized episode in order, and how many tokens each has; S > 0."""
     starts = cuts(sequence.step_begin, len(sequence.tokens), chunk_tokens)
+    whole = Record(
+        owner=episode.id,
+        chunk=0,
+        chunks=1,
+        first_step=0,
+        spec=spec,
+        sequence=sequence,
+        reward=episode.reward,
+        discount=episode.discount,
+        flags=episode.flags,
+    )
     begins = [*sequence.step_begin[starts].tolist(), len(sequence.tokens)]
-    image, found = 0, []
-    for chunk, (first, last) in enumerate(pairwise([*starts, episode.steps])):
-        begin, end = begins[chunk], begins[chunk + 1]
-        images = []
-        while image < len(sequence.images) and sequence.images[image].token < end:
-            placed = sequence.images[image]
-            images.append(PlacedImage(placed.token - begin, placed.image))
-            image += 1
-        part = TokenSequence(
-            tokens=sequence.tokens[begin:end],
-            kinds=sequence.kinds[begin:end],
-            positions=sequence.positions[begin:end],
-            step_begin=sequence.step_begin[first:last] - np.uint32(begin),
-            images=images,
-            text_tokens=None if sequence.text_tokens is None else sequence.text_tokens[first:last],
-        )
-        found.append(
-            Record(
-                owner=episode.id,
-                chunk=chunk,
-                chunks=len(starts),
-                first_step=first,
-                spec=spec,
-                sequence=part,
-                reward=episode.reward[first:last],
-                discount=None if episode.discount is None else episode.discount[first:last],
-                flags=episode.flags[first:last],
-            )
-        )
-    return found
+    return whole.divided(starts), [end - begin for begin, end in pairwise(begins)]

@@ -4,6 +4,7 @@ Legend: S time steps that have an action, T tokens.
 """
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -12,8 +13,7 @@ FIRST, LAST, TERMINAL = 1, 2, 4
 terminal state (and not by a time limit)."""
 
 
-@dataclass(frozen=True)
-class EncodedImage:
+class EncodedImage(NamedTuple):
     """A PNG or JPEG of known size; ``height`` and ``width`` are multiples of 16."""
 
     data: bytes
@@ -42,8 +42,7 @@ class Episode:
         return len(self.flags)
 
 
-@dataclass(frozen=True)
-class PlacedImage:
+class PlacedImage(NamedTuple):
     """An image and where its patches stand: ``rows * columns`` tokens from ``token`` on, in raster order."""
 
     token: int

@@ -4,7 +4,10 @@ Legend: T tokens, S time steps.
 """
 
 import functools
+from bisect import bisect_left
 from dataclasses import dataclass
+from itertools import pairwise
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -17,6 +20,7 @@ from gatokit.schemas.tokens import PATCH
 
 RECORD_VERSION = 1
 _NUMBERS = {name: field.number for name, field in RecordMessage.DESCRIPTOR.fields_by_name.items()}
+_token = attrgetter("token")
 _U1, _U2, _U4, _F8 = np.dtype("u1"), np.dtype("<u2"), np.dtype("<u4"), np.dtype("<f8")
 
 
@@ -39,35 +43,43 @@ class Record:
     flags: np.ndarray
 
     def to_bytes(self) -> bytes:
-        """The serialized message.
+        """The serialized message."""
+        return self.divided([0])[0]
 
-        The bytes are those of protobuf's own serializer, which copies every array three times on their way.
+    def divided(self, first_steps: list[int]) -> list[bytes]:
+        """The serialized messages of the records into which this one is cut; each begins with one of its
+        ``first_steps``, the first of them with step 0.
+
+        The bytes are those of protobuf's own serializer, which copies every array three times on their way; here
+        each goes from the whole record's array to its message.
         """
         sequence = self.sequence
-        scalars = RecordMessage(
-            version=RECORD_VERSION,
-            owner=self.owner,
-            chunk=self.chunk,
-            chunks=self.chunks,
-            first_step=self.first_step,
-            spec=self.spec,
-        )
-        parts: list[Any] = [scalars.SerializeToString(deterministic=True)]
-        _add(parts, "tokens", sequence.tokens, _U2)
-        _add(parts, "kinds", sequence.kinds, _U1)
-        _add(parts, "positions", sequence.positions, _U2)
-        _add(parts, "step_begin", sequence.step_begin, _U4)
-        _add(parts, "reward", self.reward, _F8)
-        _add(parts, "discount", self.discount, _F8)
-        _add(parts, "flags", self.flags, _U1)
-        for placed in sequence.images:
-            image = placed.image
-            place = _place(image.height, image.width, placed.token)
-            data = _head(ImageMessage.DATA_FIELD_NUMBER, len(image.data))
-            size = len(data) + len(image.data) + len(place)
-            parts += (_head(_NUMBERS["images"], size), data, image.data, place)
-        _add(parts, "text_tokens", sequence.text_tokens, _U4)
-        return b"".join(parts)
+        first_tokens = [0, *sequence.step_begin[first_steps[1:]].tolist()]
+        steps_of_each = np.diff([*first_steps, len(sequence.step_begin)])
+        step_begin = sequence.step_begin - np.repeat(np.array(first_tokens, np.uint32), steps_of_each)
+        columns = [
+            _column("tokens", sequence.tokens, _U2, first_tokens),
+            _column("kinds", sequence.kinds, _U1, first_tokens),
+            _column("positions", sequence.positions, _U2, first_tokens),
+            _column("step_begin", step_begin, _U4, first_steps),
+            _column("reward", self.reward, _F8, first_steps),
+            _column("discount", self.discount, _F8, first_steps),
+            _column("flags", self.flags, _U1, first_steps),
+        ]
+        text_tokens = _column("text_tokens", sequence.text_tokens, _U4, first_steps)
+        images = _images_by_record(sequence.images, first_tokens)
+        chunks = self.chunks + len(first_steps) - 1
+        message = RecordMessage(version=RECORD_VERSION, owner=self.owner, chunks=chunks, spec=self.spec)
+        found = []
+        for number, first_step in enumerate(first_steps):
+            message.chunk, message.first_step = self.chunk + number, self.first_step + first_step
+            parts: list[Any] = [message.SerializeToString(deterministic=True)]
+            for column in columns:
+                _add_rows(parts, column, number)
+            _add_images(parts, images[number], first_tokens[number])
+            _add_rows(parts, text_tokens, number)
+            found.append(b"".join(parts))
+        return found
 
     @staticmethod
     def from_bytes(data: bytes) -> "Record":
@@ -151,17 +163,46 @@ def _text_tokens(message: RecordMessage) -> np.ndarray | None:
     return counts.reshape(steps, -1)
 
 
-def _add(parts: list[Any], field: str, values: np.ndarray | None, dtype: np.dtype) -> None:
-    """Appends an array as a bytes field; an empty one is left out, as protobuf does."""
-    if values is not None and values.size:
-        array = np.ascontiguousarray(values, dtype)
-        parts += (_head(_NUMBERS[field], array.nbytes), array)
+_Column = tuple[int, memoryview, list[int]]
+"""A bytes field: its number, the bytes of its array, and where those of each record begin, and the last ends."""
+
+
+def _column(field: str, values: np.ndarray | None, dtype: np.dtype[Any], first_rows: list[int]) -> _Column:
+    flat = np.ascontiguousarray([] if values is None else values, dtype).ravel()
+    width = flat.nbytes // len(values) if values is not None and flat.size else 0
+    return _NUMBERS[field], memoryview(flat.view(_U1)), [*(row * width for row in first_rows), flat.nbytes]
+
+
+def _add_rows(parts: list[Any], column: _Column, record: int) -> None:
+    """Appends the bytes of a record; an empty field is left out, as protobuf does."""
+    number, data, begins = column
+    rows = data[begins[record] : begins[record + 1]]
+    if rows:
+        parts += (_head(number, len(rows)), rows)
+
+
+def _images_by_record(images: list[PlacedImage], first_tokens: list[int]) -> list[list[PlacedImage]]:
+    begins = [bisect_left(images, token, key=_token) for token in first_tokens]
+    return [images[begin:end] for begin, end in pairwise([*begins, len(images)])]
+
+
+def _add_images(parts: list[Any], images: list[PlacedImage], first_token: int) -> None:
+    for token, (data, height, width) in images:
+        place = _place(height, width, token - first_token)
+        parts += (_image_head(len(data), len(place)), data, place)
 
 
 @functools.lru_cache(maxsize=4096)
 def _place(height: int, width: int, token: int) -> bytes:
     """The fields of an image message but its data."""
     return ImageMessage(height=height, width=width, token=token).SerializeToString(deterministic=True)
+
+
+@functools.lru_cache(maxsize=4096)
+def _image_head(data: int, place: int) -> bytes:
+    """What stands before the data of an image, given the lengths of that and of the fields behind it."""
+    head = _head(ImageMessage.DATA_FIELD_NUMBER, data)
+    return _head(_NUMBERS["images"], len(head) + data + place) + head
 
 
 @functools.lru_cache(maxsize=4096)

@@ -86,6 +86,15 @@ def test_bytes_are_the_golden_ones() -> None:
     assert small().to_bytes() == GOLDEN
 
 
+def test_a_chunk_can_be_divided_again() -> None:
+    first, second = map(Record.from_bytes, small().divided([0, 1]))
+    assert [(part.chunk, part.chunks, part.first_step) for part in (first, second)] == [(1, 3, 300), (2, 3, 301)]
+    assert [part.sequence.tokens.tolist() for part in (first, second)] == [[65535, 33024, 5], [10]]
+    assert [part.sequence.step_begin.tolist() for part in (first, second)] == [[0], [0]]
+    assert [len(part.sequence.images) for part in (first, second)] == [1, 0]
+    assert [part.discount.tolist() for part in (first, second)] == [[1.0], [0.0]]  # type: ignore[union-attr]
+
+
 def test_golden_bytes_are_read() -> None:
     assert_equal(Record.from_bytes(GOLDEN), small())
 
