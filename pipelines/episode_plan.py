@@ -10,15 +10,15 @@ from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from gatokit.pipelines.orders import ORDER, EpisodesHead, Settings, make_head
 from gatokit.pipelines.plan import SCAN_UNIT_BYTES, DatasetPlan, Judged
-from gatokit.pipelines.scan import SCANNED, ScanFile, ScanUnit, Wanted, wanted
+from gatokit.pipelines.scan import ScanFile, ScanUnit, Wanted, wanted
 from gatokit.pipelines.sources.find import find, fixed_part
 from gatokit.pipelines.sources.formats import READERS
 from gatokit.pipelines.sources.source import EpisodeFile, SourceDirectory, SourceFeatures
 from gatokit.pipelines.specs import Context, check_rules, episode_spec
+from gatokit.pipelines.storage import read_rows
 from gatokit.pipelines.tasks import Losses, Rows, Task, check_budget, held_out, judge_rows, row_hash
 from gatokit.schemas.config import BuildConfig, EpisodesConfig
 from gatokit.schemas.errors import ConfigError, DataError
@@ -252,7 +252,7 @@ class _Scanned:
     def __iter__(self) -> Iterator[pa.Table]:
         seen: dict[str | None, int] = {}
         for path in self._results:
-            table = pq.read_table(path, schema=SCANNED)
+            table = read_rows(path)
             yield table if self._limit is None else _first_of_each_task(table, self._limit, seen)
 
     def files(self, table: pa.Table) -> np.ndarray:

@@ -59,7 +59,7 @@ def finish_dataset(root: Path, plan: Plan, config: BuildConfig, content: Literal
     splits, totals = [], _Totals()
     for order in plan.orders:
         name = order.stem + INDEX_SUFFIX
-        table = pq.read_table(directory / name, columns=_COUNTED)
+        table = pq.ParquetFile(directory / name).read(_COUNTED, use_threads=False)
         totals.add(table)
         splits.append(
             Split(

@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
-import pyarrow as pa
-import pyarrow.parquet as pq
 from apache_beam.options.pipeline_options import (
     DirectOptions,
     PipelineOptions,
@@ -29,7 +27,7 @@ from apache_beam.transforms.environments import SubprocessSDKEnvironment
 
 from gatokit.pipelines.build import build_split
 from gatokit.pipelines.orders import Order
-from gatokit.pipelines.storage import write_atomically
+from gatokit.pipelines.storage import write_atomically, write_rows
 from gatokit.schemas.canonical import digest
 from gatokit.schemas.errors import ConfigError, DataError, GatokitError
 from gatokit.tokenizers.text import TextTokenizer
@@ -40,7 +38,7 @@ _POLL_SECONDS = 0.2
 
 
 class ScanFiles(beam.PTransform):
-    """Scans units (``plan.Unit``) into Parquet files named by their fingerprints below ``directory``."""
+    """Scans units (``plan.Unit``) into files named by their fingerprints below ``directory``."""
 
     def __init__(self, directory: str, errors: str) -> None:
         super().__init__()
@@ -70,9 +68,7 @@ class _ScanFn(beam.DoFn):
 
     def process(self, unit: Any) -> list[str]:
         def work() -> None:
-            sink = pa.BufferOutputStream()
-            pq.write_table(unit.scan(), sink)
-            write_atomically(Path(self._directory) / f"{unit.fingerprint}.parquet", sink.getvalue().to_pybytes())
+            write_rows(Path(self._directory) / f"{unit.fingerprint}.arrow", unit.scan())
 
         _leaving_reasons(work, self._errors, unit.fingerprint)
         return [unit.fingerprint]

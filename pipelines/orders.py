@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from gatokit.pipelines.sources.corpora import corpus_file_from_json
 from gatokit.pipelines.sources.corpus import CorpusFile
 from gatokit.pipelines.sources.formats import file_from_json, file_to_json
 from gatokit.pipelines.sources.source import EpisodeFile, SourceFeatures
-from gatokit.pipelines.storage import write_atomically
+from gatokit.pipelines.storage import read_rows, write_rows
 from gatokit.schemas.canonical import digest, json_digest
 from gatokit.schemas.document import DocumentRules
 from gatokit.schemas.index import INDEX, INDEX_VERSION
@@ -131,15 +130,12 @@ class Order(Generic[Head]):
 
     def write(self, path: str | Path) -> None:
         """Writes the order to a file."""
-        sink = pa.BufferOutputStream()
-        metadata = {_HEAD: self.head.model_dump_json().encode()}
-        pq.write_table(self.rows.replace_schema_metadata(metadata), sink)
-        write_atomically(path, sink.getvalue().to_pybytes())
+        write_rows(path, self.rows.replace_schema_metadata({_HEAD: self.head.model_dump_json().encode()}))
 
     @staticmethod
     def read(path: str | Path) -> "Order":
         """Reads what ``write`` wrote."""
-        rows = pq.read_table(path)
+        rows = read_rows(path)
         return Order(head=_HEADS.validate_json(rows.schema.metadata[_HEAD]), rows=rows)
 
 

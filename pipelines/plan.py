@@ -117,7 +117,7 @@ def make_plan(
     orders = []
     for rows in _splits(judged, config.shard_bytes):
         order = _order(judged, rows, settings)
-        path = directory / f"{order.stem}.parquet"
+        path = directory / f"{order.stem}.arrow"
         order.write(path)
         orders.append(Planned(path, order.stem, order.fingerprint))
     return Plan(dataset, judged, tuple(orders))

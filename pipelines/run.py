@@ -105,7 +105,6 @@ def _run(
             make_plan(plan, paths, config, digest, limit, work / _ORDERS)
             for plan, paths in zip(plans, results, strict=True)
         ]
-        pa.default_memory_pool().release_unused()
         notices = tuple(notice for plan in planned for notice in plan.judged.notices)
         for notice in notices:
             log.write("notice", text=notice)
@@ -196,7 +195,7 @@ def _scan(
     for plan in plans:
         paths = []
         for unit in plan.units(config.max_episode_bytes):
-            paths.append(directory / f"{unit.fingerprint}.parquet")
+            paths.append(directory / f"{unit.fingerprint}.arrow")
             if not paths[-1].exists():
                 waiting.append(unit)
         results.append(paths)

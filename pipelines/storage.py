@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
+import pyarrow as pa
+
 from gatokit.schemas.errors import ConfigError, DataError
 
 TEMPORARY = ".tmp-"
@@ -15,7 +17,7 @@ LOCK = ".lock"
 _CHUNK = 1 << 20
 
 
-def write_atomically(path: str | Path, data: bytes) -> None:
+def write_atomically(path: str | Path, data: bytes | memoryview) -> None:
     """Writes, syncs and renames, so that ``path`` is either what it was or all of ``data``."""
     temporary = temporary_beside(path)
     try:
@@ -26,6 +28,20 @@ def write_atomically(path: str | Path, data: bytes) -> None:
         commit(temporary, path)
     finally:
         Path(temporary).unlink(missing_ok=True)
+
+
+def write_rows(path: str | Path, rows: pa.Table) -> None:
+    """Writes a table for our own use between the stages of a job."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, rows.schema, options=pa.ipc.IpcWriteOptions(unify_dictionaries=True)) as writer:
+        writer.write_table(rows)
+    write_atomically(path, memoryview(sink.getvalue()))
+
+
+def read_rows(path: str | Path) -> pa.Table:
+    """Reads what ``write_rows`` wrote."""
+    with pa.OSFile(str(path)) as file, pa.ipc.open_file(file) as reader:
+        return reader.read_all()
 
 
 def temporary_beside(path: str | Path) -> str:
