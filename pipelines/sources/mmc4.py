@@ -25,7 +25,7 @@ from gatokit.pipelines.sources.lines import (
 from gatokit.schemas.errors import DataError, RejectedError
 
 _SENTENCES = " "
-_NOT_THERE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES}
+_NOT_THERE = {errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES}
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,17 @@ class Page:
 
     @property
     def crc(self) -> int:
-        """CRC-32C of the parts as stored."""
-        return extend_crc(0, self.parts)
+        """CRC-32C of the parts, with a mark before each that says what it is."""
+        crc = 0
+        for part in self.parts:
+            mark, data = (b"text", part.encode()) if isinstance(part, str) else (b"image", part)
+            crc = google_crc32c.extend(google_crc32c.extend(crc, mark), data)
+        return crc
+
+    @property
+    def pictures(self) -> list[bytes]:
+        """The parts that are pictures."""
+        return [part for part in self.parts if isinstance(part, bytes)]
 
     @property
     def note(self) -> str | None:
@@ -78,12 +87,11 @@ class Mmc4File(LinesFile):
         room = max_bytes - len(line)
         page = assemble(_pieces(parse_object(line)), _SENTENCES, self.image_dir, room, skip=self.skip_bad)
         content = digest_of(page.parts)
-        pictures = [part for part in page.parts if isinstance(part, bytes)]
         place = DocumentPlace(
             place.position,
             place.offset,
-            len(line) + sum(map(len, pictures)),
-            extend_crc(place.crc, pictures),
+            len(line) + sum(map(len, page.pictures)),
+            _extend_crc(place.crc, page.pictures),
             json.dumps([len(line), *page.left_out], separators=(",", ":")),
         )
         return FoundDocument(place, str(place.position), content, detail=page.note)
@@ -97,8 +105,7 @@ class Mmc4File(LinesFile):
                 page = assemble(pieces, _SENTENCES, self.image_dir, place.length - length, left_out=left_out)
             except RejectedError:
                 raise changed(self, place) from None
-            pictures = [part for part in page.parts if isinstance(part, bytes)]
-            if extend_crc(google_crc32c.value(line), pictures) != place.crc:
+            if _extend_crc(google_crc32c.value(line), page.pictures) != place.crc:
                 raise changed(self, place)
             yield page.parts
 
@@ -107,6 +114,12 @@ class CompressedMmc4File(Mmc4File):
     """The same, compressed with gzip (``.gz``) or Zstandard (``.zst``)."""
 
     divides: ClassVar[bool] = False
+
+
+def _extend_crc(crc: int, pictures: list[bytes]) -> int:
+    for picture in pictures:
+        crc = google_crc32c.extend(crc, picture)
+    return crc
 
 
 def _payload(place: DocumentPlace) -> list[int]:
@@ -177,13 +190,6 @@ def assemble(
     return page
 
 
-def extend_crc(crc: int, parts: Iterable[Part]) -> int:
-    """``crc`` continued over ``parts``."""
-    for part in parts:
-        crc = google_crc32c.extend(crc, part.encode() if isinstance(part, str) else part)
-    return crc
-
-
 def check_folder(image_dir: str) -> None:
     """DataError where the folder of pictures is none."""
     if not os.path.isdir(image_dir):
@@ -214,12 +220,12 @@ def _read_file(picture: Picture, image_dir: str | None, room: int) -> bytes:
         path = os.path.realpath(os.path.join(root, name))
         if os.path.isabs(name) or ".." in name.split("/") or not path.startswith(os.path.join(root, "")):
             raise RejectedError("missing_image", f"{what} leads out of image_dir")
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb", buffering=0) as file:
-            about = os.fstat(file.fileno())
-            if not stat.S_ISREG(about.st_mode):
-                raise RejectedError("missing_image", f"{what} is no file")
-            if about.st_size > room:
-                raise _too_large()
+        about = os.stat(path)
+        if not stat.S_ISREG(about.st_mode):
+            raise RejectedError("missing_image", f"{what} is no file")
+        if about.st_size > room:
+            raise _too_large()
+        with open(path, "rb", buffering=0) as file:
             return file.read(about.st_size)
     except ValueError:
         raise RejectedError("missing_image", f"{what} is no name of a file") from None

@@ -2,14 +2,14 @@
 ``texts`` side by side, of which one has a value wherever the other has null."""
 
 import json
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar
 
 import pyarrow as pa
 
 from gatokit.pipelines.sources.corpus import CorpusFile, DocumentPlace, FoundDocument, Part, changed
 from gatokit.pipelines.sources.lines import digest_of, too_large
-from gatokit.pipelines.sources.mmc4 import Page, Picture, assemble, check_folder
+from gatokit.pipelines.sources.mmc4 import Picture, assemble, check_folder
 from gatokit.pipelines.sources.parquet import (
     DamagedFileError,
     Row,
@@ -48,7 +48,8 @@ class ObelicsFile(CorpusFile):
         for place, values in read_places(self, _COLUMNS, places):
             named = self._holds_names(read_schema(self)) if named is None else named
             try:
-                page = self._page(values, named, place.length, left_out=json.loads(place.payload or "[]"))
+                left_out = json.loads(place.payload or "[]")
+                page = assemble(_pieces(values, named), _PARAGRAPHS, self.image_dir, place.length, left_out=left_out)
             except RejectedError:
                 raise changed(self, place) from None
             if page.crc != place.crc:
@@ -80,7 +81,11 @@ class ObelicsFile(CorpusFile):
     def _found(self, row: Row, named: bool, max_bytes: int) -> FoundDocument:
         place = DocumentPlace(row.position, row.group, 0, 0)
         try:
-            page = self._page(row.values, named, max_bytes, skip=self.skip_bad)
+            pieces = _pieces(row.values, named)
+            room = max_bytes - sum(len(piece.encode()) for piece in pieces if isinstance(piece, str))
+            if room < 0:
+                raise too_large(max_bytes)
+            page = assemble(pieces, _PARAGRAPHS, self.image_dir, room, skip=self.skip_bad)
             content = digest_of(page.parts)
         except RejectedError as error:
             return FoundDocument(place, str(row.position), None, None, error.reason, error.detail)
@@ -89,15 +94,6 @@ class ObelicsFile(CorpusFile):
         place = DocumentPlace(row.position, row.group, length, page.crc, payload)
         return FoundDocument(place, str(row.position), content, detail=page.note)
 
-    def _page(
-        self, values: dict[str, Any], named: bool, max_bytes: int, skip: bool = False, left_out: Collection[int] = ()
-    ) -> Page:
-        pieces = _pieces(values["images"], values["texts"], named)
-        room = max_bytes - sum(len(piece.encode()) for piece in pieces if isinstance(piece, str))
-        if room < 0:
-            raise too_large(max_bytes)
-        return assemble(pieces, _PARAGRAPHS, self.image_dir, room, skip=skip, left_out=left_out)
-
 
 class ObelicsFolderFile(ObelicsFile):
     """The same with pictures, or some of them, in files of the folder ``image_dir``."""
@@ -105,8 +101,9 @@ class ObelicsFolderFile(ObelicsFile):
     folder: ClassVar[bool] = True
 
 
-def _pieces(images: list[Any] | None, texts: list[Any] | None, named: bool) -> list[str | Picture]:
+def _pieces(values: dict[str, Any], named: bool) -> list[str | Picture]:
     """Texts and pictures in reading order."""
+    images, texts = (values[column] for column in _COLUMNS)
     if images is None or texts is None:
         raise RejectedError("missing_field", f"{'images' if images is None else 'texts'!r} is null")
     if len(images) != len(texts):

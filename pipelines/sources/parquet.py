@@ -1,4 +1,4 @@
-"""Rows of a Parquet file in order, in memory that a batch bounds, with what is damaged named instead of raised.
+"""Rows of a Parquet file in order, in memory that a batch and a page bound, with what is damaged named, not raised.
 
 Texts come as bytes, also inside lists and structs, because a file may call a column text whose bytes are not UTF-8.
 """
@@ -64,7 +64,7 @@ def read_rows(file: CorpusFile, columns: list[str], groups: Iterable[int] | None
     """Every row of ``groups`` (None: of the file), ascending, with the values of ``columns`` (top-level names).
 
     A row group is read up to where it is damaged; ``DamagedRows`` stands for the rest of it. Errors of
-    ``read_schema``, and DamagedFileError where a column is not there.
+    ``read_schema``, and DamagedFileError where a column or row group is not there.
     """
     with _opened(file) as parquet:
         if missing := sorted(set(columns) - set(parquet.schema_arrow.names)):
@@ -72,6 +72,8 @@ def read_rows(file: CorpusFile, columns: list[str], groups: Iterable[int] | None
         metadata = parquet.metadata
         rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
         for group in range(len(rows)) if groups is None else groups:
+            if group >= len(rows):
+                raise DamagedFileError(f"has no row group {group}")
             position, end = sum(rows[:group]), sum(rows[: group + 1])
             try:
                 size = _batch_rows(metadata.row_group(group))
