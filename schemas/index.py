@@ -18,7 +18,7 @@ INDEX = pa.schema(
         pa.field("threshold", pa.float64()),  # of the task; null where the rule has none
         pa.field("kept", pa.bool_()),
         pa.field("reason", pa.string()),  # a key of REASONS; null when kept
-        pa.field("detail", pa.string()),  # what exactly was wrong; null when kept
+        pa.field("detail", pa.string()),  # what exactly was wrong; of a kept page, what was left out of it
         pa.field("lost", pa.int64()),  # episodes of the source that this row stands for: 1, more after a corrupt length
         pa.field("tokens", pa.int64()),  # null in a scan
         pa.field("part", pa.int32()),  # ordinal of the shard file among the split's parts
@@ -54,19 +54,25 @@ RULE_REASONS = {
     "below_threshold": "the return is below the task's threshold",
     "not_success": "the episode is not marked as a success",
     "too_short": "no step has an action",
+    "duplicate": "an earlier document of the dataset has exactly the same content",
+    "empty": "there is nothing to tokenize",
 }
-"""Reasons of a filter: the episode is sound and was not wanted."""
+"""Reasons of a filter: the episode or document is sound and was not wanted."""
 
 BAD_REASONS = {
     "corrupt_record": "the stored bytes do not match their checksum or do not parse",
     "corrupt_length": "a record's length is damaged, so the rest of its file is lost",
     "not_finite": "a value is NaN or infinite",
     "malformed_steps": "fields disagree on the number of steps, or a step after the last one follows",
+    "duplicate_id": "an earlier document of the file has the same key",
+    "missing_image": "a picture that the document names is not there",
     "missing_field": "a field of the spec or a configured metadata key is absent",
     "wrong_shape": "a value has another shape or size than the spec says",
     "out_of_range": "a discrete value is outside its range",
     "not_utf8": "a text is not valid UTF-8",
     "bad_image": "an image does not decode or has another form than the spec says",
+    "image_too_large": "a picture has more pixels than are ever decoded",
+    "image_animated": "a picture file holds an animation or several pages",
     "too_large": "the episode is above max_episode_bytes and was not read",
     "step_too_long": "a step has more observation tokens than a position can count",
 }

@@ -1,6 +1,6 @@
-"""What the first bytes of a PNG or JPEG say about the image, read without decoding it.
+"""What the first bytes of an image say about it, read without decoding it.
 
-This runs for every frame of a build, so it touches a few dozen bytes and makes no copies.
+This runs for every frame and picture of a build, so it touches a few dozen bytes and makes no copies.
 """
 
 import struct
@@ -16,6 +16,28 @@ _JPEG_STANDALONE = frozenset([0x01, *range(0xD0, 0xD8)])
 _JPEG_FRAMES = frozenset([*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0)])
 _JPEG_HUFFMAN_DCT = frozenset([0xC0, 0xC1, 0xC2])
 _EXIF_ORIENTATION = 0x0112
+_WEBP_ANIMATION, _WEBP_EXIF, _WEBP_ALPHA = 0x02, 0x08, 0x10
+_BEGINNINGS = {
+    PNG_SIGNATURE: "a PNG",
+    b"\xff\xd8\xff": "a JPEG",
+    b"GIF8": "a GIF",
+    b"BM": "a BMP",
+    b"II*\0": "a TIFF",
+    b"MM\0*": "a TIFF",
+    b"II+\0": "a BigTIFF",
+    b"MM\0+": "a BigTIFF",
+    b"\0\0\x01\0": "an icon",
+    b"\xff\x0a": "a JPEG XL",
+    b"\0\0\0\x0cJXL ": "a JPEG XL",
+    b"\0\0\0\x0cjP  ": "a JPEG 2000",
+    b"\xff\x4f\xff\x51": "a JPEG 2000",
+    b"8BPS": "a Photoshop file",
+    b"%PDF": "a PDF",
+    b"%!PS": "PostScript",
+    b"\x1f\x8b": "gzip",
+    b"PK\x03\x04": "a ZIP archive",
+    b"version https://git-lfs": "a Git LFS pointer, and its content was not fetched",
+}
 
 
 class ImageHeader(NamedTuple):
@@ -45,6 +67,17 @@ class ImageHeader(NamedTuple):
         )
 
 
+class WebpHeader(NamedTuple):
+    """A WebP's form. ``lossy`` is that of its colours; ``orientation`` is EXIF's, 1 where none."""
+
+    height: int
+    width: int
+    lossy: bool
+    alpha: bool = False
+    animated: bool = False
+    orientation: int = 1
+
+
 def probe(data: bytes) -> ImageHeader:
     """The header of a PNG or JPEG; RejectedError ``bad_image`` where ``data`` is neither or breaks off in it."""
     try:
@@ -57,6 +90,81 @@ def probe(data: bytes) -> ImageHeader:
     if not data:
         raise RejectedError("bad_image", "the image is empty")
     raise RejectedError("bad_image", f"the image is neither PNG nor JPEG: it begins with {data[:8]!r}")
+
+
+def probe_webp(data: bytes) -> WebpHeader:
+    """The header of a WebP; RejectedError ``bad_image`` where ``data`` is none, is damaged or breaks off."""
+    try:
+        (size,) = struct.unpack_from("<I", data, 4)
+        if data[:4] != b"RIFF" or data[8:12] != b"WEBP":
+            raise RejectedError("bad_image", f"the image is no WebP: it begins with {data[:12]!r}")
+        if size + 8 > len(data):
+            raise RejectedError("bad_image", f"the WebP is truncated: {len(data):,} of {size + 8:,} bytes are there")
+        return _webp(data, size + 8)
+    except struct.error as error:
+        raise RejectedError("bad_image", "the WebP breaks off in its header") from error
+
+
+def describe(data: bytes) -> str:
+    """What ``data`` looks like, in a few words with an article: ``a GIF``, ``an HTML page``, ``text that begins …``."""
+    for beginning, name in _BEGINNINGS.items():
+        if data.startswith(beginning):
+            return name
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "a WebP"
+    if data[4:8] == b"ftyp":
+        return "an AVIF" if data[8:11] == b"avi" else "a HEIF" if data[8:11] in (b"hei", b"hev", b"mif") else "a video"
+    if not data:
+        return "empty"
+    start = data[:512].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    if start.startswith((b"<!doctype html", b"<html", b"<head", b"<body")):
+        return "an HTML page"
+    if start.startswith((b"<svg", b"<?xml", b"<!--", b"<!doctype svg")):
+        return "an SVG" if b"<svg" in start or b"doctype svg" in start else "an XML document"
+    if not start.strip(b"\0"):
+        return "nothing but zeros"
+    try:
+        text = data[:40].decode("ascii")
+    except UnicodeDecodeError:
+        text = ""
+    if text and all(character.isprintable() or character in "\t\r\n" for character in text):
+        return f"text that begins {text!r}"
+    return f"of no known kind: it begins with {data[:12]!r}"
+
+
+def exif_orientation(exif: bytes) -> int:
+    """The orientation in a block of EXIF, with or without its ``Exif`` prefix; 1 where it has none or is damaged."""
+    return _orientation(exif.removeprefix(b"Exif\0\0"))
+
+
+def _webp(data: bytes, end: int) -> WebpHeader:
+    flags, canvas, at = 0, None, 12
+    if data[12:16] == b"VP8X":
+        flags, wide, low_height, high_height = struct.unpack_from("<B3x3sBH", data, 20)
+        canvas = 1 + low_height + (high_height << 8), 1 + int.from_bytes(wide, "little")
+        if flags & _WEBP_ANIMATION:
+            return WebpHeader(*canvas, lossy=True, alpha=True, animated=True)
+    size: tuple[int, int] | None = None
+    lossy, alpha, orientation = True, bool(flags & _WEBP_ALPHA), 1
+    while size is None or (flags & _WEBP_EXIF and at + 8 <= end):
+        kind, length = struct.unpack_from("<4sI", data, at)
+        if kind == b"VP8 " and size is None:
+            mark, width, height = struct.unpack_from("<3sHH", data, at + 11)
+            if mark != b"\x9d\x01\x2a":
+                raise RejectedError("bad_image", "the WebP's header is damaged")
+            size = height & 0x3FFF, width & 0x3FFF
+        elif kind == b"VP8L" and size is None:
+            mark, bits = struct.unpack_from("<BI", data, at + 8)
+            if mark != 0x2F:
+                raise RejectedError("bad_image", "the WebP's header is damaged")
+            size, lossy = (1 + (bits >> 14 & 0x3FFF), 1 + (bits & 0x3FFF)), False
+            alpha |= bool(bits >> 28 & 1)
+        elif kind == b"EXIF":
+            orientation = exif_orientation(data[at + 8 : at + 8 + length])
+        at += 8 + length + length % 2
+    if 0 in size or size != (canvas or size):
+        raise RejectedError("bad_image", "the WebP's header is damaged")
+    return WebpHeader(*size, lossy, alpha, orientation=orientation)
 
 
 def _png(data: bytes) -> ImageHeader:
