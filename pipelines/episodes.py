@@ -1,15 +1,72 @@
-"""From a stored episode to the values that the tokenizer takes.
+"""From stored episodes to the records of a shard.
 
 Legend: N recorded steps, the last one included; S steps that have an action.
 """
 
+from collections.abc import Iterator
+from itertools import groupby
+from typing import Any
+
 import numpy as np
 
-from gatokit.pipelines.sources.source import RawEpisode, SourceFeatures, SourceField, Values
+from gatokit.pipelines.chunks import records
+from gatokit.pipelines.orders import EpisodesHead, Order
+from gatokit.pipelines.shards import Made, Outside
+from gatokit.pipelines.sources.source import Place, RawEpisode, SourceFeatures, SourceField, Values
 from gatokit.schemas.episode import FIRST, LAST, TERMINAL, EncodedImage, Episode
 from gatokit.schemas.errors import RejectedError
 from gatokit.schemas.spec import EpisodeSpec, FieldSpec, ImageSpec
+from gatokit.schemas.tokens import TokenIds
 from gatokit.tokenizers.codec import fit
+from gatokit.tokenizers.continuous import count_outside
+from gatokit.tokenizers.episode import EpisodeTokenizer
+from gatokit.tokenizers.text import TextTokenizer
+
+
+class EpisodesMaker:
+    """Makes the records of an order's episodes."""
+
+    def __init__(self, order: Order[EpisodesHead], text: TextTokenizer) -> None:
+        self._head, self._files = order.head, order.head.episode_files()
+        ids = TokenIds(order.head.settings.discrete_offset)
+        self._tokenizers = {id_: EpisodeTokenizer(spec, ids, text) for id_, spec in order.head.specs.items()}
+        self.outside: Outside = {}
+
+    def make(self, columns: dict[str, list[Any]], rows: list[int]) -> Iterator[tuple[int, Made | RejectedError]]:
+        """See ``build.Maker``."""
+        chunk_tokens = self._head.settings.chunk_tokens
+        for row, raw, features in self._stored(columns, rows):
+            spec_id = columns["spec"][row]
+            spec = self._head.specs[spec_id]
+            try:
+                episode = to_episode(raw, features, spec, columns["episode_id"][row])
+                sequence = self._tokenizers[spec_id].encode(episode)
+            except RejectedError as error:
+                yield row, error
+                continue
+            _count(self.outside.setdefault(columns["task"][row], {}), episode, spec)
+            yield row, Made(*records(episode, sequence, spec_id, chunk_tokens))
+
+    def _stored(
+        self, columns: dict[str, list[Any]], rows: list[int]
+    ) -> Iterator[tuple[int, RawEpisode, SourceFeatures]]:
+        """(row, episode, features), file by file."""
+        for ordinal, rows_of_file in groupby(rows, key=lambda row: columns["file"][row]):
+            own = list(rows_of_file)
+            features = self._head.features[self._head.features_of[ordinal]]
+            names = ("source_position", "offset", "length", "crc")
+            places = [Place(*(columns[name][row] for name in names)) for row in own]
+            for row, raw in zip(own, self._files[ordinal].read_some(features, places), strict=True):
+                yield row, raw, features
+
+
+def _count(counts: dict[str, tuple[int, int]], episode: Episode, spec: EpisodeSpec) -> None:
+    for field in spec.action:
+        if field.range is not None:
+            values = episode.values[field.path]
+            assert isinstance(values, np.ndarray)
+            before, total = counts.get(field.path, (0, 0))
+            counts[field.path] = before + count_outside(values, field.range), total + values.size
 
 
 def to_episode(raw: RawEpisode, features: SourceFeatures, spec: EpisodeSpec, id: str) -> Episode:

@@ -20,7 +20,7 @@ from gatokit.pipelines.plan import DatasetPlan, Plan, make_plan
 from gatokit.pipelines.shards import write_index
 from gatokit.pipelines.storage import LOCK, TEMPORARY, hold, write_atomically
 from gatokit.schemas.canonical import json_digest
-from gatokit.schemas.config import BuildConfig, read_config
+from gatokit.schemas.config import PATHS, BuildConfig, read_config
 from gatokit.schemas.errors import ConfigError, DataError
 from gatokit.schemas.index import INDEX
 from gatokit.schemas.manifest import LOG, MANIFEST, VOCABULARY, Manifest, Vocabulary
@@ -137,7 +137,8 @@ def _described(config: BuildConfig, base: Path, limit: int | None) -> dict[str, 
     described = config.model_dump(mode="json", by_alias=True, exclude_none=True)
     described["vocabulary"] = _relative(described["vocabulary"], base)
     for dataset in described["datasets"]:
-        dataset["source"] = _relative(dataset["source"], base)
+        for key in PATHS & dataset.keys():
+            dataset[key] = _relative(dataset[key], base)
     return described | ({"limit": limit} if limit is not None else {})
 
 

@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import google_crc32c
@@ -21,6 +22,19 @@ WRITER_OPTIONS = "group_size:1,zstd:1"
 _READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
 _PARTS = b"gatokit.parts"
 _OUTSIDE = b"gatokit.outside"
+
+
+Outside = dict[str, dict[str, tuple[int, int]]]
+"""By task and continuous action: values outside of the range, and all."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """The serialized records of one episode or document, the tokens of each, and a remark for the index."""
+
+    records: list[bytes]
+    tokens: list[int]
+    remark: str | None = None
 
 
 class ShardWriter:
@@ -142,9 +156,7 @@ def _os_errors(path: str) -> Iterator[None]:
         raise OSError(f"{path}: {str(error).splitlines()[0]}") from None
 
 
-def write_index(
-    path: str | Path, rows: pa.Table, parts: list[Part], outside: dict[str, dict[str, tuple[int, int]]]
-) -> None:
+def write_index(path: str | Path, rows: pa.Table, parts: list[Part], outside: Outside) -> None:
     """Writes the index of a split, whose presence marks the split as done.
 
     ``outside`` counts, per task and continuous action, the values outside of the range and all values.
@@ -164,6 +176,6 @@ def read_parts(metadata: dict[bytes, bytes]) -> list[Part]:
     return [Part(**part) for part in json.loads(metadata[_PARTS])]
 
 
-def read_outside(metadata: dict[bytes, bytes]) -> dict[str, dict[str, tuple[int, int]]]:
+def read_outside(metadata: dict[bytes, bytes]) -> Outside:
     """The counts of out-of-range action values that an index holds in its metadata."""
     return json.loads(metadata[_OUTSIDE])

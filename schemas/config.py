@@ -302,6 +302,8 @@ class InterleavedConfig(_Corpus):
         return self
 
 
+PATHS = frozenset(("source", "image_dir", "questions", "annotations"))
+"""Keys of a dataset that hold paths or patterns of paths, relative to the config file."""
 CorpusConfig = TextConfig | ImageTextConfig | ImageQuestionAnswerConfig | InterleavedConfig
 DatasetConfig = Annotated[EpisodesConfig | CorpusConfig, Field(discriminator="kind")]
 

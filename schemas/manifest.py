@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from gatokit.schemas.canonical import json_digest
+from gatokit.schemas.document import DocumentRules
 from gatokit.schemas.errors import DataError
 from gatokit.schemas.spec import EpisodeSpec
 
@@ -169,13 +170,15 @@ class TaskEntry(_Model):
 
 
 class DatasetFile(_Model):
-    """``dataset.json``: the distinct specs of a dataset and the spec of each task."""
+    """``dataset.json``: the distinct specs of a dataset and the spec of each task, or the rules of its documents."""
 
     version: int = MANIFEST_VERSION
     name: str
     kind: str
     specs: dict[str, EpisodeSpec]
     tasks: dict[str, TaskEntry]
+    documents: DocumentRules | None = None
+    """How documents became tokens; None of episodes."""
     episodes: int
     kept: int
 

@@ -34,18 +34,31 @@ def fixed_part(pattern: str) -> str:
     return _literal("/".join(components)) or "/"
 
 
-def find(pattern: str, markers: tuple[str, ...], field: str) -> list[Found]:
+def find_files(pattern: str, field: str) -> list[tuple[str, str]]:
+    """(path, name) of the files that ``pattern`` matches, in order of name: the path below its fixed part, or of a
+    file that the pattern names itself its last component.
+
+    ConfigError, naming ``field``, where nothing matches or a match is a directory.
+    """
+    below = fixed_part(pattern)
+    found = []
+    for path in _matches(pattern, field):
+        if not os.path.isfile(path):
+            raise ConfigError(
+                f"{field}: {path} is no file; name the files in it, such as {os.path.join(path, '*')}, "
+                "relative to the config file"
+            )
+        found.append((path, os.path.basename(path) if path == below else os.path.relpath(path, below)))
+    return sorted(found, key=lambda item: (item[1], item[0]))
+
+
+def find(pattern: str, markers: tuple[str, ...], field: str, what: str = "a source of episodes") -> list[Found]:
     """Directories at or below the matches of ``pattern`` that hold one of ``markers``, in order of name.
 
     Of several version directories beside each other the highest is taken, unless the pattern ends in one.
     ConfigError, naming ``field``, where nothing matches or no match holds a source.
     """
-    if "://" in pattern:
-        raise ConfigError(f"{field}: {pattern!r} is no local path; copy or mount the files and give that path")
-    matches = sorted(glob.glob(pattern))
-    if not matches:
-        what = "matches nothing" if _has_wildcard(pattern) else "does not exist"
-        raise ConfigError(f"{field}: {_literal(pattern)} {what}; paths are relative to the config file")
+    matches = _matches(pattern, field)
     below = fixed_part(pattern)
     named_version = _VERSION.fullmatch(os.path.basename(pattern.rstrip("/"))) is not None
     found: dict[str, tuple[tuple[int, ...], Found]] = {}
@@ -58,10 +71,18 @@ def find(pattern: str, markers: tuple[str, ...], field: str) -> list[Found]:
             if rival is None or named_version or version > rival[0]:
                 found[os.path.dirname(path) if version else path] = (version, Found(path, name, marker))
     if not found:
-        raise ConfigError(
-            f"{field}: no directory below {_literal(pattern)} holds a source of episodes ({' or '.join(markers)})"
-        )
+        raise ConfigError(f"{field}: no directory below {_literal(pattern)} holds {what} ({' or '.join(markers)})")
     return sorted((item for _, item in found.values()), key=lambda item: (item.name, item.path))
+
+
+def _matches(pattern: str, field: str) -> list[str]:
+    if "://" in pattern:
+        raise ConfigError(f"{field}: {pattern!r} is no local path; copy or mount the files and give that path")
+    matches = sorted(glob.glob(pattern, recursive=True))
+    if not matches:
+        what = "matches nothing" if _has_wildcard(pattern) else "does not exist"
+        raise ConfigError(f"{field}: {_literal(pattern)} {what}; paths are relative to the config file")
+    return matches
 
 
 def _walk(

@@ -1,0 +1,151 @@
+"""From stored documents to the records of a shard: pictures fitted, texts tokenized, long documents cut."""
+
+from collections.abc import Iterable, Iterator
+from itertools import groupby, pairwise
+from typing import Any
+
+import numpy as np
+
+from gatokit.pipelines.orders import DocumentsHead, Order
+from gatokit.pipelines.shards import Made, Outside
+from gatokit.pipelines.sources.corpus import DocumentPlace, Part
+from gatokit.schemas.document import Document, DocumentRules
+from gatokit.schemas.episode import EncodedImage, PlacedImage, TokenSequence
+from gatokit.schemas.errors import RejectedError
+from gatokit.schemas.record import Record
+from gatokit.tokenizers.document import DocumentTokenizer
+from gatokit.tokenizers.pictures import prepare
+from gatokit.tokenizers.text import TextTokenizer
+
+_BATCH_DOCUMENTS, _BATCH_SIZE = 256, 1 << 20
+"""Documents are tokenized together up to this many, or this many characters and bytes."""
+_NO_STEPS = np.empty(0)
+
+
+class DocumentsMaker:
+    """Makes the records of an order's documents."""
+
+    def __init__(self, order: Order[DocumentsHead], text: TextTokenizer) -> None:
+        self._head, self._rules = order.head, order.head.rules
+        self._files = order.head.corpus_files()
+        self._tokenizer = DocumentTokenizer(text, order.head.rules.end_of_document)
+        self.outside: Outside = {}
+
+    def make(self, columns: dict[str, list[Any]], rows: list[int]) -> Iterator[tuple[int, Made | RejectedError]]:
+        """See ``build.Maker``."""
+        for batch in _batches(self._stored(columns, rows)):
+            documents, remarks = {}, {}
+            rejected: dict[int, RejectedError] = {}
+            for row, parts in batch:
+                try:
+                    fitted, remarks[row] = fit_pictures(parts, self._rules)
+                    documents[row] = Document(columns["episode_id"][row], fitted)
+                except RejectedError as error:
+                    rejected[row] = error
+            made = dict(zip(documents, self._tokenizer.encode(list(documents.values())), strict=True))
+            for row, _ in batch:
+                sequence = rejected.get(row) or made[row]
+                if isinstance(sequence, RejectedError):
+                    yield row, sequence
+                else:
+                    chunk_tokens = self._head.settings.chunk_tokens
+                    yield row, Made(*document_records(documents[row].id, sequence, chunk_tokens), remarks[row])
+
+    def _stored(self, columns: dict[str, list[Any]], rows: list[int]) -> Iterator[tuple[int, list[Part]]]:
+        """(row, parts as stored), file by file."""
+        for ordinal, rows_of_file in groupby(rows, key=lambda row: columns["file"][row]):
+            own = list(rows_of_file)
+            names = ("source_position", "offset", "length", "crc", "payload")
+            places = [DocumentPlace(*(columns[name][row] for name in names)) for row in own]
+            yield from zip(own, self._files[ordinal].read(places), strict=True)
+
+
+def fit_pictures(parts: list[Part], rules: DocumentRules) -> tuple[list[str | EncodedImage], str | None]:
+    """The parts with their pictures as the rules want them stored, and what was left out.
+
+    RejectedError where a picture is damaged, unless the rules leave it out, and where nothing is left.
+    """
+    if rules.pictures is None:
+        return [part for part in parts if isinstance(part, str)], None
+    fitted: list[str | EncodedImage] = []
+    left_out = []
+    for part in parts:
+        if isinstance(part, bytes):
+            try:
+                fitted.append(prepare(part, rules.pictures))
+            except RejectedError as error:
+                if rules.bad_images == "reject":
+                    raise
+                left_out.append(f"{error.reason}: {error.detail}")
+        elif fitted and isinstance(fitted[-1], str):
+            fitted[-1] += "\n\n" + part
+        else:
+            fitted.append(part)
+    if not fitted:
+        raise RejectedError("empty", "nothing is left of the page without its damaged pictures")
+    if not left_out:
+        return fitted, None
+    count = f"{len(left_out)} pictures" if len(left_out) > 1 else "1 picture"
+    return fitted, f"{count} left out: {left_out[0]}"
+
+
+def document_cuts(tokens: int, images: list[PlacedImage], chunk_tokens: int) -> list[int]:
+    """Tokens with which the records of a document begin: ``chunk_tokens`` each, cut before a picture that would be
+    divided, or behind it where it alone is larger."""
+    starts, image = [0], 0
+    while starts[-1] + chunk_tokens < tokens:
+        cut = starts[-1] + chunk_tokens
+        while image < len(images) and _end(images[image]) <= cut:
+            image += 1
+        if image < len(images) and images[image].token < cut:
+            cut = images[image].token if images[image].token > starts[-1] else _end(images[image])
+        if cut >= tokens:
+            break
+        starts.append(cut)
+    return starts
+
+
+def document_records(id: str, sequence: TokenSequence, chunk_tokens: int) -> tuple[list[bytes], list[int]]:
+    """The serialized records of a tokenized document in order, and how many tokens each has."""
+    starts = document_cuts(len(sequence.tokens), sequence.images, chunk_tokens)
+    packed, sizes = [], []
+    for chunk, (begin, end) in enumerate(pairwise([*starts, len(sequence.tokens)])):
+        part = TokenSequence(
+            tokens=sequence.tokens[begin:end],
+            kinds=sequence.kinds[begin:end],
+            positions=sequence.positions[begin:end],
+            step_begin=sequence.step_begin,
+            images=[PlacedImage(token - begin, image) for token, image in sequence.images if begin <= token < end],
+        )
+        record = Record(
+            owner=id,
+            chunk=chunk,
+            chunks=len(starts),
+            first_step=0,
+            spec="",
+            sequence=part,
+            reward=_NO_STEPS,
+            discount=None,
+            flags=_NO_STEPS,
+        )
+        packed.append(record.to_bytes())
+        sizes.append(end - begin)
+    return packed, sizes
+
+
+def _end(placed: PlacedImage) -> int:
+    rows, columns = placed.grid
+    return placed.token + rows * columns
+
+
+def _batches(documents: Iterable[tuple[int, list[Part]]]) -> Iterator[list[tuple[int, list[Part]]]]:
+    batch: list[tuple[int, list[Part]]] = []
+    size = 0
+    for row, parts in documents:
+        batch.append((row, parts))
+        size += sum(map(len, parts))
+        if len(batch) == _BATCH_DOCUMENTS or size > _BATCH_SIZE:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch

@@ -1,0 +1,92 @@
+"""A document ↔ its token sequence: pictures as patches, text as ids, in reading order (Gato, section 2.1).
+
+Legend: T tokens of one document.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from gatokit.schemas.document import Document
+from gatokit.schemas.episode import EncodedImage, PlacedImage, TokenSequence
+from gatokit.schemas.errors import RejectedError
+from gatokit.schemas.tokens import IMAGE_ID, NO_POSITION, Kind
+from gatokit.tokenizers.text import TextTokenizer
+
+_NO_STEPS = np.empty(0, np.uint32)
+
+
+class DocumentTokenizer:
+    """Turns documents into tokens and back. Their tokens have no separator, no steps and no local positions."""
+
+    def __init__(self, text: TextTokenizer, end_of_document: bool) -> None:
+        """With ``end_of_document`` the vocabulary's end piece closes each document, where there is one."""
+        self._text = text
+        self._end = text.end_id if end_of_document else None
+
+    def encode(self, documents: Sequence[Document]) -> list[TokenSequence | RejectedError]:
+        """The tokens of each document, or why it has none: ``empty`` where nothing is left of it.
+
+        All texts go to SentencePiece in one call. Raises UnicodeEncodeError where a text holds lone surrogates.
+        """
+        ids = iter(
+            self._text.encode_batch([part for item in documents for part in item.parts if isinstance(part, str)])
+        )
+        return [
+            self._sequence(document, [next(ids) if isinstance(part, str) else part for part in document.parts])
+            for document in documents
+        ]
+
+    def decode(self, sequence: TokenSequence) -> list[str | EncodedImage]:
+        """The texts and pictures of a document, or of consecutive records of it put together.
+
+        Raises ValueError where kinds, ids and pictures contradict each other.
+        """
+        tokens, kinds = sequence.tokens, sequence.kinds
+        if not np.isin(kinds, (Kind.TEXT, Kind.IMAGE)).all():
+            raise ValueError("the sequence of a document has tokens that are neither text nor image")
+        parts: list[str | EncodedImage] = []
+        at = 0
+        for token, image in (*sequence.images, (len(tokens), None)):
+            if token > at:
+                parts.append(self._decode_text(tokens[at:token], kinds[at:token], token == len(tokens)))
+            if image is not None:
+                at = token + image.height // 16 * (image.width // 16)
+                if (kinds[token:at] != Kind.IMAGE).any() or (tokens[token:at] != IMAGE_ID).any():
+                    raise ValueError(f"the picture at token {token} has other tokens than its patches")
+                parts.append(image)
+        return [part for part in parts if part != ""]
+
+    def _sequence(self, document: Document, parts: list[np.ndarray | EncodedImage]) -> TokenSequence | RejectedError:
+        arrays, kinds, images, at = [], [], [], 0
+        for part in parts:
+            if isinstance(part, EncodedImage):
+                images.append(PlacedImage(at, part))
+                count = part.height // 16 * (part.width // 16)
+                arrays.append(np.full(count, IMAGE_ID, np.uint16))
+                kinds.append(np.full(count, Kind.IMAGE, np.uint8))
+            else:
+                count = len(part)
+                arrays.append(part)
+                kinds.append(np.full(count, Kind.TEXT, np.uint8))
+            at += count
+        if not at:
+            return RejectedError("empty", "the vocabulary's normalisation leaves nothing of its text")
+        if self._end is not None:
+            arrays.append(np.array([self._end], np.uint16))
+            kinds.append(np.array([Kind.TEXT], np.uint8))
+            at += 1
+        return TokenSequence(
+            tokens=np.concatenate(arrays),
+            kinds=np.concatenate(kinds),
+            positions=np.full(at, NO_POSITION, np.uint16),
+            step_begin=_NO_STEPS,
+            images=images,
+        )
+
+    def _decode_text(self, tokens: np.ndarray, kinds: np.ndarray, last: bool) -> str:
+        if (kinds != Kind.TEXT).any():
+            raise ValueError("the sequence has patches of no picture")
+        if last and len(tokens) and tokens[-1] == self._text.end_id:
+            tokens = tokens[:-1]
+        return self._text.decode(tokens)
