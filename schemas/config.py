@@ -125,7 +125,7 @@ class PictureSize(_Model):
     max_patches: Annotated[Whole, Field(ge=1, le=4096)] | None = None
     """Keeps the shape: the largest multiples of 16 that have at most this many patches. Default: 64, without size."""
     codec: Literal["png", "jpeg"] | None = None
-    """Default: what the source has where it is PNG or JPEG; else JPEG for WebP, and PNG for the rest."""
+    """Default: what the source has where it is PNG or JPEG; else JPEG for lossy WebP, and PNG for the rest."""
     quality: Annotated[Whole, Field(ge=1, le=100)] = 95
 
     _sides = field_validator("size", mode="before")(_multiples)
