@@ -38,7 +38,7 @@ SHARED_TITLE = 4
 """A title or description that so many pictures have names their collection, not what they show."""
 
 LARGEST_DECODED = 20_000_000
-"""Pixels."""
+"""Pixels; larger pictures are left out where all are decoded."""
 
 
 @dataclass(frozen=True)
@@ -118,13 +118,10 @@ def emoji(downloads: Path) -> Iterator[Picture]:
 def write_webdataset(pictures: Sequence[Picture], out: Path, encode: str, per_file: int) -> None:
     """Tars as img2dataset writes them: ``00000.tar`` with KEY.png, KEY.txt, KEY.json, and ``00000.parquet`` beside it.
 
-    ``encode`` is the file type of every picture. PNG files are stored as they are; for the others, pictures that are
-    too large to be decoded are left out.
+    ``encode`` is the file type of every picture; PNG files are stored as they are.
     """
     from webdataset import TarWriter
 
-    if encode != "png":
-        pictures = [picture for picture in pictures if math.prod(picture.size) <= LARGEST_DECODED]
     for shard, part in enumerate(parts(pictures, per_file)):
         rows = []
         with TarWriter(str(out / f"{shard:05d}.tar"), mtime=0) as tar:
@@ -275,6 +272,8 @@ def main() -> None:
         return
     pictures = [*openclipart(arguments.downloads), *emoji(arguments.downloads)]
     random.Random(0).shuffle(pictures)
+    if arguments.encode != "png":
+        pictures = [picture for picture in pictures if math.prod(picture.size) <= LARGEST_DECODED]
     pictures = pictures[: arguments.pictures]
     with finished_at(arguments.out) as out:
         out.mkdir()
