@@ -28,7 +28,14 @@ BASE = [
     "rich>=13",
     "sentencepiece>=0.2",
 ]
-BUILD = ["apache-beam>=2.70,<3", "google-crc32c>=1.5", "tensorflow-datasets>=4.9.7"]
+BUILD = [
+    "apache-beam>=2.70,<3",
+    "google-crc32c>=1.5",
+    "pillow>=11",
+    "tensorflow-datasets>=4.9.7",
+    "xxhash>=3",
+    "zstandard>=0.22",
+]
 ENVLOGGER = ["envlogger==1.2"]
 TRAIN = ["jax>=0.6", "grain>=0.2.12", "optax>=0.2.5", "orbax-checkpoint>=0.11.20"]
 DEMO = [
@@ -48,12 +55,13 @@ TEST = [
     "hypothesis",
     "import-linter",
     "mypy",
+    "pycocotools",
     "pytest",
     "pytest-xdist",
-    "pillow",
     "ruff",
     "types-PyYAML",
     "types-protobuf",
+    "webdataset",
 ]
 
 setup(
