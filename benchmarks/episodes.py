@@ -11,18 +11,14 @@ both. Recorded files are read under several names, as many as it takes to reach 
 import argparse
 import json
 import os
-import platform
-import resource
 import shutil
-import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from harness import compare, machine, memory, run_side, show, show_memory
 
 RECORDINGS = {
     "states": [(f"metaworld/{task}", 40) for task in ("button-press-topdown-v3", "door-open-v3", "drawer-open-v3")],
@@ -213,87 +209,7 @@ SIDES = {
 }
 
 
-# --- processes -----------------------------------------------------------------------------------------------
-
-
-class Side:
-    """A process that imports, warms up on a small config, and then works once whenever it is told to."""
-
-    def __init__(self, name: str, config: Path, warm: Path) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, __file__, "--side", name, str(config), str(warm)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-        self.start_seconds = self._answer()["start_seconds"]
-
-    def once(self) -> dict[str, Any]:
-        """``units``, ``seconds`` and ``peak_bytes`` of one more run."""
-        assert self._process.stdin is not None
-        self._process.stdin.write("go\n")
-        self._process.stdin.flush()
-        return self._answer()
-
-    def stop(self) -> None:
-        """Ends the process."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
-
-    def _answer(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise SystemExit(f"a side ended with status {self._process.wait()}")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
-
-
-def run_side(name: str, config: Path, warm: Path) -> None:
-    """The other end of ``Side``."""
-    begin = time.perf_counter()
-    SIDES[name](warm)()
-    answer: dict[str, Any] = {"start_seconds": time.perf_counter() - begin}
-    once = SIDES[name](config)
-    print(json.dumps(answer), flush=True)
-    for _ in sys.stdin:
-        units, seconds = once()
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        print(json.dumps({"units": units, "seconds": seconds, "peak_bytes": peak}), flush=True)
-
-
 # --- measurements --------------------------------------------------------------------------------------------
-
-
-def compare(ours: str, usual: str, config: Path, warm: Path, repeats: int) -> dict[str, Any]:
-    """Median rates of both sides taking turns, and their ratio."""
-    sides = [Side(ours, config, warm), Side(usual, config, warm)]
-    runs = [[side.once() for side in sides] for _ in range(repeats)]
-    for side in sides:
-        side.stop()
-    rates = [[run[side]["units"] / run[side]["seconds"] for run in runs] for side in (0, 1)]
-    return {
-        "units": runs[0][0]["units"],
-        "rate": statistics.median(rates[0]),
-        "rates": [min(rates[0]), max(rates[0])],
-        "usual": statistics.median(rates[1]),
-        "usual_rates": [min(rates[1]), max(rates[1])],
-        "ratio": statistics.median(one / other for one, other in zip(*rates, strict=True)),
-        "start_seconds": sides[0].start_seconds,
-        "usual_start_seconds": sides[1].start_seconds,
-    }
-
-
-def memory(configs: dict[str, Path], warm: Path) -> dict[str, Any]:
-    """Peak resident bytes of one build of each config, each in a process of its own."""
-    peaks = {}
-    for name, config in configs.items():
-        side = Side("gatokit_build", config, warm)
-        peaks[name] = side.once()["peak_bytes"]
-        side.stop()
-    return peaks
 
 
 def main() -> None:
@@ -308,7 +224,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.side:
         name, config, warm = arguments.side
-        run_side(name, Path(config), Path(warm))
+        run_side(SIDES, name, Path(config), Path(warm))
         return
     work = arguments.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
@@ -331,11 +247,8 @@ def main() -> None:
         configs = {}
         for name, size in (("large", arguments.bytes), ("small", arguments.bytes // 10)):
             configs[f"{size / 1e9:g} GB"] = prepare(work, "states", per_copy * max(1, size // recorded), name)
-        result["memory"] = memory(configs, warm)
-        peaks = list(result["memory"].values())
-        for name, peak in result["memory"].items():
-            print(f"memory          {name} of episodes: peak {peak / 2**20:,.0f} MiB", flush=True)
-        print(f"memory          ratio {peaks[0] / peaks[1]:.3f}", flush=True)
+        result["memory"] = memory("gatokit_build", configs, warm)
+        show_memory(result["memory"], "episodes")
     print(json.dumps(result))
 
 
@@ -344,30 +257,6 @@ def count_steps(work: Path, kind: str) -> int:
     from gatokit.environments.record import read_recording
 
     return sum(read_recording(work / "recorded" / task).steps for task, _ in RECORDINGS[kind])
-
-
-def show(name: str, row: dict[str, Any], unit: str) -> None:
-    """One line of the table."""
-    print(
-        f"{name:15} {row['units'] / 1e6:7.1f} M {unit}: {row['rate'] / 1e6:7.3f} M/s "
-        f"({row['rates'][0] / 1e6:.3f} to {row['rates'][1] / 1e6:.3f}); the usual way {row['usual'] / 1e3:,.1f} k/s; "
-        f"ratio {row['ratio']:,.0f}; import and warm-up {row['start_seconds']:.1f} s, "
-        f"usual {row['usual_start_seconds']:.1f} s",
-        flush=True,
-    )
-
-
-def machine() -> dict[str, Any]:
-    """Where this ran."""
-    information = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    models = [line.split(":")[1].strip() for line in information.splitlines() if line.startswith("model name")]
-    model = models[0] if models else platform.processor()
-    return {
-        "cpu": model,
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "date": time.strftime("%Y-%m-%d"),
-    }
 
 
 if __name__ == "__main__":

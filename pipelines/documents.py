@@ -1,6 +1,7 @@
 """From stored documents to the records of a shard: pictures fitted, texts tokenized, long documents cut."""
 
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import groupby, pairwise
 from typing import Any
 
@@ -20,6 +21,8 @@ from gatokit.tokenizers.text import TextTokenizer
 _BATCH_DOCUMENTS, _BATCH_SIZE = 256, 1 << 20
 """Documents are tokenized together up to this many, or this many characters and bytes."""
 _NO_STEPS = np.empty(0)
+_Encoded = tuple[int, str, TokenSequence | RejectedError, str | None]
+"""Row, id, tokens or why there are none, remark."""
 
 
 class DocumentsMaker:
@@ -33,23 +36,34 @@ class DocumentsMaker:
 
     def make(self, columns: dict[str, list[Any]], rows: list[int]) -> Iterator[tuple[int, Made | RejectedError]]:
         """See ``build.Maker``."""
-        for batch in _batches(self._stored(columns, rows)):
-            documents, remarks = {}, {}
-            rejected: dict[int, RejectedError] = {}
-            for row, parts in batch:
-                try:
-                    fitted, remarks[row] = fit_pictures(parts, self._rules)
-                    documents[row] = Document(columns["episode_id"][row], fitted)
-                except RejectedError as error:
-                    rejected[row] = error
-            made = dict(zip(documents, self._tokenizer.encode(list(documents.values())), strict=True))
-            for row, _ in batch:
-                sequence = rejected.get(row) or made[row]
-                if isinstance(sequence, RejectedError):
-                    yield row, sequence
-                else:
-                    chunk_tokens = self._head.settings.chunk_tokens
-                    yield row, Made(*document_records(documents[row].id, sequence, chunk_tokens), remarks[row])
+        # Decoding pictures and tokenizing text let other threads run: here the next documents are read meanwhile, and
+        # the last ones written.
+        with ThreadPoolExecutor(1) as other:
+            before: list[Future[list[_Encoded]]] = []
+            for batch in _batches(self._stored(columns, rows)):
+                before.append(other.submit(self._encode, columns["episode_id"], batch))
+                if len(before) > 1:
+                    yield from map(self._made, before.pop(0).result())
+            for last in before:
+                yield from map(self._made, last.result())
+
+    def _encode(self, ids: list[str], batch: list[tuple[int, list[Part]]]) -> list["_Encoded"]:
+        documents, remarks = {}, {}
+        found: dict[int, TokenSequence | RejectedError] = {}
+        for row, parts in batch:
+            try:
+                fitted, remarks[row] = fit_pictures(parts, self._rules)
+                documents[row] = Document(ids[row], fitted)
+            except RejectedError as error:
+                found[row] = error
+        found |= zip(documents, self._tokenizer.encode(list(documents.values())), strict=True)
+        return [(row, ids[row], found[row], remarks.get(row)) for row, _ in batch]
+
+    def _made(self, encoded: "_Encoded") -> tuple[int, Made | RejectedError]:
+        row, id, sequence, remark = encoded
+        if isinstance(sequence, RejectedError):
+            return row, sequence
+        return row, Made(*document_records(id, sequence, self._head.settings.chunk_tokens), remark)
 
     def _stored(self, columns: dict[str, list[Any]], rows: list[int]) -> Iterator[tuple[int, list[Part]]]:
         """(row, parts as stored), file by file."""

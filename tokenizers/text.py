@@ -71,7 +71,10 @@ class TextTokenizer:
         """Ids of every text, uint16 (T,) each, in one call into SentencePiece; errors as in ``encode``."""
         encoded = [text.encode() for text in texts]
         # One thread: workers are processes already, and a pool per call costs more than a short text does.
-        return [np.array(ids, np.uint16) for ids in self._processor.encode(encoded, out_type=int, num_threads=1)]
+        return [
+            np.fromiter(ids, np.uint16, len(ids))
+            for ids in self._processor.encode(encoded, out_type=int, num_threads=1)
+        ]
 
     def decode(self, ids: np.ndarray) -> str:
         """The text of ids (T,); ValueError where one is no piece of the model."""
