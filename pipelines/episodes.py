@@ -5,7 +5,7 @@ Legend: N recorded steps, the last one included; S steps that have an action.
 
 from collections.abc import Iterator
 from itertools import groupby
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -22,6 +22,10 @@ from gatokit.tokenizers.continuous import count_outside
 from gatokit.tokenizers.episode import EpisodeTokenizer
 from gatokit.tokenizers.text import TextTokenizer
 
+_RUN_BYTES = 1 << 20
+_Stored = tuple[int, RawEpisode, SourceFeatures]
+_Item = TypeVar("_Item", bound=tuple[int, *tuple[Any, ...]])
+
 
 class EpisodesMaker:
     """Makes the records of an order's episodes."""
@@ -34,8 +38,14 @@ class EpisodesMaker:
 
     def make(self, columns: dict[str, list[Any]], rows: list[int]) -> Iterator[tuple[int, Made | RejectedError]]:
         """See ``build.Maker``."""
+        lengths = columns["length"]
+        yield from _in_runs(self._made(columns, _in_runs(self._stored(columns, rows), lengths)), lengths)
+
+    def _made(
+        self, columns: dict[str, list[Any]], stored: Iterator[_Stored]
+    ) -> Iterator[tuple[int, Made | RejectedError]]:
         chunk_tokens = self._head.settings.chunk_tokens
-        for row, raw, features in self._stored(columns, rows):
+        for row, raw, features in stored:
             spec_id = columns["spec"][row]
             spec = self._head.specs[spec_id]
             try:
@@ -47,10 +57,8 @@ class EpisodesMaker:
             _count(self.outside.setdefault(columns["task"][row], {}), episode, spec)
             yield row, Made(*records(episode, sequence, spec_id, chunk_tokens))
 
-    def _stored(
-        self, columns: dict[str, list[Any]], rows: list[int]
-    ) -> Iterator[tuple[int, RawEpisode, SourceFeatures]]:
-        """(row, episode, features), file by file."""
+    def _stored(self, columns: dict[str, list[Any]], rows: list[int]) -> Iterator[_Stored]:
+        """The episodes file by file."""
         for ordinal, rows_of_file in groupby(rows, key=lambda row: columns["file"][row]):
             own = list(rows_of_file)
             features = self._head.features[self._head.features_of[ordinal]]
@@ -58,6 +66,21 @@ class EpisodesMaker:
             places = [Place(*(columns[name][row] for name in names)) for row in own]
             for row, raw in zip(own, self._files[ordinal].read_some(features, places), strict=True):
                 yield row, raw, features
+
+
+def _in_runs(items: Iterator[_Item], lengths: list[int]) -> Iterator[_Item]:
+    """The same items, made several in a row; ``lengths`` are the stored bytes of the rows that they begin with.
+
+    A stage that works on a run of small episodes finds its code and tables in the processor's cache.
+    """
+    run, size = [], 0
+    for item in items:
+        run.append(item)
+        size += lengths[item[0]]
+        if size >= _RUN_BYTES:
+            yield from run
+            run, size = [], 0
+    yield from run
 
 
 def _count(counts: dict[str, tuple[int, int]], episode: Episode, spec: EpisodeSpec) -> None:

@@ -170,7 +170,7 @@ _Column = tuple[int, memoryview, list[int]]
 def _column(field: str, values: np.ndarray | None, dtype: np.dtype[Any], first_rows: list[int]) -> _Column:
     flat = np.ascontiguousarray([] if values is None else values, dtype).ravel()
     width = flat.nbytes // len(values) if values is not None and flat.size else 0
-    return _NUMBERS[field], memoryview(flat.view(_U1)), [*(row * width for row in first_rows), flat.nbytes]
+    return _NUMBERS[field], flat.view(_U1).data, [*(row * width for row in first_rows), flat.nbytes]
 
 
 def _add_rows(parts: list[Any], column: _Column, record: int) -> None:
