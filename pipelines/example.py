@@ -19,15 +19,37 @@ _BYTES_LIST, _FLOAT_LIST, _INT64_LIST = 1, 2, 3
 _ENTRY, _ENTRY_VALUE = 1 << 3 | _LENGTH, 2 << 3 | _LENGTH
 _KEYS: dict[bytes, str] = {}
 _MOST_KEYS = 1024
+_KNOWN: dict[int, tuple[dict[str, Span], list[tuple[int, bytes]]]] = {}
+_MOST_KNOWN = 256
+_FEW_BYTES = 16
 
 
 def walk(data: bytes) -> dict[str, Span]:
-    """Where each feature lies in an Example: key to (begin, end) of its ``Feature`` message."""
-    found: dict[str, Span] = {}
+    """Where each feature lies in an Example: key to (begin, end) of its ``Feature`` message. Not to be changed.
+
+    Episodes of one length mostly differ in their values alone. What lies around those is all that decides where
+    they are, so it is compared with the last message of that length before it is parsed.
+    """
+    known = _KNOWN.get(len(data))
+    if known is not None and all(data.startswith(piece, at) for at, piece in known[1]):
+        return known[0]
+    spans: dict[str, Span] = {}
     for number, wire, begin, end in _parts(data, 0, len(data)):
         if number == 1 and wire == _LENGTH:
-            _walk_features(data, begin, end, found)
-    return found
+            _walk_features(data, begin, end, spans)
+    if len(_KNOWN) >= _MOST_KNOWN:
+        _KNOWN.clear()
+    _KNOWN[len(data)] = spans, list(_around(data, spans))
+    return spans
+
+
+def _around(data: bytes, spans: dict[str, Span]) -> Iterator[tuple[int, bytes]]:
+    """What lies between the spans, and where it begins."""
+    at = 0
+    for begin, end in sorted(spans.values()):
+        yield at, data[at:begin]
+        at = end
+    yield at, data[at:]
 
 
 def _walk_features(data: bytes, at: int, end: int, found: dict[str, Span]) -> None:
@@ -97,7 +119,10 @@ def integers(data: bytes, span: Span) -> np.ndarray:
     """The integer list of a feature, int64 (n,)."""
     packed = _packed(data, span, _INT64_LIST)
     if packed is not None:
-        return _varints(np.frombuffer(data, np.uint8, packed[1] - packed[0], packed[0]))
+        begin, end = packed
+        if end - begin <= _FEW_BYTES:
+            return _few_varints(data, begin, end)
+        return _varints(np.frombuffer(data, np.uint8, end - begin, begin))
     chunks = []
     for wire, begin, end in _values(data, span, _INT64_LIST):
         if wire not in (_LENGTH, _VARINT):
@@ -210,6 +235,20 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
         shift += 7
         if shift > 63:
             raise ValueError("a number is longer than 64 bits")
+
+
+def _few_varints(data: bytes, at: int, end: int) -> np.ndarray:
+    """As ``_varints``, for so few that a loop is faster."""
+    numbers = []
+    try:
+        while at < end:
+            number, at = _varint(data, at)
+            numbers.append(number & 0xFFFF_FFFF_FFFF_FFFF)
+    except IndexError:
+        at = end + 1
+    if at > end:
+        raise ValueError("the last number of a packed list is cut off")
+    return np.array(numbers, np.uint64).view(np.int64)
 
 
 def _varints(raw: np.ndarray) -> np.ndarray:

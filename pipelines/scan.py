@@ -4,6 +4,7 @@
 Parquet file. Legend: N recorded steps of an episode, the last one included.
 """
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -198,11 +199,13 @@ def steps_and_return(reward: np.ndarray, is_last: np.ndarray) -> tuple[int, floa
         raise RejectedError("malformed_steps", f"steps follow step {marks[0]}, which is_last marks")
     steps = len(is_last) - len(marks)
     counted = reward[:steps].astype(np.float64)
-    finite = np.isfinite(counted)
-    if not finite.all():
-        step = int(np.argmin(finite))
-        raise RejectedError("not_finite", f"reward is {counted[step]} at step {step}")
-    return steps, float(np.add.accumulate(counted)[-1]) if steps else 0.0
+    total = float(np.add.accumulate(counted)[-1]) if steps else 0.0
+    if not math.isfinite(total):  # of finite rewards too, where the sum overflows
+        finite = np.isfinite(counted)
+        if not finite.all():
+            step = int(np.argmin(finite))
+            raise RejectedError("not_finite", f"reward is {counted[step]} at step {step}")
+    return steps, total
 
 
 def _metadata(episode: RawEpisode, field: SourceField, role: str) -> str | float | bool:

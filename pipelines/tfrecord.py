@@ -6,7 +6,7 @@ next record begins.
 
 import struct
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import google_crc32c
 
@@ -21,8 +21,7 @@ def masked_crc(data: bytes) -> int:
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
-@dataclass(frozen=True)
-class Frame:
+class Frame(NamedTuple):
     """A record at ``offset`` of its file: ``data`` is None where it was too large to be read, ``sound`` says
     whether payload and checksum agree."""
 

@@ -78,6 +78,8 @@ class ExampleEpisode:
 
 
 def _per_step(field: SourceField, flat: np.ndarray) -> np.ndarray:
+    if not field.shape:
+        return flat
     shape = [side for side in field.shape if side is not None]
     size = math.prod(shape)
     if size == 0 or len(flat) % size:

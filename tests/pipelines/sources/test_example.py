@@ -136,6 +136,24 @@ def test_literal_message() -> None:
     assert example.integers(data, spans["steps/k"]).dtype == np.int64
 
 
+def test_messages_of_one_length_are_told_apart() -> None:
+    def message(features: dict[str, list[int]]) -> bytes:
+        lists = {key: field(3, value_list("int64", values, [], b"")) for key, values in features.items()}
+        return field(1, b"".join(field(1, field(1, key.encode()) + field(2, list_)) for key, list_ in lists.items()))
+
+    first = {"a": [1, 2], "b": [3]}
+    other_values, other_keys, other_places = {"a": [5, 6], "b": [7]}, {"b": [1, 2], "a": [3]}, {"a": [1], "b": [2, 3]}
+    expected = [first, other_values, other_keys, first, other_places, other_values]
+    messages = [message(features) for features in expected]
+    assert len({len(data) for data in messages}) == 1
+    for features, data in zip(expected, messages, strict=True):
+        assert {key: example.integers(data, span).tolist() for key, span in example.walk(data).items()} == features
+    broken = bytearray(messages[-1])
+    broken[1] += 1
+    with pytest.raises(ValueError, match="reaches outside"):
+        example.walk(bytes(broken))
+
+
 def test_another_kind_of_list_is_an_error() -> None:
     message = tf_example.Example()
     message.features.feature["x"].float_list.value.extend([1.0])
