@@ -14,12 +14,12 @@ from gatokit.schemas.document import Document, DocumentRules
 from gatokit.schemas.episode import EncodedImage, PlacedImage, TokenSequence
 from gatokit.schemas.errors import RejectedError
 from gatokit.schemas.record import Record
-from gatokit.tokenizers.document import DocumentTokenizer
+from gatokit.tokenizers.document import DocumentTokenizer, patch_count
 from gatokit.tokenizers.pictures import prepare
 from gatokit.tokenizers.text import TextTokenizer
 
-_BATCH_DOCUMENTS, _BATCH_SIZE = 256, 1 << 20
-"""Documents are tokenized together up to this many, or this many characters and bytes."""
+_BATCH_DOCUMENTS, _BATCH_CHARACTERS, _BATCH_BYTES = 256, 1 << 18, 1 << 23
+"""Documents are tokenized together up to this many, this much text and this much of pictures."""
 _NO_STEPS = np.empty(0)
 _Encoded = tuple[int, str, TokenSequence | RejectedError, str | None]
 """Row, id, tokens or why there are none, remark."""
@@ -148,18 +148,21 @@ def document_records(id: str, sequence: TokenSequence, chunk_tokens: int) -> tup
 
 
 def _end(placed: PlacedImage) -> int:
-    rows, columns = placed.grid
-    return placed.token + rows * columns
+    return placed.token + patch_count(placed.image)
 
 
 def _batches(documents: Iterable[tuple[int, list[Part]]]) -> Iterator[list[tuple[int, list[Part]]]]:
     batch: list[tuple[int, list[Part]]] = []
-    size = 0
+    characters = size = 0
     for row, parts in documents:
         batch.append((row, parts))
-        size += sum(map(len, parts))
-        if len(batch) == _BATCH_DOCUMENTS or size > _BATCH_SIZE:
+        for part in parts:
+            if isinstance(part, str):
+                characters += len(part)
+            else:
+                size += len(part)
+        if len(batch) == _BATCH_DOCUMENTS or characters > _BATCH_CHARACTERS or size > _BATCH_BYTES:
             yield batch
-            batch, size = [], 0
+            batch, characters, size = [], 0, 0
     if batch:
         yield batch

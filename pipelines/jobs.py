@@ -27,7 +27,7 @@ from apache_beam.transforms.environments import SubprocessSDKEnvironment
 
 from gatokit.pipelines.build import build_split
 from gatokit.pipelines.orders import Order
-from gatokit.pipelines.storage import write_atomically, write_rows
+from gatokit.pipelines.storage import return_large_blocks, write_atomically, write_rows
 from gatokit.schemas.canonical import digest
 from gatokit.schemas.errors import ConfigError, DataError, GatokitError
 from gatokit.tokenizers.text import TextTokenizer
@@ -66,6 +66,10 @@ class _ScanFn(beam.DoFn):
     def __init__(self, directory: str, errors: str) -> None:
         self._directory, self._errors = directory, errors
 
+    def setup(self) -> None:
+        """Once a worker."""
+        return_large_blocks()
+
     def process(self, unit: Any) -> list[str]:
         def work() -> None:
             write_rows(Path(self._directory) / f"{unit.fingerprint}.arrow", unit.scan())
@@ -82,6 +86,7 @@ class _BuildFn(beam.DoFn):
     def setup(self) -> None:
         """Loads the model here, once a worker, so that it does not travel with every bundle."""
         self._text = TextTokenizer.load(self._vocabulary)
+        return_large_blocks()
 
     def process(self, element: tuple[str, str]) -> list[str]:
         path, directory = element

@@ -44,7 +44,23 @@ class Record:
 
     def to_bytes(self) -> bytes:
         """The serialized message."""
-        return self.divided([0])[0]
+        sequence = self.sequence
+        per_step = (sequence.step_begin, sequence.text_tokens, self.reward, self.discount, self.flags)
+        if self.first_step or any(values is not None and values.size for values in per_step):
+            return self.divided([0])[0]
+        # Documents are small and many, and have none of these.
+        message = RecordMessage(
+            version=RECORD_VERSION, owner=self.owner, chunk=self.chunk, chunks=self.chunks, spec=self.spec
+        )
+        parts: list[Any] = [message.SerializeToString(deterministic=True)]
+        for name, values in (
+            ("tokens", np.ascontiguousarray(sequence.tokens, _U2)),
+            ("kinds", np.ascontiguousarray(sequence.kinds, _U1)),
+            ("positions", np.ascontiguousarray(sequence.positions, _U2)),
+        ):
+            parts += (_head(_NUMBERS[name], values.nbytes), values) if values.size else ()
+        _add_images(parts, sequence.images, 0)
+        return b"".join(parts)
 
     def divided(self, first_steps: list[int]) -> list[bytes]:
         """The serialized messages of the records into which this one is cut; each begins with one of its

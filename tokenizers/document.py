@@ -10,10 +10,16 @@ import numpy as np
 from gatokit.schemas.document import Document
 from gatokit.schemas.episode import EncodedImage, PlacedImage, TokenSequence
 from gatokit.schemas.errors import RejectedError
-from gatokit.schemas.tokens import IMAGE_ID, NO_POSITION, Kind
+from gatokit.schemas.tokens import IMAGE_ID, NO_POSITION, PATCH, Kind
 from gatokit.tokenizers.text import TextTokenizer
 
 _NO_STEPS = np.empty(0, np.uint32)
+_TEXT, _IMAGE = int(Kind.TEXT), int(Kind.IMAGE)
+
+
+def patch_count(image: EncodedImage) -> int:
+    """Tokens of a picture."""
+    return image.height // PATCH * (image.width // PATCH)
 
 
 class DocumentTokenizer:
@@ -43,7 +49,7 @@ class DocumentTokenizer:
         Raises ValueError where kinds, ids and pictures contradict each other.
         """
         tokens, kinds = sequence.tokens, sequence.kinds
-        if not np.isin(kinds, (Kind.TEXT, Kind.IMAGE)).all():
+        if not np.isin(kinds, (_TEXT, _IMAGE)).all():
             raise ValueError("the sequence of a document has tokens that are neither text nor image")
         parts: list[str | EncodedImage] = []
         at = 0
@@ -51,41 +57,39 @@ class DocumentTokenizer:
             if token > at:
                 parts.append(self._decode_text(tokens[at:token], kinds[at:token], token == len(tokens)))
             if image is not None:
-                at = token + image.height // 16 * (image.width // 16)
-                if (kinds[token:at] != Kind.IMAGE).any() or (tokens[token:at] != IMAGE_ID).any():
+                at = token + patch_count(image)
+                if (kinds[token:at] != _IMAGE).any() or (tokens[token:at] != IMAGE_ID).any():
                     raise ValueError(f"the picture at token {token} has other tokens than its patches")
                 parts.append(image)
         return [part for part in parts if part != ""]
 
     def _sequence(self, document: Document, parts: list[np.ndarray | EncodedImage]) -> TokenSequence | RejectedError:
-        arrays, kinds, images, at = [], [], [], 0
-        for part in parts:
+        widths = [patch_count(part) if isinstance(part, EncodedImage) else len(part) for part in parts]
+        length = sum(widths)
+        if not length:
+            return RejectedError("empty", "the vocabulary's normalisation leaves nothing of its text")
+        length += self._end is not None
+        tokens, kinds = np.empty(length, np.uint16), np.full(length, _TEXT, np.uint8)
+        images, at = [], 0
+        for part, width in zip(parts, widths, strict=True):
             if isinstance(part, EncodedImage):
                 images.append(PlacedImage(at, part))
-                count = part.height // 16 * (part.width // 16)
-                arrays.append(np.full(count, IMAGE_ID, np.uint16))
-                kinds.append(np.full(count, Kind.IMAGE, np.uint8))
+                tokens[at : at + width], kinds[at : at + width] = IMAGE_ID, _IMAGE
             else:
-                count = len(part)
-                arrays.append(part)
-                kinds.append(np.full(count, Kind.TEXT, np.uint8))
-            at += count
-        if not at:
-            return RejectedError("empty", "the vocabulary's normalisation leaves nothing of its text")
+                tokens[at : at + width] = part
+            at += width
         if self._end is not None:
-            arrays.append(np.array([self._end], np.uint16))
-            kinds.append(np.array([Kind.TEXT], np.uint8))
-            at += 1
+            tokens[at] = self._end
         return TokenSequence(
-            tokens=np.concatenate(arrays),
-            kinds=np.concatenate(kinds),
-            positions=np.full(at, NO_POSITION, np.uint16),
+            tokens=tokens,
+            kinds=kinds,
+            positions=np.full(length, NO_POSITION, np.uint16),
             step_begin=_NO_STEPS,
             images=images,
         )
 
     def _decode_text(self, tokens: np.ndarray, kinds: np.ndarray, last: bool) -> str:
-        if (kinds != Kind.TEXT).any():
+        if (kinds != _TEXT).any():
             raise ValueError("the sequence has patches of no picture")
         if last and len(tokens) and tokens[-1] == self._text.end_id:
             tokens = tokens[:-1]
