@@ -143,7 +143,11 @@ def byte_strings(data: bytes, span: Span) -> list[bytes]:
                 length = data[at + 1]
                 at += 2
                 if length >= 0x80:
-                    length, at = _varint(data, at - 1)
+                    if data[at] < 0x80:  # two bytes, as of most frames
+                        length += (data[at] - 1) << 7
+                        at += 1
+                    else:
+                        length, at = _varint(data, at - 1)
                 found.append(data[at : at + length])
                 at += length
             if at == end and size == end - span[0] - _width(size) - 1:

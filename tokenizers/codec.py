@@ -81,16 +81,15 @@ def fit(frame: bytes | np.ndarray, spec: ImageSpec) -> EncodedImage:
     frame lie on its side) or ``wrong_shape``; the caller knows the field and step and adds them.
     """
     if isinstance(frame, bytes):
+        height, width, codec = spec.height, spec.width, spec.codec
         # Of a PNG whose data follows its header at once, the header alone says everything, and frames share it.
-        header = _probe_png(frame[:33]) if frame[37:41] == b"IDAT" else probe(frame)
-        if (
-            header.height == spec.height
-            and header.width == spec.width
-            and (spec.codec is None or header.codec == spec.codec)
-            and header.plain
-            and frame.endswith(_PNG_END if header.codec == "png" else _JPEG_END)
+        if frame[37:41] == b"IDAT" and _plain_png(frame[:33], height, width, codec) and frame.endswith(_PNG_END):
+            return EncodedImage(frame, height, width)
+        header = probe(frame)
+        if _is_wanted(header, height, width, codec) and frame.endswith(
+            _PNG_END if header.codec == "png" else _JPEG_END
         ):
-            return EncodedImage(frame, spec.height, spec.width)
+            return EncodedImage(frame, height, width)
         if header.orientation != 1:
             raise RejectedError(
                 "bad_image", f"the image has EXIF orientation {header.orientation}: rotate it when it is recorded"
@@ -109,8 +108,13 @@ def fit(frame: bytes | np.ndarray, spec: ImageSpec) -> EncodedImage:
 
 
 @functools.lru_cache(maxsize=256)
-def _probe_png(header: bytes) -> ImageHeader:
-    return probe(header + b"\0\0\0\0IDAT")
+def _plain_png(header: bytes, height: int, width: int, codec: str | None) -> bool:
+    return _is_wanted(probe(header + b"\0\0\0\0IDAT"), height, width, codec)
+
+
+def _is_wanted(header: ImageHeader, height: int, width: int, codec: str | None) -> bool:
+    """Whether an image is stored as it is."""
+    return (header.height, header.width) == (height, width) and codec in (None, header.codec) and header.plain
 
 
 def _channels(array: np.ndarray) -> int | None:

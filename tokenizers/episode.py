@@ -6,6 +6,7 @@ Legend: S time steps, T tokens, N components of one field, X text fields.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -197,10 +198,10 @@ def _checked_images(field: FieldSpec, images: Any, steps: int) -> list[EncodedIm
 def _check_sizes(field: FieldSpec, images: list[EncodedImage], error: Callable[[str], Exception]) -> None:
     assert field.image is not None
     height, width = field.image.height, field.image.width
-    for step, image in enumerate(images):
-        if image.height != height or image.width != width:
+    for step, (_, found_height, found_width) in enumerate(images):
+        if found_height != height or found_width != width:
             raise error(
-                f"field {field.path} has an image of {image.height} x {image.width} pixels at step {step}, "
+                f"field {field.path} has an image of {found_height} x {found_width} pixels at step {step}, "
                 f"not {height} x {width}"
             )
 
@@ -209,8 +210,8 @@ def _place(arrangement: Arrangement, images: dict[int, list[EncodedImage]]) -> l
     if not images:
         return []
     tokens = _image_tokens(arrangement, list(images))
-    in_order = (image for step in zip(*images.values(), strict=True) for image in step)
-    return [PlacedImage(token, image) for token, image in zip(tokens, in_order, strict=True)]
+    in_order = chain.from_iterable(zip(*images.values(), strict=True))
+    return list(map(PlacedImage, tokens, in_order))
 
 
 def _image_tokens(arrangement: Arrangement, blocks: list[int]) -> list[int]:
