@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from gatokit.pipelines.documents import DocumentsMaker
 from gatokit.pipelines.episodes import EpisodesMaker
-from gatokit.pipelines.orders import DocumentsHead, Order
+from gatokit.pipelines.orders import DocumentsHead, EpisodesHead, Order
 from gatokit.pipelines.shards import Made, Outside, ShardWriter, write_index
 from gatokit.schemas.errors import RejectedError
 from gatokit.schemas.index import HELD_OUT, INDEX, TRAIN
@@ -41,7 +41,7 @@ def build_split(order: Order, directory: str | Path, text: TextTokenizer) -> Non
         name: [None] * order.rows.num_rows for name in ("tokens", "part", "first_record", "record_tokens")
     }
     maker: Maker = DocumentsMaker(order, text) if isinstance(order.head, DocumentsHead) else EpisodesMaker(order, text)
-    with ShardWriter(directory, order.stem) as writer:
+    with ShardWriter(directory, order.stem, images=_has_images(order.head)) as writer:
         for split in (TRAIN, HELD_OUT):
             rows = [row for row, value in enumerate(columns["split"]) if value == split]
             for row, made in maker.make(columns, rows):
@@ -58,3 +58,9 @@ def build_split(order: Order, directory: str | Path, text: TextTokenizer) -> Non
         result["tokens"] = [0 if tokens is None else tokens for tokens in result["tokens"]]
         index = pa.table({**columns, **result}).select(INDEX.names).cast(INDEX)
         write_index(Path(directory) / (order.stem + INDEX_SUFFIX), index, writer.parts, maker.outside)
+
+
+def _has_images(head: EpisodesHead | DocumentsHead) -> bool:
+    if isinstance(head, DocumentsHead):
+        return head.rules.pictures is not None
+    return any(field.image is not None for spec in head.specs.values() for field in spec.fields)

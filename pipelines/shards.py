@@ -19,6 +19,8 @@ from gatokit.schemas.manifest import Part
 MOST_RECORDS = 65_536
 """A part with this many records is full; only an owner with more of them makes a larger one."""
 WRITER_OPTIONS = "group_size:1,zstd:1"
+IMAGE_WRITER_OPTIONS = "group_size:1,zstd:-1"
+"""Of shards that hold images: repeated frames are found too, and little time is spent on the rest."""
 # With this buffer a short run of records is read by the thread that asks; without, by a pool that costs more.
 _READER_OPTIONS = "readahead_buffer_size:1M,max_parallelism:0"
 _READ_TOGETHER = 8
@@ -46,8 +48,10 @@ class ShardWriter:
     back record by record, synced and renamed; leaving without ``finish`` removes what is not committed.
     """
 
-    def __init__(self, directory: str | Path, stem: str) -> None:
+    def __init__(self, directory: str | Path, stem: str, *, images: bool = False) -> None:
+        """``images`` says whether the records may hold images."""
         self._directory = Path(directory)
+        self._options = IMAGE_WRITER_OPTIONS if images else WRITER_OPTIONS
         self._stem = stem
         self._writer: ArrayRecordWriter | None = None
         self._temporary = ""
@@ -77,7 +81,7 @@ class ShardWriter:
         if self._writer is None:
             self._temporary = temporary_beside(self._directory / self._name())
             with _os_errors(self._temporary):
-                self._writer = ArrayRecordWriter(self._temporary, WRITER_OPTIONS)
+                self._writer = ArrayRecordWriter(self._temporary, self._options)
         where = len(self.parts), len(self._checksums)
         with _os_errors(self._temporary):
             for record in records:
