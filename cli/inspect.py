@@ -1,14 +1,16 @@
-"""``gatokit inspect``: what a finished build or scan holds, and what another threshold would keep."""
+"""``gatokit inspect``: what a finished build or scan holds, one episode or document of it, another threshold."""
 
 import argparse
 import difflib
 import re
 from collections.abc import Iterable
 from itertools import islice
+from pathlib import Path
 
 import pyarrow.compute as pc
 
 from gatokit.cli.console import Output, add_command
+from gatokit.cli.document import show_document
 from gatokit.cli.steps import FIRST_STEPS, show_episode
 from gatokit.cli.views import show_at, show_directory, show_task
 from gatokit.inspection import DatasetReader, Directory, EpisodeRow, open_directory
@@ -23,19 +25,34 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     parser = add_command(
         commands,
         "inspect",
-        "show what a finished build or scan holds, decode an episode, or preview another threshold",
+        "show what a finished build or scan holds, decode an episode or document, or preview another threshold",
         "gatokit inspect built --task door-open-v3\n  gatokit inspect built --at 0.9\n"
-        "  gatokit inspect built --episode 'door-open-v3/door.tfrecord-00000#0' --steps 10:20",
+        "  gatokit inspect built --episode 'door-open-v3/door.tfrecord-00000#0' --steps 10:20\n"
+        "  gatokit inspect built --dataset captions\n"
+        "  gatokit inspect built --document '00000.tar#000000012' --images pictures",
     )
     parser.add_argument("directory", metavar="DIR", help="finished build or scan")
-    parser.add_argument("--dataset", metavar="D", help="this dataset alone")
+    parser.add_argument("--dataset", metavar="D", help="this dataset alone, in detail")
     parser.add_argument("--task", metavar="T", help="fields, returns and episodes of one task")
-    parser.add_argument("--episode", metavar="E", help="decode this episode step by step")
+    parser.add_argument(
+        "--episode",
+        "--document",
+        dest="episode",
+        metavar="ID",
+        help="decode this episode step by step, or this document part by part",
+    )
     parser.add_argument(
         "--steps",
         type=steps_range,
         metavar="A:B",
         help=f"with --episode: steps A to B - 1 (default: the first {FIRST_STEPS}; all with --json)",
+    )
+    parser.add_argument("--full", action="store_true", help="with --document: texts and parts whole, not shortened")
+    parser.add_argument(
+        "--images",
+        type=Path,
+        metavar="OUT",
+        help="with --document: write its pictures into files of OUT; with --episode those of the steps shown",
     )
     parser.add_argument("--at", type=float, metavar="F", help="what keep: {min_return: F} would keep, without a build")
     parser.set_defaults(run=run, takes_beam_options=False)
@@ -45,20 +62,36 @@ def run(arguments: argparse.Namespace) -> int:
     """Prints the one view that the arguments ask for."""
     if arguments.at is not None and arguments.episode is not None:
         raise ConfigError("--at and --episode answer different questions: give one of them")
-    if arguments.steps is not None and arguments.episode is None:
-        raise ConfigError("--steps belongs to --episode: give the episode whose steps to show")
+    if arguments.episode is None:
+        if arguments.steps is not None:
+            raise ConfigError("--steps belongs to --episode: give the episode whose steps to show")
+        if arguments.full or arguments.images is not None:
+            option = "--full" if arguments.full else "--images"
+            raise ConfigError(f"{option} belongs to --document: give the document to show")
     output = Output(arguments.json)
     directory = open_directory(arguments.directory)
     datasets = chosen_datasets(directory, arguments.dataset, arguments.task)
     if arguments.at is not None:
         show_at(output, datasets, arguments.task, arguments.at)
     elif arguments.episode is not None:
-        show_episode(output, *find_episode(datasets, arguments.episode, arguments.task), arguments.steps)
+        _show_one(output, *find_episode(datasets, arguments.episode, arguments.task), arguments)
     elif arguments.task is not None:
         show_task(output, datasets, arguments.task)
     else:
         show_directory(output, directory, datasets, arguments.dataset is not None)
     return 0
+
+
+def _show_one(output: Output, dataset: DatasetReader, row: EpisodeRow, arguments: argparse.Namespace) -> None:
+    """One episode or document."""
+    if not dataset.holds_documents:
+        if arguments.full:
+            raise ConfigError(f"--full: {row.episode_id} is an episode; --steps A:B shows more of it")
+        show_episode(output, dataset, row, arguments.steps, arguments.images)
+        return
+    if arguments.steps is not None:
+        raise ConfigError(f"--steps: {row.episode_id} is a document, which has no steps; --full shows all of it")
+    show_document(output, dataset, row, arguments.full, arguments.images)
 
 
 def steps_range(text: str) -> tuple[int, int | None]:
@@ -78,7 +111,11 @@ def chosen_datasets(directory: Directory, dataset: str | None, task: str | None)
             raise ConfigError(f"--dataset {dataset}: {directory.path} has {_instead(dataset, directory.datasets)}")
         datasets = [directory.datasets[dataset]]
     if task is not None:
+        documents = next((item.name for item in datasets if item.holds_documents and item.name == task), None)
+        datasets = [item for item in datasets if not item.holds_documents]
         names = dict.fromkeys(name for item in datasets for name in item.task_names)
+        if task not in names and documents is not None:
+            raise ConfigError(f"--task {task}: it holds documents, which have no tasks; give --dataset {task}")
         if task not in names:
             raise ConfigError(f"--task {task}: {dataset or directory.path} has {_instead(task, names)}")
         datasets = [item for item in datasets if task in item.task_names]
@@ -86,11 +123,15 @@ def chosen_datasets(directory: Directory, dataset: str | None, task: str | None)
 
 
 def find_episode(datasets: list[DatasetReader], id_: str, task: str | None) -> tuple[DatasetReader, EpisodeRow]:
-    """The episode of an id and the dataset that has it; ConfigError where none or several have."""
+    """The episode or document of an id and the dataset that has it; ConfigError where none or several have."""
+    kinds = {dataset.holds_documents for dataset in datasets}
+    what = "document" if kinds == {True} else "episode" if kinds == {False} else "episode or document"
+    option = "--document" if kinds == {True} else "--episode"
     found = [(dataset, row) for dataset in datasets if (row := dataset.row(id_)) and task in (None, row.task)]
     if len(found) > 1:
         names = ", ".join(dataset.name for dataset, _ in found)
-        raise ConfigError(f"--episode {id_}: {names} each have an episode of this id; name one with --dataset")
+        article = "a" if what == "document" else "an"
+        raise ConfigError(f"{option} {id_}: {names} each have {article} {what} of this id; name one with --dataset")
     if not found:
         where = None if task is None else pc.field("task") == task
         ids = (
@@ -99,7 +140,7 @@ def find_episode(datasets: list[DatasetReader], id_: str, task: str | None) -> t
             for known in dataset.index(["episode_id"], where)["episode_id"].slice(0, _MOST_COMPARED).to_pylist()
         )
         names = ", ".join(dataset.name for dataset in datasets)
-        raise ConfigError(f"--episode {id_}: {names} has {_instead(id_, islice(ids, _MOST_COMPARED), cutoff=0.4)}")
+        raise ConfigError(f"{option} {id_}: {names} has {_instead(id_, islice(ids, _MOST_COMPARED), cutoff=0.4)}")
     return found[0]
 
 

@@ -1,12 +1,15 @@
 """What ``gatokit inspect --episode`` shows: an index row and decoded time steps."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from gatokit.cli.console import Output, shown
 from gatokit.cli.fit import fitting_table
-from gatokit.inspection import DatasetReader, EpisodeRow, Step
+from gatokit.cli.pictures import show_written, write_pictures
+from gatokit.inspection import DatasetReader, EpisodeRow, Step, StoredEpisode
 from gatokit.inspection.values import brief, flag_names, json_value
+from gatokit.schemas.episode import EncodedImage
 from gatokit.schemas.errors import ConfigError
 
 FIRST_STEPS = 5
@@ -17,9 +20,14 @@ _WIDEST_CELL = 48
 
 
 def show_episode(
-    output: Output, dataset: DatasetReader, row: EpisodeRow, chosen: tuple[int, int | None] | None
+    output: Output,
+    dataset: DatasetReader,
+    row: EpisodeRow,
+    chosen: tuple[int, int | None] | None,
+    folder: Path | None = None,
 ) -> None:
-    """An episode's row and its decoded steps: the ``chosen`` ones, or the first (all as JSON)."""
+    """An episode's row and its decoded steps: the ``chosen`` ones, or the first (all as JSON). Their images go into
+    ``folder``."""
     place = f"{dataset.name}, task {row.task}" + (f", agent {row.agent}" if row.agent else "")
     output.say(f"{row.episode_id}\n  {place}")
     limit = "" if row.threshold is None else f", threshold {row.threshold:g}"
@@ -42,6 +50,11 @@ def show_episode(
     if not output.as_json:
         _show_steps(output, steps)
         output.say(f"steps {first} to {steps[-1].step} of {episode.steps}; --steps A:B shows others")
+    if folder is not None:
+        paths = write_pictures(folder, _images(episode, first, steps[-1].step + 1))
+        show_written(output, folder, paths)
+        result["images"] = [str(path) for path in paths]
+    if not output.as_json:
         return
     result["fields"] = episode.spec.model_dump(mode="json")["fields"]
     result["steps"] = [
@@ -56,6 +69,12 @@ def show_episode(
         for step in steps
     ]
     output.result(result)
+
+
+def _images(episode: StoredEpisode, first: int, end: int) -> list[EncodedImage]:
+    """The images of the steps [first, end) in token order."""
+    begins = [*episode.sequence.step_begin.tolist(), len(episode.sequence.tokens)]
+    return [placed.image for placed in episode.sequence.images if begins[first] <= placed.token < begins[end]]
 
 
 def _show_steps(output: Output, steps: list[Step]) -> None:

@@ -6,10 +6,12 @@ from itertools import islice
 from typing import Any
 
 from gatokit.cli.console import Output, size
+from gatokit.cli.documents import DETAILS, OVERVIEW, Documents, show_documents, show_findings, show_table, verdict
+from gatokit.cli.drops import show_drops
 from gatokit.cli.fit import fitting_table
-from gatokit.inspection import DatasetReader, Directory, EpisodeRow, TaskRow, preview
-from gatokit.inspection.summary import Bin, Drop, drops, histogram, hours
-from gatokit.schemas.index import HELD_OUT
+from gatokit.inspection import DatasetReader, Directory, TaskRow, preview
+from gatokit.inspection.summary import Bin, drops, histogram, hours
+from gatokit.schemas.errors import ConfigError
 
 _MOST_TASKS = 40
 _MOST_EPISODES = 10
@@ -48,29 +50,55 @@ _STREAM = {
 }
 
 
-def show_directory(output: Output, directory: Directory, datasets: list[DatasetReader], all_tasks: bool) -> None:
-    """Datasets, their tasks (of a large one all only where ``all_tasks``) and why episodes were dropped."""
-    lines = [_dataset_line(dataset) for dataset in datasets]
+def show_directory(output: Output, directory: Directory, datasets: list[DatasetReader], detailed: bool) -> None:
+    """Datasets, their tasks (of a large one all only where ``detailed``) or documents, and what was dropped."""
+    content = directory.manifest.content
+    effort = DETAILS if detailed else OVERVIEW
+    documents = {item.name: Documents.of(item, effort, output) for item in datasets if item.holds_documents}
+    episodes = [item for item in datasets if not item.holds_documents]
+    lines = {item.name: _dataset_line(item) for item in episodes}
+    found = {item.name: drops(item) for item in episodes} | {name: item.drops for name, item in documents.items()}
+    details = {}
+    if episodes:
+        _show_episodes(output, _title(directory, "episodes" if documents else ""), list(lines.values()))
+        for dataset in episodes:
+            title = dataset.name if dataset.totals.ordered else f"{dataset.name}, in the order of its files"
+            _show_tasks(output, dataset, title, None, None if detailed else _MOST_TASKS)
+            show_drops(output, dataset.name, found[dataset.name])
+    if detailed:
+        for item in documents.values():
+            details[item.dataset.name] = show_documents(output, content, item)
+    elif documents:
+        show_table(output, _title(directory, "documents" if episodes else ""), list(documents.values()))
+        for item in documents.values():
+            show_findings(output, item)
+    lines |= {name: item.line() | details.get(name, {}) for name, item in documents.items()}
+    output.result(
+        {
+            "content": content,
+            "datasets": [lines[dataset.name] for dataset in datasets],
+            "tasks": [_task_line(dataset, row) for dataset in datasets for row in dataset.tasks],
+            "drops": [
+                {"dataset": dataset.name, **dataclasses.asdict(drop)}
+                for dataset in datasets
+                for drop in found[dataset.name]
+            ],
+        }
+    )
+
+
+def _title(directory: Directory, part: str) -> str:
+    return f"{directory.path}: a finished {directory.manifest.content}" + (f", {part}" if part else "")
+
+
+def _show_episodes(output: Output, title: str, lines: list[dict[str, Any]]) -> None:
     columns = [key for key in _SHOWN if any(line[key] is not None for line in lines)]
     fitting_table(
         output,
-        f"{directory.path}: a finished {directory.manifest.content}",
+        title,
         [_SHOWN[key] for key in columns],
         [[_cell(key, line[key]) for key in columns] for line in lines],
         ("weight", "kind", "records", "shards", "held out"),
-    )
-    found = {dataset.name: drops(dataset) for dataset in datasets}
-    for dataset in datasets:
-        title = dataset.name if dataset.totals.ordered else f"{dataset.name}, in the order of its files"
-        _show_tasks(output, dataset, title, None, None if all_tasks else _MOST_TASKS)
-        _show_drops(output, dataset.name, found[dataset.name])
-    output.result(
-        {
-            "content": directory.manifest.content,
-            "datasets": lines,
-            "tasks": [_task_line(dataset, row) for dataset in datasets for row in dataset.tasks],
-            "drops": [{"dataset": name, **dataclasses.asdict(drop)} for name, items in found.items() for drop in items],
-        }
     )
 
 
@@ -117,13 +145,6 @@ def _show_tasks(output: Output, dataset: DatasetReader, title: str, task: str | 
         output.say(f"… and {len(rows) - most:,} more; --dataset {dataset.name} shows all")
 
 
-def _show_drops(output: Output, name: str, found: Sequence[Drop]) -> None:
-    if found:
-        output.say(f"dropped of {name}:")
-    for drop in found:
-        output.say(f"{drop.episodes:>9,}  {drop.reason}: {drop.meaning}\n{'':11}such as {drop.example}")
-
-
 def show_task(output: Output, datasets: list[DatasetReader], task: str) -> None:
     """A task's streams, the fields of a step, its returns, drops and first episodes (all of them as JSON)."""
     results = []
@@ -149,14 +170,14 @@ def show_task(output: Output, datasets: list[DatasetReader], task: str) -> None:
             ("dtype", "num", "range"),
         )
         _show_bins(output, bins, next(row.threshold for row in dataset.tasks if row.task == task))
-        _show_drops(output, task, found)
+        show_drops(output, task, found)
         rows = list(islice(dataset.episodes(task=task), _MOST_EPISODES))
         columns = [name for name in _EPISODE if any(getattr(row, name) not in (None, "") for row in rows)]
         fitting_table(
             output,
             "first episodes",
             [*(_EPISODE[name] for name in columns), "verdict", "episode"],
-            [[*(getattr(row, name) for name in columns), _verdict(row), row.episode_id] for row in rows],
+            [[*(getattr(row, name) for name in columns), verdict(row), row.episode_id] for row in rows],
             ("order", "tokens", "agent"),
         )
         if output.as_json:
@@ -172,10 +193,6 @@ def show_task(output: Output, datasets: list[DatasetReader], task: str) -> None:
                 }
             )
     output.result({"tasks": results})
-
-
-def _verdict(row: EpisodeRow) -> str | None:
-    return ("held out" if row.split == HELD_OUT else "kept") if row.kept else row.reason
 
 
 def _range(pairs: Sequence[tuple[float, float]] | None) -> str | None:
@@ -199,7 +216,12 @@ def _show_bins(output: Output, bins: list[Bin], threshold: float | None) -> None
 
 
 def show_at(output: Output, datasets: list[DatasetReader], task: str | None, fraction: float) -> None:
-    """What ``keep: {min_return: fraction}`` would keep of every task, or of one."""
+    """What ``keep: {min_return: fraction}`` would keep of every task, or of one; ConfigError for documents alone."""
+    documents = [dataset.name for dataset in datasets if dataset.holds_documents]
+    datasets = [dataset for dataset in datasets if not dataset.holds_documents]
+    without = f"{', '.join(documents)} hold{'s' * (len(documents) == 1)} documents, which have no threshold"
+    if not datasets:
+        raise ConfigError(f"--at {fraction:g}: {without}")
     rows = [
         {"dataset": dataset.name, **dataclasses.asdict(row), "difference": row.kept_at - row.kept}
         for dataset in datasets
@@ -226,4 +248,6 @@ def show_at(output: Output, datasets: list[DatasetReader], task: str | None, fra
     )
     kept, then = sum(row["kept"] for row in rows), sum(row["kept_at"] for row in rows)
     output.say(f"{kept:,} episodes are kept now, {then:,} would be at {fraction:g} ({then - kept:+,})")
+    if documents:
+        output.say(without)
     output.result({"at": fraction, "kept": kept, "kept_at": then, "tasks": rows})

@@ -15,22 +15,26 @@ import pyarrow.parquet as pq
 
 from gatokit.inspection.check_records import Owner
 from gatokit.inspection.rows import TaskRow
-from gatokit.schemas.config import Keep
+from gatokit.schemas.config import CorpusConfig, Keep
 from gatokit.schemas.index import HELD_OUT, INDEX, INDEX_VERSION, REASONS, TRAIN
 from gatokit.schemas.manifest import Dataset, DatasetFile, Part, Split
 from gatokit.schemas.returns import reaches
 
 _STORED = ("tokens", "part", "first_record", "record_tokens")
+_OF_EPISODES = ("spec", "steps", "return", "expert_return", "threshold")
+_RULES_OF_EPISODES = ("below_threshold", "not_success", "too_short")
 
 
 @dataclass(frozen=True)
 class Summary:
-    """A dataset's totals in the manifest, its two summary files and the rule that filtered it."""
+    """A dataset's totals in the manifest, its two summary files and the rule that filtered it: ``keep`` of
+    episodes, ``corpus`` of documents."""
 
     totals: Dataset
     described: DatasetFile
     tasks: list[TaskRow]
-    keep: Keep
+    keep: Keep | None
+    corpus: CorpusConfig | None
     is_scan: bool
 
 
@@ -56,15 +60,16 @@ def index_faults(table: pa.Table, split: Split, summary: Summary) -> Iterator[st
     kept = pc.sum(table["kept"]).as_py() or 0
     if (table.num_rows, kept) != (split.rows, split.kept):
         yield f"{table.num_rows} rows, {kept} kept, and the manifest says {split.rows} and {split.kept}"
-    for what, mask in (_verdicts(table) | _stored(table, summary) | _tasks(table, summary)).items():
+    own = _episodes(table, summary) if summary.corpus is None else _documents(table, summary.corpus)
+    for what, mask in (_verdicts(table) | _stored(table, summary) | own).items():
         wrong = table["episode_id"].filter(mask)
         if len(wrong):
             yield f"{len(wrong)} rows {what}; the first is {wrong[0].as_py()!r}"
 
 
 def part_owners(table: pa.Table, ordinal: int, part: Part) -> list[Owner]:
-    """The episodes of a part in the order of their records; ValueError, as a sentence, where their records do not
-    fill the part as the manifest says."""
+    """The owners of a part's records in their order; ValueError, as a sentence, where these do not fill the part as
+    the manifest says."""
     rows = table.filter(pc.fill_null(pc.equal(table["part"], ordinal), False)).sort_by("first_record")
     counts = pc.fill_null(pc.list_value_length(rows["record_tokens"]), 0).to_numpy()
     first = rows["first_record"].to_numpy()
@@ -110,8 +115,24 @@ def _stored(table: pa.Table, summary: Summary) -> dict[str, Any]:
     }
 
 
-def _tasks(table: pa.Table, summary: Summary) -> dict[str, Any]:
-    """Rows against ``dataset.json``, ``tasks.parquet`` and the rule."""
+def _documents(table: pa.Table, corpus: CorpusConfig) -> dict[str, Any]:
+    """Rows of documents: what episodes alone have is null, and the dataset is their one task."""
+    faults = {f"have a value in {name}, and documents have none": pc.is_valid(table[name]) for name in _OF_EPISODES}
+    of_task = pc.and_(pc.equal(table["task"], corpus.name), pc.equal(table["agent"], ""))
+    faults["are of another task than their dataset, or of an agent"] = pc.invert(pc.fill_null(of_task, False))
+    faults["have another order than their position"] = _differ(
+        table["order"], table["source_position"].cast(pa.float64())
+    )
+    of_rule = pc.is_in(table["reason"], pa.array(_RULES_OF_EPISODES))
+    faults["are dropped by a rule of episodes"] = of_rule
+    if not corpus.drop_duplicates:
+        duplicate = pc.fill_null(pc.equal(table["reason"], "duplicate"), False)
+        faults["are dropped as duplicates, which the config keeps"] = duplicate
+    return faults
+
+
+def _episodes(table: pa.Table, summary: Summary) -> dict[str, Any]:
+    """Rows of episodes against ``dataset.json``, ``tasks.parquet`` and the rule."""
     known = {row.task: row for row in summary.tasks}
     encoded = table["task"].combine_chunks().dictionary_encode()
     if isinstance(encoded, pa.ChunkedArray):
@@ -129,7 +150,7 @@ def _tasks(table: pa.Table, summary: Summary) -> dict[str, Any]:
         "have another expert return than their task": _differ(table["expert_return"], expert),
         "have another threshold than their task": _differ(table["threshold"], limit),
     }
-    if summary.keep.min_return is not None:
+    if summary.keep is not None and summary.keep.min_return is not None:
         reached = reaches(table["return"].to_numpy(), limit.to_numpy())
         faults["are kept below the threshold"] = pc.and_not(table["kept"], pa.array(reached))
         below = pc.fill_null(pc.equal(table["reason"], "below_threshold"), False)

@@ -7,16 +7,25 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from gatokit.inspection.check_index import Summary
+from gatokit.inspection.rows import TaskRow
 from gatokit.schemas.canonical import json_digest
+from gatokit.schemas.config import CorpusConfig, TextConfig
+from gatokit.schemas.document import DocumentRules
 from gatokit.schemas.index import HELD_OUT
 from gatokit.schemas.manifest import DATASET, MANIFEST, TASKS_FILE, Dataset, Manifest
+from gatokit.schemas.pictures import PictureRule
 from gatokit.schemas.tokens import TokenIds
 
 _SUMMED = ("episodes", "kept", "held_out", "steps", "tokens")
+_OF_EPISODES = ("window", "stream_return", "expert_return", "threshold")
+_FOUND_BY_BUILDS = ("bad_image", "image_too_large", "image_animated", "empty")
+"""Why a build drops documents that the scan found sound; a scan can find the first and the last of these too."""
 
 
 class Totals:
-    """Adds up the splits of a dataset."""
+    """Adds up the splits of a dataset of episodes."""
+
+    what = "episodes"
 
     def __init__(self) -> None:
         self._ids: list[pa.Array] = []
@@ -30,7 +39,7 @@ class Totals:
         kept = table["kept"]
         columns = {
             "lost": table["lost"],
-            "episodes": pc.is_valid(table["return"]).cast(pa.int64()),
+            "episodes": self._sound(table).cast(pa.int64()),
             "kept": kept.cast(pa.int64()),
             "held_out": pc.fill_null(pc.equal(table["split"], HELD_OUT), False).cast(pa.int64()),
             "steps": pc.if_else(kept, table["steps"], 0),
@@ -57,8 +66,8 @@ class Totals:
             if (said.episodes, said.kept) != (self._rows, kept):
                 yield (
                     file,
-                    f"{totals.name}: {said.episodes} episodes, {said.kept} kept, and the indexes hold {self._rows} "
-                    f"and {kept}",
+                    f"{totals.name}: {said.episodes} {self.what}, {said.kept} kept, and the indexes hold "
+                    f"{self._rows} and {kept}",
                 )
         for sentence in self._task_faults(summary):
             yield TASKS_FILE, sentence
@@ -70,11 +79,42 @@ class Totals:
             sums = self._sums[row.task, row.agent]
             for name in _SUMMED:
                 said = getattr(row, name)
-                if said is not None and said != sums[name]:
+                if said is not None and not self._agrees(name, said, sums[name], summary):
                     yield f"task {row.task!r}, agent {row.agent!r}: {said} {name}, and the indexes hold {sums[name]}"
         for task in sorted(rows.keys() | self._rows_of_task.keys()):
             if rows[task] != self._rows_of_task[task]:
-                yield f"task {task!r}: {rows[task]} episodes, and the indexes hold {self._rows_of_task[task]}"
+                yield f"task {task!r}: {rows[task]} {self.what}, and the indexes hold {self._rows_of_task[task]}"
+
+    def _sound(self, table: pa.Table) -> pa.ChunkedArray:
+        """Which rows count as N, bool (R,)."""
+        return pc.is_valid(table["return"])
+
+    def _agrees(self, name: str, said: int, found: int, summary: Summary) -> bool:
+        return said == found
+
+
+class DocumentTotals(Totals):
+    """Adds up the splits of a dataset of documents, whose N counts those that the scan found sound."""
+
+    what = "documents"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._found_by_builds = 0
+
+    def add(self, table: pa.Table) -> None:
+        """See ``Totals``."""
+        super().add(table)
+        late = pc.is_in(table["reason"], pa.array(_FOUND_BY_BUILDS))
+        self._found_by_builds += pc.sum(late).as_py() or 0
+
+    def _sound(self, table: pa.Table) -> pa.ChunkedArray:
+        return pc.or_(table["kept"], pc.fill_null(pc.equal(table["reason"], "duplicate"), False))
+
+    def _agrees(self, name: str, said: int, found: int, summary: Summary) -> bool:
+        if name != "episodes" or summary.is_scan:
+            return said == found
+        return found <= said <= found + self._found_by_builds
 
 
 def manifest_faults(manifest: Manifest) -> Iterator[str]:
@@ -105,15 +145,47 @@ def dataset_faults(summary: Summary) -> Iterator[str]:
     described, totals = summary.described, summary.totals
     if (described.name, described.kind) != (totals.name, totals.kind):
         yield f"describes {described.name!r} of kind {described.kind}, and the manifest has {totals.name!r} here"
+    yield from _spec_faults(summary) if summary.corpus is None else _rule_faults(summary, summary.corpus)
+    differing = sorted(set(described.tasks) ^ {row.task for row in summary.tasks})
+    if differing:
+        yield f"task {differing[0]!r} stands only in one of {DATASET} and {TASKS_FILE}"
+
+
+def _spec_faults(summary: Summary) -> Iterator[str]:
+    described = summary.described
+    if described.documents is not None:
+        yield "holds rules of documents, and the manifest has episodes here"
     for id_, spec in described.specs.items():
         if spec.id != id_:
             yield f"the spec {id_} was edited: its fields are those of {spec.id}"
     for task, entry in described.tasks.items():
         if entry.spec not in described.specs:
             yield f"task {task!r} has the spec {entry.spec}, which is not among the specs"
-    differing = sorted(set(described.tasks) ^ {row.task for row in summary.tasks})
-    if differing:
-        yield f"task {differing[0]!r} stands only in one of {DATASET} and {TASKS_FILE}"
+
+
+def _rule_faults(summary: Summary, corpus: CorpusConfig) -> Iterator[str]:
+    described, name = summary.described, summary.totals.name
+    if described.documents != _rules(corpus):
+        yield "its rules of documents are not those of the config"
+    if described.specs or {task: entry.spec for task, entry in described.tasks.items()} != {name: ""}:
+        yield f"has specs, or other tasks than {name!r}, the one of its documents"
+    if [(row.task, row.agent) for row in summary.tasks] != [(name, "")]:
+        yield f"{TASKS_FILE} has other rows than the one of {name!r}"
+    for row in summary.tasks:
+        yield from (f"{TASKS_FILE} has a value in {item}, and documents have none" for item in _given(row))
+
+
+def _given(row: TaskRow) -> list[str]:
+    return [name for name in _OF_EPISODES if getattr(row, name) is not None]
+
+
+def _rules(corpus: CorpusConfig) -> DocumentRules:
+    """What the config wants done with documents."""
+    return DocumentRules(
+        pictures=None if isinstance(corpus, TextConfig) else PictureRule.of(corpus.images),
+        end_of_document=corpus.end_of_document,
+        bad_images=getattr(corpus, "bad_images", "reject"),
+    )
 
 
 def _files(dataset: Dataset) -> dict[str, str | None]:

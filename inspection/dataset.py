@@ -1,39 +1,44 @@
-"""One dataset of a finished build or scan: its tasks, its index and its stored episodes."""
+"""One dataset of a finished build or scan: its tasks, its index and its stored episodes or documents."""
 
 import functools
 import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Annotated, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
+from pydantic import Field, TypeAdapter
 
+from gatokit.inspection.document import StoredDocument, join_document
 from gatokit.inspection.episode import StoredEpisode, join
 from gatokit.inspection.rows import EpisodeRow, TaskRow
 from gatokit.inspection.shards import ShardReader, open_shard
-from gatokit.schemas.config import Keep
+from gatokit.schemas.config import CorpusConfig, Keep
 from gatokit.schemas.errors import DataError
 from gatokit.schemas.index import INDEX, INDEX_VERSION
 from gatokit.schemas.manifest import DATASET, TASKS_FILE, Dataset, DatasetFile
 from gatokit.schemas.record import Record
 from gatokit.schemas.spec import EpisodeSpec
 from gatokit.schemas.tokens import TokenIds
+from gatokit.tokenizers.document import DocumentTokenizer
 from gatokit.tokenizers.episode import EpisodeTokenizer
 from gatokit.tokenizers.text import TextTokenizer
 
 _FILE = "__filename"
 _VERSION = b"gatokit.index"
+_CORPUS: TypeAdapter[CorpusConfig] = TypeAdapter(Annotated[CorpusConfig, Field(discriminator="kind")])
 _REPEATED = ["task", "agent", "spec", "split", "reason", "source_file"]
 
 
 class DatasetReader:
     """Reads one dataset of a directory; ``gatokit.inspection.open_directory`` makes these.
 
-    ``totals`` is the dataset's entry in the manifest, ``keep`` the rule that it was filtered by.
+    ``totals`` is the dataset's entry in the manifest. ``keep`` is the rule that its episodes were filtered by, None
+    of documents; ``corpus`` is the config of its documents, None of episodes.
     """
 
     def __init__(
@@ -48,14 +53,17 @@ class DatasetReader:
         self.path = path
         self.totals = totals
         self.name = totals.name
-        self.keep = Keep.model_validate(config["keep"])
+        self.holds_documents = totals.kind != "episodes"
+        """Whether ``documents`` reads it, and not ``episodes``."""
+        self.keep = None if self.holds_documents else Keep.model_validate(config["keep"])
+        self.corpus: CorpusConfig | None = _CORPUS.validate_python(config) if self.holds_documents else None
         self._ids = ids
         self._text = text
         self._tokenizers: dict[str, EpisodeTokenizer] = {}
 
     @functools.cached_property
     def described(self) -> DatasetFile:
-        """``dataset.json``: the distinct specs, and each task's."""
+        """``dataset.json``: the distinct specs, and each task's, or the rules of documents."""
         return DatasetFile.read(self.path / DATASET)
 
     @functools.cached_property
@@ -84,18 +92,43 @@ class DatasetReader:
             raise DataError(f"the index of {self.path} cannot be read: {error}") from None
         return table.unify_dictionaries()
 
+    def rows(
+        self, *, task: str | None = None, kept: bool | None = None, split: str | None = None
+    ) -> Iterator[EpisodeRow]:
+        """Rows of the index in order, of episodes or documents, read as they are asked for: those of one task, those
+        that are kept (or dropped), those of one split (``train`` or ``held_out``)."""
+        wanted = {"task": task, "kept": kept, "split": split}
+        conditions = [pc.field(name) == value for name, value in wanted.items() if value is not None]
+        return self._rows(functools.reduce(operator.and_, conditions) if conditions else None)
+
+    def row(self, id_: str) -> EpisodeRow | None:
+        """The index row of one episode or document; None where there is none of that id."""
+        return next(self._rows(pc.field("episode_id") == id_), None)
+
     def episodes(
         self, *, task: str | None = None, kept: bool | None = None, split: str | None = None
     ) -> Iterator[EpisodeRow]:
-        """Rows of the index in order, read as they are asked for: those of one task, those that are kept (or
-        dropped), those of one split (``train`` or ``held_out``)."""
-        wanted = {"task": task, "kept": kept, "split": split}
-        conditions = [pc.field(name) == value for name, value in wanted.items() if value is not None]
-        yield from self._rows(functools.reduce(operator.and_, conditions) if conditions else None)
+        """The rows of episodes, as ``rows`` gives them; DataError where the dataset holds documents."""
+        if self.holds_documents:
+            raise DataError(f"{self.name} holds documents: documents() reads them, and rows() their index")
+        return self.rows(task=task, kept=kept, split=split)
 
-    def row(self, episode_id: str) -> EpisodeRow | None:
-        """The index row of one episode; None where there is none of that id."""
-        return next(self._rows(pc.field("episode_id") == episode_id), None)
+    def documents(self, *, split: str | None = None) -> Iterator[StoredDocument]:
+        """The kept documents, or those of one split (``train`` or ``held_out``), one at a time.
+
+        DataError where the dataset holds episodes; other errors as ``document``.
+        """
+        self._check_holds_documents()
+        return self.read_documents(self.rows(kept=True, split=split))
+
+    def document(self, document: str | EpisodeRow) -> StoredDocument:
+        """A kept document, by its id or its row, with all its records.
+
+        DataError where there is none, where it was dropped, where the directory is a scan, and where its
+        records are damaged or another's.
+        """
+        self._check_holds_documents()
+        return next(self.read_documents([self._known(document)]))
 
     def episode(self, episode: str | EpisodeRow) -> StoredEpisode:
         """A kept episode, by its id or its row, joined from all its records.
@@ -103,13 +136,20 @@ class DatasetReader:
         DataError where there is none, where it was dropped, where the directory is a scan, and where its
         records are damaged or another's.
         """
-        row = self.row(episode) if isinstance(episode, str) else episode
-        if row is None:
-            raise DataError(f"{self.name} has no episode {episode!r}")
-        return next(self.read([row]))
+        return next(self.read([self._known(episode)]))
 
     def read(self, rows: Iterable[EpisodeRow]) -> Iterator[StoredEpisode]:
         """The episodes of ``rows``; a shard stays open as long as they come from it. Errors as ``episode``."""
+        for row, records in self.records(rows):
+            yield join(records, row, self._tokenizer(row))
+
+    def read_documents(self, rows: Iterable[EpisodeRow]) -> Iterator[StoredDocument]:
+        """The documents of ``rows``; a shard stays open as long as they come from it. Errors as ``document``."""
+        for row, records in self.records(rows):
+            yield join_document(records, row, self._document_tokenizer)
+
+    def records(self, rows: Iterable[EpisodeRow]) -> Iterator[tuple[EpisodeRow, list[Record]]]:
+        """Each row and its records as they are stored, in order; DataError where they cannot be read."""
         with ExitStack() as stack:
             path, reader = None, None
             for row in rows:
@@ -117,17 +157,39 @@ class DatasetReader:
                 if path != wanted or reader is None:
                     stack.close()
                     path, reader = wanted, stack.enter_context(open_shard(wanted))
-                yield join(_records(reader, row, wanted), row, self._tokenizer(row))
+                yield row, _records(reader, row, wanted)
 
     def shard_of(self, row: EpisodeRow) -> Path:
-        """The file that holds a kept episode; DataError where nothing of it is stored."""
+        """The file that holds a kept episode or document; DataError where nothing of it is stored."""
         if row.shard is None:
             why = "the directory is a scan, which stores no tokens" if row.kept else f"it was dropped ({row.reason})"
-            raise DataError(f"{self.name}: nothing is stored of episode {row.episode_id!r}: {why}")
+            raise DataError(f"{self.name}: nothing is stored of {self._what} {row.episode_id!r}: {why}")
         return self.path / row.shard
 
+    @property
+    def _what(self) -> str:
+        return "document" if self.holds_documents else "episode"
+
+    def _known(self, wanted: str | EpisodeRow) -> EpisodeRow:
+        row = self.row(wanted) if isinstance(wanted, str) else wanted
+        if row is None:
+            raise DataError(f"{self.name} has no {self._what} {wanted!r}")
+        return row
+
+    def _check_holds_documents(self) -> None:
+        if not self.holds_documents:
+            raise DataError(f"{self.name} holds episodes: episodes() and read() give them")
+
+    @functools.cached_property
+    def _document_tokenizer(self) -> DocumentTokenizer:
+        rules = self.described.documents
+        if rules is None:
+            raise DataError(f"{self.path / DATASET} lacks the rules of its documents")
+        return DocumentTokenizer(self._text(), rules.end_of_document)
+
     def _tokenizer(self, row: EpisodeRow) -> EpisodeTokenizer:
-        assert row.spec is not None
+        if row.spec is None:
+            raise DataError(f"{self.name} holds {self._what}s, and {row.episode_id!r} has no spec: it is no episode")
         if row.spec not in self._tokenizers:
             spec = self.described.specs.get(row.spec)
             if spec is None:
@@ -174,4 +236,4 @@ def _records(reader: ShardReader, row: EpisodeRow, path: Path) -> list[Record]:
     try:
         return [Record.from_bytes(record) for record in data]
     except ValueError as error:
-        raise DataError(f"{path}: a record of episode {row.episode_id!r} is damaged: {error}") from None
+        raise DataError(f"{path}: a record of {row.episode_id!r} is damaged: {error}") from None

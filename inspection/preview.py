@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from gatokit.inspection.dataset import DatasetReader
+from gatokit.schemas.config import Keep
 from gatokit.schemas.errors import ConfigError
 from gatokit.schemas.index import BAD_REASONS
 from gatokit.schemas.returns import reaches, threshold
@@ -36,13 +37,17 @@ def preview(dataset: DatasetReader, fraction: float) -> list[TaskPreview]:
 
     Expert returns are those of the tasks, over all sound episodes. Episodes that are damaged, were rejected
     for their content or have no step with an action are never kept; in a scan, and for episodes that the build
-    dropped by their return, content has not been looked at. ConfigError for a fraction outside of [0, 1].
+    dropped by their return, content has not been looked at. ConfigError for a fraction outside of [0, 1], and for
+    documents.
     """
+    keep = dataset.keep
+    if keep is None:
+        raise ConfigError(f"{dataset.name} holds documents, which have no threshold")
     if not 0 <= fraction <= 1:
         raise ConfigError(f"{fraction:g} is no fraction of the expert return: give a number from 0 to 1")
-    expert = {row.task: row.expert_return for row in dataset.tasks}
+    expert = {row.task: row.expert_return for row in dataset.tasks if row.expert_return is not None}
     now = {row.task: row.threshold for row in dataset.tasks}
-    then = {name: threshold(value, fraction, _random(dataset, name)) for name, value in expert.items()}
+    then = {name: threshold(value, fraction, _random(keep, name)) for name, value in expert.items()}
 
     table = dataset.index(["task", "return", "steps", "kept", "reason", "lost"]).combine_chunks()
     task, names = _codes(table["task"])
@@ -81,8 +86,8 @@ def preview(dataset: DatasetReader, fraction: float) -> list[TaskPreview]:
     return sorted(rows, key=lambda row: (row.task is None, row.task or ""))
 
 
-def _random(dataset: DatasetReader, task: str) -> float | None:
-    random = dataset.keep.random_return
+def _random(keep: Keep, task: str) -> float | None:
+    random = keep.random_return
     return random.get(task) if isinstance(random, dict) else random
 
 

@@ -8,12 +8,13 @@ from gatokit.schemas.index import INDEX, TASKS
 
 @dataclass(frozen=True)
 class EpisodeRow:
-    """One episode of a dataset, kept or dropped: the columns of ``schemas.index.INDEX`` under the same names,
-    but ``return``, which is no name in Python and is ``episode_return`` here.
+    """One episode or document of a dataset, kept or dropped: the columns of ``schemas.index.INDEX`` under the same
+    names, but ``return``, which is no name in Python and is ``episode_return`` here.
 
     ``shard`` is the file below the dataset's directory that holds it, None where nothing is stored. ``task``,
     ``agent`` and ``episode_return`` are None where the episode is too damaged to say; ``tokens`` in a
-    scan; ``part``, ``first_record`` and ``record_tokens`` where nothing is stored.
+    scan; ``part``, ``first_record`` and ``record_tokens`` where nothing is stored; ``spec``, ``steps`` and all that
+    has to do with returns for a document.
     """
 
     episode_id: str
@@ -54,14 +55,18 @@ class EpisodeRow:
 
 @dataclass(frozen=True)
 class TaskRow:
-    """One agent's stream of a task: the columns of ``schemas.index.TASKS`` under the same names."""
+    """One agent's stream of a task: the columns of ``schemas.index.TASKS`` under the same names.
+
+    A dataset of documents has one row, named as the dataset, without a window and returns; its ``episodes`` counts
+    the documents that the scan found sound.
+    """
 
     task: str
     agent: str
     episodes: int
-    window: int
-    stream_return: float
-    expert_return: float
+    window: int | None
+    stream_return: float | None
+    expert_return: float | None
     threshold: float | None
     kept: int
     dropped: int

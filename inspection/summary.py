@@ -1,4 +1,4 @@
-"""What tables show of a dataset: hours, drops and how returns are distributed."""
+"""What tables show of a dataset: hours, drops, how returns and lengths are distributed."""
 
 import math
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from gatokit.schemas.index import REASONS
 
 @dataclass(frozen=True)
 class Drop:
-    """A reason, the episodes that were dropped for it, what it means and the id of the first of them."""
+    """A reason, the episodes or documents that were dropped for it, what it means and the id of the first."""
 
     reason: str
     episodes: int
@@ -30,6 +30,21 @@ class Bin:
     dropped: int
 
 
+@dataclass(frozen=True)
+class Lengths:
+    """Tokens of the kept documents: the shortest, the one that a tenth are shorter than, … and the longest.
+
+    Of an even number of documents the lower of the middle two is the median.
+    """
+
+    shortest: int
+    tenth: int
+    median: int
+    nine_tenths: int
+    longest: int
+    longest_id: str
+
+
 def hours(dataset: DatasetReader) -> float | None:
     """Duration of the kept steps; None where the control rate is unknown."""
     hz = dataset.totals.hz
@@ -37,7 +52,7 @@ def hours(dataset: DatasetReader) -> float | None:
 
 
 def drops(dataset: DatasetReader, task: str | None = None) -> list[Drop]:
-    """Why episodes of a dataset, or of one of its tasks, were dropped, the most frequent reason first."""
+    """Why episodes or documents of a dataset, or of one of its tasks, were dropped, the most frequent reason first."""
     where = ~pc.field("kept") if task is None else ~pc.field("kept") & (pc.field("task") == task)
     rows = dataset.index(["reason", "lost", "episode_id"], where)
     grouped = rows.group_by("reason", use_threads=False).aggregate([("lost", "sum"), ("episode_id", "first")])
@@ -51,6 +66,18 @@ def drops(dataset: DatasetReader, task: str | None = None) -> list[Drop]:
         for row in grouped.to_pylist()
     ]
     return sorted(found, key=lambda drop: (-drop.episodes, drop.reason))
+
+
+def lengths(dataset: DatasetReader) -> Lengths | None:
+    """How long the kept documents (or episodes) of a dataset are; None in a scan, which has no tokens."""
+    rows = dataset.index(["tokens"], pc.field("kept") & pc.field("tokens").is_valid())
+    tokens = rows["tokens"].to_numpy()
+    if not len(tokens):
+        return None
+    places = [(len(tokens) - 1) * tenths // 10 for tenths in (0, 1, 5, 9, 10)]
+    shortest, tenth, median, nine_tenths, last = np.partition(tokens, places)[places].tolist()
+    longest = next(iter(dataset.index(["episode_id"], pc.field("tokens") == last)["episode_id"]))
+    return Lengths(shortest, tenth, median, nine_tenths, last, longest.as_py())
 
 
 def histogram(dataset: DatasetReader, task: str, bins: int = 12) -> list[Bin]:

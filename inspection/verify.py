@@ -3,16 +3,19 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from gatokit.inspection.check_documents import DocumentChecks
+from gatokit.inspection.check_episodes import EpisodeChecks
 from gatokit.inspection.check_files import check_files
 from gatokit.inspection.check_index import Summary, index_faults, part_owners, read_index
-from gatokit.inspection.check_records import RecordChecker
-from gatokit.inspection.check_totals import Totals, dataset_faults, manifest_faults
+from gatokit.inspection.check_records import ContentCheck, RecordChecker
+from gatokit.inspection.check_totals import DocumentTotals, Totals, dataset_faults, manifest_faults
 from gatokit.inspection.dataset import DatasetReader
 from gatokit.inspection.directory import Directory
 from gatokit.inspection.faults import Fault, Faults
-from gatokit.schemas.errors import ConfigError, DataError
+from gatokit.schemas.errors import ConfigError, DataError, GatokitError
 from gatokit.schemas.manifest import DATASET, MANIFEST, TASKS_FILE, Manifest
 from gatokit.schemas.tokens import TEXT_IDS, TokenIds
+from gatokit.tokenizers.text import TextTokenizer
 
 __all__ = ["Fault", "verify"]
 
@@ -60,7 +63,15 @@ def _check_contents(root: Path, manifest: Manifest, faults: Faults, progress: Pr
     if faults.has(MANIFEST) or (manifest.vocabulary is not None and faults.has(manifest.vocabulary.file)):
         return
     moved = _counter(progress, "records", sum(dataset.records for dataset in manifest.datasets))
-    for dataset in Directory(root, manifest).datasets.values():
+    directory = Directory(root, manifest)
+    text = None
+    if manifest.vocabulary is not None:
+        try:
+            text = _vocabulary(directory)
+        except GatokitError as error:
+            faults.add(manifest.vocabulary.file, str(error).removeprefix(f"{root / manifest.vocabulary.file} "))
+            return
+    for dataset in directory.datasets.values():
         name = dataset.totals.directory
         if faults.has(f"{name}/{DATASET}") or faults.has(f"{name}/{TASKS_FILE}"):
             continue
@@ -72,19 +83,36 @@ def _check_contents(root: Path, manifest: Manifest, faults: Faults, progress: Pr
         for sentence in dataset_faults(summary):
             faults.add(f"{name}/{DATASET}", sentence)
         if not faults.has(f"{name}/{DATASET}"):
-            _check_dataset(dataset, summary, manifest, faults, moved)
+            checker = RecordChecker(_content(dataset, manifest, text))
+            _check_dataset(dataset, summary, checker, faults, moved)
+
+
+def _vocabulary(directory: Directory) -> TextTokenizer:
+    assert directory.manifest.vocabulary is not None
+    said, text = directory.manifest.vocabulary.pieces, directory.text
+    if text.pieces != said:
+        raise DataError(f"has {text.pieces} pieces, and the manifest says {said}")
+    return text
 
 
 def _summary(dataset: DatasetReader, manifest: Manifest) -> Summary:
-    return Summary(dataset.totals, dataset.described, dataset.tasks, dataset.keep, manifest.content == "scan")
+    described, is_scan = dataset.described, manifest.content == "scan"
+    return Summary(dataset.totals, described, dataset.tasks, dataset.keep, dataset.corpus, is_scan)
+
+
+def _content(dataset: DatasetReader, manifest: Manifest, text: TextTokenizer | None) -> ContentCheck:
+    """What the records of a dataset are checked for; ``text`` is None in a scan, which has no records."""
+    rules = dataset.described.documents
+    if rules is not None and text is not None:
+        return DocumentChecks(rules, text, manifest.tokenizer.chunk_tokens)
+    pieces = TEXT_IDS if text is None else text.pieces
+    return EpisodeChecks(dataset.described.specs, TokenIds(manifest.tokenizer.discrete_offset), pieces)
 
 
 def _check_dataset(
-    dataset: DatasetReader, summary: Summary, manifest: Manifest, faults: Faults, moved: Callable[[int], None]
+    dataset: DatasetReader, summary: Summary, checker: RecordChecker, faults: Faults, moved: Callable[[int], None]
 ) -> None:
-    name, totals = dataset.totals.directory, Totals()
-    pieces = manifest.vocabulary.pieces if manifest.vocabulary else TEXT_IDS
-    checker = RecordChecker(dataset.described.specs, TokenIds(manifest.tokenizer.discrete_offset), pieces)
+    name, totals = dataset.totals.directory, DocumentTotals() if dataset.holds_documents else Totals()
     for split in dataset.totals.splits:
         index = f"{name}/{split.index}"
         if faults.has(index):

@@ -1,5 +1,6 @@
-"""Small recordings with every awkward case, built and scanned, and ways to damage what was built."""
+"""Small recordings and corpora with every awkward case, built and scanned, and ways to damage what was built."""
 
+import io
 import json
 import shutil
 from collections.abc import Callable, Iterable
@@ -9,10 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import webdataset
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+from PIL import Image
 
 from gatokit.inspection import open_directory
 from gatokit.schemas.canonical import digest, json_digest
+from gatokit.tokenizers.codec import encode
 
 CONFIG = """
 vocabulary: {vocabulary}
@@ -151,6 +155,122 @@ def small(tmp_path_factory: pytest.TempPathFactory, vocabulary: Path) -> Small:
     build(config, root / "built")
     scan(config, root / "scanned")
     return Small(root / "built", root / "scanned", recorded)
+
+
+LONG_NOTE = "The quick brown fox jumps over the lazy dog and reads the language reference. " * 12
+CORPORA = """
+vocabulary: {vocabulary}
+chunk_tokens: 64
+holdout: 0.2
+datasets:
+  - name: notes
+    kind: text
+    source: notes.jsonl
+  - name: captions
+    kind: image_text
+    format: webdataset
+    source: captions.tar
+    images: {{max_patches: 16}}
+  - name: pages
+    kind: interleaved
+    format: mmc4
+    source: pages.jsonl
+    image_dir: images
+    bad_images: skip
+    end_of_document: false
+  - name: questions
+    kind: image_question_answer
+    questions: questions.json
+    annotations: annotations.json
+    image_dir: images
+    image_name: "{{image_id}}.png"
+    images: {{size: [32, 32], codec: jpeg}}
+    drop_duplicates: false
+"""
+
+
+def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
+    """Pixels of a smooth coloured picture."""
+    rows, columns = np.mgrid[:height, :width]
+    return np.stack([rows * 3 + seed, columns * 2, rows + columns], axis=2).astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class Corpora:
+    """A build and a scan of the same corpora, and the folder of their sources."""
+
+    built: Path
+    scanned: Path
+    source: Path
+
+
+def _write_notes(path: Path) -> None:
+    notes = ["A short note.", LONG_NOTE, "A short note.", " ", "Notes :copyright: are [bold]kept[/bold].", "The end."]
+    lines = [json.dumps({"text": note}) for note in notes]
+    path.write_text("\n".join([*lines[:4], "no JSON", *lines[4:]]) + "\n")
+
+
+def _write_captions(path: Path) -> None:
+    frames = [Image.fromarray(picture(32, 32, seed)) for seed in (0, 90)]
+    animation = io.BytesIO()
+    frames[0].save(animation, "GIF", save_all=True, append_images=frames[1:])
+    samples: list[tuple[str, str, bytes, str]] = [
+        ("0", "png", encode(picture(32, 48)), "a ramp of colours"),
+        ("1", "jpg", encode(picture(128, 64, 9), "jpeg"), "a tall ramp"),
+        ("2", "gif", animation.getvalue(), "a film"),
+        ("3", "png", b"<!DOCTYPE html><p>not found", "a page that was not found"),
+        ("4", "png", encode(picture(32, 48)), "a ramp of colours"),
+        ("5", "png", encode(picture(32, 48, 40)), "another ramp"),
+    ]
+    with webdataset.TarWriter(str(path)) as writer:
+        for key, suffix, data, text in samples:
+            writer.write({"__key__": key, suffix: data, "txt": text})
+
+
+def _write_pages(path: Path, images: Path) -> None:
+    for number in range(5):
+        (images / f"{number}.png").write_bytes(encode(picture(64, 64, 20 * number)))
+    (images / "broken.png").write_bytes(encode(picture(64, 64))[:200])
+    pages: list[tuple[list[str], list[tuple[str, int]]]] = [
+        (["First a ramp.", "Then nothing more."], [("0.png", 0), ("1.png", 1)]),
+        (["A page with a broken picture."], [("broken.png", 0)]),
+        (["Five pictures."], [(f"{number}.png", 0) for number in range(5)]),
+        (["No picture here."], []),
+    ]
+    lines = [
+        {"text_list": texts, "image_info": [{"image_name": name, "matched_text_index": at} for name, at in pictures]}
+        for texts, pictures in pages
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def _write_questions(folder: Path) -> None:
+    asked = [(10, 0, "What is it?"), (11, 0, "Is it red?"), (12, 1, "Is it blue?")]
+    questions = [{"question_id": id_, "image_id": image, "question": text} for id_, image, text in asked]
+    annotations = [
+        {"question_id": id_, "image_id": image, "multiple_choice_answer": "a ramp", "answers": []}
+        for id_, image, _ in asked
+    ]
+    (folder / "questions.json").write_text(json.dumps({"questions": questions, "data_subtype": "val"}))
+    (folder / "annotations.json").write_text(json.dumps({"annotations": annotations, "data_subtype": "val"}))
+
+
+@pytest.fixture(scope="session")
+def corpora(tmp_path_factory: pytest.TempPathFactory, vocabulary: Path) -> Corpora:
+    """A dataset of each kind of documents: long ones, duplicates, damaged ones, pictures that fit and that do not."""
+    from gatokit.pipelines.run import build, scan
+
+    root = tmp_path_factory.mktemp("corpora")
+    (root / "images").mkdir()
+    _write_notes(root / "notes.jsonl")
+    _write_captions(root / "captions.tar")
+    _write_pages(root / "pages.jsonl", root / "images")
+    _write_questions(root)
+    config = root / "corpora.yaml"
+    config.write_text(CORPORA.format(vocabulary=vocabulary))
+    build(config, root / "built")
+    scan(config, root / "scanned")
+    return Corpora(root / "built", root / "scanned", root)
 
 
 @pytest.fixture
