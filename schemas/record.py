@@ -6,7 +6,7 @@ Legend: T tokens, S time steps.
 import functools
 from bisect import bisect_left
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 from operator import attrgetter
 from typing import Any
 
@@ -21,6 +21,7 @@ from gatokit.schemas.tokens import PATCH
 RECORD_VERSION = 1
 _NUMBERS = {name: field.number for name, field in RecordMessage.DESCRIPTOR.fields_by_name.items()}
 _token = attrgetter("token")
+_Parts = list[bytes | memoryview]
 _U1, _U2, _U4, _F8 = np.dtype("u1"), np.dtype("<u2"), np.dtype("<u4"), np.dtype("<f8")
 
 
@@ -59,8 +60,7 @@ class Record:
             ("positions", np.ascontiguousarray(sequence.positions, _U2)),
         ):
             parts += (_head(_NUMBERS[name], values.nbytes), values) if values.size else ()
-        _add_images(parts, sequence.images, 0)
-        return b"".join(parts)
+        return b"".join(parts + _images(sequence.images, [0])[0])
 
     def divided(self, first_steps: list[int]) -> list[bytes]:
         """The serialized messages of the records into which this one is cut; each begins with one of its
@@ -73,28 +73,24 @@ class Record:
         first_tokens = [0, *sequence.step_begin[first_steps[1:]].tolist()]
         steps_of_each = np.diff([*first_steps, len(sequence.step_begin)])
         step_begin = sequence.step_begin - np.repeat(np.array(first_tokens, np.uint32), steps_of_each)
-        columns = [
-            _column("tokens", sequence.tokens, _U2, first_tokens),
-            _column("kinds", sequence.kinds, _U1, first_tokens),
-            _column("positions", sequence.positions, _U2, first_tokens),
-            _column("step_begin", step_begin, _U4, first_steps),
-            _column("reward", self.reward, _F8, first_steps),
-            _column("discount", self.discount, _F8, first_steps),
-            _column("flags", self.flags, _U1, first_steps),
-        ]
-        text_tokens = _column("text_tokens", sequence.text_tokens, _U4, first_steps)
-        images = _images_by_record(sequence.images, first_tokens)
+        columns = (
+            _rows("tokens", sequence.tokens, _U2, first_tokens),
+            _rows("kinds", sequence.kinds, _U1, first_tokens),
+            _rows("positions", sequence.positions, _U2, first_tokens),
+            _rows("step_begin", step_begin, _U4, first_steps),
+            _rows("reward", self.reward, _F8, first_steps),
+            _rows("discount", self.discount, _F8, first_steps),
+            _rows("flags", self.flags, _U1, first_steps),
+            _images(sequence.images, first_tokens),
+            _rows("text_tokens", sequence.text_tokens, _U4, first_steps),
+        )
         chunks = self.chunks + len(first_steps) - 1
         message = RecordMessage(version=RECORD_VERSION, owner=self.owner, chunks=chunks, spec=self.spec)
         found = []
-        for number, first_step in enumerate(first_steps):
+        for number, (first_step, *fields) in enumerate(zip(first_steps, *columns, strict=True)):
             message.chunk, message.first_step = self.chunk + number, self.first_step + first_step
-            parts: list[Any] = [message.SerializeToString(deterministic=True)]
-            for column in columns:
-                _add_rows(parts, column, number)
-            _add_images(parts, images[number], first_tokens[number])
-            _add_rows(parts, text_tokens, number)
-            found.append(b"".join(parts))
+            scalars: _Parts = [message.SerializeToString(deterministic=True)]
+            found.append(b"".join(chain(scalars, *fields)))
         return found
 
     @staticmethod
@@ -179,33 +175,27 @@ def _text_tokens(message: RecordMessage) -> np.ndarray | None:
     return counts.reshape(steps, -1)
 
 
-_Column = tuple[int, memoryview, list[int]]
-"""A bytes field: its number, the bytes of its array, and where those of each record begin, and the last ends."""
+def _rows(field: str, values: np.ndarray | None, dtype: np.dtype[Any], first_rows: list[int]) -> list[_Parts]:
+    """An array as a bytes field of each record; an empty one is left out, as protobuf does."""
+    if values is None or not values.size:
+        return [[] for _ in first_rows]
+    number, width = _NUMBERS[field], dtype.itemsize * (values.size // len(values))
+    data = np.ascontiguousarray(values, dtype).ravel().view(_U1).data
+    begins = [*(row * width for row in first_rows), len(data)]
+    return [[_head(number, end - begin), data[begin:end]] if begin < end else [] for begin, end in pairwise(begins)]
 
 
-def _column(field: str, values: np.ndarray | None, dtype: np.dtype[Any], first_rows: list[int]) -> _Column:
-    flat = np.ascontiguousarray([] if values is None else values, dtype).ravel()
-    width = flat.nbytes // len(values) if values is not None and flat.size else 0
-    return _NUMBERS[field], flat.view(_U1).data, [*(row * width for row in first_rows), flat.nbytes]
-
-
-def _add_rows(parts: list[Any], column: _Column, record: int) -> None:
-    """Appends the bytes of a record; an empty field is left out, as protobuf does."""
-    number, data, begins = column
-    rows = data[begins[record] : begins[record + 1]]
-    if rows:
-        parts += (_head(number, len(rows)), rows)
-
-
-def _images_by_record(images: list[PlacedImage], first_tokens: list[int]) -> list[list[PlacedImage]]:
+def _images(images: list[PlacedImage], first_tokens: list[int]) -> list[_Parts]:
+    """The image messages of each record."""
     begins = [bisect_left(images, token, key=_token) for token in first_tokens]
-    return [images[begin:end] for begin, end in pairwise([*begins, len(images)])]
-
-
-def _add_images(parts: list[Any], images: list[PlacedImage], first_token: int) -> None:
-    for token, (data, height, width) in images:
-        place = _place(height, width, token - first_token)
-        parts += (_image_head(len(data), len(place)), data, place)
+    found: list[_Parts] = []
+    for first_token, (begin, end) in zip(first_tokens, pairwise([*begins, len(images)]), strict=True):
+        parts: _Parts = []
+        for token, (data, height, width) in images[begin:end]:
+            place = _place(height, width, token - first_token)
+            parts += (_image_head(len(data), len(place)), data, place)
+        found.append(parts)
+    return found
 
 
 @functools.lru_cache(maxsize=4096)
