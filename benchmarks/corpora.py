@@ -4,8 +4,8 @@ Text against SentencePiece's own batch encoding of the same documents, pictures 
 writing the same bytes to ArrayRecord, and pictures that do not fit against decoding, resizing and encoding alone.
 Both sides are single processes that stay up, warm, and take turns. The corpora are those of examples/:
 
-    python examples/make_prose.py --out data/corpora/prose
-    python examples/make_captions.py --out data/corpora/captions-jpg --images jpg
+    python examples/make_prose.py --out data/corpora/prose/prose.jsonl
+    python examples/make_captions.py --out data/corpora/captions-jpg --encode jpg
     python benchmarks/corpora.py                 # about ten minutes on two cores
     python benchmarks/corpora.py --part text --repeats 3
 """
@@ -38,7 +38,7 @@ def prepare_text(corpora: Path, work: Path) -> None:
     """JSONL files of prose, and a few documents to warm up on."""
     source = corpora / "prose" / "prose.jsonl"
     if not source.exists():
-        raise SystemExit(f"{source} is missing: python examples/make_prose.py --out {corpora / 'prose'}")
+        raise SystemExit(f"{source} is missing: python examples/make_prose.py --out {source}")
     folder = fresh(work / "text")
     (folder / "prose.jsonl").symlink_to(source)
     write_config(work, "text", "kind: text\n    drop_duplicates: true")
@@ -55,7 +55,7 @@ def prepare_pictures(corpora: Path, work: Path) -> None:
     if not tars:
         raise SystemExit(
             f"{corpora / 'captions-jpg'} holds no tars: "
-            f"python examples/make_captions.py --out {corpora / 'captions-jpg'} --images jpg"
+            f"python examples/make_captions.py --out {corpora / 'captions-jpg'} --encode jpg"
         )
     samples = [sample for tar in tars for sample in read_tar(tar)]
 
