@@ -57,8 +57,9 @@ class DocumentTokenizer:
             if token > at:
                 parts.append(self._decode_text(tokens[at:token], kinds[at:token], token == len(tokens)))
             if image is not None:
-                at = token + patch_count(image)
-                if (kinds[token:at] != _IMAGE).any() or (tokens[token:at] != IMAGE_ID).any():
+                before, at = at, token + patch_count(image)
+                apart = before <= token and at <= len(tokens)
+                if not apart or (kinds[token:at] != _IMAGE).any() or (tokens[token:at] != IMAGE_ID).any():
                     raise ValueError(f"the picture at token {token} has other tokens than its patches")
                 parts.append(image)
         return [part for part in parts if part != ""]
