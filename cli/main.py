@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from gatokit.schemas.errors import ConfigError, GatokitError
 
-VERBS = ("demo", "scan", "build", "inspect", "verify")
+VERBS = ("demo", "vocab", "scan", "build", "inspect", "verify")
 """Each is a module beside this one with ``add(commands)``; its parser's default ``run`` does the work."""
 
 

@@ -1,0 +1,84 @@
+"""``gatokit vocab``: the SentencePiece model."""
+
+import argparse
+from dataclasses import asdict
+
+from gatokit.cli.build import positive
+from gatokit.cli.console import Output, add_command, size
+from gatokit.schemas.errors import ConfigError
+from gatokit.schemas.tokens import TEXT_IDS
+
+_ABOUT = """gatokit vocab corpora.yaml --out text.model
+
+Trains on the texts, captions, questions with answers and pages of the config's datasets, and on the text fields of its
+episodes, as a build keeps them for training: no duplicates, nothing held out. A config with more text than
+--sample-bytes gives a sample, each dataset in proportion to its bytes.
+
+Under --normalization identity decoded text equals the source text, with one exception: U+2581 (▁), SentencePiece's sign
+for a space, becomes a space. Under nfkc compatibility forms are unified, and line ends and runs of spaces become one
+space."""
+
+
+def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Adds the command."""
+    parser = add_command(
+        commands,
+        "vocab",
+        "train the SentencePiece model that a build tokenizes text with, on the config's text",
+        _ABOUT,
+    )
+    parser.add_argument("config", metavar="CONFIG", help="build config (YAML)")
+    parser.add_argument("--out", required=True, metavar="FILE", help="model to write; the config's vocabulary")
+    parser.add_argument(
+        "--pieces", type=positive, default=TEXT_IDS, metavar="N", help=f"most pieces (default: {TEXT_IDS})"
+    )
+    parser.add_argument(
+        "--normalization",
+        choices=["identity", "nfkc"],
+        default="identity",
+        help="of text before it is tokenized (default: identity)",
+    )
+    parser.add_argument(
+        "--sample-bytes",
+        type=positive,
+        default=60_000_000,
+        metavar="N",
+        help="most text to train on, which takes 25 times as much memory (default: 60000000)",
+    )
+    parser.set_defaults(run=run, takes_beam_options=False)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Trains and says on what."""
+    try:
+        from gatokit.pipelines.vocabulary import make_vocabulary
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("gatokit"):
+            raise
+        raise ConfigError(f"{error.name} is not installed: pip install 'gatokit[build]'") from None
+    output = Output(arguments.json)
+    with output.progress() as progress:
+        trained = make_vocabulary(
+            arguments.config,
+            arguments.out,
+            pieces=arguments.pieces,
+            normalization=arguments.normalization,
+            sample_bytes=arguments.sample_bytes,
+            progress=progress,
+        )
+    for warning in trained.warnings:
+        output.notice(warning)
+    output.table(
+        f"{trained.file}",
+        ["dataset", "documents", "in the sample", "bytes"],
+        [[item.name, item.of, item.documents, size(item.bytes)] for item in trained.datasets],
+    )
+    held_out = trained.held_out_characters_per_token
+    output.say(
+        f"{trained.pieces:,} pieces ({trained.normalization}) from {trained.sentences:,} sentences, "
+        f"{size(trained.bytes)}, in {trained.seconds:.1f} s; {trained.characters_per_token:.2f} characters a token"
+        + ("" if held_out is None else f", {held_out:.2f} in held-out documents")
+    )
+    output.say(f"BLAKE2b {trained.blake2b}")
+    output.result(asdict(trained))
+    return 0
