@@ -114,7 +114,7 @@ def _summary(document: StoredDocument, text: int, image: int) -> str:
     counts = [f"{text:,} of text"] if text else []
     if image:
         pictures = len(document.images)
-        counts.append(f"{image:,} patches of {pictures:,} picture{'s' * (pictures > 1)}")
+        counts.append(f"{image:,} patch{'es' * (image > 1)} of {pictures:,} picture{'s' * (pictures > 1)}")
     sizes = ", ".join(f"{len(record.sequence.tokens):,}" for record in document.records[:8])
     more = ", …" if len(document.records) > 8 else ""
     records = f"; {len(document.records):,} records of {sizes}{more}" if len(document.records) > 1 else ""
