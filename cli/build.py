@@ -68,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
     datasets = result.manifest.datasets
     output.table(
         f"{arguments.out}",
-        ["dataset", "episodes", "kept", "tokens", "records", "held-out records", "shards", "bytes"],
+        ["dataset", "found", "kept", "tokens", "records", "held-out records", "shards", "bytes"],
         [
             [
                 item.name,

@@ -1,7 +1,6 @@
-"""``gatokit demo``: the whole road on real episodes that are recorded on the spot."""
+"""``gatokit demo``: the whole road on real episodes, pictures and prose that are made on the spot."""
 
 import argparse
-import pydoc_data.topics
 import time
 from importlib.resources import files
 from pathlib import Path
@@ -12,7 +11,7 @@ from gatokit.inspection import open_directory
 from gatokit.schemas.errors import ConfigError
 
 VOCABULARY_PIECES = 4000
-"""The demo's text, Python's own reference, is too short for 32,000."""
+"""The demo's text is too short for 32,000."""
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -31,9 +30,9 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 def run(arguments: argparse.Namespace) -> int:
     """Runs every stage; what is already there is not done again."""
     try:
+        from gatokit.cli.demo_corpora import CAPTIONS_FILE, make_captions, make_text
         from gatokit.environments.demo import record_demo
         from gatokit.environments.progress import progress_bars
-        from gatokit.pipelines.vocabulary import train_vocabulary
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("gatokit"):
             raise
@@ -54,19 +53,25 @@ def run(arguments: argparse.Namespace) -> int:
     )
     config, vocabulary = out / "demo.yaml", out / "vocabulary.model"
     config.write_text(files("gatokit.cli").joinpath("demo.yaml").read_text(encoding="utf-8"), encoding="utf-8")
-    if not vocabulary.exists():
-        stage(output, f"train a vocabulary of {VOCABULARY_PIECES:,} pieces on Python's own reference")
-        lines = (line.strip() for text in pydoc_data.topics.topics.values() for line in text.splitlines())
-        train_vocabulary((line for line in lines if line), vocabulary, VOCABULARY_PIECES)
+    stage(output, "draw pictures with captions, and collect prose, from Python packages")
+    with output.progress() as progress:
+        for done, (folder, write) in enumerate((("captions", make_captions), ("text", make_text))):
+            progress("corpora", done, 2)
+            (out / "data" / folder).mkdir(parents=True, exist_ok=True)
+            write(out / "data" / folder)
+        progress("corpora", 2, 2)
     workers = ["--workers", str(arguments.workers)]
     built = str(out / "built")
+    train = ["vocab", str(config), "--out", str(vocabulary), "--pieces", str(VOCABULARY_PIECES)]
     for make in (
+        *([lambda: train] if not vocabulary.exists() else []),
         lambda: ["scan", str(config), "--out", str(out / "scanned"), *workers],
         lambda: ["build", str(config), "--out", built, *workers],
         lambda: ["verify", built],
         lambda: ["inspect", built],
         lambda: ["inspect", built, "--dataset", "metaworld", "--at", "0.9"],
         lambda: ["inspect", built, "--dataset", "babyai", "--episode", first_kept(built, "babyai")],
+        lambda: ["inspect", built, "--document", f"{CAPTIONS_FILE}#000000000", "--images", str(out / "pictures")],
     ):
         status = command(output, make(), quiet=arguments.json)
         if status:

@@ -18,7 +18,7 @@ from gatokit.pipelines.kinds import plan_dataset
 from gatokit.pipelines.orders import Order
 from gatokit.pipelines.plan import DatasetPlan, Plan, make_plan
 from gatokit.pipelines.shards import write_index
-from gatokit.pipelines.storage import LOCK, TEMPORARY, hold, write_atomically
+from gatokit.pipelines.storage import LOCK, TEMPORARY, hold, local_directory, write_atomically
 from gatokit.schemas.canonical import json_digest
 from gatokit.schemas.config import PATHS, BuildConfig, read_config
 from gatokit.schemas.errors import ConfigError, DataError
@@ -84,7 +84,7 @@ def _run(
     progress: Progress | None,
 ) -> Result:
     begin = time.monotonic()
-    base, root = Path(config_path).resolve().parent, Path(out)
+    base, root = Path(config_path).resolve().parent, local_directory(out)
     config = _selected(read_config(config_path), only, config_path)
     where = jobs.execution(beam_arguments, workers)
     described = _described(config, base, limit)
@@ -93,6 +93,7 @@ def _run(
     plans = [plan_dataset(config, number, base) for number in range(len(config.datasets))]
     with hold(root):
         _check_root(root, described, content)
+        _check_vocabulary(root, model)
         log = _Log(root / LOG)
         work = root / _WORK
         errors = work / jobs.ERRORS
@@ -172,14 +173,22 @@ def _check_root(root: Path, described: dict[str, Any], content: str) -> None:
         )
 
 
+def _check_vocabulary(root: Path, model: Vocabulary | None) -> None:
+    """ConfigError where a build, finished or not, has made shards with another model."""
+    path = root / VOCABULARY
+    if model is not None and path.exists() and TextTokenizer.load(path).digest != model.blake2b:
+        raise ConfigError(
+            f"--out {root}: holds shards of another vocabulary, {path}; choose another directory or delete this one"
+        )
+
+
 def _check_unchanged(root: Path, planned: list[Plan]) -> None:
     if not (root / MANIFEST).exists():
         return
     finished = {split.fingerprint for item in Manifest.read(root).datasets for split in item.splits}
     if finished != {order.fingerprint for plan in planned for order in plan.orders}:
         raise ConfigError(
-            f"--out {root}: holds a finished build of other source files or another vocabulary; "
-            "choose another directory or delete it"
+            f"--out {root}: holds a finished build of other source files; choose another directory or delete it"
         )
 
 

@@ -4,6 +4,7 @@ import ctypes
 import fcntl
 import hashlib
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -83,14 +84,20 @@ def file_digest(path: str | Path) -> tuple[int, str]:
     return size, hash_.hexdigest()
 
 
+def local_directory(out: str | Path) -> Path:
+    """The directory to write into; ConfigError where it is no local path."""
+    # Of a Path the second slash is gone already.
+    if re.match(r"[A-Za-z][A-Za-z0-9+.\-]+:/", str(out)):
+        raise ConfigError(f"--out {out}: no local path; build into a local or mounted directory")
+    return Path(out)
+
+
 @contextmanager
 def hold(directory: str | Path) -> Iterator[None]:
     """Holds a directory for one build; the lock ends with the process, however it ends.
 
     DataError where another process holds it.
     """
-    if "://" in str(directory):
-        raise ConfigError(f"--out {directory}: no local path; build into a local or mounted directory")
     try:
         Path(directory).mkdir(parents=True, exist_ok=True)
         file = open(Path(directory) / LOCK, "a")  # noqa: SIM115

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from gatokit.pipelines.storage import commit, file_digest, hold, temporary_beside, write_atomically
+from gatokit.pipelines.storage import commit, file_digest, hold, local_directory, temporary_beside, write_atomically
 from gatokit.schemas.errors import ConfigError, DataError
 
 
@@ -147,5 +147,6 @@ def test_a_directory_that_cannot_be_written(tmp_path: Path) -> None:
 
 def test_object_storage_says_what_to_do() -> None:
     said = r"^--out gs://bucket/out: no local path; build into a local or mounted directory$"
-    with pytest.raises(ConfigError, match=said), hold("gs://bucket/out"):
-        pass
+    with pytest.raises(ConfigError, match=said):
+        local_directory("gs://bucket/out")
+    assert local_directory("a:b/out") == Path("a:b/out")
