@@ -29,8 +29,8 @@ class Output:
         self.as_json = as_json
         self.width = Console().width if sys.stdout.isatty() or "COLUMNS" in os.environ else _PIPED_WIDTH
         """Characters of a line."""
-        self._out = Console(width=self.width, highlight=False, soft_wrap=not sys.stdout.isatty())
-        self._err = Console(stderr=True, highlight=False, soft_wrap=True)
+        self._out = Console(width=self.width, highlight=False, soft_wrap=not sys.stdout.isatty(), emoji=False)
+        self._err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
     def say(self, text: str) -> None:
         """A line for people."""

@@ -53,7 +53,7 @@ def build_split(order: Order, directory: str | Path, text: TextTokenizer) -> Non
                 result["tokens"][row], result["part"][row] = sum(made.tokens), part
                 result["first_record"][row], result["record_tokens"][row] = first, made.tokens
                 if made.remark is not None:
-                    columns["detail"][row] = made.remark
+                    columns["detail"][row] = "; ".join(filter(None, (columns["detail"][row], made.remark)))
         writer.finish()
         result["tokens"] = [0 if tokens is None else tokens for tokens in result["tokens"]]
         index = pa.table({**columns, **result}).select(INDEX.names).cast(INDEX)

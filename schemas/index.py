@@ -66,14 +66,14 @@ BAD_REASONS = {
     "malformed_steps": "fields disagree on the number of steps, or a step after the last one follows",
     "duplicate_id": "an earlier document of the file has the same key",
     "missing_image": "a picture that the document names is not there",
-    "missing_field": "a field of the spec or a configured metadata key is absent",
-    "wrong_shape": "a value has another shape or size than the spec says",
+    "missing_field": "a field or a configured key is absent",
+    "wrong_shape": "a value has another type, shape or size than it should",
     "out_of_range": "a discrete value is outside its range",
     "not_utf8": "a text is not valid UTF-8",
-    "bad_image": "an image does not decode or has another form than the spec says",
+    "bad_image": "an image does not decode or has a form that is not read",
     "image_too_large": "a picture has more pixels than are ever decoded",
     "image_animated": "a picture file holds an animation or several pages",
-    "too_large": "the episode is above max_episode_bytes and was not read",
+    "too_large": "the episode or document is above max_episode_bytes and was not read",
     "step_too_long": "a step has more observation tokens than a position can count",
 }
 """Reasons that count against the error budget: the input is rotten."""

@@ -148,7 +148,7 @@ def test_json_is_all_that_scan_and_build_print(config, tmp_path, recorded):
     assert built["seconds"] > 0
 
 
-@pytest.mark.parametrize("verb", ["scan", "build", "inspect", "verify", "demo"])
+@pytest.mark.parametrize("verb", ["scan", "build", "vocab", "inspect", "verify", "demo"])
 def test_help_has_an_example(verb, capsys):
     with pytest.raises(SystemExit) as raised:
         main([verb, "--help"])
