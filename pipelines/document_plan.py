@@ -113,9 +113,9 @@ class DocumentsPlan(DatasetPlan):
     def units(self, max_bytes: int) -> list[DocumentUnit]:
         """See ``DatasetPlan``."""
         groups: list[list[int]] = []
-        size = SCAN_UNIT_BYTES
+        size = 0
         for ordinal, file in enumerate(self.files):
-            if size + file.size > SCAN_UNIT_BYTES:
+            if not groups or size + file.size > SCAN_UNIT_BYTES:
                 groups.append([])
                 size = 0
             groups[-1].append(ordinal)
@@ -253,9 +253,12 @@ class _Scanned:
             yield table
 
     def ids(self, table: pa.Table) -> list[str]:
-        """Each row's id: its file and its key there."""
+        """Each row's id: its file and its key there, and where an earlier document has that key its position too."""
         files, keys = table["file"].to_pylist(), table["key"].to_pylist()
-        return [f"{self.names[file]}#{key}" for file, key in zip(files, keys, strict=True)]
+        ids = [f"{self.names[file]}#{key}" for file, key in zip(files, keys, strict=True)]
+        for row in np.flatnonzero(pc.equal(table["reason"], "duplicate_id").fill_null(False)).tolist():
+            ids[row] += f"@{table['position'][row]}"
+        return ids
 
 
 def _numbers(column: pa.ChunkedArray) -> np.ndarray:

@@ -9,6 +9,7 @@ import numpy as np
 
 from gatokit.pipelines.orders import DocumentsHead, Order
 from gatokit.pipelines.shards import Made, Outside
+from gatokit.pipelines.sources.corpora import text_separator
 from gatokit.pipelines.sources.corpus import DocumentPlace, Part
 from gatokit.schemas.document import Document, DocumentRules
 from gatokit.schemas.episode import EncodedImage, PlacedImage, TokenSequence
@@ -31,6 +32,7 @@ class DocumentsMaker:
     def __init__(self, order: Order[DocumentsHead], text: TextTokenizer) -> None:
         self._head, self._rules = order.head, order.head.rules
         self._files = order.head.corpus_files()
+        self._separators = [text_separator(file) for file in self._files]
         self._tokenizer = DocumentTokenizer(text, order.head.rules.end_of_document)
         self.outside: Outside = {}
 
@@ -41,18 +43,19 @@ class DocumentsMaker:
         with ThreadPoolExecutor(1) as other:
             before: list[Future[list[_Encoded]]] = []
             for batch in _batches(self._stored(columns, rows)):
-                before.append(other.submit(self._encode, columns["episode_id"], batch))
+                before.append(other.submit(self._encode, columns, batch))
                 if len(before) > 1:
                     yield from map(self._made, before.pop(0).result())
             for last in before:
                 yield from map(self._made, last.result())
 
-    def _encode(self, ids: list[str], batch: list[tuple[int, list[Part]]]) -> list["_Encoded"]:
+    def _encode(self, columns: dict[str, list[Any]], batch: list[tuple[int, list[Part]]]) -> list["_Encoded"]:
+        ids, files = columns["episode_id"], columns["file"]
         documents, remarks = {}, {}
         found: dict[int, TokenSequence | RejectedError] = {}
         for row, parts in batch:
             try:
-                fitted, remarks[row] = fit_pictures(parts, self._rules)
+                fitted, remarks[row] = fit_pictures(parts, self._rules, self._separators[files[row]])
                 documents[row] = Document(ids[row], fitted)
             except RejectedError as error:
                 found[row] = error
@@ -74,8 +77,11 @@ class DocumentsMaker:
             yield from zip(own, self._files[ordinal].read(places), strict=True)
 
 
-def fit_pictures(parts: list[Part], rules: DocumentRules) -> tuple[list[str | EncodedImage], str | None]:
-    """The parts with their pictures as the rules want them stored, and what was left out.
+def fit_pictures(
+    parts: list[Part], rules: DocumentRules, separator: str
+) -> tuple[list[str | EncodedImage], str | None]:
+    """The parts with their pictures as the rules want them stored, and what was left out; ``separator`` joins texts
+    that become neighbours by it.
 
     RejectedError where a picture is damaged, unless the rules leave it out, and where nothing is left.
     """
@@ -92,7 +98,7 @@ def fit_pictures(parts: list[Part], rules: DocumentRules) -> tuple[list[str | En
                     raise
                 left_out.append(f"{error.reason}: {error.detail}")
         elif fitted and isinstance(fitted[-1], str):
-            fitted[-1] += "\n\n" + part
+            fitted[-1] += separator + part
         else:
             fitted.append(part)
     if not fitted:

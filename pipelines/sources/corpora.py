@@ -70,6 +70,11 @@ def modification_times(file: CorpusFile) -> tuple[int, ...]:
     return tuple(os.stat(path).st_mtime_ns for path in paths)
 
 
+def text_separator(file: CorpusFile) -> str:
+    """What stands between two texts of a page that a picture no longer parts, as between any neighbours there."""
+    return " " if isinstance(file, Mmc4File) else "\n\n"
+
+
 def corpus_file_to_json(file: CorpusFile) -> dict[str, Any]:
     """A file and its type as plain values."""
     name = next(name for name, type_ in _FILE_TYPES.items() if type(file) is type_)
