@@ -7,6 +7,7 @@ holds more of a row than a verdict needs: the rows stay in files, and the orders
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -130,8 +131,9 @@ def _splits(judged: Judged, shard_bytes: int) -> Iterator[pa.Table]:
     current = -1
     for table in judged.tables():
         split = splitter.assign(judged.names, table["file"].to_numpy(), table["length"].to_numpy(), judged.whole)
-        starts = np.flatnonzero(np.diff(split, prepend=-1))
-        for start, end in zip(starts.tolist(), [*starts.tolist()[1:], len(split)], strict=True):
+        # A unit may have no rows: empty files, or those behind a limit.
+        starts = np.flatnonzero(np.diff(split, prepend=-1)).tolist()
+        for start, end in pairwise([*starts, len(split)]):
             if split[start] != current and pending:
                 yield pa.concat_tables(pending)
                 pending = []
