@@ -24,8 +24,10 @@ from typing import Any
 from harness import Once, Sides, compare, machine, memory, run_side, show_memory
 
 PARTS = ("text", "copy", "resize", "memory")
-TEXT_BYTES, PICTURES = 64 << 20, 20_000
-"""Documents and pictures of a run come to about this much."""
+COPIES = 4
+"""The prose is read under so many names."""
+PICTURES = {"copy": 60_000, "resize": 20_000}
+"""Pictures of a run; those of the corpus come again and again."""
 SAMPLES_A_TAR = 2_000
 SIDE = 256
 """Height and width of the pictures that are copied."""
@@ -39,12 +41,17 @@ def prepare_text(corpora: Path, work: Path) -> None:
     source = corpora / "prose" / "prose.jsonl"
     if not source.exists():
         raise SystemExit(f"{source} is missing: python examples/make_prose.py --out {source}")
-    folder = fresh(work / "text")
-    (folder / "prose.jsonl").symlink_to(source)
-    write_config(work, "text", "kind: text\n    drop_duplicates: true")
+    link_prose(source, fresh(work / "text"), COPIES)
+    write_config(work, "text", "kind: text\n    drop_duplicates: false")
     with open(source, "rb") as lines, open(fresh(work / "text-warm") / "prose.jsonl", "wb") as out:
         out.writelines(next(lines) for _ in range(20))
     write_config(work, "text-warm", "kind: text")
+
+
+def link_prose(source: Path, folder: Path, copies: int) -> None:
+    """The prose under several names."""
+    for copy in range(copies):
+        (folder / f"{copy:03d}.jsonl").symlink_to(source)
 
 
 def prepare_pictures(corpora: Path, work: Path) -> None:
@@ -73,7 +80,7 @@ def prepare_pictures(corpora: Path, work: Path) -> None:
         if not (work / name).exists():
             pictures = list(made)
             write_tars(fresh(work / f"{name}-warm"), pictures[:50])
-            write_tars(fresh(work / f".{name}"), (pictures * -(-PICTURES // len(pictures)))[:PICTURES])
+            write_tars(fresh(work / f".{name}"), (pictures * -(-PICTURES[name] // len(pictures)))[: PICTURES[name]])
             (work / f".{name}").rename(work / name)
         write_config(work, name, options)
         write_config(work, f"{name}-warm", options)
@@ -261,9 +268,7 @@ def main() -> None:
         configs = {}
         for copies in (10, 1):
             name = f"text-{copies}"
-            folder = fresh(work / name)
-            for copy in range(copies):
-                (folder / f"{copy:03d}.jsonl").symlink_to(corpora / "prose" / "prose.jsonl")
+            link_prose(corpora / "prose" / "prose.jsonl", fresh(work / name), copies)
             write_config(work, name, "kind: text\n    drop_duplicates: false")
             configs[f"{source_bytes(work / f'{name}.yaml') / 1e6:,.0f} MB"] = work / f"{name}.yaml"
         result["memory"] = memory("gatokit_build", configs, work / "text-warm.yaml")

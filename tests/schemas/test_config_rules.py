@@ -321,7 +321,8 @@ def test_rules_of_a_dataset(tmp_path: Path, line: str, message: str) -> None:
         ),
         (
             "vocabulary: v\ndatasets: [{name: a, kind: movies, source: s}]",
-            "datasets[0].kind: must be 'episodes', 'text', 'image_text', 'image_question_answer', 'interleaved' (got 'movies')",
+            "datasets[0].kind: must be 'episodes', 'text', 'image_text', 'image_question_answer', 'interleaved' "
+            "(got 'movies')",
         ),
         (
             "vocabulary: v\ndatasets: [{name: a, kind: episodes, source: ''}]",
