@@ -1,5 +1,6 @@
 """From stored documents to the records of a shard: pictures fitted, texts tokenized, long documents cut."""
 
+from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import groupby, pairwise
@@ -16,11 +17,13 @@ from gatokit.schemas.episode import EncodedImage, PlacedImage, TokenSequence
 from gatokit.schemas.errors import RejectedError
 from gatokit.schemas.record import Record
 from gatokit.tokenizers.document import DocumentTokenizer, patch_count
-from gatokit.tokenizers.pictures import prepare
+from gatokit.tokenizers.pictures import is_copied, prepare
 from gatokit.tokenizers.text import TextTokenizer
 
 _BATCH_DOCUMENTS, _BATCH_CHARACTERS, _BATCH_BYTES = 256, 1 << 18, 1 << 23
 """Documents are tokenized together up to this many, this much text and this much of pictures."""
+_THREADS, _HEAVY_CHARACTERS = 2, 1 << 16
+"""Threads beside a worker's own, and the text of a batch that is worth one: handing over costs where there is less."""
 _NO_STEPS = np.empty(0)
 _Encoded = tuple[int, str, TokenSequence | RejectedError, str | None]
 """Row, id, tokens or why there are none, remark."""
@@ -38,16 +41,29 @@ class DocumentsMaker:
 
     def make(self, columns: dict[str, list[Any]], rows: list[int]) -> Iterator[tuple[int, Made | RejectedError]]:
         """See ``build.Maker``."""
-        # Decoding pictures and tokenizing text let other threads run: here the next documents are read meanwhile, and
-        # the last ones written.
-        with ThreadPoolExecutor(1) as other:
-            before: list[Future[list[_Encoded]]] = []
+        # Decoding pictures and tokenizing text let other threads run: these take the batches in which there is much of
+        # it, while this one reads the next documents and writes the last ones.
+        with ThreadPoolExecutor(_THREADS) as others:
+            before: deque[Future[list[_Encoded]]] = deque()
             for batch in _batches(self._stored(columns, rows)):
-                before.append(other.submit(self._encode, columns, batch))
-                if len(before) > 1:
-                    yield from map(self._made, before.pop(0).result())
+                if self._is_heavy(batch):
+                    before.append(others.submit(self._encode, columns, batch))
+                    if len(before) > _THREADS:
+                        yield from map(self._made, before.popleft().result())
+                else:
+                    while before:
+                        yield from map(self._made, before.popleft().result())
+                    yield from map(self._made, self._encode(columns, batch))
             for last in before:
                 yield from map(self._made, last.result())
+
+    def _is_heavy(self, batch: list[tuple[int, list[Part]]]) -> bool:
+        """Whether there is much text, or a picture, judged by the first, that must be decoded."""
+        if sum(len(part) for _, parts in batch for part in parts if isinstance(part, str)) >= _HEAVY_CHARACTERS:
+            return True
+        picture = next((part for _, parts in batch for part in parts if isinstance(part, bytes)), None)
+        rule = self._rules.pictures
+        return picture is not None and rule is not None and not is_copied(picture, rule)
 
     def _encode(self, columns: dict[str, list[Any]], batch: list[tuple[int, list[Part]]]) -> list["_Encoded"]:
         ids, files = columns["episode_id"], columns["file"]
@@ -130,12 +146,16 @@ def document_records(id: str, sequence: TokenSequence, chunk_tokens: int) -> tup
     starts = document_cuts(len(sequence.tokens), sequence.images, chunk_tokens)
     packed, sizes = [], []
     for chunk, (begin, end) in enumerate(pairwise([*starts, len(sequence.tokens)])):
-        part = TokenSequence(
-            tokens=sequence.tokens[begin:end],
-            kinds=sequence.kinds[begin:end],
-            positions=sequence.positions[begin:end],
-            step_begin=sequence.step_begin,
-            images=[PlacedImage(token - begin, image) for token, image in sequence.images if begin <= token < end],
+        part = (
+            sequence
+            if len(starts) == 1
+            else TokenSequence(
+                tokens=sequence.tokens[begin:end],
+                kinds=sequence.kinds[begin:end],
+                positions=sequence.positions[begin:end],
+                step_begin=sequence.step_begin,
+                images=[PlacedImage(token - begin, image) for token, image in sequence.images if begin <= token < end],
+            )
         )
         record = Record(
             owner=id,

@@ -1,9 +1,10 @@
 """Writes the shard files of a split and its index; each appears whole, checked and synced, or not at all."""
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
-from gatokit.pipelines.storage import commit, file_digest, temporary_beside, write_atomically
+from gatokit.pipelines.storage import commit, temporary_beside, write_atomically
 from gatokit.schemas.manifest import Part
 
+_HASH_BYTES = 4 << 20
+"""A shard is hashed in pieces of about this many bytes."""
 MOST_RECORDS = 65_536
 """A part with this many records is full; only an owner with more of them makes a larger one."""
 WRITER_OPTIONS = "group_size:1,zstd:1"
@@ -39,6 +42,42 @@ class Made:
     records: list[bytes]
     tokens: list[int]
     remark: str | None = None
+
+
+class _GrowingDigest:
+    """Size and BLAKE2b-256 of a file that grows at its end, made by another thread while it is written."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._hash, self._size, self._unread = hashlib.blake2b(digest_size=32), 0, 0
+        self._other = ThreadPoolExecutor(1)
+
+    def grown(self, size: int) -> None:
+        """About so many bytes were written."""
+        self._unread += size
+        if self._unread >= _HASH_BYTES:
+            self._unread = 0
+            self._other.submit(self._read)
+
+    def __enter__(self) -> "Future[tuple[int, str]]":
+        """The result of the whole file, which does not grow any more."""
+        return self._other.submit(self._read)
+
+    def __exit__(self, *exception: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Ends the other thread."""
+        self._other.shutdown(cancel_futures=True)
+
+    def _read(self) -> tuple[int, str]:
+        with open(self._path, "rb", buffering=0) as file:
+            file.seek(self._size)
+            buffer = memoryview(bytearray(_HASH_BYTES))
+            while size := file.readinto(buffer):
+                self._hash.update(buffer[:size])
+                self._size += size
+        return self._size, self._hash.hexdigest()
 
 
 class ShardWriter:
@@ -68,6 +107,7 @@ class ShardWriter:
                 self._writer.close()
             self._writer = None
         if self._temporary:
+            self._digest.stop()
             Path(self._temporary).unlink(missing_ok=True)
 
     def add(self, records: Sequence[bytes], tokens: Sequence[int], *, held_out: bool) -> tuple[int, int]:
@@ -82,11 +122,13 @@ class ShardWriter:
             self._temporary = temporary_beside(self._directory / self._name())
             with _os_errors(self._temporary):
                 self._writer = ArrayRecordWriter(self._temporary, self._options)
+            self._digest = _GrowingDigest(self._temporary)
         where = len(self.parts), len(self._checksums)
         with _os_errors(self._temporary):
             for record in records:
                 self._writer.write(record)
                 self._checksums.append(google_crc32c.value(record))
+        self._digest.grown(sum(map(len, records)))
         self._held_out += len(tokens) if held_out else 0
         self._tokens += sum(tokens)
         return where
@@ -98,10 +140,9 @@ class ShardWriter:
         writer, self._writer = self._writer, None
         with _os_errors(self._temporary):
             writer.close()
-            with ThreadPoolExecutor(1) as other:
-                digested = other.submit(file_digest, self._temporary)
+            with self._digest as rest:
                 _check(self._temporary, self._checksums)
-                size, digest = digested.result()
+                size, digest = rest.result()
         with open(self._temporary, "rb") as file:
             os.fsync(file.fileno())
         name = self._name()

@@ -16,7 +16,6 @@ from gatokit.schemas.errors import ConfigError, DataError
 
 TEMPORARY = ".tmp-"
 LOCK = ".lock"
-_CHUNK = 1 << 20
 _M_MMAP_THRESHOLD = -3
 
 
@@ -76,12 +75,9 @@ def commit(temporary: str | Path, path: str | Path) -> None:
 
 def file_digest(path: str | Path) -> tuple[int, str]:
     """Size in bytes and BLAKE2b-256 digest of a file."""
-    hash_, size = hashlib.blake2b(digest_size=32), 0
-    with open(path, "rb") as file:
-        while chunk := file.read(_CHUNK):
-            hash_.update(chunk)
-            size += len(chunk)
-    return size, hash_.hexdigest()
+    with open(path, "rb", buffering=0) as file:
+        hash_ = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=32))
+        return os.fstat(file.fileno()).st_size, hash_.hexdigest()
 
 
 def local_directory(out: str | Path) -> Path:

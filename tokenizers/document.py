@@ -14,6 +14,8 @@ from gatokit.schemas.tokens import IMAGE_ID, NO_POSITION, PATCH, Kind
 from gatokit.tokenizers.text import TextTokenizer
 
 _NO_STEPS = np.empty(0, np.uint32)
+_NO_POSITIONS = np.full(1 << 12, NO_POSITION, np.uint16)
+_NO_POSITIONS.flags.writeable = False
 _TEXT, _IMAGE = int(Kind.TEXT), int(Kind.IMAGE)
 
 
@@ -84,7 +86,9 @@ class DocumentTokenizer:
         return TokenSequence(
             tokens=tokens,
             kinds=kinds,
-            positions=np.full(length, NO_POSITION, np.uint16),
+            positions=_NO_POSITIONS[:length]
+            if length <= len(_NO_POSITIONS)
+            else np.full(length, NO_POSITION, np.uint16),
             step_begin=_NO_STEPS,
             images=images,
         )

@@ -25,7 +25,7 @@ from gatokit.schemas.tokens import PATCH
 from gatokit.tokenizers.codec import MAX_PIXELS, encode, resize
 from gatokit.tokenizers.header import PNG_SIGNATURE, ImageHeader, describe, exif_orientation, probe, probe_webp
 
-__all__ = ["describe", "prepare", "target_size"]
+__all__ = ["describe", "is_copied", "prepare", "target_size"]
 
 _JPEG_END = b"\xff\xd9"
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")
@@ -63,10 +63,8 @@ def prepare(data: bytes, rule: PictureRule) -> EncodedImage:
     if data[:3] == b"\xff\xd8\xff" or data[:8] == PNG_SIGNATURE:
         header = probe(data)
         _check_size(header.height, header.width, header.codec.upper())
-        size = header.height, header.width
-        fits = header.plain and rule.codec in (None, header.codec) and target_size(*size, rule) == size
-        if fits and _whole(data, header):
-            return EncodedImage(data, *size)
+        if _fits(header, rule) and _whole(data, header):
+            return EncodedImage(data, header.height, header.width)
         pixels = _jpeg(data, header) if header.codec == "jpeg" else _png(data, header)
         codec: Literal["png", "jpeg"] = header.codec
     elif (kind := describe(data)) == "a WebP":
@@ -80,6 +78,20 @@ def prepare(data: bytes, rule: PictureRule) -> EncodedImage:
     # ``encode`` takes RGB and reverses it: the view costs nothing, and neither does reversing it again.
     colours = pixels[..., ::-1] if pixels.shape[2] == 3 else pixels
     return EncodedImage(encode(colours, rule.codec or codec, rule.quality), height, width)
+
+
+def is_copied(data: bytes, rule: PictureRule) -> bool:
+    """Whether ``prepare`` passes the file on as it is."""
+    try:
+        header = probe(data)
+        return _fits(header, rule) and _whole(data, header)
+    except RejectedError:
+        return False
+
+
+def _fits(header: ImageHeader, rule: PictureRule) -> bool:
+    size = header.height, header.width
+    return header.plain and rule.codec in (None, header.codec) and target_size(*size, rule) == size
 
 
 @functools.lru_cache(maxsize=4096)
