@@ -43,6 +43,7 @@ proto: install
 
 benchmark: install
 	.venv/bin/python benchmarks/episodes.py
+	.venv/bin/python benchmarks/corpora.py
 
 clean:
 	rm -rf .venv build demo *.egg-info
