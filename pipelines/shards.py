@@ -17,8 +17,8 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 from gatokit.pipelines.storage import commit, temporary_beside, write_atomically
 from gatokit.schemas.manifest import Part
 
-_HASH_BYTES = 4 << 20
-"""A shard is hashed in pieces of about this many bytes."""
+_HASH_BYTES = 16 << 20
+"""A shard is hashed on whenever about this many bytes of records were written."""
 MOST_RECORDS = 65_536
 """A part with this many records is full; only an owner with more of them makes a larger one."""
 WRITER_OPTIONS = "group_size:1,zstd:1"
@@ -50,6 +50,7 @@ class _GrowingDigest:
     def __init__(self, path: str) -> None:
         self._path = path
         self._hash, self._size, self._unread = hashlib.blake2b(digest_size=32), 0, 0
+        self._buffer = memoryview(bytearray(1 << 18))
         self._other = ThreadPoolExecutor(1)
 
     def grown(self, size: int) -> None:
@@ -73,9 +74,8 @@ class _GrowingDigest:
     def _read(self) -> tuple[int, str]:
         with open(self._path, "rb", buffering=0) as file:
             file.seek(self._size)
-            buffer = memoryview(bytearray(_HASH_BYTES))
-            while size := file.readinto(buffer):
-                self._hash.update(buffer[:size])
+            while size := file.readinto(self._buffer):
+                self._hash.update(self._buffer[:size])
                 self._size += size
         return self._size, self._hash.hexdigest()
 
