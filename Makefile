@@ -2,7 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 FOLDERS := schemas tokenizers pipelines inspection trainer environments cli
 # A strict editable install links single files, so a new or removed file needs it again.
-LINKED := .venv/.linked-$(shell find $(FOLDERS) -name '*.py' | sort | cksum | cut -d' ' -f1)
+LINKED := .venv/.linked-$(shell find $(FOLDERS) -name '*.py' -o -name '*.yaml' | sort | cksum | cut -d' ' -f1)
 PIP := .venv/bin/python -m pip --disable-pip-version-check
 
 .PHONY: install demo test lint format proto benchmark clean

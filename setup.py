@@ -37,7 +37,15 @@ BUILD = [
     "zstandard>=0.22",
 ]
 ENVLOGGER = ["envlogger==1.2"]
-TRAIN = ["jax>=0.6", "grain>=0.2.12", "optax>=0.2.5", "orbax-checkpoint>=0.11.20"]
+TRAIN = [
+    "jax>=0.6",
+    "grain>=0.2.12",
+    "matplotlib>=3.9",
+    "optax>=0.2.5",
+    "orbax-checkpoint>=0.11.20",
+    "safetensors>=0.5",
+    "tensorboardX>=2.6",
+]
 DEMO = [
     *BUILD,
     *ENVLOGGER,
@@ -74,7 +82,7 @@ setup(
     python_requires=">=3.11",
     packages=[f"gatokit.{folder}" for folder in FOLDERS],
     package_dir={f"gatokit.{folder}": folder.replace(".", "/") for folder in FOLDERS},
-    package_data={"": ["py.typed", "*.proto", "*.yaml"]},
+    package_data={"": ["py.typed", "*.proto", "*.yaml", "presets/*.yaml"]},
     install_requires=BASE,
     extras_require={
         "build": BUILD,
