@@ -163,24 +163,16 @@ class JudgedDocuments(Judged):
     """See ``Judged``. Of a row it holds three bytes."""
 
     notices = ()
+    scanned: "_Scanned"
 
     def __init__(
         self, plan: DocumentsPlan, scanned: "_Scanned", kept: np.ndarray, repeats: np.ndarray, apart: np.ndarray
     ) -> None:
         name, episodes = plan.config.name, int(np.count_nonzero(kept | repeats))
         self.tasks = (Task(name, None, None, (Stream(name, "", episodes, None, None),)),)
-        self.names = scanned.names
+        self.scanned, self.names = scanned, scanned.names
         self.whole = {ordinal for ordinal, file in enumerate(plan.files) if not file.divides}
-        self._plan, self._scanned = plan, scanned
-        self._kept, self._repeats, self._apart = kept, repeats, apart
-
-    def tables(self) -> Iterator[pa.Table]:
-        """See ``Judged``."""
-        begin = 0
-        for scanned in self._scanned:
-            part = slice(begin, begin + scanned.num_rows)
-            begin = part.stop
-            yield self._table(scanned, part)
+        self._plan, self._kept, self._repeats, self._apart = plan, kept, repeats, apart
 
     def head(self, files: list[int], rows: pa.Table, settings: Settings) -> DocumentsHead:
         """See ``Judged``."""
@@ -204,12 +196,13 @@ class JudgedDocuments(Judged):
             kept=kept,
         )
 
-    def _table(self, scanned: pa.Table, part: slice) -> pa.Table:
+    def table(self, scanned: pa.Table, part: slice) -> pa.Table:
+        """See ``Judged``."""
         rows = scanned.num_rows
         kept, repeats, apart = self._kept[part], self._repeats[part], self._apart[part]
         reason = pc.if_else(pa.array(repeats), "duplicate", scanned["reason"])
         columns = {
-            "episode_id": self._scanned.ids(scanned),
+            "episode_id": self.scanned.ids(scanned),
             "task": pa.repeat(self._plan.config.name, rows),
             "agent": pa.repeat("", rows),
             "order": scanned["position"].to_numpy().astype(np.float64),

@@ -98,6 +98,8 @@ class EpisodesPlan(DatasetPlan):
 class JudgedEpisodes(Judged):
     """See ``Judged``. Of a row it holds some fifty bytes."""
 
+    scanned: "_Scanned"
+
     def __init__(
         self,
         plan: EpisodesPlan,
@@ -111,17 +113,9 @@ class JudgedEpisodes(Judged):
         notices: tuple[str, ...],
     ) -> None:
         self.tasks, self.notices, self.names = tasks, notices, scanned.names
-        self.specs = specs
-        self._plan, self._scanned, self._rows = plan, scanned, rows
+        self.scanned, self.specs = scanned, specs
+        self._plan, self._rows = plan, rows
         self._kept, self._apart, self._reason = kept, apart, reason
-
-    def tables(self) -> Iterator[pa.Table]:
-        """See ``Judged``."""
-        begin = 0
-        for scanned in self._scanned:
-            part = slice(begin, begin + scanned.num_rows)
-            begin = part.stop
-            yield self._table(scanned, part)
 
     def head(self, files: list[int], rows: pa.Table, settings: Settings) -> EpisodesHead:
         """See ``Judged``."""
@@ -148,14 +142,15 @@ class JudgedEpisodes(Judged):
             kept=kept,
         )
 
-    def _table(self, scanned: pa.Table, part: slice) -> pa.Table:
+    def table(self, scanned: pa.Table, part: slice) -> pa.Table:
+        """See ``Judged``."""
         rows, names = self._rows, self._rows.task_names
         by_name = {task.name: task for task in self.tasks}
         order, positions = rows.order[part], scanned["position"].to_numpy()
-        file = self._scanned.files(scanned)
+        file = self.scanned.files(scanned)
         kept, apart = self._kept[part], self._apart[part]
         columns = {
-            "episode_id": self._scanned.ids(scanned),
+            "episode_id": self.scanned.ids(scanned),
             "task": _named(rows.task[part], names),
             "agent": _named(rows.agent[part], rows.agent_names),
             "spec": _named(rows.task[part], [self.specs[name].id for name in names]),

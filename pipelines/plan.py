@@ -5,7 +5,7 @@ holds more of a row than a verdict needs: the rows stay in files, and the orders
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -42,20 +42,30 @@ class Judged(ABC):
     notices: tuple[str, ...]
     names: list[str]
     """Of the dataset's files, in order."""
+    scanned: Iterable[pa.Table]
+    """The rows as they were scanned, in source order, a unit at a time."""
     whole: Collection[int] = ()
     """Ordinals of files that cannot be divided."""
 
-    @abstractmethod
     def tables(self) -> Iterator[pa.Table]:
         """The rows in source order, a unit at a time, as an order holds them; ``file`` is an index into ``names``."""
+        begin = 0
+        for scanned in self.scanned:
+            end = begin + scanned.num_rows
+            yield self.table(scanned, slice(begin, end))
+            begin = end
+
+    @abstractmethod
+    def table(self, scanned: pa.Table, part: slice) -> pa.Table:
+        """Scanned rows, which are ``part`` of the dataset's, as an order holds them."""
 
     @abstractmethod
     def head(self, files: list[int], rows: pa.Table, settings: Settings) -> EpisodesHead | DocumentsHead:
         """The head of an order of these rows, which lie in ``files``."""
 
     def range_of(self, task: str, path: str) -> list[list[float]]:
-        """The range of a task's continuous action."""
-        raise NotImplementedError
+        """The range of a task's continuous action; empty where the action has none, as in documents."""
+        return []
 
     @abstractmethod
     def describe(self, episodes: int, kept: int) -> DatasetFile:
