@@ -5,6 +5,7 @@ import importlib
 import logging
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from gatokit.schemas.errors import ConfigError, GatokitError
 
@@ -13,7 +14,7 @@ VERBS = ("demo", "vocab", "scan", "build", "inspect", "verify")
 
 
 class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:  # type: ignore[override]
+    def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message}; see {self.prog} --help")
 
 

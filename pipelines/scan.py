@@ -176,10 +176,8 @@ def scan_episode(stored: Stored, task: str | None, want: Wanted) -> dict[str, An
             field = getattr(want, role)
             if field is not None:
                 row[role] = _metadata(episode, field, role)
-        row["steps"], row["return"] = steps_and_return(
-            episode.column(want.reward),  # type: ignore[arg-type]
-            episode.column(want.is_last),  # type: ignore[arg-type]
-        )
+        reward, is_last = _numbers(episode, want.reward), _numbers(episode, want.is_last)
+        row["steps"], row["return"] = steps_and_return(reward, is_last)
         row["largest"] = [_largest(episode, field, row["steps"]) for field in want.counted]
     except RejectedError as error:
         row["reason"], row["detail"] = error.reason, error.detail
@@ -221,7 +219,12 @@ def _metadata(episode: RawEpisode, field: SourceField, role: str) -> str | float
     return value if isinstance(value, str) else str(value)
 
 
-def _largest(episode: RawEpisode, field: SourceField, steps: int) -> int:
+def _numbers(episode: RawEpisode, field: SourceField) -> np.ndarray:
     values = episode.column(field)
     assert isinstance(values, np.ndarray)
+    return values
+
+
+def _largest(episode: RawEpisode, field: SourceField, steps: int) -> int:
+    values = _numbers(episode, field)
     return int(values[:steps].max()) if steps and values[:steps].size else 0

@@ -13,7 +13,7 @@ CHUNK = 1 << 20
 LONGEST = 64 << 20
 """Characters of one element above which the text is taken for damaged."""
 
-_BLANK = re.compile(r"[ \t\n\r]*")
+_NOT_BLANK = re.compile(r"[^ \t\n\r]")
 
 
 class JsonArraysError(ValueError):
@@ -75,9 +75,10 @@ class _Text:
     def next(self) -> str:
         """The next character that is not blank, "" at the end; steps over what is blank before it."""
         while True:
-            self._at = _BLANK.match(self._text, self._at).end()  # type: ignore[union-attr]
-            if self._at < len(self._text):
-                return self._text[self._at]
+            found = _NOT_BLANK.search(self._text, self._at)
+            self._at = len(self._text) if found is None else found.start()
+            if found is not None:
+                return found[0]
             if self._ended:
                 return ""
             self._grow()

@@ -8,7 +8,7 @@ import functools
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -24,6 +24,7 @@ MARKER = "features.json"
 INFO = "dataset_info.json"
 
 _FORMATS: dict[str, type[EpisodeFile]] = {"tfrecord": TfRecordFile, "array_record": ArrayRecordFile}
+_ENCODINGS: dict[str, Literal["bytes", "zlib"]] = {"bytes": "bytes", "zlib": "zlib"}
 
 
 def read_directory(path: str, name: str, below: str, splits: tuple[str, ...] | None) -> SourceDirectory:
@@ -107,7 +108,7 @@ def _field(feature: Any, path: str) -> SourceField:
             dtype=np.dtype(feature.np_dtype).name,
             shape=shape,
             form="unreadable" if None in shape else "tensor",
-            encoding={"bytes": "bytes", "zlib": "zlib"}.get(encoding, "none"),  # type: ignore[arg-type]
+            encoding=_ENCODINGS.get(encoding, "none"),
             num=getattr(feature, "num_classes", None),
             type_name=kind if None not in shape else f"{kind} of shape {shape}",
         )
