@@ -1,6 +1,5 @@
 """The plan of a dataset of episodes: its directories with their specs, verdicts over its returns, its orders."""
 
-import glob
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ import pyarrow as pa
 from gatokit.pipelines.orders import ORDER, EpisodesHead, Settings, make_head
 from gatokit.pipelines.plan import SCAN_UNIT_BYTES, DatasetPlan, Judged
 from gatokit.pipelines.scan import ScanFile, ScanUnit, Wanted, wanted
-from gatokit.pipelines.sources.find import find, fixed_part
+from gatokit.pipelines.sources.find import find, fixed_part, local_pattern
 from gatokit.pipelines.sources.formats import READERS
 from gatokit.pipelines.sources.source import EpisodeFile, SourceDirectory, SourceFeatures
 from gatokit.pipelines.specs import Context, check_rules, episode_spec
@@ -179,7 +178,7 @@ def plan_episodes(dataset: EpisodesConfig, field: str, base: Path) -> EpisodesPl
 
     Relative paths start at ``base``.
     """
-    pattern = os.path.join(glob.escape(os.fspath(base)), os.path.expanduser(dataset.source))
+    pattern = local_pattern(dataset.source, base, f"{field}.source")
     below = fixed_part(pattern)
     directories = [
         READERS[found.marker](found.path, found.name, below, dataset.splits)

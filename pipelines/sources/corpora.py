@@ -3,7 +3,6 @@
 A new format is a module beside this one, a line in ``_FILE_TYPES`` and a function that makes its files.
 """
 
-import glob
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 from gatokit.pipelines.sources import tfds, tfds_pictures
 from gatokit.pipelines.sources.coco import CocoFile
 from gatokit.pipelines.sources.corpus import CorpusFile
-from gatokit.pipelines.sources.find import find, find_files, fixed_part
+from gatokit.pipelines.sources.find import find, find_files, fixed_part, local_path, local_pattern
 from gatokit.pipelines.sources.lines import CompressedTextLinesFile, TextLinesFile
 from gatokit.pipelines.sources.mmc4 import CompressedMmc4File, Mmc4File
 from gatokit.pipelines.sources.obelics import ObelicsFile, ObelicsFolderFile
@@ -106,7 +105,7 @@ def _text(config: TextConfig, field: str, base: Path) -> list[CorpusFile]:
 def _image_text(config: ImageTextConfig, field: str, base: Path) -> list[CorpusFile]:
     source = f"{field}.source"
     if config.format == "tfds":
-        pattern = _pattern(config.source, base)
+        pattern = local_pattern(config.source, base, source)
         below = fixed_part(pattern)
         return [
             file
@@ -166,16 +165,12 @@ def _interleaved(config: InterleavedConfig, field: str, base: Path) -> list[Corp
 
 def _found(source: str, field: str, base: Path) -> list[dict[str, Any]]:
     """Path, name and size of the files that a pattern matches."""
-    places = find_files(_pattern(source, base), field)
+    places = find_files(local_pattern(source, base, field), field)
     return [{"path": path, "name": name, "size": os.stat(path).st_size} for path, name in places]
 
 
-def _pattern(source: str, base: Path) -> str:
-    return os.path.join(glob.escape(os.fspath(base)), os.path.expanduser(source))
-
-
 def _folder(path: str, field: str, base: Path) -> str:
-    found = os.path.join(base, os.path.expanduser(path))
+    found = local_path(path, base, field)
     if not os.path.isdir(found):
         what = "is a file" if os.path.exists(found) else "does not exist"
         raise ConfigError(f"{field}: {found} {what}; give the folder of the pictures, relative to the config file")

@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from gatokit.schemas.errors import ConfigError
 
@@ -20,6 +21,18 @@ class Found:
     path: str
     name: str
     marker: str
+
+
+def local_path(path: str, base: str | Path, field: str) -> str:
+    """A path of the config, which starts at ``base``; ConfigError, naming ``field``, where it is a URL."""
+    if "://" in path:
+        raise ConfigError(f"{field}: {path!r} is no local path; copy or mount the files and give that path")
+    return os.path.join(base, os.path.expanduser(path))
+
+
+def local_pattern(source: str, base: Path, field: str) -> str:
+    """``local_path`` of a glob pattern; what is special in ``base`` stands for itself."""
+    return local_path(source, glob.escape(os.fspath(base)), field)
 
 
 def fixed_part(pattern: str) -> str:
@@ -76,8 +89,6 @@ def find(pattern: str, markers: tuple[str, ...], field: str, what: str = "a sour
 
 
 def _matches(pattern: str, field: str) -> list[str]:
-    if "://" in pattern:
-        raise ConfigError(f"{field}: {pattern!r} is no local path; copy or mount the files and give that path")
     matches = sorted(glob.glob(pattern, recursive=True))
     if not matches:
         what = "matches nothing" if _has_wildcard(pattern) else "does not exist"

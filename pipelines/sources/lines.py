@@ -209,7 +209,7 @@ def opened(file: CorpusFile) -> Iterator[BinaryIO]:
 
     DataError where its first bytes say something else.
     """
-    suffix = next((suffix for suffix in _MAGIC if file.path.endswith(suffix)), None)
+    suffix = next((suffix for suffix in _MAGIC if file.path.lower().endswith(suffix)), None)
     with io.BufferedReader(io.FileIO(file.path), _BUFFER_BYTES) as plain:
         begin = plain.peek(4)[:4]
         if begin == _ZIP:

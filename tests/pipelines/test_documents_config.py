@@ -1,5 +1,6 @@
 """Configs of corpora that cannot be built: one sentence with the field's path, before any work begins."""
 
+import gzip
 import json
 import os
 import re
@@ -12,8 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import webdataset
+import zstandard
 
 from gatokit.pipelines.run import build
+from gatokit.pipelines.sources.corpora import corpus_files
+from gatokit.schemas.config import TextConfig
 from gatokit.schemas.errors import ConfigError, DataError
 
 PNG = cv2.imencode(".png", np.zeros((16, 16, 3), np.uint8))[1].tobytes()
@@ -161,7 +165,15 @@ WRONG = [
     ),
     (
         "kind: text, source: gs://bucket/*.jsonl",
-        ".source: 'ROOT/gs://bucket/*.jsonl' is no local path; copy or mount the files and give that path",
+        ".source: 'gs://bucket/*.jsonl' is no local path; copy or mount the files and give that path",
+    ),
+    (
+        "kind: episodes, source: gs://bucket/data/*",
+        ".source: 'gs://bucket/data/*' is no local path; copy or mount the files and give that path",
+    ),
+    (
+        COCO.replace("image_dir: images", "image_dir: gs://bucket/images"),
+        ".image_dir: 'gs://bucket/images' is no local path; copy or mount the files and give that path",
     ),
     (
         "kind: text, source: text/*",
@@ -201,6 +213,22 @@ def test_a_wrong_dataset_is_one_sentence(dataset, sentence, root, run):
     assert re.sub(r"\{'name': .*\.\.\.", "{GIVEN}", said) == "datasets[1]" + sentence
     assert "\n" not in said
     assert not (root / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("X.JSONL.GZ", gzip.compress(b'{"text": "one"}\n')),
+        ("x.Json.Zst", zstandard.compress(b'{"text": "one"}\n')),
+        ("X.NDJSON", b'{"text": "one"}\n'),
+        ("X.TXT.GZ", gzip.compress(b"one")),
+        ("X.MD", b"one"),
+    ],
+)
+def test_suffixes_may_be_capitals(name: str, data: bytes, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(data)
+    [file] = corpus_files(TextConfig(name="second", kind="text", source=name), "datasets[1]", tmp_path)
+    assert list(file.read([found.place for found in file.scan(1000)])) == [["one"]]
 
 
 DIFFERENT = [

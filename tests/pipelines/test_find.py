@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gatokit.pipelines.sources.find import Found, find, fixed_part
+from gatokit.pipelines.sources.find import Found, find, fixed_part, local_path, local_pattern
 from gatokit.schemas.errors import ConfigError
 
 TFDS, LOG = "features.json", "metadata.riegeli"
@@ -189,7 +189,16 @@ def test_nothing_there(tmp_path: Path) -> None:
         )
 
 
-def test_object_storage_says_what_to_do() -> None:
-    said = "'gs://bucket/data/*' is no local path; copy or mount the files and give that path"
-    with pytest.raises(ConfigError, match=re.escape(said)):
-        find("gs://bucket/data/*", (TFDS,), "source")
+def test_paths_start_at_their_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    base = tmp_path / "a [1]"
+    assert local_path("data/*", base, "source") == f"{base}/data/*"
+    assert local_path("/data", base, "source") == "/data"
+    assert local_path("~/data", base, "source") == "/home/me/data"
+    assert local_pattern("data/*", base, "source") == f"{tmp_path}/a [[]1]/data/*"
+
+
+def test_object_storage_says_what_to_do(tmp_path: Path) -> None:
+    said = "source: 'gs://bucket/data/*' is no local path; copy or mount the files and give that path"
+    with pytest.raises(ConfigError, match=f"^{re.escape(said)}$"):
+        local_pattern("gs://bucket/data/*", tmp_path, "source")
