@@ -1,0 +1,106 @@
+"""The mesh of devices, who loads which rows of a batch, and how they get to the devices.
+
+The axis ``data`` divides the rows and repeats the parameters, ``fsdp`` divides the rows and the parameters, ``tensor``
+divides heads, feed-forward units and the vocabulary. A *shard* is what one place along ``data`` × ``fsdp`` holds of
+a batch: consecutive rows, in whole patch groups.
+
+Legend: B rows of a batch, M microbatches, S shards, r rows of a shard in one microbatch (B = S M r).
+"""
+
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from gatokit.schemas.errors import ConfigError
+from gatokit.schemas.run import MeshConfig, RunConfig
+from gatokit.trainer.batch import Batch
+
+AXES = ("data", "fsdp", "tensor")
+ROWS = ("data", "fsdp")
+"""The axes that divide the rows of a batch."""
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device]) -> Mesh:
+    """The mesh over all of ``devices``, in the order of their processes; ``data: -1`` takes what is left.
+
+    ConfigError: the axes' product is not the number of devices.
+    """
+    others = config.fsdp * config.tensor
+    data = len(devices) // others if config.data == -1 else config.data
+    if data < 1 or data * others != len(devices):
+        raise ConfigError(
+            f"mesh (data {config.data}, fsdp {config.fsdp}, tensor {config.tensor}) does not fill {len(devices)} "
+            f"device{'s' * (len(devices) > 1)}: their product must be that number; data: -1 takes what the others leave"
+        )
+    ordered = sorted(devices, key=lambda device: (device.process_index, device.id))
+    return Mesh(np.array(ordered, object).reshape(data, config.fsdp, config.tensor), AXES)
+
+
+def shards(mesh: Mesh) -> int:
+    """Number of parts that a batch's rows are divided into."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def check_mesh(mesh: Mesh, config: RunConfig) -> None:
+    """ConfigError, in one sentence, where an axis does not divide what it is to divide."""
+    model = config.model
+    tensor, fsdp = mesh.shape["tensor"], mesh.shape["fsdp"]
+    for axis, size, name, value in (
+        ("tensor", tensor, "model.heads", model.heads),
+        ("tensor", tensor, "half of model.hidden", model.hidden // 2),
+        ("fsdp", fsdp, "model.width", model.width),
+    ):
+        if value % size:
+            raise ConfigError(f"mesh.{axis} {size} does not divide {name} {value}: choose a divisor of {value}")
+    microbatch, group = config.batch // config.microbatches, config.input.patch_group_rows
+    if microbatch % (shards(mesh) * group):
+        raise ConfigError(
+            f"mesh (data {mesh.shape['data']}, fsdp {fsdp}) does not divide the {microbatch} rows of a microbatch into "
+            f"{shards(mesh)} parts of whole patch groups (input.patch_group_rows {group}): "
+            f"make batch / microbatches a multiple of {shards(mesh) * group}"
+        )
+
+
+def row_sharding(mesh: Mesh) -> NamedSharding:
+    """Of arrays whose first dimension counts rows, or groups of rows."""
+    return NamedSharding(mesh, PartitionSpec(ROWS))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Of values that every device holds."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def process_rows(mesh: Mesh, batch: int) -> range:
+    """The rows of a global batch of ``batch`` rows that this process loads, whatever the number of microbatches.
+
+    Processes whose devices share a shard along ``tensor`` load the same rows.
+    """
+    parts = row_sharding(mesh).addressable_devices_indices_map((batch,)).values()
+    spans = [part[0].indices(batch)[:2] for part in parts if part is not None]
+    return range(min(begin for begin, _ in spans), max(end for _, end in spans))
+
+
+def place(batch: Batch, mesh: Mesh) -> Batch:
+    """A process's ``process_rows`` of a batch, as the global batch on all devices; nothing is sent between devices."""
+    sharding = row_sharding(mesh)
+    return Batch(*(jax.make_array_from_process_local_data(sharding, array) for array in batch))
+
+
+def split(batch: Batch, microbatches: int, mesh: Mesh) -> Batch:
+    """The microbatches of a placed batch, M in front of each array's shape; called inside a jitted function.
+
+    Microbatch m takes the m-th part of every shard's rows, so that each device keeps its rows and each process
+    loads one range.
+    """
+    parts = shards(mesh)
+    sharding = NamedSharding(mesh, PartitionSpec(None, ROWS))
+
+    def divide(array: jax.Array) -> jax.Array:
+        rest = array.shape[1:]
+        pieces = array.reshape(parts, microbatches, -1, *rest).swapaxes(0, 1)
+        return jax.lax.with_sharding_constraint(pieces.reshape(microbatches, -1, *rest), sharding)
+
+    return jax.tree.map(divide, batch)

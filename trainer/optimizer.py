@@ -1,0 +1,41 @@
+"""AdamW with its schedule, as in Gato's pretraining (appendix D) and fine-tuning (appendix E)."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gatokit.schemas.run import OptimizerConfig
+
+
+def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
+    """The learning rate of a step, from 0: linear warm-up from ``warmup_from``, then a half cosine to
+    ``final_learning_rate`` that begins at the end of warm-up and ends at ``steps``, or a constant."""
+    peak, final, warmup = config.learning_rate, config.final_learning_rate, config.warmup_steps
+
+    def rate(step: jax.Array) -> jax.Array:
+        step = jnp.asarray(step, jnp.float32)
+        rising = config.warmup_from + (peak - config.warmup_from) * step / max(1, warmup)
+        if config.schedule == "constant":
+            falling = jnp.full_like(step, peak)
+        else:
+            done = jnp.clip((step - warmup) / max(1, steps - warmup), 0, 1)
+            falling = final + (peak - final) * (1 + jnp.cos(jnp.pi * done)) / 2
+        return jnp.where(step < warmup, rising, falling)
+
+    return rate
+
+
+def make_optimizer(config: OptimizerConfig, decayed: Any) -> optax.GradientTransformation:
+    """Clipping by the global norm, Adam and weight decay; its updates are still to be multiplied by minus the
+    learning rate.
+
+    ``decayed``: a tree like the parameters', True where weight decay pulls on one. The state is a tree of Adam's
+    step count and two moments like the parameters.
+    """
+    return optax.chain(
+        optax.identity() if config.clip is None else optax.clip_by_global_norm(config.clip),
+        optax.scale_by_adam(config.beta1, config.beta2, config.epsilon),
+        optax.add_decayed_weights(config.weight_decay, decayed),
+    )
