@@ -4,7 +4,7 @@ import argparse
 from typing import Any
 
 from gatokit.cli.console import Output, add_command, size
-from gatokit.schemas.errors import ConfigError
+from gatokit.cli.extras import needs
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -39,12 +39,8 @@ def positive(text: str) -> int:
 
 def run_job(arguments: argparse.Namespace, output: Output) -> Any:
     """Runs the scan or build that the arguments ask for, with progress, and shows its notices; its ``Result``."""
-    try:
+    with needs("build"):
         from gatokit.pipelines import run as pipelines
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("gatokit"):
-            raise
-        raise ConfigError(f"{error.name} is not installed: pip install 'gatokit[build]'") from None
     job = pipelines.scan if arguments.verb == "scan" else pipelines.build
     with output.progress() as progress:
         result = job(

@@ -8,7 +8,6 @@ from pathlib import Path
 from gatokit.cli.build import positive
 from gatokit.cli.console import Output, add_command
 from gatokit.inspection import open_directory
-from gatokit.schemas.errors import ConfigError
 
 VOCABULARY_PIECES = 4000
 """The demo's text is too short for 32,000."""
@@ -29,14 +28,10 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs every stage; what is already there is not done again."""
-    try:
-        from gatokit.cli.demo_corpora import CAPTIONS_FILE, make_captions, make_text
-        from gatokit.environments.demo import record_demo
-        from gatokit.environments.progress import progress_bars
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("gatokit"):
-            raise
-        raise ConfigError(f"{error.name} is not installed: pip install 'gatokit[demo]'") from None
+    from gatokit.cli.demo_corpora import CAPTIONS_FILE, make_captions, make_text
+    from gatokit.environments.demo import record_demo
+    from gatokit.environments.progress import progress_bars
+
     output = Output(arguments.json)
     out = Path(arguments.out)
     begin = time.monotonic()

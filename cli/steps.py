@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from gatokit.cli.console import Output, shown
+from gatokit.cli.drops import why_unstored
 from gatokit.cli.fit import fitting_table
 from gatokit.cli.pictures import show_written, write_pictures
 from gatokit.inspection import DatasetReader, EpisodeRow, Step, StoredEpisode
@@ -34,9 +35,7 @@ def show_episode(
     output.say(f"  {shown(row.steps)} steps, return {shown(row.episode_return)}{limit}")
     result: dict[str, Any] = {"dataset": dataset.name, "episode": row.columns(), "fields": None, "steps": None}
     if row.shard is None:
-        detail = "" if row.detail is None else f" ({row.detail})"
-        why = "kept; a scan stores no tokens, build to see them" if row.kept else f"dropped: {row.reason}{detail}"
-        output.say(f"  {why}")
+        output.say(f"  {why_unstored(row)}")
         output.result(result)
         return
     first, records = row.first_record or 0, len(row.record_tokens or ())
@@ -49,7 +48,8 @@ def show_episode(
     steps = list(episode.decoded_steps(first, end))
     if not output.as_json:
         _show_steps(output, steps)
-        output.say(f"steps {first} to {steps[-1].step} of {episode.steps}; --steps A:B shows others")
+        others = "; --steps A:B shows others" if len(steps) < episode.steps else ""
+        output.say(f"steps {first} to {steps[-1].step} of {episode.steps}{others}")
     if folder is not None:
         paths = write_pictures(folder, _images(episode, first, steps[-1].step + 1))
         show_written(output, folder, paths)

@@ -5,7 +5,7 @@ from dataclasses import asdict
 
 from gatokit.cli.build import positive
 from gatokit.cli.console import Output, add_command, size
-from gatokit.schemas.errors import ConfigError
+from gatokit.cli.extras import needs
 from gatokit.schemas.tokens import TEXT_IDS
 
 _ABOUT = """gatokit vocab corpora.yaml --out text.model
@@ -50,12 +50,8 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 
 def run(arguments: argparse.Namespace) -> int:
     """Trains and says on what."""
-    try:
+    with needs("build"):
         from gatokit.pipelines.vocabulary import make_vocabulary
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("gatokit"):
-            raise
-        raise ConfigError(f"{error.name} is not installed: pip install 'gatokit[build]'") from None
     output = Output(arguments.json)
     with output.progress() as progress:
         trained = make_vocabulary(

@@ -125,11 +125,13 @@ def test_images_are_given_by_the_hash_of_their_pixels(gatokit, built):
 def test_first_steps_are_printed_and_others_on_demand(gatokit, built):
     row = first_kept(built, "control")
     text = gatokit("inspect", built, "--episode", row.episode_id).out
-    assert f"steps 0 to 4 of {row.steps}" in text
+    assert f"steps 0 to 4 of {row.steps}; --steps A:B shows others\n" in text
     assert "velocity" in text
     last = gatokit("inspect", built, "--episode", row.episode_id, "--steps", f"{row.steps - 1}:").out
-    assert f"steps {row.steps - 1} to {row.steps - 1} of" in last
+    assert f"steps {row.steps - 1} to {row.steps - 1} of {row.steps}; --steps A:B shows others\n" in last
     assert "last" in last
+    whole = gatokit("inspect", built, "--episode", row.episode_id, "--steps", "0:").out
+    assert f"\nsteps 0 to {row.steps - 1} of {row.steps}\n" in whole
 
 
 def test_many_fields_in_a_narrow_terminal_stand_below_each_other(gatokit, built, monkeypatch):

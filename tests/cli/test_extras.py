@@ -1,0 +1,47 @@
+"""A command whose packages are not installed."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gatokit.cli.demo_corpora import make_captions
+from gatokit.cli.extras import needs
+from gatokit.schemas.errors import ConfigError
+
+WITHOUT = """
+import sys
+
+sys.modules[sys.argv[1]] = None
+from gatokit.cli.main import main
+
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "package"),
+    [
+        ("scan c.yaml --out out", "apache_beam"),
+        ("build c.yaml --out out", "apache_beam"),
+        ("vocab c.yaml --out text.model", "tensorflow_datasets"),
+    ],
+)
+def test_what_is_not_installed_is_named_with_its_extra(words: str, package: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", WITHOUT, package, *words.split()]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.stderr == f"gatokit: {package} is not installed: pip install 'gatokit[build]'\n"
+    assert (done.returncode, done.stdout) == (2, "")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_demos_pictures_need_its_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "resvg_py", None)
+    with pytest.raises(ConfigError, match=r"^resvg_py is not installed: pip install 'gatokit\[demo\]'$"):
+        make_captions(tmp_path)
+
+
+def test_a_part_of_gatokit_that_is_missing_is_a_fault_of_ours() -> None:
+    with pytest.raises(ModuleNotFoundError, match=r"gatokit\.cli\.absent"), needs("build"):
+        import gatokit.cli.absent  # noqa: F401
