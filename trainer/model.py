@@ -52,7 +52,8 @@ def _visible(queries: jax.Array, keys: jax.Array) -> jax.Array:
 
 
 def logits(parameters: Tree, hidden: jax.Array, vocabulary_size: int) -> jax.Array:
-    """float32 logits (…, V) of hidden states (…, D), by the embedding table; −∞ for rows that only pad the table."""
+    """float32 logits (…, V) of hidden states (…, D), by the embedding table, the only parameter that is read; −∞ for
+    rows that only pad the table."""
     table = parameters["embedding"]["token"]
     values = jnp.einsum("...d,vd->...v", hidden, table.astype(hidden.dtype), preferred_element_type=jnp.float32)
     return jnp.where(jnp.arange(table.shape[0]) < vocabulary_size, values, -jnp.inf)

@@ -149,3 +149,8 @@ def count(table: Tree) -> int:
 def specs(table: Tree) -> dict[str, Any]:
     """The same tree of ``PartitionSpec``s."""
     return over_paths(lambda path, parameter: PartitionSpec(*parameter.axes), table)
+
+
+def decayed(table: Tree) -> dict[str, Any]:
+    """The same tree of bools: whether weight decay pulls on a parameter, which it does on all but norms and biases."""
+    return over_paths(lambda path, parameter: parameter.std > 0, table)
