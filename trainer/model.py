@@ -4,14 +4,14 @@ Legend: B rows, L tokens of a window, D width, V rows of the embedding table, M 
 N layers, H heads, K head size.
 """
 
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from gatokit.schemas.run import ModelConfig
 from gatokit.trainer import transformer
-from gatokit.trainer.batch import Batch
+from gatokit.trainer.batch import PADDING, Batch
 from gatokit.trainer.embedding import embed
 from gatokit.trainer.parameters import Tree
 
@@ -57,3 +57,66 @@ def logits(parameters: Tree, hidden: jax.Array, vocabulary_size: int) -> jax.Arr
     table = parameters["embedding"]["token"]
     values = jnp.einsum("...d,vd->...v", hidden, table.astype(hidden.dtype), preferred_element_type=jnp.float32)
     return jnp.where(jnp.arange(table.shape[0]) < vocabulary_size, values, -jnp.inf)
+
+
+class Cache(NamedTuple):
+    """What decoding remembers of each row: its last M tokens, the newest in the last place.
+
+    Keys are kept without positions, which are relative to the query, so the oldest tokens simply fall out, as in
+    Transformer-XL's memory, with which Gato is deployed.
+    """
+
+    keys: jax.Array
+    """(N, B, M, H, K)"""
+    values: jax.Array
+    """(N, B, M, H, K)"""
+    private: jax.Array
+    """int32 (B, M): ``Batch.private`` of the tokens."""
+    length: jax.Array
+    """int32 (B,): tokens remembered, at most M."""
+
+
+def empty_cache(config: ModelConfig, rows: int, memory: int, dtype: Any) -> Cache:
+    """A cache for ``rows`` rows that remembers ``memory`` tokens of each; a query sees that many, itself included."""
+    shape = (config.layers, rows, memory, config.heads, config.head_size)
+    return Cache(
+        jnp.zeros(shape, dtype),
+        jnp.zeros(shape, dtype),
+        jnp.zeros((rows, memory), jnp.int32),
+        jnp.zeros(rows, jnp.int32),
+    )
+
+
+def extend(parameters: Tree, batch: Batch, config: ModelConfig, cache: Cache, *, dtype: Any) -> tuple[jax.Array, Cache]:
+    """The final hidden states (B, T, D) of new tokens behind those remembered, and the cache that has them.
+
+    ``batch`` holds the new tokens, fewer in some rows than in others where padding stands at a row's end. They equal
+    those of a full pass, whatever parts the tokens come in, in which a query sees M tokens, itself included.
+    ``batch.private`` is obeyed: a number n > 0 must not come back in a row while tokens of n are remembered.
+    """
+    memory, new = cache.private.shape[1], batch.kinds.shape[1]
+    counts = (jnp.asarray(batch.kinds) != PADDING).sum(1, dtype=jnp.int32)
+    private = jnp.concatenate([cache.private, jnp.asarray(batch.private, jnp.int32)], axis=1)
+    places, queries = jnp.arange(memory + new), jnp.arange(new)[:, None]
+    remembered = places >= memory - cache.length[:, None]
+    visible = remembered[:, None] & (places > queries) & _visible(private[:, memory:], private)
+
+    def slide(row: jax.Array, count: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_slice_in_dim(row, count, memory)
+
+    def body(vectors: jax.Array, layer: tuple[Tree, jax.Array, jax.Array]) -> tuple[jax.Array, Any]:
+        parameters, keys, values = layer
+
+        def attend_memory(inputs: jax.Array, parameters: Tree) -> tuple[jax.Array, Any]:
+            added, *kept = transformer.attention(inputs, parameters, config, visible=visible, memory=(keys, values))
+            return added, [
+                jax.vmap(slide)(jnp.concatenate([old, fresh], axis=1), counts)
+                for old, fresh in zip((keys, values), kept, strict=True)
+            ]
+
+        return transformer.block(vectors, parameters, attend_memory)
+
+    vectors = embed(parameters, batch, config, dtype=dtype)
+    vectors, (keys, values) = jax.lax.scan(body, vectors, (parameters["layers"], cache.keys, cache.values))
+    length = jnp.minimum(memory, cache.length + counts)
+    return transformer.norm(vectors, parameters["norm"]), Cache(keys, values, jax.vmap(slide)(private, counts), length)

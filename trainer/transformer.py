@@ -19,8 +19,9 @@ ATTENTION, FEED_FORWARD = 0, 1
 DROPOUT = 2
 """Added to a sub-layer's number for the key of its dropout."""
 
-Attention = Callable[[jax.Array, Tree], jax.Array]
-"""Normed inputs (B, L, D) and a layer's attention parameters → what attention adds (B, L, D)."""
+Attention = Callable[[jax.Array, Tree], tuple[jax.Array, Any]]
+"""Normed inputs (B, L, D) and a layer's attention parameters → what attention adds (B, L, D), and what is to be
+kept of it."""
 
 
 def norm(vectors: jax.Array, parameters: Tree) -> jax.Array:
@@ -87,12 +88,13 @@ def block(
     parameters: Tree,
     attention: Attention,
     regularize: Callable[[jax.Array, int], jax.Array] = lambda added, sub_layer: added,
-) -> jax.Array:
-    """One block over (B, L, D): each sub-layer's share of its normed input, regularised, is added to the input."""
-    added = attention(norm(vectors, parameters["attention_norm"]), parameters["attention"])
+) -> tuple[jax.Array, Any]:
+    """One block over (B, L, D): what each sub-layer makes of its normed input, regularised, is added to the input.
+    Second comes what ``attention`` keeps."""
+    added, kept = attention(norm(vectors, parameters["attention_norm"]), parameters["attention"])
     vectors = vectors + regularize(added, ATTENTION)
     added = feed_forward(norm(vectors, parameters["feed_forward_norm"]), parameters["feed_forward"])
-    return vectors + regularize(added, FEED_FORWARD)
+    return vectors + regularize(added, FEED_FORWARD), kept
 
 
 def stack(
@@ -117,10 +119,10 @@ def stack(
         def regularize(added: jax.Array, sub_layer: int) -> jax.Array:
             return added if key is None else _regularize(added, key, number, sub_layer, rows, config)
 
-        def attention_of(inputs: jax.Array, parameters: Tree) -> jax.Array:
-            return attention(inputs, parameters, config, visible=visible)[0]
+        def attend_all(inputs: jax.Array, parameters: Tree) -> tuple[jax.Array, None]:
+            return attention(inputs, parameters, config, visible=visible)[0], None
 
-        return block(vectors, parameters, attention_of, regularize), None
+        return block(vectors, parameters, attend_all, regularize)
 
     if remat == "dots":
         body = jax.checkpoint(body, prevent_cse=False, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable)
