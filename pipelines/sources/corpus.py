@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import xxhash
 from pydantic import BaseModel, ConfigDict
 
+from gatokit.pipelines.sources.source import Place
 from gatokit.schemas.errors import DataError
 
 Part = str | bytes
@@ -21,17 +22,13 @@ Part = str | bytes
 
 
 @dataclass(frozen=True)
-class DocumentPlace:
-    """Where a document is stored: its ordinal in the file, its byte offset and length there.
+class DocumentPlace(Place):
+    """Where a document is stored.
 
     ``length`` counts its pictures too, ``crc`` is the CRC-32C of its content as stored, and ``payload`` is what else
     ``read`` needs, for formats in which one ordinal is not enough. ``offset`` is 0 in formats that need none.
     """
 
-    position: int
-    offset: int
-    length: int
-    crc: int
     payload: str | None = None
 
 

@@ -13,8 +13,16 @@ from typing import Any
 import google_crc32c
 
 from gatokit.pipelines.sources.envlogger_episode import Decode, EnvLoggerEpisode, is_first, is_step
-from gatokit.pipelines.sources.examples import changed, too_large
-from gatokit.pipelines.sources.source import EpisodeFile, Place, RawEpisode, SourceDirectory, SourceFeatures, Stored
+from gatokit.pipelines.sources.source import (
+    EpisodeFile,
+    Place,
+    RawEpisode,
+    SourceDirectory,
+    SourceFeatures,
+    Stored,
+    changed,
+    too_large,
+)
 from gatokit.schemas.errors import ConfigError, DataError
 
 MARKER = "metadata.riegeli"

@@ -3,17 +3,15 @@
 Legend: N recorded steps, the last one included.
 """
 
-import contextlib
 import math
-import os
 import zlib
 from collections.abc import Iterable, Iterator
+from typing import ClassVar
 
-import google_crc32c
 import numpy as np
-from array_record.python.array_record_module import ArrayRecordReader
 
-from gatokit.pipelines import example, tfrecord
+from gatokit.pipelines import example
+from gatokit.pipelines.sources.records import ArrayRecords, Records, TfRecords
 from gatokit.pipelines.sources.source import (
     EpisodeFile,
     Place,
@@ -22,10 +20,9 @@ from gatokit.pipelines.sources.source import (
     SourceField,
     Stored,
     Values,
+    changed,
 )
-from gatokit.schemas.errors import DataError, RejectedError
-
-_READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
+from gatokit.schemas.errors import RejectedError
 
 
 class ExampleEpisode:
@@ -108,106 +105,39 @@ def _parsed(place: Place, data: bytes) -> Stored:
         return Stored(place, None, "corrupt_record", f"no tf.train.Example: {error}")
 
 
-def too_large(place: Place, max_bytes: int) -> Stored:
-    """The rejection of an episode above ``max_bytes``."""
-    return Stored(place, None, "too_large", f"{place.length} bytes are above max_episode_bytes {max_bytes}")
+class ExamplesFile(EpisodeFile):
+    """A file of Examples."""
+
+    records: ClassVar[type[Records]]
+
+    def read_all(self, features: SourceFeatures, max_bytes: int) -> Iterator[Stored]:
+        """See ``EpisodeFile``."""
+        for record in self._records().read_all(max_bytes):
+            if record.data is None:
+                yield Stored(record.place, None, record.reason, record.detail, record.lost)
+            else:
+                yield _parsed(record.place, record.data)
+
+    def read_some(self, features: SourceFeatures, places: Iterable[Place]) -> Iterator[RawEpisode]:
+        """See ``EpisodeFile``."""
+        with self._records().opened() as read:
+            for place in places:
+                data = read(place)
+                if data is None:
+                    raise changed(self, place)
+                yield ExampleEpisode(data)
+
+    def _records(self) -> Records:
+        return self.records(self.path, self.name, self.episodes, "episodes")
 
 
-class TfRecordFile(EpisodeFile):
+class TfRecordFile(ExamplesFile):
     """A TFRecord file of Examples."""
 
-    def read_all(self, features: SourceFeatures, max_bytes: int) -> Iterator[Stored]:
-        """See ``EpisodeFile``."""
-        position = 0
-        with _opened(self.path) as (read, size):
-            try:
-                for frame in tfrecord.frames(read, size, max_bytes):
-                    place = Place(position, frame.offset, frame.length, frame.crc)
-                    if frame.data is None:
-                        yield too_large(place, max_bytes)
-                    elif not frame.sound:
-                        yield Stored(place, None, "corrupt_record", "the payload does not match its checksum")
-                    else:
-                        yield _parsed(place, frame.data)
-                    position += 1
-            except tfrecord.DamagedLengthError as error:
-                lost = max(1, (self.episodes or 0) - position)
-                yield Stored(
-                    Place(position, error.offset, size - error.offset, 0), None, "corrupt_length", str(error), lost
-                )
-                return
-        if self.episodes is not None and position < self.episodes:
-            detail = f"the file ends after {position} of the {self.episodes} episodes that its dataset states"
-            yield Stored(Place(position, size, 0, 0), None, "corrupt_length", detail, self.episodes - position)
-
-    def read_some(self, features: SourceFeatures, places: Iterable[Place]) -> Iterator[RawEpisode]:
-        """See ``EpisodeFile``."""
-        with _opened(self.path) as (read, _):
-            for place in places:
-                data, crc = tfrecord.read_frame(read, place.offset, place.length)
-                if crc != place.crc or tfrecord.masked_crc(data) != crc:
-                    raise changed(self, place)
-                yield ExampleEpisode(data)
+    records: ClassVar[type[Records]] = TfRecords
 
 
-@contextlib.contextmanager
-def _opened(path: str) -> Iterator[tuple[tfrecord.ReadAt, int]]:
-    """A function that reads (offset, length) of a file, and the file's size in bytes."""
-    with open(path, "rb", buffering=0) as file:
-        number = file.fileno()
-        yield lambda offset, length: os.pread(number, length, offset), os.fstat(number).st_size
-
-
-class ArrayRecordFile(EpisodeFile):
+class ArrayRecordFile(ExamplesFile):
     """An ArrayRecord file of Examples."""
 
-    def read_all(self, features: SourceFeatures, max_bytes: int) -> Iterator[Stored]:
-        """See ``EpisodeFile``."""
-        with _array_record(self.path) as reader:
-            records = reader.num_records() if reader.ok() else 0
-            for position in range(records):
-                try:
-                    data = reader.read(position, position + 1)[0]
-                except Exception as error:
-                    # The native reader raises many types; each means that this record cannot be had.
-                    detail = _first_line(error).replace(self.path, self.name)
-                    yield Stored(Place(position, 0, 0, 0), None, "corrupt_record", detail)
-                    continue
-                place = Place(position, 0, len(data), google_crc32c.value(data))
-                yield too_large(place, max_bytes) if len(data) > max_bytes else _parsed(place, data)
-        if records < (1 if self.episodes is None else self.episodes):
-            lost = max(1, (self.episodes or 0) - records)
-            detail = f"the file holds {records} of the {lost + records} episodes that its dataset states"
-            yield Stored(Place(records, 0, 0, 0), None, "corrupt_length", detail, lost)
-
-    def read_some(self, features: SourceFeatures, places: Iterable[Place]) -> Iterator[RawEpisode]:
-        """See ``EpisodeFile``."""
-        with _array_record(self.path) as reader:
-            for place in places:
-                try:
-                    data = reader.read(place.position, place.position + 1)[0]
-                except Exception:
-                    raise changed(self, place) from None
-                if len(data) != place.length or google_crc32c.value(data) != place.crc:
-                    raise changed(self, place)
-                yield ExampleEpisode(data)
-
-
-@contextlib.contextmanager
-def _array_record(path: str) -> Iterator[ArrayRecordReader]:
-    reader = ArrayRecordReader(path, _READER_OPTIONS)
-    try:
-        yield reader
-    finally:
-        # Closing a damaged file raises again what was wrong with it.
-        with contextlib.suppress(RuntimeError):
-            reader.close()
-
-
-def changed(file: EpisodeFile, place: Place) -> DataError:
-    """The error of a file that no longer holds what a scan found at ``place``."""
-    return DataError(f"{file.name}: episode {place.position} changed between scan and build. Run the build again")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    records: ClassVar[type[Records]] = ArrayRecords

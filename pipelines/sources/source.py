@@ -13,6 +13,8 @@ from typing import Literal, Protocol
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from gatokit.schemas.errors import DataError
+
 Values = np.ndarray | list[bytes]
 
 
@@ -73,7 +75,7 @@ class RawEpisode(Protocol):
 
 @dataclass(frozen=True)
 class Place:
-    """Where an episode is stored: its ordinal in the file, its byte offset, length and checksum.
+    """Where an episode or document is stored: its ordinal in the file, its byte offset, length and checksum.
 
     ``crc`` identifies the content. ``offset`` is 0 in formats that are read by ordinal.
     """
@@ -117,6 +119,16 @@ class EpisodeFile(BaseModel, ABC):
 
         DataError where the file no longer holds what a scan found there.
         """
+
+
+def too_large(place: Place, max_bytes: int) -> Stored:
+    """The rejection of an episode above ``max_bytes``."""
+    return Stored(place, None, "too_large", f"{place.length} bytes are above max_episode_bytes {max_bytes}")
+
+
+def changed(file: EpisodeFile, place: Place) -> DataError:
+    """The error of a file that no longer holds what a scan found at ``place``."""
+    return DataError(f"{file.name}: episode {place.position} changed between scan and build. Run the build again")
 
 
 @dataclass(frozen=True)

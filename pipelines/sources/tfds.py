@@ -7,6 +7,7 @@ takes much longer and there may be thousands of directories.
 import functools
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +15,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 from tensorflow_datasets.core import dataset_info, naming
-from tensorflow_datasets.core.splits import SplitDict
+from tensorflow_datasets.core.splits import SplitDict, SplitInfo
 
 from gatokit.pipelines.sources.examples import ArrayRecordFile, TfRecordFile
 from gatokit.pipelines.sources.source import EpisodeFile, SourceDirectory, SourceFeatures, SourceField
@@ -54,24 +55,31 @@ def read_directory(path: str, name: str, below: str, splits: tuple[str, ...] | N
         raise ConfigError(
             f"{path}: its files are {template.filetype_suffix}; Gatokit reads {' and '.join(sorted(_FORMATS))}"
         )
-    files = []
-    for split in sorted(splits or split_infos):
-        split_info = split_infos[split]
-        if not split_info.shard_lengths:
-            raise DataError(
-                f"{path}: split {split!r} states no shard lengths, so its recording was never finished. "
-                "Record it again, or leave it out of `source`"
-            )
-        for filename, episodes in zip(split_info.filenames, split_info.shard_lengths, strict=True):
-            file_path = os.path.join(path, os.path.basename(filename))
-            try:
-                size = os.stat(file_path).st_size
-            except OSError:
-                raise DataError(f"{file_path}: is missing, though dataset_info.json lists it") from None
-            files.append(
-                file_type(path=file_path, name=os.path.relpath(file_path, below), size=size, episodes=episodes)
-            )
-    return SourceDirectory(path, name, features, tuple(files))
+    files = tuple(
+        file_type(**place, episodes=episodes)
+        for split in sorted(splits or split_infos)
+        for place, episodes in shards(path, below, split_infos[split])
+    )
+    return SourceDirectory(path, name, features, files)
+
+
+def shards(path: str, below: str, split: SplitInfo) -> Iterator[tuple[dict[str, Any], int]]:
+    """Path, name below ``below`` and size of each file of a split of the directory ``path``, and its Examples.
+
+    DataError where its writing was never finished or a file is missing.
+    """
+    if not split.shard_lengths:
+        raise DataError(
+            f"{path}: split {split.name!r} states no shard lengths, so its writing was never finished. "
+            "Write it again, or leave it out of `source`"
+        )
+    for filename, examples in zip(split.filenames, split.shard_lengths, strict=True):
+        file = os.path.join(path, os.path.basename(filename))
+        try:
+            size = os.stat(file).st_size
+        except OSError:
+            raise DataError(f"{file}: is missing, though dataset_info.json lists it") from None
+        yield {"path": file, "name": os.path.relpath(file, below), "size": size}, examples
 
 
 @functools.lru_cache(maxsize=256)

@@ -321,7 +321,7 @@ def test_a_missing_shard_is_named(simple: Path) -> None:
 
 def test_an_unfinished_recording_is_named(tmp_path: Path, write_tfds: Callable) -> None:
     path = write_tfds(tmp_path / "killed", simple_steps(), simple_episodes(), finished=False)
-    with pytest.raises(DataError, match=r"killed: split 'train' states no shard lengths, so its recording was never"):
+    with pytest.raises(DataError, match=r"killed: split 'train' states no shard lengths, so its writing was never"):
         read(path)
 
 
