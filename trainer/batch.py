@@ -38,6 +38,9 @@ class Batch(NamedTuple):
     """bool (B, L): the target belongs to the first action of its row, before which no other was seen."""
     dataset: np.ndarray
     """int32 (B,): ordinal of the row's dataset in the mixture."""
+    redrawn: np.ndarray
+    """int32 (B,): ordinal of the dataset whose window was given up, because the group's patch slots were full, before
+    this one was drawn; -1 where none was."""
     patches: np.ndarray
     """uint8 (G, P, 16, 16, 3): pixels of patches; zeros in unused slots."""
     patch_token: np.ndarray

@@ -30,6 +30,7 @@ def batch_of(target_kinds: np.ndarray, targets: np.ndarray, first_action: np.nda
         target_kinds=target_kinds.astype(np.uint8),
         first_action=nothing.astype(bool) if first_action is None else first_action,
         dataset=np.arange(rows, dtype=np.int32) % 3,
+        redrawn=np.full(rows, -1, np.int32),
         patches=np.zeros((1, 8, 16, 16, 3), np.uint8),
         patch_token=np.array([[0, 3, 7, -1, -1, -1, -1, -1]], np.int32),
         patch_row=np.zeros((1, 8), np.uint8),
