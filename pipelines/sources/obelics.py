@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from gatokit.pipelines.sources.corpus import CorpusFile, DocumentPlace, FoundDocument, Part, changed
 from gatokit.pipelines.sources.lines import digest_of, too_large
-from gatokit.pipelines.sources.mmc4 import Picture, assemble, check_folder
+from gatokit.pipelines.sources.pages import Picture, assemble
 from gatokit.pipelines.sources.parquet import (
     DamagedFileError,
     Row,
@@ -33,8 +33,6 @@ class ObelicsFile(CorpusFile):
 
     def scan(self, max_bytes: int) -> Iterator[FoundDocument]:
         """See ``CorpusFile``."""
-        if self.image_dir is not None:
-            check_folder(self.image_dir)
         try:
             named = self._holds_names(read_schema(self))
             for row in read_rows(self, _COLUMNS):

@@ -18,8 +18,8 @@ from gatokit.pipelines.sources.captions import captioned, printable, rejected, t
 from gatokit.pipelines.sources.corpus import CorpusFile, DocumentPlace, FoundDocument, Part, changed
 from gatokit.schemas.errors import DataError, RejectedError
 
-_NOT_THERE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES}
-_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+_NOT_THERE = {errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES}
+_NO_FILE = {errno.EISDIR, errno.ENXIO}
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class PictureFolder:
         bytes.
         """
         try:
-            with open(self._open(name), "rb", buffering=0) as file:
+            with open(name, "rb", buffering=0, opener=self._open) as file:
                 about = os.fstat(file.fileno())
                 if not stat.S_ISREG(about.st_mode):
                     raise RejectedError("missing_image", f"{name!r:.200} is no file")
@@ -113,22 +113,24 @@ class PictureFolder:
         except ValueError:
             raise RejectedError("missing_image", f"{name!r:.200} is no name of a file") from None
         except OSError as error:
+            if error.errno in _NO_FILE:
+                raise RejectedError("missing_image", f"{name!r:.200} is no file") from None
             if error.errno not in _NOT_THERE:
                 raise
             raise RejectedError("missing_image", f"{name!r:.200} is not in image_dir: {error.strerror}") from None
 
-    def _open(self, name: str) -> int:
+    def _open(self, name: str, flags: int) -> int:
         path = os.path.join(self._root, name)
         if "/" not in name:
             try:
-                return os.open(path, _FLAGS | os.O_NOFOLLOW)
+                return os.open(path, flags | os.O_NONBLOCK | os.O_NOFOLLOW)
             except OSError as error:
                 if error.errno != errno.ELOOP:
                     raise
         real = os.path.realpath(path)
         if os.path.isabs(name) or ".." in name.split("/") or not real.startswith(os.path.join(self._root, "")):
             raise RejectedError("missing_image", f"{name!r:.200} leads out of image_dir")
-        return os.open(real, _FLAGS)
+        return os.open(real, flags | os.O_NONBLOCK)
 
 
 def _tried(folder: PictureFolder, name: str, most: int) -> bytes | RejectedError:

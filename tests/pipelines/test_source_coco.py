@@ -159,7 +159,7 @@ def test_each_fault_has_its_reason(tmp_path: Path) -> None:
         "2": ("missing_image", "'000000000001.jpg' is not in image_dir: No such file or directory"),
         "3": ("missing_image", "'../outside.jpg' leads out of image_dir"),
         "4": ("missing_image", "'000000000003.jpg' leads out of image_dir"),
-        "5": ("missing_image", "'000000000004.jpg' is not in image_dir: Is a directory"),
+        "5": ("missing_image", "'000000000004.jpg' is no file"),
         "6": ("too_large", f"{2000 + len(picture(5))} bytes are above max_episode_bytes 1500"),
         "7": ("missing_field", "`images` has no entry with id 99 and a file_name"),
         "14": ("missing_field", "`images` has no entry with id 6 and a file_name"),

@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +153,9 @@ MISSING = [
     ("/etc/hostname", "image_info[0]: '/etc/hostname' leads out of image_dir"),
     ("out.jpg", "image_info[0]: 'out.jpg' leads out of image_dir"),
     ("out/secret.jpg", "image_info[0]: 'out/secret.jpg' leads out of image_dir"),
-    (".", "image_info[0]: '.' leads out of image_dir"),
+    (".", "image_info[0]: '.' is no file"),
+    ("..", "image_info[0]: '..' is no file"),
+    ("socket", "image_info[0]: 'socket' is no file"),
     ("loop", "image_info[0]: 'loop' is not in image_dir: Too many levels of symbolic links"),
     ("a\0.jpg", "image_info[0]: 'a\\x00.jpg' is no name of a file"),
     ("\ud800", "image_info[0]: '\\ud800' is no name of a file"),
@@ -172,6 +175,7 @@ def test_a_missing_picture_drops_the_page_or_is_left_out(tmp_path: Path, name: s
     (pictures / "out").symlink_to(tmp_path)
     (pictures / "loop").symlink_to("loop")
     os.mkfifo(pictures / "pipe")
+    os.mknod(pictures / "socket", stat.S_IFSOCK)
     found = list(file.scan(BOUND))
     assert [(document.reason, document.detail) for document in found] == [("missing_image", detail)] * 3
     file = file.model_copy(update={"skip_bad": True})
@@ -232,7 +236,7 @@ def test_a_changed_line_is_an_error(tmp_path: Path, name: str) -> None:
 
 
 def test_archives_and_folders_that_are_none_are_errors(tmp_path: Path) -> None:
-    file = stored(tmp_path / "a.jsonl", page(["One."]))
+    file = stored(tmp_path / "a.jsonl", page(["One."], image("a.jpg", 0)))
     with pytest.raises(DataError, match="set `image_dir` to the folder of the pictures"):
         list(file.model_copy(update={"image_dir": str(tmp_path / "none")}).scan(BOUND))
     (tmp_path / "a.jsonl").write_bytes(b"PK\x03\x04 and so on")
