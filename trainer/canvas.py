@@ -93,14 +93,14 @@ class Canvas:
         same document."""
         records = self._readers.read(shard, record, record + 1)
         count = len(self.chunk(records[0], shard, record).tokens)
-        skip = int(draws.below(np.float64(start), count))
+        skip = int(draws.below(start, count))
         self._put(row, 0, self._context + 1, shard, record, skip, records)
 
     def documents(self, row: int, documents: list[list[Part]], crop: float) -> None:
         """Fills a row with whole documents one behind the other, cropped where they are longer than it; ``crop`` in
         [0, 1) says where."""
         tokens = sum(part.take for parts in documents for part in parts)
-        begin = int(draws.below(np.float64(crop), max(tokens - self._context - 1, 0) + 1))
+        begin = int(draws.below(crop, max(tokens - self._context - 1, 0) + 1))
         at = -begin
         for part in (part for parts in documents for part in parts):
             skip = max(-at, 0)

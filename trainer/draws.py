@@ -37,10 +37,10 @@ def uniform(key: np.uint64, sample: np.ndarray | int, attempt: np.ndarray | int,
     return (_mix(streams + _STEP * (words + np.uint64(1))) >> np.uint64(11)) * 2.0**-53
 
 
-def below(uniforms: np.ndarray, count: np.ndarray | int) -> np.ndarray:
+def below(uniforms: np.ndarray | float, count: np.ndarray | int) -> np.ndarray:
     """Integers in [0, ``count``), int64; ``count`` is at least 1."""
     counts = np.asarray(count, np.int64)
-    return np.minimum((uniforms * counts).astype(np.int64), counts - 1)
+    return np.minimum(np.floor(uniforms * counts).astype(np.int64), counts - 1)
 
 
 def _words(values: np.ndarray | int) -> np.ndarray:

@@ -5,7 +5,7 @@ Legend: E episodes, N records of them, R runs.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -157,7 +157,7 @@ def _runs(path: str, shard: int, split: str) -> Iterator[_Run]:
     first = first.astype(np.uint32)
     changes = (np.diff(task) != 0) | (np.diff(agent) != 0) | (np.diff(part) != 0)
     bounds = [0, *(np.flatnonzero(changes) + 1).tolist(), len(order)]
-    for begin, end in zip(bounds, bounds[1:], strict=False):
+    for begin, end in pairwise(bounds):
         yield _Run(
             task=tasks[task[begin]],
             agent=agents[agent[begin]],

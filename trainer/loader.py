@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any
 
 import grain
+import numpy as np
 
 from gatokit.schemas.run import InputConfig
 from gatokit.trainer.batch import Batch
@@ -59,8 +60,9 @@ class Loader:
         return self
 
     def __next__(self) -> Batch:
-        found = next(self._iterator)
-        return found if isinstance(found, Batch) else Batch(*found)
+        found: Batch = next(self._iterator)
+        # Arrays of another process lie in shared memory, which is given back as soon as nobody holds them.
+        return Batch(*map(np.array, found)) if self._input.workers else found
 
     def __enter__(self) -> "Loader":
         return self

@@ -1,10 +1,10 @@
 """Cuts the patches that windows show out of the pictures of their records.
 
-Legend: P patch slots of a group, N patches of a picture.
+Legend: B rows, L tokens of a window, G groups of rows, P patch slots of a group.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -28,12 +28,11 @@ class Patches(NamedTuple):
     patch_column: np.ndarray
 
 
-class Shown(NamedTuple):
-    """The patches of one picture that a window shows: of which row and columns, and which of the picture's."""
+class _Shown(NamedTuple):
+    """Patches of one picture that a window shows: its n from ``number`` on stand at ``column`` and behind it."""
 
-    row: int
-    columns: np.ndarray
-    numbers: np.ndarray
+    column: int
+    number: int
     grid: tuple[int, int]
     pixels: np.ndarray
 
@@ -53,63 +52,60 @@ def cut_patches(
     """The patches of a canvas whose groups of ``group_rows`` rows need at most ``slots`` each.
 
     A patch's place in its picture is drawn anew from the intervals of its row and column in training, and their mean
-    in evaluation (Gato, appendix C.3).
+    in evaluation (Gato, appendix C.3). ``samples`` and ``attempts`` (B,) say what for.
     """
-    rows = len(samples)
-    groups = rows // group_rows
-    found = Patches(
-        np.zeros((groups, slots, PATCH, PATCH, 3), np.uint8),
-        np.full((groups, slots), NO_TOKEN, np.int32),
-        np.zeros((groups, slots), np.uint8),
-        np.zeros((groups, slots), np.uint8),
-    )
+    groups = len(samples) // group_rows
+    pixels = np.zeros((groups, slots, PATCH, PATCH, 3), np.uint8)
+    token = np.full((groups, slots), NO_TOKEN, np.int32)
+    low = np.zeros((2, groups, slots), np.int64)
+    size = np.ones((2, groups, slots), np.int64)
     used = [0] * groups
     for row in np.flatnonzero(canvas.images).tolist():
         group = row // group_rows
-        for shown in _shown(canvas, readers, row, context):
-            begin, end = used[group], used[group] + len(shown.columns)
-            used[group] = end
-            found.patches[group, begin:end] = shown.pixels
-            found.patch_token[group, begin:end] = row % group_rows * context + shown.columns
-            for axis, (into, numbers) in enumerate(
-                (
-                    (found.patch_row, shown.numbers // shown.grid[1]),
-                    (found.patch_column, shown.numbers % shown.grid[1]),
-                )
-            ):
-                if training:
-                    lane = draws.PATCHES + 2 * shown.columns + axis
-                    u = draws.uniform(key, int(samples[row]), int(attempts[row]), lane)
-                    low, size = _intervals(shown.grid[axis])
-                    into[group, begin:end] = low[numbers] + draws.below(u, size[numbers])
-                else:
-                    into[group, begin:end] = evaluation_positions(shown.grid[axis])[numbers]
-    return found
+        for column, number, grid, shown in _shown(canvas, readers, row, context):
+            begin = used[group]
+            used[group] = end = begin + len(shown)
+            pixels[group, begin:end] = shown
+            token[group, begin:end] = row % group_rows * context + column + np.arange(len(shown))
+            low[:, group, begin:end], size[:, group, begin:end] = _places(grid, training)[
+                :, :, number : number + len(shown)
+            ]
+    if training and any(used):
+        group, _ = taken = np.nonzero(token >= 0)
+        row, column = np.divmod(token[taken], context)
+        row += group * group_rows
+        for axis in (0, 1):
+            u = draws.uniform(key, samples[row], attempts[row], draws.PATCHES + 2 * column.astype(np.int64) + axis)
+            low[axis][taken] += draws.below(u, size[axis][taken])
+    return Patches(pixels, token, low[0].astype(np.uint8), low[1].astype(np.uint8))
 
 
-def _shown(canvas: Canvas, readers: Readers, row: int, context: int) -> Sequence[Shown]:
+def _shown(canvas: Canvas, readers: Readers, row: int, context: int) -> Iterator[_Shown]:
     """The pictures of a row, decoded, in order of their columns."""
-    found = []
     for part in canvas.parts[row]:
-        take = min(part.take, context - part.column)
+        stop = part.skip + min(part.take, context - part.column)
         try:
-            for picture in part.chunk.pictures(part.skip, part.skip + take):
+            for picture in part.chunk.pictures(part.skip, stop):
+                begin = max(part.skip - picture.token, 0)
+                cut = patches(decode(picture.data))[begin : stop - picture.token]
                 grid = picture.height // PATCH, picture.width // PATCH
-                begin = max(part.skip, picture.token)
-                end = min(part.skip + take, picture.token + grid[0] * grid[1])
-                pixels = decode(picture.data)
-                if pixels.shape[:2] != (picture.height, picture.width):
-                    raise ValueError(f"a picture of {picture.height} x {picture.width} has pixels {pixels.shape[:2]}")
-                numbers = np.arange(begin, end) - picture.token
-                columns = np.arange(begin, end) - part.skip + part.column
-                found.append(Shown(row, columns, numbers, grid, patches(pixels)[numbers]))
+                if begin + len(cut) != min(grid[0] * grid[1], stop - picture.token):
+                    raise ValueError(f"a picture has no {picture.height} x {picture.width} pixels")
+                yield _Shown(part.column + max(picture.token - part.skip, 0), begin, grid, cut)
         except (RejectedError, ValueError) as error:
             raise readers.damage(part.shard, part.record, part.record + 1, str(error)) from None
-    return found
 
 
-@functools.lru_cache(maxsize=4096)
-def _intervals(count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The first table row of each of ``count`` patch rows, and how many rows it covers, one at least."""
-    low, high = position_intervals(count).T
-    return low, np.maximum(high - low, 1)
+@functools.lru_cache(maxsize=1024)
+def _places(grid: tuple[int, int], training: bool) -> np.ndarray:
+    """Of the patches of a picture in raster order, the first table row that each may take and the number of them:
+    int64 (2, axes, patches)."""
+    found = []
+    for count in grid:
+        if training:
+            low, high = position_intervals(count).T
+            found.append(np.stack([low, np.maximum(high - low, 1)]))
+        else:
+            found.append(np.stack([evaluation_positions(count), np.ones(count, np.int64)]))
+    rows, columns = found
+    return np.stack([np.repeat(rows, grid[1], axis=1), np.tile(columns, grid[0])], axis=1)

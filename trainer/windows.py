@@ -15,7 +15,7 @@ from gatokit.schemas.tokens import Kind
 from gatokit.trainer import draws
 from gatokit.trainer.batch import Batch
 from gatokit.trainer.canvas import Canvas, Part
-from gatokit.trainer.choices import Chooser, Choices, Source
+from gatokit.trainer.choices import Choices, Chooser, Source
 from gatokit.trainer.mixture import Mixture
 from gatokit.trainer.pictures import cut_patches
 from gatokit.trainer.readers import Readers
@@ -23,9 +23,8 @@ from gatokit.trainer.targets import find_targets
 
 _ATTEMPTS = 64
 """Draws of a row, after which its group's patch slots are too few."""
-_TRIED_GROUPS = 64
-"""Groups whose patches decide how many slots a group gets."""
-_TRIED_ROWS = 512
+_TRIED = 512
+"""Samples whose patches decide how many slots a group gets."""
 _SLOTS = 8
 """Slots come in multiples of this."""
 
@@ -59,8 +58,10 @@ class Windows:
         split: str = TRAIN,
         dataset: str | None = None,
         training: bool = True,
+        patch_slots: int | None = None,
     ) -> None:
-        """``split`` is ``train`` or ``held_out``; ``training`` draws the positions of patches.
+        """``split`` is ``train`` or ``held_out``; ``training`` draws the positions of patches; ``patch_slots`` stands
+        before the config's.
 
         ConfigError where the context is too short or there is nothing to draw from.
         """
@@ -74,9 +75,11 @@ class Windows:
         _check_context(self._chooser, config)
         shards = [shard for item in mixture.datasets for shard in item.shards]
         self._readers = Readers(shards, config.input.open_shards)
-        given = config.input.patch_slots if dataset is None else None
-        self.patch_slots = self._group_rows * self._context
-        self.patch_slots = self._needed_slots() if given is None else given
+        if patch_slots is None and dataset is None:
+            patch_slots = config.input.patch_slots
+        self.patch_slots = self._group_rows * self._context if patch_slots is None else patch_slots
+        if patch_slots is None:
+            self.patch_slots = self._needed_slots()
 
     def batch(self, step: int, rows: range) -> Batch:
         """Rows of the global batch of a step; sample i is ``step * config.batch + row``.
@@ -193,11 +196,11 @@ class Windows:
         drawn.canvas.documents(row, documents, float(u[0]))
 
     def _needed_slots(self) -> int:
-        groups = min(_TRIED_GROUPS, -(-_TRIED_ROWS // self._group_rows))
+        if not self._shows_pictures():
+            return _SLOTS
+        groups = -(-_TRIED // self._group_rows)
         drawn = self._drawn(np.arange(groups * self._group_rows))
         images = drawn.canvas.images.reshape(groups, self._group_rows)
-        if not images.any() and not self._shows_pictures():
-            return _SLOTS
         wanted = max(self._context, int(images.sum(axis=1).max()) * 9 // 8)
         return min(-(-wanted // _SLOTS) * _SLOTS, self.patch_slots)
 
@@ -214,14 +217,14 @@ class Windows:
         return False
 
     def __reduce__(self) -> tuple[Any, ...]:
-        mixture, config, *others = self._arguments
-        return _again, (mixture, config, tuple(others), self.patch_slots)
+        return _again, (*self._arguments, self.patch_slots)
 
 
-def _again(mixture: Mixture, config: RunConfig, others: tuple[str, str | None, bool], patch_slots: int) -> Windows:
+def _again(
+    mixture: Mixture, config: RunConfig, split: str, dataset: str | None, training: bool, patch_slots: int
+) -> Windows:
     """The windows that another process had."""
-    split, dataset, training = others
-    return Windows(mixture, config, split=split, dataset=dataset, training=training)
+    return Windows(mixture, config, split=split, dataset=dataset, training=training, patch_slots=patch_slots)
 
 
 def _weights(mixture: Mixture, split: str, dataset: str | None) -> np.ndarray:
