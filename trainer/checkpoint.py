@@ -1,0 +1,242 @@
+"""Checkpoints of a run: what a step leaves behind, from which the run goes on, another begins or a policy is made.
+
+    checkpoints/500/params      the parameters
+                    optimizer   the optimizer's state
+                    run         JSON: ``RunState``
+                    policy      what a policy needs beside the parameters (``trainer/policy_files.py``)
+
+A step's directory appears under its name when it is complete; until then it ends in ``.orbax-checkpoint-tmp``.
+"""
+
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import (
+    AnyPreservationPolicy,
+    EveryNSteps,
+    LatestN,
+    PolicyCheckpointInfo,
+    PreservationContext,
+)
+
+from gatokit.schemas.errors import DataError
+from gatokit.schemas.run import CheckpointConfig
+
+CHECKPOINTS = "checkpoints"
+
+
+@dataclass(frozen=True)
+class RunState:
+    """What a run knows beside its parameters and optimizer."""
+
+    step: int
+    """Steps done."""
+    samples: int
+    """Windows consumed: the whole state of the input."""
+    best: float | None
+    """Lowest mean held-out loss so far, in nats."""
+    best_step: int | None
+    interval: dict[str, Any]
+    """Sums since the last logged step (``metrics.Interval``)."""
+
+
+class _LinkedFiles(ocp.CheckpointHandler):
+    """An item of finished files, which are linked instead of copied where the file system can."""
+
+    def save(self, directory: Any, args: "_Link") -> None:
+        if jax.process_index() == 0:
+            shutil.copytree(args.source, Path(directory), copy_function=_link_or_copy, dirs_exist_ok=True)
+
+    def restore(self, directory: Any, args: "_Link | None" = None) -> Path:
+        return Path(directory)
+
+    def finalize(self, directory: Any) -> None:
+        pass
+
+
+@ocp.args.register_with_handler(_LinkedFiles, for_save=True, for_restore=True)
+@dataclass
+class _Link(ocp.args.CheckpointArgs):
+    source: Path | None = None
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+@dataclass
+class _Best:
+    """Keeps the one checkpoint of the lowest held-out loss."""
+
+    def should_preserve(
+        self, checkpoints: Sequence[PolicyCheckpointInfo], *, context: PreservationContext
+    ) -> Sequence[bool]:
+        losses = [(info.metrics or {}).get("held_out") for info in checkpoints]
+        best = min((loss for loss in losses if loss is not None), default=None)
+        return [loss is not None and loss == best for loss in losses]
+
+
+class Checkpoints:
+    """The checkpoints below a run's directory, written in the background while the next steps run.
+
+    Every process calls the same methods in the same order.
+    """
+
+    def __init__(self, out: Path, config: CheckpointConfig) -> None:
+        self.directory = out.absolute() / CHECKPOINTS
+        policies: list[Any] = [LatestN(config.keep_last)]
+        if config.keep_every is not None:
+            policies.append(EveryNSteps(config.keep_every))
+        if config.keep_best:
+            policies.append(_Best())
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=AnyPreservationPolicy(policies), cleanup_tmp_directories=True
+        )
+        self._manager = ocp.CheckpointManager(self.directory, options=options)
+        self._writing: int | None = None
+
+    def newest(self) -> int | None:
+        """The step of the newest complete checkpoint."""
+        return self._manager.latest_step()
+
+    def save(self, run: RunState, params: Any, optimizer: Any, policy_files: Path, held_out: float | None) -> None:
+        """Begins to write a checkpoint of ``run.step``; returns when the arrays may change.
+
+        DataError: this one, or the one before, could not be written.
+        """
+        self.wait()
+        self._writing = run.step
+        try:
+            self._manager.save(
+                run.step,
+                args=ocp.args.Composite(
+                    params=ocp.args.StandardSave(params),
+                    optimizer=ocp.args.StandardSave(optimizer),
+                    run=ocp.args.JsonSave(asdict(run)),
+                    policy=_Link(policy_files),
+                ),
+                metrics=None if held_out is None else {"held_out": held_out},
+                force=True,
+            )
+        except Exception as error:
+            raise self._fault(error) from error
+
+    def check(self) -> None:
+        """DataError where a checkpoint could not be written in the background; does not wait."""
+        try:
+            self._manager.check_for_errors()
+        except Exception as error:
+            raise self._fault(error) from error
+
+    def wait(self) -> None:
+        """Returns when the last checkpoint is complete; DataError where it could not be written."""
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            raise self._fault(error) from error
+        self._writing = None
+
+    def restore(self, step: int, params: Any, optimizer: Any) -> tuple[Any, Any, RunState]:
+        """Parameters, optimizer's state and the rest of a step, placed as the abstract ``params``, ``optimizer`` say.
+
+        DataError: it cannot be read.
+        """
+        args = ocp.args.Composite(
+            params=ocp.args.StandardRestore(params),
+            optimizer=ocp.args.StandardRestore(optimizer),
+            run=ocp.args.JsonRestore(),
+        )
+        try:
+            found = self._manager.restore(step, args=args)
+            return found.params, found.optimizer, RunState(**found.run)
+        except Exception as error:
+            raise _unreadable(self.directory / str(step), error) from error
+
+    def close(self) -> None:
+        """Waits for what is being written, and lets go."""
+        self.wait()
+        self._manager.close()
+
+    def _fault(self, error: Exception) -> DataError:
+        # Orbax and TensorStore fail with many types, the system's reason in their words.
+        good = self.newest()
+        kept = f"the last good one is step {good}" if good is not None else "there is none yet"
+        return DataError(
+            f"the checkpoint of step {self._writing} could not be written to {self.directory}: {_reason(error)}; "
+            f"{kept}. Make room and run the same command again"
+        )
+
+
+def restore_params(directory: Path, params: Any) -> Any:
+    """The parameters of one checkpoint (a directory named by its step), placed as the abstract ``params`` says.
+
+    DataError: it cannot be read, or an array has another shape.
+    """
+    path = directory.absolute() / "params"
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            check_shapes(checkpointer.metadata(path).item_metadata.tree, params, directory)
+            return checkpointer.restore(path, params)
+    except DataError:
+        raise
+    except Exception as error:
+        raise _unreadable(directory, error) from error
+
+
+def check_shapes(found: Any, wanted: Any, where: Path) -> None:
+    """DataError naming the arrays that the model lacks, needs or has in another shape (trees of ``.shape``)."""
+    have, need = shapes(found), shapes(wanted)
+    faults = [f"{name} is missing" for name in sorted(need.keys() - have.keys())]
+    faults += [f"{name} is not of this model" for name in sorted(have.keys() - need.keys())]
+    faults += [
+        f"{name} is {have[name]}, not {need[name]}"
+        for name in sorted(need.keys() & have.keys())
+        if have[name] != need[name]
+    ]
+    if faults:
+        more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
+        raise DataError(f"{where} does not fit the config's model: {'; '.join(faults[:3])}{more}")
+
+
+def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    """Shape by path, the keys joined by dots."""
+    return {name: tuple(leaf.shape) for name, leaf in flat(tree).items()}
+
+
+def flat(tree: Any) -> dict[str, Any]:
+    """The leaves of nested dicts by path, the keys joined by dots."""
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {".".join(str(key.key) for key in path): leaf for path, leaf in leaves}
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The newest complete checkpoint of a run's directory, or the checkpoint that ``path`` itself is.
+
+    DataError where it is neither.
+    """
+    if (path / "params").is_dir():
+        return path
+    steps = [int(item.name) for item in (path / CHECKPOINTS).glob("*") if item.name.isdigit()]
+    if not steps:
+        raise DataError(f"{path} holds no checkpoint: give a run's directory or one of its checkpoints")
+    return path / CHECKPOINTS / str(max(steps))
+
+
+def _unreadable(directory: Path, error: Exception) -> DataError:
+    return DataError(
+        f"the checkpoint {directory} cannot be read: {_reason(error)}. Remove it to go on from the one before"
+    )
+
+
+def _reason(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0] if len(lines[0]) <= 300 else "… " + lines[0][-300:]

@@ -1,0 +1,63 @@
+"""Loss on held-out episodes and documents, per dataset and per kind."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from gatokit.schemas.run import RunConfig
+from gatokit.schemas.tokens import Kind
+from gatokit.trainer.loader import batches
+from gatokit.trainer.loss import Sums
+from gatokit.trainer.mesh import place
+from gatokit.trainer.metrics import KIND_NAMES, Line, losses, perplexity
+from gatokit.trainer.mixture import Mixture
+from gatokit.trainer.step import Trainer
+from gatokit.trainer.windows import Windows
+
+
+class HeldOut:
+    """The held-out windows of a run: the same ones at every evaluation."""
+
+    def __init__(self, mixture: Mixture, config: RunConfig, rows: range) -> None:
+        """``rows`` are those of a global batch that this process loads."""
+        self.names = mixture.with_records("held_out")
+        self._datasets = mixture.names
+        self._config = config
+        self._rows = rows
+        self._windows = {
+            name: Windows(mixture, config, split="held_out", dataset=name, training=False) for name in self.names
+        }
+
+    def evaluate(self, trainer: Trainer, params: Any) -> Line:
+        """Mean losses in nats per dataset, each with its kinds, and of the mean over datasets; text perplexity."""
+        found: dict[str, Line] = {}
+        totals: list[np.ndarray] | None = None
+        for name, windows in self._windows.items():
+            sums = self._sums(trainer, params, windows)
+            line = losses(Sums(*sums), self._datasets)
+            found[name] = {"loss": line["datasets"][name]["loss"], "kinds": line["kinds"]}
+            totals = sums if totals is None else [a + b for a, b in zip(totals, sums, strict=True)]
+        assert totals is not None
+        kinds = losses(Sums(*totals), self._datasets)["kinds"]
+        return {
+            "loss": _mean([item["loss"] for item in found.values()]),
+            "text_perplexity": perplexity(kinds.get(KIND_NAMES[Kind.TEXT])),
+            "kinds": kinds,
+            "datasets": found,
+        }
+
+    def _sums(self, trainer: Trainer, params: Any, windows: Windows) -> list[np.ndarray]:
+        found: list[Sums] = []
+        with batches(windows, 0, self._config.evaluation.batches, self._rows, self._config.input) as ready:
+            for batch in ready:
+                # Not read before the next batch is on its way.
+                found.append(trainer.evaluate(params, place(batch, trainer.mesh)))
+        return [
+            np.sum([np.asarray(values, np.float64) for values in each], axis=0) for each in zip(*found, strict=True)
+        ]
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None

@@ -1,0 +1,150 @@
+"""Several processes as one run: how they meet, agree to stop, and name the one that hangs or fails.
+
+Every process runs the same program; what only one may do (files of the run, lines for people) is done by the first.
+"""
+
+import json
+import os
+import socket
+import sys
+import threading
+import time
+from typing import Any, NoReturn
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from gatokit.schemas.errors import ConfigError
+
+_KEYS = "gatokit/processes"
+_FAILED = "gatokit/failed"
+_LOOK_EVERY = 1.0  # seconds
+
+
+def meet(coordinator: str | None, processes: int | None, process: int | None) -> None:
+    """Joins the other processes of the run; nothing where there is one process.
+
+    Without arguments the environment decides: JAX finds the others by itself on Cloud TPU, Slurm and Open MPI.
+    To be called before anything touches a device. ConfigError where the arguments do not belong together.
+    """
+    given = [value is not None for value in (coordinator, processes, process)]
+    if any(given) and not all(given):
+        raise ConfigError("--coordinator, --processes and --process go together: give all three or none")
+    if processes is not None and process is not None and not 0 <= process < processes:
+        raise ConfigError(f"--process {process} must be in 0 … {processes - 1}, since --processes is {processes}")
+    if processes == 1:
+        return
+    # The run has its own way to stop on SIGTERM.
+    jax.config.update("jax_enable_preemption_service", False)
+    try:
+        jax.distributed.initialize(coordinator, processes, process)
+    except ValueError as error:
+        if coordinator is not None or "coordinator_address" not in str(error):
+            raise
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"the processes of the run did not meet at {coordinator or 'their first host'}: {reason}"
+        ) from None
+
+
+def is_first() -> bool:
+    """Whether this process writes the files of the run."""
+    return jax.process_index() == 0
+
+
+class Agreement:
+    """Any process's yes, seen by all processes at the same step.
+
+    The flags meet on the devices, in the stream of the steps, so nobody waits for the answer.
+    """
+
+    def __init__(self) -> None:
+        mesh = Mesh(np.array(jax.devices()), ("all",))
+        self._split = NamedSharding(mesh, PartitionSpec("all"))
+        self._any = jax.jit(lambda flags: flags.any(), out_shardings=NamedSharding(mesh, PartitionSpec()))
+
+    def ask(self, flag: bool) -> Any:
+        """An array (), for ``bool`` once it is needed: whether any process gave a true ``flag`` at this call."""
+        if jax.process_count() == 1:
+            return flag
+        mine = np.full(jax.local_device_count(), flag)
+        return self._any(jax.make_array_from_process_local_data(self._split, mine, (jax.device_count(),)))
+
+
+class Watch:
+    """Ends this process when the run stands still, naming the process at fault; idle where there is one process.
+
+    Each process says in the coordinator's memory how many steps it has begun and what it does. One that makes no
+    progress for ``timeout`` seconds blames those that began the fewest.
+    """
+
+    def __init__(self, timeout: float) -> None:
+        self._timeout = timeout
+        self._begun, self._doing, self._since = 0, "starting", time.monotonic()
+        self._client: Any = None
+        self._over = threading.Event()
+        if jax.process_count() > 1:
+            from jax._src.distributed import global_state
+
+            self._client = global_state.client
+            self._say()
+            threading.Thread(target=self._look, name="watch", daemon=True).start()
+
+    def at(self, begun: int, doing: str) -> None:
+        """Progress: ``begun`` steps were begun, and now the process is ``doing`` something."""
+        self._begun, self._doing, self._since = begun, doing, time.monotonic()
+
+    def failed(self, sentence: str) -> None:
+        """Tells the other processes why this one ends, and leaves them the time to hear it."""
+        if self._client is not None:
+            self._over.set()
+            self._client.key_value_set(f"{_FAILED}/{jax.process_index()}", sentence, allow_overwrite=True)
+            time.sleep(3 * _LOOK_EVERY)
+
+    def close(self) -> None:
+        """The run is over."""
+        self._over.set()
+
+    def _say(self) -> None:
+        value = json.dumps({"host": socket.gethostname(), "begun": self._begun, "doing": self._doing})
+        self._client.key_value_set(f"{_KEYS}/{jax.process_index()}", value, allow_overwrite=True)
+
+    def _look(self) -> None:
+        while not self._over.wait(_LOOK_EVERY):
+            try:
+                self._say()
+                failures = self._client.key_value_dir_get(_FAILED)
+                if failures and not self._over.is_set():
+                    key, sentence = failures[0]
+                    _end(f"process {key.rsplit('/', 1)[1]} ended the run: {sentence}")
+                if time.monotonic() - self._since > self._timeout:
+                    _end(self._blame())
+            except jax.errors.JaxRuntimeError as error:
+                if not self._over.is_set():
+                    _end(f"process 0, which coordinates the run, does not answer: {str(error).splitlines()[0]}")
+
+    def _blame(self) -> str:
+        found = {int(key.rsplit("/", 1)[1]): json.loads(value) for key, value in self._client.key_value_dir_get(_KEYS)}
+        return blame(found, jax.process_count(), self._timeout)
+
+
+def blame(found: dict[int, dict[str, Any]], processes: int, timeout: float) -> str:
+    """The sentence about a run that stands still, from what each process last said of itself."""
+    silent = sorted(set(range(processes)) - set(found))
+    if silent:
+        return f"no step ended for {timeout:g} s: process {', '.join(map(str, silent))} never began"
+    least = min(item["begun"] for item in found.values())
+    behind = {number: item for number, item in sorted(found.items()) if item["begun"] == least}
+    if len(behind) == processes:
+        return f"no step ended for {timeout:g} s, and no process is behind: all began {least} steps"
+    who = "; ".join(f"process {number} on {item['host']}, {item['doing']}" for number, item in behind.items())
+    return f"no step ended for {timeout:g} s; behind the others, with {least} steps begun: {who}"
+
+
+def _end(sentence: str) -> NoReturn:
+    # The main thread waits in a collective that never returns, so no exception would reach it.
+    sys.stderr.write(f"gatokit: {sentence}\n")
+    sys.stderr.flush()
+    os._exit(1)

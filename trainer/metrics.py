@@ -1,0 +1,181 @@
+"""The numbers of a run: sums since the last logged step, the lines of ``metrics.jsonl``, TensorBoard.
+
+Legend: E datasets, 8 kinds (by ``Kind``; the first is unused).
+"""
+
+import json
+import math
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gatokit.schemas.errors import DataError
+from gatokit.schemas.tokens import Kind
+from gatokit.trainer.loss import Sums
+
+METRICS = "metrics.jsonl"
+KIND_NAMES = {kind: kind.name.lower() for kind in Kind}
+ACTIONS = (Kind.DISCRETE_ACTION, Kind.CONTINUOUS_ACTION)
+TIMES = ("seconds", "tokens_per_second", "mfu", "input_wait")
+"""Keys of a line that depend on the machine and its load; the others do not."""
+
+Line = dict[str, Any]
+
+
+class Interval:
+    """Sums over the steps since the last logged one; float64, so that a checkpoint's JSON holds them exactly."""
+
+    def __init__(self, saved: Mapping[str, Any] | None = None) -> None:
+        self.steps = 0
+        self.loss = self.gradient_norm = 0.0
+        self.sums: list[np.ndarray] | None = None
+        if saved:
+            self.steps, self.loss, self.gradient_norm = saved["steps"], saved["loss"], saved["gradient_norm"]
+            self.sums = [np.array(values, np.float64) for values in saved["sums"]]
+
+    def add(self, loss: float, gradient_norm: float, sums: Sums) -> None:
+        """Adds a step, whose arrays are read here."""
+        values = [np.asarray(value, np.float64) for value in sums]
+        self.sums = values if self.sums is None else [a + b for a, b in zip(self.sums, values, strict=True)]
+        self.steps += 1
+        self.loss += loss
+        self.gradient_norm += gradient_norm
+
+    def saved(self) -> dict[str, Any]:
+        """What the constructor takes, as JSON; empty where nothing was added."""
+        if self.sums is None:
+            return {}
+        sums = [values.tolist() for values in self.sums]
+        return {"steps": self.steps, "loss": self.loss, "gradient_norm": self.gradient_norm, "sums": sums}
+
+    def line(self, datasets: Sequence[str]) -> Line:
+        """Means of the interval: ``loss`` and ``gradient_norm`` over its steps, the other losses over its targets."""
+        assert self.sums is not None
+        found = {"loss": self.loss / self.steps, "gradient_norm": self.gradient_norm / self.steps}
+        return found | losses(Sums(*self.sums), datasets)
+
+
+def losses(sums: Sums, datasets: Sequence[str]) -> Line:
+    """Mean losses in nats per dataset (with its share of all targets) and per kind, of all actions and of those that
+    are the first of their window; None where there was no target."""
+    targets = float(np.sum(sums.dataset_targets))
+    actions = list(ACTIONS)
+    return {
+        "datasets": {
+            name: {"share": _mean(count, targets), "loss": _mean(total, count)}
+            for name, total, count in zip(datasets, sums.dataset_loss, sums.dataset_targets, strict=True)
+        },
+        "kinds": {
+            name: _mean(sums.kind_loss[kind], sums.kind_targets[kind])
+            for kind, name in KIND_NAMES.items()
+            if sums.kind_targets[kind]
+        },
+        "action_loss": _mean(np.sum(sums.kind_loss[actions]), np.sum(sums.kind_targets[actions])),
+        "first_action_loss": _mean(sums.first_action_loss, sums.first_action_targets),
+    }
+
+
+def _mean(total: Any, count: Any) -> float | None:
+    return float(total) / float(count) if count else None
+
+
+@dataclass
+class Clock:
+    """Seconds since the last logged step, and how many of them were spent waiting for input."""
+
+    begin: float = field(default_factory=time.monotonic)
+    waited: float = 0.0
+
+    def lap(self, tokens: float, flops: float, peak: float | None) -> Line:
+        """Speed since the last lap. ``tokens`` and ``flops`` are those of the interval, ``peak`` the FLOP/s of all
+        devices, None where it is not known."""
+        now = time.monotonic()
+        seconds = max(now - self.begin, 1e-9)
+        found: Line = {
+            "seconds": seconds,
+            "tokens_per_second": tokens / seconds,
+            "mfu": flops / seconds / peak if peak else "unknown peak",
+            "input_wait": self.waited / seconds,
+        }
+        self.begin, self.waited = now, 0.0
+        return found
+
+
+class MetricsFile:
+    """``metrics.jsonl`` of a run, and the same numbers for TensorBoard; written by the first process alone."""
+
+    def __init__(self, out: Path, step: int) -> None:
+        """Opens the file for the steps behind ``step``; lines of later ones, of a run that was cut off, are removed."""
+        self._path = out / METRICS
+        kept = [line for line in read_metrics(out) if line["step"] <= step]
+        try:
+            temporary = out / f".{METRICS}"
+            temporary.write_text("".join(_dump(line) for line in kept), encoding="utf-8")
+            os.replace(temporary, self._path)
+            self._file = self._path.open("a", encoding="utf-8")
+        except OSError as error:
+            raise self._fault(error) from None
+        from tensorboardX import SummaryWriter
+
+        self._board = SummaryWriter(str(out / "tensorboard"), purge_step=step + 1 if step else None)
+
+    def write(self, line: Line) -> None:
+        """Appends a line; it is in the file when this returns."""
+        try:
+            self._file.write(_dump(line))
+            self._file.flush()
+            for name, value in scalars(line):
+                self._board.add_scalar(name, value, line["step"])
+        except OSError as error:
+            raise self._fault(error) from None
+
+    def close(self) -> None:
+        """Closes both."""
+        try:
+            self._board.close()
+            self._file.close()
+        except OSError as error:
+            raise self._fault(error) from None
+
+    def _fault(self, error: OSError) -> DataError:
+        return DataError(f"{self._path} cannot be written: {error.strerror}; mend that and run the same command again")
+
+
+def _dump(line: Line) -> str:
+    return json.dumps(line, allow_nan=False) + "\n"
+
+
+def read_metrics(out: Path) -> list[Line]:
+    """The lines of a run's ``metrics.jsonl``, without one that a kill cut short; none where there is no file."""
+    path = out / METRICS
+    if not path.exists():
+        return []
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            break
+    return lines
+
+
+def scalars(line: Mapping[str, Any], prefix: str = "") -> list[tuple[str, float]]:
+    """The numbers of a line by name, nested keys joined by slashes."""
+    found = []
+    for key, value in line.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            found += scalars(value, f"{name}/")
+        elif isinstance(value, int | float) and key != "step":
+            found.append((name, float(value)))
+    return found
+
+
+def perplexity(loss: float | None) -> float | None:
+    """e to the power of a loss in nats."""
+    return None if loss is None else math.exp(min(loss, 700.0))

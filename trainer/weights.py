@@ -1,0 +1,108 @@
+"""Weights as ``model.safetensors`` with what a policy needs beside them: the way out of a run and into another one."""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from gatokit.schemas.errors import ConfigError, DataError
+from gatokit.schemas.manifest import VOCABULARY
+from gatokit.schemas.policy import PolicyFile
+from gatokit.trainer import parameters
+from gatokit.trainer.checkpoint import check_shapes, find_checkpoint, flat, restore_params
+from gatokit.trainer.policy_files import POLICY_FOLDER
+
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+FORMAT = "gatokit"
+
+
+def export(run: Path, out: Path) -> int:
+    """Writes the parameters of a run's newest checkpoint, or of the checkpoint ``run`` itself, to ``out``; how many.
+
+    ``out`` gets ``model.safetensors`` (float32, keys joined by dots), ``config.json`` and the policy's files. DataError
+    where there is no checkpoint; ConfigError where ``out`` is there already.
+    """
+    checkpoint = find_checkpoint(run)
+    if out.exists():
+        raise ConfigError(f"{out} is there already: give another --out, or remove it")
+    policy = PolicyFile.read(checkpoint / POLICY_FOLDER)
+    table = parameters.table(policy.config.model, policy.tokenizer.vocabulary_size)
+    params = restore_params(checkpoint, abstract(table))
+    arrays = {name: np.asarray(leaf) for name, leaf in flat(params).items()}
+    temporary = out.with_name(f".{out.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        shutil.copytree(checkpoint / POLICY_FOLDER, temporary, ignore=shutil.ignore_patterns("commit_success.txt"))
+        save_file(arrays, temporary / WEIGHTS, metadata={"format": FORMAT})
+        config = {
+            "format": FORMAT,
+            "model": policy.config.model.model_dump(mode="json"),
+            "context": policy.config.context,
+            "tokenizer": policy.tokenizer.model_dump(mode="json"),
+            "vocabulary": {"file": VOCABULARY, "blake2b": policy.vocabulary_blake2b},
+            "step": int(checkpoint.name) if checkpoint.name.isdigit() else None,
+        }
+        (temporary / CONFIG).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+        os.replace(temporary, out)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise DataError(f"{out} cannot be written: {error}") from None
+    return parameters.count(table)
+
+
+def load_weights(path: Path, wanted: Any) -> Any:
+    """Parameters from a run's directory, one of its checkpoints or an export, placed as the abstract ``wanted`` says.
+
+    ConfigError where ``path`` is not there, DataError where it cannot be read or an array has another shape.
+    """
+    if not path.exists():
+        raise ConfigError(f"init_from: there is no {path}")
+    if not (path / WEIGHTS).exists():
+        return restore_params(find_checkpoint(path), wanted)
+    try:
+        arrays = load_file(path / WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"{path / WEIGHTS} cannot be read: {error}") from None
+    tree = nested(arrays)
+    check_shapes(tree, wanted, path)
+    return jax.tree.map(
+        lambda array, leaf: jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: array[index]),
+        tree,
+        wanted,
+    )
+
+
+def trained_with(path: Path) -> PolicyFile | None:
+    """What the weights at ``path`` were trained with; None where it is not said there."""
+    folder = path if (path / WEIGHTS).exists() else find_checkpoint(path) / POLICY_FOLDER
+    return PolicyFile.read(folder)
+
+
+def abstract(table: Mapping[str, Any]) -> Any:
+    """Shapes of the parameters, on this process's first device."""
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.tree.map(
+        lambda parameter: jax.ShapeDtypeStruct(parameter.shape, np.float32, sharding=sharding),
+        table,
+        is_leaf=lambda leaf: isinstance(leaf, parameters.Parameter),
+    )
+
+
+def nested(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Nested dicts of keys that were joined by dots."""
+    found: dict[str, Any] = {}
+    for name, array in arrays.items():
+        *path, last = name.split(".")
+        at = found
+        for key in path:
+            at = at.setdefault(key, {})
+        at[last] = array
+    return found
