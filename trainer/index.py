@@ -70,6 +70,10 @@ class EpisodeIndex:
         """The group of each of ``episodes``, int64."""
         return np.searchsorted(self.group_begin, episodes, "right") - 1
 
+    def task_of(self, group: int) -> str:
+        """The task of a group."""
+        return self.tasks[int(np.searchsorted(self.task_begin, self.group_begin[group], "right")) - 1]
+
     def locate(self, episodes: np.ndarray, begin: np.ndarray, end: np.ndarray) -> "Ranges":
         """The records that hold the tokens [begin, end) of each of ``episodes``; ``end`` is above ``begin``."""
         first = self.record_begin[episodes]

@@ -71,11 +71,11 @@ def cut_patches(
                 :, :, number : number + len(shown)
             ]
     if training and any(used):
-        group, _ = taken = np.nonzero(token >= 0)
-        row, column = np.divmod(token[taken], context)
-        row += group * group_rows
+        taken = np.nonzero(token >= 0)
+        rows, columns = np.divmod(token[taken].astype(np.int64), context)
+        rows += taken[0] * group_rows
         for axis in (0, 1):
-            u = draws.uniform(key, samples[row], attempts[row], draws.PATCHES + 2 * column.astype(np.int64) + axis)
+            u = draws.uniform(key, samples[rows], attempts[rows], draws.PATCHES + 2 * columns + axis)
             low[axis][taken] += draws.below(u, size[axis][taken])
     return Patches(pixels, token, low[0].astype(np.uint8), low[1].astype(np.uint8))
 

@@ -3,6 +3,7 @@
 Legend: B rows, L tokens of a window, G groups of rows, P patch slots of a group.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,8 @@ from gatokit.trainer.choices import Choices, Chooser, Source
 from gatokit.trainer.mixture import Mixture
 from gatokit.trainer.pictures import cut_patches
 from gatokit.trainer.readers import Readers
-from gatokit.trainer.targets import find_targets
+from gatokit.trainer.samples import Sample, Segment, segments_of
+from gatokit.trainer.targets import Targets, find_targets
 
 _ATTEMPTS = 64
 """Draws of a row, after which its group's patch slots are too few."""
@@ -73,8 +75,8 @@ class Windows:
             mixture.datasets, _weights(mixture, split, dataset), split, self._key, config.context, config.input
         )
         _check_context(self._chooser, config)
-        shards = [shard for item in mixture.datasets for shard in item.shards]
-        self._readers = Readers(shards, config.input.open_shards)
+        self._shards = [shard for item in mixture.datasets for shard in item.shards]
+        self._readers = Readers(self._shards, config.input.open_shards)
         if patch_slots is None and dataset is None:
             patch_slots = config.input.patch_slots
         self.patch_slots = self._group_rows * self._context if patch_slots is None else patch_slots
@@ -88,15 +90,7 @@ class Windows:
         the patch slots are too few.
         """
         drawn = self._drawn(self._samples(step, rows))
-        canvas, choices = drawn.canvas, drawn.choices
-        found = find_targets(
-            canvas.ids,
-            canvas.kinds,
-            canvas.prompt,
-            canvas.cut_action,
-            choices.hide,
-            prompt_loss=self._config.input.prompt.loss,
-        )
+        canvas, found = drawn.canvas, self._targets(drawn)
         kinds = np.ascontiguousarray(canvas.kinds[:, :-1])
         tokens = canvas.ids[:, :-1] * ((kinds != Kind.IMAGE) & ~found.hidden)
         patches = cut_patches(
@@ -115,9 +109,51 @@ class Windows:
             kinds=kinds,
             positions=np.ascontiguousarray(canvas.positions[:, :-1]),
             **found._asdict(),
-            dataset=choices.dataset.astype(np.int32),
+            dataset=drawn.choices.dataset.astype(np.int32),
             redrawn=drawn.redrawn.astype(np.int32),
             **patches._asdict(),
+        )
+
+    def trace(self, step: int, rows: range) -> list[Sample]:
+        """What the rows of a step's batch are made of; arguments and errors as ``batch``."""
+        drawn = self._drawn(self._samples(step, rows))
+        targets, images = self._targets(drawn).target_kinds, drawn.canvas.images
+        found = []
+        for at, row in enumerate(rows):
+            parts, prompt = drawn.canvas.parts[at], int(drawn.canvas.prompt[at])
+            source = self._chooser.sources[drawn.choices.dataset[at]]
+            assert source is not None
+            index, group = source.index, int(drawn.choices.group[at])
+            found.append(
+                Sample(
+                    row=row,
+                    sample=int(drawn.samples[at]),
+                    dataset=source.dataset.name,
+                    task=None if index is None else index.task_of(group),
+                    agent=None if index is None else index.agents[group],
+                    prompt=next(iter(self._segments(part for part in parts if part.column < prompt)), None),
+                    segments=self._segments(part for part in parts if part.column >= prompt),
+                    tokens=int(np.count_nonzero(drawn.canvas.kinds[at, :-1])),
+                    targets=int(np.count_nonzero(targets[at])),
+                    patches=int(images[at]),
+                    hides_actions=bool(drawn.choices.hide[at]),
+                    redraws=int(drawn.attempts[at]),
+                )
+            )
+        return found
+
+    def _segments(self, parts: Iterable[Part]) -> tuple[Segment, ...]:
+        return segments_of(parts, self._shards, self._context)
+
+    def _targets(self, drawn: _Drawn) -> Targets:
+        canvas = drawn.canvas
+        return find_targets(
+            canvas.ids,
+            canvas.kinds,
+            canvas.prompt,
+            canvas.cut_action,
+            drawn.choices.hide,
+            prompt_loss=self._config.input.prompt.loss,
         )
 
     def _samples(self, step: int, rows: range) -> np.ndarray:
