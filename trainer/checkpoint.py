@@ -50,7 +50,7 @@ class _LinkedFiles(ocp.CheckpointHandler):
     """An item of finished files, which are linked instead of copied where the file system can."""
 
     def save(self, directory: Any, args: "_Link") -> None:
-        if jax.process_index() == 0:
+        if jax.process_index() == 0 and args.source is not None:
             shutil.copytree(args.source, Path(directory), copy_function=_link_or_copy, dirs_exist_ok=True)
 
     def restore(self, directory: Any, args: "_Link | None" = None) -> Path:

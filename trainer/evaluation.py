@@ -10,7 +10,7 @@ from gatokit.schemas.tokens import Kind
 from gatokit.trainer.loader import batches
 from gatokit.trainer.loss import Sums
 from gatokit.trainer.mesh import place
-from gatokit.trainer.metrics import KIND_NAMES, Line, losses, perplexity
+from gatokit.trainer.metrics import KIND_NAMES, Line, as_sums, losses, perplexity
 from gatokit.trainer.mixture import Mixture
 from gatokit.trainer.step import Trainer
 from gatokit.trainer.windows import Windows
@@ -35,11 +35,11 @@ class HeldOut:
         totals: list[np.ndarray] | None = None
         for name, windows in self._windows.items():
             sums = self._sums(trainer, params, windows)
-            line = losses(Sums(*sums), self._datasets)
+            line = losses(as_sums(sums), self._datasets)
             found[name] = {"loss": line["datasets"][name]["loss"], "kinds": line["kinds"]}
             totals = sums if totals is None else [a + b for a, b in zip(totals, sums, strict=True)]
         assert totals is not None
-        kinds = losses(Sums(*totals), self._datasets)["kinds"]
+        kinds = losses(as_sums(totals), self._datasets)["kinds"]
         return {
             "loss": _mean([item["loss"] for item in found.values()]),
             "text_perplexity": perplexity(kinds.get(KIND_NAMES[Kind.TEXT])),

@@ -57,7 +57,7 @@ class Interval:
         """Means of the interval: ``loss`` and ``gradient_norm`` over its steps, the other losses over its targets."""
         assert self.sums is not None
         found = {"loss": self.loss / self.steps, "gradient_norm": self.gradient_norm / self.steps}
-        return found | losses(Sums(*self.sums), datasets)
+        return found | losses(as_sums(self.sums), datasets)
 
 
 def losses(sums: Sums, datasets: Sequence[str]) -> Line:
@@ -78,6 +78,11 @@ def losses(sums: Sums, datasets: Sequence[str]) -> Line:
         "action_loss": _mean(np.sum(sums.kind_loss[actions]), np.sum(sums.kind_targets[actions])),
         "first_action_loss": _mean(sums.first_action_loss, sums.first_action_targets),
     }
+
+
+def as_sums(values: Sequence[np.ndarray]) -> Sums:
+    """Sums that were added up on the host: float64 arrays instead of the device's."""
+    return Sums(*values)  # type: ignore[arg-type]
 
 
 def _mean(total: Any, count: Any) -> float | None:

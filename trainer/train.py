@@ -26,9 +26,8 @@ from gatokit.trainer.checkpoint import Checkpoints, RunState
 from gatokit.trainer.evaluation import HeldOut
 from gatokit.trainer.hosts import Agreement, Watch, is_first
 from gatokit.trainer.loader import batches
-from gatokit.trainer.loss import Sums
 from gatokit.trainer.mesh import make_mesh, place, process_rows
-from gatokit.trainer.metrics import Clock, Interval, Line, MetricsFile, read_metrics
+from gatokit.trainer.metrics import Clock, Interval, Line, MetricsFile, as_sums, read_metrics
 from gatokit.trainer.mixture import Mixture, open_mixture
 from gatokit.trainer.peaks import peak
 from gatokit.trainer.plots import draw_losses
@@ -209,7 +208,7 @@ class _Run:
     def _log(self, done: int, learning_rate: float, complete: bool) -> None:
         sums = self.interval.sums
         assert sums is not None
-        totals = Sums(*sums)
+        totals = as_sums(sums)
         work = flops.train_step(
             self.config.model,
             rows=self.interval.steps * self.config.batch,
@@ -220,7 +219,7 @@ class _Run:
         )
         device = jax.devices()[0]
         known = peak(device.device_kind, self.config.precision)
-        line = {"step": done} | self.interval.line(self.mixture.names)
+        line: Line = {"step": done} | self.interval.line(self.mixture.names)
         line["learning_rate"] = learning_rate
         line |= self.clock.lap(float(totals.tokens), work.total, known and known * jax.device_count())
         if complete:

@@ -80,8 +80,8 @@ def load_weights(path: Path, wanted: Any) -> Any:
     )
 
 
-def trained_with(path: Path) -> PolicyFile | None:
-    """What the weights at ``path`` were trained with; None where it is not said there."""
+def trained_with(path: Path) -> PolicyFile:
+    """What the weights at ``path`` were trained with; DataError where that cannot be read."""
     folder = path if (path / WEIGHTS).exists() else find_checkpoint(path) / POLICY_FOLDER
     return PolicyFile.read(folder)
 
