@@ -200,7 +200,7 @@ def _cudnn(
     )
 
 
-def _splash(queries: jax.Array, keys: jax.Array, values: jax.Array) -> jax.Array:
+def _splash(queries: jax.Array, keys: jax.Array, values: jax.Array, *, interpret: bool = False) -> jax.Array:
     from jax.experimental.pallas.ops.tpu import splash_attention
 
     def of_shard(queries: jax.Array, keys: jax.Array, values: jax.Array) -> jax.Array:
@@ -218,6 +218,7 @@ def _splash(queries: jax.Array, keys: jax.Array, values: jax.Array) -> jax.Array
                 block_q_dq=block,
                 block_kv_dq=block,
             ),
+            interpret=interpret,
         )
         by_head = [array.swapaxes(1, 2) for array in (queries * size**-0.5, keys, values)]
         return jax.vmap(kernel)(*by_head).swapaxes(1, 2)

@@ -1,0 +1,89 @@
+"""Counted operations against the sum by hand of a published size, and against XLA's count of unrolled layers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gatokit.schemas.run import ModelConfig
+from gatokit.trainer import flops, parameters, transformer
+from gatokit.trainer.batch import Batch
+from gatokit.trainer.patches import patch_vectors
+
+
+def test_the_largest_size_by_hand():
+    """One row of 1,024 tokens: 24 layers of 2,048; a patch of 64 channels; 33,025 ids."""
+    found = flops.forward(
+        ModelConfig(size="1.2b"), rows=1, context=1024, patch_slots=10, targets=300, vocabulary_size=33_025
+    )
+    matrix, square = 2 * 1024 * 2048 * 2048, 2 * 1024 * 1024 * 2048
+    assert found.attention == 24 * (4 * matrix + 2 * square)
+    assert found.relative == 24 * (matrix + square)
+    assert found.feed_forward == 24 * 6 * matrix
+    assert found.patches == 10 * (98_304 + 37_748_736 + 65_536 + 2_097_152)
+    assert found.logits == 2 * 300 * 2048 * 33_025
+    assert found.total == pytest.approx(2.64e12, rel=0.01)
+
+
+def test_a_step_is_three_forward_passes():
+    sizes = {"rows": 8, "context": 64, "patch_slots": 16, "targets": 40, "vocabulary_size": 33_025}
+    config = ModelConfig(size="tiny", positions="rotary")
+    step, forward = flops.train_step(config, **sizes), flops.forward(config, **sizes)
+    assert step.total == 3 * forward.total
+    assert step.relative == 0
+
+
+def counted(function, *shapes):
+    """XLA's own count of a program's operations; a loop's body would count once."""
+    return jax.jit(function).lower(*shapes).cost_analysis()["flops"]
+
+
+def abstract(tree):
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, np.float32), tree)
+
+
+@pytest.mark.parametrize("positions", ["relative", "rotary"])
+@pytest.mark.parametrize("layers", [1, 2])
+def test_layers_against_xla(positions, layers):
+    config = ModelConfig(
+        layers=layers, width=512, heads=4, head_size=128, hidden=2048, positions=positions, stochastic_depth=0
+    )
+    rows, context = 4, 512
+
+    def total(vectors, stacked):
+        for number in range(layers):
+
+            def attend(inputs, values):
+                return transformer.attention(inputs, values, config, visible=None)[0], None
+
+            one = jax.tree.map(lambda leaf, number=number: leaf[number], stacked)
+            vectors, _ = transformer.block(vectors, one, attend)
+        return jnp.square(vectors).sum()
+
+    shapes = (
+        jax.ShapeDtypeStruct((rows, context, 512), jnp.float32),
+        abstract(parameters.table(config, 33_025)["layers"]),
+    )
+    sizes = {"rows": rows, "context": context, "patch_slots": 0, "targets": 0, "vocabulary_size": 33_025}
+    assert counted(total, *shapes) == pytest.approx(flops.forward(config, **sizes).total, rel=0.03)
+    step = counted(jax.grad(total, (0, 1)), *shapes)
+    assert step == pytest.approx(flops.train_step(config, **sizes).total, rel=0.03)
+
+
+def test_patches_against_xla():
+    config = ModelConfig(size="364m")
+    slots = 8
+    batch = Batch(
+        *[None] * len(Batch._fields[: Batch._fields.index("patches")]),
+        patches=jax.ShapeDtypeStruct((1, slots, 16, 16, 3), np.uint8),
+        patch_token=None,
+        patch_row=jax.ShapeDtypeStruct((1, slots), np.uint8),
+        patch_column=jax.ShapeDtypeStruct((1, slots), np.uint8),
+    )
+
+    def vectors(values, batch):
+        return patch_vectors(values, batch, config, dtype=jnp.float32)
+
+    found = counted(vectors, abstract(parameters.table(config, 33_025)["patches"]), batch)
+    expected = flops.forward(config, rows=0, context=0, patch_slots=slots, targets=0, vocabulary_size=0)
+    assert found == pytest.approx(expected.total, rel=0.1)
