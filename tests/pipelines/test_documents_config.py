@@ -216,17 +216,17 @@ def test_a_wrong_dataset_is_one_sentence(dataset, sentence, root, run):
 
 
 @pytest.mark.parametrize(
-    ("name", "data"),
+    ("name", "data", "store"),
     [
-        ("X.JSONL.GZ", gzip.compress(b'{"text": "one"}\n')),
-        ("x.Json.Zst", zstandard.compress(b'{"text": "one"}\n')),
-        ("X.NDJSON", b'{"text": "one"}\n'),
-        ("X.TXT.GZ", gzip.compress(b"one")),
-        ("X.MD", b"one"),
+        ("X.JSONL.GZ", b'{"text": "one"}\n', gzip.compress),
+        ("x.Json.Zst", b'{"text": "one"}\n', zstandard.compress),
+        ("X.NDJSON", b'{"text": "one"}\n', bytes),
+        ("X.TXT.GZ", b"one", gzip.compress),
+        ("X.MD", b"one", bytes),
     ],
 )
-def test_suffixes_may_be_capitals(name: str, data: bytes, tmp_path: Path) -> None:
-    (tmp_path / name).write_bytes(data)
+def test_suffixes_may_be_capitals(name: str, data: bytes, store: Callable[[bytes], bytes], tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(store(data))
     [file] = corpus_files(TextConfig(name="second", kind="text", source=name), "datasets[1]", tmp_path)
     assert list(file.read([found.place for found in file.scan(1000)])) == [["one"]]
 
