@@ -42,6 +42,8 @@ class Choices:
     """Of pairs: the first ordinal of the records that the others are drawn from."""
     count: np.ndarray
     """Of pairs: the number of these records."""
+    prompt_owner: np.ndarray
+    """The episode that a prompt is taken from; -1 of documents."""
     prompt_tokens: np.ndarray
     """0 where there is no prompt."""
     prompt_shard: np.ndarray
@@ -121,7 +123,12 @@ class Chooser:
         count = len(samples)
         found = Choices(
             **{item.name: np.zeros(count, np.int64) for item in fields(Choices)}
-            | {"dataset": dataset, "group": np.full(count, -1), "start": u[:, draws.START]}
+            | {
+                "dataset": dataset,
+                "group": np.full(count, -1),
+                "prompt_owner": np.full(count, -1),
+                "start": u[:, draws.START],
+            }
             | {"prompt_end": np.zeros(count, bool), "hide": np.zeros(count, bool)}
         )
         for ordinal in np.unique(dataset).tolist():
@@ -166,6 +173,7 @@ class Chooser:
         )
         found.prompt_tokens[rows] = np.where(prompted, prompt_tokens, 0)
         found.prompt_end[rows] = at_end
+        found.prompt_owner[rows] = prompt
         where = index.locate(prompt, prompt_start, np.minimum(prompt_all, prompt_start + prompt_tokens + 1))
         _put(found, rows, source, where, "prompt_")
 
