@@ -54,10 +54,13 @@ class Interval:
         return {"steps": self.steps, "loss": self.loss, "gradient_norm": self.gradient_norm, "sums": sums}
 
     def line(self, datasets: Sequence[str]) -> Line:
-        """Means of the interval: ``loss`` and ``gradient_norm`` over its steps, the other losses over its targets."""
+        """Means of the interval: ``loss`` and ``gradient_norm`` over its steps, the other losses over its targets.
+        ``redraws`` counts the windows of a dataset that gave way to others because the patch slots were full."""
         assert self.sums is not None
+        sums = as_sums(self.sums)
         found = {"loss": self.loss / self.steps, "gradient_norm": self.gradient_norm / self.steps}
-        return found | losses(as_sums(self.sums), datasets)
+        redraws = {name: int(count) for name, count in zip(datasets, sums.redraws, strict=True) if count}
+        return found | losses(sums, datasets) | {"redraws": redraws}
 
 
 def losses(sums: Sums, datasets: Sequence[str]) -> Line:
@@ -115,9 +118,10 @@ class MetricsFile:
     """``metrics.jsonl`` of a run, and the same numbers for TensorBoard; written by the first process alone."""
 
     def __init__(self, out: Path, step: int) -> None:
-        """Opens the file for the steps behind ``step``; lines of later ones, of a run that was cut off, are removed."""
+        """Opens the file for the steps behind ``step``, as a run would that was never stopped: lines of later steps
+        are removed, and those that an early stop wrote in the middle of an interval (``partial``)."""
         self._path = out / METRICS
-        kept = [line for line in read_metrics(out) if line["step"] <= step]
+        kept = [line for line in read_metrics(out) if line["step"] <= step and not line.get("partial")]
         try:
             temporary = out / f".{METRICS}"
             temporary.write_text("".join(_dump(line) for line in kept), encoding="utf-8")

@@ -1,0 +1,90 @@
+"""Small runs: their config, a report that says nothing, and the command in a process of its own."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gatokit.schemas.run import RunConfig, read_run_config
+
+CONFIG: dict[str, Any] = {
+    "model": {"layers": 1, "width": 16, "heads": 2, "head_size": 8, "hidden": 32, "patch_channels": 32, "patch_stride": 4},
+    "context": 96,
+    "batch": 8,
+    "steps": 1000,
+    "precision": "float32",
+    "remat": "none",
+    "log_every": 1,
+    "input": {"weights": {"metaworld": 1, "control": 1}, "patch_group_rows": 2},
+    "optimizer": {"learning_rate": 3e-3, "final_learning_rate": 1e-3, "warmup_steps": 2},
+    "evaluation": {"every": 1000, "batches": 1},
+    "checkpoint": {"every": 5},
+}  # fmt: skip
+TIMES = ("seconds", "tokens_per_second", "mfu", "input_wait")
+
+
+def write_config(folder: Path, **changes: Any) -> Path:
+    """The config with other top-level values, as a file."""
+    path = folder / "run.yaml"
+    path.write_text(yaml.safe_dump(CONFIG | changes))
+    return path
+
+
+def config(folder: Path, **changes: Any) -> RunConfig:
+    return read_run_config(write_config(folder, **changes))
+
+
+class Silent:
+    """A report that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+    notice = say
+
+    def progress(self, step: int, last: int, line: dict[str, Any]) -> None:
+        pass
+
+
+def lines(out: Path) -> list[dict[str, Any]]:
+    """The lines of ``metrics.jsonl`` without what depends on the machine."""
+    found = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key not in TIMES} for line in found]
+
+
+def start(*words: Any, cache: Path, **environment: str) -> "subprocess.Popen[str]":
+    """``gatokit train`` with these arguments, on the CPU; its progress comes line by line on standard error."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "gatokit.cli.main", "train", *map(str, words)],
+        env=os.environ | cached(cache) | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def cached(cache: Path) -> dict[str, str]:
+    """The environment of a process that keeps what it compiles."""
+    return {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+
+
+def until(process: "subprocess.Popen[str]", text: str) -> str:
+    """What the process says up to the line that begins with ``text``."""
+    assert process.stderr is not None
+    said = ""
+    for line in process.stderr:
+        said += line
+        if line.startswith(text):
+            return said
+    raise AssertionError(f"the process ended without saying {text!r}: {said}")

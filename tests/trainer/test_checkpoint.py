@@ -1,0 +1,117 @@
+"""Checkpoints of small trees: what is kept, and what a full disk leaves behind."""
+
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gatokit.schemas.errors import DataError
+from gatokit.schemas.run import CheckpointConfig
+from gatokit.trainer.checkpoint import Checkpoints, RunState, find_checkpoint, restore_params
+
+
+def params(step: int) -> dict[str, Any]:
+    """Incompressible, so that the file has a size."""
+    noise = np.random.default_rng(step).standard_normal(20_000).astype(np.float32)
+    return {"layers": {"in": jnp.asarray(noise)}, "norm": jnp.full(3, step, jnp.float32)}
+
+
+def optimizer(step: int) -> tuple[Any, ...]:
+    return jnp.int32(step), {"mean": params(step + 1)}
+
+
+def state(step: int) -> RunState:
+    return RunState(step=step, samples=8 * step, best=None, best_step=None, interval={"loss": 0.1 + 0.2})
+
+
+@pytest.fixture
+def policy(tmp_path: Path) -> Path:
+    folder = tmp_path / "policy"
+    folder.mkdir()
+    (folder / "policy.json").write_text("{}")
+    return folder
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """Writing more to a file fails, as it does on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def kept(out: Path) -> list[int]:
+    return sorted(int(item.name) for item in (out / "checkpoints").iterdir() if item.name.isdigit())
+
+
+def save(checkpoints: Checkpoints, step: int, policy: Path, held_out: float | None = None) -> None:
+    checkpoints.save(state(step), params(step), optimizer(step), policy, held_out)
+
+
+def test_restored_as_saved_and_its_parts_stand_alone(tmp_path: Path, policy: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, CheckpointConfig())
+    assert checkpoints.newest() is None
+    save(checkpoints, 5, policy)
+    checkpoints.close()
+    checkpoints = Checkpoints(tmp_path, CheckpointConfig())
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (params(0), optimizer(0)))
+    assert checkpoints.newest() == 5
+    found = checkpoints.restore(5, *shapes)
+    jax.tree.map(np.testing.assert_array_equal, found, (params(5), optimizer(5), state(5)))
+    assert find_checkpoint(tmp_path) == tmp_path / "checkpoints" / "5"
+    found = restore_params(find_checkpoint(tmp_path), shapes[0])
+    jax.tree.map(np.testing.assert_array_equal, found, params(5))
+    assert (tmp_path / "checkpoints" / "5" / "policy" / "policy.json").read_text() == "{}"
+
+
+def test_the_last_ones_multiples_and_the_best_are_kept(tmp_path: Path, policy: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, CheckpointConfig(keep_last=2, keep_every=4, keep_best=True))
+    for step, loss in enumerate([3.0, 1.0, 2.0, None, 1.5, None, 1.2, 1.1, 1.3, None], start=1):
+        save(checkpoints, step, policy, loss)
+    checkpoints.close()
+    assert kept(tmp_path) == [2, 4, 8, 9, 10]
+
+
+def test_a_full_disk_leaves_the_last_good_one(tmp_path: Path, policy: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, CheckpointConfig())
+    save(checkpoints, 1, policy)
+    checkpoints.wait()
+    with files_of_at_most(50_000), pytest.raises(DataError) as found:
+        save(checkpoints, 2, policy)
+        checkpoints.wait()
+    said = str(found.value)
+    assert said.startswith(f"the checkpoint of step 2 could not be written to {tmp_path / 'checkpoints'}: ")
+    assert "File too large" in said
+    assert said.endswith("; the last good one is step 1. Make room and run the same command again")
+    again = Checkpoints(tmp_path, CheckpointConfig())
+    assert again.newest() == 1
+    assert kept(tmp_path) == [1]
+    jax.tree.map(np.testing.assert_array_equal, again.restore(1, params(0), optimizer(0))[0], params(1))
+
+
+def test_shapes_that_do_not_fit_and_files_that_are_gone_are_named(tmp_path: Path, policy: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, CheckpointConfig())
+    save(checkpoints, 1, policy)
+    checkpoints.close()
+    wanted = {"layers": {"out": jnp.zeros(3)}, "norm": jnp.zeros(4)}
+    with pytest.raises(DataError) as found:
+        restore_params(find_checkpoint(tmp_path), wanted)
+    assert str(found.value) == (
+        f"{tmp_path / 'checkpoints' / '1'} does not fit the config's model: layers.out is missing; "
+        "layers.in is not of this model; norm is (3,), not (4,)"
+    )
+    for file in (tmp_path / "checkpoints" / "1" / "params").rglob("manifest.ocdbt"):
+        file.unlink()
+    with pytest.raises(DataError, match=r"checkpoints/1 cannot be read: .*Remove it to go on from the one before"):
+        Checkpoints(tmp_path, CheckpointConfig()).restore(1, params(0), optimizer(0))
+    with pytest.raises(DataError, match="holds no checkpoint: give a run's directory or one of its checkpoints"):
+        find_checkpoint(policy)
