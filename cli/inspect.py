@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from gatokit.cli.console import Output, add_command
 from gatokit.cli.document import show_document
 from gatokit.cli.steps import FIRST_STEPS, show_episode
+from gatokit.cli.training_step import show_step
 from gatokit.cli.views import show_at, show_directory, show_task
 from gatokit.inspection import DatasetReader, Directory, EpisodeRow, open_directory
 from gatokit.schemas.errors import ConfigError
@@ -55,6 +56,8 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         help="with --document: write its pictures into files of OUT; with --episode those of the steps shown",
     )
     parser.add_argument("--at", type=float, metavar="F", help="what keep: {min_return: F} would keep, without a build")
+    parser.add_argument("--step", type=int, metavar="K", help="DIR is a run's: the records behind its step K, from 1")
+    parser.add_argument("--run", dest="of_run", metavar="R", help="with --step: DIR is a build, R a run or run config")
     parser.set_defaults(run=run, takes_beam_options=False)
 
 
@@ -69,6 +72,13 @@ def run(arguments: argparse.Namespace) -> int:
             option = "--full" if arguments.full else "--images"
             raise ConfigError(f"{option} belongs to --document: give the document to show")
     output = Output(arguments.json)
+    if arguments.step is not None:
+        if arguments.episode is not None or arguments.at is not None:
+            raise ConfigError("--step answers another question than --episode and --at: give one of them")
+        show_step(output, arguments.directory, arguments.of_run, arguments.step, arguments.dataset, arguments.task)
+        return 0
+    if arguments.of_run is not None:
+        raise ConfigError("--run belongs to --step: give the step to show")
     directory = open_directory(arguments.directory)
     datasets = chosen_datasets(directory, arguments.dataset, arguments.task)
     if arguments.at is not None:

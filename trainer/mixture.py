@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from gatokit.schemas.canonical import digest
+from gatokit.schemas.canonical import digest, json_digest
 from gatokit.schemas.errors import ConfigError, DataError
 from gatokit.schemas.index import TRAIN
 from gatokit.schemas.manifest import DATASET, Dataset, DatasetFile, Manifest, Tokenizer
@@ -111,6 +111,12 @@ class Mixture:
     def ids(self) -> TokenIds:
         """The ranges of token ids."""
         return TokenIds(self.tokenizer.discrete_offset)
+
+    @property
+    def data_digest(self) -> str:
+        """What the windows of a run depend on beside its config."""
+        manifests = [manifest.digest for manifest in self.manifests.values()]
+        return json_digest({"builds": manifests, "names": self.names, "weights": self.weights.tolist()})
 
     def with_records(self, split: str) -> tuple[str, ...]:
         """Names of the datasets that have records of ``train`` or ``held_out``."""
