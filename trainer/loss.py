@@ -17,8 +17,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
 from gatokit.schemas.tokens import Kind
-from gatokit.trainer.batch import PADDING, Batch
-from gatokit.trainer.mesh import ROWS
+from gatokit.trainer.batch import NO_TOKEN, PADDING, Batch
+from gatokit.trainer.mesh import ROWS, shards
 
 BLOCK = 512
 """Targets whose logits exist at a time: 68 MB of float32 at 33,025 ids."""
@@ -53,6 +53,8 @@ class Sums(NamedTuple):
     """(): positions that are not padding."""
     patches: jax.Array
     """(): image patches."""
+    redraws: jax.Array
+    """(E,): windows of the dataset that gave way to others, the patch slots being full."""
 
 
 def weights(batch: Batch, loss_weight: str) -> jax.Array:
@@ -96,7 +98,8 @@ def _sums(batch: Batch, weight: jax.Array, loss: jax.Array, losses: jax.Array, d
         first_action_loss=jnp.where(first, losses, 0).sum(),
         first_action_targets=first.sum(dtype=jnp.int32),
         tokens=(batch.kinds != PADDING).sum(dtype=jnp.int32),
-        patches=(batch.patch_token >= 0).sum(dtype=jnp.int32),
+        patches=(batch.patch_token != NO_TOKEN).sum(dtype=jnp.int32),
+        redraws=(batch.redrawn[:, None] == jnp.arange(datasets)).sum(axis=0, dtype=jnp.int32),
     )
 
 
@@ -138,21 +141,9 @@ def _backward(
 _weighted_loss.defvjp(_forward, _backward)
 
 
-def _over_shards(logits: Logits, mesh: Mesh, training: bool, params: Any, *arrays: jax.Array) -> tuple[Any, ...]:
-    """``_blocks`` on every shard by itself; along ``tensor`` the compiler divides the logits."""
-    rows, everywhere = PartitionSpec(ROWS), PartitionSpec()
-    return jax.shard_map(
-        partial(_blocks, logits, training),
-        mesh=mesh,
-        in_specs=(everywhere, rows, rows, rows, rows),
-        out_specs=(rows, everywhere, rows),
-        axis_names=set(ROWS),
-        check_vma=False,
-    )(params, *arrays)
-
-
-def _blocks(
+def _over_shards(
     logits: Logits,
+    mesh: Mesh,
     training: bool,
     params: Any,
     hidden: jax.Array,
@@ -160,13 +151,37 @@ def _blocks(
     is_target: jax.Array,
     weight: jax.Array,
 ) -> tuple[jax.Array, Any, jax.Array | None]:
-    """A shard's losses (B, L), 0 where there is no target, and in training the gradients of their weighted sum."""
+    """``_blocks`` on every shard by itself; along ``tensor`` the compiler divides the logits."""
+    rows, everywhere = PartitionSpec(ROWS), PartitionSpec()
+    most = is_target.reshape(shards(mesh), -1).sum(axis=1, dtype=jnp.int32).max()
+    losses, of_params, of_hidden = jax.shard_map(
+        partial(_blocks, logits, training),
+        mesh=mesh,
+        in_specs=(everywhere, everywhere, rows, rows, rows, rows),
+        out_specs=(rows, rows, rows),
+        axis_names=set(ROWS),
+        check_vma=False,
+    )(params, most, hidden, targets, is_target, weight)
+    return losses, jax.tree.map(lambda of_shards: of_shards.sum(axis=0), of_params), of_hidden
+
+
+def _blocks(
+    logits: Logits,
+    training: bool,
+    params: Any,
+    most: jax.Array,
+    hidden: jax.Array,
+    targets: jax.Array,
+    is_target: jax.Array,
+    weight: jax.Array,
+) -> tuple[jax.Array, Any, jax.Array | None]:
+    """A shard's losses (B, L), 0 where there is no target, and in training the gradients of their weighted sum, those
+    of ``params`` with an axis of shards in front. ``most``: targets of the fullest shard, so that all go the same
+    number of rounds: a program of many devices must not part ways before a collective."""
     size = min(BLOCK, targets.size)
     padded = targets.size + -targets.size % size
     places = jnp.nonzero(is_target.reshape(-1), size=padded, fill_value=padded)[0]
     places = jnp.where(places < targets.size, places, targets.size + jnp.arange(padded))  # unique, and sorted
-    # One number of rounds for all shards: a program of many devices must not part ways before a collective.
-    rounds = jax.lax.pmax((is_target.sum(dtype=jnp.int32) + size - 1) // size, ROWS)
     vectors, ids, share = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1), weight.reshape(-1)
 
     def block(number: jax.Array, found: tuple[jax.Array, Any, jax.Array | None]) -> tuple[jax.Array, Any, Any]:
@@ -194,7 +209,7 @@ def _blocks(
         jax.tree.map(jnp.zeros_like, params) if training else None,
         jnp.zeros_like(vectors) if training else None,
     )
-    losses, of_params, of_hidden = jax.lax.fori_loop(0, rounds, block, start)
+    losses, of_params, of_hidden = jax.lax.fori_loop(0, (most + size - 1) // size, block, start)
     if of_hidden is not None:
-        of_params, of_hidden = jax.lax.psum(of_params, ROWS), of_hidden.reshape(hidden.shape)
+        of_params, of_hidden = jax.tree.map(lambda leaf: leaf[None], of_params), of_hidden.reshape(hidden.shape)
     return losses.reshape(targets.shape), of_params, of_hidden

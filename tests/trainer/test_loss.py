@@ -30,7 +30,7 @@ def batch_of(target_kinds: np.ndarray, targets: np.ndarray, first_action: np.nda
         target_kinds=target_kinds.astype(np.uint8),
         first_action=nothing.astype(bool) if first_action is None else first_action,
         dataset=np.arange(rows, dtype=np.int32) % 3,
-        redrawn=np.full(rows, -1, np.int32),
+        redrawn=np.where(np.arange(rows) < 2, 1, -1).astype(np.int32),
         patches=np.zeros((1, 8, 16, 16, 3), np.uint8),
         patch_token=np.array([[0, 3, 7, -1, -1, -1, -1, -1]], np.int32),
         patch_row=np.zeros((1, 8), np.uint8),
@@ -110,6 +110,7 @@ def check_sums(sums: Sums, losses: np.ndarray, batch: Batch, loss_weight: str) -
     rows = np.count_nonzero(is_target.any(axis=1))
     assert float(sums.weight) == pytest.approx(is_target.sum() if loss_weight == "token" else rows)
     assert (int(sums.tokens), int(sums.patches)) == (ROWS * TOKENS, 3)
+    assert sums.redraws.tolist() == [0, 2, 0]
 
 
 def test_weights() -> None:

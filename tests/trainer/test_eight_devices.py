@@ -1,0 +1,64 @@
+"""Meshes over eight virtual devices compute what one device computes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+FLAGS = (
+    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 "
+    "--xla_llvm_disable_expensive_passes=true"
+)
+
+
+@pytest.fixture(scope="module")
+def found() -> dict[str, Any]:
+    """What ``eight_devices`` printed; virtual devices must be asked for before JAX starts."""
+    run = subprocess.run(
+        [sys.executable, "-m", "tests.trainer.eight_devices"],
+        env=os.environ | {"XLA_FLAGS": FLAGS, "JAX_PLATFORMS": "cpu"},
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    return json.loads(run.stdout)
+
+
+@pytest.mark.parametrize(("mesh", "devices"), [("data", 8), ("fsdp", 8), ("tensor", 4), ("all", 8)])
+def test_a_mesh_changes_nothing_but_rounding(found: dict[str, Any], mesh: str, devices: int) -> None:
+    """Both steps' losses and the parameters and moments after them; ``all`` also adds up four microbatches."""
+    assert found[mesh]["devices"] == devices
+    for step in ("first", "second"):
+        one, other = found["one device"][step], found[mesh][step]
+        assert other["finite"]
+        assert other["loss"] == pytest.approx(one["loss"], rel=1e-5)
+        assert other["gradient_norm"] == pytest.approx(one["gradient_norm"], rel=1e-5)
+        assert other["learning_rate"] == one["learning_rate"]
+        for name, value in one["sums"].items():
+            assert other["sums"][name] == pytest.approx(value, rel=1e-5), name
+    # Adam divides by the root of the second moment, which magnifies the rounding of the smallest gradients.
+    assert {name for name, far in found[mesh]["far"].items() if far > 1e-4} == set()
+    assert {name for name, far in found[mesh]["far"].items() if far > 1e-5 and "'optimizer'" in name} == set()
+
+
+def test_stochastic_depth_is_only_for_training(found: dict[str, Any]) -> None:
+    assert found["evaluated"]["loss"] != pytest.approx(found["one device"]["first"]["sums"]["loss"], rel=1e-4)
+    assert found["evaluated"]["kind_targets"] == found["one device"]["first"]["sums"]["kind_targets"]
+
+
+def test_initial_parameters_do_not_depend_on_the_mesh(found: dict[str, Any]) -> None:
+    assert {name for name, far in found["initialized"].items() if far > 1e-6} == set()
+
+
+def test_a_repeated_step_gives_the_same_bits(found: dict[str, Any]) -> None:
+    assert found["repeated"]
+
+
+def test_nothing_changes_when_the_loss_is_no_number(found: dict[str, Any]) -> None:
+    assert found["broken"] == {"finite": False, "step": 1, "unchanged": True}

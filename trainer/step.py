@@ -1,0 +1,199 @@
+"""The training step: loss, gradients and update in one jitted function over the mesh.
+
+Legend: B rows of a batch, M microbatches, L tokens, D width.
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from gatokit.schemas.run import RunConfig
+from gatokit.tokenizers.image import PATCH
+from gatokit.trainer import model, parameters
+from gatokit.trainer.batch import Batch
+from gatokit.trainer.loss import Sums, target_losses
+from gatokit.trainer.mesh import check_mesh, replicated, row_sharding, split
+from gatokit.trainer.optimizer import learning_rate, make_optimizer
+
+
+class State(NamedTuple):
+    """What a step changes and a checkpoint holds."""
+
+    step: jax.Array
+    """int32 (): steps done, so also the batches consumed."""
+    params: Any
+    """The tree of ``parameters.table``, float32."""
+    optimizer: Any
+    """The tree of ``optimizer.make_optimizer``."""
+
+
+class Metrics(NamedTuple):
+    """What a step says of itself; reading a value waits for the step to end."""
+
+    loss: jax.Array
+    """(): mean loss in nats, weighted as ``loss_weight`` says."""
+    gradient_norm: jax.Array
+    """(): global norm before clipping."""
+    finite: jax.Array
+    """bool (): loss and norm were numbers. Otherwise the step changed nothing but its own count."""
+    learning_rate: jax.Array
+    """()"""
+    sums: Sums
+
+
+class Trainer:
+    """The step and all that it needs, for one config, vocabulary and mesh."""
+
+    def __init__(self, config: RunConfig, vocabulary_size: int, datasets: int, patch_slots: int, mesh: Mesh) -> None:
+        """``datasets``: how many the rows may come from; ``patch_slots``: of a group of rows.
+
+        ConfigError: the mesh does not divide the model or the rows.
+        """
+        check_mesh(mesh, config)
+        self.config, self.mesh = config, mesh
+        self.vocabulary_size, self.datasets, self.patch_slots = vocabulary_size, datasets, patch_slots
+        self.table = parameters.table(config.model, vocabulary_size)
+        self.rate = learning_rate(config.optimizer, config.steps)
+        self.optimizer = make_optimizer(config.optimizer, parameters.decayed(self.table))
+        self.dtype = jnp.dtype(config.precision)
+        self.shardings = self._shardings()
+        rows, everywhere = row_sharding(mesh), replicated(mesh)
+        self.step = jax.jit(
+            self._step,
+            donate_argnums=0,
+            in_shardings=(self.shardings, rows),
+            out_shardings=(self.shardings, everywhere),
+        )
+        self.evaluate = jax.jit(self._evaluate, in_shardings=(self.shardings.params, rows), out_shardings=everywhere)
+
+    def init(self) -> State:
+        """The state before the first step, a function of the config's seed whatever the mesh."""
+        return jax.jit(self._init, out_shardings=self.shardings)()
+
+    def begin(self, params: Any) -> State:
+        """The state before the first step of a run that starts from given parameters, placed as ``shardings`` says."""
+        return jax.jit(
+            self._begin, in_shardings=(self.shardings.params,), out_shardings=self.shardings, donate_argnums=0
+        )(params)
+
+    def abstract_state(self) -> State:
+        """The state's shapes, dtypes and shardings."""
+        shapes = jax.eval_shape(self._init)
+        return jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            shapes,
+            self.shardings,
+        )
+
+    def abstract_batch(self) -> Batch:
+        """The shapes, dtypes and shardings of a placed batch."""
+        rows, tokens = self.config.batch, self.config.context
+        groups, slots = rows // self.config.input.patch_group_rows, self.patch_slots
+
+        def array(dtype: Any, *shape: int) -> Any:
+            return jax.ShapeDtypeStruct(shape, dtype, sharding=row_sharding(self.mesh))
+
+        return Batch(
+            tokens=array(np.uint16, rows, tokens),
+            kinds=array(np.uint8, rows, tokens),
+            positions=array(np.uint16, rows, tokens),
+            hidden=array(np.bool_, rows, tokens),
+            private=array(np.uint16, rows, tokens),
+            targets=array(np.uint16, rows, tokens),
+            target_kinds=array(np.uint8, rows, tokens),
+            first_action=array(np.bool_, rows, tokens),
+            dataset=array(np.int32, rows),
+            redrawn=array(np.int32, rows),
+            patches=array(np.uint8, groups, slots, PATCH, PATCH, 3),
+            patch_token=array(np.int32, groups, slots),
+            patch_row=array(np.uint8, groups, slots),
+            patch_column=array(np.uint8, groups, slots),
+        )
+
+    def _shardings(self) -> State:
+        of_params = jax.tree.map(
+            lambda spec: NamedSharding(self.mesh, spec),
+            parameters.specs(self.table),
+            is_leaf=lambda leaf: isinstance(leaf, PartitionSpec),
+        )
+        shapes = jax.eval_shape(self._init)
+        of_optimizer = optax.tree_utils.tree_map_params(
+            self.optimizer,
+            lambda _, sharding: sharding,
+            shapes.optimizer,
+            of_params,
+            transform_non_params=lambda _: replicated(self.mesh),
+        )
+        return State(replicated(self.mesh), of_params, of_optimizer)
+
+    def _init(self) -> State:
+        return self._begin(parameters.initialize(self.table, self.config.seed))
+
+    def _begin(self, params: Any) -> State:
+        return State(jnp.zeros((), jnp.int32), params, self.optimizer.init(params))
+
+    def _loss(self, params: Any, batch: Batch, rows: jax.Array | None, key: jax.Array | None) -> tuple[jax.Array, Sums]:
+        # Gathered over fsdp once, for its lookups as well as for the logits.
+        ids = NamedSharding(self.mesh, PartitionSpec("tensor"))
+        token = jax.lax.with_sharding_constraint(params["embedding"]["token"], ids)
+        params = {**params, "embedding": {**params["embedding"], "token": token}}
+        with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
+            hidden = model.hidden(
+                params,
+                batch,
+                self.config.model,
+                dtype=self.dtype,
+                remat=self.config.remat,
+                key=key,
+                rows=rows,
+                hide=self.config.input.hide_actions > 0,
+            )
+        hidden = jax.lax.with_sharding_constraint(hidden, row_sharding(self.mesh))
+        output = {"embedding": {"token": token}}
+        return target_losses(self._logits, output, hidden, batch, self.config.loss_weight, self.datasets, self.mesh)
+
+    def _logits(self, output: Any, hidden: jax.Array) -> jax.Array:
+        return model.logits(output, hidden, self.vocabulary_size)
+
+    def _step(self, state: State, batch: Batch) -> tuple[State, Metrics]:
+        key = jax.random.fold_in(jax.random.key(np.uint32(self.config.seed)), state.step)
+        gradients, sums = self._accumulate(state.params, batch, key)
+        weight = jnp.maximum(sums.weight, 1)
+        loss = sums.loss / weight
+        gradients = jax.tree.map(lambda gradient: gradient / weight, gradients)
+        norm = optax.global_norm(gradients)
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        rate = self.rate(state.step)
+        updates, optimizer = self.optimizer.update(gradients, state.optimizer, state.params)
+        params = jax.tree.map(lambda old, update: old - rate * update, state.params, updates)
+        params, optimizer = jax.tree.map(
+            partial(jnp.where, finite), (params, optimizer), (state.params, state.optimizer)
+        )
+        return State(state.step + 1, params, optimizer), Metrics(loss, norm, finite, rate, sums)
+
+    def _accumulate(self, params: Any, batch: Batch, key: jax.Array) -> tuple[Any, Sums]:
+        """Gradients of the sum of the losses, and the sums, over all microbatches."""
+        count = self.config.microbatches
+        rows = jax.lax.iota(jnp.int32, self.config.batch)
+        gradient = jax.grad(self._loss, has_aux=True)
+        if count == 1:
+            return gradient(params, batch, rows, key)
+
+        def add(total: Any, part: tuple[Batch, jax.Array]) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, total, gradient(params, *part, key)), None
+
+        parts = split((batch, rows), count, self.mesh)
+        _, shapes = jax.eval_shape(self._loss, params, *jax.tree.map(lambda part: part[0], parts), key)
+        sums = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        gradients = jax.lax.with_sharding_constraint(jax.tree.map(jnp.zeros_like, params), self.shardings.params)
+        total, _ = jax.lax.scan(add, (gradients, sums), parts)
+        return total
+
+    def _evaluate(self, params: Any, batch: Batch) -> Sums:
+        _, sums = self._loss(params, batch, None, None)
+        return sums
