@@ -15,6 +15,7 @@ from gatokit.schemas.tokens import NO_POSITION, Kind
 from gatokit.trainer.batch import PADDING, Batch
 from gatokit.trainer.parameters import Tree
 from gatokit.trainer.patches import patch_vectors
+from gatokit.trainer.sharding import by_rows
 
 
 def check_positions(batch: Batch, config: ModelConfig) -> None:
@@ -42,17 +43,17 @@ def embed(parameters: Tree, batch: Batch, config: ModelConfig, *, dtype: Any) ->
     kinds, positions, hidden = jnp.asarray(batch.kinds), jnp.asarray(batch.positions), jnp.asarray(batch.hidden)
     action = (kinds == Kind.DISCRETE_ACTION) | (kinds == Kind.CONTINUOUS_ACTION)
     looked_up = (kinds != PADDING) & (kinds != Kind.IMAGE) & ~hidden
-    vectors = _where(looked_up, tokens["token"][batch.tokens])
+    vectors = _where(looked_up, by_rows(tokens["token"][batch.tokens]))
     vectors += _where(hidden, tokens["hidden_action"])
     if config.action_position:
         vectors += _where(action, tokens["action_position"])
     placed = (positions != NO_POSITION) & (kinds != PADDING)
     vectors += _where(placed, tokens["observation_position"][jnp.where(placed, positions, 0)])
-    vectors = (vectors * config.width**0.5).astype(dtype)
+    vectors = by_rows((vectors * config.width**0.5).astype(dtype))
     if batch.patches.shape[1] == 0:
         return vectors
     patches = patch_vectors(parameters["patches"], batch, config, dtype=dtype)
-    return _scatter(vectors, patches, jnp.asarray(batch.patch_token))
+    return by_rows(_scatter(vectors, by_rows(patches), jnp.asarray(batch.patch_token)))
 
 
 def _where(mask: jax.Array, vectors: jax.Array) -> jax.Array:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from gatokit.schemas.run import ModelConfig
 from gatokit.trainer.attention import Relative, attend, rotate, sinusoids
 from gatokit.trainer.parameters import Tree
+from gatokit.trainer.sharding import by_rows
 
 EPSILON = 1e-6
 ATTENTION, FEED_FORWARD = 0, 1
@@ -92,9 +93,9 @@ def block(
     """One block over (B, L, D): what each sub-layer makes of its normed input, regularised, is added to the input.
     Second comes what ``attention`` keeps."""
     added, kept = attention(norm(vectors, parameters["attention_norm"]), parameters["attention"])
-    vectors = vectors + regularize(added, ATTENTION)
+    vectors = by_rows(vectors + regularize(added, ATTENTION))
     added = feed_forward(norm(vectors, parameters["feed_forward_norm"]), parameters["feed_forward"])
-    return vectors + regularize(added, FEED_FORWARD), kept
+    return by_rows(vectors + regularize(added, FEED_FORWARD)), kept
 
 
 def stack(
