@@ -7,6 +7,7 @@ import numpy as np
 
 from gatokit.schemas.run import RunConfig
 from gatokit.schemas.tokens import Kind
+from gatokit.trainer.batch import NO_TOKEN, Batch
 from gatokit.trainer.loader import batches
 from gatokit.trainer.loss import Sums
 from gatokit.trainer.mesh import place
@@ -28,6 +29,8 @@ class HeldOut:
         self._windows = {
             name: Windows(mixture, config, split="held_out", dataset=name, training=False) for name in self.names
         }
+        slots = {windows.patch_slots for windows in self._windows.values()}
+        self._few, self._many = min(slots, default=0), max(slots, default=0)
 
     def evaluate(self, trainer: Trainer, params: Any) -> Line:
         """Mean losses in nats per dataset, each with its kinds, and of the mean over datasets; text perplexity."""
@@ -52,10 +55,27 @@ class HeldOut:
         with batches(windows, 0, self._config.evaluation.batches, self._rows, self._config.input) as ready:
             for batch in ready:
                 # Not read before the next batch is on its way.
-                found.append(trainer.evaluate(params, place(batch, trainer.mesh)))
+                found.append(trainer.evaluate(params, place(self._padded(batch), trainer.mesh)))
         return [
             np.sum([np.asarray(values, np.float64) for values in each], axis=0) for each in zip(*found, strict=True)
         ]
+
+    def _padded(self, batch: Batch) -> Batch:
+        """The batch with as many patch slots as that of the dataset with the most, or the fewest: so that evaluation
+        is compiled twice at most, and texts do not cost what pictures do."""
+        more = self._many - batch.patch_token.shape[1]
+        if batch.patch_token.shape[1] == self._few or not more:
+            return batch
+
+        def pad(array: np.ndarray, value: int = 0) -> np.ndarray:
+            return np.pad(array, [(0, 0), (0, more)] + [(0, 0)] * (array.ndim - 2), constant_values=value)
+
+        return batch._replace(
+            patches=pad(batch.patches),
+            patch_token=pad(batch.patch_token, NO_TOKEN),
+            patch_row=pad(batch.patch_row),
+            patch_column=pad(batch.patch_column),
+        )
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

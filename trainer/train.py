@@ -17,7 +17,6 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from gatokit.schemas.canonical import json_digest
 from gatokit.schemas.errors import ConfigError, DataError, GatokitError
 from gatokit.schemas.run import RunConfig
 from gatokit.trainer import flops, parameters
@@ -28,7 +27,7 @@ from gatokit.trainer.hosts import Agreement, Watch, is_first
 from gatokit.trainer.loader import batches
 from gatokit.trainer.mesh import make_mesh, place, process_rows
 from gatokit.trainer.metrics import Clock, Interval, Line, MetricsFile, as_sums, read_metrics
-from gatokit.trainer.mixture import Mixture, open_mixture
+from gatokit.trainer.mixture import open_mixture
 from gatokit.trainer.peaks import peak
 from gatokit.trainer.plots import draw_losses
 from gatokit.trainer.policy_files import POLICY_FOLDER, write_policy_files
@@ -266,7 +265,7 @@ class _Run:
         wanted = RunFile(
             config=self.config,
             data=list(directories),
-            data_digest=data_digest(self.mixture),
+            data_digest=self.mixture.data_digest,
             overfit_one_batch=self.overfit_one_batch,
         )
         found = read_run(self.out)
@@ -393,9 +392,3 @@ def _profiled(out: Path, first: int, steps: int | None) -> Iterator[Any]:
 def _resolved(config: RunConfig, patch_slots: int) -> RunConfig:
     """The config with what was derived from the data filled in."""
     return config.model_copy(update={"input": config.input.model_copy(update={"patch_slots": patch_slots})})
-
-
-def data_digest(mixture: Mixture) -> str:
-    """Of everything that the drawn windows depend on but the config: the builds, their names and weights."""
-    manifests = [manifest.digest for manifest in mixture.manifests.values()]
-    return json_digest({"builds": manifests, "names": mixture.names, "weights": mixture.weights.tolist()})

@@ -12,18 +12,26 @@ import yaml
 from gatokit.schemas.run import RunConfig, read_run_config
 
 CONFIG: dict[str, Any] = {
-    "model": {"layers": 1, "width": 16, "heads": 2, "head_size": 8, "hidden": 32, "patch_channels": 32, "patch_stride": 4},
-    "context": 96,
-    "batch": 8,
+    "model": {
+        "layers": 1,
+        "width": 16,
+        "heads": 2,
+        "head_size": 8,
+        "hidden": 32,
+        "patch_channels": 32,
+        "patch_stride": 4,
+    },
+    "context": 48,
+    "batch": 4,
     "steps": 1000,
     "precision": "float32",
     "remat": "none",
     "log_every": 1,
-    "input": {"weights": {"metaworld": 1, "control": 1}, "patch_group_rows": 2},
+    "input": {"weights": {"grid": 2, "books": 1}, "patch_group_rows": 2},
     "optimizer": {"learning_rate": 3e-3, "final_learning_rate": 1e-3, "warmup_steps": 2},
     "evaluation": {"every": 1000, "batches": 1},
     "checkpoint": {"every": 5},
-}  # fmt: skip
+}
 TIMES = ("seconds", "tokens_per_second", "mfu", "input_wait")
 
 

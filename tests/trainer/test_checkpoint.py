@@ -85,9 +85,10 @@ def test_a_full_disk_leaves_the_last_good_one(tmp_path: Path, policy: Path) -> N
     checkpoints = Checkpoints(tmp_path, CheckpointConfig())
     save(checkpoints, 1, policy)
     checkpoints.wait()
-    with files_of_at_most(50_000), pytest.raises(DataError) as found:
+    with files_of_at_most(50_000):
         save(checkpoints, 2, policy)
-        checkpoints.wait()
+        with pytest.raises(DataError) as found:
+            checkpoints.wait()
     said = str(found.value)
     assert said.startswith(f"the checkpoint of step 2 could not be written to {tmp_path / 'checkpoints'}: ")
     assert "File too large" in said

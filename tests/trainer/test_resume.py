@@ -8,10 +8,10 @@ from runs import Silent, config, lines, start, until, write_config
 from gatokit.trainer.train import train
 
 
-def test_stopped_and_killed_runs_go_on_bit_for_bit(built: Path, tmp_path: Path, compiled: Path) -> None:
+def test_stopped_and_killed_runs_go_on_bit_for_bit(mixed: Path, tmp_path: Path, compiled: Path) -> None:
     changes = {"evaluation": {"every": 8, "batches": 1}, "log_every": 3, "checkpoint": {"every": 5, "keep_last": 2}}
     path, out = write_config(tmp_path, **changes), tmp_path / "run"
-    words = (path, "--data", built, "--out", out)
+    words = (path, "--data", mixed, "--out", out)
 
     process = start(*words, cache=compiled)
     until(process, "step 3 of 1000")
@@ -29,12 +29,12 @@ def test_stopped_and_killed_runs_go_on_bit_for_bit(built: Path, tmp_path: Path, 
 
     last = newest + 4
     report = Silent()
-    found = train(config(tmp_path, **changes), [str(built)], out, report, steps=last)
+    found = train(config(tmp_path, **changes), [str(mixed)], out, report, steps=last)
     assert f"goes on from step {newest}" in report.lines
     assert (found.step, found.stopped_by) == (last, None)
 
     whole = tmp_path / "whole"
-    train(config(tmp_path, **changes), [str(built)], whole, Silent(), steps=last)
+    train(config(tmp_path, **changes), [str(mixed)], whole, Silent(), steps=last)
     assert lines(out) == lines(whole)
     assert [line["step"] for line in lines(whole) if "loss" in line] == [
         *range(3, last + 1, 3),

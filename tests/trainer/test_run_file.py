@@ -24,7 +24,7 @@ def test_what_may_change(tmp_path: Path) -> None:
         mesh={"fsdp": 2},
         evaluation={"every": 3, "batches": 2},
         checkpoint={"every": 7, "keep_last": 1},
-        input={"weights": {"metaworld": 1, "control": 1}, "patch_group_rows": 2, "workers": 2, "threads": 1},
+        input={"weights": {"grid": 2, "books": 1}, "patch_group_rows": 2, "workers": 2, "threads": 1},
     )
     check_same(run_file(tmp_path), changed, tmp_path)
 
@@ -32,9 +32,12 @@ def test_what_may_change(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"batch": 16}, "run holds a run whose batch is 8, and the config says 16: give another --out"),
+        ({"batch": 16}, "run holds a run whose batch is 4, and the config says 16: give another --out"),
         ({"seed": 1}, "whose seed is 0, and the config says 1"),
-        ({"input": {"hide_actions": 0.5}}, "whose input.hide_actions is 0.0, and the config says 0.5"),
+        (
+            {"input": {"hide_actions": 0.5, "weights": {"grid": 2, "books": 1}}},
+            "whose input.hide_actions is 0.0, and the config says 0.5",
+        ),
         ({"optimizer": {"clip": 2, "warmup_steps": 2}}, "whose optimizer.clip is 1.0, and the config says 2.0"),
         ({"model": "tiny"}, "whose model.head_size is 8, and the config says 32"),
         ({"steps": 999}, "a run of 1000 steps, and the config says 999: steps may only grow; --steps stops earlier"),
