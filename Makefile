@@ -5,7 +5,7 @@ FOLDERS := schemas tokenizers pipelines inspection trainer environments cli
 LINKED := .venv/.linked-$(shell find $(FOLDERS) -name '*.py' -o -name '*.yaml' | sort | cksum | cut -d' ' -f1)
 PIP := .venv/bin/python -m pip --disable-pip-version-check
 
-.PHONY: install demo test lint format proto benchmark clean
+.PHONY: install demo test test-slow lint format proto benchmark clean
 
 install: $(LINKED)
 
@@ -27,6 +27,9 @@ demo: install
 
 test: lint
 	.venv/bin/python -m pytest -n 2 --dist loadfile
+
+test-slow: install
+	.venv/bin/python -m pytest -m slow
 
 lint: install
 	.venv/bin/ruff check .

@@ -1,6 +1,7 @@
 """Run by ``test_eight_devices`` with eight virtual devices: what meshes of several shapes compute, as JSON."""
 
 import json
+import sys
 from typing import Any
 
 import jax
@@ -16,7 +17,8 @@ MESHES = {
     "data": (8, 1, 1, 1),
     "fsdp": (1, 8, 1, 1),
     "tensor": (1, 1, 4, 1),
-    "all": (2, 2, 2, 4),
+    "all": (2, 2, 2, 2),
+    "microbatches": (1, 1, 1, 4),
 }
 """Devices along data, fsdp and tensor, and microbatches."""
 ROWS, TOKENS, DATASETS, SLOTS = 16, 16, 3, 4
@@ -63,14 +65,14 @@ def distances(true: Any, found: Any) -> dict[str, float]:
 
 
 def main() -> None:
-    """Prints what two steps from the same state said on each mesh, and how far the state after them is from one
-    device's; and on one device what a batch with a NaN behind it and a repeated step left of the state."""
+    """Prints what two steps from the same state said on one device and on the meshes that are named, and how far the
+    state after them is from one device's; and what a repeated step and a NaN did to the state on one device."""
     found: dict[str, Any] = {}
     batches = [random_batch(ROWS, TOKENS, group=1, slots=SLOTS, hide=True, seed=seed) for seed in (0, 1)]
     initial: Any = None
     reference: Any = None
-    for name, shape in MESHES.items():
-        trainer = make_trainer(*shape)
+    for name in ("one device", *sys.argv[1:]):
+        trainer = make_trainer(*MESHES[name])
         if initial is None:
             initial = jax.tree.map(np.asarray, trainer.init())
         state = jax.device_put(initial, trainer.shardings)
