@@ -61,11 +61,14 @@ class Canvas:
             skip = int(begins[np.searchsorted(begins, skip, "right") - 1])
         self._put(row, column, self._context + 1, shard, first, skip, records)
 
-    def demonstrate(self, row: int, tokens: int, place: tuple[int, int, int, int], at_end: bool, snap: bool) -> int:
+    def demonstrate(
+        self, row: int, tokens: int, place: tuple[int, int, int, int], *, at_end: bool, snap: bool, hide: bool
+    ) -> int:
         """Puts ``tokens`` of an episode from ``place`` on at the beginning of a row, and returns how many stand there.
 
         With ``snap`` these are whole steps: from the beginning of the step at ``place`` on, or of the next one where
-        the prompt is the end of its episode. A step that is longer than a prompt is divided.
+        the prompt is the end of its episode. A step that is longer than a prompt is divided. ``hide`` says whether
+        actions are hidden, for which it matters if the prompt ends inside one.
         """
         shard, first, stop, skip = place
         records = self._readers.read(shard, first, stop)
@@ -77,7 +80,8 @@ class Canvas:
                 skip = int(begins[np.searchsorted(begins, skip, "left")])
             elif len(records) > 1:
                 skip, first, records = 0, first + 1, records[1:]
-        end = self._put(row, 0, tokens + 1, shard, first, skip, records)
+        # One token more shows what the prompt ends before.
+        end = self._put(row, 0, tokens + (snap or hide), shard, first, skip, records)
         length = min(end, tokens)
         if snap and end > tokens:
             length = self._last_step(row, tokens) or tokens

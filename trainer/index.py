@@ -115,6 +115,8 @@ def load_index(paths: Sequence[str], first_shards: Sequence[int], split: str) ->
     """
     runs = [run for path, shard in zip(paths, first_shards, strict=True) for run in _runs(path, shard, split)]
     runs.sort(key=lambda run: run[:3])
+    # Arrow keeps what it has used for the next time.
+    pa.default_memory_pool().release_unused()
     tasks = [(task, list(of_task)) for task, of_task in groupby(runs, lambda run: run.task)]
     groups = [(agent, list(of)) for _, run in tasks for agent, of in groupby(run, lambda run: run.agent)]
     return EpisodeIndex(
@@ -126,8 +128,8 @@ def load_index(paths: Sequence[str], first_shards: Sequence[int], split: str) ->
         run_begin=_begins([len(run.steps) for run in runs]),
         first_record=_joined([run.first_record for run in runs], np.uint32),
         steps=_joined([run.steps for run in runs], np.uint32),
-        record_begin=_begins(_joined([run.records for run in runs], np.uint32)),
-        token_end=_begins(_joined([run.record_tokens for run in runs], np.int32)),
+        record_begin=_sums([run.records for run in runs]),
+        token_end=_sums([run.record_tokens for run in runs]),
     )
 
 
@@ -189,6 +191,17 @@ def _begins(counts: Sequence[int] | np.ndarray) -> np.ndarray:
     """The running sum of ``counts`` from 0, int64, one longer than they are."""
     begins = np.zeros(len(counts) + 1, np.int64)
     np.cumsum(counts, out=begins[1:])
+    return begins
+
+
+def _sums(arrays: list[np.ndarray]) -> np.ndarray:
+    """``_begins`` of the arrays one behind the other, which are never joined."""
+    begins = np.zeros(sum(map(len, arrays)) + 1, np.int64)
+    end = 0
+    for array in arrays:
+        begin, end = end, end + len(array)
+        np.cumsum(array, out=begins[begin + 1 : end + 1])
+        begins[begin + 1 : end + 1] += begins[begin]
     return begins
 
 

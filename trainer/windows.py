@@ -199,6 +199,7 @@ class Windows:
             [choices.prompt_shard, choices.prompt_first, choices.prompt_stop, choices.prompt_skip], axis=1
         )[rows].tolist()
         prompt_tokens, prompt_end = choices.prompt_tokens[rows].tolist(), choices.prompt_end[rows].tolist()
+        hides = choices.hide[rows].tolist()
         episodes, datasets = (choices.group[rows] >= 0).tolist(), choices.dataset[rows].tolist()
         for at, row in enumerate(rows.tolist()):
             source = self._chooser.sources[datasets[at]]
@@ -206,7 +207,9 @@ class Windows:
             if episodes[at]:
                 column = 0
                 if prompt_tokens[at]:
-                    column = canvas.demonstrate(row, prompt_tokens[at], prompts[at], prompt_end[at], snap)
+                    column = canvas.demonstrate(
+                        row, prompt_tokens[at], prompts[at], at_end=prompt_end[at], snap=snap, hide=hides[at]
+                    )
                 canvas.episode(row, column, places[at], snap)
             elif source.dataset.pairs is None:
                 canvas.document(row, float(choices.start[row]), places[at][0], places[at][1])
