@@ -156,7 +156,7 @@ def _pixels(data: bytes, header: ImageHeader) -> np.ndarray:
         if pixels.ndim != 3 or pixels.shape[2] != 4:
             raise RejectedError("bad_image", "the PNG is gray with a transparent colour")
         return _over_white(pixels)
-    return np.ascontiguousarray(pixels[..., ::-1])
+    return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
 
 
 def _over_white(pixels: np.ndarray) -> np.ndarray:
