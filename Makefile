@@ -47,6 +47,7 @@ proto: install
 benchmark: install
 	.venv/bin/python benchmarks/episodes.py
 	.venv/bin/python benchmarks/corpora.py
+	.venv/bin/python benchmarks/loader.py
 
 clean:
 	rm -rf .venv build demo *.egg-info
