@@ -5,6 +5,7 @@
 Legend: T tokens, S time steps.
 """
 
+from bisect import bisect_right
 from typing import NamedTuple
 
 import numpy as np
@@ -116,21 +117,26 @@ class Chunk:
     def pictures(self, begin: int, end: int) -> list[Picture]:
         """The images with a patch among the tokens [begin, end), in order."""
         found = []
-        for at, size in self._images:
-            picture = self._picture(at, at + size)
+        for place in self._images[bisect_right(self._images, begin, key=self._end) :]:
+            picture = self._picture(place)
             if picture.token >= end:
                 break
-            if picture.token + (picture.height >> 4) * (picture.width >> 4) > begin:
-                found.append(picture)
+            found.append(picture)
         return found
 
-    def _picture(self, at: int, end: int) -> Picture:
-        numbers, place = [0] * _FIELDS, (0, 0)
+    def _end(self, place: _Place) -> int:
+        """The token behind an image."""
+        picture = self._picture(place)
+        return picture.token + (picture.height >> 4) * (picture.width >> 4)
+
+    def _picture(self, place: _Place) -> Picture:
+        at, end = place[0], place[0] + place[1]
+        numbers, where = [0] * _FIELDS, (0, 0)
         while at < end:
             tag = self._data[at]
             value, at = _varint(self._data, at + 1)
             if tag == _DATA << 3 | _BYTES:
-                place = at, value
+                where = at, value
                 at += value
             elif tag in (_HEIGHT << 3, _WIDTH << 3, _TOKEN << 3):
                 numbers[tag >> 3] = value
@@ -138,7 +144,7 @@ class Chunk:
                 raise ValueError("the record has an image that is no Gatokit image message")
         if at != end:
             raise ValueError("the record has an image that is no Gatokit image message")
-        data = self._data[place[0] : place[0] + place[1]]
+        data = self._data[where[0] : where[0] + where[1]]
         return Picture(data, numbers[_HEIGHT], numbers[_WIDTH], numbers[_TOKEN])
 
 
