@@ -283,12 +283,9 @@ def _check_context(chooser: Chooser, config: RunConfig) -> None:
     for source in chooser.sources:
         if source is None or source.index is None:
             continue
-        index = source.index
-        for task, spec in source.dataset.specs.items():
-            if task not in index.tasks:
-                continue
-            sizes = [field.tokens for field in spec.fields]
-            place = index.tasks.index(task)
+        index, specs = source.index, source.dataset.specs
+        for place, task in enumerate(index.tasks):
+            sizes = [field.tokens for field in specs[task].fields]
             begin, end = index.task_begin[place], index.task_begin[place + 1]
             if None in sizes:
                 tokens = index.token_end[index.record_begin[end]] - index.token_end[index.record_begin[begin]]
