@@ -56,10 +56,10 @@ class Canvas:
         record, tokens to skip), or with ``snap`` from the beginning of the step that stands there."""
         shard, first, stop, skip = place
         records = self._readers.read(shard, first, stop)
+        chunk = self.chunk(records[0], shard, first)
         if snap:
-            begins = self.chunk(records[0], shard, first).step_begin
-            skip = int(begins[np.searchsorted(begins, skip, "right") - 1])
-        self._put(row, column, self._context + 1, shard, first, skip, records)
+            skip = _step_at(chunk, skip)
+        self._put(row, column, self._context + 1, shard, first, skip, records, chunk)
 
     def demonstrate(
         self, row: int, tokens: int, place: tuple[int, int, int, int], *, at_end: bool, snap: bool, hide: bool
@@ -72,16 +72,16 @@ class Canvas:
         """
         shard, first, stop, skip = place
         records = self._readers.read(shard, first, stop)
-        if snap:
-            begins = self.chunk(records[0], shard, first).step_begin
-            if not at_end:
-                skip = int(begins[np.searchsorted(begins, skip, "right") - 1])
-            elif skip <= begins[-1]:
-                skip = int(begins[np.searchsorted(begins, skip, "left")])
-            elif len(records) > 1:
-                skip, first, records = 0, first + 1, records[1:]
+        chunk = self.chunk(records[0], shard, first)
+        if snap and not at_end:
+            skip = _step_at(chunk, skip)
+        elif snap and skip <= chunk.step_begin[-1]:
+            skip = int(chunk.step_begin[np.searchsorted(chunk.step_begin, skip)])
+        elif snap and len(records) > 1:
+            skip, first, records = 0, first + 1, records[1:]
+            chunk = self.chunk(records[0], shard, first)
         # One token more shows what the prompt ends before.
-        end = self._put(row, 0, tokens + (snap or hide), shard, first, skip, records)
+        end = self._put(row, 0, tokens + (snap or hide), shard, first, skip, records, chunk)
         length = min(end, tokens)
         if snap and end > tokens:
             length = self._last_step(row, tokens) or tokens
@@ -96,9 +96,9 @@ class Canvas:
         """Fills a row from a token of the record on, ``start`` in [0, 1) being its place, with what follows of the
         same document."""
         records = self._readers.read(shard, record, record + 1)
-        count = len(self.chunk(records[0], shard, record).tokens)
-        skip = int(draws.below(start, count))
-        self._put(row, 0, self._context + 1, shard, record, skip, records)
+        chunk = self.chunk(records[0], shard, record)
+        skip = int(draws.below(start, len(chunk.tokens)))
+        self._put(row, 0, self._context + 1, shard, record, skip, records, chunk)
 
     def documents(self, row: int, documents: list[list[Part]], crop: float) -> None:
         """Fills a row with whole documents one behind the other, cropped where they are longer than it; ``crop`` in
@@ -131,21 +131,30 @@ class Canvas:
         except ValueError as error:
             raise self._readers.damage(shard, record, record + 1, str(error)) from None
 
-    def _put(self, row: int, column: int, stop: int, shard: int, record: int, skip: int, records: list[bytes]) -> int:
-        """Copies tokens to [column, stop) of a row, from ``skip`` of the first of ``records`` on, reading on in the
-        same owner where these end early; returns the column behind the last one."""
-        at, column_of_part = 0, column
+    def _put(
+        self,
+        row: int,
+        column: int,
+        stop: int,
+        shard: int,
+        record: int,
+        skip: int,
+        records: list[bytes],
+        chunk: Chunk,
+    ) -> int:
+        """Copies tokens to [column, stop) of a row, from ``skip`` of the first of ``records`` on, which is ``chunk``,
+        reading on in the same owner where they end early; returns the column behind the last one."""
+        at = 0
         while True:
-            chunk = self.chunk(records[at], shard, record)
-            take = min(stop - column_of_part, len(chunk.tokens) - skip)
-            self._copy(row, Part(column_of_part, skip, take, shard, record, chunk))
-            column_of_part += take
-            if column_of_part == stop or chunk.chunk + 1 == chunk.chunks:
-                return column_of_part
+            take = min(stop - column, len(chunk.tokens) - skip)
+            self._copy(row, Part(column, skip, take, shard, record, chunk))
+            column += take
+            if column == stop or chunk.chunk + 1 == chunk.chunks:
+                return column
             at, record, skip = at + 1, record + 1, 0
             if at == len(records):
-                records = self._readers.read(shard, record, record + 1)
-                at = 0
+                at, records = 0, self._readers.read(shard, record, record + 1)
+            chunk = self.chunk(records[at], shard, record)
 
     def _copy(self, row: int, part: Part) -> None:
         begin, end, skip, stop = part.column, part.column + part.take, part.skip, part.skip + part.take
@@ -173,3 +182,8 @@ class Canvas:
     def _clear(self, row: int, begin: int, end: int) -> None:
         self.ids[row, begin:end], self.kinds[row, begin:end] = 0, PADDING
         self.positions[row, begin:end] = NO_POSITION
+
+
+def _step_at(chunk: Chunk, token: int) -> int:
+    """Where the step begins that a token of a record belongs to."""
+    return int(chunk.step_begin[np.searchsorted(chunk.step_begin, token, "right") - 1])

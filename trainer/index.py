@@ -115,11 +115,9 @@ def load_index(paths: Sequence[str], first_shards: Sequence[int], split: str) ->
     """
     runs = [run for path, shard in zip(paths, first_shards, strict=True) for run in _runs(path, shard, split)]
     runs.sort(key=lambda run: run[:3])
-    # Arrow keeps what it has used for the next time.
-    pa.default_memory_pool().release_unused()
     tasks = [(task, list(of_task)) for task, of_task in groupby(runs, lambda run: run.task)]
     groups = [(agent, list(of)) for _, run in tasks for agent, of in groupby(run, lambda run: run.agent)]
-    return EpisodeIndex(
+    index = EpisodeIndex(
         tasks=tuple(task for task, _ in tasks),
         task_begin=_begins([sum(len(run.steps) for run in of) for _, of in tasks]),
         agents=tuple(agent for agent, _ in groups),
@@ -131,6 +129,10 @@ def load_index(paths: Sequence[str], first_shards: Sequence[int], split: str) ->
         record_begin=_sums([run.records for run in runs]),
         token_end=_sums([run.record_tokens for run in runs]),
     )
+    # Arrow would keep the memory of what it has read for the next time.
+    del runs, tasks, groups
+    pa.default_memory_pool().release_unused()
+    return index
 
 
 def _runs(path: str, shard: int, split: str) -> Iterator[_Run]:
