@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import config
+from runs import CONFIG, config
 
 from gatokit.schemas.errors import ConfigError, DataError
 from gatokit.trainer.run_file import RunFile, check_same, read_run
@@ -24,7 +24,7 @@ def test_what_may_change(tmp_path: Path) -> None:
         mesh={"fsdp": 2},
         evaluation={"every": 3, "batches": 2},
         checkpoint={"every": 7, "keep_last": 1},
-        input={"weights": {"grid": 2, "books": 1}, "patch_group_rows": 2, "workers": 2, "threads": 1},
+        input=CONFIG["input"] | {"workers": 2, "threads": 1},
     )
     check_same(run_file(tmp_path), changed, tmp_path)
 

@@ -1,0 +1,119 @@
+"""One run on several processes: the same batches, the same losses to rounding, one way to stop."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from one_process import STEPS, digest
+from runs import Silent, cached, config, lines, start, until, write_config
+
+from gatokit.trainer.hosts import blame
+from gatokit.trainer.mixture import open_mixture
+from gatokit.trainer.train import train
+from gatokit.trainer.windows import Windows
+
+BATCH = 8
+"""Rows: two for each of four processes."""
+
+
+def free_port() -> str:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{found.getsockname()[1]}"
+
+
+def of_processes(count: int, folder: Path, data: Path, out: Path, last: int, compiled: Path) -> dict[str, Any]:
+    """What the first of ``count`` processes says that train together."""
+    at, path = free_port(), write_config(folder, batch=BATCH)
+    script = Path(__file__).with_name("one_process.py")
+    started = [
+        subprocess.Popen(
+            [sys.executable, *map(str, (script, at, count, number, path, data, out, last))],
+            env=os.environ | cached(compiled),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(count)
+    ]
+    said = [process.communicate() for process in started]
+    assert [process.returncode for process in started] == [0] * count, said[0][1][-3000:] + said[-1][1][-3000:]
+    return json.loads(said[0][0].splitlines()[-1])
+
+
+def test_two_processes_make_the_same_batches_as_one(mixed: Path, tmp_path: Path, compiled: Path) -> None:
+    run = config(tmp_path, batch=BATCH)
+    windows = Windows(open_mixture([str(mixed)], run.input.weights), run)
+    together = of_processes(2, tmp_path, mixed, tmp_path / "together", 0, compiled)
+    assert (together["processes"], together["rows"]) == (2, 4)
+    assert together["digests"] == [digest(windows.batch(step, range(BATCH))) for step in STEPS]
+
+
+@pytest.mark.slow
+def test_two_processes_then_four_then_one_train_as_one(mixed: Path, tmp_path: Path, compiled: Path) -> None:
+    run, out = config(tmp_path, batch=BATCH), tmp_path / "together"
+    windows = Windows(open_mixture([str(mixed)], run.input.weights), run)
+    train(run, [str(mixed)], tmp_path / "alone", Silent(), steps=9)
+    of_processes(2, tmp_path, mixed, out, 3, compiled)
+    together = of_processes(4, tmp_path, mixed, out, 6, compiled)
+    assert (together["processes"], together["rows"]) == (4, 2)
+    assert together["digests"] == [digest(windows.batch(step, range(BATCH))) for step in STEPS]
+    train(run, [str(mixed)], out, Silent(), steps=9)
+    found = lines(tmp_path / "alone"), lines(out)
+    assert [len(each) for each in found] == [9, 9]
+    for one, other in zip(*found, strict=True):
+        assert (one["step"], one["redraws"]) == (other["step"], other["redraws"])
+        np.testing.assert_allclose(one["loss"], other["loss"], rtol=1e-5)
+        shares = [{name: item["share"] for name, item in line["datasets"].items()} for line in (one, other)]
+        assert shares[0] == shares[1]
+
+
+@pytest.mark.slow
+def test_sigterm_on_one_host_saves_on_all(mixed: Path, tmp_path: Path, compiled: Path) -> None:
+    at, path = free_port(), write_config(tmp_path, batch=BATCH)
+    words = (path, "--data", mixed, "--out", tmp_path / "run", "--coordinator", at, "--processes", 2, "--process")
+    first, second = (start(*words, number, cache=compiled) for number in range(2))
+    until(first, "step 3 of 1000")
+    second.send_signal(signal.SIGTERM)
+    said = [process.communicate()[1] for process in (first, second)]
+    assert [first.returncode, second.returncode] == [128 + signal.SIGTERM] * 2
+    newest = max(int(item.name) for item in (tmp_path / "run" / "checkpoints").iterdir())
+    assert f"SIGTERM after step {newest}, which is saved" in said[0]
+    report = Silent()
+    train(config(tmp_path, batch=BATCH), [str(mixed)], tmp_path / "run", report, steps=newest + 1)
+    assert f"goes on from step {newest}" in report.lines
+
+
+@pytest.mark.slow
+def test_the_host_that_hangs_is_named(mixed: Path, tmp_path: Path, compiled: Path) -> None:
+    at, path = free_port(), write_config(tmp_path, batch=BATCH)
+    words = (path, "--data", mixed, "--out", tmp_path / "run", "--timeout", 6, "--coordinator", at, "--processes", 2)
+    first, second = (start(*words, "--process", number, cache=compiled) for number in range(2))
+    until(first, "step 3 of 1000")
+    second.send_signal(signal.SIGSTOP)
+    try:
+        _, said = first.communicate()
+        assert first.returncode == 1
+        sentence = said.splitlines()[-1]
+        assert sentence.startswith("gatokit: no step ended for 6 s; behind the others, with ")
+        assert f" steps begun: process 1 on {socket.gethostname()}, waiting for " in sentence
+    finally:
+        second.kill()
+        second.communicate()
+
+
+def test_who_is_blamed() -> None:
+    ahead = {"host": "a", "begun": 7, "doing": "waiting for step 7"}
+    behind = {"host": "b", "begun": 5, "doing": "waiting for the input of step 6"}
+    assert blame({0: ahead, 1: behind, 2: ahead}, 3, 60) == (
+        "no step ended for 60 s; behind the others, with 5 steps begun: process 1 on b, waiting for the input of step 6"
+    )
+    assert blame({0: ahead, 2: behind}, 3, 60) == "no step ended for 60 s: process 1 never began"
+    assert blame({0: ahead, 1: ahead}, 2, 60) == "no step ended for 60 s, and no process is behind: all began 7 steps"

@@ -1,0 +1,161 @@
+"""Whole runs at a tiny size: what they write, what stops them, and what another one may begin with."""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from runs import CONFIG, Silent, config, lines
+
+from gatokit.schemas.errors import ConfigError, DataError
+from gatokit.schemas.policy import PolicyFile
+from gatokit.schemas.record import Record
+from gatokit.trainer import parameters
+from gatokit.trainer.checkpoint import flat
+from gatokit.trainer.readers import Readers, Shard
+from gatokit.trainer.run_file import read_run
+from gatokit.trainer.train import train
+from gatokit.trainer.weights import abstract, export, load_weights
+
+
+@pytest.fixture(scope="module")
+def trained(mixed: Path, tmp_path_factory: pytest.TempPathFactory, compiled: Path) -> Path:
+    """A finished run of seven steps. Not to be written to."""
+    folder = tmp_path_factory.mktemp("trained")
+    found = train(config(folder, steps=7, log_every=2), [str(mixed)], folder / "run", Silent())
+    assert found.step == 7
+    assert found.line["step"] == 7
+    assert found.line["held_out"]["loss"] > 0
+    return folder / "run"
+
+
+def test_what_a_run_leaves(trained: Path, mixed: Path) -> None:
+    assert {item.name for item in trained.iterdir()} == {
+        "checkpoints", "loss.png", "metrics.jsonl", "policy", "run.json", "tensorboard"
+    }  # fmt: skip
+    assert [item.name for item in sorted((trained / "checkpoints").iterdir())] == ["5", "7"]
+    run = read_run(trained)
+    assert run is not None
+    assert (run.data, run.config.input.patch_slots) == ([str(mixed)], 8)
+    found = lines(trained)
+    assert [line["step"] for line in found] == [2, 4, 6, 7, 7]
+    assert set(found[0]) == {
+        "step", "loss", "gradient_norm", "datasets", "kinds", "action_loss", "first_action_loss", "redraws",
+        "learning_rate",
+    }  # fmt: skip
+    assert set(found[0]["datasets"]) == {"grid", "books"}
+    assert set(found[0]["kinds"]) == {"text", "discrete_action", "continuous_action"}
+    assert set(found[-1]["held_out"]) == {"loss", "text_perplexity", "kinds", "datasets"}
+
+
+def test_a_policy_can_be_made_of_the_checkpoint_alone(trained: Path, mixed: Path) -> None:
+    folder = trained / "checkpoints" / "7" / "policy"
+    policy = PolicyFile.read(folder)
+    assert policy.config.context == 48
+    assert policy.tokenizer.separator == 33024
+    assert (folder / "vocabulary.model").read_bytes() == (mixed / "vocabulary.model").read_bytes()
+    assert set(policy.datasets) == {"grid", "books"}
+    assert policy.datasets["books"].documents is not None
+    [grid] = policy.datasets["grid"].tasks.values()
+    assert [field.path for field in policy.datasets["grid"].specs[grid.spec].observation] == ["observation"]
+    records = Readers([Shard(str(folder / "prompts.arrayrecord"), grid.prompt.records, 0)], 1)
+    found = [Record.from_bytes(data) for data in records.read(0, 0, grid.prompt.records)]
+    assert {record.owner for record in found} == {grid.prompt.episode_id}
+    assert [record.chunk for record in found] == list(range(found[0].chunks))
+
+
+def test_a_finished_run_has_nothing_to_do(trained: Path, mixed: Path, compiled: Path) -> None:
+    report, before = Silent(), lines(trained)
+    found = train(config(trained.parent, steps=7, log_every=2), [str(mixed)], trained, report)
+    assert "step 7 is done already; nothing to do" in report.lines
+    assert (found.line["step"], lines(trained)) == (7, before)
+
+
+def test_weights_go_out_and_in_bit_for_bit(trained: Path, mixed: Path, tmp_path: Path, compiled: Path) -> None:
+    wanted = abstract(parameters.table(config(tmp_path).model, 33025))
+    direct = flat(load_weights(trained, wanted))
+    assert export(trained, tmp_path / "weights") == parameters.count(parameters.table(config(tmp_path).model, 33025))
+    assert {item.name for item in (tmp_path / "weights").iterdir()} == {
+        "config.json", "model.safetensors", "policy.json", "prompts.arrayrecord", "vocabulary.model"
+    }  # fmt: skip
+    assert json.loads((tmp_path / "weights" / "config.json").read_text())["step"] == 7
+    exported = flat(load_weights(tmp_path / "weights", wanted))
+    assert direct.keys() == exported.keys()
+    for name, array in direct.items():
+        np.testing.assert_array_equal(array, exported[name])
+    with pytest.raises(ConfigError, match="weights is there already: give another --out, or remove it"):
+        export(trained, tmp_path / "weights")
+    # A run that begins with them has its own schedule, and with a learning rate of next to nothing stays with them.
+    still = {"learning_rate": 1e-30, "final_learning_rate": 1e-30, "warmup_steps": 0, "schedule": "constant"}
+    for source in (tmp_path / "weights", trained / "checkpoints" / "7"):
+        out = tmp_path / f"from-{source.name}"
+        report = Silent()
+        train(config(tmp_path, init_from=str(source), optimizer=still, steps=2), [str(mixed)], out, report)
+        assert f"begins with the weights of {source}" in report.lines
+        found = flat(load_weights(out, wanted))
+        jax.tree.map(np.testing.assert_array_equal, found, dict(direct))
+
+
+def test_weights_of_another_model_are_refused_by_the_array(trained: Path, mixed: Path, tmp_path: Path) -> None:
+    model = CONFIG["model"] | {"hidden": 64}
+    said = r"/7 does not fit the config's model: layers.feed_forward.in is \(1, 16, 2, 16\), not \(1, 16, 2, 32\)"
+    with pytest.raises(DataError, match=said):
+        train(config(tmp_path, model=model, init_from=str(trained)), [str(mixed)], tmp_path / "run", Silent())
+    with pytest.raises(ConfigError, match="init_from: there is no nowhere"):
+        train(config(tmp_path, init_from="nowhere"), [str(mixed)], tmp_path / "other", Silent())
+
+
+def test_one_batch_is_learned_by_heart(mixed: Path, tmp_path: Path, compiled: Path) -> None:
+    fast = {"learning_rate": 3e-2, "final_learning_rate": 1e-3, "warmup_steps": 5}
+    found = train(
+        config(tmp_path, optimizer=fast, steps=60, log_every=20, batch=2),
+        [str(mixed)],
+        tmp_path / "run",
+        Silent(),
+        overfit_one_batch=True,
+    )
+    losses = [line["loss"] for line in lines(tmp_path / "run") if "loss" in line]
+    assert losses[0] > 2
+    assert losses[-1] < 0.1
+    assert found.step == 60
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_loss_that_is_no_number_ends_the_run_with_its_records(mixed: Path, tmp_path: Path, compiled: Path) -> None:
+    out = tmp_path / "run"
+    wild = {"learning_rate": 1e30, "final_learning_rate": 1e30, "warmup_steps": 5, "warmup_from": 0, "clip": None}
+    changed = config(tmp_path, optimizer=wild, checkpoint={"every": 1})
+    with pytest.raises(DataError) as found:
+        train(changed, [str(mixed)], out, Silent(), steps=9)
+    said = str(found.value)
+    step = int(said.split()[4])
+    assert said.startswith(f"the loss of step {step} is ")
+    assert f"the run stops, and the last good checkpoint is step {step - 1}" in said
+    listed = json.loads((out / f"not-finite-{step}.json").read_text())
+    assert len(listed) == 4
+    assert f"The 4 windows of its batch ({listed[0]['dataset']} {listed[0]['owner']}, " in said
+    assert max(int(item.name) for item in (out / "checkpoints").iterdir()) == step - 1
+
+
+def test_stopping_early_leaves_the_schedule(mixed: Path, tmp_path: Path, compiled: Path) -> None:
+    found = train(config(tmp_path, log_every=4), [str(mixed)], tmp_path / "run", Silent(), steps=3)
+    assert (found.step, found.line["step"], found.line["partial"]) == (3, 3, True)
+    found = train(config(tmp_path, log_every=4), [str(mixed)], tmp_path / "run", Silent(), steps=4)
+    assert [line["step"] for line in lines(tmp_path / "run")] == [4]
+    with pytest.raises(ConfigError, match="--steps 1001 is more than the config's steps 1000: raise that instead"):
+        train(config(tmp_path), [str(mixed)], tmp_path / "run", Silent(), steps=1001)
+
+
+def test_a_missing_shard_ends_in_a_sentence(mixed: Path, tmp_path: Path) -> None:
+    import shutil
+
+    broken = tmp_path / "broken"
+    shutil.copytree(mixed, broken)
+    shard = next((broken / "books").glob("*.arrayrecord"))
+    shard.unlink()
+    with pytest.raises(DataError, match=rf"the shard {shard} cannot be read: No such file"):
+        train(config(tmp_path), [str(broken)], tmp_path / "run", Silent())
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(ConfigError, match=r"mesh .*does not fill 1 device"):
+        train(config(tmp_path, mesh={"tensor": 2}), [str(mixed)], tmp_path / "run", Silent())
