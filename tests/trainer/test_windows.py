@@ -182,3 +182,25 @@ def test_another_dataset_than_those_of_the_run_is_refused(mixed: Path) -> None:
     mixture = open_mixture([mixed], {"books": 1})
     with pytest.raises(ConfigError, match="captions is no dataset of this run; there are books"):
         Windows(mixture, run_config(), dataset="captions")
+
+
+def test_five_questions_of_different_documents_make_a_window(mixed: Path) -> None:
+    mixture = open_mixture([mixed], {"questions": 1})
+    held_out = Windows(mixture, run_config(400, 200), split="held_out").trace(0, range(200))
+    assert all(len({segment.owner for segment in sample.segments}) == 5 for sample in held_out)
+    owners = [segment.owner for sample in held_out for segment in sample.segments]
+    counts = [owners.count(owner) for owner in sorted(set(owners))]
+    # Eight documents, each in five eighths of the windows.
+    assert len(counts) == 8
+    assert all(abs(count - 125) < 28 for count in counts)
+    # Three are all that is kept for training.
+    training = Windows(mixture, run_config(400)).trace(0, range(16))
+    assert all(len({segment.owner for segment in sample.segments}) == 3 for sample in training)
+
+
+def test_windows_of_more_shards_than_may_be_open_are_whole_too(mixed: Path) -> None:
+    mixture = open_mixture([mixed])
+    for sample in Windows(mixture, run_config(64, 64, open_shards=3)).trace(1, range(64)):
+        assert sample.tokens == sum(
+            segment.end - segment.begin for segment in (*sample.segments, *filter(None, [sample.prompt]))
+        )
