@@ -11,8 +11,10 @@ A step's directory appears under its name when it is complete; until then it end
 import os
 import shutil
 from collections.abc import Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import jax
@@ -88,7 +90,8 @@ class _Best:
 class Checkpoints:
     """The checkpoints below a run's directory, written in the background while the next steps run.
 
-    Every process calls the same methods in the same order.
+    Every process calls the same methods in the same order. A context manager: leaving it waits for what is being
+    written, and lets go.
     """
 
     def __init__(self, out: Path, config: CheckpointConfig) -> None:
@@ -162,9 +165,19 @@ class Checkpoints:
             raise _unreadable(self.directory / str(step), error) from error
 
     def close(self) -> None:
-        """Waits for what is being written, and lets go."""
+        """Waits for what is being written, and lets go; DataError where it could not be written."""
         self.wait()
         self._manager.close()
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # What ended the run is said first; a checkpoint that failed as well would hide it.
+        with nullcontext() if error is None else suppress(DataError):
+            self.close()
 
     def _fault(self, error: Exception) -> DataError:
         # Orbax and TensorStore fail with many types, the system's reason in their words.

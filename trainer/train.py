@@ -143,7 +143,7 @@ class _Run:
 
         # ---- restore: the run's own checkpoint, another's weights, or from scratch -------------------------------
 
-        self.checkpoints = None if overfit_one_batch else Checkpoints(out, config.checkpoint)
+        self.checkpoints = None if overfit_one_batch else stack.enter_context(Checkpoints(out, config.checkpoint))
         self.state, self.run = self._restore()
         self.interval = Interval(self.run.interval)
         self.metrics_file = MetricsFile(out, self.run.step) if is_first() else None
@@ -184,7 +184,7 @@ class _Run:
                     break
         if self.checkpoints is not None:
             self.watch.at(done, "writing the last checkpoint")
-            self.checkpoints.close()
+            self.checkpoints.wait()
         self._draw()
         # Another process may have been asked, and this one not.
         by = (asked.by or signal.SIGTERM) if stopping and done < last else None
@@ -347,6 +347,8 @@ class _Run:
         samples = self.windows.trace(step, range(self.config.batch))
         if is_first():
             path.write_text(json.dumps([sample.to_json() for sample in samples], indent=1) + "\n", encoding="utf-8")
+        if self.checkpoints is not None:
+            self.checkpoints.wait()
         good = self.checkpoints.newest() if self.checkpoints is not None else None
         kept = "there is no checkpoint yet" if good is None else f"the last good checkpoint is step {good}"
         first = ", ".join(f"{sample.dataset} {sample.owner}" for sample in samples[:3])
