@@ -1,6 +1,8 @@
 """The second pass: one work order becomes one shard and its index."""
 
+import gc
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -41,7 +43,7 @@ def build_split(order: Order, directory: str | Path, text: TextTokenizer) -> Non
         name: [None] * order.rows.num_rows for name in ("tokens", "part", "first_record", "record_tokens")
     }
     maker: Maker = DocumentsMaker(order, text) if isinstance(order.head, DocumentsHead) else EpisodesMaker(order, text)
-    with ShardWriter(directory, order.stem, images=_has_images(order.head)) as writer:
+    with _unswept(), ShardWriter(directory, order.stem, images=_has_images(order.head)) as writer:
         for split in (TRAIN, HELD_OUT):
             rows = [row for row, value in enumerate(columns["split"]) if value == split]
             for row, made in maker.make(columns, rows):
@@ -58,6 +60,16 @@ def build_split(order: Order, directory: str | Path, text: TextTokenizer) -> Non
         result["tokens"] = [0 if tokens is None else tokens for tokens in result["tokens"]]
         index = pa.table({**columns, **result}).select(INDEX.names).cast(INDEX)
         write_index(Path(directory) / (order.stem + INDEX_SUFFIX), index, writer.parts, maker.outside)
+
+
+@contextmanager
+def _unswept() -> Iterator[None]:
+    """The collector does not look again and again through what is there already: modules, features and columns."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def _has_images(head: EpisodesHead | DocumentsHead) -> bool:

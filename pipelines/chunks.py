@@ -17,11 +17,12 @@ def cuts(step_begin: np.ndarray, tokens: int, chunk_tokens: int) -> list[int]:
 
     ``step_begin`` is (S,), ``tokens`` is T.
     """
-    starts, step, steps = [], 0, len(step_begin)
+    begins = step_begin.data  # whose items are plain numbers
+    starts, step, steps = [], 0, len(begins)
     while step < steps:
         starts.append(step)
-        limit = int(step_begin[step]) + chunk_tokens
-        fits = steps if tokens <= limit else bisect_right(step_begin, limit, step + 1) - 1
+        limit = begins[step] + chunk_tokens
+        fits = steps if tokens <= limit else bisect_right(begins, limit, step + 1) - 1
         step = max(step + 1, fits)
     return starts
 

@@ -20,7 +20,7 @@ from gatokit.tokenizers.document import DocumentTokenizer, patch_count
 from gatokit.tokenizers.pictures import is_copied, prepare
 from gatokit.tokenizers.text import TextTokenizer
 
-_BATCH_DOCUMENTS, _BATCH_CHARACTERS, _BATCH_BYTES = 256, 1 << 18, 1 << 20
+_BATCH_DOCUMENTS, _BATCH_CHARACTERS, _BATCH_BYTES = 256, 1 << 18, 1 << 19
 """Documents are tokenized together up to this many, this much text and this much of pictures."""
 _THREADS, _HEAVY_CHARACTERS = 2, 1 << 16
 """Threads beside a worker's own, and the text of a batch that is worth one: handing over costs where there is less."""

@@ -18,7 +18,7 @@ from gatokit.pipelines.storage import commit, temporary_beside, write_atomically
 from gatokit.schemas.manifest import Part
 
 _HASH_BYTES = 16 << 20
-"""A shard is hashed on whenever about this many bytes of records were written."""
+"""A shard is hashed and synced on whenever about this many bytes of records were written."""
 MOST_RECORDS = 65_536
 """A part with this many records is full; only an owner with more of them makes a larger one."""
 WRITER_OPTIONS = "group_size:1,zstd:1"
@@ -45,7 +45,10 @@ class Made:
 
 
 class _GrowingDigest:
-    """Size and BLAKE2b-256 of a file that grows at its end, made by another thread while it is written."""
+    """Size and BLAKE2b-256 of a file that grows at its end, made by another thread while it is written.
+
+    That thread also syncs it, so that little is left to wait for in the end.
+    """
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -61,7 +64,7 @@ class _GrowingDigest:
             self._other.submit(self._read)
 
     def __enter__(self) -> "Future[tuple[int, str]]":
-        """The result of the whole file, which does not grow any more."""
+        """The result of the whole file, which does not grow any more and is synced then."""
         return self._other.submit(self._read)
 
     def __exit__(self, *exception: object) -> None:
@@ -77,6 +80,7 @@ class _GrowingDigest:
             while size := file.readinto(self._buffer):
                 self._hash.update(self._buffer[:size])
                 self._size += size
+            os.fsync(file.fileno())
         return self._size, self._hash.hexdigest()
 
 
@@ -143,8 +147,6 @@ class ShardWriter:
             with self._digest as rest:
                 _check(self._temporary, self._checksums)
                 size, digest = rest.result()
-        with open(self._temporary, "rb") as file:
-            os.fsync(file.fileno())
         name = self._name()
         commit(self._temporary, self._directory / name)
         records = len(self._checksums)

@@ -19,6 +19,7 @@ from gatokit.schemas.record_pb2 import Record as RecordMessage
 from gatokit.schemas.tokens import PATCH
 
 RECORD_VERSION = 1
+_VERSION = RecordMessage(version=RECORD_VERSION).SerializeToString(deterministic=True)
 _NUMBERS = {name: field.number for name, field in RecordMessage.DESCRIPTOR.fields_by_name.items()}
 _token = attrgetter("token")
 _Parts = list[bytes | memoryview]
@@ -50,16 +51,15 @@ class Record:
         if self.first_step or any(values is not None and values.size for values in per_step):
             return self.divided([0])[0]
         # Documents are small and many, and have none of these.
-        message = RecordMessage(
-            version=RECORD_VERSION, owner=self.owner, chunk=self.chunk, chunks=self.chunks, spec=self.spec
-        )
-        parts: list[Any] = [message.SerializeToString(deterministic=True)]
-        for name, values in (
-            ("tokens", np.ascontiguousarray(sequence.tokens, _U2)),
-            ("kinds", np.ascontiguousarray(sequence.kinds, _U1)),
-            ("positions", np.ascontiguousarray(sequence.positions, _U2)),
+        parts: _Parts = [_owner(self.owner), _scalars(self.chunk, self.chunks, 0, self.spec)]
+        for name, values, dtype in (
+            ("tokens", sequence.tokens, _U2),
+            ("kinds", sequence.kinds, _U1),
+            ("positions", sequence.positions, _U2),
         ):
-            parts += (_head(_NUMBERS[name], values.nbytes), values) if values.size else ()
+            if values.size:
+                data = values.astype(dtype, copy=False).tobytes()
+                parts += (_head(_NUMBERS[name], len(data)), data)
         return b"".join(parts + _images(sequence.images, [0])[0])
 
     def divided(self, first_steps: list[int]) -> list[bytes]:
@@ -71,7 +71,7 @@ class Record:
         """
         sequence = self.sequence
         first_tokens = [0, *sequence.step_begin[first_steps[1:]].tolist()]
-        steps_of_each = np.diff([*first_steps, len(sequence.step_begin)])
+        steps_of_each = [end - begin for begin, end in pairwise([*first_steps, len(sequence.step_begin)])]
         step_begin = sequence.step_begin - np.repeat(np.array(first_tokens, np.uint32), steps_of_each)
         columns = (
             _rows("tokens", sequence.tokens, _U2, first_tokens),
@@ -85,12 +85,11 @@ class Record:
             _rows("text_tokens", sequence.text_tokens, _U4, first_steps),
         )
         chunks = self.chunks + len(first_steps) - 1
-        message = RecordMessage(version=RECORD_VERSION, owner=self.owner, chunks=chunks, spec=self.spec)
+        owner = _owner(self.owner)
         found = []
         for number, (first_step, *fields) in enumerate(zip(first_steps, *columns, strict=True)):
-            message.chunk, message.first_step = self.chunk + number, self.first_step + first_step
-            scalars: _Parts = [message.SerializeToString(deterministic=True)]
-            found.append(b"".join(chain(scalars, *fields)))
+            scalars = _scalars(self.chunk + number, chunks, self.first_step + first_step, self.spec)
+            found.append(b"".join(chain((owner, scalars), *fields)))
         return found
 
     @staticmethod
@@ -198,6 +197,19 @@ def _images(images: list[PlacedImage], first_tokens: list[int]) -> list[_Parts]:
     return found
 
 
+def _owner(owner: str) -> bytes:
+    """The format's version and the owner."""
+    data = owner.encode()
+    return _VERSION + _head(_NUMBERS["owner"], len(data)) + data if data else _VERSION
+
+
+@functools.lru_cache(maxsize=4096)
+def _scalars(chunk: int, chunks: int, first_step: int, spec: str) -> bytes:
+    """The fields between the owner and the arrays."""
+    message = RecordMessage(chunk=chunk, chunks=chunks, first_step=first_step, spec=spec)
+    return message.SerializeToString(deterministic=True)
+
+
 @functools.lru_cache(maxsize=4096)
 def _place(height: int, width: int, token: int) -> bytes:
     """The fields of an image message but its data."""
@@ -207,16 +219,19 @@ def _place(height: int, width: int, token: int) -> bytes:
 @functools.lru_cache(maxsize=4096)
 def _image_head(data: int, place: int) -> bytes:
     """What stands before the data of an image, given the lengths of that and of the fields behind it."""
-    head = _head(ImageMessage.DATA_FIELD_NUMBER, data)
-    return _head(_NUMBERS["images"], len(head) + data + place) + head
+    head = _new_head(ImageMessage.DATA_FIELD_NUMBER, data)
+    return _new_head(_NUMBERS["images"], len(head) + data + place) + head
 
 
-@functools.lru_cache(maxsize=4096)
-def _head(number: int, length: int) -> bytes:
+def _new_head(number: int, length: int) -> bytes:
     """Tag and length of a bytes or message field."""
-    head = bytearray([number << 3 | 2])
+    head = [number << 3 | 2]
     while length > 0x7F:
         head.append(length & 0x7F | 0x80)
         length >>= 7
     head.append(length)
     return bytes(head)
+
+
+_head = functools.lru_cache(maxsize=4096)(_new_head)
+"""The same of the lengths that come again."""

@@ -4,6 +4,7 @@ Legend: T tokens of one document.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -14,9 +15,24 @@ from gatokit.schemas.tokens import IMAGE_ID, NO_POSITION, PATCH, Kind
 from gatokit.tokenizers.text import TextTokenizer
 
 _NO_STEPS = np.empty(0, np.uint32)
-_NO_POSITIONS = np.full(1 << 12, NO_POSITION, np.uint16)
-_NO_POSITIONS.flags.writeable = False
 _TEXT, _IMAGE = int(Kind.TEXT), int(Kind.IMAGE)
+
+
+class _Repeated:
+    """A value as arrays of any length; short ones share their memory and are read-only."""
+
+    def __init__(self, value: int, dtype: type[np.unsignedinteger[Any]]) -> None:
+        self._ready = np.full(1 << 12, value, dtype)
+        self._ready.flags.writeable = False
+
+    def of(self, length: int) -> np.ndarray:
+        """An array (length,)."""
+        return self._ready[:length] if length <= len(self._ready) else np.full(length, self._ready[0])
+
+
+_NO_POSITIONS = _Repeated(NO_POSITION, np.uint16)
+_IMAGE_IDS = _Repeated(IMAGE_ID, np.uint16)
+_IMAGE_KINDS, _TEXT_KINDS = _Repeated(_IMAGE, np.uint8), _Repeated(_TEXT, np.uint8)
 
 
 def patch_count(image: EncodedImage) -> int:
@@ -30,7 +46,7 @@ class DocumentTokenizer:
     def __init__(self, text: TextTokenizer, end_of_document: bool) -> None:
         """With ``end_of_document`` the vocabulary's end piece closes each document, where there is one."""
         self._text = text
-        self._end = text.end_id if end_of_document else None
+        self._end = np.array([text.end_id], np.uint16) if end_of_document and text.end_id is not None else None
 
     def encode(self, documents: Sequence[Document]) -> list[TokenSequence | RejectedError]:
         """The tokens of each document, or why it has none: ``empty`` where nothing is left of it.
@@ -67,28 +83,28 @@ class DocumentTokenizer:
         return [part for part in parts if part != ""]
 
     def _sequence(self, document: Document, parts: list[np.ndarray | EncodedImage]) -> TokenSequence | RejectedError:
-        widths = [patch_count(part) if isinstance(part, EncodedImage) else len(part) for part in parts]
-        length = sum(widths)
-        if not length:
-            return RejectedError("empty", "the vocabulary's normalisation leaves nothing of its text")
-        length += self._end is not None
-        tokens, kinds = np.empty(length, np.uint16), np.full(length, _TEXT, np.uint8)
-        images, at = [], 0
-        for part, width in zip(parts, widths, strict=True):
+        pieces, kinds, images, at = [], [], [], 0
+        for part in parts:
             if isinstance(part, EncodedImage):
+                width = patch_count(part)
                 images.append(PlacedImage(at, part))
-                tokens[at : at + width], kinds[at : at + width] = IMAGE_ID, _IMAGE
+                pieces.append(_IMAGE_IDS.of(width))
+                kinds.append(_IMAGE_KINDS.of(width))
             else:
-                tokens[at : at + width] = part
+                width = len(part)
+                pieces.append(part)
+                kinds.append(_TEXT_KINDS.of(width))
             at += width
+        if not at:
+            return RejectedError("empty", "the vocabulary's normalisation leaves nothing of its text")
         if self._end is not None:
-            tokens[at] = self._end
+            pieces.append(self._end)
+            kinds.append(_TEXT_KINDS.of(1))
+        tokens = np.concatenate(pieces)
         return TokenSequence(
             tokens=tokens,
-            kinds=kinds,
-            positions=_NO_POSITIONS[:length]
-            if length <= len(_NO_POSITIONS)
-            else np.full(length, NO_POSITION, np.uint16),
+            kinds=np.concatenate(kinds),
+            positions=_NO_POSITIONS.of(len(tokens)),
             step_begin=_NO_STEPS,
             images=images,
         )

@@ -10,6 +10,9 @@ from gatokit.schemas.canonical import digest
 from gatokit.schemas.errors import ConfigError
 from gatokit.schemas.tokens import TEXT_IDS
 
+_SHORT = 256
+"""Bytes of a text, on average, that are worth a call for several."""
+
 
 class TextTokenizer:
     """A SentencePiece model that turns text into uint16 ids in [0, ``pieces``) and back.
@@ -68,9 +71,12 @@ class TextTokenizer:
         return np.array(self._processor.encode(text.encode(), out_type=int), np.uint16)
 
     def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
-        """Ids of every text, uint16 (T,) each, in one call into SentencePiece; errors as in ``encode``."""
+        """Ids of every text, uint16 (T,) each; errors as in ``encode``."""
         encoded = [text.encode() for text in texts]
-        # One thread: workers are processes already, and a pool per call costs more than a short text does.
+        if sum(map(len, encoded)) < _SHORT * len(encoded):
+            # A call with several texts starts a thread: waiting for it costs more than captions do.
+            return [np.array(self._processor.encode(data, out_type=int), np.uint16) for data in encoded]
+        # One thread: workers are processes already.
         return [
             np.fromiter(ids, np.uint16, len(ids))
             for ids in self._processor.encode(encoded, out_type=int, num_threads=1)
