@@ -125,7 +125,7 @@ def _forward(
     targets: jax.Array,
     is_target: jax.Array,
     weight: jax.Array,
-) -> tuple[tuple[jax.Array, jax.Array], tuple[Any, jax.Array]]:
+) -> tuple[tuple[jax.Array, jax.Array], tuple[Any, jax.Array | None]]:
     losses, of_params, of_hidden = _over_shards(logits, mesh, True, params, hidden, targets, is_target, weight)
     return ((weight * losses).sum(), losses), (of_params, of_hidden)
 

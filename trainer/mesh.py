@@ -8,6 +8,7 @@ Legend: B rows of a batch, M microbatches, S shards, r rows of a shard in one mi
 """
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import jax
 import numpy as np
@@ -16,6 +17,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from gatokit.schemas.errors import ConfigError
 from gatokit.schemas.run import MeshConfig, RunConfig
 from gatokit.trainer.batch import Batch
+
+_Tree = TypeVar("_Tree")
 
 AXES = ("data", "fsdp", "tensor")
 ROWS = ("data", "fsdp")
@@ -89,8 +92,8 @@ def place(batch: Batch, mesh: Mesh) -> Batch:
     return Batch(*(jax.make_array_from_process_local_data(sharding, array) for array in batch))
 
 
-def split(batch: Batch, microbatches: int, mesh: Mesh) -> Batch:
-    """The microbatches of a placed batch, M in front of each array's shape; called inside a jitted function.
+def split(rows: _Tree, microbatches: int, mesh: Mesh) -> _Tree:
+    """The microbatches of placed arrays of rows, M in front of each one's shape; called inside a jitted function.
 
     Microbatch m takes the m-th part of every shard's rows, so that each device keeps its rows and each process
     loads one range.
@@ -103,4 +106,4 @@ def split(batch: Batch, microbatches: int, mesh: Mesh) -> Batch:
         pieces = array.reshape(parts, microbatches, -1, *rest).swapaxes(0, 1)
         return jax.lax.with_sharding_constraint(pieces.reshape(microbatches, -1, *rest), sharding)
 
-    return jax.tree.map(divide, batch)
+    return jax.tree.map(divide, rows)

@@ -13,7 +13,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gatokit.schemas.run import RunConfig
-from gatokit.tokenizers.image import PATCH
+from gatokit.schemas.tokens import PATCH
 from gatokit.trainer import model, parameters
 from gatokit.trainer.batch import Batch
 from gatokit.trainer.loss import Sums, target_losses
@@ -24,8 +24,8 @@ from gatokit.trainer.optimizer import learning_rate, make_optimizer
 class State(NamedTuple):
     """What a step changes and a checkpoint holds."""
 
-    step: jax.Array
-    """int32 (): steps done, so also the batches consumed."""
+    step: Any
+    """int32 (): steps done, so also the batches consumed. (Of shardings and of shapes, ``State`` holds those.)"""
     params: Any
     """The tree of ``parameters.table``, float32."""
     optimizer: Any
@@ -184,7 +184,7 @@ class Trainer:
         if count == 1:
             return gradient(params, batch, rows, key)
 
-        def add(total: Any, part: tuple[Batch, jax.Array]) -> tuple[Any, None]:
+        def add(total: Any, part: Any) -> tuple[Any, None]:
             return jax.tree.map(jnp.add, total, gradient(params, *part, key)), None
 
         parts = split((batch, rows), count, self.mesh)
