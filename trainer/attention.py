@@ -149,11 +149,9 @@ def _warn(backend: str, reason: str) -> None:
 def _platform() -> str:
     """``cpu``, ``gpu`` or a TPU's kind: of the mesh in use, which need not be of this machine, else of this machine."""
     mesh = jax.sharding.get_abstract_mesh()
-    kind = None if mesh.empty or mesh.abstract_device is None else mesh.abstract_device.device_kind
-    if kind is not None and kind.startswith("TPU"):
-        return kind
-    device = jax.devices()[0]
-    return device.device_kind if device.platform == "tpu" else device.platform
+    device = jax.devices()[0] if mesh.empty or mesh.abstract_device is None else mesh.abstract_device
+    kind: str = device.device_kind
+    return kind if kind == "cpu" or kind.startswith("TPU") else "gpu"
 
 
 def _xla(

@@ -59,7 +59,7 @@ def attention(
     """What attention adds (B, L, D) for normed inputs, and the keys and values (B, L, H, K) of these inputs.
 
     ``memory`` holds keys and values (B, M, H, K) of the tokens before; ``visible`` (B, L, M + L) is ``attend``'s.
-    Keys are kept without their positions, so that a memory may slide.
+    Keys are kept without their positions, so that a memory may slide; with a memory XLA's attention serves.
     """
     queries, keys, values = project(vectors, parameters)
     all_keys, all_values = keys, values
@@ -72,7 +72,8 @@ def attention(
         relative = locate(parameters, total, config.width, vectors.dtype)
     else:
         queries, all_keys = rotate(queries, total - queries.shape[1]), rotate(all_keys, 0)
-    taken = attend(queries, all_keys, all_values, relative=relative, visible=visible, backend=config.attention)
+    backend = config.attention if memory is None else "xla"
+    taken = attend(queries, all_keys, all_values, relative=relative, visible=visible, backend=backend)
     added = jnp.einsum("blhk,hkd->bld", taken, parameters["out"].astype(vectors.dtype))
     return added, keys, values
 

@@ -29,10 +29,14 @@ def stack(vectors, layers, *, remat="none", key=None, rows=None, **options):
 
 @cache
 def gradients(remat):
-    def total(layers):
-        return jnp.square(stack(INPUTS, layers, remat=remat, key=jax.random.key(3), stochastic_depth=0.3)).sum()
+    """Of the inputs and of one parameter, in a training pass."""
 
-    return jax.jit(jax.grad(total))(layers())
+    def total(vectors, projection):
+        with_projection = layers() | {"feed_forward": layers()["feed_forward"] | {"out": projection}}
+        found = stack(vectors, with_projection, remat=remat, key=jax.random.key(3), stochastic_depth=0.3)
+        return jnp.square(found).sum()
+
+    return jax.jit(jax.grad(total, (0, 1)))(INPUTS, layers()["feed_forward"]["out"])
 
 
 @pytest.mark.parametrize("remat", ["dots", "full"])
