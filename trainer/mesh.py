@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from gatokit.schemas.errors import ConfigError
 from gatokit.schemas.run import MeshConfig, RunConfig
@@ -41,12 +41,12 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device]) -> Mesh:
     return Mesh(np.array(ordered, object).reshape(data, config.fsdp, config.tensor), AXES)
 
 
-def shards(mesh: Mesh) -> int:
+def shards(mesh: Mesh | AbstractMesh) -> int:
     """Number of parts that a batch's rows are divided into."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
-def check_mesh(mesh: Mesh, config: RunConfig) -> None:
+def check_mesh(mesh: Mesh | AbstractMesh, config: RunConfig) -> None:
     """ConfigError, in one sentence, where an axis does not divide what it is to divide."""
     model = config.model
     tensor, fsdp = mesh.shape["tensor"], mesh.shape["fsdp"]

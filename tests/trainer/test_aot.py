@@ -1,0 +1,82 @@
+"""Compiling for a TPU slice on a machine without one; with libtpu installed, for real."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict
+
+import pytest
+
+from gatokit.schemas.errors import ConfigError
+from gatokit.schemas.run import RunConfig
+from gatokit.trainer.aot import Compiled, compile_only
+from gatokit.trainer.collectives import Collectives
+
+CONFIG = RunConfig(model="tiny", context=256, batch=64, steps=20_000)
+HAS_LIBTPU = importlib.util.find_spec("libtpu") is not None
+
+PROGRAM = """
+import json
+from dataclasses import asdict
+from gatokit.schemas.errors import ConfigError
+from gatokit.schemas.run import RunConfig
+from gatokit.trainer.aot import compile_only
+config = RunConfig(model="tiny", context=256, batch=64, steps=20_000, mesh={"fsdp": 2, "tensor": 2})
+try:
+    compile_only(config, "v5e:3x5")
+except ConfigError as error:
+    print(json.dumps(str(error)))
+print(json.dumps(asdict(compile_only(config, "v3:2x2"))))
+"""
+
+
+@pytest.mark.parametrize("topology", ["", "h100", "v3:", "v3:16", "tpu v3:2x2"])
+def test_no_slice(topology: str) -> None:
+    with pytest.raises(ConfigError, match=r"is no TPU slice such as v3:16x16"):
+        compile_only(CONFIG, topology)
+
+
+@pytest.mark.skipif(HAS_LIBTPU, reason="libtpu is installed")
+def test_without_libtpu() -> None:
+    with pytest.raises(ConfigError, match=r"needs libtpu, with or without a TPU: pip install 'gatokit\[tpu\]'"):
+        compile_only(CONFIG, "v3:2x2")
+
+
+def test_what_people_read() -> None:
+    compiled = Compiled(
+        topology="v3:16x16", device="TPU v3", devices=512, hosts=64, mesh={"data": 32, "fsdp": 16, "tensor": 1},
+        batch=512, context=1024, microbatches=1, remat="full", patch_slots=256, vocabulary_size=33_025,
+        parameters=1_177_932_288, argument_bytes=3 << 28, temporary_bytes=3 << 29, output_bytes=3 << 28,
+        device_bytes=16 << 30, flops=3.8707e15, collectives=(Collectives("all-gather", 362, 5 << 30),), seconds=73.6,
+    )  # fmt: skip
+    assert str(compiled).splitlines() == [
+        "v3:16x16: 512 devices (TPU v3) on 64 hosts; mesh data 32, fsdp 16, tensor 1",
+        "batch 512 x 1024 tokens, microbatches 1, remat full, 256 patch slots a group, 33025 ids",
+        "1,177,932,288 parameters",
+        "2.25 GiB of 16.0 GiB a device: arguments 0.75 GiB, temporaries 1.50 GiB, output 0.75 GiB in the arguments' "
+        "place",
+        "3,870.7 TFLOP a step, 7.56 a device",
+        "all-gather: 362 a step on a device, 5.00 GiB",
+        "compiled in 74 s",
+    ]
+    assert json.loads(json.dumps(asdict(compiled)))["collectives"] == [
+        {"kind": "all-gather", "count": 362, "bytes": 5 << 30}
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not HAS_LIBTPU, reason="libtpu is not installed")
+def test_a_small_slice() -> None:
+    """In a process of its own: libtpu reads its environment once."""
+    run = subprocess.run(
+        [sys.executable, "-c", PROGRAM], env=dict(os.environ), capture_output=True, text=True, check=True
+    )
+    refused, compiled = map(json.loads, run.stdout.splitlines())
+    assert refused.startswith("topology v5e:3x5: ")
+    assert (compiled["devices"], compiled["hosts"], compiled["mesh"]) == (8, 1, {"data": 2, "fsdp": 2, "tensor": 2})
+    assert compiled["parameters"] == 5_101_952
+    # Parameters and two moments in float32, divided over fsdp and tensor but for what is small.
+    assert 12 * 5_101_952 / 4 < compiled["argument_bytes"] < 0.5 * 12 * 5_101_952
+    assert {item["kind"] for item in compiled["collectives"]} >= {"all-gather", "all-reduce"}
