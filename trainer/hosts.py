@@ -43,6 +43,8 @@ def meet(coordinator: str | None, processes: int | None, process: int | None) ->
         if coordinator is not None or "coordinator_address" not in str(error):
             raise
     except RuntimeError as error:
+        if coordinator is None and "before any JAX" in str(error):
+            return  # a process that has used its devices alone stays alone
         reason = str(error).splitlines()[0]
         raise ConfigError(
             f"the processes of the run did not meet at {coordinator or 'their first host'}: {reason}"
