@@ -24,6 +24,7 @@ class HeldOut:
         """``rows`` are those of a global batch that this process loads."""
         self.names = mixture.with_records("held_out")
         self._datasets = mixture.names
+        self._weights = dict(zip(mixture.names, mixture.weights.tolist(), strict=True))
         self._config = config
         self._rows = rows
         self._windows = {
@@ -33,14 +34,19 @@ class HeldOut:
         self._few, self._many = min(slots, default=0), max(slots, default=0)
 
     def evaluate(self, trainer: Trainer, params: Any) -> Line:
-        """Mean losses in nats per dataset, each with its kinds, and of the mean over datasets; text perplexity."""
+        """Mean losses in nats per dataset, each with its kinds, and their mean over datasets.
+
+        ``kinds`` are those of the mixture: datasets count by their weight, as they do in training. Text perplexity is
+        that of its texts.
+        """
         found: dict[str, Line] = {}
         totals: list[np.ndarray] | None = None
         for name, windows in self._windows.items():
             sums = self._sums(trainer, params, windows)
             line = losses(as_sums(sums), self._datasets)
             found[name] = {"loss": line["datasets"][name]["loss"], "kinds": line["kinds"]}
-            totals = sums if totals is None else [a + b for a, b in zip(totals, sums, strict=True)]
+            weighed = [self._weights[name] * values for values in sums]
+            totals = weighed if totals is None else [a + b for a, b in zip(totals, weighed, strict=True)]
         assert totals is not None
         kinds = losses(as_sums(totals), self._datasets)["kinds"]
         return {

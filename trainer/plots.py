@@ -48,6 +48,7 @@ def draw_losses(out: Path, entropies: dict[str, float] | None = None) -> Path | 
     rate.set_xlabel("step")
     rate.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
     rate.grid(color="0.9")
+    rate.spines[["top", "right"]].set_visible(False)
     rate.set_xlim(left=0)
     path = out / LOSS_PLOT
     try:
