@@ -5,7 +5,7 @@ FOLDERS := schemas tokenizers pipelines inspection trainer environments cli
 LINKED := .venv/.linked-$(shell find $(FOLDERS) -name '*.py' -o -name '*.yaml' | sort | cksum | cut -d' ' -f1)
 PIP := .venv/bin/python -m pip --disable-pip-version-check
 
-.PHONY: install demo test test-slow lint format proto benchmark clean
+.PHONY: install demo test test-slow test-gpu test-tpu lint format proto benchmark clean
 
 install: $(LINKED)
 
@@ -30,6 +30,14 @@ test: lint
 
 test-slow: install
 	.venv/bin/python -m pytest -m slow
+
+test-gpu: install
+	$(PIP) install -q -c constraints.txt 'jax[cuda12]'
+	.venv/bin/python -m pytest -m gpu
+
+test-tpu: install
+	$(PIP) install -q -c constraints.txt 'jax[tpu]'
+	.venv/bin/python -m pytest -m tpu
 
 lint: install
 	.venv/bin/ruff check .

@@ -15,7 +15,6 @@ from gatokit.trainer.aot import Compiled, compile_only
 from gatokit.trainer.collectives import Collectives
 
 CONFIG = RunConfig(model="tiny", context=256, batch=64, steps=20_000)
-HAS_LIBTPU = importlib.util.find_spec("libtpu") is not None
 
 PROGRAM = """
 import json
@@ -38,8 +37,8 @@ def test_no_slice(topology: str) -> None:
         compile_only(CONFIG, topology)
 
 
-@pytest.mark.skipif(HAS_LIBTPU, reason="libtpu is installed")
-def test_without_libtpu() -> None:
+def test_without_libtpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"needs libtpu, with or without a TPU: pip install 'gatokit\[tpu\]'"):
         compile_only(CONFIG, "v3:2x2")
 
@@ -66,8 +65,7 @@ def test_what_people_read() -> None:
     ]
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not HAS_LIBTPU, reason="libtpu is not installed")
+@pytest.mark.tpu
 def test_a_small_slice() -> None:
     """In a process of its own: libtpu reads its environment once."""
     run = subprocess.run(

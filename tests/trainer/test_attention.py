@@ -117,7 +117,7 @@ def test_splash_agrees_with_xla():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), found, expected)
 
 
-@pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs a GPU")
+@pytest.mark.gpu
 @pytest.mark.parametrize("restricted", [False, True])
 @pytest.mark.parametrize("positions", ["relative", "rotary"])
 def test_cudnn_agrees_with_xla(positions, restricted):
