@@ -8,6 +8,7 @@ import numpy as np
 from gatokit.schemas.run import RunConfig
 from gatokit.schemas.tokens import Kind
 from gatokit.trainer.batch import NO_TOKEN, Batch
+from gatokit.trainer.embedding import check_positions
 from gatokit.trainer.loader import batches
 from gatokit.trainer.loss import Sums
 from gatokit.trainer.mesh import place
@@ -60,6 +61,7 @@ class HeldOut:
         found: list[Sums] = []
         with batches(windows, 0, self._config.evaluation.batches, self._rows, self._config.input) as ready:
             for batch in ready:
+                check_positions(batch, self._config.model)
                 # Not read before the next batch is on its way.
                 found.append(trainer.evaluate(params, place(self._padded(batch), trainer.mesh)))
         return [

@@ -22,6 +22,7 @@ from gatokit.schemas.run import RunConfig
 from gatokit.trainer import flops, parameters
 from gatokit.trainer.batch import Batch
 from gatokit.trainer.checkpoint import Checkpoints, RunState
+from gatokit.trainer.embedding import check_positions
 from gatokit.trainer.evaluation import HeldOut
 from gatokit.trainer.hosts import Agreement, Watch, is_first
 from gatokit.trainer.loader import batches
@@ -338,6 +339,7 @@ class _Run:
         begin = time.monotonic()
         batch = next(ready)
         self.clock.waited += time.monotonic() - begin
+        check_positions(batch, self.config.model)
         return place(batch, self.mesh)
 
     def _not_finite(self, done: int, values: Metrics) -> DataError:

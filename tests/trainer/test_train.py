@@ -159,3 +159,9 @@ def test_a_missing_shard_ends_in_a_sentence(mixed: Path, tmp_path: Path) -> None
     assert not (tmp_path / "run").exists()
     with pytest.raises(ConfigError, match=r"mesh .*does not fill 1 device"):
         train(config(tmp_path, mesh={"tensor": 2}), [str(mixed)], tmp_path / "run", Silent())
+
+
+def test_an_observation_longer_than_the_table_of_positions(mixed: Path, tmp_path: Path) -> None:
+    model = CONFIG["model"] | {"observation_positions": 4}
+    with pytest.raises(DataError, match=r"has at least \d+ tokens, and model.observation_positions is 4: make it"):
+        train(config(tmp_path, steps=7, model=model), [str(mixed)], tmp_path / "run", Silent())
