@@ -17,6 +17,7 @@ _BELOW = re.compile(r"^\s+ROOT \S+ = pred\[\]\S* compare\(%?[\w.\-]+, %?([\w.\-]
 _ARRAY = re.compile(r"\b([a-z]+\d*)[a-z\d]*\[([\d,]*)\]")
 _GROUPS = re.compile(r"replica_groups=(?:\[\d+,(\d+)\]|\{\{([\d,]+)\}|mesh\[(.*?)\].*? \{(.*?)\})")
 _AXIS = re.compile(r"'(\w+)'=(\d+)")
+_CHANNEL = re.compile(r"channel_id=(\d+)")
 _BITS = re.compile(r"\d+")
 
 
@@ -34,7 +35,7 @@ class Collectives:
 def find_collectives(text: str) -> tuple[Collectives, ...]:
     """The collectives in the text of a compiled module, by kind in the order of ``KINDS``."""
     entry = ""
-    own: dict[str, list[tuple[str, int]]] = defaultdict(list)
+    own: dict[str, list[tuple[str, str, int]]] = defaultdict(list)
     called: dict[str, list[tuple[str, str, int | None]]] = defaultdict(list)
     limits: dict[str, int] = {}
     constants: dict[str, int] = {}
@@ -52,7 +53,8 @@ def find_collectives(text: str) -> tuple[Collectives, ...]:
                 limits[current] = constants[below[1]]
             kind = operation.removesuffix("-start")
             if kind in KINDS:
-                own[current].append((kind, _bytes(kind, shape, line)))
+                channel = _CHANNEL.search(line)
+                own[current].append((kind, channel[1] if channel else line, _bytes(kind, shape, line)))
             trips = _TRIPS.search(line)
             roles = dict(_CALLED.findall(line))
             names = list(roles.values())
@@ -60,18 +62,25 @@ def find_collectives(text: str) -> tuple[Collectives, ...]:
                 names += [name.strip().lstrip("%") for name in branches.split(",")]
             for name in names:
                 called[current].append((name, roles.get("condition", ""), int(trips[1]) if trips else None))
-    counts: dict[str, int] = defaultdict(int)
-    sizes: dict[str, int] = defaultdict(int)
+    # What is spread over several fusions, to overlap with computing, has one channel: it happens once.
+    counts: dict[tuple[str, str], int] = defaultdict(int)
+    sizes: dict[tuple[str, str], int] = defaultdict(int)
 
     def add(name: str, times: int) -> None:
-        for kind, size in own[name]:
-            counts[kind] += times
-            sizes[kind] += times * size
+        for kind, channel, size in own[name]:
+            counts[kind, channel] = max(counts[kind, channel], times)
+            sizes[kind, channel] = max(sizes[kind, channel], size)
         for other, condition, trips in called[name]:
             add(other, times * (trips or limits.get(condition, 1)))
 
     add(entry, 1)
-    return tuple(Collectives(kind, counts[kind], sizes[kind]) for kind in KINDS if counts[kind])
+    found = []
+    for kind in KINDS:
+        keys = [key for key in counts if key[0] == kind]
+        if keys:
+            count = sum(counts[key] for key in keys)
+            found.append(Collectives(kind, count, sum(counts[key] * sizes[key] for key in keys)))
+    return tuple(found)
 
 
 def _bytes(kind: str, shape: str, line: str) -> int:

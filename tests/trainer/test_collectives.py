@@ -36,11 +36,21 @@ MODULE = """HloModule jit__step
   %nothing = f32[] constant(0)
 }
 
+%first_part (w: f32[4]) -> f32[8] {
+  %part = f32[8]{0} all-gather(%w), channel_id=7, replica_groups=[4,2]<=[8], dimensions={0}
+}
+
+%second_part (w: f32[4]) -> f32[8] {
+  ROOT %part.2 = f32[8]{0} all-gather(%w), channel_id=7, replica_groups=[4,2]<=[8], dimensions={0}
+}
+
 ENTRY %main.5 (x: f32[4,8]) -> f32[4,8] {
   %outer = (s32[]) while(%u), condition=%condition.2, body=%body.3, backend_config={"known_trip_count":{"n":"2"}}
   %loss = (s32[], f32[4,8]) while(%v), condition=%condition.2, body=%body.2
   %start = (f32[4]{0}, f32[16]{0}) all-gather-start(%w), channel_id=5, replica_groups=[2,4]<=[8], dimensions={0}
   %done = f32[16]{0} all-gather-done(%start)
+  %overlapped = (f32[8]{0}, f32[8]{0}) fusion(%w), kind=kCustom, calls=%first_part
+  %overlapped.2 = (f32[8]{0}, f32[8]{0}) fusion(%overlapped), kind=kCustom, calls=%second_part
   %scatter = f32[4,2]{1,0} reduce-scatter(%y), channel_id=6, replica_groups={{0,1,2,3}}, to_apply=%sum
   %mesh = f32[3]{0} reduce-scatter(%z), replica_groups=mesh['a'=2,'b'=4], device_ids=([2,4]) {'b'}, to_apply=%sum
   %choice = f32[] conditional(%k, %x, %x), branch_computations={%yes, %no}
@@ -50,7 +60,7 @@ ENTRY %main.5 (x: f32[4,8]) -> f32[4,8] {
 
 def test_counts_and_bytes() -> None:
     assert find_collectives(MODULE) == (
-        Collectives("all-gather", 2 * 24 + 1, 2 * 24 * 16 * 8 * 2 + 16 * 4),
+        Collectives("all-gather", 2 * 24 + 2, 2 * 24 * 16 * 8 * 2 + 16 * 4 + 8 * 4),
         Collectives("all-reduce", 2 * 24 + 1, 2 * 24 * (4 + 4) * 4 + 512 * 4),
         Collectives("reduce-scatter", 2, 8 * 4 * 4 + 3 * 4 * 4),
         Collectives("collective-permute", 1, 100),
