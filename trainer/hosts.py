@@ -98,12 +98,20 @@ class Watch:
         """Progress: ``begun`` steps were begun, and now the process is ``doing`` something."""
         self._begun, self._doing, self._since = begun, doing, time.monotonic()
 
-    def failed(self, sentence: str) -> None:
-        """Tells the other processes why this one ends, and leaves them the time to hear it."""
+    def failed(self, sentence: str, status: int) -> None:
+        """Tells the other processes why this one ends, and ends; returns where there is one process."""
         if self._client is not None:
             self._over.set()
             self._client.key_value_set(f"{_FAILED}/{jax.process_index()}", sentence, allow_overwrite=True)
-            time.sleep(3 * _LOOK_EVERY)
+            self._end(sentence, status)
+
+    def lost(self, error: Exception) -> None:
+        """A collective failed, so another process has ended: ends with what that one said, if it said something;
+        returns where there is one process."""
+        if self._client is not None:
+            time.sleep(10 * _LOOK_EVERY)
+            reason = str(error).splitlines()[0]
+            self._end(f"another process was lost after step {self._begun} was begun; its own log says why ({reason})")
 
     def close(self) -> None:
         """The run is over."""
@@ -120,12 +128,20 @@ class Watch:
                 failures = self._client.key_value_dir_get(_FAILED)
                 if failures and not self._over.is_set():
                     key, sentence = failures[0]
-                    _end(f"process {key.rsplit('/', 1)[1]} ended the run: {sentence}")
+                    self._end(f"process {key.rsplit('/', 1)[1]} ended the run: {sentence}")
                 if time.monotonic() - self._since > self._timeout:
-                    _end(self._blame())
+                    self._end(self._blame())
             except jax.errors.JaxRuntimeError as error:
                 if not self._over.is_set():
-                    _end(f"process 0, which coordinates the run, does not answer: {str(error).splitlines()[0]}")
+                    self._end(f"process 0, which coordinates the run, does not answer: {str(error).splitlines()[0]}")
+
+    def _end(self, sentence: str, status: int = 1) -> NoReturn:
+        sys.stderr.write(f"gatokit: {sentence}\n")
+        sys.stderr.flush()
+        if jax.process_index() == 0:
+            time.sleep(3 * _LOOK_EVERY)  # what the others are to hear is in this process
+        # The main thread may wait in a collective that never returns, and JAX's own end for all the others.
+        os._exit(status)
 
     def _blame(self) -> str:
         found = {int(key.rsplit("/", 1)[1]): json.loads(value) for key, value in self._client.key_value_dir_get(_KEYS)}
@@ -143,10 +159,3 @@ def blame(found: dict[int, dict[str, Any]], processes: int, timeout: float) -> s
         return f"no step ended for {timeout:g} s, and no process is behind: all began {least} steps"
     who = "; ".join(f"process {number} on {item['host']}, {item['doing']}" for number, item in behind.items())
     return f"no step ended for {timeout:g} s; behind the others, with {least} steps begun: {who}"
-
-
-def _end(sentence: str) -> NoReturn:
-    # The main thread waits in a collective that never returns, so no exception would reach it.
-    sys.stderr.write(f"gatokit: {sentence}\n")
-    sys.stderr.flush()
-    os._exit(1)

@@ -87,10 +87,19 @@ def train(
     watch = Watch(timeout)
     try:
         with asked_to_stop() as asked, ExitStack() as stack:
-            run = _Run(config, directories, out, report, overfit_one_batch, watch, stack)
-            return run.loop(_last_step(config, steps), profile, asked)
+            try:
+                run = _Run(config, directories, out, report, overfit_one_batch, watch, stack)
+                return run.loop(_last_step(config, steps), profile, asked)
+            except jax.errors.JaxRuntimeError as error:
+                if "RESOURCE_EXHAUSTED" in str(error):
+                    raise ConfigError(
+                        f"a device is out of memory: {str(error).splitlines()[0]}; gatokit train CONFIG --plan "
+                        "--device NAME says which microbatches and remat fit"
+                    ) from None
+                watch.lost(error)
+                raise
     except GatokitError as error:
-        watch.failed(str(error))
+        watch.failed(str(error), error.exit_status)
         raise
     finally:
         watch.close()

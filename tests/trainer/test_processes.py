@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -94,19 +95,34 @@ def test_sigterm_on_one_host_saves_on_all(mixed: Path, tmp_path: Path, compiled:
 @pytest.mark.slow
 def test_the_host_that_hangs_is_named(mixed: Path, tmp_path: Path, compiled: Path) -> None:
     at, path = free_port(), write_config(tmp_path, batch=BATCH)
-    words = (path, "--data", mixed, "--out", tmp_path / "run", "--timeout", 6, "--coordinator", at, "--processes", 2)
+    words = (path, "--data", mixed, "--out", tmp_path / "run", "--timeout", 40, "--coordinator", at, "--processes", 2)
     first, second = (start(*words, "--process", number, cache=compiled) for number in range(2))
     until(first, "step 3 of 1000")
     second.send_signal(signal.SIGSTOP)
     try:
         _, said = first.communicate()
         assert first.returncode == 1
-        sentence = said.splitlines()[-1]
-        assert sentence.startswith("gatokit: no step ended for 6 s; behind the others, with ")
+        [sentence] = [line for line in said.splitlines() if line.startswith("gatokit: ")]
+        assert sentence.startswith("gatokit: no step ended for 40 s; behind the others, with ")
         assert f" steps begun: process 1 on {socket.gethostname()}, waiting for " in sentence
     finally:
         second.kill()
         second.communicate()
+
+
+@pytest.mark.slow
+def test_a_host_that_fails_ends_the_others_with_its_sentence(mixed: Path, tmp_path: Path, compiled: Path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(mixed, broken)
+    next((broken / "books").glob("*.arrayrecord")).unlink()
+    at, path = free_port(), write_config(tmp_path, batch=BATCH)
+    words = (path, "--out", tmp_path / "run", "--coordinator", at, "--processes", 2, "--process")
+    first = start(*words, 0, "--data", mixed, cache=compiled)
+    second = start(*words, 1, "--data", broken, cache=compiled)
+    said = [process.communicate()[1] for process in (first, second)]
+    assert [first.returncode, second.returncode] == [1, 1]
+    assert said[1].startswith("gatokit: the shard ")
+    assert "gatokit: process 1 ended the run: the shard " in said[0]
 
 
 def test_who_is_blamed() -> None:
