@@ -1,8 +1,8 @@
 """Cross entropy at the targets only, at a cost that follows how many there are.
 
-A shard gathers the hidden vectors at its targets into blocks of ``BLOCK``; a loop over the blocks that are needed, as
-many as the fullest shard has, makes their logits and, when training, their gradients at once. So no array of
-rows × tokens × vocabulary exists, and a batch of few targets is cheap.
+A shard gathers the hidden vectors at its targets into blocks; a loop over the blocks that are needed, as many as the
+fullest shard has, makes their logits and, when training, their gradients at once. So no array of rows × tokens ×
+vocabulary exists, and a batch of few targets is cheap.
 
 Legend: B rows, L tokens, N = B L positions of a shard, K targets of a block, D width, V rows of the vocabulary's
 table, E datasets.
@@ -20,8 +20,11 @@ from gatokit.schemas.tokens import Kind
 from gatokit.trainer.batch import NO_TOKEN, PADDING, Batch
 from gatokit.trainer.mesh import ROWS, shards
 
-BLOCK = 512
-"""Targets whose logits exist at a time: 68 MB of float32 at 33,025 ids."""
+BLOCK = 2048
+"""Targets whose logits exist at a time: 270 MB of float32 at 33,025 ids. Each block adds to the gradient of the whole
+table, so that small ones are bound by memory."""
+CPU_BLOCK = 256
+"""The same on a CPU, where the last block, which is seldom full, costs more."""
 KINDS = len(Kind) + 1
 """Kinds are counted by their number; 0 is never a target."""
 
@@ -153,9 +156,10 @@ def _over_shards(
 ) -> tuple[jax.Array, Any, jax.Array | None]:
     """``_blocks`` on every shard by itself; along ``tensor`` the compiler divides the logits."""
     rows, everywhere = PartitionSpec(ROWS), PartitionSpec()
+    size = CPU_BLOCK if mesh.devices.flat[0].platform == "cpu" else BLOCK
     most = is_target.reshape(shards(mesh), -1).sum(axis=1, dtype=jnp.int32).max()
     losses, of_params, of_hidden = jax.shard_map(
-        partial(_blocks, logits, training),
+        partial(_blocks, logits, training, size),
         mesh=mesh,
         in_specs=(everywhere, everywhere, rows, rows, rows, rows),
         out_specs=(rows, rows, rows),
@@ -168,6 +172,7 @@ def _over_shards(
 def _blocks(
     logits: Logits,
     training: bool,
+    size: int,
     params: Any,
     most: jax.Array,
     hidden: jax.Array,
@@ -176,9 +181,12 @@ def _blocks(
     weight: jax.Array,
 ) -> tuple[jax.Array, Any, jax.Array | None]:
     """A shard's losses (B, L), 0 where there is no target, and in training the gradients of their weighted sum, those
-    of ``params`` with an axis of shards in front. ``most``: targets of the fullest shard, so that all go the same
-    number of rounds: a program of many devices must not part ways before a collective."""
-    size = min(BLOCK, targets.size)
+    of ``params`` with an axis of shards in front.
+
+    ``size``: targets of a block. ``most``: targets of the fullest shard, so that all go the same number of rounds: a
+    program of many devices must not part ways before a collective.
+    """
+    size = min(size, targets.size)
     padded = targets.size + -targets.size % size
     places = jnp.nonzero(is_target.reshape(-1), size=padded, fill_value=padded)[0]
     places = jnp.where(places < targets.size, places, targets.size + jnp.arange(padded))  # unique, and sorted

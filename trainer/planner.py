@@ -144,8 +144,8 @@ def _choices(rows: int, group: int, context: int) -> Iterator[tuple[Remat, int]]
         yield from ((remat, part) for part in parts if part not in large)
 
 
-def estimate(config: RunConfig, *, rows: int, microbatches: int, remat: Remat) -> Memory:
-    """Bytes of a device for ``rows`` of a microbatch on it."""
+def estimate(config: RunConfig, *, rows: int, microbatches: int, remat: Remat, block: int = BLOCK) -> Memory:
+    """Bytes of a device for ``rows`` of a microbatch on it; ``block`` targets have logits at a time."""
     model, mesh = config.model, config.mesh
     width, heads, half, context = model.width, model.heads * model.head_size, model.hidden // 2, config.context
     size = 2 if config.precision == "bfloat16" else 4
@@ -170,7 +170,7 @@ def estimate(config: RunConfig, *, rows: int, microbatches: int, remat: Remat) -
         gradients=4 * held * (3 if microbatches > 1 else 2) + (size * held if size < 4 else 0),
         saved=saved,
         layer=size * (products + others) * tokens + (8 + size) * scores,
-        vocabulary=vocabulary * width * (8 if mesh.fsdp > 1 else 4) + 2 * min(BLOCK, tokens) * vocabulary * 4,
+        vocabulary=vocabulary * width * (8 if mesh.fsdp > 1 else 4) + 2 * min(block, tokens) * vocabulary * 4,
         patches=slots * (features * (size + 4) + 4 * features * (size + 4) // model.patch_stride**2),
     )
 

@@ -76,7 +76,7 @@ def draw_batch(draw: np.random.Generator, share: float) -> Batch:
 
 @pytest.mark.parametrize(("loss_weight", "block"), [("token", 7), ("sequence", 512)])
 def test_equals_float64(monkeypatch: pytest.MonkeyPatch, loss_weight: str, block: int) -> None:
-    monkeypatch.setattr(loss, "BLOCK", block)
+    monkeypatch.setattr(loss, "CPU_BLOCK", block)
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
 
     def run(table: Any, hidden: Any, batch: Batch) -> Any:
