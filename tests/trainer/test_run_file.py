@@ -35,7 +35,7 @@ def test_what_may_change(tmp_path: Path) -> None:
         ({"batch": 16}, "run holds a run whose batch is 4, and the config says 16: give another --out"),
         ({"seed": 1}, "whose seed is 0, and the config says 1"),
         (
-            {"input": {"hide_actions": 0.5, "weights": {"grid": 2, "books": 1}}},
+            {"input": CONFIG["input"] | {"hide_actions": 0.5}},
             "whose input.hide_actions is 0.0, and the config says 0.5",
         ),
         ({"optimizer": {"clip": 2, "warmup_steps": 2}}, "whose optimizer.clip is 1.0, and the config says 2.0"),

@@ -91,7 +91,7 @@ def test_weights_go_out_and_in_bit_for_bit(trained: Path, mixed: Path, tmp_path:
     for source in (tmp_path / "weights", trained / "checkpoints" / "7"):
         out = tmp_path / f"from-{source.name}"
         report = Silent()
-        train(config(tmp_path, init_from=str(source), optimizer=still, steps=2), [str(mixed)], out, report)
+        train(config(tmp_path, init_from=str(source), optimizer=still), [str(mixed)], out, report, steps=2)
         assert f"begins with the weights of {source}" in report.lines
         found = flat(load_weights(out, wanted))
         jax.tree.map(np.testing.assert_array_equal, found, dict(direct))
@@ -107,12 +107,13 @@ def test_weights_of_another_model_are_refused_by_the_array(trained: Path, mixed:
 
 
 def test_one_batch_is_learned_by_heart(mixed: Path, tmp_path: Path, compiled: Path) -> None:
-    fast = {"learning_rate": 3e-2, "final_learning_rate": 1e-3, "warmup_steps": 5}
+    fast = {"learning_rate": 2e-2, "schedule": "constant", "warmup_steps": 5}
     found = train(
-        config(tmp_path, optimizer=fast, steps=60, log_every=20, batch=2),
+        config(tmp_path, optimizer=fast, log_every=20, batch=2),
         [str(mixed)],
         tmp_path / "run",
         Silent(),
+        steps=60,
         overfit_one_batch=True,
     )
     losses = [line["loss"] for line in lines(tmp_path / "run") if "loss" in line]
