@@ -49,6 +49,7 @@ TRAIN = [
 DEMO = [
     *BUILD,
     *ENVLOGGER,
+    *TRAIN,
     "ale-py==0.12.1",
     "dm-control==1.0.28",
     "gymnasium[mujoco]==1.4.0",

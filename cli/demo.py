@@ -7,6 +7,7 @@ from pathlib import Path
 
 from gatokit.cli.build import positive
 from gatokit.cli.console import Output, add_command
+from gatokit.cli.demo_train import forget_other_run, show_losses
 from gatokit.inspection import open_directory
 
 VOCABULARY_PIECES = 4000
@@ -18,7 +19,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     parser = add_command(
         commands,
         "demo",
-        "record real episodes, scan, build, verify and inspect them, in a few minutes on two cores",
+        "record real episodes, scan, build, verify and inspect them, and train on them, in minutes on two cores",
         "gatokit demo --out demo",
     )
     parser.add_argument("--out", default="demo", metavar="DIR", help="directory to write (default: demo)")
@@ -46,8 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
             for item in recordings
         ],
     )
-    config, vocabulary = out / "demo.yaml", out / "vocabulary.model"
-    config.write_text(files("gatokit.cli").joinpath("demo.yaml").read_text(encoding="utf-8"), encoding="utf-8")
+    config, vocabulary = copied("demo.yaml", out), out / "vocabulary.model"
     stage(output, "draw pictures with captions, and collect prose, from Python packages")
     with output.progress() as progress:
         for done, (folder, write) in enumerate((("captions", make_captions), ("text", make_text))):
@@ -71,10 +71,24 @@ def run(arguments: argparse.Namespace) -> int:
         status = command(output, make(), quiet=arguments.json)
         if status:
             return status
+    stage(output, "train the smallest model on the shards")
+    run_config, run = copied("demo-train.yaml", out), out / "run"
+    forget_other_run(run_config, built, run)
+    status = command(output, ["train", str(run_config), "--data", built, "--out", str(run)], quiet=arguments.json)
+    if status:
+        return status
+    losses = show_losses(output, run_config, built, run)
     seconds = time.monotonic() - begin
     output.say(f"\nthe demo took {seconds:.0f} s; everything is below {out}, and its config is {config}")
-    output.result({"out": str(out), "seconds": seconds})
+    output.result({"out": str(out), "seconds": seconds, "losses": losses})
     return 0
+
+
+def copied(name: str, out: Path) -> Path:
+    """A config that comes with the package, as a file in ``out``."""
+    path = out / name
+    path.write_text(files("gatokit.cli").joinpath(name).read_text(encoding="utf-8"), encoding="utf-8")
+    return path
 
 
 def stage(output: Output, text: str) -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -93,8 +94,7 @@ def run(arguments: argparse.Namespace) -> int:
     with needs("train"):
         from gatokit.trainer.hosts import is_first, meet
         from gatokit.trainer.train import train
-    # Of a checkpoint that fails, Orbax would show a traceback beside our sentence.
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    _hush_checkpoints()
     meet(arguments.coordinator, arguments.processes, arguments.process)
     if not is_first():
         output = Output(as_json=True)
@@ -117,6 +117,19 @@ def run(arguments: argparse.Namespace) -> int:
         return 128 + found.stopped_by
     output.say(f"step {found.step} of {config.steps}; curves and metrics are in {arguments.out}")
     return 0
+
+
+def _hush_checkpoints() -> None:
+    """Of a checkpoint that cannot be written, Orbax and TensorStore show tracebacks beside our sentence."""
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+
+    show = sys.unraisablehook
+
+    def hushed(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            show(unraisable)
+
+    sys.unraisablehook = hushed
 
 
 def _compile_only(config: Any, arguments: argparse.Namespace, output: Output) -> int:

@@ -9,6 +9,7 @@ A step's directory appears under its name when it is complete; until then it end
 """
 
 import os
+import re
 import shutil
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
@@ -251,5 +252,9 @@ def _unreadable(directory: Path, error: Exception) -> DataError:
 
 
 def _reason(error: Exception) -> str:
+    """The system's words where it refused a file, otherwise the first line of the error."""
+    refused = re.search(r": ([^:]+) \[os_error_code", str(error))
+    if refused is not None:
+        return refused[1]
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0] if len(lines[0]) <= 300 else "… " + lines[0][-300:]

@@ -89,10 +89,10 @@ def test_a_full_disk_leaves_the_last_good_one(tmp_path: Path, policy: Path) -> N
         save(checkpoints, 2, policy)
         with pytest.raises(DataError) as found:
             checkpoints.wait()
-    said = str(found.value)
-    assert said.startswith(f"the checkpoint of step 2 could not be written to {tmp_path / 'checkpoints'}: ")
-    assert "File too large" in said
-    assert said.endswith("; the last good one is step 1. Make room and run the same command again")
+    assert str(found.value) == (
+        f"the checkpoint of step 2 could not be written to {tmp_path / 'checkpoints'}: File too large; "
+        "the last good one is step 1. Make room and run the same command again"
+    )
     again = Checkpoints(tmp_path, CheckpointConfig())
     assert again.newest() == 1
     assert kept(tmp_path) == [1]
