@@ -57,7 +57,8 @@ def test_rows_name_the_records_that_a_step_was_made_of(gatokit, built, run):
     assert sum(row["prompt"] is not None for row in rows) > 2
 
 
-def test_the_table_is_for_people_and_filters_by_dataset_and_task(gatokit, built, run):
+def test_the_table_is_for_people_and_filters_by_dataset_and_task(gatokit, built, run, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "240")
     whole = gatokit("inspect", run, "--step", 1)
     assert whole.status == 0
     assert whole.out.startswith("step 1: windows of 400 tokens, patch slots 8")
