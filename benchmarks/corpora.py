@@ -26,7 +26,7 @@ from harness import Once, Sides, compare, machine, memory, run_side, show_memory
 PARTS = ("text", "copy", "resize", "memory")
 COPIES = 4
 """The prose is read under so many names."""
-PICTURES = {"copy": 60_000, "resize": 20_000}
+PICTURES = {"copy": 120_000, "resize": 20_000}
 """Pictures of a run; those of the corpus come again and again."""
 SAMPLES_A_TAR = 2_000
 SIDE = 256

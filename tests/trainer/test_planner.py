@@ -35,7 +35,7 @@ def test_the_state_is_counted_exactly(size: str) -> None:
         ("tiny", "h100", 1, 32, "none"),
         ("79m", "v5e", 32, 16, "dots"),
         ("364m", "TPU v5 lite", 64, 8, "full"),
-        ("1.2b", "H100", 64, 8, "none"),
+        ("1.2b", "H100", 4, 8, "none"),  # on the sixteen that its preset asks for
     ],
 )
 def test_choices(size: str, device: str, microbatches: int, rows: int, remat: str) -> None:
