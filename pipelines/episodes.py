@@ -121,7 +121,8 @@ def _values(
         raise RejectedError("missing_field", f"{field.path} is no field of the source")
     column = _column(raw, source, recorded)[:steps]
     if field.kind == "text":
-        return _texts(column, field.path)  # type: ignore[arg-type]
+        assert isinstance(column, list)
+        return _texts(column, field.path)
     if field.image is not None:
         return _images(column, field.image, field.path)
     assert isinstance(column, np.ndarray)

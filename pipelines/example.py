@@ -12,6 +12,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from gatokit.schemas.wire import varint
+
 Span = tuple[int, int]
 
 _LENGTH, _VARINT, _FIXED64, _FIXED32 = 2, 0, 1, 5
@@ -63,11 +65,11 @@ def _walk_features(data: bytes, at: int, end: int, found: dict[str, Span]) -> No
         while at < end:
             begin = at
             if data[at] == _ENTRY:
-                size, at = _varint(data, at + 1)
+                size, at = varint(data, at + 1)
                 stop = at + size
                 key_end = at + 2 + data[at + 1]
                 if data[at] == _ENTRY and data[at + 1] < 0x80 and key_end < stop and data[key_end] == _ENTRY_VALUE:
-                    length, value = _varint(data, key_end + 1)
+                    length, value = varint(data, key_end + 1)
                     if value + length == stop <= end:
                         raw = data[at + 2 : key_end]
                         key = keys.get(raw)
@@ -138,7 +140,7 @@ def byte_strings(data: bytes, span: Span) -> list[bytes]:
     try:
         # One plain list, as writers leave it; anything else goes the general way.
         if at < end and data[at] == _BYTES_LIST << 3 | _LENGTH:
-            size, at = _varint(data, at + 1)
+            size, at = varint(data, at + 1)
             while at < end and data[at] == _ENTRY:
                 length = data[at + 1]
                 at += 2
@@ -147,7 +149,7 @@ def byte_strings(data: bytes, span: Span) -> list[bytes]:
                         length += (data[at] - 1) << 7
                         at += 1
                     else:
-                        length, at = _varint(data, at - 1)
+                        length, at = varint(data, at - 1)
                 found.append(data[at : at + length])
                 at += length
             if at == end and size == end - span[0] - _width(size) - 1:
@@ -173,10 +175,10 @@ def _packed(data: bytes, span: Span, wanted: int) -> Span | None:
     try:
         if data[at] != wanted << 3 | _LENGTH:
             return None
-        size, at = _varint(data, at + 1)
+        size, at = varint(data, at + 1)
         if at + size != end or data[at] != _ENTRY:
             return None
-        size, at = _varint(data, at + 1)
+        size, at = varint(data, at + 1)
     except IndexError:
         return None
     return (at, end) if at + size == end else None
@@ -201,13 +203,13 @@ def _parts(data: bytes, at: int, end: int) -> Iterator[tuple[int, int, int, int]
             tag = data[at]
             at += 1
             if tag >= 0x80:
-                tag, at = _varint(data, at - 1)
+                tag, at = varint(data, at - 1)
             wire = tag & 7
             if wire == _LENGTH:
                 size = data[at]
                 at += 1
                 if size >= 0x80:
-                    size, at = _varint(data, at - 1)
+                    size, at = varint(data, at - 1)
                 stop = at + size
             elif wire == _VARINT:
                 stop = at
@@ -228,25 +230,12 @@ def _parts(data: bytes, at: int, end: int) -> Iterator[tuple[int, int, int, int]
         raise ValueError("the message ends inside a field") from None
 
 
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = data[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-        shift += 7
-        if shift > 63:
-            raise ValueError("a number is longer than 64 bits")
-
-
 def _few_varints(data: bytes, at: int, end: int) -> np.ndarray:
     """As ``_varints``, for so few that a loop is faster."""
     numbers = []
     try:
         while at < end:
-            number, at = _varint(data, at)
+            number, at = varint(data, at)
             numbers.append(number & 0xFFFF_FFFF_FFFF_FFFF)
     except IndexError:
         at = end + 1

@@ -13,6 +13,7 @@ import numpy as np
 from gatokit.schemas.record import RECORD_VERSION
 from gatokit.schemas.record_pb2 import Image as ImageMessage
 from gatokit.schemas.record_pb2 import Record as RecordMessage
+from gatokit.schemas.wire import varint
 
 _VERSION = RecordMessage.VERSION_FIELD_NUMBER
 _OWNER = RecordMessage.OWNER_FIELD_NUMBER
@@ -69,7 +70,7 @@ class Chunk:
                 value = data[at + 1]
                 at += 2
                 if value > 0x7F:
-                    value, at = _varint(data, at - 1)
+                    value, at = varint(data, at - 1)
                 wire = tag & 7
                 if tag > 0x7F or wire not in (0, _BYTES):
                     raise ValueError("the record is no Gatokit record message")
@@ -134,7 +135,7 @@ class Chunk:
         numbers, where = [0] * _FIELDS, (0, 0)
         while at < end:
             tag = self._data[at]
-            value, at = _varint(self._data, at + 1)
+            value, at = varint(self._data, at + 1)
             if tag == _DATA << 3 | _BYTES:
                 where = at, value
                 at += value
@@ -146,15 +147,3 @@ class Chunk:
             raise ValueError("the record has an image that is no Gatokit image message")
         data = self._data[where[0] : where[0] + where[1]]
         return Picture(data, numbers[_HEIGHT], numbers[_WIDTH], numbers[_TOKEN])
-
-
-def _varint(data: bytes, at: int) -> _Place:
-    """The number that begins at ``at``, and where it ends."""
-    value = shift = 0
-    while True:
-        byte = data[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-        shift += 7

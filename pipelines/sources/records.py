@@ -121,7 +121,7 @@ class ArrayRecords(Records):
             def at(place: Place) -> bytes | None:
                 try:
                     data: bytes = reader.read(place.position, place.position + 1)[0]
-                except Exception:
+                except (RuntimeError, ValueError, IndexError):
                     return None
                 return data if len(data) == place.length and google_crc32c.value(data) == place.crc else None
 
