@@ -79,10 +79,12 @@ class Readers:
                 "gatokit verify says what else is damaged"
             )
         with self._lock:
-            # A reader that another thread still uses lives until that is done.
-            while len(self._open) >= self._limit:
-                self._open.popitem(last=False)
-            return self._open.setdefault(shard, reader)
+            # Another thread may have opened it meanwhile. A closed reader still in use lives until that is done.
+            if shard not in self._open:
+                while len(self._open) >= self._limit:
+                    self._open.popitem(last=False)
+                self._open[shard] = reader
+            return self._open[shard]
 
     def __getstate__(self) -> tuple[list[Shard], int]:
         return self._shards, self._limit

@@ -72,6 +72,26 @@ def test_threads_share_readers_of_which_few_are_open(mixed: Path) -> None:
     assert readers.open == 3
 
 
+def test_a_shard_that_two_threads_open_at_once_closes_no_other(mixed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shards = [shard for dataset in open_mixture([mixed]).datasets for shard in dataset.shards]
+    readers = Readers(shards, 2)
+    readers.read(0, 0, 1)
+    opened = []
+
+    def another_opens_it_first(path: str, options: str) -> ArrayRecordReader:
+        opened.append(path)
+        if len(opened) == 1:
+            readers.read(1, 0, 1)
+        return ArrayRecordReader(path, options)
+
+    monkeypatch.setattr("gatokit.trainer.readers.ArrayRecordReader", another_opens_it_first)
+    assert readers.read(1, 0, 1) == [ArrayRecordReader(shards[1].path).read(0, 1)[0]]
+    assert opened == [shards[1].path] * 2
+    assert readers.open == 2
+    readers.read(0, 0, 1)
+    assert len(opened) == 2
+
+
 def damaged(mixed: Path, tmp_path: Path) -> tuple[Path, Path]:
     """A copy of the build, and the one shard of its texts."""
     copy = Path(shutil.copytree(mixed, tmp_path / "copy"))
