@@ -43,7 +43,7 @@ def build_split(order: Order, directory: str | Path, text: TextTokenizer) -> Non
         name: [None] * order.rows.num_rows for name in ("tokens", "part", "first_record", "record_tokens")
     }
     maker: Maker = DocumentsMaker(order, text) if isinstance(order.head, DocumentsHead) else EpisodesMaker(order, text)
-    with _unswept(), ShardWriter(directory, order.stem, images=_has_images(order.head)) as writer:
+    with _unswept(), ShardWriter(directory, order.stem) as writer:
         for split in (TRAIN, HELD_OUT):
             rows = [row for row, value in enumerate(columns["split"]) if value == split]
             for row, made in maker.make(columns, rows):
@@ -70,9 +70,3 @@ def _unswept() -> Iterator[None]:
         yield
     finally:
         gc.unfreeze()
-
-
-def _has_images(head: EpisodesHead | DocumentsHead) -> bool:
-    if isinstance(head, DocumentsHead):
-        return head.rules.pictures is not None
-    return any(field.image is not None for spec in head.specs.values() for field in spec.fields)

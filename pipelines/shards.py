@@ -21,9 +21,7 @@ _HASH_BYTES = 16 << 20
 """A shard is hashed and synced on whenever about this many bytes of records were written."""
 MOST_RECORDS = 65_536
 """A part with this many records is full; only an owner with more of them makes a larger one."""
-WRITER_OPTIONS = "group_size:1,zstd:1"
-IMAGE_WRITER_OPTIONS = "group_size:1,zstd:-1"
-"""Of shards that hold images: repeated frames are found too, and little time is spent on the rest."""
+WRITER_OPTIONS = "group_size:1,zstd:-1"
 # With this buffer a short run of records is read by the thread that asks; without, by a pool that costs more.
 _READER_OPTIONS = "readahead_buffer_size:1M,max_parallelism:0"
 _READ_TOGETHER = 8
@@ -91,10 +89,8 @@ class ShardWriter:
     back record by record, synced and renamed; leaving without ``finish`` removes what is not committed.
     """
 
-    def __init__(self, directory: str | Path, stem: str, *, images: bool = False) -> None:
-        """``images`` says whether the records may hold images."""
+    def __init__(self, directory: str | Path, stem: str) -> None:
         self._directory = Path(directory)
-        self._options = IMAGE_WRITER_OPTIONS if images else WRITER_OPTIONS
         self._stem = stem
         self._writer: ArrayRecordWriter | None = None
         self._temporary = ""
@@ -125,7 +121,7 @@ class ShardWriter:
         if self._writer is None:
             self._temporary = temporary_beside(self._directory / self._name())
             with _os_errors(self._temporary):
-                self._writer = ArrayRecordWriter(self._temporary, self._options)
+                self._writer = ArrayRecordWriter(self._temporary, WRITER_OPTIONS)
             self._digest = _GrowingDigest(self._temporary)
         where = len(self.parts), len(self._checksums)
         with _os_errors(self._temporary):

@@ -62,17 +62,8 @@ def test_the_file_is_one_record_a_group_and_compressed(tmp_path: Path) -> None:
     options = reader.writer_options_string()
     reader.close()
     assert "group_size:1," in options
-    assert "zstd:1" in options
+    assert "zstd:-1," in options
     assert writer.parts[0].size < 200_000
-
-
-def test_shards_with_images_are_compressed_faster(tmp_path: Path) -> None:
-    with ShardWriter(tmp_path, "demo-1", images=True) as writer:
-        writer.add([b"a" * 100], [1], held_out=False)
-        writer.finish()
-    reader = ArrayRecordReader(str(tmp_path / "demo-1.arrayrecord"))
-    assert "zstd:-1," in reader.writer_options_string()
-    reader.close()
 
 
 def test_a_split_that_keeps_nothing_has_no_shard(tmp_path: Path) -> None:
