@@ -168,15 +168,18 @@ def sentencepiece_alone(config: Path) -> Once:
 
 
 def tar_to_array_record(config: Path) -> Once:
-    """Reads the tars with Python's own reader and writes pictures and captions to an ArrayRecord file."""
+    """Reads the tars with Python's own reader and writes pictures and captions to an ArrayRecord file
+    with a build's own options."""
     from array_record.python.array_record_module import ArrayRecordWriter
+
+    from gatokit.pipelines.shards import WRITER_OPTIONS
 
     units = source_bytes(config)
 
     def once() -> tuple[int, float]:
         begin = time.perf_counter()
         out = config.parent / "alone.arrayrecord"
-        writer = ArrayRecordWriter(str(out), "group_size:1,zstd:1")
+        writer = ArrayRecordWriter(str(out), WRITER_OPTIONS)
         for path in files(config):
             for image, text in read_tar(path):
                 writer.write(image + text)

@@ -1,8 +1,6 @@
 """The second pass: one work order becomes one shard and its index."""
 
-import gc
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -10,7 +8,7 @@ import pyarrow as pa
 
 from gatokit.pipelines.documents import DocumentsMaker
 from gatokit.pipelines.episodes import EpisodesMaker
-from gatokit.pipelines.orders import DocumentsHead, EpisodesHead, Order
+from gatokit.pipelines.orders import DocumentsHead, Order
 from gatokit.pipelines.shards import Made, Outside, ShardWriter, write_index
 from gatokit.schemas.errors import RejectedError
 from gatokit.schemas.index import HELD_OUT, INDEX, TRAIN
@@ -43,7 +41,7 @@ def build_split(order: Order, directory: str | Path, text: TextTokenizer) -> Non
         name: [None] * order.rows.num_rows for name in ("tokens", "part", "first_record", "record_tokens")
     }
     maker: Maker = DocumentsMaker(order, text) if isinstance(order.head, DocumentsHead) else EpisodesMaker(order, text)
-    with _unswept(), ShardWriter(directory, order.stem) as writer:
+    with ShardWriter(directory, order.stem) as writer:
         for split in (TRAIN, HELD_OUT):
             rows = [row for row, value in enumerate(columns["split"]) if value == split]
             for row, made in maker.make(columns, rows):
@@ -60,13 +58,3 @@ def build_split(order: Order, directory: str | Path, text: TextTokenizer) -> Non
         result["tokens"] = [0 if tokens is None else tokens for tokens in result["tokens"]]
         index = pa.table({**columns, **result}).select(INDEX.names).cast(INDEX)
         write_index(Path(directory) / (order.stem + INDEX_SUFFIX), index, writer.parts, maker.outside)
-
-
-@contextmanager
-def _unswept() -> Iterator[None]:
-    """The collector does not look again and again through what is there already: modules, features and columns."""
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()

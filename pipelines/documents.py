@@ -11,7 +11,8 @@ import numpy as np
 from gatokit.pipelines.orders import DocumentsHead, Order
 from gatokit.pipelines.shards import Made, Outside
 from gatokit.pipelines.sources.corpora import text_separator
-from gatokit.pipelines.sources.corpus import DocumentPlace, Part
+from gatokit.pipelines.sources.corpus import Part
+from gatokit.pipelines.sources.source import Place
 from gatokit.schemas.document import Document, DocumentRules
 from gatokit.schemas.episode import EncodedImage, PlacedImage, TokenSequence
 from gatokit.schemas.errors import RejectedError
@@ -89,7 +90,7 @@ class DocumentsMaker:
         for ordinal, rows_of_file in groupby(rows, key=lambda row: columns["file"][row]):
             own = list(rows_of_file)
             names = ("source_position", "offset", "length", "crc", "payload")
-            places = [DocumentPlace(*(columns[name][row] for name in names)) for row in own]
+            places = [Place(*(columns[name][row] for name in names)) for row in own]
             yield from zip(own, self._files[ordinal].read(places), strict=True)
 
 

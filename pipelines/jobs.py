@@ -4,6 +4,7 @@ A piece's result is a file; running a piece twice writes the same file twice. A 
 that its user can mend leaves that reason as a file, for Beam would wrap it in its own traceback.
 """
 
+import gc
 import json
 import shlex
 import sys
@@ -180,8 +181,12 @@ def run(
 
 def _leaving_reasons(work: Callable[[], None], errors: str, name: str) -> None:
     try:
+        # The collector need not look again and again through what is there already: modules, features and columns.
+        gc.freeze()
         work()
     except (GatokitError, OSError) as error:
         message = f"{type(error).__name__}: {error}" if isinstance(error, OSError) else str(error)
         path = Path(errors) / f"{digest(name.encode(), 8)}.json"
         write_atomically(path, json.dumps({"message": message}).encode())
+    finally:
+        gc.unfreeze()

@@ -20,7 +20,6 @@ from gatokit.pipelines.document_plan import DocumentsPlan
 from gatokit.pipelines.episode_plan import EpisodesPlan
 from gatokit.pipelines.kinds import plan_dataset
 from gatokit.pipelines.plan import DatasetPlan, Judged
-from gatokit.pipelines.sources.corpus import DocumentPlace
 from gatokit.pipelines.sources.source import Place, RawEpisode, SourceFeatures
 from gatokit.pipelines.storage import write_rows
 from gatokit.schemas.config import BuildConfig
@@ -225,7 +224,7 @@ class _Reading:
 def _texts(plan: DatasetPlan, file: int, rows: Iterator[_Row]) -> Iterator[list[str]]:
     """The texts of each row of a file."""
     if isinstance(plan, DocumentsPlan):
-        places = (DocumentPlace(row.position, row.offset, row.length, row.crc, row.payload) for row in rows)
+        places = (Place(row.position, row.offset, row.length, row.crc, row.payload) for row in rows)
         for parts in plan.files[file].read(places):
             yield [part for part in parts if isinstance(part, str)]
         return

@@ -23,6 +23,9 @@ _VERSION = RecordMessage(version=RECORD_VERSION).SerializeToString(deterministic
 _NUMBERS = {name: field.number for name, field in RecordMessage.DESCRIPTOR.fields_by_name.items()}
 _token = attrgetter("token")
 _Parts = list[bytes | memoryview]
+_Arranged = tuple[list[int], list[_Parts]]
+_KEPT: dict[tuple[int, ...], tuple[tuple[np.ndarray, ...], _Arranged]] = {}
+_MOST_KEPT, _MOST_TOKENS_KEPT = 32, 65_536
 _U1, _U2, _U4, _F8 = np.dtype("u1"), np.dtype("<u2"), np.dtype("<u4"), np.dtype("<f8")
 
 
@@ -60,7 +63,7 @@ class Record:
             if values.size:
                 data = values.astype(dtype, copy=False).tobytes()
                 parts += (_head(_NUMBERS[name], len(data)), data)
-        return b"".join(parts + _images(sequence.images, [0])[0])
+        return b"".join(parts + _image_parts(sequence.images, 0))
 
     def divided(self, first_steps: list[int]) -> list[bytes]:
         """The serialized messages of the records into which this one is cut; each begins with one of its
@@ -70,14 +73,10 @@ class Record:
         each goes from the whole record's array to its message.
         """
         sequence = self.sequence
-        first_tokens = [0, *sequence.step_begin[first_steps[1:]].tolist()]
-        steps_of_each = [end - begin for begin, end in pairwise([*first_steps, len(sequence.step_begin)])]
-        step_begin = sequence.step_begin - np.repeat(np.array(first_tokens, np.uint32), steps_of_each)
+        first_tokens, arranged = _arranged(sequence, first_steps)
         columns = (
             _rows("tokens", sequence.tokens, _U2, first_tokens),
-            _rows("kinds", sequence.kinds, _U1, first_tokens),
-            _rows("positions", sequence.positions, _U2, first_tokens),
-            _rows("step_begin", step_begin, _U4, first_steps),
+            arranged,
             _rows("reward", self.reward, _F8, first_steps),
             _rows("discount", self.discount, _F8, first_steps),
             _rows("flags", self.flags, _U1, first_steps),
@@ -184,17 +183,49 @@ def _rows(field: str, values: np.ndarray | None, dtype: np.dtype[Any], first_row
     return [[_head(number, end - begin), data[begin:end]] if begin < end else [] for begin, end in pairwise(begins)]
 
 
+def _arranged(sequence: TokenSequence, first_steps: list[int]) -> _Arranged:
+    """The first token of each record, and its kinds, positions and step beginnings.
+
+    Episodes of one length share these arrays as read-only views, and then what is made of them too.
+    """
+    arrays = sequence.kinds, sequence.positions, sequence.step_begin
+    if len(sequence.kinds) > _MOST_TOKENS_KEPT or any(array.flags.writeable for array in arrays):
+        return _new_arranged(sequence, first_steps)
+    key = (*map(id, arrays), *first_steps)
+    known = _KEPT.get(key)
+    if known is None:
+        if len(_KEPT) >= _MOST_KEPT:
+            _KEPT.clear()
+        # With the arrays themselves, so that no other ones come to have their identities.
+        known = _KEPT[key] = arrays, _new_arranged(sequence, first_steps)
+    return known[1]
+
+
+def _new_arranged(sequence: TokenSequence, first_steps: list[int]) -> _Arranged:
+    first_tokens = [0, *sequence.step_begin[first_steps[1:]].tolist()]
+    steps_of_each = [end - begin for begin, end in pairwise([*first_steps, len(sequence.step_begin)])]
+    step_begin = sequence.step_begin - np.repeat(np.array(first_tokens, np.uint32), steps_of_each)
+    columns = (
+        _rows("kinds", sequence.kinds, _U1, first_tokens),
+        _rows("positions", sequence.positions, _U2, first_tokens),
+        _rows("step_begin", step_begin, _U4, first_steps),
+    )
+    return first_tokens, [[b"".join(chain(*fields))] for fields in zip(*columns, strict=True)]
+
+
 def _images(images: list[PlacedImage], first_tokens: list[int]) -> list[_Parts]:
     """The image messages of each record."""
     begins = [bisect_left(images, token, key=_token) for token in first_tokens]
-    found: list[_Parts] = []
-    for first_token, (begin, end) in zip(first_tokens, pairwise([*begins, len(images)]), strict=True):
-        parts: _Parts = []
-        for token, (data, height, width) in images[begin:end]:
-            place = _place(height, width, token - first_token)
-            parts += (_image_head(len(data), len(place)), data, place)
-        found.append(parts)
-    return found
+    ranges = pairwise([*begins, len(images)])
+    return [_image_parts(images[begin:end], token) for token, (begin, end) in zip(first_tokens, ranges, strict=True)]
+
+
+def _image_parts(images: list[PlacedImage], first_token: int) -> _Parts:
+    parts: _Parts = []
+    for token, (data, height, width) in images:
+        place = _place(height, width, token - first_token)
+        parts += (_image_head(len(data), len(place)), data, place)
+    return parts
 
 
 def _owner(owner: str) -> bytes:

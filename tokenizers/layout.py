@@ -185,15 +185,23 @@ def _check_length(observation: int, step: int) -> None:
 
 def _alike(kinds: bytes, widths: tuple[int, ...], separator: int, steps: int) -> Arrangement:
     begin, tiled_kinds, tiled_positions, tiled_begin = _tiles(kinds, widths, separator)
-    width, ready = int(begin[-1]), len(tiled_begin)
-    if steps > ready:
-        return Arrangement(
-            kinds=np.tile(tiled_kinds[:width], steps),
-            positions=np.tile(tiled_positions[:width], steps),
-            step_begin=(np.arange(steps) * width).astype(np.uint32),
-            begin=begin,
-        )
-    return Arrangement(tiled_kinds[: steps * width], tiled_positions[: steps * width], tiled_begin[:steps], begin)
+    width = int(begin[-1])
+    if steps <= len(tiled_begin):
+        return _ready(kinds, widths, separator, steps)
+    return Arrangement(
+        kinds=np.tile(tiled_kinds[:width], steps),
+        positions=np.tile(tiled_positions[:width], steps),
+        step_begin=(np.arange(steps) * width).astype(np.uint32),
+        begin=begin,
+    )
+
+
+@functools.lru_cache(maxsize=256)
+def _ready(kinds: bytes, widths: tuple[int, ...], separator: int, steps: int) -> Arrangement:
+    """Views of the first ``steps`` steps; the same arrays for all episodes of one length."""
+    begin, tiled_kinds, tiled_positions, tiled_begin = _tiles(kinds, widths, separator)
+    end = steps * int(begin[-1])
+    return Arrangement(tiled_kinds[:end], tiled_positions[:end], tiled_begin[:steps], begin)
 
 
 @functools.lru_cache(maxsize=32)

@@ -28,7 +28,8 @@ def bins(values: np.ndarray) -> np.ndarray:
     """
     scaled = values + 1.0
     scaled *= BINS / 2
-    np.clip(scaled, 0.0, BINS - 1, out=scaled)
+    np.maximum(scaled, 0.0, out=scaled)
+    np.minimum(scaled, BINS - 1.0, out=scaled)
     return np.floor(scaled, out=scaled)
 
 

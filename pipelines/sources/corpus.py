@@ -8,8 +8,7 @@ begins; only the pictures themselves are first decoded by the build.
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import xxhash
 from pydantic import BaseModel, ConfigDict
@@ -21,19 +20,7 @@ Part = str | bytes
 """A text, or an encoded picture as it is stored."""
 
 
-@dataclass(frozen=True)
-class DocumentPlace(Place):
-    """Where a document is stored.
-
-    ``length`` counts its pictures too, ``crc`` is the CRC-32C of its content as stored, and ``payload`` is what else
-    ``read`` needs, for formats in which one ordinal is not enough. ``offset`` is 0 in formats that need none.
-    """
-
-    payload: str | None = None
-
-
-@dataclass(frozen=True)
-class FoundDocument:
+class FoundDocument(NamedTuple):
     """A document as a scan finds it, or what was wrong with it.
 
     ``key`` names it in its file: its position, or the format's own key, unique in the file. ``content`` is a
@@ -42,7 +29,7 @@ class FoundDocument:
     rejected row. ``detail`` may also note what a document that stays has lost (a skipped picture).
     """
 
-    place: DocumentPlace
+    place: Place
     key: str
     content: bytes | None
     group: str | None = None
@@ -79,25 +66,28 @@ class CorpusFile(BaseModel, ABC):
         ``max_bytes`` comes as a rejection. DataError only where the file is not of this format at all."""
 
     @abstractmethod
-    def read(self, places: Iterable[DocumentPlace]) -> Iterator[list[Part]]:
+    def read(self, places: Iterable[Place]) -> Iterator[list[Part]]:
         """The parts of the documents at ``places`` (ascending, found by ``scan`` and not rejected), in their order.
 
         Neighbouring texts are one part. DataError (``changed``) where the file no longer holds what the scan found.
         """
 
 
+_KIND = {str: b"s", bytes: b"b"}
+
+
 def content_digest(parts: Iterable[Part]) -> bytes:
     """16 bytes that are equal for equal parts alone, as long as nobody forges two that agree (XXH3)."""
-    kinds, data = [], []
+    content = xxhash.xxh3_128()
+    update = content.update
     for part in parts:
-        data.append(part.encode() if isinstance(part, str) else part)
-        kinds.append(f"{type(part).__name__}{len(data[-1])}")
-    content = xxhash.xxh3_128(" ".join(kinds).encode() + b"\n")
-    for piece in data:
-        content.update(piece)
+        data = part.encode() if isinstance(part, str) else part
+        # Its kind and length come first, so that no two lists of parts are the same bytes.
+        update(_KIND[part.__class__] + len(data).to_bytes(8, "little"))
+        update(data)
     return content.digest()
 
 
-def changed(file: CorpusFile, place: DocumentPlace) -> DataError:
+def changed(file: CorpusFile, place: Place) -> DataError:
     """The error of a file that no longer holds what a scan found at ``place``."""
     return DataError(f"{file.name}: document {place.position} changed between scan and build. Run the build again")

@@ -17,7 +17,8 @@ from typing import Any, BinaryIO, ClassVar
 import google_crc32c
 import zstandard
 
-from gatokit.pipelines.sources.corpus import CorpusFile, DocumentPlace, FoundDocument, Part, changed, content_digest
+from gatokit.pipelines.sources.corpus import CorpusFile, FoundDocument, Part, changed, content_digest
+from gatokit.pipelines.sources.source import Place
 from gatokit.schemas.errors import DataError, RejectedError
 
 UTF8_MARK = b"\xef\xbb\xbf"
@@ -47,7 +48,7 @@ class LinesFile(CorpusFile):
     """A file with a JSON object a line."""
 
     @abstractmethod
-    def document(self, line: bytes, place: DocumentPlace, max_bytes: int) -> FoundDocument:
+    def document(self, line: bytes, place: Place, max_bytes: int) -> FoundDocument:
         """The document in a line at ``place``. RejectedError where there is something wrong with it."""
 
     def scan(self, max_bytes: int) -> Iterator[FoundDocument]:
@@ -59,12 +60,12 @@ class LinesFile(CorpusFile):
                     position, offset = line.position + 1, line.offset + line.length + 1
                     yield self._found(line, max_bytes)
             except STREAM_ERRORS as error:
-                place = DocumentPlace(position, offset, 0, 0)
+                place = Place(position, offset, 0, 0)
                 yield FoundDocument(place, str(position), None, None, "corrupt_length", damaged_stream(error))
 
     def _found(self, line: Line, max_bytes: int) -> FoundDocument:
         crc = 0 if line.data is None else google_crc32c.value(line.data)
-        place = DocumentPlace(line.position, line.offset, line.length, crc)
+        place = Place(line.position, line.offset, line.length, crc)
         try:
             if line.data is None:
                 raise too_large(max_bytes)
@@ -78,11 +79,11 @@ class TextLinesFile(LinesFile):
 
     field: str
 
-    def document(self, line: bytes, place: DocumentPlace, max_bytes: int) -> FoundDocument:
+    def document(self, line: bytes, place: Place, max_bytes: int) -> FoundDocument:
         """See ``LinesFile``."""
         return FoundDocument(place, str(place.position), digest_of([self._text(line)]))
 
-    def read(self, places: Iterable[DocumentPlace]) -> Iterator[list[Part]]:
+    def read(self, places: Iterable[Place]) -> Iterator[list[Part]]:
         """See ``CorpusFile``."""
         for place, line in read_lines(self, ((place, place.length) for place in places)):
             if google_crc32c.value(line) != place.crc:
@@ -182,7 +183,7 @@ def split_lines(stream: BinaryIO, max_bytes: int) -> Iterator[Line]:
         position += 1
 
 
-def read_lines(file: CorpusFile, lines: Iterable[tuple[DocumentPlace, int]]) -> Iterator[tuple[DocumentPlace, bytes]]:
+def read_lines(file: CorpusFile, lines: Iterable[tuple[Place, int]]) -> Iterator[tuple[Place, bytes]]:
     """The bytes at the offset of each place, as many as are asked for; fewer where the file ends before.
 
     DataError where a compressed stream is damaged.

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import google_crc32c
 
-from gatokit.pipelines.sources.corpus import DocumentPlace, FoundDocument, Part, changed
+from gatokit.pipelines.sources.corpus import FoundDocument, Part, changed
 from gatokit.pipelines.sources.lines import (
     LinesFile,
     digest_of,
@@ -18,6 +18,7 @@ from gatokit.pipelines.sources.lines import (
     value_of,
 )
 from gatokit.pipelines.sources.pages import Picture, assemble
+from gatokit.pipelines.sources.source import Place
 from gatokit.schemas.errors import RejectedError
 
 _SENTENCES = " "
@@ -32,12 +33,12 @@ class Mmc4File(LinesFile):
 
     folder: ClassVar[bool] = True
 
-    def document(self, line: bytes, place: DocumentPlace, max_bytes: int) -> FoundDocument:
+    def document(self, line: bytes, place: Place, max_bytes: int) -> FoundDocument:
         """See ``LinesFile``."""
         room = max_bytes - len(line)
         page = assemble(_pieces(parse_object(line)), _SENTENCES, self.image_dir, room, skip=self.skip_bad)
         content = digest_of(page.parts)
-        place = DocumentPlace(
+        place = Place(
             place.position,
             place.offset,
             len(line) + sum(map(len, page.pictures)),
@@ -46,7 +47,7 @@ class Mmc4File(LinesFile):
         )
         return FoundDocument(place, str(place.position), content, detail=page.note)
 
-    def read(self, places: Iterable[DocumentPlace]) -> Iterator[list[Part]]:
+    def read(self, places: Iterable[Place]) -> Iterator[list[Part]]:
         """See ``CorpusFile``."""
         for place, line in read_lines(self, ((place, _payload(place)[0]) for place in places)):
             length, *left_out = _payload(place)
@@ -72,7 +73,7 @@ def _extend_crc(crc: int, pictures: list[bytes]) -> int:
     return crc
 
 
-def _payload(place: DocumentPlace) -> list[int]:
+def _payload(place: Place) -> list[int]:
     """Bytes of the line, then the ordinals of the pictures that the scan left out."""
     assert place.payload is not None
     ordinals: list[int] = json.loads(place.payload)

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import pyarrow as pa
 
-from gatokit.pipelines.sources.corpus import CorpusFile, DocumentPlace, FoundDocument, Part, changed
+from gatokit.pipelines.sources.corpus import CorpusFile, FoundDocument, Part, changed
 from gatokit.pipelines.sources.lines import digest_of, too_large
 from gatokit.pipelines.sources.pages import Picture, assemble
 from gatokit.pipelines.sources.parquet import (
@@ -18,6 +18,7 @@ from gatokit.pipelines.sources.parquet import (
     read_rows,
     read_schema,
 )
+from gatokit.pipelines.sources.source import Place
 from gatokit.schemas.errors import DataError, RejectedError
 
 _PARAGRAPHS = "\n\n"
@@ -40,7 +41,7 @@ class ObelicsFile(CorpusFile):
         except DamagedFileError as error:
             yield damage(error)
 
-    def read(self, places: Iterable[DocumentPlace]) -> Iterator[list[Part]]:
+    def read(self, places: Iterable[Place]) -> Iterator[list[Part]]:
         """See ``CorpusFile``."""
         named: bool | None = None
         for place, values in read_places(self, _COLUMNS, places):
@@ -77,7 +78,7 @@ class ObelicsFile(CorpusFile):
         return _is_string(images)
 
     def _found(self, row: Row, named: bool, max_bytes: int) -> FoundDocument:
-        place = DocumentPlace(row.position, row.group, 0, 0)
+        place = Place(row.position, row.group, 0, 0)
         try:
             pieces = _pieces(row.values, named)
             room = max_bytes - sum(len(piece.encode()) for piece in pieces if isinstance(piece, str))
@@ -89,7 +90,7 @@ class ObelicsFile(CorpusFile):
             return FoundDocument(place, str(row.position), None, None, error.reason, error.detail)
         length = sum(len(part.encode() if isinstance(part, str) else part) for part in page.parts)
         payload = json.dumps([*page.left_out], separators=(",", ":")) if page.left_out else None
-        place = DocumentPlace(row.position, row.group, length, page.crc, payload)
+        place = Place(row.position, row.group, length, page.crc, payload)
         return FoundDocument(place, str(row.position), content, detail=page.note)
 
 

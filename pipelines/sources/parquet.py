@@ -12,7 +12,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gatokit.pipelines.sources.corpus import CorpusFile, DocumentPlace, FoundDocument, changed
+from gatokit.pipelines.sources.corpus import CorpusFile, FoundDocument, changed
+from gatokit.pipelines.sources.source import Place
 from gatokit.schemas.errors import DataError
 
 BATCH_BYTES = 8 << 20
@@ -89,8 +90,8 @@ def read_rows(file: CorpusFile, columns: list[str], groups: Iterable[int] | None
 
 
 def read_places(
-    file: CorpusFile, columns: list[str], places: Iterable[DocumentPlace]
-) -> Iterator[tuple[DocumentPlace, dict[str, Any]]]:
+    file: CorpusFile, columns: list[str], places: Iterable[Place]
+) -> Iterator[tuple[Place, dict[str, Any]]]:
     """The values of ``columns`` at ascending places whose ``offset`` is their row group.
 
     DataError where the rows can no longer be read.
@@ -111,8 +112,8 @@ def damage(found: DamagedRows | DamagedFileError) -> FoundDocument:
     """The row that stands for what cannot be read."""
     if isinstance(found, DamagedFileError):
         detail = f"the file's footer is damaged or missing: {found}"
-        return FoundDocument(DocumentPlace(0, 0, 0, 0), "0", None, None, "corrupt_length", detail)
-    place = DocumentPlace(found.position, found.group, 0, 0)
+        return FoundDocument(Place(0, 0, 0, 0), "0", None, None, "corrupt_length", detail)
+    place = Place(found.position, found.group, 0, 0)
     detail = f"row group {found.group} is damaged: {found.detail}"
     return FoundDocument(place, str(found.position), None, None, "corrupt_record", detail, found.rows)
 

@@ -15,7 +15,8 @@ from typing import ClassVar
 import google_crc32c
 
 from gatokit.pipelines.sources.captions import captioned, printable, rejected, too_large
-from gatokit.pipelines.sources.corpus import CorpusFile, DocumentPlace, FoundDocument, Part, changed
+from gatokit.pipelines.sources.corpus import CorpusFile, FoundDocument, Part, changed
+from gatokit.pipelines.sources.source import Place
 from gatokit.schemas.errors import DataError, RejectedError
 
 _NOT_THERE = {errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES}
@@ -50,7 +51,7 @@ class PictureFolderFile(CorpusFile):
         picture: bytes | RejectedError = b""
         crc = 0
         for position, document in enumerate(self.captions()):
-            place = DocumentPlace(position, 0, 0, 0)
+            place = Place(position, 0, 0, 0)
             if document.why is not None:
                 yield rejected(place, document.key, document.why)
                 continue
@@ -64,13 +65,13 @@ class PictureFolderFile(CorpusFile):
             text = document.text.encode("utf-8", "replace")
             length = len(picture) + len(text)
             payload = json.dumps([document.picture, document.text], separators=(",", ":"))
-            place = DocumentPlace(position, 0, length, google_crc32c.extend(crc, text), payload)
+            place = Place(position, 0, length, google_crc32c.extend(crc, text), payload)
             if length > max_bytes:
                 yield rejected(place, document.key, too_large(length, max_bytes), group)
             else:
                 yield captioned(place, document.key, picture, document.text, group=group)
 
-    def read(self, places: Iterable[DocumentPlace]) -> Iterator[list[Part]]:
+    def read(self, places: Iterable[Place]) -> Iterator[list[Part]]:
         """See ``CorpusFile``."""
         folder = PictureFolder(self.image_dir)
         opened, picture, crc = None, b"", 0

@@ -9,7 +9,7 @@ import google_crc32c
 import pyarrow as pa
 
 from gatokit.pipelines.sources.captions import captioned, decoded, rejected, too_large
-from gatokit.pipelines.sources.corpus import CorpusFile, DocumentPlace, FoundDocument, Part, changed
+from gatokit.pipelines.sources.corpus import CorpusFile, FoundDocument, Part, changed
 from gatokit.pipelines.sources.parquet import (
     DamagedFileError,
     DamagedRows,
@@ -20,6 +20,7 @@ from gatokit.pipelines.sources.parquet import (
     read_rows,
     read_schema,
 )
+from gatokit.pipelines.sources.source import Place
 from gatokit.schemas.errors import DataError, RejectedError
 
 TEXT_FIELDS = ("caption", "text")
@@ -46,11 +47,11 @@ class PictureRowsFile(CorpusFile):
         except DamagedFileError as error:
             yield damage(error)
 
-    def read(self, places: Iterable[DocumentPlace]) -> Iterator[list[Part]]:
+    def read(self, places: Iterable[Place]) -> Iterator[list[Part]]:
         """See ``CorpusFile``."""
-        same_row: list[DocumentPlace] = []
+        same_row: list[Place] = []
 
-        def rows() -> Iterator[DocumentPlace]:
+        def rows() -> Iterator[Place]:
             for _, members in itertools.groupby(places, lambda place: (place.offset, place.position)):
                 same_row[:] = members
                 yield same_row[0]
@@ -94,7 +95,7 @@ class PictureRowsFile(CorpusFile):
         for ordinal, text in captions:
             key = str(row.position) if ordinal is None else f"{row.position}.{ordinal}"
             group = None if ordinal is None else f"{self.name}#{row.position}"
-            place = DocumentPlace(row.position, row.group, 0, 0)
+            place = Place(row.position, row.group, 0, 0)
             try:
                 data = self._picture(image)
                 if text is None:
@@ -102,7 +103,7 @@ class PictureRowsFile(CorpusFile):
                 length = len(data) + len(text)
                 crc = google_crc32c.extend(google_crc32c.value(data), text)
                 payload = None if ordinal is None else str(ordinal)
-                place = DocumentPlace(row.position, row.group, length, crc, payload)
+                place = Place(row.position, row.group, length, crc, payload)
                 if length > max_bytes:
                     raise too_large(length, max_bytes)
                 yield captioned(place, key, data, decoded(text, repr(columns[1])), group=group)

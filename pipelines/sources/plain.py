@@ -4,8 +4,9 @@ from collections.abc import Iterable, Iterator
 
 import google_crc32c
 
-from gatokit.pipelines.sources.corpus import CorpusFile, DocumentPlace, FoundDocument, Part, changed, content_digest
+from gatokit.pipelines.sources.corpus import CorpusFile, FoundDocument, Part, changed, content_digest
 from gatokit.pipelines.sources.lines import STREAM_ERRORS, UTF8_MARK, checked_text, damaged_stream, opened, too_large
+from gatokit.pipelines.sources.source import Place
 from gatokit.schemas.errors import RejectedError
 
 _PIECE_BYTES = 1 << 20
@@ -23,12 +24,12 @@ class PlainTextFile(CorpusFile):
                 raise too_large(max_bytes)
             content = content_digest([_text(data)])
         except RejectedError as error:
-            place = DocumentPlace(0, 0, len(data), 0)
+            place = Place(0, 0, len(data), 0)
             yield FoundDocument(place, "0", None, reason=error.reason, detail=error.detail)
         else:
-            yield FoundDocument(DocumentPlace(0, 0, len(data), google_crc32c.value(data)), "0", content)
+            yield FoundDocument(Place(0, 0, len(data), google_crc32c.value(data)), "0", content)
 
-    def read(self, places: Iterable[DocumentPlace]) -> Iterator[list[Part]]:
+    def read(self, places: Iterable[Place]) -> Iterator[list[Part]]:
         """See ``CorpusFile``."""
         for place in places:
             try:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 import google_crc32c
 import pyarrow as pa
 
-from gatokit.pipelines.sources.corpus import CorpusFile, DocumentPlace, FoundDocument, Part, changed, content_digest
+from gatokit.pipelines.sources.corpus import CorpusFile, FoundDocument, Part, changed, content_digest
 from gatokit.pipelines.sources.lines import checked_text, too_large
 from gatokit.pipelines.sources.parquet import (
     DamagedFileError,
@@ -16,6 +16,7 @@ from gatokit.pipelines.sources.parquet import (
     read_rows,
     read_schema,
 )
+from gatokit.pipelines.sources.source import Place
 from gatokit.schemas.errors import DataError, RejectedError
 
 
@@ -33,7 +34,7 @@ class TextRowsFile(CorpusFile):
         except DamagedFileError as error:
             yield damage(error)
 
-    def read(self, places: Iterable[DocumentPlace]) -> Iterator[list[Part]]:
+    def read(self, places: Iterable[Place]) -> Iterator[list[Part]]:
         """See ``CorpusFile``."""
         for place, values in read_places(self, [self.field], places):
             data = values[self.field]
@@ -51,7 +52,7 @@ class TextRowsFile(CorpusFile):
 
     def _found(self, row: Row, max_bytes: int) -> FoundDocument:
         data = row.values[self.field]
-        place = DocumentPlace(row.position, row.group, len(data or b""), google_crc32c.value(data or b""))
+        place = Place(row.position, row.group, len(data or b""), google_crc32c.value(data or b""))
         try:
             if data is None:
                 raise RejectedError("missing_field", f"{self.field!r} is null")

@@ -8,7 +8,7 @@ import functools
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -73,17 +73,19 @@ class RawEpisode(Protocol):
         """The value of a scalar metadata field; None where the episode has none."""
 
 
-@dataclass(frozen=True)
-class Place:
+class Place(NamedTuple):
     """Where an episode or document is stored: its ordinal in the file, its byte offset, length and checksum.
 
-    ``crc`` identifies the content. ``offset`` is 0 in formats that are read by ordinal.
+    ``length`` counts a document's pictures too. ``crc`` is the CRC-32C of the content as stored and identifies it.
+    ``offset`` is 0 in formats that are read by ordinal. ``payload`` is what else a format of documents needs to read
+    one.
     """
 
     position: int
     offset: int
     length: int
     crc: int
+    payload: str | None = None
 
 
 @dataclass(frozen=True)

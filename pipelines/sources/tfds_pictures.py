@@ -2,15 +2,15 @@
 ArrayRecord files. Metadata is read by TFDS itself, which needs no TensorFlow for it."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from typing import Any, ClassVar
 
 import tensorflow_datasets as tfds
 
 from gatokit.pipelines import example
 from gatokit.pipelines.sources.captions import captioned, decoded, rejected
-from gatokit.pipelines.sources.corpus import CorpusFile, DocumentPlace, FoundDocument, Part, changed
+from gatokit.pipelines.sources.corpus import CorpusFile, FoundDocument, Part, changed
 from gatokit.pipelines.sources.records import ArrayRecords, Records, TfRecords
+from gatokit.pipelines.sources.source import Place
 from gatokit.pipelines.sources.tfds import shards
 from gatokit.schemas.errors import DataError, RejectedError
 
@@ -32,7 +32,7 @@ class TfdsPicturesFile(CorpusFile):
     def scan(self, max_bytes: int) -> Iterator[FoundDocument]:
         """See ``CorpusFile``."""
         for record in self._records().read_all(max_bytes):
-            place = DocumentPlace(**vars(record.place))
+            place = record.place
             key = str(place.position)
             if record.data is None:
                 yield FoundDocument(place, key, None, None, record.reason, record.detail, record.lost)
@@ -46,13 +46,13 @@ class TfdsPicturesFile(CorpusFile):
             for ordinal, text in enumerate(texts):
                 if self.listed:
                     key = f"{place.position}.{ordinal}"
-                    place = replace(place, payload=str(ordinal))
+                    place = place._replace(payload=str(ordinal))
                 try:
                     yield captioned(place, key, image, decoded(text, repr(self.text_field)), group=group)
                 except RejectedError as error:
                     yield rejected(place, key, error, group)
 
-    def read(self, places: Iterable[DocumentPlace]) -> Iterator[list[Part]]:
+    def read(self, places: Iterable[Place]) -> Iterator[list[Part]]:
         """See ``CorpusFile``."""
         position, data = -1, None
         with self._records().opened() as read:

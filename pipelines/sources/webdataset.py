@@ -15,8 +15,9 @@ import google_crc32c
 
 from gatokit.pipelines import tar
 from gatokit.pipelines.sources.captions import captioned, decoded, printable, rejected, too_large
-from gatokit.pipelines.sources.corpus import CorpusFile, DocumentPlace, FoundDocument, Part, changed
+from gatokit.pipelines.sources.corpus import CorpusFile, FoundDocument, Part, changed
 from gatokit.pipelines.sources.descriptions import text_of
+from gatokit.pipelines.sources.source import Place
 from gatokit.schemas.errors import DataError, RejectedError
 
 IMAGES = frozenset((b"jpg", b"jpeg", b"png", b"webp", b"gif", b"bmp", b"tif", b"tiff"))
@@ -66,10 +67,10 @@ class WebDatasetFile(CorpusFile):
                     seen.add(sample.key)
                     position += 1
             except tar.DamagedTarError as error:
-                place = DocumentPlace(position, error.offset, reader.size - error.offset, 0)
+                place = Place(position, error.offset, reader.size - error.offset, 0)
                 yield rejected(place, f"byte {error.offset}", RejectedError("corrupt_length", str(error)))
 
-    def read(self, places: Iterable[DocumentPlace]) -> Iterator[list[Part]]:
+    def read(self, places: Iterable[Place]) -> Iterator[list[Part]]:
         """See ``CorpusFile``."""
         with open(self.path, "rb", buffering=0) as file:
             number = file.fileno()
@@ -107,11 +108,11 @@ class WebDatasetFile(CorpusFile):
             crc = google_crc32c.extend(google_crc32c.value(data), stored)
             text = self._text(stored, caption)
         except RejectedError as error:
-            return rejected(DocumentPlace(position, sample.offset, length, crc), key, error)
+            return rejected(Place(position, sample.offset, length, crc), key, error)
         payload = f"{image_begin} {image_size} {text_begin} {text_size} {caption.decode()}"
         others = [f".{suffix.decode()}" for suffix in sample.members if suffix in IMAGES and suffix != image]
         detail = f"of its pictures .{image.decode()} is read, {', '.join(others)} is not" if others else None
-        place = DocumentPlace(position, sample.offset, length, crc, payload)
+        place = Place(position, sample.offset, length, crc, payload)
         return captioned(place, key, data, text, detail=detail)
 
     def _text(self, stored: bytes, suffix: bytes) -> str:

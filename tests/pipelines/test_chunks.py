@@ -1,5 +1,7 @@
 """Records hold as many whole steps as fit, and joined they are the sequence that was cut."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -140,3 +142,23 @@ def test_joined_records_are_the_sequence(lengths: list[int], most: int, data: st
         np.testing.assert_array_equal(joined, getattr(episode, name), name)
     steps = [len(record.flags) for record in found]
     assert [record.first_step for record in found] == np.cumsum([0, *steps[:-1]]).tolist()
+
+
+def test_episodes_that_share_their_kinds_are_cut_each_in_its_own_way() -> None:
+    episode, sequence = made([2, 3, 4, 2], set())
+    shared = [getattr(sequence, name) for name in ("kinds", "positions", "step_begin")]
+    alone = {most: records(episode, sequence, "spec", most) for most in (5, 100)}
+    for array in shared:
+        array.setflags(write=False)
+    other = replace(sequence, tokens=sequence.tokens + 100)
+    for _ in range(2):
+        for most, expected in alone.items():
+            assert records(episode, sequence, "spec", most) == expected
+            found = [Record.from_bytes(data).sequence for data in records(episode, other, "spec", most)[0]]
+            assert np.concatenate([record.tokens for record in found]).tolist() == list(range(100, 111))
+            assert np.concatenate([record.kinds for record in found]).tolist() == sequence.kinds.tolist()
+    # Arrays of the same values that somebody may still change are read anew each time.
+    for array in shared:
+        array.setflags(write=True)
+    sequence.kinds[0] = 6
+    assert Record.from_bytes(records(episode, sequence, "spec", 100)[0][0]).sequence.kinds[0] == 6

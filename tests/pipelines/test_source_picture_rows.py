@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gatokit.pipelines.sources.corpus import DocumentPlace, FoundDocument, content_digest
+from gatokit.pipelines.sources.corpus import FoundDocument, content_digest
 from gatokit.pipelines.sources.picture_rows import PictureRowsFile
+from gatokit.pipelines.sources.source import Place
 from gatokit.schemas.errors import DataError
 
 LARGE = 1 << 30
@@ -41,7 +42,7 @@ def row(data: bytes | None, path: str | None = None, **more: Any) -> dict[str, A
     return {"image": {"bytes": data, "path": path}, **more}
 
 
-def kept(file: PictureRowsFile) -> list[DocumentPlace]:
+def kept(file: PictureRowsFile) -> list[Place]:
     return [found.place for found in file.scan(LARGE) if found.reason is None]
 
 
@@ -50,7 +51,7 @@ def test_rows_in_full(tmp_path: Path) -> None:
     file = opened(write(tmp_path / "a.parquet", rows, image=IMAGE, caption=pa.string()))
     found = list(file.scan(LARGE))
     assert found[0] == FoundDocument(
-        DocumentPlace(0, 0, 5, google_crc32c.value(b"one\xc3\xa4")), "0", content_digest([b"one", "ä"])
+        Place(0, 0, 5, google_crc32c.value(b"one\xc3\xa4")), "0", content_digest([b"one", "ä"])
     )
     assert [(one.key, one.place.position, one.place.offset) for one in found[1:]] == [("1", 1, 0), ("2", 2, 1)]
     assert list(file.read(kept(file))) == [[b"one", "ä"], [b"two", "b"], [b"three", "c"]]

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gatokit.pipelines.sources.corpus import DocumentPlace, content_digest
+from gatokit.pipelines.sources.corpus import content_digest
 from gatokit.pipelines.sources.parquet import BATCH_ROWS, DamagedRows, Row, read_rows
 from gatokit.pipelines.sources.rows import TextRowsFile
+from gatokit.pipelines.sources.source import Place
 from gatokit.schemas.errors import DataError
 
 BOUND = 1 << 20
@@ -182,12 +183,12 @@ def test_random_damage_is_rows_or_an_error(tmp_path: Path) -> None:
         (["a"], None),
         ([], None),
         (["a", None, "c"], None),
-        (["a", "b", "c"], [DocumentPlace(1, 5, 1, 0)]),
-        (["a", "b", "c"], [DocumentPlace(9, 0, 1, 0)]),
+        (["a", "b", "c"], [Place(1, 5, 1, 0)]),
+        (["a", "b", "c"], [Place(9, 0, 1, 0)]),
     ],
 )
 def test_a_change_after_the_scan_is_an_error(
-    tmp_path: Path, rows: list[str | None], places: list[DocumentPlace] | None
+    tmp_path: Path, rows: list[str | None], places: list[Place] | None
 ) -> None:
     file = stored(tmp_path / "a.parquet", pa.array(["a", "b", "c"]))
     scanned = [document.place for document in file.scan(BOUND)]

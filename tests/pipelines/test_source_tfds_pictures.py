@@ -7,7 +7,8 @@ import cv2
 import numpy as np
 import pytest
 
-from gatokit.pipelines.sources.corpus import DocumentPlace, FoundDocument, content_digest
+from gatokit.pipelines.sources.corpus import FoundDocument, content_digest
+from gatokit.pipelines.sources.source import Place
 from gatokit.pipelines.sources.tfds_pictures import TfdsPicturesFile, read_directory
 from gatokit.schemas.errors import DataError
 
@@ -190,7 +191,7 @@ def test_a_damaged_payload_costs_its_example_and_a_damaged_end_the_rest(tmp_path
     assert [(one.key, one.reason, one.lost) for one in file.scan(LARGE)] == [("0", None, 1), ("1", "corrupt_length", 1)]
     Path(file.path).write_bytes(whole[: second.offset])
     rest = list(file.scan(LARGE))[1]
-    assert (rest.reason, rest.place) == ("corrupt_length", DocumentPlace(1, second.offset, 0, 0))
+    assert (rest.reason, rest.place) == ("corrupt_length", Place(1, second.offset, 0, 0))
 
 
 def test_damaged_array_records(tmp_path: Path) -> None:

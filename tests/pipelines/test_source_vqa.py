@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gatokit.pipelines.sources.corpus import DocumentPlace, content_digest
+from gatokit.pipelines.sources.corpus import content_digest
+from gatokit.pipelines.sources.source import Place
 from gatokit.pipelines.sources.vqa import VqaFile
 from gatokit.schemas.errors import DataError
 
@@ -53,7 +54,7 @@ def rows(file: VqaFile) -> dict[str, str | None]:
     return {found.key: found.reason for found in file.scan(LARGE)}
 
 
-def kept(file: VqaFile) -> list[DocumentPlace]:
+def kept(file: VqaFile) -> list[Place]:
     return [found.place for found in file.scan(LARGE) if found.reason is None]
 
 
