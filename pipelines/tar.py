@@ -4,11 +4,12 @@ Names are bytes to compare and show, never paths to open. A damaged header costs
 says where the next one begins.
 """
 
-import os
 import struct
 import zlib
 from collections.abc import Iterator
 from typing import NamedTuple
+
+from gatokit.pipelines.storage import Ranges
 
 BLOCK = 512
 WINDOW = 256 << 10
@@ -46,9 +47,8 @@ class DamagedTarError(ValueError):
 class Reader:
     """Reads a file at any offset; small reads that follow each other share one system call."""
 
-    def __init__(self, number: int) -> None:
-        self.size = os.fstat(number).st_size
-        self._number = number
+    def __init__(self, file: Ranges) -> None:
+        self._read_at, self.size = file
         self._base = 0
         self._window = b""
 
@@ -57,9 +57,9 @@ class Reader:
         begin = offset - self._base
         if begin < 0 or begin + length > len(self._window):
             if length > WINDOW // 2:
-                return os.pread(self._number, length, offset)
+                return self._read_at(offset, length)
             self._base, begin = offset, 0
-            self._window = os.pread(self._number, WINDOW, offset)
+            self._window = self._read_at(offset, WINDOW)
         return self._window[begin : begin + length]
 
 

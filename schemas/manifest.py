@@ -133,12 +133,21 @@ class Manifest(_Model):
         """
         path = Path(directory) / MANIFEST
         try:
-            content = json.loads(path.read_bytes())
+            data = path.read_bytes()
         except FileNotFoundError:
             raise DataError(
                 f"{directory} has no {MANIFEST}: it is no finished build or scan. Run the build again to finish it"
             ) from None
-        except (OSError, ValueError, RecursionError) as error:
+        except OSError as error:
+            raise DataError(f"{path} cannot be read: {error}") from None
+        return Manifest.parse(data, path)
+
+    @staticmethod
+    def parse(data: bytes, path: str | Path) -> "Manifest":
+        """The manifest that the file at ``path`` holds; DataError as in ``read``."""
+        try:
+            content = json.loads(data)
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{path} cannot be read as JSON: {error}") from None
         if not isinstance(content, dict) or content.get("format") != "gatokit":
             raise DataError(f"{path} is no Gatokit manifest")

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from gatokit.pipelines import storage
 from gatokit.pipelines.sources import tfds, tfds_pictures
 from gatokit.pipelines.sources.coco import CocoFile
 from gatokit.pipelines.sources.corpus import CorpusFile
@@ -66,7 +67,7 @@ def modification_times(file: CorpusFile) -> tuple[int, ...]:
     """Of the file, and of what else it is read from, in nanoseconds."""
     fields = file.model_dump()
     paths = [fields[name] for name in ("path", "annotations", "image_dir") if fields.get(name) is not None]
-    return tuple(os.stat(path).st_mtime_ns for path in paths)
+    return tuple(storage.version(path) for path in paths)
 
 
 def text_separator(file: CorpusFile) -> str:
@@ -166,13 +167,13 @@ def _interleaved(config: InterleavedConfig, field: str, base: Path) -> list[Corp
 def _found(source: str, field: str, base: Path) -> list[dict[str, Any]]:
     """Path, name and size of the files that a pattern matches."""
     places = find_files(local_pattern(source, base, field), field)
-    return [{"path": path, "name": name, "size": os.stat(path).st_size} for path, name in places]
+    return [{"path": path, "name": name, "size": storage.size(path)} for path, name in places]
 
 
 def _folder(path: str, field: str, base: Path) -> str:
     found = local_path(path, base, field)
-    if not os.path.isdir(found):
-        what = "is a file" if os.path.exists(found) else "does not exist"
+    if not storage.is_directory(found):
+        what = "is a file" if storage.exists(found) else "does not exist"
         raise ConfigError(f"{field}: {found} {what}; give the folder of the pictures, relative to the config file")
     return found
 

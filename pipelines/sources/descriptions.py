@@ -1,13 +1,14 @@
 """What a JSON file says of its documents, kept compactly until all of it is read."""
 
+import io
 from array import array
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from gatokit.pipelines import storage
 from gatokit.pipelines.sources.captions import printable
 from gatokit.pipelines.sources.json_arrays import JsonArraysError, read_arrays
 from gatokit.schemas.errors import DataError, RejectedError
@@ -91,10 +92,10 @@ class _Texts:
 def read_lists(path: str, name: str, lists: Mapping[str, Callable[[Any], None]], hint: str) -> dict[str, Any]:
     """``read_arrays`` of the file at ``path``. DataError, with ``hint``, where it is damaged or lacks a list."""
     try:
-        with Path(path).open("rb") as file:
+        with io.BufferedReader(storage.stream(path)) as file:
             return read_arrays(file, lists)
     except OSError as error:
-        raise DataError(f"{name}: cannot be read: {error.strerror}; {hint}") from None
+        raise DataError(f"{name}: cannot be read: {error.strerror or error}; {hint}") from None
     except JsonArraysError as error:
         raise DataError(f"{name}: {error}; {hint}") from None
 

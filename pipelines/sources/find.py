@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from gatokit.pipelines import cloud, storage
+from gatokit.pipelines.cloud import is_remote
 from gatokit.schemas.errors import ConfigError
 
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
@@ -24,10 +26,16 @@ class Found:
 
 
 def local_path(path: str, base: str | Path, field: str) -> str:
-    """A path of the config, which starts at ``base``; ConfigError, naming ``field``, where it is a URL."""
+    """A path of the config, which starts at ``base``, local or on ``gs://``; ConfigError, naming ``field``, where it
+    is another URL."""
+    if is_remote(path):
+        return cloud.canonical(path)
     if "://" in path:
-        raise ConfigError(f"{field}: {path!r} is no local path; copy or mount the files and give that path")
-    return os.path.join(base, os.path.expanduser(path))
+        raise ConfigError(
+            f"{field}: {path!r} is neither local nor on gs://; copy or mount the files and give that path"
+        )
+    joined = os.path.join(base, os.path.expanduser(path))
+    return cloud.canonical(joined) if is_remote(joined) else joined
 
 
 def local_pattern(source: str, base: Path, field: str) -> str:
@@ -56,7 +64,7 @@ def find_files(pattern: str, field: str) -> list[tuple[str, str]]:
     below = fixed_part(pattern)
     found = []
     for path in _matches(pattern, field):
-        if not os.path.isfile(path):
+        if not storage.is_file(path):
             raise ConfigError(
                 f"{field}: {path} is no file; name the files in it, such as {os.path.join(path, '*')}, "
                 "relative to the config file"
@@ -89,7 +97,7 @@ def find(pattern: str, markers: tuple[str, ...], field: str, what: str = "a sour
 
 
 def _matches(pattern: str, field: str) -> list[str]:
-    matches = sorted(glob.glob(pattern, recursive=True))
+    matches = storage.matching(pattern)
     if not matches:
         what = "matches nothing" if _has_wildcard(pattern) else "does not exist"
         raise ConfigError(f"{field}: {_literal(pattern)} {what}; paths are relative to the config file")
@@ -100,6 +108,9 @@ def _walk(
     path: str, markers: tuple[str, ...], field: str, above: frozenset[str] = frozenset()
 ) -> Iterator[tuple[str, str]]:
     """(directory, marker) at or below ``path``; links are followed, but not back into a directory above them."""
+    if is_remote(path):
+        yield from _walk_remote(path, markers)
+        return
     real = os.path.realpath(path)
     if real in above:
         return
@@ -117,6 +128,17 @@ def _walk(
         # A name that begins with a dot is a recording in progress, or none of ours.
         if entry.is_dir() and not entry.name.startswith("."):
             yield from _walk(entry.path, markers, field, above | {real})
+
+
+def _walk_remote(path: str, markers: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    found: dict[str, set[str]] = {}
+    for item in cloud.below(path):
+        directory, _, name = item.path.rpartition("/")
+        if name in markers and "/." not in directory[len(path) :]:
+            found.setdefault(directory, set()).add(name)
+    for directory, there in sorted(found.items()):
+        if not any(directory.startswith(f"{other}/") for other in found):
+            yield directory, next(marker for marker in markers if marker in there)
 
 
 def _has_wildcard(pattern: str) -> bool:

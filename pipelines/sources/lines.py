@@ -17,6 +17,7 @@ from typing import Any, BinaryIO, ClassVar
 import google_crc32c
 import zstandard
 
+from gatokit.pipelines import storage
 from gatokit.pipelines.sources.corpus import CorpusFile, FoundDocument, Part, changed, content_digest
 from gatokit.pipelines.sources.source import Place
 from gatokit.schemas.errors import DataError, RejectedError
@@ -211,7 +212,7 @@ def opened(file: CorpusFile) -> Iterator[BinaryIO]:
     DataError where its first bytes say something else.
     """
     suffix = next((suffix for suffix in _MAGIC if file.path.lower().endswith(suffix)), None)
-    with io.BufferedReader(io.FileIO(file.path), _BUFFER_BYTES) as plain:
+    with io.BufferedReader(storage.stream(file.path), _BUFFER_BYTES) as plain:
         begin = plain.peek(4)[:4]
         if begin == _ZIP:
             raise DataError(f"{file.name}: is a zip archive; unpack it")

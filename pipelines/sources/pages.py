@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import google_crc32c
 
 from gatokit.pipelines.sources.corpus import Part
-from gatokit.pipelines.sources.picture_folder import PictureFolder
+from gatokit.pipelines.sources.picture_folder import picture_folder
 from gatokit.schemas.errors import RejectedError
 
 
@@ -113,7 +113,7 @@ def _read(name: str, image_dir: str | None, room: int) -> bytes:
         raise RejectedError("missing_image", f"{name!r:.200} is a URL; pictures come from files")
     if image_dir is None:
         raise RejectedError("missing_image", f"{name!r:.200} is a file; set `image_dir`")
-    return PictureFolder(image_dir).read(name, room)
+    return picture_folder(image_dir).read(name, room)
 
 
 def _too_large() -> RejectedError:

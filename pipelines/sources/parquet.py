@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from gatokit.pipelines import storage
 from gatokit.pipelines.sources.corpus import CorpusFile, FoundDocument, changed
 from gatokit.pipelines.sources.source import Place
 from gatokit.schemas.errors import DataError
@@ -149,7 +150,7 @@ def _bytes_type(kind: pa.DataType) -> pa.DataType:
 
 @contextlib.contextmanager
 def _opened(file: CorpusFile) -> Iterator[pq.ParquetFile]:
-    with pa.OSFile(file.path) as source:
+    with storage.arrow_file(file.path) as source:
         begin = source.read(len(_MAGIC))
         if not _MAGIC.startswith(begin):
             raise DataError(f"{file.name}: is no Parquet file; leave it out of `source`")

@@ -4,6 +4,7 @@ Documents are ordered by picture, so that each picture is opened once for all it
 """
 
 import errno
+import functools
 import json
 import os
 import stat
@@ -14,6 +15,8 @@ from typing import ClassVar
 
 import google_crc32c
 
+from gatokit.pipelines import storage
+from gatokit.pipelines.cloud import is_remote
 from gatokit.pipelines.sources.captions import captioned, printable, rejected, too_large
 from gatokit.pipelines.sources.corpus import CorpusFile, FoundDocument, Part, changed
 from gatokit.pipelines.sources.source import Place
@@ -46,7 +49,7 @@ class PictureFolderFile(CorpusFile):
 
     def scan(self, max_bytes: int) -> Iterator[FoundDocument]:
         """See ``CorpusFile``."""
-        folder = PictureFolder(self.image_dir)
+        folder = picture_folder(self.image_dir)
         opened: str | None = None
         picture: bytes | RejectedError = b""
         crc = 0
@@ -73,7 +76,7 @@ class PictureFolderFile(CorpusFile):
 
     def read(self, places: Iterable[Place]) -> Iterator[list[Part]]:
         """See ``CorpusFile``."""
-        folder = PictureFolder(self.image_dir)
+        folder = picture_folder(self.image_dir)
         opened, picture, crc = None, b"", 0
         for place in places:
             name, text = json.loads(place.payload or "")
@@ -88,14 +91,31 @@ class PictureFolderFile(CorpusFile):
             yield [picture, text]
 
 
+def picture_folder(path: str) -> "PictureFolder | ObjectFolder":
+    """The folder of pictures at ``path``; DataError where there is none."""
+    if not _is_folder(path):
+        raise DataError(f"{path}: is no folder; set `image_dir` to the folder of the pictures")
+    return ObjectFolder(path) if is_remote(path) else PictureFolder(path)
+
+
+def _is_folder(path: str) -> bool:
+    return _has_objects(path) if is_remote(path) else os.path.isdir(path)
+
+
+@functools.lru_cache(maxsize=64)
+def _has_objects(path: str) -> bool:
+    return storage.is_directory(path)
+
+
 class PictureFolder:
     """Reads pictures by name; no name leads out of the folder."""
 
     def __init__(self, path: str) -> None:
-        """DataError where there is no such folder."""
-        if not os.path.isdir(path):
-            raise DataError(f"{path}: is no folder; set `image_dir` to the folder of the pictures")
-        self._root = os.path.realpath(path)
+        self._path, self._root = path, os.path.realpath(path)
+
+    def has(self, name: str) -> bool:
+        """Whether there is something of that name."""
+        return os.path.lexists(os.path.join(self._path, name))
 
     def read(self, name: str, most: int) -> bytes:
         """The bytes of the file ``name``.
@@ -134,7 +154,34 @@ class PictureFolder:
         return os.open(real, flags | os.O_NONBLOCK)
 
 
-def _tried(folder: PictureFolder, name: str, most: int) -> bytes | RejectedError:
+class ObjectFolder:
+    """The same of objects."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def has(self, name: str) -> bool:
+        """See ``PictureFolder``."""
+        return _stays_inside(name) and storage.exists(f"{self._path}/{name}")
+
+    def read(self, name: str, most: int) -> bytes:
+        """See ``PictureFolder``."""
+        if not _stays_inside(name):
+            raise RejectedError("missing_image", f"{name!r:.200} leads out of image_dir")
+        try:
+            size = storage.size(f"{self._path}/{name}")
+            if size > most:
+                raise too_large(size, most)
+            return storage.read_bytes(f"{self._path}/{name}")
+        except FileNotFoundError:
+            raise RejectedError("missing_image", f"{name!r:.200} is not in image_dir") from None
+
+
+def _stays_inside(name: str) -> bool:
+    return not {"", ".", ".."} & set(name.split("/")) and "\0" not in name
+
+
+def _tried(folder: PictureFolder | ObjectFolder, name: str, most: int) -> bytes | RejectedError:
     try:
         return folder.read(name, most)
     except RejectedError as error:

@@ -1,7 +1,6 @@
 """The records of TFRecord and ArrayRecord files: where each is stored, its bytes, and what damage costs."""
 
 import contextlib
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -9,7 +8,7 @@ from dataclasses import dataclass
 import google_crc32c
 from array_record.python.array_record_module import ArrayRecordReader
 
-from gatokit.pipelines import tfrecord
+from gatokit.pipelines import storage, tfrecord
 from gatokit.pipelines.sources.source import Place
 
 _READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
@@ -82,11 +81,9 @@ class TfRecords(Records):
             yield at
 
     @contextlib.contextmanager
-    def _file(self) -> Iterator[tuple[tfrecord.ReadAt, int]]:
-        """A function that reads (offset, length) of the file, and its size in bytes."""
-        with open(self.path, "rb", buffering=0) as file:
-            number = file.fileno()
-            yield lambda offset, length: os.pread(number, length, offset), os.fstat(number).st_size
+    def _file(self) -> Iterator[storage.Ranges]:
+        with storage.ranges(self.path) as file:
+            yield file
 
 
 class ArrayRecords(Records):
@@ -129,13 +126,15 @@ class ArrayRecords(Records):
 
     @contextlib.contextmanager
     def _file(self) -> Iterator[ArrayRecordReader]:
-        reader = ArrayRecordReader(self.path, _READER_OPTIONS)
-        try:
-            yield reader
-        finally:
-            # Closing a damaged file raises again what was wrong with it.
-            with contextlib.suppress(RuntimeError):
-                reader.close()
+        # The library's own reader of gs:// waits for ever where it reaches no server.
+        with storage.local_copy(self.path) as path:
+            reader = ArrayRecordReader(path, _READER_OPTIONS)
+            try:
+                yield reader
+            finally:
+                # Closing a damaged file raises again what was wrong with it.
+                with contextlib.suppress(RuntimeError):
+                    reader.close()
 
 
 def _too_large(place: Place, max_bytes: int) -> Record:

@@ -17,6 +17,7 @@ from etils import epath
 from tensorflow_datasets.core import dataset_info, naming
 from tensorflow_datasets.core.splits import SplitDict, SplitInfo
 
+from gatokit.pipelines import storage
 from gatokit.pipelines.sources.examples import ArrayRecordFile, TfRecordFile
 from gatokit.pipelines.sources.source import EpisodeFile, SourceDirectory, SourceFeatures, SourceField
 from gatokit.schemas.errors import ConfigError, DataError
@@ -36,12 +37,13 @@ def read_directory(path: str, name: str, below: str, splits: tuple[str, ...] | N
     finished or a file is missing.
     """
     try:
-        info = dataset_info.read_from_json(epath.Path(path) / INFO)
+        with storage.local_descriptions(path) as local:
+            info = dataset_info.read_from_json(epath.Path(local) / INFO)
+            features = _features(Path(local, MARKER).read_bytes())
         template = naming.ShardedFileTemplate(
             data_dir=epath.Path(path), dataset_name=info.name, filetype_suffix=info.file_format or "tfrecord"
         )
         split_infos = SplitDict.from_proto(info.splits, template)
-        features = _features(Path(path, MARKER).read_bytes())
     except Exception as error:
         # TFDS raises whatever its JSON, proto and feature code meets; the directory is the user's.
         raise DataError(f"{path}: TFDS cannot read this directory: {str(error).splitlines()[0][:300]}") from None
@@ -73,13 +75,13 @@ def shards(path: str, below: str, split: SplitInfo) -> Iterator[tuple[dict[str, 
             f"{path}: split {split.name!r} states no shard lengths, so its writing was never finished. "
             "Write it again, or leave it out of `source`"
         )
+    sizes = storage.sizes(path)
     for filename, examples in zip(split.filenames, split.shard_lengths, strict=True):
-        file = os.path.join(path, os.path.basename(filename))
-        try:
-            size = os.stat(file).st_size
-        except OSError:
-            raise DataError(f"{file}: is missing, though dataset_info.json lists it") from None
-        yield {"path": file, "name": os.path.relpath(file, below), "size": size}, examples
+        name = os.path.basename(filename)
+        file = os.path.join(path, name)
+        if name not in sizes:
+            raise DataError(f"{file}: is missing, though dataset_info.json lists it")
+        yield {"path": file, "name": os.path.relpath(file, below), "size": sizes[name]}, examples
 
 
 @functools.lru_cache(maxsize=256)

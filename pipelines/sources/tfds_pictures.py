@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import tensorflow_datasets as tfds
 
-from gatokit.pipelines import example
+from gatokit.pipelines import example, storage
 from gatokit.pipelines.sources.captions import captioned, decoded, rejected
 from gatokit.pipelines.sources.corpus import CorpusFile, FoundDocument, Part, changed
 from gatokit.pipelines.sources.records import ArrayRecords, Records, TfRecords
@@ -105,7 +105,8 @@ def read_directory(path: str, below: str, image_field: str, text_field: str | No
     finished, or a file is missing.
     """
     try:
-        info = tfds.builder_from_directory(path).info
+        with storage.local_descriptions(path) as local:
+            info = tfds.builder_from_directory(local).info
         file_format, splits = info.file_format.file_suffix, dict(info.splits)
     except Exception as error:
         # TFDS raises whatever its JSON, proto and feature code meets; the directory is the user's.

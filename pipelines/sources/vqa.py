@@ -9,7 +9,13 @@ from collections.abc import Iterator
 from typing import Any
 
 from gatokit.pipelines.sources.descriptions import Descriptions, Id, id_of, key_of, read_lists, text_of
-from gatokit.pipelines.sources.picture_folder import Caption, PictureFolderFile
+from gatokit.pipelines.sources.picture_folder import (
+    Caption,
+    ObjectFolder,
+    PictureFolder,
+    PictureFolderFile,
+    picture_folder,
+)
 from gatokit.schemas.errors import DataError, RejectedError
 
 SUFFIXES = (".jpg", ".png", ".jpeg", ".webp")
@@ -57,13 +63,14 @@ class VqaFile(PictureFolderFile):
         rejected.extend((key_of(id), _UNASKED) for id in answers if key_of(id) not in documents)
         for key, why in rejected:
             documents.reject(key, RejectedError(*why))
+        folder = picture_folder(self.image_dir)
         named: tuple[Id, str] | None = None
         for document in documents:
             try:
                 if document.why is not None:
                     raise document.why
                 if named is None or named[0] != document.picture:
-                    named = document.picture, self._picture(subtype, document.picture)
+                    named = document.picture, self._picture(folder, subtype, document.picture)
                 yield Caption(document.key, document.text, named[1])
             except RejectedError as error:
                 yield Caption(document.key, why=error)
@@ -97,7 +104,7 @@ class VqaFile(PictureFolderFile):
             raise DataError(f"{self.name}: has no {_SUBTYPE!r}, which `image_name` uses; write it out in `image_name`")
         return str(subtype)
 
-    def _picture(self, subtype: str, id: Id) -> str:
+    def _picture(self, folder: PictureFolder | ObjectFolder, subtype: str, id: Id) -> str:
         """The name of a picture's file, under another suffix where it is there under that one only."""
         try:
             name = self.image_name.format(data_subtype=subtype, image_id=id)
@@ -105,7 +112,7 @@ class VqaFile(PictureFolderFile):
             raise RejectedError("wrong_shape", f"image_id {id!r:.200} does not fit `image_name`: {error}") from None
         stem = os.path.splitext(name)[0]
         names = [name, *(stem + suffix for suffix in SUFFIXES)]
-        return next((name for name in names if os.path.lexists(os.path.join(self.image_dir, name))), name)
+        return next((name for name in names if folder.has(name)), name)
 
 
 def _answer(entry: dict[str, Any]) -> str:

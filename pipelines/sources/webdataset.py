@@ -6,14 +6,13 @@ each other are a sample; a suffix that comes twice begins the next one.
 
 import contextlib
 import json
-import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import google_crc32c
 
-from gatokit.pipelines import tar
+from gatokit.pipelines import storage, tar
 from gatokit.pipelines.sources.captions import captioned, decoded, printable, rejected, too_large
 from gatokit.pipelines.sources.corpus import CorpusFile, FoundDocument, Part, changed
 from gatokit.pipelines.sources.descriptions import text_of
@@ -72,12 +71,12 @@ class WebDatasetFile(CorpusFile):
 
     def read(self, places: Iterable[Place]) -> Iterator[list[Part]]:
         """See ``CorpusFile``."""
-        with open(self.path, "rb", buffering=0) as file:
-            number = file.fileno()
+        with storage.ranges(self.path) as file:
+            read = file.read_at
             for place in places:
                 image_begin, image_size, text_begin, text_size, suffix = (place.payload or "").split()
-                image = os.pread(number, int(image_size), int(image_begin))
-                stored = os.pread(number, int(text_size), int(text_begin))
+                image = read(int(image_begin), int(image_size))
+                stored = read(int(text_begin), int(text_size))
                 if google_crc32c.extend(google_crc32c.value(image), stored) != place.crc:
                     raise changed(self, place)
                 yield [image, self._text(stored, suffix.encode())]
@@ -163,5 +162,5 @@ def _split(name: bytes) -> tuple[bytes, bytes]:
 
 @contextlib.contextmanager
 def _opened(path: str) -> Iterator[tar.Reader]:
-    with open(path, "rb", buffering=0) as file:
-        yield tar.Reader(file.fileno())
+    with storage.ranges(path) as file:
+        yield tar.Reader(file)

@@ -198,7 +198,9 @@ def test_paths_start_at_their_base(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert local_pattern("data/*", base, "source") == f"{tmp_path}/a [[]1]/data/*"
 
 
-def test_object_storage_says_what_to_do(tmp_path: Path) -> None:
-    said = "source: 'gs://bucket/data/*' is no local path; copy or mount the files and give that path"
+def test_paths_on_object_storage_stand_for_themselves(tmp_path: Path) -> None:
+    assert local_pattern("gs://bucket/data/*", tmp_path, "source") == "gs://bucket/data/*"
+    assert local_path("data/x", Path("gs://bucket/configs"), "source") == "gs://bucket/configs/data/x"
+    said = "source: 's3://bucket/data/*' is neither local nor on gs://; copy or mount the files and give that path"
     with pytest.raises(ConfigError, match=f"^{re.escape(said)}$"):
-        local_pattern("gs://bucket/data/*", tmp_path, "source")
+        local_pattern("s3://bucket/data/*", tmp_path, "source")

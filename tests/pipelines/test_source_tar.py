@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gatokit.pipelines.storage import ranges
 from gatokit.pipelines.tar import DamagedTarError, Member, Reader, is_tar, members
 
 NAMES = st.text(
@@ -19,15 +20,15 @@ TYPES = [tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE, tarfile.DIRTYPE, t
 
 
 def walk(path: Path) -> list[Member]:
-    with path.open("rb") as file:
-        return list(members(Reader(file.fileno())))
+    with ranges(path) as file:
+        return list(members(Reader(file)))
 
 
 def damage(path: Path) -> tuple[list[bytes], str, int]:
     """Names of the members before the damage, what it says, and where."""
     found = []
-    with path.open("rb") as file:
-        walked = members(Reader(file.fileno()))
+    with ranges(path) as file:
+        walked = members(Reader(file))
         with pytest.raises(DamagedTarError) as caught:
             found.extend(member.name for member in walked)
     return found, str(caught.value), caught.value.offset
@@ -167,8 +168,8 @@ def test_a_damaged_archive_is_walked_or_refused(
         data[at] ^= mask
     path.write_bytes(data)
     found: list[Member] = []
-    with path.open("rb") as file, contextlib.suppress(DamagedTarError):
-        found.extend(members(Reader(file.fileno())))
+    with ranges(path) as file, contextlib.suppress(DamagedTarError):
+        found.extend(members(Reader(file)))
     assert all(member.begin + member.size <= len(data) for member in found)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from gatokit.pipelines.storage import commit, file_digest, hold, local_directory, temporary_beside, write_atomically
+from gatokit.pipelines.storage import commit, file_digest, hold, out_directory, temporary_beside, write_atomically
 from gatokit.schemas.errors import ConfigError, DataError
 
 
@@ -145,8 +145,9 @@ def test_a_directory_that_cannot_be_written(tmp_path: Path) -> None:
             pass
 
 
-def test_object_storage_says_what_to_do() -> None:
-    said = r"^--out gs://bucket/out: no local path; build into a local or mounted directory$"
+def test_another_object_storage_says_what_to_do() -> None:
+    said = r"^--out s3://bucket/out: is neither a local path nor one on gs://; choose another directory$"
     with pytest.raises(ConfigError, match=said):
-        local_directory("gs://bucket/out")
-    assert local_directory("a:b/out") == Path("a:b/out")
+        out_directory("s3://bucket/out")
+    assert out_directory("a:b/out") == Path("a:b/out")
+    assert str(out_directory("gs://bucket/out") / "x") == "gs:/bucket/out/x"

@@ -1,0 +1,241 @@
+"""Objects on ``gs://``, through the client that Beam sets up (its options, credentials and retries).
+
+A path may have lost one slash of ``gs://``, as ``pathlib`` writes it. What the service answers comes as OSError that
+names the object: FileNotFoundError where there is none.
+"""
+
+import base64
+import fnmatch
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+
+from gatokit.schemas.errors import ConfigError
+
+_NAME = re.compile(r"gs:/{1,2}(?P<bucket>[^/]+)(?:/(?P<object>.*))?", re.DOTALL)
+_LEAST, _MOST = 1 << 16, 1 << 23
+"""Bytes of a ranged read: few where the reader jumps, more and more where it goes on."""
+_PART_BYTES = 16 << 20
+"""A larger upload goes in parts of this size, of which one that fails is sent again."""
+_THREADS = threading.local()
+
+
+@dataclass(frozen=True)
+class Object:
+    """An object as a listing gives it; ``generation`` numbers its content."""
+
+    path: str
+    size: int
+    generation: int
+
+
+def is_remote(path: str | Path) -> bool:
+    """Whether a path names an object."""
+    return str(path).startswith("gs:/")
+
+
+def canonical(path: str | Path) -> str:
+    """The path with both its slashes."""
+    bucket, name = _parsed(path)
+    return f"gs://{bucket}/{name}"
+
+
+def about(path: str | Path) -> Object:
+    """The object at ``path``."""
+    with _os_errors(path):
+        blob = _blob(path)
+        blob.reload(retry=_retry())
+        return _object(blob)
+
+
+def below(directory: str | Path) -> Iterator[Object]:
+    """All objects below a directory, in order of name; names that end in a slash are left out."""
+    bucket, name = _parsed(directory)
+    prefix = name if not name or name.endswith("/") else name + "/"
+    with _os_errors(directory):
+        for blob in _client().client.list_blobs(bucket, prefix=prefix, retry=_retry()):
+            if not blob.name.endswith("/"):
+                yield _object(blob)
+
+
+def matching(pattern: str) -> set[str]:
+    """Objects, and directories that hold some, that a glob pattern matches."""
+    pattern = canonical(pattern)
+    fixed = re.split(r"[*?[]", pattern, maxsplit=1)[0].rpartition("/")[0]
+    wanted = re.compile(_expression(pattern.rstrip("/")), re.DOTALL)
+    found = set()
+    for item in below(fixed if fixed.count("/") > 2 else fixed + "/"):
+        parts = item.path[len(fixed) + 1 :].split("/")
+        for count in range(1, len(parts) + 1):
+            path = f"{fixed}/{'/'.join(parts[:count])}"
+            if path not in found and wanted.fullmatch(path):
+                found.add(path)
+    if fixed and wanted.fullmatch(fixed):
+        found.add(fixed)
+    return found
+
+
+def read(path: str | Path) -> bytes:
+    """The content of an object, checked against its checksum."""
+    with _os_errors(path):
+        data: bytes = _blob(path).download_as_bytes(checksum="crc32c", retry=_retry())
+        return data
+
+
+def download(path: str | Path, local: str | Path) -> None:
+    """Writes the content of an object to a local file, checked against its checksum."""
+    with _os_errors(path):
+        _blob(path).download_to_filename(str(local), checksum="crc32c", retry=_retry())
+
+
+def upload(local: str | Path, path: str | Path) -> None:
+    """Sends a local file; the object is there when this returns, whole and checked, or there is no new one."""
+    crc = google_crc32c.Checksum()
+    with open(local, "rb") as file:
+        for _ in crc.consume(file, 1 << 20):
+            pass
+        file.seek(0)
+        with _os_errors(path):
+            blob = _blob(path)
+            blob.chunk_size = _PART_BYTES
+            blob.upload_from_file(file, checksum="crc32c", retry=_retry())
+            _check(blob, crc.digest())
+
+
+def write(path: str | Path, data: bytes | memoryview, *, new: bool = False) -> int:
+    """As ``upload``, from memory; the generation of the object. FileExistsError where ``new`` and there is one."""
+    with _os_errors(path):
+        blob = _blob(path)
+        match = {"if_generation_match": 0} if new else {}
+        blob.upload_from_string(bytes(data), checksum="crc32c", retry=_retry(), **match)
+        _check(blob, google_crc32c.Checksum(bytes(data)).digest())
+        return int(blob.generation)
+
+
+def delete(path: str | Path, generation: int | None = None) -> None:
+    """Removes an object, or just that generation of it; none is there afterwards, or an error is raised."""
+    with suppress(FileNotFoundError), _os_errors(path):
+        _blob(path).delete(if_generation_match=generation, retry=_retry())
+
+
+class Ranges:
+    """Ranged reads of one object as it was when this was opened."""
+
+    def __init__(self, path: str | Path) -> None:
+        self._path = path
+        found = about(path)
+        self.size, self._generation = found.size, found.generation
+        with _os_errors(path):
+            self._blob = _blob(path)
+        self._begin, self._data, self._ahead = 0, b"", _LEAST
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        """``length`` bytes at ``offset``; fewer where the object ends before.
+
+        FileNotFoundError where the object was replaced.
+        """
+        end = min(offset + length, self.size)
+        if offset >= end:
+            return b""
+        have = self._begin + len(self._data)
+        if not self._begin <= offset or end > have:
+            kept = self._data[offset - self._begin :] if self._begin <= offset < have else b""
+            self._ahead = min(2 * self._ahead, _MOST) if kept or offset == have else _LEAST
+            begin = offset + len(kept)
+            self._data = kept + self._fetched(begin, min(self.size, max(end, begin + self._ahead)))
+            self._begin = offset
+        return self._data[offset - self._begin : end - self._begin]
+
+    def _fetched(self, begin: int, end: int) -> bytes:
+        def once() -> bytes:
+            data: bytes = self._blob.download_as_bytes(
+                start=begin, end=end - 1, if_generation_match=self._generation, checksum=None, retry=None
+            )
+            if len(data) != end - begin:
+                # A connection that ended early; the retries of the client take such an error for passing.
+                raise ConnectionError(f"{len(data)} of the {end - begin} bytes from byte {begin} on came")
+            return data
+
+        with _os_errors(self._path):
+            found: bytes = _retry()(once)()
+            return found
+
+
+def _parsed(path: str | Path) -> tuple[str, str]:
+    match = _NAME.fullmatch(str(path))
+    if match is None:
+        raise ConfigError(f"{path}: names no bucket; write gs://BUCKET/NAME")
+    return match["bucket"], match["object"] or ""
+
+
+def _expression(pattern: str) -> str:
+    """A glob pattern as a regular expression, as Python's own ``glob`` reads it."""
+    parts = []
+    for part in pattern.split("/"):
+        if part == "**":
+            parts.append(r"(?:(?!\.)[^/]+/)*")
+            continue
+        visible = r"(?!\.)" if part[:1] in ("*", "?", "[") else ""
+        inner = fnmatch.translate(part).removeprefix("(?s:").removesuffix(r")\Z")
+        parts.append(visible + re.sub(r"\.\*|(?<!\\)\.", lambda match: "[^/]" + match[0][1:], inner) + "/")
+    return "".join(parts).removesuffix("/") + "/?"
+
+
+def _client() -> Any:
+    """Beam's own wrapper of the storage client, one a thread."""
+    if not hasattr(_THREADS, "client"):
+        from apache_beam.io.filesystems import FileSystems
+
+        try:
+            _THREADS.client = FileSystems.get_filesystem("gs://")._gcsIO()
+        except ValueError:
+            raise ConfigError("paths on gs:// need the extra: pip install 'gatokit[gcp]'") from None
+    return _THREADS.client
+
+
+def _retry() -> Any:
+    return _client()._storage_client_retry
+
+
+def _blob(path: str | Path) -> Any:
+    bucket, name = _parsed(path)
+    return _client().client.bucket(bucket).blob(name)
+
+
+def _object(blob: Any) -> Object:
+    return Object(f"gs://{blob.bucket.name}/{blob.name}", int(blob.size), int(blob.generation))
+
+
+def _check(blob: Any, crc: bytes) -> None:
+    stored = blob.crc32c
+    if stored != base64.b64encode(crc).decode():
+        blob.delete(retry=_retry())
+        raise OSError(f"gs://{blob.bucket.name}/{blob.name}: what arrived has another checksum than what was sent")
+
+
+@contextmanager
+def _os_errors(path: str | Path) -> Iterator[None]:
+    """The service's errors as OSError."""
+    from google.api_core import exceptions  # type: ignore[import-untyped]
+    from google.auth.exceptions import GoogleAuthError  # type: ignore[import-untyped]
+
+    try:
+        yield
+    except exceptions.NotFound:
+        raise FileNotFoundError(f"{canonical(path)}: does not exist") from None
+    except exceptions.PreconditionFailed:
+        raise FileExistsError(f"{canonical(path)}: was replaced, or exists already") from None
+    except (exceptions.Forbidden, exceptions.Unauthorized) as error:
+        raise PermissionError(f"{canonical(path)}: access denied: {_first_line(error)}") from None
+    except (exceptions.GoogleAPIError, GoogleAuthError, ConnectionError) as error:
+        raise OSError(f"{canonical(path)}: {_first_line(error)}") from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
