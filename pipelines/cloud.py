@@ -5,7 +5,6 @@ names the object: FileNotFoundError where there is none.
 """
 
 import base64
-import fnmatch
 import re
 import threading
 from collections.abc import Iterator
@@ -74,10 +73,10 @@ def matching(pattern: str) -> set[str]:
         parts = item.path[len(fixed) + 1 :].split("/")
         for count in range(1, len(parts) + 1):
             path = f"{fixed}/{'/'.join(parts[:count])}"
-            if path not in found and wanted.fullmatch(path):
+            if wanted.fullmatch(path + "/"):
                 found.add(path)
-    if fixed and wanted.fullmatch(fixed):
-        found.add(fixed)
+        if wanted.fullmatch(fixed + "/"):
+            found.add(fixed)
     return found
 
 
@@ -104,8 +103,8 @@ def upload(local: str | Path, path: str | Path) -> None:
         with _os_errors(path):
             blob = _blob(path)
             blob.chunk_size = _PART_BYTES
-            blob.upload_from_file(file, checksum="crc32c", retry=_retry())
-            _check(blob, crc.digest())
+            with _checked(blob, crc.digest()):
+                blob.upload_from_file(file, checksum="crc32c", retry=_retry())
 
 
 def write(path: str | Path, data: bytes | memoryview, *, new: bool = False) -> int:
@@ -113,8 +112,8 @@ def write(path: str | Path, data: bytes | memoryview, *, new: bool = False) -> i
     with _os_errors(path):
         blob = _blob(path)
         match = {"if_generation_match": 0} if new else {}
-        blob.upload_from_string(bytes(data), checksum="crc32c", retry=_retry(), **match)
-        _check(blob, google_crc32c.Checksum(bytes(data)).digest())
+        with _checked(blob, google_crc32c.Checksum(bytes(data)).digest()):
+            blob.upload_from_string(bytes(data), checksum="crc32c", retry=_retry(), **match)
         return int(blob.generation)
 
 
@@ -175,16 +174,32 @@ def _parsed(path: str | Path) -> tuple[str, str]:
 
 
 def _expression(pattern: str) -> str:
-    """A glob pattern as a regular expression, as Python's own ``glob`` reads it."""
+    """A regular expression of the paths, with a slash behind, that a glob pattern matches in Python's own ``glob``."""
     parts = []
     for part in pattern.split("/"):
         if part == "**":
             parts.append(r"(?:(?!\.)[^/]+/)*")
+        else:
+            visible = r"(?!\.)" if part[:1] in ("*", "?", "[") else ""
+            parts.append(f"{visible}{_component(part)}/")
+    return "".join(parts)
+
+
+def _component(pattern: str) -> str:
+    """One name of a pattern."""
+    found, at = "", 0
+    while at < len(pattern):
+        end = pattern.find("]", at + 2 + (pattern[at + 1 : at + 2] == "!")) if pattern[at] == "[" else -1
+        if end > 0:
+            inner = (
+                pattern[at + 1 : end].replace("\\", r"\\").replace("[", r"\[").replace("]", r"\]").replace("^", r"\^")
+            )
+            found += f"(?!/)[{'^' + inner[1:] if inner[0] == '!' else inner}]"
+            at = end + 1
             continue
-        visible = r"(?!\.)" if part[:1] in ("*", "?", "[") else ""
-        inner = fnmatch.translate(part).removeprefix("(?s:").removesuffix(r")\Z")
-        parts.append(visible + re.sub(r"\.\*|(?<!\\)\.", lambda match: "[^/]" + match[0][1:], inner) + "/")
-    return "".join(parts).removesuffix("/") + "/?"
+        found += {"*": "[^/]*", "?": "[^/]"}.get(pattern[at], re.escape(pattern[at]))
+        at += 1
+    return found
 
 
 def _client() -> Any:
@@ -212,9 +227,17 @@ def _object(blob: Any) -> Object:
     return Object(f"gs://{blob.bucket.name}/{blob.name}", int(blob.size), int(blob.generation))
 
 
-def _check(blob: Any, crc: bytes) -> None:
-    stored = blob.crc32c
-    if stored != base64.b64encode(crc).decode():
+@contextmanager
+def _checked(blob: Any, crc: bytes) -> Iterator[None]:
+    """What arrived has this checksum, or is removed again."""
+    from google.cloud.storage.exceptions import DataCorruption  # type: ignore[import-untyped]
+
+    try:
+        yield
+        arrived = blob.crc32c == base64.b64encode(crc).decode()
+    except DataCorruption:
+        arrived = False
+    if not arrived:
         blob.delete(retry=_retry())
         raise OSError(f"gs://{blob.bucket.name}/{blob.name}: what arrived has another checksum than what was sent")
 
@@ -224,6 +247,7 @@ def _os_errors(path: str | Path) -> Iterator[None]:
     """The service's errors as OSError."""
     from google.api_core import exceptions  # type: ignore[import-untyped]
     from google.auth.exceptions import GoogleAuthError  # type: ignore[import-untyped]
+    from google.cloud.storage.exceptions import DataCorruption, InvalidResponse
 
     try:
         yield
@@ -233,7 +257,7 @@ def _os_errors(path: str | Path) -> Iterator[None]:
         raise FileExistsError(f"{canonical(path)}: was replaced, or exists already") from None
     except (exceptions.Forbidden, exceptions.Unauthorized) as error:
         raise PermissionError(f"{canonical(path)}: access denied: {_first_line(error)}") from None
-    except (exceptions.GoogleAPIError, GoogleAuthError, ConnectionError) as error:
+    except (exceptions.GoogleAPIError, GoogleAuthError, ConnectionError, DataCorruption, InvalidResponse) as error:
         raise OSError(f"{canonical(path)}: {_first_line(error)}") from None
 
 

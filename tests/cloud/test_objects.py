@@ -1,0 +1,228 @@
+"""Objects as files: listings, ranged reads, uploads and locks, with what a service may do in between."""
+
+import glob
+import io
+import threading
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from gatokit.pipelines import cloud, storage
+from gatokit.schemas.errors import ConfigError, DataError
+from tests.google.fixtures import Bucket
+
+DATA = bytes(range(251)) * 4000
+
+
+@pytest.fixture(autouse=True)
+def own_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that knows this test's server."""
+    monkeypatch.setattr(cloud, "_THREADS", threading.local())
+
+
+def test_a_path_may_have_lost_a_slash() -> None:
+    assert cloud.canonical(Path("gs://bucket/a") / "b c") == "gs://bucket/a/b c"
+    assert [cloud.is_remote(path) for path in ("gs://b/x", Path("gs://b/x"), "/gs:/b", "gs", "s3://b/x")] == [
+        *(True, True),
+        *(False, False, False),
+    ]
+    with pytest.raises(ConfigError, match="gs:///x: names no bucket; write gs://BUCKET/NAME"):
+        cloud.canonical("gs:///x")
+
+
+def test_what_was_written_is_read(bucket: Bucket, tmp_path: Path) -> None:
+    storage.write_atomically("gs://bucket/a/b.txt", b"whole")
+    assert bucket.get("a/b.txt") == b"whole"
+    assert storage.read_bytes(Path("gs://bucket/a/b.txt")) == b"whole"
+    assert storage.size("gs://bucket/a/b.txt") == 5
+    assert storage.version("gs://bucket/a/b.txt") == bucket.blob("a/b.txt").generation
+    assert storage.exists("gs://bucket/a/b.txt")
+    assert not storage.exists("gs://bucket/a")
+    assert storage.is_file("gs://bucket/a/b.txt")
+    assert storage.is_directory("gs://bucket/a")
+    with storage.local_copy("gs://bucket/a/b.txt") as copy:
+        assert (Path(copy).name, Path(copy).read_bytes()) == ("b.txt", b"whole")
+    assert not Path(copy).exists()
+    storage.append_line("gs://bucket/log", "one")
+    storage.append_line("gs://bucket/log", "zwei ö")
+    assert bucket.get("log") == "one\nzwei ö\n".encode()
+    storage.remove("gs://bucket/log")
+    storage.remove("gs://bucket/log")
+    assert bucket.names() == ["a/b.txt"]
+    with pytest.raises(FileNotFoundError, match=r"^gs://bucket/log: does not exist$"):
+        storage.read_bytes("gs://bucket/log")
+
+
+def test_a_large_file_goes_up_in_parts_and_the_local_one_is_gone(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cloud, "_PART_BYTES", 256 * 1024)
+    temporary = storage.temporary_beside("gs://bucket/out/shard")
+    Path(temporary).write_bytes(DATA * 10)
+    storage.commit(temporary, "gs://bucket/out/shard")
+    assert bucket.get("out/shard") == DATA * 10
+    assert not Path(temporary).exists()
+    assert bucket.server.open_uploads == 0
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(st.integers(0, len(DATA) + 9), st.integers(0, 200_000)), min_size=1, max_size=12))
+def test_ranges_are_those_of_the_content(bucket: Bucket, reads: list[tuple[int, int]]) -> None:
+    bucket.put("data", DATA)
+    with storage.ranges("gs://bucket/data") as file:
+        assert file.size == len(DATA)
+        for offset, length in reads:
+            assert file.read_at(offset, length) == DATA[offset : offset + length]
+
+
+def test_reading_on_takes_few_requests(bucket: Bucket) -> None:
+    bucket.put("data", DATA)
+    with io.BufferedReader(storage.stream("gs://bucket/data"), 1 << 12) as file:  # type: ignore[type-var]
+        assert file.read(10) == DATA[:10]
+        before = len(bucket.server.requests())
+        assert file.read() == DATA[10:]
+        assert len(bucket.server.requests()) - before < 8
+        assert file.seek(-5, io.SEEK_END) == len(DATA) - 5
+        assert file.read() == DATA[-5:]
+
+
+def test_an_object_that_was_replaced_is_not_read_on(bucket: Bucket) -> None:
+    bucket.put("data", DATA)
+    with storage.ranges("gs://bucket/data") as file:
+        assert file.read_at(0, 10) == DATA[:10]
+        bucket.put("data", DATA)
+        with pytest.raises(OSError, match=r"^gs://bucket/data: "):
+            file.read_at(500_000, 10)
+
+
+NAMES = ["a/1.tar", "a/2.tar", "a/.3.tar", "a/b/4.tar", "a/b/c/5.tar", "a/.h/6.tar", "x[1]/7.tar", "x1/8.tar", "z.tar"]
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        *("a/*.tar", "a/*", "*", "**/*.tar", "a/**", "a/**/*.tar", "a/?.tar", "a/[12].tar", "a/[!1].tar", "a/.*"),
+        *("x[[]1]/*", "a/1.tar", "a", "a/b/", "no*", "nothing", "*/b", "a/*/c/*", "a/**/c/**", "**"),
+    ],
+)
+def test_patterns_match_as_on_a_disk(bucket: Bucket, tmp_path: Path, pattern: str) -> None:
+    for name in NAMES:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+        bucket.put(f"root/{name}", b"x")
+    here = {str(Path(path).relative_to(tmp_path)) for path in glob.glob(f"{tmp_path}/{pattern}", recursive=True)}
+    there = {
+        path.removeprefix("gs://bucket/root").strip("/") or "."
+        for path in storage.matching(f"gs://bucket/root/{pattern}")
+    }
+    assert there == here
+
+
+def test_thousands_of_objects_come_in_pages(bucket: Bucket) -> None:
+    for number in range(3210):
+        bucket.put(f"many/{number:05d}", b"x" * (number % 7))
+    bucket.put("many-more", b"")
+    found = list(cloud.below("gs://bucket/many"))
+    assert [item.path for item in found] == [f"gs://bucket/many/{number:05d}" for number in range(3210)]
+    assert [item.size for item in found] == [number % 7 for number in range(3210)]
+    assert storage.names("gs://bucket") == ["many", "many-more"]
+    wanted = {Path(f"gs://bucket/many/{number:05d}") for number in (1, 3209, 3210)}
+    assert storage.existing(wanted) == {Path("gs://bucket/many/00001"), Path("gs://bucket/many/03209")}
+
+
+def test_one_holds_a_directory_at_a_time(bucket: Bucket) -> None:
+    with storage.hold("gs://bucket/out"):
+        with (
+            pytest.raises(
+                DataError, match=r"gs://bucket/out is in use by process \d+ on .*remove gs://bucket/out/\.lock"
+            ),
+            storage.hold("gs://bucket/out"),
+        ):
+            raise AssertionError
+        assert bucket.names() == ["out/.lock"]
+    assert bucket.names() == []
+    with storage.hold(Path("gs://bucket/out")):
+        pass
+
+
+def test_a_lock_that_was_taken_away_is_not_deleted_from_its_new_owner(bucket: Bucket) -> None:
+    with storage.hold("gs://bucket/out"):
+        bucket.put("out/.lock", b"another")
+    assert bucket.get("out/.lock") == b"another"
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_a_busy_service_is_asked_again(bucket: Bucket, tmp_path: Path, status: int) -> None:
+    bucket.put("data", DATA)
+    server = bucket.server
+    for work in (
+        lambda: storage.read_bytes("gs://bucket/data") == DATA,
+        lambda: [item.size for item in cloud.below("gs://bucket")] == [len(DATA)],
+        lambda: cloud.Ranges("gs://bucket/data").read_at(5, 7) == DATA[5:12],
+        lambda: storage.write_atomically("gs://bucket/other", b"x") is None and bucket.get("other") == b"x",
+        lambda: storage.remove("gs://bucket/other") is None and bucket.names() == ["data"],
+    ):
+        fault = server.fail(2, status=status)
+        assert work()
+        assert fault.hits == 2
+
+
+def test_a_body_that_ends_early_is_fetched_again(bucket: Bucket) -> None:
+    bucket.put("data", DATA)
+    for work in (
+        lambda: cloud.Ranges("gs://bucket/data").read_at(100, 300_000) == DATA[100:300_100],
+        lambda: storage.read_bytes("gs://bucket/data") == DATA,
+    ):
+        fault = bucket.server.truncate(2, keep=1000)
+        assert work()
+        assert fault.times == 0
+
+
+def test_slow_answers_are_waited_for(bucket: Bucket) -> None:
+    bucket.put("data", DATA[:5000])
+    bucket.server.trickle()
+    assert storage.read_bytes("gs://bucket/data") == DATA[:5000]
+    assert cloud.Ranges("gs://bucket/data").read_at(9, 4000) == DATA[9:4009]
+
+
+def test_an_upload_that_breaks_off_goes_on(bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cloud, "_PART_BYTES", 256 * 1024)
+    (tmp_path / "shard").write_bytes(DATA * 10)
+    fault = bucket.server.drop(2, after=100_000)
+    cloud.upload(tmp_path / "shard", "gs://bucket/shard")
+    assert fault.times == 0
+    assert bucket.get("shard") == DATA * 10
+
+
+@pytest.mark.parametrize("trusting", [False, True])
+def test_bytes_that_change_on_their_way_are_never_taken(bucket: Bucket, tmp_path: Path, trusting: bool) -> None:
+    bucket.server.trusting = trusting
+    (tmp_path / "shard").write_bytes(DATA)
+    for work in (
+        lambda: cloud.upload(tmp_path / "shard", "gs://bucket/shard"),
+        lambda: storage.write_atomically("gs://bucket/shard", DATA),
+    ):
+        bucket.server.flip(at=1000)
+        with pytest.raises(OSError, match="gs://bucket/shard: "):
+            work()
+        bucket.server.heal()
+        assert bucket.names() == []
+        work()
+        assert bucket.get("shard") == DATA
+        bucket.remove("shard")
+
+
+def test_an_outage_without_end_is_an_error_that_names_the_object(bucket: Bucket) -> None:
+    bucket.put("data", DATA)
+    bucket.server.fail(1_000_000)
+    with pytest.raises(OSError, match=r"^gs://bucket/data: "):
+        storage.read_bytes("gs://bucket/data")
+
+
+def test_what_may_not_be_read_says_so(bucket: Bucket) -> None:
+    bucket.put("data", DATA)
+    bucket.server.fail(status=403, pattern="alt=media")
+    with pytest.raises(PermissionError, match=r"^gs://bucket/data: access denied: "):
+        storage.read_bytes("gs://bucket/data")
