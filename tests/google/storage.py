@@ -344,17 +344,9 @@ class StorageServer(LoopbackServer):
             del self._uploads[request.query["upload_id"]]
         return answer
 
-    def _store(
-        self,
-        request: Request,
-        bucket: str,
-        name: str,
-        properties: dict[str, Any],
-        body: bytes,
-        query: Mapping[str, str],
-    ) -> Response:
+    def _store(self, request: Request, bucket: str, name: str, properties: dict[str, Any], body: bytes) -> Response:
         given = {_PROPERTY[key]: value for key, value in _hashes(request.headers.get("X-Goog-Hash", "")).items()}
-        return self._stored(bucket, name, properties | given, self._flipped(request, body), query)
+        return self._stored(bucket, name, properties | given, self._flipped(request, body), request.query)
 
     def _stored(
         self, bucket: str, name: str, properties: Mapping[str, Any], data: bytes, query: Mapping[str, str]
