@@ -13,7 +13,15 @@ import pyarrow.parquet as pq
 from gatokit.pipelines.build import INDEX_SUFFIX
 from gatokit.pipelines.plan import Plan
 from gatokit.pipelines.shards import read_outside, read_parts
-from gatokit.pipelines.storage import TEMPORARY, file_digest, write_atomically
+from gatokit.pipelines.storage import (
+    TEMPORARY,
+    arrow_file,
+    file_digest,
+    is_directory,
+    remove,
+    sizes,
+    write_atomically,
+)
 from gatokit.pipelines.tasks import Losses, check_budget
 from gatokit.schemas.canonical import json_digest
 from gatokit.schemas.config import BuildConfig
@@ -59,7 +67,8 @@ def finish_dataset(root: Path, plan: Plan, config: BuildConfig, content: Literal
     splits, totals = [], _Totals()
     for order in plan.orders:
         name = order.stem + INDEX_SUFFIX
-        table = pq.ParquetFile(directory / name).read(_COUNTED, use_threads=False)
+        with arrow_file(directory / name) as file:
+            table = pq.ParquetFile(file).read(_COUNTED, use_threads=False)
         totals.add(table)
         splits.append(
             Split(
@@ -132,15 +141,22 @@ def write_manifest(
         datasets=datasets,
         files=files,
     )
-    write_atomically(root / MANIFEST, manifest.to_bytes())
-    return Manifest.read(root)
+    data = manifest.to_bytes()
+    write_atomically(root / MANIFEST, data)
+    return Manifest.parse(data, root / MANIFEST)
 
 
-def is_done(directory: Path, order_stem: str) -> bool:
-    """Whether a split's index stands, and every part that it names, at its size."""
+def finished_orders(directory: Path, stems: Sequence[str]) -> set[str]:
+    """The splits whose index stands, and every part that it names, at its size."""
+    there = sizes(directory) if is_directory(directory) else {}
+    return {stem for stem in stems if stem + INDEX_SUFFIX in there and _is_whole(directory, stem, there)}
+
+
+def _is_whole(directory: Path, stem: str, there: dict[str, int]) -> bool:
     try:
-        metadata = pq.read_schema(directory / (order_stem + INDEX_SUFFIX)).metadata
-        return all((directory / part.file).stat().st_size == part.size for part in read_parts(metadata))
+        with arrow_file(directory / (stem + INDEX_SUFFIX)) as file:
+            metadata = pq.read_schema(file).metadata
+        return all(there.get(part.file) == part.size for part in read_parts(metadata))
     except (OSError, KeyError, ValueError, pa.ArrowInvalid):
         return False
 
@@ -151,10 +167,10 @@ def _files(split: Split) -> Sequence[str]:
 
 def _remove_leftovers(directory: Path, names: set[str], dataset: str | None = None) -> None:
     """Removes temporary files of dead attempts, and a dataset's shards and indexes of plans that were given up."""
-    for path in directory.iterdir():
-        planned = path.name.startswith(f"{dataset}-") and path.name.endswith((INDEX_SUFFIX, ".arrayrecord"))
-        if path.name not in names and (planned or path.name.startswith(TEMPORARY)):
-            path.unlink()
+    for name in sizes(directory):
+        planned = name.startswith(f"{dataset}-") and name.endswith((INDEX_SUFFIX, ".arrayrecord"))
+        if name not in names and (planned or name.startswith(TEMPORARY)):
+            remove(directory / name)
 
 
 class _Totals:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
+from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import (
     DirectOptions,
     PipelineOptions,
@@ -26,6 +27,7 @@ from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.runners.runner import PipelineRunner
 from apache_beam.transforms.environments import SubprocessSDKEnvironment
 
+from gatokit.pipelines import storage
 from gatokit.pipelines.build import build_split
 from gatokit.pipelines.orders import Order
 from gatokit.pipelines.storage import return_large_blocks, write_atomically, write_rows
@@ -86,7 +88,7 @@ class _BuildFn(beam.DoFn):
 
     def setup(self) -> None:
         """Loads the model here, once a worker, so that it does not travel with every bundle."""
-        self._text = TextTokenizer.load(self._vocabulary)
+        self._text = storage.load_vocabulary(self._vocabulary)
         return_large_blocks()
 
     def process(self, element: tuple[str, str]) -> list[str]:
@@ -134,6 +136,8 @@ def execution(arguments: Sequence[str], workers: int) -> Execution:
     options = PipelineOptions(list(arguments))
     # Workers import everything from the installed package.
     options.view_as(SetupOptions).save_main_session = False
+    # What is read and written on gs:// before and after the pipeline takes its project and credentials from here.
+    FileSystems.set_options(options)
     if options.view_as(StandardOptions).runner is not None:
         return Execution(options, None)
     direct = options.view_as(DirectOptions)
@@ -171,8 +175,9 @@ def run(
     while thread.is_alive():
         thread.join(_POLL_SECONDS)
         poll()
-    for path in sorted((work / ERRORS).glob("*.json")):
-        raise DataError(json.loads(path.read_text())["message"])
+    for name in storage.names(work / ERRORS):
+        if name.endswith(".json"):
+            raise DataError(json.loads(storage.read_bytes(work / ERRORS / name))["message"])
     if failure:
         if "No space left on device" in str(failure[0]):
             raise DataError("the disk is full; make room and run the build again: finished shards stay")

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,25 +10,28 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from gatokit.pipelines import jobs
+from gatokit.pipelines import jobs, storage
 from gatokit.pipelines.build import INDEX_SUFFIX
-from gatokit.pipelines.finish import finish_dataset, is_done, write_manifest
+from gatokit.pipelines.cloud import is_remote
+from gatokit.pipelines.finish import finish_dataset, finished_orders, write_manifest
 from gatokit.pipelines.kinds import plan_dataset
 from gatokit.pipelines.orders import Order
 from gatokit.pipelines.plan import DatasetPlan, Plan, make_plan
 from gatokit.pipelines.shards import write_index
-from gatokit.pipelines.storage import LOCK, TEMPORARY, hold, local_directory, write_atomically
+from gatokit.pipelines.sources.find import local_path
+from gatokit.pipelines.storage import LOCK, TEMPORARY, hold, out_directory, write_atomically
 from gatokit.schemas.canonical import json_digest
 from gatokit.schemas.config import PATHS, BuildConfig, read_config
 from gatokit.schemas.errors import ConfigError, DataError
 from gatokit.schemas.index import INDEX
 from gatokit.schemas.manifest import LOG, MANIFEST, VOCABULARY, Manifest, Vocabulary
-from gatokit.tokenizers.text import TextTokenizer
 
 Progress = Callable[[str, int, int], None]
 """Called with a stage (``scan`` or ``build``), the pieces that are done and their number."""
 
 _WORK, _SCANNED, _ORDERS = ".work", "scan", "orders"
+_LISTING_SECONDS = 5.0
+"""A listing of objects costs a request, so that progress on ``gs://`` moves this often."""
 
 
 @dataclass(frozen=True)
@@ -84,11 +86,11 @@ def _run(
     progress: Progress | None,
 ) -> Result:
     begin = time.monotonic()
-    base, root = Path(config_path).resolve().parent, local_directory(out)
-    config = _selected(read_config(config_path), only, config_path)
-    where = jobs.execution(beam_arguments, workers)
+    where, root = jobs.execution(beam_arguments, workers), out_directory(out)
+    config, base = _read_config(config_path)
+    config = _selected(config, only, config_path)
     described = _described(config, base, limit)
-    vocabulary = base / os.path.expanduser(config.vocabulary)
+    vocabulary = Path(local_path(config.vocabulary, base, "vocabulary"))
     model = _vocabulary(vocabulary, config_path) if content == "build" else None
     plans = [plan_dataset(config, number, base) for number in range(len(config.datasets))]
     with hold(root):
@@ -97,11 +99,11 @@ def _run(
         log = _Log(root / LOG)
         work = root / _WORK
         errors = work / jobs.ERRORS
-        shutil.rmtree(errors, ignore_errors=True)
+        storage.remove_tree(errors)
         log.write(f"{content} started", config=str(config_path), datasets=[plan.config.name for plan in plans])
         digest = model.blake2b if model else ""
         results = _scan(plans, config, work, where, progress)
-        shutil.rmtree(work / _ORDERS, ignore_errors=True)
+        storage.remove_tree(work / _ORDERS)
         planned = [
             make_plan(plan, paths, config, digest, limit, work / _ORDERS)
             for plan, paths in zip(plans, results, strict=True)
@@ -111,16 +113,24 @@ def _run(
             log.write("notice", text=notice)
         _check_unchanged(root, planned)
         if content == "build":
-            write_atomically(root / VOCABULARY, vocabulary.read_bytes())
+            write_atomically(root / VOCABULARY, storage.read_bytes(vocabulary))
             _build(planned, root, work, where, progress, log)
         else:
             _write_scan(planned, root)
         datasets = [finish_dataset(root, plan, config, content) for plan in planned]
-        shutil.rmtree(work, ignore_errors=True)
+        storage.remove_tree(work)
         manifest = write_manifest(root, config, described, datasets, model, content)
         seconds = time.monotonic() - begin
         log.write(f"{content} finished", seconds=round(seconds, 3), tokens=sum(item.tokens for item in datasets))
         return Result(manifest, notices, seconds)
+
+
+def _read_config(path: str | Path) -> tuple[BuildConfig, Path]:
+    """A config, and the directory that its relative paths start at."""
+    if not is_remote(path):
+        return read_config(path), Path(path).resolve().parent
+    with storage.local_copy(path) as copy:
+        return read_config(copy), Path(path).parent
 
 
 def _selected(config: BuildConfig, only: str | None, path: str | Path) -> BuildConfig:
@@ -148,23 +158,27 @@ def _relative(path: str, base: Path) -> str:
     return os.path.relpath(path, base) if os.path.isabs(path) else path
 
 
+def _manifest(root: Path) -> Manifest:
+    return Manifest.parse(storage.read_bytes(root / MANIFEST), root / MANIFEST)
+
+
 def _vocabulary(path: Path, config_path: str | Path) -> Vocabulary:
-    if not path.is_file():
+    if not storage.is_file(path):
         raise ConfigError(f"{config_path}: vocabulary: {path} does not exist; give a SentencePiece model")
-    text = TextTokenizer.load(path)
+    text = storage.load_vocabulary(path)
     return Vocabulary(file=VOCABULARY, pieces=text.pieces, blake2b=text.digest)
 
 
 def _check_root(root: Path, described: dict[str, Any], content: str) -> None:
     """ConfigError where the directory holds something that this job would not have put there."""
     ours = {MANIFEST, VOCABULARY, LOG, LOCK, _WORK, *(dataset["name"] for dataset in described["datasets"])}
-    if not (root / MANIFEST).exists():
-        names = sorted(path.name for path in root.iterdir())
+    names = storage.names(root)
+    if MANIFEST not in names:
         foreign = [name for name in names if name not in ours and not name.startswith(TEMPORARY)]
         if foreign:
             raise ConfigError(f"--out {root}: holds {foreign[0]}, no part of this {content}; choose another directory")
         return
-    manifest = Manifest.read(root)
+    manifest = _manifest(root)
     if manifest.content != content:
         raise ConfigError(f"--out {root}: holds a finished {manifest.content}; choose another directory")
     if manifest.config_digest != json_digest(described):
@@ -176,16 +190,16 @@ def _check_root(root: Path, described: dict[str, Any], content: str) -> None:
 def _check_vocabulary(root: Path, model: Vocabulary | None) -> None:
     """ConfigError where a build, finished or not, has made shards with another model."""
     path = root / VOCABULARY
-    if model is not None and path.exists() and TextTokenizer.load(path).digest != model.blake2b:
+    if model is not None and storage.exists(path) and storage.load_vocabulary(path).digest != model.blake2b:
         raise ConfigError(
             f"--out {root}: holds shards of another vocabulary, {path}; choose another directory or delete this one"
         )
 
 
 def _check_unchanged(root: Path, planned: list[Plan]) -> None:
-    if not (root / MANIFEST).exists():
+    if not storage.exists(root / MANIFEST):
         return
-    finished = {split.fingerprint for item in Manifest.read(root).datasets for split in item.splits}
+    finished = {split.fingerprint for item in _manifest(root).datasets for split in item.splits}
     if finished != {order.fingerprint for plan in planned for order in plan.orders}:
         raise ConfigError(
             f"--out {root}: holds a finished build of other source files; choose another directory or delete it"
@@ -201,18 +215,19 @@ def _scan(
 ) -> list[list[Path]]:
     """The scanned rows of every dataset; units that a killed job finished are not scanned again."""
     directory = work / _SCANNED
-    waiting, results = [], []
+    units, results = {}, []
     for plan in plans:
         paths = []
         for unit in plan.units(config.max_episode_bytes):
             paths.append(directory / f"{unit.fingerprint}.arrow")
-            if not paths[-1].exists():
-                waiting.append(unit)
+            units[paths[-1]] = unit
         results.append(paths)
+    done = storage.existing(units)
+    waiting = [unit for path, unit in units.items() if path not in done]
     if waiting:
         poll = _poll(progress, "scan", [path for paths in results for path in paths])
         jobs.run(waiting, jobs.ScanFiles(str(directory), str(work / jobs.ERRORS)), where, poll, work)
-        poll()
+        _report_all(progress, "scan", sum(map(len, results)))
     return results
 
 
@@ -223,10 +238,11 @@ def _build(
     waiting, results = [], []
     for plan in planned:
         directory = root / plan.dataset.config.name
+        done = finished_orders(directory, [order.stem for order in plan.orders])
         for order in plan.orders:
             results.append(directory / (order.stem + INDEX_SUFFIX))
-            if not is_done(directory, order.stem):
-                results[-1].unlink(missing_ok=True)
+            if order.stem not in done:
+                storage.remove(results[-1])
                 waiting.append((str(order.path), str(directory)))
     log.write("build planned", shards=len(results), finished=len(results) - len(waiting))
     if waiting:
@@ -235,9 +251,9 @@ def _build(
             jobs.run(waiting, jobs.WriteShards(str(root / VOCABULARY), str(work / jobs.ERRORS)), where, poll, work)
         except DataError:
             # The source may have changed in a way that no file's time shows.
-            shutil.rmtree(work / _SCANNED, ignore_errors=True)
+            storage.remove_tree(work / _SCANNED)
             raise
-        poll()
+        _report_all(progress, "build", len(results))
 
 
 def _write_scan(planned: list[Plan], root: Path) -> None:
@@ -252,14 +268,23 @@ def _write_scan(planned: list[Plan], root: Path) -> None:
 
 
 def _poll(progress: Progress | None, stage: str, results: list[Path]) -> Callable[[], None]:
-    waiting = set(results)
+    waiting, looked = set(results), 0.0
 
     def poll() -> None:
-        if progress is not None:
-            waiting.difference_update([path for path in waiting if path.exists()])
-            progress(stage, len(results) - len(waiting), len(results))
+        nonlocal looked
+        now = time.monotonic()
+        if progress is None or (waiting and is_remote(results[0]) and now - looked < _LISTING_SECONDS):
+            return
+        waiting.difference_update(storage.existing(waiting))
+        looked = now
+        progress(stage, len(results) - len(waiting), len(results))
 
     return poll
+
+
+def _report_all(progress: Progress | None, stage: str, pieces: int) -> None:
+    if progress is not None:
+        progress(stage, pieces, pieces)
 
 
 class _Log:
@@ -270,5 +295,4 @@ class _Log:
 
     def write(self, event: str, **values: Any) -> None:
         line = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "event": event, **values}
-        with open(self._path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        storage.append_line(self._path, json.dumps(line, ensure_ascii=False))

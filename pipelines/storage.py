@@ -27,6 +27,7 @@ import pyarrow as pa
 from gatokit.pipelines import cloud
 from gatokit.pipelines.cloud import is_remote
 from gatokit.schemas.errors import ConfigError, DataError
+from gatokit.tokenizers.text import TextTokenizer
 
 TEMPORARY = ".tmp-"
 LOCK = ".lock"
@@ -110,6 +111,13 @@ def local_descriptions(directory: str | Path) -> Iterator[str]:
             if name.endswith((".json", ".txt")):
                 cloud.download(f"{cloud.canonical(directory)}/{name}", os.path.join(local, name))
         yield local
+
+
+def load_vocabulary(path: str | Path) -> TextTokenizer:
+    """The tokenizer of a model; ConfigError where it cannot be read or is none."""
+    if not is_remote(path):
+        return TextTokenizer.load(path)
+    return TextTokenizer(cloud.read(path), source=cloud.canonical(path))
 
 
 def version(path: str | Path) -> int:
@@ -272,9 +280,6 @@ def out_directory(out: str | Path) -> Path:
     if _SCHEME.match(str(out)) and not is_remote(out):
         raise ConfigError(f"--out {out}: is neither a local path nor one on gs://; choose another directory")
     return Path(out)
-
-
-local_directory = out_directory
 
 
 @contextmanager
