@@ -18,8 +18,8 @@ from gatokit.schemas.tokens import TokenIds
 
 _SUMMED = ("episodes", "kept", "held_out", "steps", "tokens")
 _OF_EPISODES = ("window", "stream_return", "expert_return", "threshold")
-_FOUND_BY_BUILDS = ("bad_image", "image_too_large", "image_animated", "empty")
-"""Why a build drops documents that the scan found sound; a scan can find the first and the last of these too."""
+_FOUND_BY_BUILDS = ("bad_image", "image_too_large", "image_animated", "empty", "crashed_decoder")
+"""Why a build drops documents that the scan found sound; a scan can find ``bad_image`` and ``empty`` too."""
 
 
 class Totals:
@@ -190,7 +190,7 @@ def _rules(corpus: CorpusConfig) -> DocumentRules:
 
 def _files(dataset: Dataset) -> dict[str, str | None]:
     """Every file of a dataset, and its digest where its entry gives one."""
-    names: dict[str, str | None] = {DATASET: None, TASKS_FILE: None}
+    names: dict[str, str | None] = {dataset.described_file: None, dataset.tasks_file: None}
     names |= {split.index: None for split in dataset.splits}
     names |= {part.file: part.blake2b for split in dataset.splits for part in split.parts}
     return {f"{dataset.directory}/{name}": digest for name, digest in names.items()}

@@ -20,7 +20,7 @@ from gatokit.inspection.shards import ShardReader, open_shard
 from gatokit.schemas.config import CorpusConfig, Keep
 from gatokit.schemas.errors import DataError
 from gatokit.schemas.index import INDEX, INDEX_VERSION
-from gatokit.schemas.manifest import DATASET, TASKS_FILE, Dataset, DatasetFile
+from gatokit.schemas.manifest import Dataset, DatasetFile
 from gatokit.schemas.record import Record
 from gatokit.schemas.spec import EpisodeSpec
 from gatokit.schemas.tokens import TokenIds
@@ -64,15 +64,15 @@ class DatasetReader:
     @functools.cached_property
     def described(self) -> DatasetFile:
         """``dataset.json``: the distinct specs, and each task's, or the rules of documents."""
-        return DatasetFile.read(self.path / DATASET)
+        return DatasetFile.read(self.path / self.totals.described_file)
 
     @functools.cached_property
     def tasks(self) -> list[TaskRow]:
         """The rows of ``tasks.parquet``, one a task and agent; DataError where it cannot be read."""
         try:
-            return [TaskRow(**row) for row in pq.read_table(self.path / TASKS_FILE).to_pylist()]
+            return [TaskRow(**row) for row in pq.read_table(self.path / self.totals.tasks_file).to_pylist()]
         except (OSError, pa.ArrowInvalid, TypeError) as error:
-            raise DataError(f"{self.path / TASKS_FILE} cannot be read: {error}") from None
+            raise DataError(f"{self.path / self.totals.tasks_file} cannot be read: {error}") from None
 
     @property
     def task_names(self) -> list[str]:
@@ -184,7 +184,7 @@ class DatasetReader:
     def _document_tokenizer(self) -> DocumentTokenizer:
         rules = self.described.documents
         if rules is None:
-            raise DataError(f"{self.path / DATASET} lacks the rules of its documents")
+            raise DataError(f"{self.path / self.totals.described_file} lacks the rules of its documents")
         return DocumentTokenizer(self._text(), rules.end_of_document)
 
     def _tokenizer(self, row: EpisodeRow) -> EpisodeTokenizer:
@@ -193,7 +193,8 @@ class DatasetReader:
         if row.spec not in self._tokenizers:
             spec = self.described.specs.get(row.spec)
             if spec is None:
-                raise DataError(f"{self.path / DATASET} lacks the spec {row.spec} of episode {row.episode_id!r}")
+                described = self.path / self.totals.described_file
+                raise DataError(f"{described} lacks the spec {row.spec} of episode {row.episode_id!r}")
             needs_text = any(field.kind == "text" for field in spec.fields)
             self._tokenizers[row.spec] = EpisodeTokenizer(spec, self._ids, self._text() if needs_text else None)
         return self._tokenizers[row.spec]

@@ -13,7 +13,7 @@ from gatokit.inspection.dataset import DatasetReader
 from gatokit.inspection.directory import Directory
 from gatokit.inspection.faults import Fault, Faults
 from gatokit.schemas.errors import ConfigError, DataError, GatokitError
-from gatokit.schemas.manifest import DATASET, MANIFEST, TASKS_FILE, Manifest
+from gatokit.schemas.manifest import MANIFEST, Manifest
 from gatokit.schemas.tokens import TEXT_IDS, TokenIds
 from gatokit.tokenizers.text import TextTokenizer
 
@@ -72,17 +72,17 @@ def _check_contents(root: Path, manifest: Manifest, faults: Faults, progress: Pr
             faults.add(manifest.vocabulary.file, str(error).removeprefix(f"{root / manifest.vocabulary.file} "))
             return
     for dataset in directory.datasets.values():
-        name = dataset.totals.directory
-        if faults.has(f"{name}/{DATASET}") or faults.has(f"{name}/{TASKS_FILE}"):
+        name, described = dataset.totals.directory, dataset.totals.described_file
+        if faults.has(f"{name}/{described}") or faults.has(f"{name}/{dataset.totals.tasks_file}"):
             continue
         try:
             summary = _summary(dataset, manifest)
         except DataError as error:
-            faults.add(f"{name}/{DATASET}", str(error))
+            faults.add(f"{name}/{described}", str(error))
             continue
         for sentence in dataset_faults(summary):
-            faults.add(f"{name}/{DATASET}", sentence)
-        if not faults.has(f"{name}/{DATASET}"):
+            faults.add(f"{name}/{described}", sentence)
+        if not faults.has(f"{name}/{described}"):
             checker = RecordChecker(_content(dataset, manifest, text))
             _check_dataset(dataset, summary, checker, faults, moved)
 

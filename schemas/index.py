@@ -74,6 +74,7 @@ BAD_REASONS = {
     "image_too_large": "a picture has more pixels than are ever decoded",
     "image_animated": "a picture file holds an animation or several pages",
     "too_large": "the episode or document is above max_episode_bytes and was not read",
+    "crashed_decoder": "reading or decoding it ended the process that did so",
     "step_too_long": "a step has more observation tokens than a position can count",
 }
 """Reasons that count against the error budget: the input is rotten."""

@@ -62,7 +62,11 @@ class Split(_Model):
 
 
 class Dataset(_Model):
-    """Totals and splits of one dataset; ``directory`` is its folder below the root."""
+    """Totals and splits of one dataset; ``directory`` is its folder below the root.
+
+    ``update`` is empty but in the moment in which an update of the directory replaces the two summary files: both have
+    names of their own then, and the manifest before and behind are as whole as this one.
+    """
 
     name: str
     kind: str
@@ -79,6 +83,17 @@ class Dataset(_Model):
     shards: int
     bytes: int
     splits: list[Split]
+    update: str = ""
+
+    @property
+    def described_file(self) -> str:
+        """Name of the dataset's description in its directory."""
+        return f"dataset-{self.update}.json" if self.update else DATASET
+
+    @property
+    def tasks_file(self) -> str:
+        """Name of the table of tasks in its directory."""
+        return f"tasks-{self.update}.parquet" if self.update else TASKS_FILE
 
     @property
     def records(self) -> int:
@@ -121,6 +136,9 @@ class Manifest(_Model):
     def to_bytes(self) -> bytes:
         """Indented JSON with the digest of everything else as its last key."""
         content = self.model_dump(mode="json", exclude={"digest"})
+        for dataset in content["datasets"]:
+            if not dataset["update"]:
+                del dataset["update"]
         content["digest"] = json_digest(content)
         return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
 

@@ -15,7 +15,7 @@ import numpy as np
 from gatokit.schemas.canonical import digest, json_digest
 from gatokit.schemas.errors import ConfigError, DataError
 from gatokit.schemas.index import TRAIN
-from gatokit.schemas.manifest import DATASET, Dataset, DatasetFile, Manifest, Tokenizer
+from gatokit.schemas.manifest import Dataset, DatasetFile, Manifest, Tokenizer
 from gatokit.schemas.spec import EpisodeSpec
 from gatokit.schemas.tokens import TokenIds
 from gatokit.trainer.index import EpisodeIndex, load_index
@@ -52,7 +52,7 @@ class MixedDataset:
     @functools.cached_property
     def described(self) -> DatasetFile:
         """``dataset.json``: the specs of its tasks, or the rules of its documents."""
-        return DatasetFile.read(self.path / DATASET)
+        return DatasetFile.read(self.path / self.totals.described_file)
 
     @property
     def specs(self) -> dict[str, EpisodeSpec]:
