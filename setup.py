@@ -36,6 +36,7 @@ BUILD = [
     "xxhash>=3",
     "zstandard>=0.22",
 ]
+GCP = ["apache-beam[gcp]>=2.70,<3"]
 ENVLOGGER = ["envlogger==1.2"]
 TRAIN = [
     "jax>=0.6",
@@ -62,6 +63,7 @@ DEMO = [
 EXAMPLES = ["easy-vqa==1.0", "lxml", "pycocotools", "webdataset"]
 TEST = [
     *DEMO,
+    *GCP,
     "rlds==0.1.8",
     "grpcio-tools",
     "hypothesis",
@@ -87,6 +89,7 @@ setup(
     install_requires=BASE,
     extras_require={
         "build": BUILD,
+        "gcp": GCP,
         "envlogger": ENVLOGGER,
         "train": TRAIN,
         "tpu": [*TRAIN, "jax[tpu]"],
