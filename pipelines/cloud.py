@@ -1,7 +1,7 @@
 """Objects on ``gs://``, through the client that Beam sets up (its options, credentials and retries).
 
-A path may have lost one slash of ``gs://``, as ``pathlib`` writes it. What the service answers comes as OSError that
-names the object: FileNotFoundError where there is none.
+A path may have lost one slash of ``gs://``, as ``pathlib`` writes it. What the service answers comes as an error that
+names the object: an OSError for those who expect one of a disk, and a sentence for who called.
 """
 
 import base64
@@ -15,7 +15,7 @@ from typing import Any
 
 import google_crc32c
 
-from gatokit.schemas.errors import ConfigError
+from gatokit.schemas.errors import ConfigError, DataError
 
 _NAME = re.compile(r"gs:/{1,2}(?P<bucket>[^/]+)(?:/(?P<object>.*))?", re.DOTALL)
 _LEAST, _MOST = 1 << 16, 1 << 23
@@ -23,6 +23,18 @@ _LEAST, _MOST = 1 << 16, 1 << 23
 _PART_BYTES = 16 << 20
 """A larger upload goes in parts of this size, of which one that fails is sent again."""
 _THREADS = threading.local()
+
+
+class ObjectError(DataError, OSError):
+    """An object could not be read or written."""
+
+
+class MissingObjectError(ObjectError, FileNotFoundError):
+    """There is no such object."""
+
+
+class ReplacedObjectError(ObjectError, FileExistsError):
+    """There is another object than was asked for, or one where there should be none."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +120,7 @@ def upload(local: str | Path, path: str | Path) -> None:
 
 
 def write(path: str | Path, data: bytes | memoryview, *, new: bool = False) -> int:
-    """As ``upload``, from memory; the generation of the object. FileExistsError where ``new`` and there is one."""
+    """As ``upload``, from memory; the generation of the object. ReplacedObjectError where ``new`` and there is one."""
     with _os_errors(path):
         blob = _blob(path)
         match = {"if_generation_match": 0} if new else {}
@@ -137,7 +149,7 @@ class Ranges:
     def read_at(self, offset: int, length: int) -> bytes:
         """``length`` bytes at ``offset``; fewer where the object ends before.
 
-        FileNotFoundError where the object was replaced.
+        ReplacedObjectError, or MissingObjectError, where it is no longer there.
         """
         end = min(offset + length, self.size)
         if offset >= end:
@@ -239,7 +251,7 @@ def _checked(blob: Any, crc: bytes) -> Iterator[None]:
         arrived = False
     if not arrived:
         blob.delete(retry=_retry())
-        raise OSError(f"gs://{blob.bucket.name}/{blob.name}: what arrived has another checksum than what was sent")
+        raise ObjectError(f"gs://{blob.bucket.name}/{blob.name}: what arrived has another checksum than what was sent")
 
 
 @contextmanager
@@ -252,13 +264,13 @@ def _os_errors(path: str | Path) -> Iterator[None]:
     try:
         yield
     except exceptions.NotFound:
-        raise FileNotFoundError(f"{canonical(path)}: does not exist") from None
+        raise MissingObjectError(f"{canonical(path)}: does not exist") from None
     except exceptions.PreconditionFailed:
-        raise FileExistsError(f"{canonical(path)}: was replaced, or exists already") from None
+        raise ReplacedObjectError(f"{canonical(path)}: was replaced, or exists already") from None
     except (exceptions.Forbidden, exceptions.Unauthorized) as error:
-        raise PermissionError(f"{canonical(path)}: access denied: {_first_line(error)}") from None
+        raise ObjectError(f"{canonical(path)}: access denied: {_first_line(error)}") from None
     except (exceptions.GoogleAPIError, GoogleAuthError, ConnectionError, DataCorruption, InvalidResponse) as error:
-        raise OSError(f"{canonical(path)}: {_first_line(error)}") from None
+        raise ObjectError(f"{canonical(path)}: {_first_line(error)}") from None
 
 
 def _first_line(error: Exception) -> str:

@@ -121,8 +121,14 @@ def load_vocabulary(path: str | Path) -> TextTokenizer:
 
 
 def version(path: str | Path) -> int:
-    """A number that changes when the file does: its modification time in nanoseconds, or an object's generation."""
-    return cloud.about(path).generation if is_remote(path) else os.stat(path).st_mtime_ns
+    """A number that changes when the file does: its modification time in nanoseconds, or an object's generation; 0 of
+    a directory of objects, for only listing all of them would tell."""
+    if not is_remote(path):
+        return os.stat(path).st_mtime_ns
+    try:
+        return cloud.about(path).generation
+    except FileNotFoundError:
+        return 0
 
 
 # --- what is there ---------------------------------------------------------------------------------------------

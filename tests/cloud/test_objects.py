@@ -224,5 +224,5 @@ def test_an_outage_without_end_is_an_error_that_names_the_object(bucket: Bucket)
 def test_what_may_not_be_read_says_so(bucket: Bucket) -> None:
     bucket.put("data", DATA)
     bucket.server.fail(status=403, pattern="alt=media")
-    with pytest.raises(PermissionError, match=r"^gs://bucket/data: access denied: "):
+    with pytest.raises(DataError, match=r"^gs://bucket/data: access denied: "):
         storage.read_bytes("gs://bucket/data")

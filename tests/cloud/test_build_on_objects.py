@@ -1,0 +1,114 @@
+"""A build from ``gs://`` to ``gs://``: every format of source, and the bytes of a build on a disk."""
+
+import hashlib
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from gatokit.pipelines import cloud
+from gatokit.pipelines.run import build, scan
+from gatokit.schemas.errors import ConfigError, DataError
+from tests.google.fixtures import Bucket
+from tests.pipelines.conftest import exact_vocabulary
+from tests.pipelines.test_documents_kinds import config, contents, out, source
+
+__all__ = ["config", "exact_vocabulary", "out", "source"]
+LOG = "build.log.jsonl"
+
+
+@pytest.fixture(autouse=True)
+def own_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that knows this test's server."""
+    monkeypatch.setattr(cloud, "_THREADS", threading.local())
+
+
+@pytest.fixture
+def sources(bucket: Bucket, config: Path) -> Bucket:
+    """The bucket with everything that the config reads, and the config, below ``in/``."""
+    root = config.parent
+    for directory, _, names in os.walk(root, followlinks=True):
+        for name in names:
+            path = Path(directory, name)
+            bucket.put(f"in/{path.relative_to(root)}", path.read_bytes())
+    return bucket
+
+
+def stored(bucket: Bucket, prefix: str) -> dict[str, str]:
+    """Digest of every object but the log."""
+    names = [name for name in bucket.names(prefix) if not name.endswith(LOG)]
+    return {name.removeprefix(prefix): hashlib.sha256(bucket.get(name)).hexdigest() for name in names}
+
+
+def test_a_build_on_objects_has_the_bytes_of_one_on_a_disk(sources: Bucket, out: Path) -> None:
+    moved: list[tuple[str, int, int]] = []
+    result = build("gs://bucket/in/build.yaml", "gs://bucket/out", progress=lambda *step: moved.append(step))
+    assert stored(sources, "out/") == contents(out)
+    assert len(stored(sources, "out/")) > 30
+    assert sum(dataset.kept for dataset in result.manifest.datasets) > 100
+    assert moved[-1][0] == "build"
+    assert moved[-1][1] == moved[-1][2]
+    assert b'"event": "build finished"' in sources.get(f"out/{LOG}")
+
+    before = {name: sources.blob(name).generation for name in sources.names("out/") if name.endswith("record")}
+    assert before
+    build("gs://bucket/in/build.yaml", "gs://bucket/out")
+    assert {name: sources.blob(name).generation for name in before} == before
+    with pytest.raises(ConfigError, match="holds a finished build; choose another directory"):
+        scan("gs://bucket/in/build.yaml", "gs://bucket/out")
+
+
+def test_a_build_on_objects_survives_a_bad_day(sources: Bucket, out: Path) -> None:
+    busy = sources.server.fail(2, status=503, pattern="in/build")
+    slower = sources.server.fail(2, status=429, pattern="out/.work")
+    truncated = sources.server.truncate(3, keep=100, pattern="tar.*alt=media")
+    dropped = sources.server.drop(2, after=50)
+    build("gs://bucket/in/build.yaml", "gs://bucket/out", only="captions")
+    assert [fault.hits for fault in (busy, slower, truncated, dropped)] == [2, 2, 3, 2]
+    expected = contents(out)
+    found = stored(sources, "out/captions/")
+    assert found == {name.removeprefix("captions/"): digest for name, digest in expected.items() if "captions/" in name}
+    assert len(found) >= 4
+
+
+def test_an_outage_is_one_error_and_the_build_goes_on_afterwards(sources: Bucket, out: Path) -> None:
+    outage = sources.server.fail(1_000_000, pattern="uploadType=resumable")
+    with pytest.raises(DataError, match=r"gs://bucket/out/captions/captions-\w+\.arrayrecord: "):
+        build("gs://bucket/in/build.yaml", "gs://bucket/out", only="captions")
+    assert outage.hits > 1
+    assert "out/manifest.json" not in sources.names("out/")
+    assert "out/.lock" not in sources.names("out/")
+    sources.server.heal()
+    build("gs://bucket/in/build.yaml", "gs://bucket/out", only="captions")
+    assert {name: digest for name, digest in contents(out).items() if name.startswith("captions/")} == {
+        f"captions/{name}": digest for name, digest in stored(sources, "out/captions/").items()
+    }
+
+
+def test_disk_and_objects_mix(sources: Bucket, config: Path, out: Path, tmp_path: Path) -> None:
+    text = config.read_text().replace("text/notes.jsonl", "gs://bucket/in/text/notes.jsonl")
+    mixed = config.with_name("mixed.yaml")
+    mixed.write_text(text.replace("vocabulary: text.model", "vocabulary: gs://bucket/in/text.model"))
+    build(mixed, tmp_path / "here", only="notes")
+    here = {name: digest for name, digest in contents(tmp_path / "here").items() if name.startswith("notes/")}
+    assert here == {name: digest for name, digest in contents(out).items() if name.startswith("notes/")}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (("text/notes.jsonl", "gs://bucket/in/nothing/*"), "gs://bucket/in/nothing/\\* matches nothing"),
+        (("coco/images", "gs://bucket/in/nothing"), "gs://bucket/in/nothing does not exist; give the folder"),
+        (("text.model", "gs://bucket/in/no.model"), "vocabulary: gs:/+bucket/in/no.model does not exist"),
+        (("recorded/babyai/*", "gs://bucket/in/text"), "no directory below gs://bucket/in/text holds a source"),
+    ],
+)
+def test_what_is_not_there_is_named(
+    sources: Bucket, config: Path, tmp_path: Path, change: tuple[str, str], said: str
+) -> None:
+    path = config.with_name("changed.yaml")
+    path.write_text(config.read_text().replace(*change))
+    with pytest.raises(ConfigError, match=said):
+        build(path, "gs://bucket/out")
+    assert sources.names("out/") == []
