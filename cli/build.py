@@ -3,6 +3,7 @@
 import argparse
 from typing import Any
 
+from gatokit.cli import plan
 from gatokit.cli.console import Output, add_command, size
 from gatokit.cli.extras import needs
 
@@ -17,6 +18,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         "Every other option is Apache Beam's, such as --runner or --project.",
     )
     add_job_arguments(parser)
+    plan.add_arguments(parser)
     parser.set_defaults(run=run)
 
 
@@ -58,8 +60,10 @@ def run_job(arguments: argparse.Namespace, output: Output) -> Any:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Builds and prints what was written."""
+    """Builds and prints what was written, or plans."""
     output = Output(arguments.json)
+    if arguments.plan:
+        return plan.run(arguments, output)
     result = run_job(arguments, output)
     datasets = result.manifest.datasets
     output.table(

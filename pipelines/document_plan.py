@@ -19,7 +19,7 @@ from gatokit.pipelines.sources.corpora import (
     corpus_files,
     modification_times,
 )
-from gatokit.pipelines.sources.corpus import CorpusFile
+from gatokit.pipelines.sources.corpus import CorpusFile, FoundDocument
 from gatokit.pipelines.storage import read_rows
 from gatokit.pipelines.tasks import Losses, Stream, Task, check_budget, held_out, row_hash
 from gatokit.schemas.canonical import json_digest
@@ -67,22 +67,29 @@ class DocumentUnit(BaseModel):
         """Names the unit's result, so that an interrupted scan goes on where it stopped."""
         return json_digest(self.model_dump(mode="json"), 8)
 
-    def scan(self) -> pa.Table:
-        """The rows of the unit's documents (schema ``FOUND``)."""
-        batches, lines = [], []
+    def scan(self, most_bytes: int | None = None) -> pa.Table:
+        """The rows of the unit's documents (schema ``FOUND``); see ``plan.Unit``."""
+        batches, lines, size = [], [], 0
+        for ordinal, found in self._found():
+            place = found.place
+            lines.append(
+                (
+                    *(ordinal, found.key, place.position, place.offset, place.length, place.crc, place.payload),
+                    *(found.content, found.group, found.reason, found.detail, found.lost),
+                )
+            )
+            size += place.length
+            if len(lines) == _BATCH_ROWS:
+                batches.append(_batch(lines))
+                lines = []
+            if most_bytes is not None and size >= most_bytes:
+                break
+        return pa.Table.from_batches([*batches, _batch(lines)], FOUND)
+
+    def _found(self) -> Iterator[tuple[int, FoundDocument]]:
         for ordinal, file in zip(self.ordinals, self.files, strict=True):
             for found in corpus_file_from_json(file).scan(self.max_bytes):
-                place = found.place
-                lines.append(
-                    (
-                        *(ordinal, found.key, place.position, place.offset, place.length, place.crc, place.payload),
-                        *(found.content, found.group, found.reason, found.detail, found.lost),
-                    )
-                )
-                if len(lines) == _BATCH_ROWS:
-                    batches.append(_batch(lines))
-                    lines = []
-        return pa.Table.from_batches([*batches, _batch(lines)], FOUND)
+                yield ordinal, found
 
 
 def _batch(lines: list[tuple[Any, ...]]) -> pa.RecordBatch:
@@ -110,12 +117,16 @@ class DocumentsPlan(DatasetPlan):
             bad_images=getattr(self.config, "bad_images", "reject"),
         )
 
-    def units(self, max_bytes: int) -> list[DocumentUnit]:
+    def sources(self) -> tuple[CorpusFile, ...]:
+        """See ``DatasetPlan``."""
+        return self.files
+
+    def units(self, max_bytes: int, unit_bytes: int = SCAN_UNIT_BYTES) -> list[DocumentUnit]:
         """See ``DatasetPlan``."""
         groups: list[list[int]] = []
         size = 0
         for ordinal, file in enumerate(self.files):
-            if not groups or size + file.size > SCAN_UNIT_BYTES:
+            if not groups or size + file.size > unit_bytes:
                 groups.append([])
                 size = 0
             groups[-1].append(ordinal)

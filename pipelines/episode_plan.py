@@ -1,6 +1,5 @@
 """The plan of a dataset of episodes: its directories with their specs, verdicts over its returns, its orders."""
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,6 +9,7 @@ from typing import ClassVar
 import numpy as np
 import pyarrow as pa
 
+from gatokit.pipelines import storage
 from gatokit.pipelines.orders import ORDER, EpisodesHead, Settings, make_head
 from gatokit.pipelines.plan import SCAN_UNIT_BYTES, DatasetPlan, Judged
 from gatokit.pipelines.scan import ScanFile, ScanUnit, Wanted, wanted
@@ -52,14 +52,18 @@ class EpisodesPlan(DatasetPlan):
         """All files in order, with their features."""
         return [(file, plan.directory.features) for plan in self.directories for file in plan.directory.files]
 
-    def units(self, max_bytes: int) -> list[ScanUnit]:
+    def sources(self) -> list[EpisodeFile]:
+        """See ``DatasetPlan``."""
+        return [file for file, _ in self.files]
+
+    def units(self, max_bytes: int, unit_bytes: int = SCAN_UNIT_BYTES) -> list[ScanUnit]:
         """See ``DatasetPlan``."""
         units: list[ScanUnit] = []
         group: list[tuple[DirectoryPlan, ScanFile]] = []
         size = 0
         for ordinal, directory in enumerate(self.directories):
             for number, file in enumerate(directory.directory.files):
-                if group and size + file.size > SCAN_UNIT_BYTES:
+                if group and size + file.size > unit_bytes:
                     units.append(_unit(self.config.name, group, max_bytes))
                     group, size = [], 0
                 item = ScanFile(directory=ordinal, ordinal=number, task=directory.task, wanted=0, file=file)
@@ -230,7 +234,7 @@ def _unit(dataset: str, group: list[tuple[DirectoryPlan, ScanFile]], max_bytes: 
         features=tuple(features for features, _ in kinds),
         wanted=tuple(want for _, want in kinds),
         files=tuple(files),
-        versions=tuple(os.stat(item.file.path).st_mtime_ns for item in files),
+        versions=tuple(storage.version(item.file.path) for item in files),
     )
 
 

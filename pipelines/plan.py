@@ -15,6 +15,8 @@ import numpy as np
 import pyarrow as pa
 
 from gatokit.pipelines.orders import DocumentsHead, EpisodesHead, Order, Settings
+from gatokit.pipelines.sources.corpus import CorpusFile
+from gatokit.pipelines.sources.source import EpisodeFile
 from gatokit.pipelines.splits import Splitter
 from gatokit.pipelines.tasks import Task
 from gatokit.schemas.config import BuildConfig
@@ -28,11 +30,15 @@ class Unit(Protocol):
     """Files of a dataset that are scanned in one go."""
 
     @property
+    def files(self) -> Sequence[Any]:
+        """The next of the dataset's files."""
+
+    @property
     def fingerprint(self) -> str:
         """Names the unit's result, so that an interrupted scan goes on where it stopped."""
 
-    def scan(self) -> pa.Table:
-        """The rows of the unit's files."""
+    def scan(self, most_bytes: int | None = None) -> pa.Table:
+        """The rows of the unit's files in order; with ``most_bytes`` to the one with which their lengths reach it."""
 
 
 class Judged(ABC):
@@ -81,9 +87,13 @@ class DatasetPlan(ABC):
     """What its rows are, in the plural."""
 
     @abstractmethod
-    def units(self, max_bytes: int) -> Sequence[Unit]:
-        """The dataset's files in order, grouped into units of work; larger episodes or documents than ``max_bytes``
-        are to be rejected."""
+    def sources(self) -> Sequence[EpisodeFile | CorpusFile]:
+        """The dataset's files in order."""
+
+    @abstractmethod
+    def units(self, max_bytes: int, unit_bytes: int = SCAN_UNIT_BYTES) -> Sequence[Unit]:
+        """The dataset's files in order, grouped into units of work of about ``unit_bytes``; episodes or documents above
+        ``max_bytes`` are to be rejected."""
 
     @abstractmethod
     def judge(self, results: Sequence[Path], config: BuildConfig, limit: int | None) -> Judged:
@@ -92,11 +102,13 @@ class DatasetPlan(ABC):
 
 @dataclass(frozen=True)
 class Planned:
-    """An order on disk."""
+    """An order on disk, how many of its rows are to be kept and their stored bytes."""
 
     path: Path
     stem: str
     fingerprint: str
+    kept: int
+    length: int
 
 
 @dataclass(frozen=True)
@@ -130,7 +142,9 @@ def make_plan(
         order = _order(judged, rows, settings)
         path = directory / f"{order.stem}.arrow"
         order.write(path)
-        orders.append(Planned(path, order.stem, order.fingerprint))
+        kept = rows["kept"].to_numpy()
+        length = int(rows["length"].to_numpy()[kept].sum())
+        orders.append(Planned(path, order.stem, order.fingerprint, int(np.count_nonzero(kept)), length))
     return Plan(dataset, judged, tuple(orders))
 
 

@@ -88,9 +88,9 @@ class ScanUnit(BaseModel):
         """Names the unit's result, so that an interrupted scan goes on where it stopped."""
         return json_digest(self.model_dump(mode="json"), 8)
 
-    def scan(self) -> pa.Table:
+    def scan(self, most_bytes: int | None = None) -> pa.Table:
         """See ``scan_unit``."""
-        return scan_unit(self)
+        return scan_unit(self, most_bytes)
 
 
 def wanted(features: SourceFeatures, keys: dict[str, str | None], counted: tuple[str, ...], where: str) -> Wanted:
@@ -124,9 +124,16 @@ def _check_metadata(field: SourceField, role: str, where: str) -> None:
         raise ConfigError(f"{where}: {role} needs {need}, and {field.path} is a {field.type_name} of {field.dtype}")
 
 
-def scan_unit(unit: ScanUnit) -> pa.Table:
-    """Scans the files of a unit; rows follow files and positions."""
-    rows = [row for scan_file_ in unit.files for row in scan_file(scan_file_, unit)]
+def scan_unit(unit: ScanUnit, most_bytes: int | None = None) -> pa.Table:
+    """Scans the files of a unit; rows follow files and positions, with ``most_bytes`` up to the one with which their
+    lengths reach it."""
+    rows: list[dict[str, Any]] = []
+    size = 0
+    for row in (row for item in unit.files for row in scan_file(item, unit)):
+        rows.append(row)
+        size += row["length"]
+        if most_bytes is not None and size >= most_bytes:
+            break
     columns = {name: [row[name] for row in rows] for name in SCANNED.names}
     arrays = []
     for field in SCANNED:
