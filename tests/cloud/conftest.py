@@ -5,6 +5,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from tests.google.fixtures import bucket, google_environment, impatient
+from tests.google.fixtures import bucket, dataflow, impatient, private_key
 
-__all__ = ["bucket", "google_environment", "impatient"]
+__all__ = ["bucket", "dataflow", "impatient", "private_key"]

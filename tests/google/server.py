@@ -106,6 +106,9 @@ class LoopbackServer:
                 # The peer may have gone already.
                 _quietly(lambda connection=connection: connection.shutdown(socket.SHUT_RDWR))
 
+    def prepare(self, request: Request) -> None:
+        """Called before ``answer`` and not under ``lock``: the place to wait."""
+
     def answer(self, request: Request) -> Response:
         """What to answer; called under ``lock``."""
         raise NotImplementedError
@@ -215,6 +218,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._hang_up()
             return
         fault = owner.fault(self.command, where, ("fail", "truncate", "trickle", "lose_answer"))
+        owner.prepare(request)
         with owner.lock:
             fails = fault is not None and fault.kind == "fail"
             response = Response.error(fault.value, "injected") if fault and fails else self._answer(request)

@@ -142,6 +142,8 @@ class StorageServer(LoopbackServer):
 
     def answer(self, request: Request) -> Response:
         path = request.path
+        if path == "/token":
+            return Response.of({"access_token": "stand-in", "expires_in": 3600, "token_type": "Bearer"})
         if path == "/batch/storage/v1":
             return self._batch(request)
         if path.startswith("/upload/storage/v1/b/"):
