@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gatokit.inspection.dataset import DatasetReader
-from gatokit.schemas.errors import ConfigError, DataError
-from gatokit.schemas.manifest import Manifest
+from gatokit.schemas.errors import DataError
+from gatokit.schemas.manifest import Manifest, local_directory
 from gatokit.schemas.tokens import TokenIds
 from gatokit.tokenizers.text import TextTokenizer
 
@@ -52,7 +52,5 @@ def open_directory(path: str | Path) -> Directory:
     ConfigError where there is no such directory; DataError where it is not complete, was edited or is of a
     newer version.
     """
-    path = Path(path)
-    if not path.is_dir():
-        raise ConfigError(f"{path} is no directory" if path.exists() else f"there is no directory {path}")
+    path = local_directory(path)
     return Directory(path, Manifest.read(path))

@@ -12,8 +12,8 @@ from gatokit.inspection.check_totals import DocumentTotals, Totals, dataset_faul
 from gatokit.inspection.dataset import DatasetReader
 from gatokit.inspection.directory import Directory
 from gatokit.inspection.faults import Fault, Faults
-from gatokit.schemas.errors import ConfigError, DataError, GatokitError
-from gatokit.schemas.manifest import MANIFEST, Manifest
+from gatokit.schemas.errors import DataError, GatokitError
+from gatokit.schemas.manifest import MANIFEST, Manifest, local_directory
 from gatokit.schemas.tokens import TEXT_IDS, TokenIds
 from gatokit.tokenizers.text import TextTokenizer
 
@@ -30,9 +30,7 @@ def verify(directory: str | Path, progress: Progress | None = None) -> list[Faul
     the index says, and that indexes, summaries and manifest agree. What depends on a file with a fault is not
     checked further. ConfigError where there is no such directory.
     """
-    root = Path(directory)
-    if not root.is_dir():
-        raise ConfigError(f"{root} is no directory" if root.exists() else f"there is no directory {root}")
+    root = local_directory(directory)
     faults = Faults()
     manifest = _manifest(root, faults)
     if manifest is not None:

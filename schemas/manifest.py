@@ -5,6 +5,7 @@ file but itself and the log, and ends with the digest of its own canonical JSON.
 """
 
 import json
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from gatokit.schemas.canonical import json_digest
 from gatokit.schemas.document import DocumentRules
-from gatokit.schemas.errors import DataError
+from gatokit.schemas.errors import ConfigError, DataError
 from gatokit.schemas.spec import EpisodeSpec
 
 MANIFEST_VERSION = 1
@@ -187,6 +188,18 @@ class Manifest(_Model):
         except ValidationError as error:
             first = error.errors()[0]
             raise DataError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+
+
+def local_directory(path: str | Path) -> Path:
+    """The path of a directory on this machine; ConfigError, with the way out, where there is none."""
+    if re.match(r"gs:/", str(path)):
+        raise ConfigError(
+            f"{path} is no local directory: copy it (gcloud storage rsync --recursive) or mount the bucket (gcsfuse)"
+        )
+    path = Path(path)
+    if not path.is_dir():
+        raise ConfigError(f"{path} is no directory" if path.exists() else f"there is no directory {path}")
+    return path
 
 
 class TaskEntry(_Model):

@@ -15,7 +15,7 @@ import numpy as np
 from gatokit.schemas.canonical import digest, json_digest
 from gatokit.schemas.errors import ConfigError, DataError
 from gatokit.schemas.index import TRAIN
-from gatokit.schemas.manifest import Dataset, DatasetFile, Manifest, Tokenizer
+from gatokit.schemas.manifest import Dataset, DatasetFile, Manifest, Tokenizer, local_directory
 from gatokit.schemas.spec import EpisodeSpec
 from gatokit.schemas.tokens import TokenIds
 from gatokit.trainer.index import EpisodeIndex, load_index
@@ -166,9 +166,7 @@ def _divided(item: str) -> tuple[str, str]:
 
 
 def _manifest(path: str) -> Manifest:
-    if not os.path.isdir(path):
-        raise ConfigError(f"{path} is no directory" if os.path.exists(path) else f"there is no directory {path}")
-    manifest = Manifest.read(path)
+    manifest = Manifest.read(local_directory(path))
     if manifest.content != "build":
         raise ConfigError(f"{path} is a scan, which stores no tokens: train from what gatokit build made")
     return manifest
