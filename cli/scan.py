@@ -2,12 +2,13 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 
-from gatokit.cli.build import add_job_arguments, run_job
+from gatokit.cli.build import add_job_arguments, run_job, summary
 from gatokit.cli.console import Output, add_command
-from gatokit.schemas.manifest import TASKS_FILE
+from gatokit.cli.extras import needs
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -29,7 +30,7 @@ def run(arguments: argparse.Namespace) -> int:
     tasks = [
         {"dataset": dataset.name, **row}
         for dataset in result.manifest.datasets
-        for row in pq.read_table(Path(arguments.out) / dataset.directory / TASKS_FILE).to_pylist()
+        for row in _tasks(Path(arguments.out) / dataset.directory / dataset.tasks_file)
     ]
     keys = ("dataset", "task", "agent", "episodes", "window", "expert_return", "threshold", "kept", "dropped")
     output.table(
@@ -37,6 +38,22 @@ def run(arguments: argparse.Namespace) -> int:
         ["dataset", "task", "agent", "N", "W", "expert return", "threshold", "kept", "dropped"],
         [[row[key] for key in keys] for row in tasks],
     )
+    for sentence in summary(result):
+        output.say(sentence)
     output.say(f"scanned in {result.seconds:.1f} s; next: gatokit inspect {arguments.out}")
-    output.result({"tasks": [{key: row[key] for key in keys} for row in tasks], "seconds": result.seconds})
+    output.result(
+        {
+            "tasks": [{key: row[key] for key in keys} for row in tasks],
+            "seconds": result.seconds,
+            "stages": result.stages,
+            "rejected": result.rejected,
+        }
+    )
     return 0
+
+
+def _tasks(path: Path) -> list[dict[str, Any]]:
+    with needs("build"):
+        from gatokit.pipelines.storage import arrow_file
+    with arrow_file(path) as file:
+        return list(pq.read_table(file).to_pylist())

@@ -36,8 +36,10 @@ class Maker(Protocol):
 
 @dataclass(frozen=True)
 class Built:
-    """What one call of ``build_split`` wrote: rows of the index, those kept, tokens, and bytes in shard files."""
+    """What one call of ``build_split`` wrote: rows of the index (``episodes`` or ``documents``), those kept, tokens,
+    shard files and their bytes."""
 
+    what: str
     rows: int
     kept: int
     tokens: int
@@ -78,6 +80,7 @@ def build_split(order: Order, directory: str | Path, text: TextTokenizer, crashe
         index = pa.table({**columns, **result}).select(INDEX.names).cast(INDEX)
         write_index(Path(directory) / (order.stem + INDEX_SUFFIX), index, writer.parts, maker.outside)
     return Built(
+        what=order.head.kind,
         rows=len(columns["kept"]),
         kept=sum(columns["kept"]),
         tokens=sum(part.tokens for part in writer.parts),

@@ -1,8 +1,10 @@
 """The end of a job: totals from the indexes, the last checks, ``tasks.parquet``, ``dataset.json``, the manifest."""
 
+import hashlib
 import importlib.metadata
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,30 +13,22 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from gatokit.pipelines.build import INDEX_SUFFIX
+from gatokit.pipelines.collect import Leftover, remove_leftovers
 from gatokit.pipelines.plan import Plan
 from gatokit.pipelines.shards import read_outside, read_parts
-from gatokit.pipelines.storage import (
-    TEMPORARY,
-    arrow_file,
-    file_digest,
-    is_directory,
-    remove,
-    sizes,
-    write_atomically,
-)
+from gatokit.pipelines.storage import arrow_file, exists, file_digest, is_directory, read_bytes, sizes, write_atomically
 from gatokit.pipelines.tasks import Losses, check_budget
 from gatokit.schemas.canonical import json_digest
 from gatokit.schemas.config import BuildConfig
 from gatokit.schemas.errors import DataError
 from gatokit.schemas.index import HELD_OUT, TASKS
 from gatokit.schemas.manifest import (
-    DATASET,
     MANIFEST,
-    TASKS_FILE,
     VOCABULARY,
     Dataset,
     FileEntry,
     Manifest,
+    Part,
     Split,
     Tokenizer,
     Vocabulary,
@@ -56,8 +50,23 @@ _PACKAGES = (
 _COUNTED = ["task", "agent", "kept", "split", "steps", "tokens", "lost", "reason", "detail", "episode_id"]
 
 
-def finish_dataset(root: Path, plan: Plan, config: BuildConfig, content: Literal["build", "scan"]) -> Dataset:
-    """Reads the indexes of a dataset's splits, checks it and writes its two summary files.
+@dataclass(frozen=True)
+class Finished:
+    """A dataset whose splits are all there: its totals, its two summary files, and by reason what was rejected."""
+
+    dataset: Dataset
+    described: bytes
+    tasks: bytes
+    rejected: dict[str, int]
+
+    def summaries(self, dataset: Dataset) -> dict[str, bytes]:
+        """Path and content of the summary files under the names that ``dataset`` gives them."""
+        contents = {dataset.described_file: self.described, dataset.tasks_file: self.tasks}
+        return {f"{dataset.directory}/{name}": content for name, content in contents.items()}
+
+
+def finish_dataset(root: Path, plan: Plan, config: BuildConfig, content: Literal["build", "scan"]) -> Finished:
+    """Reads the indexes of a dataset's splits, checks it and makes its two summary files.
 
     DataError where the build found more bad episodes than the budget allows, an action whose range is wrong
     or a task of which nothing is left.
@@ -82,10 +91,8 @@ def finish_dataset(root: Path, plan: Plan, config: BuildConfig, content: Literal
     episodes, kept = sum(total["lost"] for total in totals.streams.values()), sum(split.kept for split in splits)
     _check(totals, episodes, plan, config)
     pq.write_table(_tasks(totals, plan, content), sink := pa.BufferOutputStream())
-    write_atomically(directory / TASKS_FILE, sink.getvalue().to_pybytes())
-    write_atomically(directory / DATASET, plan.judged.describe(episodes, kept).to_bytes())
     parts = [part for split in splits for part in split.parts]
-    return Dataset(
+    described = Dataset(
         name=dataset.name,
         kind=dataset.kind,
         directory=dataset.name,
@@ -102,33 +109,90 @@ def finish_dataset(root: Path, plan: Plan, config: BuildConfig, content: Literal
         bytes=sum(part.size for part in parts),
         splits=splits,
     )
+    return Finished(
+        described,
+        plan.judged.describe(episodes, kept).to_bytes(),
+        sink.getvalue().to_pybytes(),
+        dict(sorted(totals.losses.counts.items())),
+    )
 
 
 def write_manifest(
     root: Path,
     config: BuildConfig,
     described: dict[str, Any],
-    datasets: list[Dataset],
+    finished: Sequence[Finished],
+    vocabulary: Vocabulary | None,
+    content: Literal["build", "scan"],
+    before: Manifest | None,
+) -> tuple[Manifest, list[Leftover]]:
+    """Writes the summary files and the manifest, last and atomically, and removes what the manifest does not list.
+
+    ``before`` is the manifest that stands, whose files stay what they are as long as it stands. Where summary files of
+    it change, a manifest that names the new ones differently comes in between. Returns the manifest, and the files that
+    ``before`` or an attempt that died left behind.
+    """
+
+    def manifest(datasets: Sequence[Dataset]) -> Manifest:
+        return _manifest(root, config, described, finished, datasets, vocabulary, content)
+
+    datasets = [item.dataset for item in finished]
+    last = manifest(datasets)
+    kept = {file.path: file.blake2b for file in before.files} if before is not None else {}
+    moving = [
+        any(kept.get(file.path, file.blake2b) != file.blake2b for file in last.files if _is_of(file, item))
+        for item in datasets
+    ]
+    if any(moving):
+        between = [
+            item.dataset.model_copy(update={"update": _digest(item.described + item.tasks, 8)})
+            if moves
+            else item.dataset
+            for item, moves in zip(finished, moving, strict=True)
+        ]
+        _write(root, finished, between)
+        write_atomically(root / MANIFEST, manifest(between).to_bytes())
+    _write(root, finished, datasets)
+    named = {file.path for file in last.files}
+    removed = remove_leftovers(root, named) if before is None else []
+    write_atomically(root / MANIFEST, last.to_bytes())
+    return last, removed or remove_leftovers(root, named)
+
+
+def _write(root: Path, finished: Sequence[Finished], datasets: Sequence[Dataset]) -> None:
+    """Writes the summary files that are not what they should be."""
+    for item, dataset in zip(finished, datasets, strict=True):
+        for path, data in item.summaries(dataset).items():
+            if not exists(root / path) or read_bytes(root / path) != data:
+                write_atomically(root / path, data)
+
+
+def _manifest(
+    root: Path,
+    config: BuildConfig,
+    described: dict[str, Any],
+    finished: Sequence[Finished],
+    datasets: Sequence[Dataset],
     vocabulary: Vocabulary | None,
     content: Literal["build", "scan"],
 ) -> Manifest:
-    """Removes what the manifest does not list, digests the rest and writes the manifest, last and atomically."""
-    known = {part.file: part for dataset in datasets for split in dataset.splits for part in split.parts}
-    paths = [Path(VOCABULARY)] if vocabulary is not None else []
-    for dataset in datasets:
-        names = [DATASET, TASKS_FILE, *(name for split in dataset.splits for name in _files(split))]
-        paths += [Path(dataset.directory) / name for name in names]
-        _remove_leftovers(root / dataset.directory, set(names), dataset.name)
-    _remove_leftovers(root, set())
     files = []
-    for path in sorted(paths):
-        part = known.get(path.name)
-        size, digest = (part.size, part.blake2b) if part else file_digest(root / path)
-        files.append(FileEntry(path=path.as_posix(), size=size, blake2b=digest))
+    if vocabulary is not None:
+        size, digest = file_digest(root / VOCABULARY)
+        files.append(FileEntry(path=VOCABULARY, size=size, blake2b=digest))
+    for item, dataset in zip(finished, datasets, strict=True):
+        for path, data in item.summaries(dataset).items():
+            files.append(FileEntry(path=path, size=len(data), blake2b=_digest(data, 32)))
+        for split in dataset.splits:
+            size, digest = file_digest(root / dataset.directory / split.index)
+            files.append(FileEntry(path=f"{dataset.directory}/{split.index}", size=size, blake2b=digest))
+            for part in split.parts:
+                path = f"{dataset.directory}/{part.file}"
+                files.append(FileEntry(path=path, size=part.size, blake2b=part.blake2b))
     ids = TokenIds(config.discrete_offset)
-    manifest = Manifest(
+    return Manifest(
         content=content,
-        packages={name: importlib.metadata.version(name) for name in _PACKAGES},
+        packages=packages(),
         config=described,
         config_digest=json_digest(described),
         tokenizer=Tokenizer(
@@ -138,39 +202,39 @@ def write_manifest(
             chunk_tokens=config.chunk_tokens,
         ),
         vocabulary=vocabulary,
-        datasets=datasets,
-        files=files,
+        datasets=list(datasets),
+        files=sorted(files, key=lambda file: Path(file.path)),
     )
-    data = manifest.to_bytes()
-    write_atomically(root / MANIFEST, data)
-    return Manifest.parse(data, root / MANIFEST)
 
 
-def finished_orders(directory: Path, stems: Sequence[str]) -> set[str]:
-    """The splits whose index stands, and every part that it names, at its size."""
+def packages() -> dict[str, str]:
+    """The packages whose versions the bytes of a shard may depend on."""
+    return {name: importlib.metadata.version(name) for name in _PACKAGES}
+
+
+def finished_orders(directory: Path, stems: Sequence[str]) -> dict[str, list[Part]]:
+    """The parts of each split whose index stands, and every part that it names, at its size."""
     there = sizes(directory) if is_directory(directory) else {}
-    return {stem for stem in stems if stem + INDEX_SUFFIX in there and _is_whole(directory, stem, there)}
+    found = {stem: _parts(directory, stem, there) for stem in stems if stem + INDEX_SUFFIX in there}
+    return {stem: parts for stem, parts in found.items() if parts is not None}
 
 
-def _is_whole(directory: Path, stem: str, there: dict[str, int]) -> bool:
+def _parts(directory: Path, stem: str, there: dict[str, int]) -> list[Part] | None:
     try:
         with arrow_file(directory / (stem + INDEX_SUFFIX)) as file:
-            metadata = pq.read_schema(file).metadata
-        return all(there.get(part.file) == part.size for part in read_parts(metadata))
+            parts = read_parts(pq.read_schema(file).metadata)
     except (OSError, KeyError, ValueError, pa.ArrowInvalid):
-        return False
+        return None
+    return parts if all(there.get(part.file) == part.size for part in parts) else None
 
 
-def _files(split: Split) -> Sequence[str]:
-    return [split.index, *(part.file for part in split.parts)]
+def _is_of(file: FileEntry, dataset: Dataset) -> bool:
+    """Whether a file is one of the dataset's summaries."""
+    return file.path in (f"{dataset.directory}/{dataset.described_file}", f"{dataset.directory}/{dataset.tasks_file}")
 
 
-def _remove_leftovers(directory: Path, names: set[str], dataset: str | None = None) -> None:
-    """Removes temporary files of dead attempts, and a dataset's shards and indexes of plans that were given up."""
-    for name in sizes(directory):
-        planned = name.startswith(f"{dataset}-") and name.endswith((INDEX_SUFFIX, ".arrayrecord"))
-        if name not in names and (planned or name.startswith(TEMPORARY)):
-            remove(directory / name)
+def _digest(data: bytes, size: int) -> str:
+    return hashlib.blake2b(data, digest_size=size).hexdigest()
 
 
 class _Totals:

@@ -4,10 +4,11 @@ A piece's result is a file; running a piece twice writes the same file twice. A 
 that its user can mend leaves that reason as a file, for Beam would wrap it in its own traceback.
 """
 
+import errno
 import gc
 import json
-import shlex
-import sys
+import os
+import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from typing import Any
 
 import apache_beam as beam
 from apache_beam.io.filesystems import FileSystems
+from apache_beam.metrics import Metrics
+from apache_beam.metrics.metric import MetricsFilter
 from apache_beam.options.pipeline_options import (
     DirectOptions,
     PipelineOptions,
@@ -25,11 +28,12 @@ from apache_beam.options.pipeline_options import (
 )
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.runners.runner import PipelineRunner
-from apache_beam.transforms.environments import SubprocessSDKEnvironment
 
-from gatokit.pipelines import storage
-from gatokit.pipelines.build import build_split
+from gatokit.pipelines import isolated, storage
+from gatokit.pipelines.build import Built, build_split
+from gatokit.pipelines.cloud import is_remote
 from gatokit.pipelines.orders import Order
+from gatokit.pipelines.processes import DIED, ProcessEnvironment, without_noise
 from gatokit.pipelines.storage import return_large_blocks, write_atomically, write_rows
 from gatokit.schemas.canonical import digest
 from gatokit.schemas.errors import ConfigError, DataError, GatokitError
@@ -37,15 +41,26 @@ from gatokit.tokenizers.text import TextTokenizer
 
 ERRORS = "errors"
 """Folder below a job's working directory where failed pieces leave their reasons."""
+ATTEMPTS = "attempts"
+"""Folder below it where pieces that are worked on have their notes."""
+NAMESPACE = "gatokit"
+"""Of the counters: ``scanned`` rows of a scan; of a build ``episodes`` and ``documents`` with those ``kept``,
+``tokens``, ``shards`` and their ``bytes``. A piece that is done twice counts twice; the files tell what is there."""
 _POLL_SECONDS = 0.2
+_FULL = "the disk is full; make room and run the build again: finished shards stay"
+
+
+class WorkerDiedError(Exception):
+    """A local worker process ended before its work did."""
 
 
 class ScanFiles(beam.PTransform):
-    """Scans units (``plan.Unit``) into files named by their fingerprints below ``directory``."""
+    """Scans units (``plan.Unit``) into files named by their fingerprints below ``directory``; ``work`` is the job's
+    working directory."""
 
-    def __init__(self, directory: str, errors: str) -> None:
+    def __init__(self, directory: str, work: str) -> None:
         super().__init__()
-        self._fn = _ScanFn(directory, errors)
+        self._fn = _ScanFn(directory, work)
 
     def expand(self, units: beam.PCollection) -> beam.PCollection:
         """One unit a piece of work."""
@@ -53,11 +68,12 @@ class ScanFiles(beam.PTransform):
 
 
 class WriteShards(beam.PTransform):
-    """Builds orders, given as (path of the order, directory of its dataset), with the model at ``vocabulary``."""
+    """Builds orders, given as (path of the order, directory of its dataset), with the model at ``vocabulary``; ``work``
+    is the job's working directory."""
 
-    def __init__(self, vocabulary: str, errors: str) -> None:
+    def __init__(self, vocabulary: str, work: str) -> None:
         super().__init__()
-        self._fn = _BuildFn(vocabulary, errors)
+        self._fn = _BuildFn(vocabulary, work)
 
     def expand(self, orders: beam.PCollection) -> beam.PCollection:
         """One order a piece of work: reading, tokenizing and writing stay together, so that no image or token
@@ -66,24 +82,33 @@ class WriteShards(beam.PTransform):
 
 
 class _ScanFn(beam.DoFn):
-    def __init__(self, directory: str, errors: str) -> None:
-        self._directory, self._errors = directory, errors
+    def __init__(self, directory: str, work: str) -> None:
+        self._directory, self._work = directory, work
 
     def setup(self) -> None:
         """Once a worker."""
         return_large_blocks()
 
     def process(self, unit: Any) -> list[str]:
-        def work() -> None:
-            write_rows(Path(self._directory) / f"{unit.fingerprint}.arrow", unit.scan())
+        """Scans a unit, unless that fails for a reason that its user can mend."""
+        result = Path(self._directory) / f"{unit.fingerprint}.arrow"
 
-        _leaving_reasons(work, self._errors, unit.fingerprint)
+        def work(died: bool) -> None:
+            if died:
+                rows = isolated.scan(unit, result)
+            else:
+                table = unit.scan()
+                write_rows(result, table)
+                rows = table.num_rows
+            _count(scanned=rows)
+
+        _attempt(work, self._work, unit.fingerprint)
         return [unit.fingerprint]
 
 
 class _BuildFn(beam.DoFn):
-    def __init__(self, vocabulary: str, errors: str) -> None:
-        self._vocabulary, self._errors = vocabulary, errors
+    def __init__(self, vocabulary: str, work: str) -> None:
+        self._vocabulary, self._work = vocabulary, work
         self._text: TextTokenizer | None = None
 
     def setup(self) -> None:
@@ -92,11 +117,29 @@ class _BuildFn(beam.DoFn):
         return_large_blocks()
 
     def process(self, element: tuple[str, str]) -> list[str]:
+        """Builds an order, unless that fails for a reason that its user can mend."""
         path, directory = element
         assert self._text is not None
         text = self._text
-        _leaving_reasons(lambda: build_split(Order.read(path), directory, text), self._errors, path)
+
+        def work(died: bool) -> None:
+            if died:
+                built = isolated.build(path, directory, self._vocabulary)
+            else:
+                built = build_split(Order.read(path), directory, text)
+            _count_built(built)
+
+        _attempt(work, self._work, path)
         return [path]
+
+
+def _count(**counts: int) -> None:
+    for name, count in counts.items():
+        Metrics.counter(NAMESPACE, name).inc(count)
+
+
+def _count_built(built: Built) -> None:
+    _count(**{built.what: built.rows}, kept=built.kept, tokens=built.tokens, shards=built.shards, bytes=built.bytes)
 
 
 @dataclass(frozen=True)
@@ -116,10 +159,7 @@ class Execution:
             return None
         if self.local_workers == 1:
             return FnApiRunner()
-        log.parent.mkdir(parents=True, exist_ok=True)
-        module = "apache_beam.runners.worker.sdk_worker_main"
-        command = f"exec {shlex.quote(sys.executable)} -m {module} >> {shlex.quote(str(log))} 2>&1"
-        return FnApiRunner(default_environment=SubprocessSDKEnvironment.from_command_string(command))
+        return FnApiRunner(default_environment=ProcessEnvironment(str(log)))
 
 
 def execution(arguments: Sequence[str], workers: int) -> Execution:
@@ -154,44 +194,67 @@ def run(
     where: Execution,
     poll: Callable[[], None],
     work: Path,
-) -> None:
-    """Runs ``transform`` over ``pieces`` and waits, calling ``poll`` a few times a second.
+) -> dict[str, int]:
+    """Runs ``transform`` over ``pieces`` and waits, calling ``poll`` a few times a second; what its counters say.
 
-    Raises the first reason that a piece left below ``work``, else what the pipeline itself raised.
+    Raises the first reason that a piece left below ``work``, WorkerDiedError, or what the pipeline itself raised.
     """
     failure: list[BaseException] = []
+    counters: dict[str, int] = {}
     pieces = list(pieces)
+    log = (Path(tempfile.gettempdir()) / "gatokit" if is_remote(work) else work) / "workers.log"
 
     def job() -> None:
         try:
-            with beam.Pipeline(runner=where.runner(work / "workers.log"), options=where.options) as pipeline:
+            pipeline = beam.Pipeline(runner=where.runner(log), options=where.options)
+            with pipeline:
                 _ = pipeline | "Pieces" >> beam.Create(pieces, reshuffle=False) | transform
+            counters.update(_counters(pipeline.result))
         except BaseException as error:
             failure.append(error)
 
     # Beam's run blocks until the end and local metrics come only then, so finished files are the progress.
     thread = threading.Thread(target=job, name="beam", daemon=True)
-    thread.start()
-    while thread.is_alive():
-        thread.join(_POLL_SECONDS)
-        poll()
+    with without_noise():
+        thread.start()
+        while thread.is_alive():
+            thread.join(_POLL_SECONDS)
+            poll()
     for name in storage.names(work / ERRORS):
         if name.endswith(".json"):
             raise DataError(json.loads(storage.read_bytes(work / ERRORS / name))["message"])
     if failure:
-        if "No space left on device" in str(failure[0]):
-            raise DataError("the disk is full; make room and run the build again: finished shards stay")
+        said = str(failure[0])
+        if _is_full(said):
+            raise DataError(_FULL)
+        if DIED in said:
+            raise WorkerDiedError(said[said.index(DIED) :].splitlines()[0])
         raise failure[0]
+    return counters
 
 
-def _leaving_reasons(work: Callable[[], None], errors: str, name: str) -> None:
+def _counters(result: Any) -> dict[str, int]:
+    found = result.metrics().query(MetricsFilter().with_namespace(NAMESPACE))["counters"]
+    return {counter.key.metric.name: int(counter.result) for counter in found}
+
+
+def _is_full(message: str) -> bool:
+    return any(os.strerror(number) in message for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+
+
+def _attempt(work: Callable[[bool], None], directory: str, name: str) -> None:
+    """Does a piece of work; where it fails for a reason that its user can mend, leaves that reason. ``work`` is told
+    whether an earlier attempt died."""
+    key = digest(name.encode(), 8)
     try:
         # The collector need not look again and again through what is there already: modules, features and columns.
         gc.freeze()
-        work()
+        with isolated.attempt(Path(directory) / ATTEMPTS / key) as died:
+            work(died)
     except (GatokitError, OSError) as error:
         message = f"{type(error).__name__}: {error}" if isinstance(error, OSError) else str(error)
-        path = Path(errors) / f"{digest(name.encode(), 8)}.json"
-        write_atomically(path, json.dumps({"message": message}).encode())
+        if _is_full(message):
+            message = f"{_FULL} ({message})"
+        write_atomically(Path(directory) / ERRORS / f"{key}.json", json.dumps({"message": message}).encode())
     finally:
         gc.unfreeze()

@@ -3,17 +3,20 @@
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import apache_beam as beam
 import pyarrow as pa
 
 from gatokit.pipelines import jobs, storage
 from gatokit.pipelines.build import INDEX_SUFFIX
 from gatokit.pipelines.cloud import is_remote
-from gatokit.pipelines.finish import finish_dataset, finished_orders, write_manifest
+from gatokit.pipelines.collect import WORK
+from gatokit.pipelines.finish import finish_dataset, finished_orders, packages, write_manifest
 from gatokit.pipelines.kinds import plan_dataset
 from gatokit.pipelines.orders import Order
 from gatokit.pipelines.plan import DatasetPlan, Plan, make_plan
@@ -24,23 +27,41 @@ from gatokit.schemas.canonical import json_digest
 from gatokit.schemas.config import PATHS, BuildConfig, read_config
 from gatokit.schemas.errors import ConfigError, DataError
 from gatokit.schemas.index import INDEX
-from gatokit.schemas.manifest import LOG, MANIFEST, VOCABULARY, Manifest, Vocabulary
+from gatokit.schemas.manifest import LOG, MANIFEST, VOCABULARY, Manifest, Part, Vocabulary
 
 Progress = Callable[[str, int, int], None]
 """Called with a stage (``scan`` or ``build``), the pieces that are done and their number."""
 
-_WORK, _SCANNED, _ORDERS = ".work", "scan", "orders"
+_SCANNED, _ORDERS = "scan", "orders"
+_MOST_DEATHS = 3
+"""Times in a row that worker processes may die without one piece of work getting done."""
 _LISTING_SECONDS = 5.0
 """A listing of objects costs a request, so that progress on ``gs://`` moves this often."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """A finished job: its manifest, sentences that a person should read, and the wall time in seconds."""
+    """A finished job: its manifest, sentences that a person should read, and the wall time in seconds.
+
+    ``stages`` has the seconds of ``scan``, ``plan``, ``build`` and ``finish``. Of the shards that are there some were
+    ``built`` now, with ``built_tokens`` in them, and the others ``reused``; ``removed`` ones are there no more.
+    ``rejected`` counts, by dataset and reason, what was not kept.
+    """
 
     manifest: Manifest
     notices: tuple[str, ...]
     seconds: float
+    stages: dict[str, float] = field(default_factory=dict)
+    built: int = 0
+    built_tokens: int = 0
+    reused: int = 0
+    removed: int = 0
+    rejected: dict[str, dict[str, int]] = field(default_factory=dict)
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Tokens that were built now, by the seconds of the build stage; None where none were."""
+        return round(self.built_tokens / self.stages["build"], 1) if self.built_tokens else None
 
 
 def scan(
@@ -58,7 +79,7 @@ def scan(
     ``only`` names one dataset, ``limit`` looks at the first episodes of each task alone, ``workers`` is the
     number of local processes, ``beam_arguments`` are Beam's own options.
     """
-    return _run(config_path, out, "scan", only, limit, workers, beam_arguments, progress)
+    return _run(config_path, out, "scan", only, limit, workers, beam_arguments, progress, False)
 
 
 def build(
@@ -70,9 +91,14 @@ def build(
     workers: int = 1,
     beam_arguments: Sequence[str] = (),
     progress: Progress | None = None,
+    update: bool = False,
 ) -> Result:
-    """Builds every dataset of a config; an interrupted build goes on where it stopped. Arguments as ``scan``."""
-    return _run(config_path, out, "build", only, limit, workers, beam_arguments, progress)
+    """Builds every dataset of a config; an interrupted build goes on where it stopped. Arguments as ``scan``.
+
+    With ``update`` the directory may hold a finished build of another config or of other source files: shards that
+    are in both stay, and the directory is that build until it is this one.
+    """
+    return _run(config_path, out, "build", only, limit, workers, beam_arguments, progress, update)
 
 
 def _run(
@@ -84,6 +110,7 @@ def _run(
     workers: int,
     beam_arguments: Sequence[str],
     progress: Progress | None,
+    update: bool,
 ) -> Result:
     begin = time.monotonic()
     where, root = jobs.execution(beam_arguments, workers), out_directory(out)
@@ -94,41 +121,56 @@ def _run(
     model = _vocabulary(vocabulary, config_path) if content == "build" else None
     plans = [plan_dataset(config, number, base) for number in range(len(config.datasets))]
     with hold(root):
-        _check_root(root, described, content)
+        before = _check_root(root, config, described, content, only, update)
         _check_vocabulary(root, model)
-        log = _Log(root / LOG)
-        work = root / _WORK
-        errors = work / jobs.ERRORS
-        storage.remove_tree(errors)
-        log.write(f"{content} started", config=str(config_path), datasets=[plan.config.name for plan in plans])
-        digest = model.blake2b if model else ""
-        results = _scan(plans, config, work, where, progress)
-        storage.remove_tree(work / _ORDERS)
-        planned = [
-            make_plan(plan, paths, config, digest, limit, work / _ORDERS)
-            for plan, paths in zip(plans, results, strict=True)
-        ]
-        notices = tuple(notice for plan in planned for notice in plan.judged.notices)
-        for notice in notices:
-            log.write("notice", text=notice)
-        _check_unchanged(root, planned)
-        if content == "build":
-            write_atomically(root / VOCABULARY, storage.read_bytes(vocabulary))
-            _build(planned, root, work, where, progress, log)
-        else:
-            _write_scan(planned, root)
-        datasets = [finish_dataset(root, plan, config, content) for plan in planned]
-        storage.remove_tree(work)
-        manifest = write_manifest(root, config, described, datasets, model, content)
-        seconds = time.monotonic() - begin
-        log.write(f"{content} finished", seconds=round(seconds, 3), tokens=sum(item.tokens for item in datasets))
-        return Result(manifest, notices, seconds)
+        log, work = _Log(root / LOG), root / WORK
+        storage.remove_tree(work / jobs.ERRORS)
+        names = [plan.config.name for plan in plans]
+        log.write(f"{content} started", config=str(config_path), datasets=names, update=before is not None)
+        with log.stage("scan"):
+            results = _scan(plans, config, work, where, progress, log)
+        with log.stage("plan"):
+            storage.remove_tree(work / _ORDERS)
+            planned = [
+                make_plan(plan, paths, config, model.blake2b if model else "", limit, work / _ORDERS)
+                for plan, paths in zip(plans, results, strict=True)
+            ]
+            notices = (*(notice for plan in planned for notice in plan.judged.notices), *_mixed(before, update))
+            for notice in notices:
+                log.write("notice", text=notice)
+            if before is not None and not update:
+                _check_unchanged(root, before, planned, content)
+        reused: set[str] = set()
+        with log.stage("build"):
+            if content == "build":
+                if not storage.exists(root / VOCABULARY):
+                    write_atomically(root / VOCABULARY, storage.read_bytes(vocabulary))
+                reused = _build(planned, root, work, where, progress, log)
+            else:
+                _write_scan(planned, root)
+        with log.stage("finish"):
+            finished = [finish_dataset(root, plan, config, content) for plan in planned]
+            storage.remove_tree(work)
+            manifest, removed = write_manifest(root, config, described, finished, model, content, before)
+        result = Result(
+            manifest,
+            notices,
+            time.monotonic() - begin,
+            log.seconds,
+            **_counts(manifest, reused),
+            removed=sum(item.is_shard for item in removed),
+            rejected={item.dataset.name: item.rejected for item in finished},
+        )
+        _log_result(log, content, result)
+        return result
 
 
 def _read_config(path: str | Path) -> tuple[BuildConfig, Path]:
     """A config, and the directory that its relative paths start at."""
     if not is_remote(path):
         return read_config(path), Path(path).resolve().parent
+    if not storage.is_file(path):
+        raise ConfigError(f"{path} does not exist; give a build config")
     with storage.local_copy(path) as copy:
         return read_config(copy), Path(path).parent
 
@@ -158,10 +200,6 @@ def _relative(path: str, base: Path) -> str:
     return os.path.relpath(path, base) if os.path.isabs(path) else path
 
 
-def _manifest(root: Path) -> Manifest:
-    return Manifest.parse(storage.read_bytes(root / MANIFEST), root / MANIFEST)
-
-
 def _vocabulary(path: Path, config_path: str | Path) -> Vocabulary:
     if not storage.is_file(path):
         raise ConfigError(f"{config_path}: vocabulary: {path} does not exist; give a SentencePiece model")
@@ -169,22 +207,39 @@ def _vocabulary(path: Path, config_path: str | Path) -> Vocabulary:
     return Vocabulary(file=VOCABULARY, pieces=text.pieces, blake2b=text.digest)
 
 
-def _check_root(root: Path, described: dict[str, Any], content: str) -> None:
-    """ConfigError where the directory holds something that this job would not have put there."""
-    ours = {MANIFEST, VOCABULARY, LOG, LOCK, _WORK, *(dataset["name"] for dataset in described["datasets"])}
+def _check_root(
+    root: Path, config: BuildConfig, described: dict[str, Any], content: str, only: str | None, update: bool
+) -> Manifest | None:
+    """The manifest of what stands in the directory, if that is finished.
+
+    ConfigError where it holds something that this job would not have put there and is not asked to replace.
+    """
+    ours = {MANIFEST, VOCABULARY, LOG, LOCK, WORK, *(dataset["name"] for dataset in described["datasets"])}
     names = storage.names(root)
     if MANIFEST not in names:
         foreign = [name for name in names if name not in ours and not name.startswith(TEMPORARY)]
         if foreign:
             raise ConfigError(f"--out {root}: holds {foreign[0]}, no part of this {content}; choose another directory")
-        return
-    manifest = _manifest(root)
+        return None
+    manifest = Manifest.parse(storage.read_bytes(root / MANIFEST), root / MANIFEST)
     if manifest.content != content:
         raise ConfigError(f"--out {root}: holds a finished {manifest.content}; choose another directory")
-    if manifest.config_digest != json_digest(described):
+    if not update and manifest.config_digest != json_digest(described):
+        raise ConfigError(f"--out {root}: holds a finished {content} of another config; {_ways_out(content)}")
+    if manifest.tokenizer.discrete_offset != config.discrete_offset:
         raise ConfigError(
-            f"--out {root}: holds a finished {content} of another config; choose another directory or delete it"
+            f"--out {root}: holds shards made with discrete_offset {manifest.tokenizer.discrete_offset}, and "
+            f"{config.discrete_offset} gives every token another meaning; choose another directory"
         )
+    others = [item.name for item in manifest.datasets if item.name != only]
+    if update and only is not None and others:
+        raise ConfigError(f"--only {only}: an update would remove {others[0]} from {root}; leave --only out")
+    return manifest
+
+
+def _ways_out(content: str) -> str:
+    ways = "choose another directory or delete it"
+    return f"--update builds what changed; else {ways}" if content == "build" else ways
 
 
 def _check_vocabulary(root: Path, model: Vocabulary | None) -> None:
@@ -196,14 +251,19 @@ def _check_vocabulary(root: Path, model: Vocabulary | None) -> None:
         )
 
 
-def _check_unchanged(root: Path, planned: list[Plan]) -> None:
-    if not storage.exists(root / MANIFEST):
-        return
-    finished = {split.fingerprint for item in _manifest(root).datasets for split in item.splits}
+def _check_unchanged(root: Path, before: Manifest, planned: list[Plan], content: str) -> None:
+    finished = {split.fingerprint for item in before.datasets for split in item.splits}
     if finished != {order.fingerprint for plan in planned for order in plan.orders}:
-        raise ConfigError(
-            f"--out {root}: holds a finished build of other source files; choose another directory or delete it"
-        )
+        raise ConfigError(f"--out {root}: holds a finished {content} of other source files; {_ways_out(content)}")
+
+
+def _mixed(before: Manifest | None, update: bool) -> list[str]:
+    """A sentence where shards may be reused that other versions of the packages have made."""
+    if before is None or not update:
+        return []
+    now = packages()
+    other = [f"{name} {version}" for name, version in before.packages.items() if now.get(name) != version]
+    return [f"shards that do not change stay as they were made, with {', '.join(other)}"] if other else []
 
 
 def _scan(
@@ -212,6 +272,7 @@ def _scan(
     work: Path,
     where: jobs.Execution,
     progress: Progress | None,
+    log: "_Log",
 ) -> list[list[Path]]:
     """The scanned rows of every dataset; units that a killed job finished are not scanned again."""
     directory = work / _SCANNED
@@ -222,38 +283,82 @@ def _scan(
             paths.append(directory / f"{unit.fingerprint}.arrow")
             units[paths[-1]] = unit
         results.append(paths)
-    done = storage.existing(units)
-    waiting = [unit for path, unit in units.items() if path not in done]
-    if waiting:
+
+    def waiting() -> list[object]:
+        done = storage.existing(units)
+        return [unit for path, unit in units.items() if path not in done]
+
+    left = waiting()
+    log.write("scan planned", units=len(units), finished=len(units) - len(left))
+    if left:
         poll = _poll(progress, "scan", [path for paths in results for path in paths])
-        jobs.run(waiting, jobs.ScanFiles(str(directory), str(work / jobs.ERRORS)), where, poll, work)
+        _run_all(waiting, jobs.ScanFiles(str(directory), str(work)), where, poll, work, log)
         _report_all(progress, "scan", sum(map(len, results)))
     return results
 
 
 def _build(
     planned: list[Plan], root: Path, work: Path, where: jobs.Execution, progress: Progress | None, log: "_Log"
-) -> None:
-    """Builds the orders whose shards are not there yet."""
-    waiting, results = [], []
-    for plan in planned:
-        directory = root / plan.dataset.config.name
-        done = finished_orders(directory, [order.stem for order in plan.orders])
-        for order in plan.orders:
-            results.append(directory / (order.stem + INDEX_SUFFIX))
-            if order.stem not in done:
-                storage.remove(results[-1])
-                waiting.append((str(order.path), str(directory)))
-    log.write("build planned", shards=len(results), finished=len(results) - len(waiting))
-    if waiting:
-        poll = _poll(progress, "build", results)
+) -> set[str]:
+    """Builds the orders whose shards are not there yet; the fingerprints of those whose shards were."""
+    orders = {
+        root / plan.dataset.config.name / (order.stem + INDEX_SUFFIX): order
+        for plan in planned
+        for order in plan.orders
+    }
+
+    def finished() -> set[Path]:
+        found = set()
+        for plan in planned:
+            directory = root / plan.dataset.config.name
+            done = finished_orders(directory, [order.stem for order in plan.orders])
+            found |= {directory / (stem + INDEX_SUFFIX) for stem in done}
+        return found
+
+    def waiting() -> list[object]:
+        done = finished()
+        return [(str(order.path), str(index.parent)) for index, order in orders.items() if index not in done]
+
+    before = finished()
+    for index in orders.keys() - before:
+        storage.remove(index)
+    log.write("build planned", shards=len(orders), finished=len(before))
+    if len(before) < len(orders):
+        poll = _poll(progress, "build", list(orders))
         try:
-            jobs.run(waiting, jobs.WriteShards(str(root / VOCABULARY), str(work / jobs.ERRORS)), where, poll, work)
+            _run_all(waiting, jobs.WriteShards(str(root / VOCABULARY), str(work)), where, poll, work, log)
         except DataError:
             # The source may have changed in a way that no file's time shows.
             storage.remove_tree(work / _SCANNED)
             raise
-        _report_all(progress, "build", len(results))
+        _report_all(progress, "build", len(orders))
+    return {orders[index].fingerprint for index in before}
+
+
+def _run_all(
+    waiting: Callable[[], list[object]],
+    transform: beam.PTransform,
+    where: jobs.Execution,
+    poll: Callable[[], None],
+    work: Path,
+    log: "_Log",
+) -> None:
+    """Runs ``transform`` over the pieces that are ``waiting``, and again where a worker process dies over it: what that
+    worked on is done in a process of its own then."""
+    left, deaths = waiting(), 0
+    while left:
+        try:
+            log.write("metrics", **jobs.run(left, transform, where, poll, work))
+            return
+        except jobs.WorkerDiedError as error:
+            log.write("worker died", message=str(error), pieces=len(left))
+            before, left = len(left), waiting()
+            deaths = deaths + 1 if len(left) == before else 1
+            if deaths == _MOST_DEATHS:
+                raise DataError(
+                    f"{error}. {deaths} times in a row nothing got done: take fewer --workers if memory is short, and "
+                    "run the command again to go on"
+                ) from None
 
 
 def _write_scan(planned: list[Plan], root: Path) -> None:
@@ -287,12 +392,56 @@ def _report_all(progress: Progress | None, stage: str, pieces: int) -> None:
         progress(stage, pieces, pieces)
 
 
+def _counts(manifest: Manifest, reused: set[str]) -> dict[str, Any]:
+    parts: dict[bool, list[Part]] = {True: [], False: []}
+    for dataset in manifest.datasets:
+        for split in dataset.splits:
+            parts[split.fingerprint in reused] += split.parts
+    tokens = sum(part.tokens for part in parts[False])
+    return {"built": len(parts[False]), "built_tokens": tokens, "reused": len(parts[True])}
+
+
+def _log_result(log: "_Log", content: str, result: Result) -> None:
+    keys = ("name", "episodes", "kept", "tokens", "records", "shards", "bytes")
+    for item in result.manifest.datasets:
+        log.write(
+            "dataset finished",
+            **{key: getattr(item, key) for key in keys},
+            rejected=result.rejected[item.name],
+        )
+    log.write(
+        f"{content} finished",
+        seconds=round(result.seconds, 3),
+        stages={name: round(seconds, 3) for name, seconds in result.stages.items()},
+        tokens=sum(item.tokens for item in result.manifest.datasets),
+        built=result.built,
+        reused=result.reused,
+        removed=result.removed,
+        tokens_per_second=result.tokens_per_second,
+    )
+
+
 class _Log:
-    """``build.log.jsonl``: what happened when, one JSON object a line."""
+    """``build.log.jsonl``: what happened when, one JSON object a line; and how long each stage took."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self.seconds: dict[str, float] = {}
 
     def write(self, event: str, **values: Any) -> None:
         line = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "event": event, **values}
         storage.append_line(self._path, json.dumps(line, ensure_ascii=False))
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Times a stage, and says how it ended."""
+        begin = time.monotonic()
+        try:
+            yield
+        except BaseException as error:
+            seconds = round(time.monotonic() - begin, 3)
+            with suppress(OSError):  # what brought us here matters more
+                self.write("failed", stage=name, seconds=seconds, error=type(error).__name__, message=str(error))
+            raise
+        self.seconds[name] = time.monotonic() - begin
+        self.write("stage finished", stage=name, seconds=round(self.seconds[name], 3))

@@ -1,0 +1,45 @@
+"""``gatokit gc``: removes what dead attempts left in a directory."""
+
+import argparse
+
+from gatokit.cli.console import Output, add_command, size
+from gatokit.cli.extras import needs
+
+
+def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Adds the command."""
+    parser = add_command(
+        commands,
+        "gc",
+        "remove what killed builds left in a directory, and nothing that its manifest names",
+        "gatokit gc built --dry-run\n\n"
+        "Temporary files go, and shards and indexes that the manifest does not name: those of an update that was not\n"
+        "finished too. Without a manifest shards stay, because a build that is run again goes on with them.",
+    )
+    parser.add_argument("directory", metavar="DIR", help="directory of a build or scan")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be removed, and remove nothing")
+    parser.add_argument(
+        "--all", action="store_true", help="also the scanned rows and orders from which an interrupted build goes on"
+    )
+    parser.set_defaults(takes_beam_options=False, run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Removes and prints what was removed."""
+    output = Output(arguments.json)
+    with needs("build"):
+        from gatokit.pipelines.collect import collect
+    found = collect(arguments.directory, work=arguments.all, dry_run=arguments.dry_run)
+    total = sum(item.bytes for item in found)
+    if found:
+        output.table(f"{arguments.directory}", ["file", "bytes"], [[item.path, item.bytes] for item in found])
+    done = "would remove" if arguments.dry_run else "removed"
+    output.say(f"{done} {len(found):,} files, {size(total)}" if found else "there is nothing to remove")
+    output.result(
+        {
+            "files": [{"path": item.path, "bytes": item.bytes} for item in found],
+            "bytes": total,
+            "removed": not arguments.dry_run,
+        }
+    )
+    return 0
