@@ -1,6 +1,7 @@
 """``gatokit build``: the dataset."""
 
 import argparse
+from functools import partial
 from typing import Any
 
 from gatokit.cli import plan
@@ -18,6 +19,11 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         "Every other option is Apache Beam's, such as --runner or --project.",
     )
     add_job_arguments(parser)
+    parser.add_argument(
+        "--update",
+        action="store_true",
+        help="DIR may hold a finished build of another config or other source files: build what changed, keep the rest",
+    )
     plan.add_arguments(parser)
     parser.set_defaults(run=run)
 
@@ -43,7 +49,7 @@ def run_job(arguments: argparse.Namespace, output: Output) -> Any:
     """Runs the scan or build that the arguments ask for, with progress, and shows its notices; its ``Result``."""
     with needs("build"):
         from gatokit.pipelines import run as pipelines
-    job = pipelines.scan if arguments.verb == "scan" else pipelines.build
+    job = pipelines.scan if arguments.verb == "scan" else partial(pipelines.build, update=arguments.update)
     with output.progress() as progress:
         result = job(
             arguments.config,
@@ -83,6 +89,8 @@ def run(arguments: argparse.Namespace) -> int:
             for item in datasets
         ],
     )
+    for sentence in summary(result):
+        output.say(sentence)
     output.say(f"built in {result.seconds:.1f} s; next: gatokit inspect {arguments.out}")
     keys = ("name", "episodes", "kept", "tokens", "records", "shards", "bytes")
     output.result(
@@ -90,6 +98,28 @@ def run(arguments: argparse.Namespace) -> int:
             "datasets": [{key: getattr(item, key) for key in keys} for item in datasets],
             "seconds": result.seconds,
             "out": str(arguments.out),
+            "stages": result.stages,
+            "built": result.built,
+            "reused": result.reused,
+            "removed": result.removed,
+            "rejected": result.rejected,
+            "tokens_per_second": result.tokens_per_second,
         }
     )
     return 0
+
+
+def summary(result: Any) -> list[str]:
+    """Sentences about a finished job: rows rejected by reason, shards built or not, how fast."""
+    sentences = [f"{name}: not kept: {_listed(reasons)}" for name, reasons in result.rejected.items() if reasons]
+    if result.manifest.content == "build":
+        shards = f"{result.built:,} shards built, {result.reused:,} reused, {result.removed:,} removed"
+        rate = result.tokens_per_second
+        speed = "" if rate is None else f", {rate:,.0f} tokens/s"
+        seconds = f"scan {result.stages['scan']:.1f} s, build {result.stages['build']:.1f} s"
+        sentences.append(f"{shards}; {seconds}{speed}")
+    return sentences
+
+
+def _listed(reasons: dict[str, int]) -> str:
+    return ", ".join(f"{count:,} {reason}" for reason, count in sorted(reasons.items(), key=lambda item: -item[1]))
