@@ -23,6 +23,7 @@ from typing import Any
 
 from harness import Once, Sides, compare, machine, memory, run_side, show_memory
 
+MEMORY_SHARD_BYTES = 16 << 20
 PARTS = ("text", "copy", "resize", "memory")
 COPIES = 4
 """The prose is read under so many names."""
@@ -119,9 +120,9 @@ def fresh(folder: Path) -> Path:
     return folder
 
 
-def write_config(work: Path, name: str, options: str) -> None:
+def write_config(work: Path, name: str, options: str, settings: str = "") -> None:
     """A config of one dataset over the files of ``work/name``."""
-    text = f"vocabulary: vocabulary.model\ndatasets:\n  - name: {name}\n    source: {name}/*\n    {options}\n"
+    text = f"vocabulary: vocabulary.model\n{settings}datasets:\n  - name: {name}\n    source: {name}/*\n    {options}\n"
     (work / f"{name}.yaml").write_text(text)
 
 
@@ -272,7 +273,8 @@ def main() -> None:
         for copies in (10, 1):
             name = f"text-{copies}"
             link_prose(corpora / "prose" / "prose.jsonl", fresh(work / name), copies)
-            write_config(work, name, "kind: text\n    drop_duplicates: false")
+            # A worker holds one split: both have several of them.
+            write_config(work, name, "kind: text\n    drop_duplicates: false", f"shard_bytes: {MEMORY_SHARD_BYTES}\n")
             configs[f"{source_bytes(work / f'{name}.yaml') / 1e6:,.0f} MB"] = work / f"{name}.yaml"
         result["memory"] = memory("gatokit_build", configs, work / "text-warm.yaml")
         show_memory(result["memory"], "text")
