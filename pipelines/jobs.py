@@ -150,6 +150,11 @@ class Execution:
     options: PipelineOptions
     local_workers: int | None
 
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether the workers are machines that share no disk with this one."""
+        return "dataflow" in str(self.options.view_as(StandardOptions).runner).lower()
+
     def runner(self, log: Path) -> PipelineRunner | None:
         """The runner to hand to Beam; None takes the one that the options name.
 

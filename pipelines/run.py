@@ -120,6 +120,8 @@ def _run(
     vocabulary = Path(local_path(config.vocabulary, base, "vocabulary"))
     model = _vocabulary(vocabulary, config_path) if content == "build" else None
     plans = [plan_dataset(config, number, base) for number in range(len(config.datasets))]
+    if where.is_elsewhere:
+        _check_reachable(plans, out)
     with hold(root):
         before = _check_root(root, config, described, content, only, update)
         _check_vocabulary(root, model)
@@ -173,6 +175,22 @@ def _read_config(path: str | Path) -> tuple[BuildConfig, Path]:
         raise ConfigError(f"{path} does not exist; give a build config")
     with storage.local_copy(path) as copy:
         return read_config(copy), Path(path).parent
+
+
+def _check_reachable(plans: list[DatasetPlan], out: str | Path) -> None:
+    """ConfigError where workers on other machines cannot reach what they are to read or write."""
+    if not is_remote(out):
+        raise ConfigError(
+            f"--out {out}: lies on this machine, where the runner's workers write nothing; give a gs:// path"
+        )
+    for plan in plans:
+        for file in plan.sources():
+            for path in (file.path, getattr(file, "image_dir", None)):
+                if path is not None and not is_remote(path):
+                    raise ConfigError(
+                        f"{plan.field}: {path} lies on this machine, where the runner's workers read nothing; "
+                        "copy it to a bucket and give its gs:// path"
+                    )
 
 
 def _selected(config: BuildConfig, only: str | None, path: str | Path) -> BuildConfig:

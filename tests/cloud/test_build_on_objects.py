@@ -112,3 +112,14 @@ def test_what_is_not_there_is_named(
     with pytest.raises(ConfigError, match=said):
         build(path, "gs://bucket/out")
     assert sources.names("out/") == []
+
+
+def test_workers_elsewhere_need_what_they_can_reach(sources: Bucket, config: Path, tmp_path: Path) -> None:
+    beam = ["--runner=DataflowRunner", "--project=p", "--region=r", "--temp_location=gs://bucket/tmp"]
+    here = tmp_path / "out"
+    with pytest.raises(ConfigError, match=f"^--out {here}: lies on this machine, where .* give a gs:// path$"):
+        build("gs://bucket/in/build.yaml", here, beam_arguments=beam)
+    with pytest.raises(ConfigError, match=rf"^datasets\[0\]: {config.parent}/text/notes.jsonl lies on this machine"):
+        build(config, "gs://bucket/out", beam_arguments=beam)
+    assert sources.names("out/") == []
+    assert not here.exists()
