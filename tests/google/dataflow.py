@@ -80,7 +80,7 @@ class DataflowServer(LoopbackServer):
     def prepare(self, request: Request) -> None:
         match = _JOB.fullmatch(request.path)
         job = self._find(match["id"]) if match and match["id"] and not match["rest"] else None
-        if job is not None and request.method == "GET" and job.asked:
+        if job is not None and request.method == "GET" and job.asked > 1:
             job.ended.wait(_PATIENCE_SECONDS)
 
     def answer(self, request: Request) -> Response:
@@ -104,7 +104,9 @@ class DataflowServer(LoopbackServer):
             job.state = request.json()["requestedState"]
             job.ended.set()
         job.asked += 1
-        return Response.of(self._resource(job))
+        # However short it was, a client sees it run, or it would not look for its messages.
+        shown = "JOB_STATE_RUNNING" if job.asked < 3 else job.state
+        return Response.of(self._resource(job, shown))
 
     def _find(self, id_: str) -> Job | None:
         return next((job for job in self.jobs if job.id == id_), None)
@@ -119,7 +121,7 @@ class DataflowServer(LoopbackServer):
         thread = threading.Thread(target=self._run, args=(job,), daemon=True)
         self._threads.append(thread)
         thread.start()
-        return Response.of(self._resource(job))
+        return Response.of(self._resource(job, "JOB_STATE_RUNNING"))
 
     def _run(self, job: Job) -> None:
         state = "JOB_STATE_DONE"
@@ -133,10 +135,10 @@ class DataflowServer(LoopbackServer):
             job.state = state
         job.ended.set()
 
-    def _resource(self, job: Job) -> dict[str, Any]:
+    def _resource(self, job: Job, state: str) -> dict[str, Any]:
         kept = {key: job.request[key] for key in ("name", "type", "clientRequestId") if key in job.request}
         where = {"id": job.id, "projectId": job.project, "location": job.region}
-        return {**kept, **where, "currentState": job.state, "currentStateTime": _TIME, "createTime": _TIME}
+        return {**kept, **where, "currentState": state, "currentStateTime": _TIME, "createTime": _TIME}
 
     def _messages(self, job: Job, request: Request) -> Response:
         messages = [

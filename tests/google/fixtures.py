@@ -2,6 +2,7 @@
 
 import json
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -103,6 +104,8 @@ def bucket(
     """
     import apache_beam.internal.gcp.auth as auth
 
+    from gatokit.pipelines import cloud
+
     with StorageServer("bucket") as server:
         account = Path(tmp_path_factory.mktemp("account")) / "key.json"
         account.write_text(
@@ -124,6 +127,8 @@ def bucket(
         monkeypatch.setenv("NO_GCE_CHECK", "true")
         monkeypatch.setattr(auth._Credentials, "_credentials_init", True)
         monkeypatch.setattr(auth._Credentials, "_credentials", None)
+        # Clients of an earlier test know the port of its server.
+        monkeypatch.setattr(cloud, "_THREADS", threading.local())
         yield Bucket(server)
 
 
