@@ -141,7 +141,7 @@ def _run(
             for notice in notices:
                 log.write("notice", text=notice)
             if before is not None and not update:
-                _check_unchanged(root, before, planned, content)
+                _check_unchanged(root, before, planned, content, work)
         reused: set[str] = set()
         with log.stage("build"):
             if content == "build":
@@ -269,9 +269,10 @@ def _check_vocabulary(root: Path, model: Vocabulary | None) -> None:
         )
 
 
-def _check_unchanged(root: Path, before: Manifest, planned: list[Plan], content: str) -> None:
+def _check_unchanged(root: Path, before: Manifest, planned: list[Plan], content: str, work: Path) -> None:
     finished = {split.fingerprint for item in before.datasets for split in item.splits}
     if finished != {order.fingerprint for plan in planned for order in plan.orders}:
+        storage.remove_tree(work)
         raise ConfigError(f"--out {root}: holds a finished {content} of other source files; {_ways_out(content)}")
 
 

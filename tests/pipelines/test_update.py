@@ -1,0 +1,307 @@
+"""``build --update``: only what changed is built, the end is a fresh build to the byte, no kill leaves a mixture."""
+
+import hashlib
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from gatokit.inspection.verify import verify
+from gatokit.pipelines.run import Result, build, scan
+from gatokit.schemas.errors import ConfigError, DataError
+from gatokit.schemas.manifest import Manifest
+
+LEFTOVER = ("no file of the manifest", "a temporary file of a build", "work of a build", "the lock of a build")
+STEPS = {
+    "observation": {"state": tfds.features.Tensor(shape=(2,), dtype=np.float32)},
+    "action": tfds.features.Tensor(shape=(1,), dtype=np.float32),
+    "reward": np.float32,
+    "is_first": np.bool_,
+    "is_last": np.bool_,
+    "is_terminal": np.bool_,
+}
+TEXT = "kind: text, source: 'text/*.jsonl'"
+EPISODES = "kind: episodes, source: 'episodes/*', keep: {min_return: 0.5}"
+
+
+def contents(directory: Path) -> dict[str, str]:
+    """Digest of every file but the log and the lock that a refused build leaves."""
+    return {
+        str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(directory.rglob("*"))
+        if path.is_file() and path.name not in ("build.log.jsonl", ".lock")
+    }
+
+
+def write_lines(path: Path, texts: list[str]) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+
+
+def episode(total: float) -> dict[str, Any]:
+    def step(reward: float, last: bool) -> dict[str, Any]:
+        return {
+            "observation": {"state": np.zeros(2, np.float32)},
+            "action": np.zeros(1, np.float32),
+            "reward": reward,
+            "is_first": False,
+            "is_last": last,
+            "is_terminal": last,
+        }
+
+    return {"steps": [step(total / 2, False), step(total / 2, False), step(0.0, True)]}
+
+
+@pytest.fixture
+def configured(tmp_path: Path, exact_vocabulary: Path) -> Callable[..., Path]:
+    def write(*datasets: tuple[str, str], config: str = "") -> Path:
+        lines = "".join(f"  - {{name: {name}, {dataset}}}\n" for name, dataset in datasets)
+        path = tmp_path / "c.yaml"
+        path.write_text(f"vocabulary: {exact_vocabulary}\nshard_bytes: 1024\n{config}\ndatasets:\n{lines}")
+        return path
+
+    return write
+
+
+@pytest.fixture
+def sources(tmp_path: Path, write_tfds: Callable[..., Path]) -> Path:
+    """Texts in four files, and a task of twelve episodes in three, of which a changed filter keeps other ones."""
+    for number in range(4):
+        write_lines(tmp_path / "text" / f"{number}.jsonl", [f"text {number} {line} " * 30 for line in range(3)])
+    write_lines(tmp_path / "more" / "x.jsonl", ["another dataset"] + ["and a line"] * 2)
+    episodes = [episode(float(total)) for total in range(1, 13)]
+    write_tfds(tmp_path / "episodes" / "reach", STEPS, episodes, max_examples_per_shard=4)
+    return tmp_path
+
+
+def updated(config: Path, out: Path) -> Result:
+    """Updates, and compares with a fresh build."""
+    result = build(config, out, update=True)
+    fresh = out.with_name("fresh")
+    shutil.rmtree(fresh, ignore_errors=True)
+    build(config, fresh)
+    assert contents(out) == contents(fresh)
+    assert verify(out) == []
+    shards = sum(item.shards for item in result.manifest.datasets)
+    assert result.built + result.reused == shards
+    return result
+
+
+def counts(result: Result) -> tuple[int, int, int]:
+    return result.built, result.reused, result.removed
+
+
+def times(out: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in out.rglob("*.arrayrecord")}
+
+
+def test_a_new_dataset_is_built_and_the_others_stay(sources, configured):
+    out = sources / "out"
+    first = build(configured(("text", TEXT)), out)
+    before = times(out)
+    result = updated(configured(("text", TEXT), ("more", "kind: text, source: more/x.jsonl")), out)
+    assert counts(result) == (1, first.built, 0)
+    assert before.items() <= times(out).items()
+
+
+def test_a_removed_dataset_goes_with_its_folder(sources, configured):
+    out = sources / "out"
+    more = "kind: text, source: more/x.jsonl"
+    first = build(configured(("text", TEXT), ("more", more)), out)
+    result = updated(configured(("text", TEXT)), out)
+    assert counts(result) == (0, first.built - 1, 1)
+    assert not (out / "more").exists()
+
+
+def test_a_changed_filter_builds_the_shards_that_it_concerns(sources, configured):
+    out = sources / "out"
+    first = build(configured(("reach", EPISODES), ("text", TEXT)), out)
+    shards = {item.name: item.shards for item in first.manifest.datasets}
+    result = updated(configured(("reach", EPISODES.replace("0.5", "0.9")), ("text", TEXT)), out)
+    assert result.manifest.datasets[0].kept < first.manifest.datasets[0].kept
+    assert result.reused == shards["text"]
+    assert result.removed == shards["reach"]
+
+
+def test_new_and_changed_and_lost_files_move_their_own_shards_alone(sources, configured):
+    for number in range(4, 9):
+        write_lines(sources / "text" / f"{number}.jsonl", [f"text {number} " * 150])
+    out, config = sources / "out", configured(("text", TEXT), config="holdout: 0")
+    first = build(config, out)
+    assert first.built >= 7
+    before = times(out)
+    write_lines(sources / "text" / "9.jsonl", ["a new file " * 120])
+    added = updated(config, out)
+    assert added.built in (1, 2)
+    assert added.reused == first.built - added.removed >= first.built - 1
+    assert len(before.items() & times(out).items()) == added.reused
+    write_lines(sources / "text" / "1.jsonl", ["it was changed " * 80])
+    changed = updated(config, out)
+    assert changed.built in (1, 2)
+    assert changed.reused >= first.built - 2
+    (sources / "text" / "9.jsonl").unlink()
+    lost = updated(config, out)
+    assert lost.built in (0, 1)
+    assert lost.removed >= 1
+
+
+def test_a_weight_changes_the_manifest_alone(sources, configured):
+    out = sources / "out"
+    first = build(configured(("text", TEXT)), out)
+    result = updated(configured(("text", f"{TEXT}, weight: 3, license: MIT")), out)
+    assert counts(result) == (0, first.built, 0)
+    assert (result.manifest.datasets[0].weight, result.manifest.datasets[0].license) == (3, "MIT")
+
+
+def test_chunks_of_another_size_are_all_built_anew(sources, configured):
+    out = sources / "out"
+    first = build(configured(("text", TEXT)), out)
+    result = updated(configured(("text", TEXT), config="chunk_tokens: 16"), out)
+    assert (result.reused, result.removed) == (0, first.built)
+
+
+def test_an_update_of_nothing_and_of_an_empty_directory_are_builds(sources, configured):
+    out, config = sources / "out", configured(("text", TEXT))
+    first = updated(config, out)
+    assert (first.reused, first.removed) == (0, 0)
+    assert counts(updated(config, out)) == (0, first.built, 0)
+
+
+def test_other_versions_of_packages_are_told(sources, configured, monkeypatch):
+    from gatokit.pipelines import finish
+
+    out = sources / "out"
+    build(configured(("text", TEXT)), out)
+    monkeypatch.setattr(finish.importlib.metadata, "version", lambda name: "99")
+    result = build(configured(("text", TEXT)), out, update=True)
+    assert result.notices[-1].startswith("shards that do not change stay as they were made, with gatokit ")
+
+
+def refused(config: Path, out: Path, sentence: str, **options: Any) -> None:
+    before = contents(out)
+    with pytest.raises(ConfigError, match=f"^{re.escape(sentence)}"):
+        build(config, out, **options)
+    assert contents(out) == before
+
+
+def test_without_the_option_the_refusal_names_it(sources, configured):
+    out = sources / "out"
+    build(configured(("text", TEXT)), out)
+    changed = configured(("text", f"{TEXT}, weight: 2"))
+    refused(changed, out, f"--out {out}: holds a finished build of another config; --update builds what changed; else")
+    config = configured(("text", TEXT))
+    write_lines(sources / "text" / "9.jsonl", ["a new file"])
+    refused(config, out, f"--out {out}: holds a finished build of other source files; --update builds what changed")
+
+
+def test_what_an_update_cannot_be(sources, configured, vocabulary):
+    out = sources / "out"
+    config = configured(("text", TEXT), ("more", "kind: text, source: more/x.jsonl"))
+    build(config, out)
+    only = f"--only text: an update would remove more from {out}; leave --only out"
+    refused(config, out, only, update=True, only="text")
+    offset = configured(("text", TEXT), config="discrete_offset: 33024")
+    meaning = f"--out {out}: holds shards made with discrete_offset 0, and 33024 gives every token another meaning"
+    refused(offset, out, meaning, update=True)
+    config = configured(("text", TEXT))
+    config.write_text(re.sub("vocabulary: .*", f"vocabulary: {vocabulary}", config.read_text()))
+    refused(config, out, f"--out {out}: holds shards of another vocabulary", update=True)
+    scan(config, sources / "scanned")
+    refused(config, sources / "scanned", f"--out {sources / 'scanned'}: holds a finished scan", update=True)
+
+
+def test_data_that_fails_leaves_the_old_build_and_mended_data_the_new_one(sources, configured):
+    out = sources / "out"
+    first = build(configured(("text", TEXT)), out)
+    before = (out / "manifest.json").read_bytes()
+    bad = ("more", "kind: text, source: more/x.jsonl")
+    (sources / "more" / "x.jsonl").write_bytes(b"{\n" * 20 + b'{"text": "sound"}\n')
+    config = configured(("text", f"{TEXT}, end_of_document: false"), bad)
+    with pytest.raises(DataError, match=r"more: 20 of 21 documents are bad"):
+        build(config, out, update=True)
+    assert (out / "manifest.json").read_bytes() == before
+    assert all(fault.fault.startswith(LEFTOVER) for fault in verify(out))
+    write_lines(sources / "more" / "x.jsonl", ["sound"])
+    assert updated(config, out).removed == first.built
+
+
+KILLED = """
+import os, shutil, signal, sys
+from gatokit.pipelines import run
+config, source, target = sys.argv[1:4]
+points = [int(word) for word in sys.argv[4:]]
+
+def killed_at(point, out):
+    count = 0
+    def dying(real):
+        def call(*arguments, **options):
+            nonlocal count
+            count += 1
+            if count == point:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(*arguments, **options)
+        return call
+    for name in ("replace", "unlink", "rmdir"):
+        setattr(os, name, dying(getattr(os, name)))
+    run.build(config, out, update=True)
+    return count
+
+def child(point, out):
+    shutil.copytree(source, out)
+    process = os.fork()
+    if process == 0:
+        count = killed_at(point, out)
+        with open(out + ".count", "w") as file:
+            file.write(str(count))
+        os._exit(0)
+    return os.waitpid(process, 0)[1]
+
+if __name__ == "__main__":
+    assert child(0, target + "-count") == 0
+    total = int(open(target + "-count.count").read())
+    print(total)
+    for point in points:
+        # From the end, where the new files come into place.
+        assert child(total - point, f"{target}-{point}") == signal.SIGKILL
+"""
+
+
+def test_a_killed_update_is_the_old_build_or_the_new_one(sources, configured, tmp_path):
+    """Killed before each rename and removal of its end, and before some of its middle."""
+    out = sources / "out"
+    build(configured(("reach", EPISODES), ("text", TEXT), ("more", "kind: text, source: more/x.jsonl")), out)
+    old = json.loads((out / "manifest.json").read_bytes())
+    write_lines(sources / "text" / "9.jsonl", ["a new file"])
+    config = configured(("reach", EPISODES.replace("0.5", "0.9")), ("text", TEXT))
+    build(config, tmp_path / "fresh")
+    new = json.loads((tmp_path / "fresh" / "manifest.json").read_bytes())
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED)
+    points = [*range(34), 40, 50]
+    command = [sys.executable, script, config, out, tmp_path / "killed", *points]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert int(done.stdout) > max(points)
+    found = []
+    for point in points:
+        left = tmp_path / f"killed-{point}"
+        faults = verify(left)
+        assert [fault for fault in faults if not fault.fault.startswith(LEFTOVER)] == [], point
+        manifest = json.loads((left / "manifest.json").read_bytes())
+        found.append(manifest["config_digest"] == new["config_digest"])
+        assert found[-1] or manifest == old
+        Manifest.read(left)
+    # The later it was killed the newer it is, and both are among them.
+    assert found == sorted(found, reverse=True)
+    assert set(found) == {False, True}
+    for point in (*points[:34:3], 40):
+        build(config, tmp_path / f"killed-{point}", update=True)
+        assert contents(tmp_path / f"killed-{point}") == contents(tmp_path / "fresh"), point
