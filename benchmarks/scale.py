@@ -4,9 +4,9 @@ and memory of whole builds over a hundredfold range of input.
 The simulation makes sources of header-only data: directories whose files have a size and no content, the rows that a
 scan of them would have left, and for each split an index as long as a real one beside a shard without tokens. The real
 code lists, judges, plans, finishes, reads and draws from them, each stage in a process of its own. Peak memory is that
-of the stage alone: what its process holds already when it begins is stated beside it.
+process's while the stage runs, with all that it imported and, before ``finish``, what the verdicts hold.
 
-    python benchmarks/scale.py                                  # the simulation: about ten minutes on two cores
+    python benchmarks/scale.py                                  # the simulation: about six minutes on two cores
     python benchmarks/scale.py --episodes 100000 1000000
     python benchmarks/scale.py --part throughput                # 20 MB to 2 GB, one process and two: about four minutes
 """
@@ -238,7 +238,7 @@ def stage_resume(work: Path) -> Callable[[], Any]:
 
 
 def stage_finish(work: Path) -> Callable[[], Any]:
-    """Totals over all indexes, the last checks, ``tasks.parquet``."""
+    """Totals over all indexes, the last checks, the tables of tasks."""
     from gatokit.pipelines.finish import finish_dataset
     from gatokit.pipelines.plan import Plan
 
@@ -248,7 +248,7 @@ def stage_finish(work: Path) -> Callable[[], Any]:
     def run() -> int:
         found = finish_dataset(work / "out", plan, config, "build")
         (work / "finished.pickle").write_bytes(pickle.dumps(found))
-        return found.episodes
+        return found.dataset.episodes
 
     return run
 
@@ -264,8 +264,8 @@ def stage_manifest(work: Path) -> Callable[[], Any]:
     shutil.copy(work / "vocabulary.model", work / "out" / VOCABULARY)
     model = Vocabulary(file=VOCABULARY, pieces=4000, blake2b=TextTokenizer.load(work / "out" / VOCABULARY).digest)
     described = config.model_dump(mode="json", by_alias=True, exclude_none=True)
-    datasets = [pickle.loads((work / "finished.pickle").read_bytes())]
-    return lambda: len(write_manifest(work / "out", config, described, datasets, model, "build").files)
+    finished = [pickle.loads((work / "finished.pickle").read_bytes())]
+    return lambda: len(write_manifest(work / "out", config, described, finished, model, "build", None)[0].files)
 
 
 def stage_read(work: Path) -> Callable[[], Any]:
@@ -412,20 +412,19 @@ def exponent(sizes: list[int], values: list[float]) -> float:
 
 
 def show_simulation(results: list[dict[str, Any]]) -> dict[str, Any]:
-    """A row a stage: seconds and memory at each size, and how they grow."""
+    """A row a stage: seconds and memory at each size, how they grow, and what an episode more takes."""
     sizes = [result["episodes"] for result in results]
     titles = "".join(f"{size:>12,}" for size in sizes)
-    print(f"{'stage':10}{'seconds at':>12}{titles}{'exponent':>10}   {'MiB at':>8}{titles}{'exponent':>10}{'held':>8}")
+    print(f"{'seconds at':10}{titles}    grows as{'':6}{'peak MiB at':11}{titles}    grows as  bytes an episode")
     fits = {}
     for name in STAGES:
         rows = [result["stages"][name] for result in results]
-        seconds = [row["seconds"] for row in rows]
-        grown = [max(0, row["peak_bytes"] - row["before_bytes"]) for row in rows]
-        fits[name] = {"seconds": exponent(sizes, seconds), "bytes": exponent(sizes, [max(item, 1) for item in grown])}
+        seconds, peaks = [row["seconds"] for row in rows], [row["peak_bytes"] for row in rows]
+        slope = (peaks[-1] - peaks[0]) / max(1, sizes[-1] - sizes[0])
+        fits[name] = {"seconds": exponent(sizes, seconds), "bytes": exponent(sizes, peaks), "bytes_an_episode": slope}
         print(
-            f"{name:22}{''.join(f'{value:12.3f}' for value in seconds)}{fits[name]['seconds']:10.2f}   "
-            f"{'':8}{''.join(f'{value / 2**20:12.1f}' for value in grown)}{fits[name]['bytes']:10.2f}"
-            f"{rows[-1]['before_bytes'] / 2**20:8.0f}"
+            f"{name:10}{''.join(f'{value:12.3f}' for value in seconds)}{'n^':>8}{fits[name]['seconds']:<4.2f}{'':17}"
+            f"{''.join(f'{value / 2**20:12.0f}' for value in peaks)}{'n^':>8}{fits[name]['bytes']:<4.2f}{slope:18.1f}"
         )
     for result in results:
         parts = ", ".join(f"{name} {size / 2**20:,.1f} MiB" for name, size in result["bytes"].items())

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict
 
+from gatokit.pipelines.columns import Column
 from gatokit.pipelines.orders import DOCUMENT_ORDER, DocumentsHead, Settings
 from gatokit.pipelines.plan import SCAN_UNIT_BYTES, DatasetPlan, Judged
 from gatokit.pipelines.sources.corpora import (
@@ -146,27 +147,30 @@ class DocumentsPlan(DatasetPlan):
         """See ``DatasetPlan``; the dataset is one task with one stream."""
         scanned = _Scanned(self, results, limit)
         losses, lost = Losses(), 0
-        hashes, contents, sound = [np.empty(0, np.uint64)], [np.empty((0, 2), np.uint64)], [np.empty(0, bool)]
+        hashes, contents, sound = Column(np.uint64), Column(np.uint64, 2), Column(bool)
         for table in scanned:
             ids = scanned.ids(table)
-            reasons, counts, details = (table[name].to_pylist() for name in ("reason", "lost", "detail"))
-            losses.add(reasons, counts, ids, details)
-            lost += sum(counts)
+            if table["reason"].null_count < len(table):
+                bad = table.filter(pc.is_valid(table["reason"]))
+                reasons, counts, details = (bad[name].to_pylist() for name in ("reason", "lost", "detail"))
+                losses.add(reasons, counts, scanned.ids(bad), details)
+            lost += pc.sum(table["lost"]).as_py() or 0
             groups = table["group"].to_pylist()
             keys = [id_ if group is None else f"group\0{group}" for id_, group in zip(ids, groups, strict=True)]
-            hashes.append(np.array([row_hash(config.seed, key) for key in keys], np.uint64))
-            sound.append(pc.is_null(table["reason"]).to_numpy())
-            contents.append(_numbers(table["content"]))
+            hashes.add(np.array([row_hash(config.seed, key) for key in keys], np.uint64))
+            sound.add(pc.is_null(table["reason"]).to_numpy())
+            if self.config.drop_duplicates:
+                contents.add(_numbers(table["content"]))
         check_budget(losses, lost, config.max_bad_fraction, self.config.name, self.what)
-        whole = np.concatenate(sound)
-        repeats = _repeats(np.concatenate(contents), whole) if self.config.drop_duplicates else np.zeros_like(whole)
+        whole = sound.joined()
+        repeats = _repeats(contents.joined(), whole) if self.config.drop_duplicates else np.zeros_like(whole)
         kept = whole & ~repeats
         if not kept.any():
             raise DataError(
                 f"{self.config.name}: the source holds {lost} documents, of which none is sound: "
                 + (", ".join(f"{count} {reason}" for reason, count in losses.counts.items()) or "its files are empty")
             )
-        apart = held_out(np.concatenate(hashes), kept, np.zeros(len(kept), np.int64), config.holdout)
+        apart = held_out(hashes.joined(), kept, np.zeros(len(kept), np.int64), config.holdout)
         return JudgedDocuments(self, scanned, kept, repeats, apart)
 
 

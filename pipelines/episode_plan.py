@@ -1,15 +1,17 @@
 """The plan of a dataset of episodes: its directories with their specs, verdicts over its returns, its orders."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from gatokit.pipelines import storage
+from gatokit.pipelines.columns import Column
 from gatokit.pipelines.orders import ORDER, EpisodesHead, Settings, make_head
 from gatokit.pipelines.plan import SCAN_UNIT_BYTES, DatasetPlan, Judged
 from gatokit.pipelines.scan import ScanFile, ScanUnit, Wanted, wanted
@@ -79,10 +81,11 @@ class EpisodesPlan(DatasetPlan):
         gathered = _Gathered()
         losses = Losses()
         for table in scanned:
-            ids = scanned.ids(table)
-            gathered.add(table, [row_hash(config.seed, id_) for id_ in ids])
-            reasons, lost, details = (table[name].to_pylist() for name in ("reason", "lost", "detail"))
-            losses.add(reasons, lost, ids, details)
+            gathered.add(table, [row_hash(config.seed, id_) for id_ in scanned.ids(table)])
+            if table["reason"].null_count < len(table):
+                bad = table.filter(pc.is_valid(table["reason"]))
+                reasons, lost, details = (bad[name].to_pylist() for name in ("reason", "lost", "detail"))
+                losses.add(reasons, lost, scanned.ids(bad), details)
         rows = gathered.rows()
         if self.config.id is not None:
             _check_ids(scanned, gathered.hashes, self.config)
@@ -99,7 +102,7 @@ class EpisodesPlan(DatasetPlan):
 
 
 class JudgedEpisodes(Judged):
-    """See ``Judged``. Of a row it holds some fifty bytes."""
+    """See ``Judged``. Of a row it holds some thirty bytes."""
 
     scanned: "_Scanned"
 
@@ -117,8 +120,10 @@ class JudgedEpisodes(Judged):
     ) -> None:
         self.tasks, self.notices, self.names = tasks, notices, scanned.names
         self.scanned, self.specs = scanned, specs
-        self._plan, self._rows = plan, rows
-        self._kept, self._apart, self._reason = kept, apart, reason
+        self._plan, self._kept, self._apart = plan, kept, apart
+        self._reason = pa.array(reason, pa.string()).dictionary_encode()
+        nothing = np.empty(0)
+        self._rows = replace(rows, steps=nothing, success=None, reason=nothing)
 
     def head(self, files: list[int], rows: pa.Table, settings: Settings) -> EpisodesHead:
         """See ``Judged``."""
@@ -164,7 +169,7 @@ class JudgedEpisodes(Judged):
             "expert_return": _named(rows.task[part], [by_name[name].expert_return for name in names]),
             "threshold": _named(rows.task[part], [by_name[name].threshold for name in names]),
             "kept": kept,
-            "reason": pa.array(self._reason[part], pa.string()),
+            "reason": self._reason[part].cast(pa.string()),
             "detail": scanned["detail"],
             "lost": scanned["lost"],
             "source_file": _named(file, self.names),
@@ -299,7 +304,7 @@ class _Gathered:
 
     def __init__(self) -> None:
         self.tasks, self._agents, self._reasons = _Names(), _Names(), _Names()
-        self._parts: dict[str, list[np.ndarray]] = {name: [np.empty(0, dtype)] for name, dtype in self._COLUMNS.items()}
+        self._columns = {name: Column(dtype) for name, dtype in self._COLUMNS.items()}
         self._marked = False
         self.lost = 0
         self.directories: dict[int, set[int]] = {}
@@ -312,7 +317,7 @@ class _Gathered:
         "agent": np.int32,
         "reason": np.int16,
         "order": np.float64,
-        "steps": np.int64,
+        "steps": np.uint32,
         "return": np.float64,
         "success": np.bool_,
         "hash": np.uint64,
@@ -320,7 +325,7 @@ class _Gathered:
 
     def add(self, table: pa.Table, hashes: list[int]) -> None:
         """Takes the next rows."""
-        add = {name: part.append for name, part in self._parts.items()}
+        add = {name: column.add for name, column in self._columns.items()}
         task = self.tasks.of(table["task"])
         add["task"](task)
         add["agent"](self._agents.of(table["agent"]))
@@ -351,7 +356,7 @@ class _Gathered:
 
     def rows(self) -> Rows:
         """The columns over all rows; they are given up here."""
-        columns = {name: np.concatenate(self._parts.pop(name)) for name in list(self._parts)}
+        columns = {name: self._columns.pop(name).joined() for name in list(self._columns)}
         self.hashes = columns["hash"]
         reasons = np.array([*self._reasons.codes, None], object)
         return Rows(

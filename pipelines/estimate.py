@@ -47,7 +47,7 @@ _FIRST_BYTES = 1 << 20
 """An order's first rows up to this size are built before the clock runs, and say how much there is time for."""
 _FIRST_SCAN_RATE = 50e6
 """Bytes a second that a scan is taken to make before it was measured."""
-_PLANNING_SECONDS = 25e-6
+_PLANNING_SECONDS = 15e-6
 """That an episode or document takes between the passes and behind them, in one process: benchmarks/scale.py."""
 _SPLIT_ROWS = 64
 """Rows that stand for those of a split where its source was not scanned."""
