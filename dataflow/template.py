@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import apache_beam as beam
 from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions, SetupOptions, WorkerOptions
 
-OWN = ("template_location", "job_name", "update")
+OWN = ("template_location", "job_name")
 """Beam's options that are about the template's own job and not about those of the build."""
 
 
@@ -35,8 +35,10 @@ def build_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     parser.add_argument("--out", required=True)
     for name in ("only", "limit"):
         parser.add_argument(f"--{name}")
+    parser.add_argument("--update", choices=("true", "false"))
     known, rest = parser.parse_known_args(list(arguments))
     chosen = [f"--{name}={value}" for name in ("only", "limit") if (value := getattr(known, name))]
+    chosen += ["--update"] if known.update == "true" else []
     passed = [argument for argument in rest if argument.partition("=")[0].removeprefix("--") not in OWN]
     return ["build", known.config, "--out", known.out, *chosen, *passed], rest
 
