@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -228,6 +229,57 @@ def test_a_job_that_fails_ends_the_build_with_its_reason(
         submit("build", corpus)
     assert len(dataflow.jobs) == 1
     assert not [name for name in bucket.names("out/") if "manifest" in name or ".lock" in name]
+
+
+def outputs(bucket: Bucket) -> dict[str, bytes]:
+    return {name: bucket.get(name) for name in bucket.names("out/") if "/books/" in name}
+
+
+def test_the_same_command_again_goes_on_where_it_stopped(
+    submit: Submit, corpus: str, bucket: Bucket, dataflow: DataflowServer
+) -> None:
+    def work(job: Job) -> None:
+        execute(job, bucket)
+        if len(dataflow.jobs) == 2:
+            # As if the worker had been lost before these: an index marks its shard as done.
+            lost = [name for name in bucket.names("out/books/") if name.endswith(".parquet")][:2]
+            for name in lost:
+                bucket.remove(name)
+            raise RuntimeError("The workers were lost.")
+
+    dataflow.execute = work
+    with pytest.raises(Exception, match="The workers were lost"):
+        submit("build", corpus)
+    left = {name: bucket.blob(name).generation for name in outputs(bucket)}
+    assert submit("build", corpus) == 0
+    scan, build, again = dataflow.jobs
+    assert steps(bucket, scan) == drawn()["scan"]
+    assert steps(bucket, build) == steps(bucket, again) == drawn()["build"]
+    written = {name for name in outputs(bucket) if bucket.blob(name).generation != left.get(name)}
+    assert len([name for name in written if name.endswith(".index.parquet")]) == 2
+    assert len(written) < len(outputs(bucket))
+    # A finished build only looks whether its sources are still the same.
+    assert submit("build", corpus) == 0
+    assert [steps(bucket, job) for job in dataflow.jobs[3:]] == [drawn()["scan"]]
+
+
+def test_a_job_whose_pieces_run_twice_at_once_gives_the_same_bytes(
+    submit: Submit, corpus: str, bucket: Bucket, dataflow: DataflowServer
+) -> None:
+    dataflow.execute = lambda job: execute(job, bucket)
+    assert submit("build", corpus) == 0
+    once = outputs(bucket)
+    for name in bucket.names("out/"):
+        bucket.remove(name)
+
+    def twice(job: Job) -> None:
+        with ThreadPoolExecutor(2) as pool:
+            for done in [pool.submit(execute, job, bucket) for _ in range(2)]:
+                done.result()
+
+    dataflow.execute = twice
+    assert submit("build", corpus) == 0
+    assert outputs(bucket) == once
 
 
 def test_an_option_that_nobody_knows_is_an_error(

@@ -62,6 +62,14 @@ class _Clock:
         return time.time() + self.slept
 
 
+class _Ticking(_Clock):
+    """For loops that sleep until another thread is done: the other thread gets a turn."""
+
+    def sleep(self, seconds: float) -> None:
+        super().sleep(seconds)
+        time.sleep(0.01)
+
+
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> _Clock:
     """Retries of Google's clients and of Beam's without their delays, in this process.
@@ -136,10 +144,10 @@ def bucket(
 def dataflow(monkeypatch: pytest.MonkeyPatch, impatient: _Clock) -> Iterator[DataflowServer]:
     """A Dataflow service whose jobs end at once; ``dataflow.execute`` may be given something that runs them.
 
-    Beam's waiting for a job sleeps on the impatient clock.
+    Beam's waiting for a job, 5 seconds at a time, takes hundredths of a second.
     """
     import apache_beam.runners.dataflow.dataflow_runner as runner
 
-    monkeypatch.setattr(runner, "time", impatient)
+    monkeypatch.setattr(runner, "time", _Ticking())
     with DataflowServer() as server:
         yield server

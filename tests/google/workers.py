@@ -29,19 +29,22 @@ def install(package: Path, directory: Path) -> Path:
     return python
 
 
-def execute(job: Job, bucket: Bucket, python: Path, log: Path) -> None:
-    """Runs the graph that was staged for a job in worker processes of ``python``. Raises what the pipeline raises."""
+def execute(job: Job, bucket: Bucket, python: Path | None = None, log: Path = Path(os.devnull)) -> None:
+    """Runs the graph that was staged for a job in worker processes of ``python``, or without one in this process.
+    Raises what the pipeline raises."""
     from apache_beam.options.pipeline_options import PipelineOptions
     from apache_beam.portability.api import beam_runner_api_pb2
     from apache_beam.runners.portability.fn_api_runner import FnApiRunner
-    from apache_beam.transforms.environments import SubprocessSDKEnvironment
+    from apache_beam.transforms.environments import EmbeddedPythonEnvironment, SubprocessSDKEnvironment
 
     pipeline = beam_runner_api_pb2.Pipeline.FromString(bucket.get(job.graph.removeprefix(bucket.url())))
-    module = "apache_beam.runners.worker.sdk_worker_main"
-    away = shlex.quote(os.fspath(python.parent))
-    command = f"cd {away} && exec {shlex.quote(os.fspath(python))} -m {module} >> {shlex.quote(os.fspath(log))} 2>&1"
-    urn, payload = SubprocessSDKEnvironment(command).to_runner_api_parameter(None)
+    workers: EmbeddedPythonEnvironment | SubprocessSDKEnvironment = EmbeddedPythonEnvironment()
+    if python is not None:
+        program = shlex.join([os.fspath(python), "-m", "apache_beam.runners.worker.sdk_worker_main"])
+        away = shlex.quote(os.fspath(python.parent))
+        workers = SubprocessSDKEnvironment(f"cd {away} && exec {program} >> {shlex.quote(os.fspath(log))} 2>&1")
+    urn, payload = workers.to_runner_api_parameter(None)
     for environment in pipeline.components.environments.values():
-        environment.urn, environment.payload = urn, payload
+        environment.urn, environment.payload = urn, payload or b""
         del environment.dependencies[:]
     FnApiRunner().run_via_runner_api(pipeline, PipelineOptions([]))
