@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +96,13 @@ class _ProcessHandler(GrpcWorkerHandler):
     def close(self) -> None:
         """Ends the process and the connections to it."""
         self._ends = True
-        super().close()
+        if not self._error:
+            super().close()
+            return
+        for connection in (self.control_conn, self.data_conn):
+            with suppress(Exception):  # each says again that the process is gone
+                connection.close()
+        self._process.wait()
 
     def _watch(self) -> None:
         code = self._process.wait()
