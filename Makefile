@@ -5,7 +5,7 @@ FOLDERS := schemas tokenizers pipelines inspection trainer environments cli
 LINKED := .venv/.linked-$(shell find $(FOLDERS) -name '*.py' -o -name '*.yaml' | sort | cksum | cut -d' ' -f1)
 PIP := .venv/bin/python -m pip --disable-pip-version-check
 
-.PHONY: install demo test test-slow test-gpu test-tpu lint format proto benchmark clean
+.PHONY: install demo test fuzz test-slow test-gpu test-tpu lint format proto benchmark clean
 
 install: $(LINKED)
 
@@ -28,6 +28,11 @@ demo: install
 
 test: lint
 	.venv/bin/python -m pytest -n 2 --dist loadfile
+
+# Searches for bytes that a reader cannot stand, ten minutes a reader; see tests/fuzz/run.py.
+fuzz: install
+	$(PIP) install -q -c constraints.txt atheris
+	for target in record example tfrecord tar header; do .venv/bin/python tests/fuzz/run.py $$target 600 || exit 1; done
 
 test-slow: install
 	.venv/bin/python -m pytest -m slow

@@ -83,7 +83,8 @@ def members(reader: Reader) -> Iterator[Member]:
     while True:
         header = read(at, BLOCK)
         if len(header) < BLOCK:
-            raise DamagedTarError(offset, "the file ends before the archive's end marker")
+            # It may end inside the padding of its last member.
+            raise DamagedTarError(min(offset, total), "the file ends before the archive's end marker")
         name, stated, checksum, kind, magic, prefix = unpack(header)
         try:
             if not _is_sound(header, checksum):

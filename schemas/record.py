@@ -146,8 +146,9 @@ class Record:
             raise ValueError(f"the record says it is chunk {self.chunk} of {self.chunks}")
         end = 0
         for placed in sequence.images:
-            if placed.image.height % PATCH or placed.image.width % PATCH or not placed.image.data:
-                size = f"{placed.image.height}x{placed.image.width}"
+            data, height, width = placed.image
+            if height % PATCH or width % PATCH or not (data and height and width):
+                size = f"{height}x{width}"
                 raise ValueError(f"the record has an image of {size} without data or no multiple of {PATCH}")
             rows, columns = placed.grid
             if placed.token < end or placed.token + rows * columns > len(sequence.tokens):

@@ -133,16 +133,19 @@ class Chunk:
     def _picture(self, place: _Place) -> Picture:
         at, end = place[0], place[0] + place[1]
         numbers, where = [0] * _FIELDS, (0, 0)
-        while at < end:
-            tag = self._data[at]
-            value, at = varint(self._data, at + 1)
-            if tag == _DATA << 3 | _BYTES:
-                where = at, value
-                at += value
-            elif tag in (_HEIGHT << 3, _WIDTH << 3, _TOKEN << 3):
-                numbers[tag >> 3] = value
-            else:
-                raise ValueError("the record has an image that is no Gatokit image message")
+        try:
+            while at < end:
+                tag = self._data[at]
+                value, at = varint(self._data, at + 1)
+                if tag == _DATA << 3 | _BYTES:
+                    where = at, value
+                    at += value
+                elif tag in (_HEIGHT << 3, _WIDTH << 3, _TOKEN << 3):
+                    numbers[tag >> 3] = value
+                else:
+                    raise IndexError
+        except IndexError:
+            at = -1
         if at != end:
             raise ValueError("the record has an image that is no Gatokit image message")
         data = self._data[where[0] : where[0] + where[1]]
