@@ -242,7 +242,7 @@ def _object(blob: Any) -> Object:
 @contextmanager
 def _checked(blob: Any, crc: bytes) -> Iterator[None]:
     """What arrived has this checksum, or is removed again."""
-    from google.cloud.storage.exceptions import DataCorruption  # type: ignore[import-untyped]
+    from google.cloud.storage.exceptions import DataCorruption
 
     try:
         yield
@@ -257,8 +257,8 @@ def _checked(blob: Any, crc: bytes) -> Iterator[None]:
 @contextmanager
 def _os_errors(path: str | Path) -> Iterator[None]:
     """The service's errors as OSError."""
-    from google.api_core import exceptions  # type: ignore[import-untyped]
-    from google.auth.exceptions import GoogleAuthError  # type: ignore[import-untyped]
+    from google.api_core import exceptions
+    from google.auth.exceptions import GoogleAuthError
     from google.cloud.storage.exceptions import DataCorruption, InvalidResponse
 
     try:

@@ -22,10 +22,9 @@ import pyarrow as pa
 
 from gatokit.pipelines import storage
 from gatokit.pipelines.build import Built, build_split, make_maker
-from gatokit.pipelines.document_plan import DocumentUnit
+from gatokit.pipelines.kinds import unit_from_json, unit_to_json
 from gatokit.pipelines.orders import Order
-from gatokit.pipelines.scan import ScanFile, ScanUnit
-from gatokit.pipelines.sources.formats import file_from_json, file_to_json
+from gatokit.pipelines.plan import Unit
 from gatokit.schemas.errors import DataError, GatokitError
 
 MOST_CRASHES = 20
@@ -63,15 +62,15 @@ def build(order: str | Path, directory: str | Path, vocabulary: str | Path) -> B
             raise DataError(_unexplained(Order.read(order), ended))
 
 
-def scan(unit: Any, result: str | Path) -> int:
+def scan(unit: Unit, result: str | Path) -> int:
     """Scans a unit into a file, as ``write_rows`` writes it; the number of its rows.
 
     DataError names the file with which the process ends.
     """
-    said, ended = _run({"do": "scan", "unit": _unit_to_json(unit), "result": str(result)})
+    said, ended = _run({"do": "scan", "unit": unit_to_json(unit), "result": str(result)})
     if ended is None:
         return int(json.loads(said[-1])["rows"])
-    file = _unit_to_json(unit)["files"][int(said[-1])] if said else {}
+    file = unit_to_json(unit)["files"][int(said[-1])] if said else {}
     name = file.get("file", file).get("name", "its files")
     if ended not in _CRASHES:
         raise DataError(f"{unit.dataset}: scanning {name} was ended by {ended.name}, {_KILLED}")
@@ -147,23 +146,13 @@ def _run(task: dict[str, Any]) -> tuple[list[bytes], signal.Signals | None]:
     return said, None
 
 
-def _unit_to_json(unit: ScanUnit | DocumentUnit) -> dict[str, Any]:
-    if isinstance(unit, DocumentUnit):
-        return {"kind": "documents", **unit.model_dump(mode="json")}
-    files = [{**item.model_dump(mode="json", exclude={"file"}), "file": file_to_json(item.file)} for item in unit.files]
-    return {"kind": "episodes", **unit.model_dump(mode="json", exclude={"files"}), "files": files}
-
-
-def _single_files(value: dict[str, Any]) -> Iterator[ScanUnit | DocumentUnit]:
+def _single_files(value: dict[str, Any]) -> Iterator[Unit]:
     """A unit for each file of a unit."""
     for number, file in enumerate(value["files"]):
-        own = {**value, "versions": value["versions"][number : number + 1]}
-        if own.pop("kind") == "documents":
-            yield DocumentUnit.model_validate({**own, "files": [file], "ordinals": [value["ordinals"][number]]})
-        else:
-            yield ScanUnit.model_validate(
-                {**own, "files": [ScanFile(**{**file, "file": file_from_json(file["file"])})]}
-            )
+        own = {**value, "files": [file], "versions": value["versions"][number : number + 1]}
+        if "ordinals" in value:
+            own["ordinals"] = [value["ordinals"][number]]
+        yield unit_from_json(own)
 
 
 def _main(task: dict[str, Any], answers: int) -> None:

@@ -32,6 +32,7 @@ from apache_beam.runners.runner import PipelineRunner
 from gatokit.pipelines import isolated, storage
 from gatokit.pipelines.build import Built, build_split
 from gatokit.pipelines.cloud import is_remote
+from gatokit.pipelines.kinds import unit_from_json
 from gatokit.pipelines.orders import Order
 from gatokit.pipelines.processes import DIED, ProcessEnvironment, without_noise
 from gatokit.pipelines.storage import return_large_blocks, write_atomically, write_rows
@@ -55,8 +56,11 @@ class WorkerDiedError(Exception):
 
 
 class ScanFiles(beam.PTransform):
-    """Scans units (``plan.Unit``) into files named by their fingerprints below ``directory``; ``work`` is the job's
-    working directory."""
+    """Scans units into files below ``directory``; ``work`` is the job's working directory.
+
+    A unit is given as where it stands, as JSON, in a file: its fingerprint, which names its result, the file's path,
+    offset and length. A Dataflow job of thousands of units would be too large with the units themselves.
+    """
 
     def __init__(self, directory: str, work: str) -> None:
         super().__init__()
@@ -89,9 +93,12 @@ class _ScanFn(beam.DoFn):
         """Once a worker."""
         return_large_blocks()
 
-    def process(self, unit: Any) -> list[str]:
+    def process(self, element: tuple[str, str, int, int]) -> list[str]:
         """Scans a unit, unless that fails for a reason that its user can mend."""
-        result = Path(self._directory) / f"{unit.fingerprint}.arrow"
+        fingerprint, path, offset, length = element
+        result = Path(self._directory) / f"{fingerprint}.arrow"
+        with storage.ranges(path) as file:
+            unit = unit_from_json(json.loads(file.read_at(offset, length)))
 
         def work(died: bool) -> None:
             if died:
@@ -102,8 +109,8 @@ class _ScanFn(beam.DoFn):
                 rows = table.num_rows
             _count(scanned=rows)
 
-        _attempt(work, self._work, unit.fingerprint)
-        return [unit.fingerprint]
+        _attempt(work, self._work, fingerprint)
+        return [fingerprint]
 
 
 class _BuildFn(beam.DoFn):
@@ -243,6 +250,12 @@ def _counters(result: Any) -> dict[str, int]:
     return {counter.key.metric.name: int(counter.result) for counter in found}
 
 
+def sentence(error: Exception) -> str:
+    """What an error says to the one who can mend its reason."""
+    message = f"{type(error).__name__}: {error}" if isinstance(error, OSError) else str(error)
+    return f"{_FULL} ({message})" if _is_full(message) else message
+
+
 def _is_full(message: str) -> bool:
     return any(os.strerror(number) in message for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 
@@ -257,9 +270,7 @@ def _attempt(work: Callable[[bool], None], directory: str, name: str) -> None:
         with isolated.attempt(Path(directory) / ATTEMPTS / key) as died:
             work(died)
     except (GatokitError, OSError) as error:
-        message = f"{type(error).__name__}: {error}" if isinstance(error, OSError) else str(error)
-        if _is_full(message):
-            message = f"{_FULL} ({message})"
-        write_atomically(Path(directory) / ERRORS / f"{key}.json", json.dumps({"message": message}).encode())
+        message = json.dumps({"message": sentence(error)}).encode()
+        write_atomically(Path(directory) / ERRORS / f"{key}.json", message)
     finally:
         gc.unfreeze()

@@ -30,6 +30,10 @@ class Unit(Protocol):
     """Files of a dataset that are scanned in one go."""
 
     @property
+    def dataset(self) -> str:
+        """Name of the dataset."""
+
+    @property
     def files(self) -> Sequence[Any]:
         """The next of the dataset's files."""
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,9 +18,9 @@ from gatokit.pipelines.build import INDEX_SUFFIX
 from gatokit.pipelines.cloud import is_remote
 from gatokit.pipelines.collect import WORK
 from gatokit.pipelines.finish import finish_dataset, finished_orders, packages, write_manifest
-from gatokit.pipelines.kinds import plan_dataset
+from gatokit.pipelines.kinds import plan_dataset, unit_to_json
 from gatokit.pipelines.orders import Order
-from gatokit.pipelines.plan import DatasetPlan, Plan, make_plan
+from gatokit.pipelines.plan import DatasetPlan, Plan, Unit, make_plan
 from gatokit.pipelines.shards import write_index
 from gatokit.pipelines.sources.find import local_path
 from gatokit.pipelines.storage import LOCK, TEMPORARY, hold, out_directory, write_atomically
@@ -32,7 +33,7 @@ from gatokit.schemas.manifest import LOG, MANIFEST, VOCABULARY, Manifest, Part, 
 Progress = Callable[[str, int, int], None]
 """Called with a stage (``scan`` or ``build``), the pieces that are done and their number."""
 
-_SCANNED, _ORDERS = "scan", "orders"
+_SCANNED, _UNITS, _ORDERS = "scan", "units.jsonl", "orders"
 _MOST_DEATHS = 3
 """Times in a row that worker processes may die without one piece of work getting done."""
 _LISTING_SECONDS = 5.0
@@ -122,7 +123,7 @@ def _run(
     plans = [plan_dataset(config, number, base) for number in range(len(config.datasets))]
     if where.is_elsewhere:
         _check_reachable(plans, out)
-    with hold(root):
+    with hold(root), _os_errors():
         before = _check_root(root, config, described, content, only, update)
         _check_vocabulary(root, model)
         log, work = _Log(root / LOG), root / WORK
@@ -295,7 +296,8 @@ def _scan(
 ) -> list[list[Path]]:
     """The scanned rows of every dataset; units that a killed job finished are not scanned again."""
     directory = work / _SCANNED
-    units, results = {}, []
+    units: dict[Path, Unit] = {}
+    results = []
     for plan in plans:
         paths = []
         for unit in plan.units(config.max_episode_bytes):
@@ -304,9 +306,10 @@ def _scan(
         results.append(paths)
 
     def waiting() -> list[object]:
-        done = storage.existing(units)
-        return [unit for path, unit in units.items() if path not in done]
+        done = storage.existing(pieces)
+        return [piece for path, piece in pieces.items() if path not in done]
 
+    pieces = _write_units(units, work / _UNITS)
     left = waiting()
     log.write("scan planned", units=len(units), finished=len(units) - len(left))
     if left:
@@ -314,6 +317,17 @@ def _scan(
         _run_all(waiting, jobs.ScanFiles(str(directory), str(work)), where, poll, work, log)
         _report_all(progress, "scan", sum(map(len, results)))
     return results
+
+
+def _write_units(units: dict[Path, Unit], path: Path) -> dict[Path, tuple[str, str, int, int]]:
+    """Writes the units into one file; by result, what ``jobs.ScanFiles`` is given."""
+    lines = [json.dumps(unit_to_json(unit)).encode() + b"\n" for unit in units.values()]
+    write_atomically(path, b"".join(lines))
+    begins = accumulate(map(len, lines), initial=0)
+    return {
+        result: (result.stem, str(path), begin, len(line))
+        for result, line, begin in zip(units, lines, begins, strict=False)
+    }
 
 
 def _build(
@@ -438,6 +452,15 @@ def _log_result(log: "_Log", content: str, result: Result) -> None:
         removed=result.removed,
         tokens_per_second=result.tokens_per_second,
     )
+
+
+@contextmanager
+def _os_errors() -> Iterator[None]:
+    """DataError where the disk or the storage service fails: what is there stays, and the job can go on."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(jobs.sentence(error)) from None
 
 
 class _Log:
