@@ -8,7 +8,7 @@ process's while the stage runs, with all that it imported and, before ``finish``
 
     python benchmarks/scale.py                                  # the simulation: about six minutes on two cores
     python benchmarks/scale.py --episodes 100000 1000000
-    python benchmarks/scale.py --part throughput                # 20 MB to 2 GB, one process and two: about four minutes
+    python benchmarks/scale.py --part throughput                # 90 MB to 9 GB, one process and two: about six minutes
 """
 
 import argparse
@@ -447,7 +447,7 @@ def throughput(work: Path, sizes: list[int], repeats: int) -> dict[str, Any]:
         # Splits of 64 MB, so that there are some for each process.
         config.write_text(config.read_text().replace("datasets:", "shard_bytes: 67108864\ndatasets:"))
         real = sum(path.stat().st_size for path in (work / config.stem).rglob("*.tfrecord*"))
-        runs = [child("--build", config, workers) for _ in range(repeats) for workers in (1, PROCESSES)]
+        runs = [child("--build", config, warm, workers) for _ in range(repeats) for workers in (1, PROCESSES)]
         rows = {
             workers: {
                 "seconds": statistics.median(run["seconds"] for run in runs if run["workers"] == workers),
@@ -457,12 +457,14 @@ def throughput(work: Path, sizes: list[int], repeats: int) -> dict[str, Any]:
         }
         found.append({"bytes": real, "tokens": runs[0]["tokens"], "workers": rows})
         shutil.rmtree(work / config.stem)
-    print(f"{'MB':>8}{'tokens':>16}{'seconds':>10}{'MiB':>8}{'with two':>10}{'MiB':>8}{'times':>8}")
+    titles = ("MB", "tokens", "seconds", "MB/s", "MiB", "with two", "MB/s", "MiB", "times")
+    print("".join(f"{title:>{width}}" for title, width in zip(titles, (8, 16, 10, 8, 8, 10, 8, 8, 8), strict=True)))
     for row in found:
-        one, two = row["workers"][1], row["workers"][PROCESSES]
+        megabytes, one, two = row["bytes"] / 1e6, row["workers"][1], row["workers"][PROCESSES]
         print(
-            f"{row['bytes'] / 1e6:8.0f}{row['tokens']:16,}{one['seconds']:10.2f}{one['peak_bytes'] / 2**20:8.0f}"
-            f"{two['seconds']:10.2f}{two['peak_bytes'] / 2**20:8.0f}{one['seconds'] / two['seconds']:8.2f}"
+            f"{megabytes:8.0f}{row['tokens']:16,}{one['seconds']:10.2f}{megabytes / one['seconds']:8.0f}"
+            f"{one['peak_bytes'] / 2**20:8.0f}{two['seconds']:10.2f}{megabytes / two['seconds']:8.0f}"
+            f"{two['peak_bytes'] / 2**20:8.0f}{one['seconds'] / two['seconds']:8.2f}"
         )
     all_bytes = [row["bytes"] for row in found]
     fits = {name: exponent(all_bytes, [row["workers"][1][name] for row in found]) for name in ("seconds", "peak_bytes")}
@@ -470,12 +472,14 @@ def throughput(work: Path, sizes: list[int], repeats: int) -> dict[str, Any]:
     return {"sizes": found, "exponents": fits}
 
 
-def run_build(config: Path, workers: int) -> None:
+def run_build(config: Path, warm: Path, workers: int) -> None:
     """The measured build: prints a line of JSON; memory is the largest process's."""
     from gatokit.pipelines.run import build
 
     out = config.parent / "scale-built"
     shutil.rmtree(out, ignore_errors=True)
+    build(warm, out)
+    shutil.rmtree(out)
     begin = time.perf_counter()
     result = build(config, out, workers=workers)
     seconds = time.perf_counter() - begin
@@ -492,16 +496,16 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("data/benchmark"), help="recordings and what is simulated")
     parser.add_argument("--part", choices=("simulation", "throughput"), default="simulation")
     parser.add_argument("--episodes", type=int, nargs="+", default=list(SIZES), help="of the simulation")
-    parser.add_argument("--bytes", type=int, nargs="+", default=[20_000_000, 200_000_000, 2_000_000_000])
-    parser.add_argument("--repeats", type=int, default=3, help="of the throughput")
+    parser.add_argument("--bytes", type=int, nargs="+", default=[90_000_000, 900_000_000, 9_000_000_000])
+    parser.add_argument("--repeats", type=int, default=2, help="of the throughput")
     parser.add_argument("--stage", nargs=2, help=argparse.SUPPRESS)
-    parser.add_argument("--build", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--build", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.stage:
         run_stage(arguments.stage[0], Path(arguments.stage[1]))
         return
     if arguments.build:
-        run_build(Path(arguments.build[0]), int(arguments.build[1]))
+        run_build(*map(Path, arguments.build[:2]), int(arguments.build[2]))
         return
     work = arguments.work.resolve()
     work.mkdir(parents=True, exist_ok=True)

@@ -22,7 +22,7 @@ from apache_beam.options.pipeline_options import WorkerOptions
 from gatokit.pipelines import jobs
 from gatokit.pipelines.build import INDEX_SUFFIX, build_split
 from gatokit.pipelines.kinds import plan_dataset
-from gatokit.pipelines.orders import Order
+from gatokit.pipelines.orders import DocumentsHead, EpisodesHead, Order
 from gatokit.pipelines.plan import DatasetPlan, Plan, Planned, Unit, make_plan
 from gatokit.pipelines.run import _read_config, _selected, _vocabulary
 from gatokit.pipelines.shards import MOST_RECORDS, read_parts
@@ -44,11 +44,13 @@ PIECE_BYTES = 32 << 20
 _LEAST_ORDERS = 4
 """So many orders are looked at before any takes all of the time."""
 _FIRST_BYTES = 1 << 20
-"""An order's first rows up to this size are built before the clock runs, and say how much there is time for."""
+"""So much of an order is built before the clock runs, to know how much there is time for."""
 _FIRST_SCAN_RATE = 50e6
 """Bytes a second that a scan is taken to make before it was measured."""
 _PLANNING_SECONDS = 15e-6
 """That an episode or document takes between the passes and behind them, in one process: benchmarks/scale.py."""
+_STRIPES = 16
+"""Pieces of an order that is built in part."""
 _SPLIT_ROWS = 64
 """Rows that stand for those of a split where its source was not scanned."""
 
@@ -182,7 +184,7 @@ class _Sample:
 
 @dataclass(frozen=True)
 class _Built:
-    """An order, or its first rows: what was asked for and what came of it."""
+    """An order, or a part of it: what was asked for and what came of it."""
 
     stands_for: float
     """How many times as many stored bytes the whole order keeps."""
@@ -271,8 +273,12 @@ def _stated(file: EpisodeFile | CorpusFile) -> int | None:
     return stated
 
 
+def _files(head: EpisodesHead | DocumentsHead) -> Sequence[EpisodeFile | CorpusFile]:
+    return head.episode_files() if isinstance(head, EpisodesHead) else head.corpus_files()
+
+
 def _divides(file: EpisodeFile | CorpusFile) -> bool:
-    """Whether the share of a file that was read can be told."""
+    """Whether a file can be read from any place, and the share of it that was read be told."""
     if isinstance(file, CorpusFile) and not file.divides:
         return False
     by_offset = isinstance(file, TfRecordFile | LinesFile | WebDatasetFile)
@@ -324,7 +330,7 @@ def _judge(sample: _Sample, plan: Plan) -> None:
 
 
 def _build(plan: Plan, text: TextTokenizer, end: float, folder: Path) -> list[_Built]:
-    """Builds orders that lie evenly in the plan, or their first rows, until the time is over; at least one."""
+    """Builds orders that lie evenly in the plan, or parts of them, until the time is over; at least one."""
     found: list[_Built] = []
     numbers = [number for number in spread_order(len(plan.orders)) if plan.orders[number].kept]
     left, rate = sum(item.length for item in plan.orders), 0.0
@@ -345,13 +351,15 @@ def _build(plan: Plan, text: TextTokenizer, end: float, folder: Path) -> list[_B
 
 
 def _build_rows(order: Order[Any], planned: Planned, most_bytes: int, text: TextTokenizer, folder: Path) -> _Built:
-    """Builds the rows of an order from the first kept one on, until ``most_bytes`` of those kept."""
+    """Builds those rows of an order that are kept, or about ``most_bytes`` of them: from its beginning, or in stripes
+    that lie evenly where its files can be read anywhere."""
     rows, whole = order.rows, planned.length <= most_bytes
     if not whole:
-        kept, length = rows["kept"].to_numpy(), rows["length"].to_numpy()
-        begin = int(np.argmax(kept))
-        before = np.cumsum(np.where(kept, length, 0))
-        rows = rows.slice(begin, int(np.searchsorted(before, most_bytes)) + 1 - begin)
+        kept = rows["kept"].to_numpy()
+        sizes = np.where(kept, rows["length"].to_numpy(), 0)
+        before = (np.cumsum(sizes) - sizes) / planned.length
+        stripes = _STRIPES if all(map(_divides, _files(order.head))) else 1
+        rows = rows.filter(pa.array(kept & ((before * stripes) % 1 < most_bytes / planned.length)))
     part: Order[Any] = Order(order.head, rows)
     begin_seconds = time.perf_counter()
     build_split(part, folder, text)
