@@ -141,6 +141,22 @@ def test_documents_by_a_part_of_one_file(tmp_path: Path, vocabulary: Path, hurri
     assert abs(item.tokens - real.tokens) < 0.05 * real.tokens
 
 
+def test_a_part_of_a_split_is_taken_from_all_of_it(tmp_path: Path, vocabulary: Path, hurried):
+    texts = ["a b c d e f g h " * 60 for _ in range(500)] + ["documentation of statements " * 34 for _ in range(500)]
+    lines = [json.dumps({"text": f"{number} {text}"}) for number, text in enumerate(texts)]
+    (tmp_path / "mixed.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    config = tmp_path / "build.yaml"
+    config.write_text(
+        f"vocabulary: {vocabulary}\ndatasets: [{{name: mixed, kind: text, source: mixed.jsonl, holdout: 0}}]\n"
+    )
+    build(config, tmp_path / "built")
+    real = manifest(tmp_path / "built")["mixed"]
+    hurried(1 << 30, 100_000)
+    [item] = estimate(config, sample_seconds=0).datasets
+    assert (item.built_share, item.kept) == (pytest.approx(0.1, abs=0.02), 1000)
+    assert abs(item.tokens - real.tokens) < 0.05 * real.tokens
+
+
 def test_a_sample_that_keeps_nothing_is_a_notice_and_a_source_is_an_error(
     tmp_path: Path, write_tfds, vocabulary: Path, hurried
 ):
