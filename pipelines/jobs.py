@@ -241,6 +241,8 @@ def run(
             raise DataError(_FULL)
         if DIED in said:
             raise WorkerDiedError(said[said.index(DIED) :].splitlines()[0])
+        if where.is_elsewhere:
+            raise DataError(f"{said.strip().splitlines()[0]}. Run the same command again to go on") from failure[0]
         raise failure[0]
     return counters
 
@@ -252,7 +254,7 @@ def _counters(result: Any) -> dict[str, int]:
 
 def sentence(error: Exception) -> str:
     """What an error says to the one who can mend its reason."""
-    message = f"{type(error).__name__}: {error}" if isinstance(error, OSError) else str(error)
+    message = str(error) if isinstance(error, GatokitError) else f"{type(error).__name__}: {error}"
     return f"{_FULL} ({message})" if _is_full(message) else message
 
 

@@ -7,6 +7,7 @@ holds more of a row than a verdict needs: the rows stay in files, and the orders
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -18,6 +19,7 @@ from gatokit.pipelines.orders import DocumentsHead, EpisodesHead, Order, Setting
 from gatokit.pipelines.sources.corpus import CorpusFile
 from gatokit.pipelines.sources.source import EpisodeFile
 from gatokit.pipelines.splits import Splitter
+from gatokit.pipelines.storage import side_by_side
 from gatokit.pipelines.tasks import Task
 from gatokit.schemas.config import BuildConfig
 from gatokit.schemas.manifest import DatasetFile
@@ -142,13 +144,14 @@ def make_plan(
     )
     judged = dataset.judge(results, config, limit)
     orders = []
-    for rows in _splits(judged, config.shard_bytes):
-        order = _order(judged, rows, settings)
-        path = directory / f"{order.stem}.arrow"
-        order.write(path)
-        kept = rows["kept"].to_numpy()
-        length = int(rows["length"].to_numpy()[kept].sum())
-        orders.append(Planned(path, order.stem, order.fingerprint, int(np.count_nonzero(kept)), length))
+    with side_by_side(directory) as do:
+        for rows in _splits(judged, config.shard_bytes):
+            order = _order(judged, rows, settings)
+            path = directory / f"{order.stem}.arrow"
+            do(partial(order.write, path))
+            kept = rows["kept"].to_numpy()
+            length = int(rows["length"].to_numpy()[kept].sum())
+            orders.append(Planned(path, order.stem, order.fingerprint, int(np.count_nonzero(kept)), length))
     return Plan(dataset, judged, tuple(orders))
 
 

@@ -16,8 +16,11 @@ import shutil
 import socket
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import uuid4
@@ -32,6 +35,7 @@ from gatokit.tokenizers.text import TextTokenizer
 TEMPORARY = ".tmp-"
 LOCK = ".lock"
 _M_MMAP_THRESHOLD = -3
+_CONNECTIONS = 16
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]+:/")
 
 
@@ -265,10 +269,31 @@ def remove(path: str | Path) -> None:
 def remove_tree(directory: str | Path) -> None:
     """Removes a directory with everything below it, where there is one."""
     if is_remote(directory):
-        for item in list(cloud.below(directory)):
-            cloud.delete(item.path)
+        with side_by_side(directory) as do:
+            for item in list(cloud.below(directory)):
+                do(partial(cloud.delete, item.path))
     else:
         shutil.rmtree(directory, ignore_errors=True)
+
+
+@contextmanager
+def side_by_side(directory: str | Path) -> Iterator[Callable[[Callable[[], None]], None]]:
+    """A function that does pieces of work below a directory: on ``gs://``, where each waits for its answer, several
+    at a time; all are done in the end, or the error of one is raised."""
+    if not is_remote(directory):
+        yield lambda work: work()
+        return
+    waiting: deque[Future[None]] = deque()
+
+    def begin(work: Callable[[], None]) -> None:
+        if len(waiting) >= 2 * _CONNECTIONS:
+            waiting.popleft().result()
+        waiting.append(others.submit(work))
+
+    with ThreadPoolExecutor(_CONNECTIONS) as others:
+        yield begin
+        for work in waiting:
+            work.result()
 
 
 def append_line(path: str | Path, line: str) -> None:

@@ -226,3 +226,20 @@ def test_what_may_not_be_read_says_so(bucket: Bucket) -> None:
     bucket.server.fail(status=403, pattern="alt=media")
     with pytest.raises(DataError, match=r"^gs://bucket/data: access denied: "):
         storage.read_bytes("gs://bucket/data")
+
+
+def test_work_on_objects_goes_side_by_side_and_an_error_comes_out(bucket: Bucket, tmp_path: Path) -> None:
+    together = threading.Barrier(8, timeout=30)
+    for number in range(50):
+        bucket.put(f"out/{number}", b"")
+    with storage.side_by_side("gs://bucket/out") as do:
+        for _ in range(16):
+            do(lambda: together.wait() and None)
+    storage.remove_tree("gs://bucket/out")
+    assert bucket.names() == []
+    with pytest.raises(DataError, match="gs://bucket/no: does not exist"), storage.side_by_side("gs://bucket") as do:
+        do(lambda: storage.read_bytes("gs://bucket/no") and None)
+    done: list[int] = []
+    with storage.side_by_side(tmp_path) as do:
+        do(lambda: done.append(1))
+        assert done == [1]
