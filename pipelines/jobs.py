@@ -48,6 +48,8 @@ NAMESPACE = "gatokit"
 """Of the counters: ``scanned`` rows of a scan; of a build ``episodes`` and ``documents`` with those ``kept``,
 ``tokens``, ``shards`` and their ``bytes``. A piece that is done twice counts twice; the files tell what is there."""
 _POLL_SECONDS = 0.2
+_MOST_SAID = 1000
+"""Characters of what a runner says of a job that failed."""
 _FULL = "the disk is full; make room and run the build again: finished shards stay"
 
 
@@ -242,7 +244,9 @@ def run(
         if DIED in said:
             raise WorkerDiedError(said[said.index(DIED) :].splitlines()[0])
         if where.is_elsewhere:
-            raise DataError(f"{said.strip().splitlines()[0]}. Run the same command again to go on") from failure[0]
+            raise DataError(f"{' '.join(said.split())[:_MOST_SAID]} Run the same command again to go on") from failure[
+                0
+            ]
         raise failure[0]
     return counters
 
