@@ -53,6 +53,12 @@ _MOST_SAID = 1000
 _FULL = "the disk is full; make room and run the build again: finished shards stay"
 
 
+class JobFailedError(GatokitError):
+    """A runner on other machines gave up."""
+
+    exit_status = 1
+
+
 class WorkerDiedError(Exception):
     """A local worker process ended before its work did."""
 
@@ -244,9 +250,9 @@ def run(
         if DIED in said:
             raise WorkerDiedError(said[said.index(DIED) :].splitlines()[0])
         if where.is_elsewhere:
-            raise DataError(f"{' '.join(said.split())[:_MOST_SAID]} Run the same command again to go on") from failure[
-                0
-            ]
+            raise JobFailedError(
+                f"{' '.join(said.split())[:_MOST_SAID]} Run the same command again to go on"
+            ) from failure[0]
         raise failure[0]
     return counters
 
