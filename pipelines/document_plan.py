@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict
 
+from gatokit.pipelines.ahead import ahead
 from gatokit.pipelines.columns import Column
 from gatokit.pipelines.orders import DOCUMENT_ORDER, DocumentsHead, Settings
 from gatokit.pipelines.plan import SCAN_UNIT_BYTES, DatasetPlan, Judged
@@ -253,8 +254,7 @@ class _Scanned:
 
     def __iter__(self) -> Iterator[pa.Table]:
         left = self._limit
-        for path in self._results:
-            table = read_rows(path)
+        for table in ahead(self._results, read_rows, lambda read: int(read.nbytes)):
             if left is not None:
                 table = table.slice(0, left)
                 left -= table.num_rows

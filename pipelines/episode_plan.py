@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from gatokit.pipelines import storage
+from gatokit.pipelines.ahead import ahead
 from gatokit.pipelines.columns import Column
 from gatokit.pipelines.orders import ORDER, EpisodesHead, Settings, make_head
 from gatokit.pipelines.plan import SCAN_UNIT_BYTES, DatasetPlan, Judged
@@ -254,8 +255,7 @@ class _Scanned:
 
     def __iter__(self) -> Iterator[pa.Table]:
         seen: dict[str | None, int] = {}
-        for path in self._results:
-            table = read_rows(path)
+        for table in ahead(self._results, read_rows, lambda read: int(read.nbytes)):
             yield table if self._limit is None else _first_of_each_task(table, self._limit, seen)
 
     def files(self, table: pa.Table) -> np.ndarray:

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from gatokit.pipelines.ahead import ahead
 from gatokit.pipelines.build import INDEX_SUFFIX
 from gatokit.pipelines.collect import Leftover, remove_leftovers
 from gatokit.pipelines.plan import Plan
@@ -47,17 +48,20 @@ _PACKAGES = (
     "pyarrow",
     "sentencepiece",
 )
+_FOOTER_BYTES = 1 << 16
 _COUNTED = ["task", "agent", "kept", "split", "steps", "tokens", "lost", "reason", "detail", "episode_id"]
 
 
 @dataclass(frozen=True)
 class Finished:
-    """A dataset whose splits are all there: its totals, its two summary files, and by reason what was rejected."""
+    """A dataset whose splits are all there: its totals, its two summary files, by reason what was rejected, and size
+    and digest of each index."""
 
     dataset: Dataset
     described: bytes
     tasks: bytes
     rejected: dict[str, int]
+    indexes: dict[str, tuple[int, str]]
 
     def summaries(self, dataset: Dataset) -> dict[str, bytes]:
         """Path and content of the summary files under the names that ``dataset`` gives them."""
@@ -74,11 +78,13 @@ def finish_dataset(root: Path, plan: Plan, config: BuildConfig, content: Literal
     dataset = plan.dataset.config
     directory = root / dataset.name
     splits, totals = [], _Totals()
-    for order in plan.orders:
-        name = order.stem + INDEX_SUFFIX
-        with arrow_file(directory / name) as file:
-            table = pq.ParquetFile(file).read(_COUNTED, use_threads=False)
+    names = [order.stem + INDEX_SUFFIX for order in plan.orders]
+    indexes = {}
+    contents = ahead([directory / name for name in names], read_bytes, len)
+    for order, name, data in zip(plan.orders, names, contents, strict=True):
+        table = pq.ParquetFile(pa.BufferReader(data)).read(_COUNTED, use_threads=False)
         totals.add(table)
+        indexes[name] = len(data), _digest(data, 32)
         splits.append(
             Split(
                 fingerprint=order.fingerprint,
@@ -114,6 +120,7 @@ def finish_dataset(root: Path, plan: Plan, config: BuildConfig, content: Literal
         plan.judged.describe(episodes, kept).to_bytes(),
         sink.getvalue().to_pybytes(),
         dict(sorted(totals.losses.counts.items())),
+        indexes,
     )
 
 
@@ -184,7 +191,7 @@ def _manifest(
         for path, data in item.summaries(dataset).items():
             files.append(FileEntry(path=path, size=len(data), blake2b=_digest(data, 32)))
         for split in dataset.splits:
-            size, digest = file_digest(root / dataset.directory / split.index)
+            size, digest = item.indexes[split.index]
             files.append(FileEntry(path=f"{dataset.directory}/{split.index}", size=size, blake2b=digest))
             for part in split.parts:
                 path = f"{dataset.directory}/{part.file}"
@@ -215,17 +222,22 @@ def packages() -> dict[str, str]:
 def finished_orders(directory: Path, stems: Sequence[str]) -> dict[str, list[Part]]:
     """The parts of each split whose index stands, and every part that it names, at its size."""
     there = sizes(directory) if is_directory(directory) else {}
-    found = {stem: _parts(directory, stem, there) for stem in stems if stem + INDEX_SUFFIX in there}
-    return {stem: parts for stem, parts in found.items() if parts is not None}
+    begun = [stem for stem in stems if stem + INDEX_SUFFIX in there]
+    found = ahead([directory / (stem + INDEX_SUFFIX) for stem in begun], _parts, lambda _: _FOOTER_BYTES)
+    return {
+        stem: parts
+        for stem, parts in zip(begun, found, strict=True)
+        if parts is not None and all(there.get(part.file) == part.size for part in parts)
+    }
 
 
-def _parts(directory: Path, stem: str, there: dict[str, int]) -> list[Part] | None:
+def _parts(index: Path) -> list[Part] | None:
+    """The parts that an index names; None where it cannot be read."""
     try:
-        with arrow_file(directory / (stem + INDEX_SUFFIX)) as file:
-            parts = read_parts(pq.read_schema(file).metadata)
+        with arrow_file(index) as file:
+            return read_parts(pq.read_schema(file).metadata)
     except (OSError, KeyError, ValueError, pa.ArrowInvalid):
         return None
-    return parts if all(there.get(part.file) == part.size for part in parts) else None
 
 
 def _is_of(file: FileEntry, dataset: Dataset) -> bool:
