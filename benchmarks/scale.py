@@ -6,9 +6,9 @@ scan of them would have left, and for each split an index as long as a real one 
 code lists, judges, plans, finishes, reads and draws from them, each stage in a process of its own. Peak memory is that
 process's while the stage runs, with all that it imported and, before ``finish``, what the verdicts hold.
 
-    python benchmarks/scale.py                                  # the simulation: about six minutes on two cores
+    python benchmarks/scale.py                         # the simulation: about six minutes on two cores
     python benchmarks/scale.py --episodes 100000 1000000
-    python benchmarks/scale.py --part throughput                # 90 MB to 9 GB, one process and two: about six minutes
+    python benchmarks/scale.py --part throughput       # 0.18 to 18 GB, one process and two: about seven minutes
 """
 
 import argparse
@@ -496,7 +496,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("data/benchmark"), help="recordings and what is simulated")
     parser.add_argument("--part", choices=("simulation", "throughput"), default="simulation")
     parser.add_argument("--episodes", type=int, nargs="+", default=list(SIZES), help="of the simulation")
-    parser.add_argument("--bytes", type=int, nargs="+", default=[90_000_000, 900_000_000, 9_000_000_000])
+    parser.add_argument("--bytes", type=int, nargs="+", default=[180_000_000, 1_800_000_000, 18_000_000_000])
     parser.add_argument("--repeats", type=int, default=2, help="of the throughput")
     parser.add_argument("--stage", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--build", nargs=3, help=argparse.SUPPRESS)
