@@ -21,20 +21,19 @@ from apache_beam.options.pipeline_options import WorkerOptions
 
 from gatokit.pipelines import jobs
 from gatokit.pipelines.build import INDEX_SUFFIX, build_split
+from gatokit.pipelines.inputs import read_inputs, read_vocabulary
 from gatokit.pipelines.kinds import plan_dataset
 from gatokit.pipelines.orders import DocumentsHead, EpisodesHead, Order
 from gatokit.pipelines.plan import DatasetPlan, Plan, Planned, Unit, make_plan
-from gatokit.pipelines.run import _read_config, _selected, _vocabulary
 from gatokit.pipelines.shards import MOST_RECORDS, read_parts
 from gatokit.pipelines.sources.corpus import CorpusFile
 from gatokit.pipelines.sources.examples import TfRecordFile
-from gatokit.pipelines.sources.find import local_path
 from gatokit.pipelines.sources.lines import LinesFile
 from gatokit.pipelines.sources.picture_folder import PictureFolderFile
 from gatokit.pipelines.sources.source import EpisodeFile
 from gatokit.pipelines.sources.webdataset import WebDatasetFile
 from gatokit.pipelines.splits import Splitter
-from gatokit.pipelines.storage import load_vocabulary, write_rows
+from gatokit.pipelines.storage import write_rows
 from gatokit.schemas.config import BuildConfig, EpisodesConfig, Keep
 from gatokit.schemas.errors import DataError
 from gatokit.tokenizers.text import TextTokenizer
@@ -118,11 +117,8 @@ def estimate(
     """
     begin = time.monotonic()
     workers = _workers(jobs.execution(beam_arguments, workers))
-    config, base = _read_config(config_path)
-    config = _selected(config, only, config_path)
-    vocabulary = Path(local_path(config.vocabulary, base, "vocabulary"))
-    _vocabulary(vocabulary, config_path)
-    text = load_vocabulary(vocabulary)
+    config, base = read_inputs(config_path, only)
+    text = read_vocabulary(config, base, config_path)
     plans = [plan_dataset(config, number, base) for number in range(len(config.datasets))]
     end = max(begin + sample_seconds, time.monotonic() + sample_seconds / 2)
     found, notices = [], []

@@ -18,14 +18,14 @@ from gatokit.pipelines.build import INDEX_SUFFIX
 from gatokit.pipelines.cloud import is_remote
 from gatokit.pipelines.collect import WORK
 from gatokit.pipelines.finish import finish_dataset, finished_orders, packages, write_manifest
+from gatokit.pipelines.inputs import read_inputs, read_vocabulary
 from gatokit.pipelines.kinds import plan_dataset, unit_to_json
 from gatokit.pipelines.orders import Order
 from gatokit.pipelines.plan import DatasetPlan, Plan, Unit, make_plan
 from gatokit.pipelines.shards import write_index
-from gatokit.pipelines.sources.find import local_path
 from gatokit.pipelines.storage import LOCK, TEMPORARY, hold, out_directory, write_atomically
 from gatokit.schemas.canonical import json_digest
-from gatokit.schemas.config import PATHS, BuildConfig, read_config
+from gatokit.schemas.config import PATHS, BuildConfig
 from gatokit.schemas.errors import ConfigError, DataError
 from gatokit.schemas.index import INDEX
 from gatokit.schemas.manifest import LOG, MANIFEST, VOCABULARY, Manifest, Part, Vocabulary
@@ -115,11 +115,10 @@ def _run(
 ) -> Result:
     begin = time.monotonic()
     where, root = jobs.execution(beam_arguments, workers), out_directory(out)
-    config, base = _read_config(config_path)
-    config = _selected(config, only, config_path)
+    config, base = read_inputs(config_path, only)
     described = _described(config, base, limit)
-    vocabulary = Path(local_path(config.vocabulary, base, "vocabulary"))
-    model = _vocabulary(vocabulary, config_path) if content == "build" else None
+    text = read_vocabulary(config, base, config_path) if content == "build" else None
+    model = Vocabulary(file=VOCABULARY, pieces=text.pieces, blake2b=text.digest) if text else None
     plans = [plan_dataset(config, number, base) for number in range(len(config.datasets))]
     if where.is_elsewhere:
         _check_reachable(plans, out)
@@ -145,9 +144,9 @@ def _run(
                 _check_unchanged(root, before, planned, content, work)
         reused: set[str] = set()
         with log.stage("build"):
-            if content == "build":
+            if text is not None:
                 if not storage.exists(root / VOCABULARY):
-                    write_atomically(root / VOCABULARY, storage.read_bytes(vocabulary))
+                    write_atomically(root / VOCABULARY, text.model)
                 reused = _build(planned, root, work, where, progress, log)
             else:
                 _write_scan(planned, root)
@@ -168,16 +167,6 @@ def _run(
         return result
 
 
-def _read_config(path: str | Path) -> tuple[BuildConfig, Path]:
-    """A config, and the directory that its relative paths start at."""
-    if not is_remote(path):
-        return read_config(path), Path(path).resolve().parent
-    if not storage.is_file(path):
-        raise ConfigError(f"{path} does not exist; give a build config")
-    with storage.local_copy(path) as copy:
-        return read_config(copy), Path(path).parent
-
-
 def _check_reachable(plans: list[DatasetPlan], out: str | Path) -> None:
     """ConfigError where workers on other machines cannot reach what they are to read or write."""
     if not is_remote(out):
@@ -194,16 +183,6 @@ def _check_reachable(plans: list[DatasetPlan], out: str | Path) -> None:
                     )
 
 
-def _selected(config: BuildConfig, only: str | None, path: str | Path) -> BuildConfig:
-    if only is None:
-        return config
-    datasets = tuple(dataset for dataset in config.datasets if dataset.name == only)
-    if not datasets:
-        names = ", ".join(dataset.name for dataset in config.datasets)
-        raise ConfigError(f"--only {only}: {path} has no such dataset, only {names}")
-    return config.model_copy(update={"datasets": datasets})
-
-
 def _described(config: BuildConfig, base: Path, limit: int | None) -> dict[str, Any]:
     """The config as the manifest holds it: complete, with paths relative to the config file."""
     described = config.model_dump(mode="json", by_alias=True, exclude_none=True)
@@ -217,13 +196,6 @@ def _described(config: BuildConfig, base: Path, limit: int | None) -> dict[str, 
 def _relative(path: str, base: Path) -> str:
     path = os.path.expanduser(path)
     return os.path.relpath(path, base) if os.path.isabs(path) else path
-
-
-def _vocabulary(path: Path, config_path: str | Path) -> Vocabulary:
-    if not storage.is_file(path):
-        raise ConfigError(f"{config_path}: vocabulary: {path} does not exist; give a SentencePiece model")
-    text = storage.load_vocabulary(path)
-    return Vocabulary(file=VOCABULARY, pieces=text.pieces, blake2b=text.digest)
 
 
 def _check_root(

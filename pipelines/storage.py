@@ -214,6 +214,9 @@ def write_atomically(path: str | Path, data: bytes | memoryview) -> None:
             file.flush()
             os.fsync(file.fileno())
         commit(temporary, path)
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
     finally:
         Path(temporary).unlink(missing_ok=True)
 
@@ -338,8 +341,10 @@ def hold(directory: str | Path) -> Iterator[None]:
             is_held = False
         if not is_held:
             raise DataError(f"{directory} is in use by another gatokit; wait for it or choose another --out")
-        yield
-        Path(directory, LOCK).unlink(missing_ok=True)
+        try:
+            yield
+        finally:
+            Path(directory, LOCK).unlink(missing_ok=True)
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 import io
 import json
 import logging
-import os
 import re
 import subprocess
 import sys
@@ -17,9 +16,10 @@ from typing import IO, Any, Literal
 
 import sentencepiece
 
+from gatokit.pipelines.inputs import read_inputs
+from gatokit.pipelines.sources.find import local_path
 from gatokit.pipelines.storage import write_atomically
 from gatokit.pipelines.vocabulary_sample import CUT, LONGEST_CHARACTERS, Piece, Progress, draw, sentences
-from gatokit.schemas.config import read_config
 from gatokit.schemas.errors import ConfigError, DataError
 from gatokit.schemas.tokens import TEXT_IDS
 from gatokit.tokenizers.text import TextTokenizer
@@ -116,7 +116,7 @@ def make_vocabulary(
         raise ConfigError(f"--pieces {pieces}: must be between {FEWEST_PIECES} and {TEXT_IDS}")
     if sample_bytes < FEWEST_SAMPLE_BYTES:
         raise ConfigError(f"--sample-bytes {sample_bytes}: must be at least {FEWEST_SAMPLE_BYTES}")
-    config, base = read_config(config_path), Path(config_path).resolve().parent
+    config, base = read_inputs(config_path)
     _check_out(out)
     report = progress or (lambda stage, done, total: None)
     with tempfile.TemporaryDirectory(prefix="gatokit-") as work:
@@ -134,7 +134,7 @@ def make_vocabulary(
         warnings.append(
             f"the text gives {text.pieces:,} pieces instead of {pieces:,}: {size:,} bytes are too few for more"
         )
-    named = base / os.path.expanduser(config.vocabulary)
+    named = Path(local_path(config.vocabulary, base, "vocabulary"))
     if named.resolve() != Path(out).resolve():
         warnings.append(f"{config_path} names another vocabulary, {config.vocabulary}; builds use that one")
     return TrainedVocabulary(

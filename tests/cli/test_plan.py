@@ -33,6 +33,7 @@ def test_plan_writes_nothing_and_its_json_is_what_the_build_gave(gatokit, record
 def test_the_tables_mark_estimates(gatokit, recorded_config: Path, built: Path, tmp_path, monkeypatch):
     from gatokit.pipelines import estimate
 
+    monkeypatch.setenv("COLUMNS", "250")
     words = ("build", recorded_config, "--out", tmp_path / "out", "--plan", "--only", "metaworld", "--sample-seconds")
     kept, tokens = (getattr(Manifest.read(built).datasets[0], key) for key in ("kept", "tokens"))
     exact = gatokit(*words, 300).out

@@ -60,7 +60,7 @@ def fresh(tmp_path, texts, contents):
 
 @pytest.mark.parametrize(
     "kill",
-    [pytest.param(name, marks=[pytest.mark.slow] if name in ("scan", "rename of a shard") else []) for name in KILLS],
+    [pytest.param(name, marks=[pytest.mark.slow] if name != "write" else []) for name in KILLS],
 )
 def test_a_killed_worker_costs_nothing_but_time(kill, tmp_path, texts, fresh, gatokit, contents):
     """Beam's own runner would wait for it for ever."""
@@ -74,6 +74,7 @@ def test_a_killed_worker_costs_nothing_but_time(kill, tmp_path, texts, fresh, ga
     ]
 
 
+@pytest.mark.slow
 def test_workers_that_die_again_and_again_end_in_a_sentence(tmp_path, texts, fresh, gatokit, contents):
     out = tmp_path / "out"
     fault = "if WORKER: die()"
@@ -134,6 +135,7 @@ def test_crashes_count_against_the_error_budget(tmp_path, captions, gatokit):
     assert not (tmp_path / "out" / "manifest.json").exists()
 
 
+@pytest.mark.slow
 def test_a_picture_that_exhausts_memory_is_named(tmp_path, captions, gatokit):
     """The kernel kills whoever takes too much: that is no property of the picture, so it is no row."""
     fault = POISON.format(poisonous={7}, crash="die()")
@@ -144,6 +146,7 @@ def test_a_picture_that_exhausts_memory_is_named(tmp_path, captions, gatokit):
     )
 
 
+@pytest.mark.slow
 def test_a_crash_of_no_single_row_is_named_by_its_shard(tmp_path, captions, gatokit):
     fault = """
 if WORKER or CHILD:

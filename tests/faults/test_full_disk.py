@@ -27,7 +27,7 @@ def incomplete(out: Path) -> None:
         assert index.with_name(index.name.replace(".index.parquet", ".arrayrecord")).exists()
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_no_room_for_a_shard(workers, tmp_path, texts, fresh, vocabulary, gatokit, contents):
     """The kernel lets no file grow beyond a limit, so the native writer itself fails."""
     fault = """

@@ -162,7 +162,8 @@ def test_two_builds_exclude_each_other_and_gc_waits_for_neither(config, tmp_path
     assert verify(out) == []
 
 
-def test_the_command(out, capsys):
+def test_the_command(out, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
     left = littered(out)
     assert main(["gc", str(out), "--dry-run", "--json"]) == 0
     said = json.loads(capsys.readouterr().out)

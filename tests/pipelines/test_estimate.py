@@ -146,9 +146,7 @@ def test_a_part_of_a_split_is_taken_from_all_of_it(tmp_path: Path, vocabulary: P
     lines = [json.dumps({"text": f"{number} {text}"}) for number, text in enumerate(texts)]
     (tmp_path / "mixed.jsonl").write_text("".join(f"{line}\n" for line in lines))
     config = tmp_path / "build.yaml"
-    config.write_text(
-        f"vocabulary: {vocabulary}\ndatasets: [{{name: mixed, kind: text, source: mixed.jsonl}}]\n"
-    )
+    config.write_text(f"vocabulary: {vocabulary}\ndatasets: [{{name: mixed, kind: text, source: mixed.jsonl}}]\n")
     build(config, tmp_path / "built")
     real = manifest(tmp_path / "built")["mixed"]
     hurried(1 << 30, 100_000)

@@ -274,8 +274,15 @@ if __name__ == "__main__":
 """
 
 
-def test_a_killed_update_is_the_old_build_or_the_new_one(sources, configured, tmp_path):
-    """Killed before each rename and removal of its end, and before some of its middle."""
+@pytest.mark.parametrize(
+    "points",
+    [
+        pytest.param([1, 4, 7, 10, 13, 16, 20, 25, 30, 40], id="some"),
+        pytest.param([*range(34), 40, 50], id="all", marks=pytest.mark.slow),
+    ],
+)
+def test_a_killed_update_is_the_old_build_or_the_new_one(points, sources, configured, tmp_path):
+    """Killed before renames and removals of its end, and before some of its middle."""
     out = sources / "out"
     build(configured(("reach", EPISODES), ("text", TEXT), ("more", "kind: text, source: more/x.jsonl")), out)
     old = json.loads((out / "manifest.json").read_bytes())
@@ -285,7 +292,6 @@ def test_a_killed_update_is_the_old_build_or_the_new_one(sources, configured, tm
     new = json.loads((tmp_path / "fresh" / "manifest.json").read_bytes())
     script = tmp_path / "killed.py"
     script.write_text(KILLED)
-    points = [*range(34), 40, 50]
     command = [sys.executable, script, config, out, tmp_path / "killed", *points]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -302,6 +308,6 @@ def test_a_killed_update_is_the_old_build_or_the_new_one(sources, configured, tm
     # The later it was killed the newer it is, and both are among them.
     assert found == sorted(found, reverse=True)
     assert set(found) == {False, True}
-    for point in (*points[:34:3], 40):
+    for point in points[::3]:
         build(config, tmp_path / f"killed-{point}", update=True)
         assert contents(tmp_path / f"killed-{point}") == contents(tmp_path / "fresh"), point

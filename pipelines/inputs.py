@@ -1,0 +1,39 @@
+"""What a command is given: a build config, perhaps one dataset of it, and the vocabulary that it names."""
+
+from pathlib import Path
+
+from gatokit.pipelines import storage
+from gatokit.pipelines.cloud import is_remote
+from gatokit.pipelines.sources.find import local_path
+from gatokit.schemas.config import BuildConfig, read_config
+from gatokit.schemas.errors import ConfigError
+from gatokit.tokenizers.text import TextTokenizer
+
+
+def read_inputs(path: str | Path, only: str | None = None) -> tuple[BuildConfig, Path]:
+    """A config, of whose datasets ``only`` may name one, and the directory that its relative paths start at.
+
+    ConfigError where it cannot be read or has no such dataset.
+    """
+    if not is_remote(path):
+        config, base = read_config(path), Path(path).resolve().parent
+    elif storage.is_file(path):
+        with storage.local_copy(path) as copy:
+            config, base = read_config(copy), Path(path).parent
+    else:
+        raise ConfigError(f"{path} does not exist; give a build config")
+    if only is None:
+        return config, base
+    datasets = tuple(dataset for dataset in config.datasets if dataset.name == only)
+    if not datasets:
+        names = ", ".join(dataset.name for dataset in config.datasets)
+        raise ConfigError(f"--only {only}: {path} has no such dataset, only {names}")
+    return config.model_copy(update={"datasets": datasets}), base
+
+
+def read_vocabulary(config: BuildConfig, base: Path, path: str | Path) -> TextTokenizer:
+    """The vocabulary of the config at ``path``; ConfigError where it is missing or no model."""
+    named = local_path(config.vocabulary, base, "vocabulary")
+    if not storage.is_file(named):
+        raise ConfigError(f"{path}: vocabulary: {named} does not exist; give a SentencePiece model")
+    return storage.load_vocabulary(named)
