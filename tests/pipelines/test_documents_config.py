@@ -164,16 +164,16 @@ WRONG = [
         ".source: ROOT/images is no file; name the files in it, such as ROOT/images/*, relative to the config file",
     ),
     (
-        "kind: text, source: gs://bucket/*.jsonl",
-        ".source: 'gs://bucket/*.jsonl' is no local path; copy or mount the files and give that path",
+        "kind: text, source: s3://bucket/*.jsonl",
+        ".source: 's3://bucket/*.jsonl' is neither local nor on gs://; copy or mount the files and give that path",
     ),
     (
-        "kind: episodes, source: gs://bucket/data/*",
-        ".source: 'gs://bucket/data/*' is no local path; copy or mount the files and give that path",
+        "kind: episodes, source: s3://bucket/data/*",
+        ".source: 's3://bucket/data/*' is neither local nor on gs://; copy or mount the files and give that path",
     ),
     (
-        COCO.replace("image_dir: images", "image_dir: gs://bucket/images"),
-        ".image_dir: 'gs://bucket/images' is no local path; copy or mount the files and give that path",
+        COCO.replace("image_dir: images", "image_dir: s3://bucket/images"),
+        ".image_dir: 's3://bucket/images' is neither local nor on gs://; copy or mount the files and give that path",
     ),
     (
         "kind: text, source: text/*",
