@@ -2,10 +2,12 @@
 
     python tests/fuzz/run.py tar 600        # seconds
 
-Starts from, and adds to, ``tests/fuzz/corpus/TARGET``. What makes a target fail is left in ``tests/fuzz/found``.
+Starts from ``tests/fuzz/corpus``. What reaches new lines is left in ``tests/fuzz/found/corpus-TARGET``, what makes a target
+fail in ``tests/fuzz/found``.
 """
 
 import sys
+import zipfile
 from pathlib import Path
 
 import atheris
@@ -21,6 +23,8 @@ def main() -> None:
         from targets import TARGETS
     corpus, found, seen = HERE / "corpus" / name, HERE / "found", HERE / "found" / f"corpus-{name}"
     seen.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(HERE / "corpus" / f"{name}.zip") as archive:
+        archive.extractall(seen)
     options = [
         "-max_len=8192",
         f"-max_total_time={seconds}",
