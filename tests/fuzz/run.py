@@ -2,8 +2,8 @@
 
     python tests/fuzz/run.py tar 600        # seconds
 
-Starts from ``tests/fuzz/corpus``. What reaches new lines is left in ``tests/fuzz/found/corpus-TARGET``, what makes a target
-fail in ``tests/fuzz/found``.
+Starts from ``tests/fuzz/corpus``. What reaches new lines is left in ``tests/fuzz/found/corpus-TARGET``, what makes a
+target fail in ``tests/fuzz/found``.
 """
 
 import sys
