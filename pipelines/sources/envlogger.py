@@ -12,6 +12,7 @@ from typing import Any
 
 import google_crc32c
 
+from gatokit.pipelines.cloud import is_remote
 from gatokit.pipelines.sources.envlogger_episode import Decode, EnvLoggerEpisode, is_first, is_step
 from gatokit.pipelines.sources.source import (
     EpisodeFile,
@@ -37,6 +38,8 @@ def read_directory(path: str, name: str, below: str, splits: tuple[str, ...] | N
     relative. ConfigError where ``splits`` names any, for a log has none, or where EnvLogger's reader does not
     load; DataError where no episode can be read.
     """
+    if is_remote(path):
+        raise ConfigError(f"{path}: EnvLogger's own reader reads disks alone; mount the bucket, or copy the log")
     with _opened(path, None) as (_, fault):
         if fault:
             raise DataError(f"{os.path.join(path, MARKER)}: EnvLogger cannot read it: {fault}")

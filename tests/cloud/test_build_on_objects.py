@@ -114,6 +114,14 @@ def test_what_is_not_there_is_named(
     assert sources.names("out/") == []
 
 
+def test_a_log_of_envlogger_is_read_from_a_disk(sources: Bucket, config: Path) -> None:
+    sources.put("in/log/metadata.riegeli", b"")
+    path = config.with_name("changed.yaml")
+    path.write_text(config.read_text().replace("recorded/babyai/*", "gs://bucket/in/log"))
+    with pytest.raises(ConfigError, match=r"^gs://bucket/in/log: EnvLogger's own reader reads disks alone; mount"):
+        build(path, "gs://bucket/out")
+
+
 def test_workers_elsewhere_need_what_they_can_reach(sources: Bucket, config: Path, tmp_path: Path) -> None:
     beam = ["--runner=DataflowRunner", "--project=p", "--region=r", "--temp_location=gs://bucket/tmp"]
     here = tmp_path / "out"
