@@ -7,9 +7,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
-from gatokit.pipelines.cloud import is_remote
+from gatokit.pipelines.cloud import CONNECTIONS, is_remote
 
-_CONNECTIONS = 16
 _MOST_BYTES = 64 << 20
 """What is read before it is asked for stays about below this."""
 
@@ -30,10 +29,10 @@ def ahead(paths: Iterable[Path], read: Callable[[Path], Read], size: Callable[[R
             yield from map(read, rest)
             return
         waiting: deque[Future[Read]] = deque()
-        with ThreadPoolExecutor(_CONNECTIONS) as others:
+        with ThreadPoolExecutor(CONNECTIONS) as others:
             try:
                 while True:
-                    most = max(1, min(_CONNECTIONS, _MOST_BYTES // largest))
+                    most = max(1, min(CONNECTIONS, _MOST_BYTES // largest))
                     more = islice(rest, max(0, most - len(waiting)))
                     waiting.extend(others.submit(read, path) for path in more)
                     if not waiting:

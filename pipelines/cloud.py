@@ -22,6 +22,8 @@ _LEAST, _MOST = 1 << 16, 1 << 23
 """Bytes of a ranged read: few where the reader jumps, more and more where it goes on."""
 _PART_BYTES = 16 << 20
 """A larger upload goes in parts of this size, of which one that fails is sent again."""
+CONNECTIONS = 16
+"""Requests that are made side by side, where each waits for its answer."""
 _THREADS = threading.local()
 
 

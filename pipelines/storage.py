@@ -28,14 +28,13 @@ from uuid import uuid4
 import pyarrow as pa
 
 from gatokit.pipelines import cloud
-from gatokit.pipelines.cloud import is_remote
+from gatokit.pipelines.cloud import CONNECTIONS, is_remote
 from gatokit.schemas.errors import ConfigError, DataError
 from gatokit.tokenizers.text import TextTokenizer
 
 TEMPORARY = ".tmp-"
 LOCK = ".lock"
 _M_MMAP_THRESHOLD = -3
-_CONNECTIONS = 16
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]+:/")
 
 
@@ -289,11 +288,11 @@ def side_by_side(directory: str | Path) -> Iterator[Callable[[Callable[[], None]
     waiting: deque[Future[None]] = deque()
 
     def begin(work: Callable[[], None]) -> None:
-        if len(waiting) >= 2 * _CONNECTIONS:
+        if len(waiting) >= 2 * CONNECTIONS:
             waiting.popleft().result()
         waiting.append(others.submit(work))
 
-    with ThreadPoolExecutor(_CONNECTIONS) as others:
+    with ThreadPoolExecutor(CONNECTIONS) as others:
         yield begin
         for work in waiting:
             work.result()

@@ -2,12 +2,10 @@
 
 import hashlib
 import os
-import threading
 from pathlib import Path
 
 import pytest
 
-from gatokit.pipelines import cloud
 from gatokit.pipelines.run import build, scan
 from gatokit.schemas.errors import ConfigError, DataError
 from tests.google.fixtures import Bucket
@@ -16,12 +14,6 @@ from tests.pipelines.test_documents_kinds import config, contents, out, source
 
 __all__ = ["config", "exact_vocabulary", "out", "source"]
 LOG = "build.log.jsonl"
-
-
-@pytest.fixture(autouse=True)
-def own_client(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A client that knows this test's server."""
-    monkeypatch.setattr(cloud, "_THREADS", threading.local())
 
 
 @pytest.fixture

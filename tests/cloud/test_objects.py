@@ -16,12 +16,6 @@ from tests.google.fixtures import Bucket
 DATA = bytes(range(251)) * 4000
 
 
-@pytest.fixture(autouse=True)
-def own_client(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A client that knows this test's server."""
-    monkeypatch.setattr(cloud, "_THREADS", threading.local())
-
-
 def test_a_path_may_have_lost_a_slash() -> None:
     assert cloud.canonical(Path("gs://bucket/a") / "b c") == "gs://bucket/a/b c"
     assert [cloud.is_remote(path) for path in ("gs://b/x", Path("gs://b/x"), "/gs:/b", "gs", "s3://b/x")] == [

@@ -42,20 +42,20 @@ def test_on_a_disk_one_is_read_at_a_time():
 
 def test_in_a_bucket_several_are_and_fewer_of_large_ones():
     most, threads = read_all(REMOTE, 1)
-    assert most <= module._CONNECTIONS
+    assert most <= module.CONNECTIONS
     assert len(threads - {threading.current_thread().name}) >= 1
     assert read_all(REMOTE, module._MOST_BYTES)[0] <= 1
 
 
 def test_several_reads_wait_at_once():
-    together = threading.Barrier(module._CONNECTIONS)
+    together = threading.Barrier(module.CONNECTIONS)
 
     def read(path: Path) -> int:
         if path.name != "0":
             together.wait(timeout=60)
         return 1
 
-    count = 1 + 2 * module._CONNECTIONS
+    count = 1 + 2 * module.CONNECTIONS
     assert sum(ahead([REMOTE / str(number) for number in range(count)], read, int)) == count
 
 
