@@ -87,12 +87,29 @@ def empty_cache(config: ModelConfig, rows: int, memory: int, dtype: Any) -> Cach
     )
 
 
-def extend(parameters: Tree, batch: Batch, config: ModelConfig, cache: Cache, *, dtype: Any) -> tuple[jax.Array, Cache]:
+def all_distances(parameters: Tree, config: ModelConfig, keys: int, dtype: Any) -> jax.Array | None:
+    """Every layer's keys (N, S, H, K) of ``keys`` distances, for ``extend``; None of a model without relative ones."""
+    if config.positions != "relative":
+        return None
+    layers = parameters["layers"]["attention"]
+    return jax.vmap(lambda layer: transformer.project_distances(layer, keys, config.width, dtype))(layers)
+
+
+def extend(
+    parameters: Tree,
+    batch: Batch,
+    config: ModelConfig,
+    cache: Cache,
+    *,
+    dtype: Any,
+    distances: jax.Array | None = None,
+) -> tuple[jax.Array, Cache]:
     """The final hidden states (B, T, D) of new tokens behind those remembered, and the cache that has them.
 
     ``batch`` holds the new tokens, fewer in some rows than in others where padding stands at a row's end. They equal
     those of a full pass, whatever parts the tokens come in, in which a query sees M tokens, itself included.
     ``batch.private`` is obeyed: a number n > 0 must not come back in a row while tokens of n are remembered.
+    ``distances`` are ``all_distances`` of M + T or more, computed anew where they are not given.
     """
     memory, new = cache.private.shape[1], batch.kinds.shape[1]
     counts = (jnp.asarray(batch.kinds) != PADDING).sum(1, dtype=jnp.int32)
@@ -104,11 +121,13 @@ def extend(parameters: Tree, batch: Batch, config: ModelConfig, cache: Cache, *,
     def slide(row: jax.Array, count: jax.Array) -> jax.Array:
         return jax.lax.dynamic_slice_in_dim(row, count, memory)
 
-    def body(vectors: jax.Array, layer: tuple[Tree, jax.Array, jax.Array]) -> tuple[jax.Array, Any]:
-        parameters, keys, values = layer
+    def body(vectors: jax.Array, layer: tuple[Tree, jax.Array, jax.Array, jax.Array | None]) -> tuple[jax.Array, Any]:
+        parameters, keys, values, far = layer
 
         def attend_memory(inputs: jax.Array, parameters: Tree) -> tuple[jax.Array, Any]:
-            added, *kept = transformer.attention(inputs, parameters, config, visible=visible, memory=(keys, values))
+            added, *kept = transformer.attention(
+                inputs, parameters, config, visible=visible, memory=(keys, values), distances=far
+            )
             return added, [
                 jax.vmap(slide)(jnp.concatenate([old, fresh], axis=1), counts)
                 for old, fresh in zip((keys, values), kept, strict=True)
@@ -117,6 +136,6 @@ def extend(parameters: Tree, batch: Batch, config: ModelConfig, cache: Cache, *,
         return transformer.block(vectors, parameters, attend_memory)
 
     vectors = embed(parameters, batch, config, dtype=dtype)
-    vectors, (keys, values) = jax.lax.scan(body, vectors, (parameters["layers"], cache.keys, cache.values))
+    vectors, (keys, values) = jax.lax.scan(body, vectors, (parameters["layers"], cache.keys, cache.values, distances))
     length = jnp.minimum(memory, cache.length + counts)
     return transformer.norm(vectors, parameters["norm"]), Cache(keys, values, jax.vmap(slide)(private, counts), length)

@@ -42,10 +42,9 @@ def project(vectors: jax.Array, parameters: Tree) -> tuple[jax.Array, jax.Array,
     return queries, keys, values
 
 
-def locate(parameters: Tree, keys: int, width: int, dtype: Any) -> Relative:
-    """A layer's relative positions for ``keys`` keys: sinusoids of distances through its projection."""
-    distances = jnp.einsum("sd,dhk->shk", sinusoids(keys, width).astype(dtype), parameters["relative"].astype(dtype))
-    return Relative(distances, parameters["content_bias"].astype(dtype), parameters["position_bias"].astype(dtype))
+def project_distances(parameters: Tree, keys: int, width: int, dtype: Any) -> jax.Array:
+    """A layer's keys of the distances keys − 1, …, 1, 0, (S, H, K): their sinusoids through its projection."""
+    return jnp.einsum("sd,dhk->shk", sinusoids(keys, width).astype(dtype), parameters["relative"].astype(dtype))
 
 
 def attention(
@@ -55,11 +54,13 @@ def attention(
     *,
     visible: jax.Array | None,
     memory: tuple[jax.Array, jax.Array] | None = None,
+    distances: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """What attention adds (B, L, D) for normed inputs, and the keys and values (B, L, H, K) of these inputs.
 
     ``memory`` holds keys and values (B, M, H, K) of the tokens before; ``visible`` (B, L, M + L) is ``attend``'s.
     Keys are kept without their positions, so that a memory may slide; with a memory XLA's attention serves.
+    ``distances``, ``project_distances`` of this layer for M + L keys or more, saves their product.
     """
     queries, keys, values = project(vectors, parameters)
     all_keys, all_values = keys, values
@@ -69,7 +70,10 @@ def attention(
     total = all_keys.shape[1]
     relative = None
     if config.positions == "relative":
-        relative = locate(parameters, total, config.width, vectors.dtype)
+        if distances is None:
+            distances = project_distances(parameters, total, config.width, vectors.dtype)
+        bias = (parameters[name].astype(vectors.dtype) for name in ("content_bias", "position_bias"))
+        relative = Relative(distances[distances.shape[0] - total :], *bias)
     else:
         queries, all_keys = rotate(queries, total - queries.shape[1]), rotate(all_keys, 0)
     backend = config.attention if memory is None else "xla"

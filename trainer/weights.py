@@ -82,8 +82,12 @@ def load_weights(path: Path, wanted: Any) -> Any:
 
 def trained_with(path: Path) -> PolicyFile:
     """What the weights at ``path`` were trained with; DataError where that cannot be read."""
-    folder = path if (path / WEIGHTS).exists() else find_checkpoint(path) / POLICY_FOLDER
-    return PolicyFile.read(folder)
+    return PolicyFile.read(policy_folder(path))
+
+
+def policy_folder(path: Path) -> Path:
+    """Where the policy's files of a run's directory, a checkpoint or an export are; DataError where there is none."""
+    return path if (path / WEIGHTS).exists() else find_checkpoint(path) / POLICY_FOLDER
 
 
 def abstract(table: Mapping[str, Any]) -> Any:
