@@ -41,8 +41,12 @@ class Adapter(abc.ABC):
     ``time_limit`` counts steps; the step that reaches it is truncated. ``hz`` is the control rate where time
     has a meaning. Everything that follows ``reset(seed)`` is a function of the seed and of the actions.
 
-    A family implements ``_begin``, ``_advance`` and ``_expert``.
+    A family implements ``_begin``, ``_advance``, ``_expert`` and ``render``, and ``_expert_on`` where its expert
+    ``expert_observes``.
     """
+
+    expert_observes = False
+    """Whether the expert acts on an observation alone; where it does not, it reads the simulator's state."""
 
     def __init__(
         self,
@@ -102,6 +106,10 @@ class Adapter(abc.ABC):
         """
         return self.checked(self._expert())
 
+    def expert_action_on(self, observation: Observation) -> Action:
+        """The expert's action, were the current observation this one; only where ``expert_observes``."""
+        return self.checked(self._expert_on(observation))
+
     def random_action(self, rng: np.random.Generator) -> Action:
         """An action drawn uniformly from the action space."""
         if self._action.kind == "discrete":
@@ -121,6 +129,13 @@ class Adapter(abc.ABC):
         return np.clip(values, self.action_low, self.action_high)
 
     @abc.abstractmethod
+    def render(self) -> np.ndarray:
+        """A picture of the current state for people, uint8 (height, width, 3); it changes nothing.
+
+        ConfigError: the machine has nothing to draw it with.
+        """
+
+    @abc.abstractmethod
     def close(self) -> None:
         """Frees what the environment holds."""
 
@@ -132,6 +147,9 @@ class Adapter(abc.ABC):
 
     @abc.abstractmethod
     def _expert(self) -> Action | int: ...
+
+    def _expert_on(self, observation: Observation) -> Action | int:
+        raise NotImplementedError(f"{self.name}: the expert does not act on observations")
 
 
 def need(module: str) -> ModuleType:

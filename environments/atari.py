@@ -81,6 +81,11 @@ class Atari(Adapter):
     def _expert(self) -> int:
         return self._meanings.index(self._controller(self._ale.getRAM().astype(int)))
 
+    def render(self) -> np.ndarray:
+        """The whole screen, uint8 (210, 160, 3)."""
+        screen: np.ndarray = self._ale.getScreenRGB()
+        return screen
+
     def close(self) -> None:
         """Closes the emulator."""
         self._env.close()

@@ -97,6 +97,11 @@ class BabyAI(Adapter):
         except Exception:
             self._bot = self._advice = None
 
+    def render(self) -> np.ndarray:
+        """The whole grid, 32 pixels a cell, with what is in view highlighted."""
+        picture: np.ndarray = self._env.unwrapped.get_frame(highlight=True, tile_size=32)
+        return picture
+
     def close(self) -> None:
         """Closes the environment."""
         self._env.close()

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from gatokit.environments.adapter import Action, Adapter, Observation, Transition, need, unknown_task
+from gatokit.environments.drawing import RENDERED, drawing
 from gatokit.schemas.spec import FieldSpec
 
 STEPS = 1000
@@ -70,6 +71,13 @@ class DmControl(Adapter):
 
     def _expert(self) -> Action:
         return np.array(self._controller(self._env.physics), np.float32)
+
+    def render(self) -> np.ndarray:
+        """The view of the task's first camera, uint8 (240, 320, 3)."""
+        height, width = RENDERED
+        with drawing(self.name):
+            picture: np.ndarray = self._env.physics.render(height, width, camera_id=0)
+        return picture
 
     def close(self) -> None:
         """Closes the simulator."""

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from gatokit.environments.adapter import Action, Adapter, Observation, Transition, need, unknown_task
+from gatokit.environments.drawing import RENDERED, drawing
 from gatokit.schemas.spec import FieldSpec
 
 STEPS = 500
@@ -32,6 +33,8 @@ class MetaWorld(Adapter):
     positions are drawn anew by every seed.
     """
 
+    expert_observes = True
+
     def __init__(self, task: str, time_limit: int = STEPS) -> None:
         super().__init__(
             f"metaworld/{task}",
@@ -47,6 +50,7 @@ class MetaWorld(Adapter):
         self._env.seeded_rand_vec = True
         self._env._freeze_rand_vec = False
         self._state: Any = None
+        self._renderer: Any = None
 
     def _begin(self, seed: int) -> Observation:
         self._env.seed(seed)
@@ -61,13 +65,32 @@ class MetaWorld(Adapter):
         return {"state": self._state.astype(np.float32)}
 
     def _expert(self) -> Action:
+        return self._decide(self._state)
+
+    def _expert_on(self, observation: Observation) -> Action:
+        return self._decide(observation["state"].astype(np.float64))
+
+    def _decide(self, state: np.ndarray) -> Action:
         with warnings.catch_warnings():
             # The policies warn at every step whose action leaves [-1, 1]; the adapter clips it.
             warnings.simplefilter("ignore")
-            return self._policy.get_action(self._state)
+            action: Action = self._policy.get_action(state)
+        return action
+
+    def render(self) -> np.ndarray:
+        """The table and the arm, uint8 (240, 320, 3)."""
+        with drawing(self.name):
+            if self._renderer is None:
+                self._renderer = need("mujoco").Renderer(self._env.model, *RENDERED)
+            self._renderer.update_scene(self._env.data, camera="corner2")
+            picture: np.ndarray = self._renderer.render()
+        # Meta-World's camera hangs upside down.
+        return picture[::-1, ::-1].copy()
 
     def close(self) -> None:
         """Closes the simulator."""
+        if self._renderer is not None:
+            self._renderer.close()
         self._env.close()
 
 

@@ -1,0 +1,41 @@
+"""Pictures of MuJoCo's simulators, which need OpenGL: which one the machine has, and what to say where it has none."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from gatokit.schemas.errors import ConfigError
+
+RENDERED = (240, 320)
+"""Height and width of a picture."""
+
+_BACKENDS = ("egl", "osmesa")
+_PROBE = "import mujoco; context = mujoco.GLContext(16, 16); context.make_current(); context.free()"
+
+
+def choose_backend() -> None:
+    """Sets ``MUJOCO_GL``, before mujoco is first imported, to an OpenGL that works without a screen, if there is one;
+    keeps a value that is set."""
+    if "mujoco" in sys.modules or "MUJOCO_GL" in os.environ:
+        return
+    for backend in _BACKENDS:
+        environment = os.environ | {"MUJOCO_GL": backend}
+        probe = subprocess.run([sys.executable, "-c", _PROBE], env=environment, capture_output=True, check=False)
+        if probe.returncode == 0:
+            os.environ["MUJOCO_GL"] = backend
+            return
+
+
+@contextmanager
+def drawing(name: str) -> Iterator[None]:
+    """Around drawing: ConfigError where OpenGL is missing."""
+    try:
+        yield
+    except (RuntimeError, AttributeError, ImportError) as error:
+        backend = os.environ.get("MUJOCO_GL")
+        raise ConfigError(
+            f"{name} cannot be drawn with MUJOCO_GL={backend} ({error}): apt-get install libegl1 and set "
+            "MUJOCO_GL=egl, or libosmesa6 and osmesa, or leave out --video"
+        ) from None
