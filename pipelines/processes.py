@@ -5,9 +5,6 @@ process are answered with an error, and the processes beside it end with it.
 """
 
 import logging
-import os
-import subprocess
-import sys
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -19,10 +16,11 @@ from apache_beam.runners.portability.fn_api_runner.worker_handlers import GrpcWo
 from apache_beam.transforms.environments import Environment
 from google.protobuf import json_format, text_format
 
+from gatokit.pipelines.forks import forks
+
 DIED = "a worker process ended"
 """Begins the error of a job that lost a process; its exit status stands behind it."""
 _URN = "gatokit:environment:process:v1"
-_COMMAND = [sys.executable, "-m", "apache_beam.runners.worker.sdk_worker_main"]
 _READERS = ("beam_control_read", "read_grpc_client_inputs")
 """Beam's threads that say in a traceback of their own that a process is gone."""
 _GRACE_SECONDS = 5
@@ -60,7 +58,7 @@ class _ProcessHandler(GrpcWorkerHandler):
 
     def __init__(self, log: bytes, state: Any, provision_info: Any, grpc_server: Any) -> None:
         super().__init__(state, provision_info, grpc_server)
-        self._log = log.decode()
+        self._log = Path(log.decode())
         self._together: list[_ProcessHandler] = grpc_server.__dict__.setdefault("gatokit_processes", [])
         self._error = ""
         self._ends = False
@@ -68,28 +66,20 @@ class _ProcessHandler(GrpcWorkerHandler):
         self.control_conn.push = self._push_unless_dead
 
     def start_worker(self) -> None:
-        """Starts the process, and a thread that sees its end."""
+        """Starts the process, and sees to its end."""
         control = endpoints_pb2.ApiServiceDescriptor(url=self.control_address)
         environment = {
-            **os.environ,
             "CONTROL_API_SERVICE_DESCRIPTOR": text_format.MessageToString(control),
             "PIPELINE_OPTIONS": json_format.MessageToJson(self.provision_info.provision_info.pipeline_options),
             "WORKER_ID": self.worker_id,
         }
-        Path(self._log).parent.mkdir(parents=True, exist_ok=True)
-        with open(self._log, "ab") as log:
-            self._process = subprocess.Popen(
-                _COMMAND, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
-            )
         self._together.append(self)
-        threading.Thread(target=self._watch, name="gatokit_worker", daemon=True).start()
+        self._process = forks().start(self._log, environment, self._ended)
 
     def stop_worker(self) -> None:
         """Waits for the process, which was told to end."""
         self._ends = True
-        try:
-            self._process.wait(_GRACE_SECONDS)
-        except subprocess.TimeoutExpired:
+        if not self._process.wait(_GRACE_SECONDS):
             self._process.kill()
             self._process.wait()
 
@@ -104,11 +94,10 @@ class _ProcessHandler(GrpcWorkerHandler):
                 connection.close()
         self._process.wait()
 
-    def _watch(self) -> None:
-        code = self._process.wait()
+    def _ended(self, status: int) -> None:
         if not self._ends:
             for handler in list(self._together):
-                handler._fail(f"{DIED} with status {code}; {self._log} has its last words")
+                handler._fail(f"{DIED} with status {status}; {self._log} has its last words")
 
     def _fail(self, error: str) -> None:
         self._ends, self._error = True, error

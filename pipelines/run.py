@@ -18,6 +18,7 @@ from gatokit.pipelines.build import INDEX_SUFFIX
 from gatokit.pipelines.cloud import is_remote
 from gatokit.pipelines.collect import WORK
 from gatokit.pipelines.finish import finish_dataset, finished_orders, packages, write_manifest
+from gatokit.pipelines.forks import kept
 from gatokit.pipelines.inputs import read_inputs, read_vocabulary
 from gatokit.pipelines.kinds import plan_dataset, unit_to_json
 from gatokit.pipelines.orders import Order
@@ -113,8 +114,24 @@ def _run(
     progress: Progress | None,
     update: bool,
 ) -> Result:
+    where = jobs.execution(beam_arguments, workers)
+    # Local workers get ready while sources are listed.
+    with kept(where.local_workers):
+        return _run_on(where, config_path, out, content, only, limit, progress, update)
+
+
+def _run_on(
+    where: jobs.Execution,
+    config_path: str | Path,
+    out: str | Path,
+    content: Literal["build", "scan"],
+    only: str | None,
+    limit: int | None,
+    progress: Progress | None,
+    update: bool,
+) -> Result:
     begin = time.monotonic()
-    where, root = jobs.execution(beam_arguments, workers), out_directory(out)
+    root = out_directory(out)
     config, base = read_inputs(config_path, only)
     described = _described(config, base, limit)
     text = read_vocabulary(config, base, config_path) if content == "build" else None

@@ -34,6 +34,8 @@ from gatokit.tokenizers.text import TextTokenizer
 
 TEMPORARY = ".tmp-"
 LOCK = ".lock"
+_WRITERS = 4
+"""Files that are written side by side on a disk, where each waits to be synced."""
 _M_MMAP_THRESHOLD = -3
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]+:/")
 
@@ -280,19 +282,17 @@ def remove_tree(directory: str | Path) -> None:
 
 @contextmanager
 def side_by_side(directory: str | Path) -> Iterator[Callable[[Callable[[], None]], None]]:
-    """A function that does pieces of work below a directory: on ``gs://``, where each waits for its answer, several
-    at a time; all are done in the end, or the error of one is raised."""
-    if not is_remote(directory):
-        yield lambda work: work()
-        return
+    """A function that does pieces of work below a directory, several at a time, for each waits for the disk or for an
+    answer; all are done in the end, or the error of one is raised."""
     waiting: deque[Future[None]] = deque()
+    most = CONNECTIONS if is_remote(directory) else _WRITERS
 
     def begin(work: Callable[[], None]) -> None:
-        if len(waiting) >= 2 * CONNECTIONS:
+        if len(waiting) >= 2 * most:
             waiting.popleft().result()
         waiting.append(others.submit(work))
 
-    with ThreadPoolExecutor(CONNECTIONS) as others:
+    with ThreadPoolExecutor(most) as others:
         yield begin
         for work in waiting:
             work.result()

@@ -235,5 +235,6 @@ def test_work_on_objects_goes_side_by_side_and_an_error_comes_out(bucket: Bucket
         do(lambda: storage.read_bytes("gs://bucket/no") and None)
     done: list[int] = []
     with storage.side_by_side(tmp_path) as do:
-        do(lambda: done.append(1))
-        assert done == [1]
+        for number in range(50):
+            do(lambda number=number: done.append(number))  # type: ignore[misc]
+    assert sorted(done) == list(range(50))

@@ -3,9 +3,11 @@
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ HANG_SECONDS = 300
 """A command that takes longer is taken to hang; none of these takes a tenth of it."""
 ONCE = '''
 import os, signal, sys
-WORKER = any("sdk_worker_main" in word for word in sys.orig_argv)
+WORKER = "gatokit.pipelines.forking" in sys.orig_argv
 CHILD = "gatokit.pipelines.isolated" in sys.orig_argv
 def once():
     """Whether this is the first process that asks."""
@@ -30,6 +32,7 @@ def once():
 def die(number=signal.SIGKILL):
     os.kill(os.getpid(), number)
 '''
+"""``WORKER`` holds in the process that workers are forked from, and so in them."""
 
 
 @dataclass(frozen=True)
@@ -57,17 +60,19 @@ class Done:
 
 
 @pytest.fixture
-def gatokit(tmp_path: Path) -> Callable[..., Done]:
-    """``gatokit(*words, fault=CODE)``: runs a command; ``fault`` is Python that every process of it runs first."""
+def command(tmp_path: Path) -> Callable[..., AbstractContextManager[subprocess.Popen[str]]]:
+    """``command(*words, fault=CODE)``: begins a command, and ends it where it has not ended; ``fault`` is Python that
+    every process of it runs first."""
 
-    def run(*words: object, fault: str = "") -> Done:
+    @contextmanager
+    def begin(*words: object, fault: str = "") -> Iterator[subprocess.Popen[str]]:
         folder = tmp_path / "fault"
         folder.mkdir(exist_ok=True)
         (folder / "sitecustomize.py").write_text(ONCE.format(mark=str(tmp_path / "mark")) + fault)
-        command = [Path(sys.executable).parent / "gatokit", *words]
+        program = [Path(sys.executable).parent / "gatokit", *words]
         environment = {**os.environ, "PYTHONPATH": str(folder)}
         with subprocess.Popen(
-            list(map(str, command)),
+            list(map(str, program)),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -75,10 +80,21 @@ def gatokit(tmp_path: Path) -> Callable[..., Done]:
             start_new_session=True,
         ) as process:
             try:
-                out, err = process.communicate(timeout=HANG_SECONDS)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, 9)
-                raise
+                yield process
+            finally:
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+
+    return begin
+
+
+@pytest.fixture
+def gatokit(command: Callable[..., AbstractContextManager[subprocess.Popen[str]]]) -> Callable[..., Done]:
+    """``gatokit(*words, fault=CODE)``: runs a command; ``fault`` as in ``command``."""
+
+    def run(*words: object, fault: str = "") -> Done:
+        with command(*words, fault=fault) as process:
+            out, err = process.communicate(timeout=HANG_SECONDS)
         return Done(process.returncode, out, err)
 
     return run

@@ -1,6 +1,9 @@
 """Processes that die at the worst moment: killed while they read, write or rename, or crashed by what they decode."""
 
 import json
+import os
+import select
+import signal
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -8,9 +11,10 @@ import pytest
 
 from gatokit.inspection.verify import verify
 from gatokit.pipelines.run import build
+from tests.faults.conftest import HANG_SECONDS
 
 KILLS = {
-    "start": "if WORKER and once(): die()",
+    "start": "if WORKER: os.register_at_fork(after_in_child=lambda: once() and die())",
     "scan": """
 if WORKER:
     from gatokit.pipelines import document_plan
@@ -37,6 +41,17 @@ if WORKER:
         if where[1] == 5 and once():
             die()
         return where
+    shards.ShardWriter.add = add
+""",
+    "server": """
+if WORKER:
+    from gatokit.pipelines import shards
+    real = shards.ShardWriter.add
+    server = os.getpid()
+    def add(self, *arguments, **options):
+        if once():
+            os.kill(server, signal.SIGKILL)
+        return real(self, *arguments, **options)
     shards.ShardWriter.add = add
 """,
     "rename of a shard": """
@@ -75,15 +90,50 @@ def test_a_killed_worker_costs_nothing_but_time(kill, tmp_path, texts, fresh, ga
 
 
 @pytest.mark.slow
-def test_workers_that_die_again_and_again_end_in_a_sentence(tmp_path, texts, fresh, gatokit, contents):
+@pytest.mark.parametrize(
+    ("fault", "status"),
+    [
+        ("if WORKER: os.register_at_fork(after_in_child=die)", -9),
+        ("if WORKER: os.write(2, b'a library is missing'), os._exit(3)", 3),
+    ],
+)
+def test_workers_that_die_again_and_again_end_in_a_sentence(fault, status, tmp_path, texts, fresh, gatokit, contents):
     out = tmp_path / "out"
-    fault = "if WORKER: die()"
     sentence = gatokit("build", texts, "--out", out, "--workers", 2, fault=fault).sentence
-    assert sentence.startswith("a worker process ended with status -9; ")
+    log = out / ".work" / "workers.log"
+    assert sentence.startswith(f"a worker process ended with status {status}; {log} has its last words. ")
+    assert (status == 3) == ("a library is missing" in log.read_text())
     assert "3 times in a row nothing got done: take fewer --workers if memory is short" in sentence
     assert not (out / "manifest.json").exists()
     build(texts, out)
     assert contents(out) == fresh
+
+
+def test_nothing_outlives_a_killed_command(tmp_path, texts, command):
+    """Its workers are in the middle of a shard, and know of nothing."""
+    fault = """
+if WORKER:
+    import threading
+    held = os.open({held!r}, os.O_WRONLY)
+    from gatokit.pipelines import shards
+    def add(self, *arguments, **options):
+        os.write(held, b"+")
+        threading.Event().wait()
+    shards.ShardWriter.add = add
+"""
+    held = tmp_path / "held"
+    os.mkfifo(held)
+    words = ("build", texts, "--out", tmp_path / "out", "--workers", 2)
+    with command(*words, fault=fault.format(held=str(held))) as process, open(held, "rb", buffering=0) as file:
+        assert read(file) + read(file) == b"++"
+        os.kill(process.pid, signal.SIGKILL)
+        assert read(file) == b""
+
+
+def read(file):
+    """A byte, or none when nobody holds the other end any more."""
+    assert select.select([file], [], [], HANG_SECONDS)[0]
+    return file.read(1)
 
 
 # --- decoders that crash -------------------------------------------------------------------------------------
