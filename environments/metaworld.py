@@ -74,7 +74,8 @@ class MetaWorld(Adapter):
         with warnings.catch_warnings():
             # The policies warn at every step whose action leaves [-1, 1]; the adapter clips it.
             warnings.simplefilter("ignore")
-            action: Action = self._policy.get_action(state)
+            # Some of them write into the state that they are given.
+            action: Action = self._policy.get_action(state.copy())
         return action
 
     def render(self) -> np.ndarray:

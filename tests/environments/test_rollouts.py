@@ -296,6 +296,7 @@ def test_an_expert_that_observes_acts_on_the_observation_that_it_is_given() -> N
     actions = []
     for _ in range(40):
         actions.append(adapter.expert_action())
+        np.testing.assert_array_equal(adapter.expert_action(), actions[-1])
         np.testing.assert_allclose(adapter.expert_action_on(observations[-1]), actions[-1], atol=1e-5)
         observations.append(adapter.step(actions[-1]).observation)
     assert np.abs(adapter.expert_action_on(observations[0]) - adapter.expert_action()).max() > 0.1
