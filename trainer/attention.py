@@ -37,14 +37,14 @@ def sinusoids(count: int, width: int) -> jax.Array:
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=1)[:, :width]
 
 
-def rotate(vectors: jax.Array, first: int) -> jax.Array:
-    """Queries or keys (B, T, H, K) turned by their positions first, first + 1, … (rotary positions; K is even).
+def rotate(vectors: jax.Array, positions: jax.Array) -> jax.Array:
+    """Queries or keys (B, T, H, K) turned by their positions int (T,) or (B, T) (rotary positions; K is even).
 
     Element i and element i + K/2 make a pair.
     """
     size = vectors.shape[-1]
     frequencies = WAVELENGTH ** -(jnp.arange(0, size, 2, dtype=jnp.float32) / size)
-    angles = (first + jnp.arange(vectors.shape[1], dtype=jnp.float32))[:, None, None] * frequencies
+    angles = positions.astype(jnp.float32)[..., None, None] * frequencies
     sine, cosine = jnp.sin(angles), jnp.cos(angles)
     left, right = jnp.split(vectors.astype(jnp.float32), 2, axis=-1)
     turned = jnp.concatenate([left * cosine - right * sine, left * sine + right * cosine], axis=-1)

@@ -15,6 +15,7 @@ from gatokit.schemas.run import ModelConfig
 from gatokit.schemas.tokens import DISCRETE_VALUES, NO_POSITION, PATCH
 from gatokit.trainer import model
 from gatokit.trainer.batch import PADDING, Batch
+from gatokit.trainer.memory import Cache
 from gatokit.trainer.parameters import Tree
 
 Rule = Literal["sample", "greedy", "median"]
@@ -63,8 +64,8 @@ def pick(logits: jax.Array, keys: jax.Array, temperature: jax.Array, rule: Rule,
 
 @partial(jax.jit, static_argnames=("config", "dtype"), donate_argnames=("cache",))
 def read(
-    parameters: Tree, batch: Batch, cache: model.Cache, *, config: ModelConfig, dtype: Any, distances: jax.Array | None
-) -> tuple[jax.Array, model.Cache]:
+    parameters: Tree, batch: Batch, cache: Cache, *, config: ModelConfig, dtype: Any, distances: jax.Array | None
+) -> tuple[jax.Array, Cache]:
     """The hidden state (B, D) of each row's last new token, and the cache that has them all."""
     states, cache = model.extend(parameters, batch, config, cache, dtype=dtype, distances=distances)
     last = (jnp.asarray(batch.kinds) != PADDING).sum(1) - 1
@@ -75,7 +76,7 @@ def read(
 def decide(
     parameters: Tree,
     batch: Batch,
-    cache: model.Cache,
+    cache: Cache,
     head: Head,
     private: jax.Array,
     keys: jax.Array,
@@ -87,7 +88,7 @@ def decide(
     choice: Choice,
     vocabulary_size: int,
     distances: jax.Array | None,
-) -> tuple[jax.Array, model.Cache]:
+) -> tuple[jax.Array, Cache]:
     """Reads the new tokens of rows, which end with a separator, and chooses the A tokens of the action.
 
     Ids int32 (B, A), and the cache that has all but the last of them: that one is read with what follows it.

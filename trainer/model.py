@@ -1,18 +1,18 @@
 """The whole network: hidden states of windows, logits, and decoding with a memory of keys and values.
 
-Legend: B rows, L tokens of a window, D width, V rows of the embedding table, M positions of memory, T new tokens,
-N layers, H heads, K head size.
+Legend: B rows, L tokens of a window, S keys, D width, V rows of the embedding table, M tokens of memory, T new tokens.
 """
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
 from gatokit.schemas.run import ModelConfig
-from gatokit.trainer import transformer
-from gatokit.trainer.batch import PADDING, Batch
+from gatokit.trainer import memory, transformer
+from gatokit.trainer.batch import Batch
 from gatokit.trainer.embedding import embed
+from gatokit.trainer.memory import Cache
 from gatokit.trainer.parameters import Tree
 
 
@@ -59,42 +59,6 @@ def logits(parameters: Tree, hidden: jax.Array, vocabulary_size: int) -> jax.Arr
     return jnp.where(jnp.arange(table.shape[0]) < vocabulary_size, values, -jnp.inf)
 
 
-class Cache(NamedTuple):
-    """What decoding remembers of each row: its last M tokens, the newest in the last place.
-
-    Keys are kept without positions, which are relative to the query, so the oldest tokens simply fall out, as in
-    Transformer-XL's memory, with which Gato is deployed.
-    """
-
-    keys: jax.Array
-    """(N, B, M, H, K)"""
-    values: jax.Array
-    """(N, B, M, H, K)"""
-    private: jax.Array
-    """int32 (B, M): ``Batch.private`` of the tokens."""
-    length: jax.Array
-    """int32 (B,): tokens remembered, at most M."""
-
-
-def empty_cache(config: ModelConfig, rows: int, memory: int, dtype: Any) -> Cache:
-    """A cache for ``rows`` rows that remembers ``memory`` tokens of each; a query sees that many, itself included."""
-    shape = (config.layers, rows, memory, config.heads, config.head_size)
-    return Cache(
-        jnp.zeros(shape, dtype),
-        jnp.zeros(shape, dtype),
-        jnp.zeros((rows, memory), jnp.int32),
-        jnp.zeros(rows, jnp.int32),
-    )
-
-
-def all_distances(parameters: Tree, config: ModelConfig, keys: int, dtype: Any) -> jax.Array | None:
-    """Every layer's keys (N, S, H, K) of ``keys`` distances, for ``extend``; None of a model without relative ones."""
-    if config.positions != "relative":
-        return None
-    layers = parameters["layers"]["attention"]
-    return jax.vmap(lambda layer: transformer.project_distances(layer, keys, config.width, dtype))(layers)
-
-
 def extend(
     parameters: Tree,
     batch: Batch,
@@ -109,33 +73,28 @@ def extend(
     ``batch`` holds the new tokens, fewer in some rows than in others where padding stands at a row's end. They equal
     those of a full pass, whatever parts the tokens come in, in which a query sees M tokens, itself included.
     ``batch.private`` is obeyed: a number n > 0 must not come back in a row while tokens of n are remembered.
-    ``distances`` are ``all_distances`` of M + T or more, computed anew where they are not given.
+    ``distances`` are ``memory.all_distances``, computed anew where they are not given.
     """
-    memory, new = cache.private.shape[1], batch.kinds.shape[1]
-    counts = (jnp.asarray(batch.kinds) != PADDING).sum(1, dtype=jnp.int32)
-    private = jnp.concatenate([cache.private, jnp.asarray(batch.private, jnp.int32)], axis=1)
-    places, queries = jnp.arange(memory + new), jnp.arange(new)[:, None]
-    remembered = places >= memory - cache.length[:, None]
-    visible = remembered[:, None] & (places > queries) & _visible(private[:, memory:], private)
-
-    def slide(row: jax.Array, count: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_slice_in_dim(row, count, memory)
+    stand, counts = memory.places(batch, cache)
+    if distances is None:
+        distances = memory.all_distances(parameters, config, cache.private.shape[1], dtype)
 
     def body(vectors: jax.Array, layer: tuple[Tree, jax.Array, jax.Array, jax.Array | None]) -> tuple[jax.Array, Any]:
         parameters, keys, values, far = layer
 
         def attend_memory(inputs: jax.Array, parameters: Tree) -> tuple[jax.Array, Any]:
-            added, *kept = transformer.attention(
-                inputs, parameters, config, visible=visible, memory=(keys, values), distances=far
-            )
-            return added, [
-                jax.vmap(slide)(jnp.concatenate([old, fresh], axis=1), counts)
-                for old, fresh in zip((keys, values), kept, strict=True)
-            ]
+            added, *new = memory.attention(inputs, parameters, config, keys, values, stand, far)
+            return added, new
 
         return transformer.block(vectors, parameters, attend_memory)
 
     vectors = embed(parameters, batch, config, dtype=dtype)
-    vectors, (keys, values) = jax.lax.scan(body, vectors, (parameters["layers"], cache.keys, cache.values, distances))
-    length = jnp.minimum(memory, cache.length + counts)
-    return transformer.norm(vectors, parameters["norm"]), Cache(keys, values, jax.vmap(slide)(private, counts), length)
+    vectors, new = jax.lax.scan(body, vectors, (parameters["layers"], cache.keys, cache.values, distances))
+    # Written when all layers have read, and in place: within the scan each layer would copy the whole memory.
+    rows = jnp.arange(len(counts))[:, None]
+    keys, values = (
+        old.at[:, rows, :, stand.slot].set(jnp.moveaxis(fresh, 0, 2), mode="drop")
+        for old, fresh in zip((cache.keys, cache.values), new, strict=True)
+    )
+    private = cache.private.at[rows, stand.slot].set(jnp.asarray(batch.private, jnp.int32), mode="drop")
+    return transformer.norm(vectors, parameters["norm"]), Cache(keys, values, private, cache.length + counts)

@@ -30,18 +30,19 @@ from gatokit.tokenizers.codec import fit
 from gatokit.tokenizers.episode import EpisodeTokenizer, FieldValues
 from gatokit.tokenizers.tensors import TensorTokenizer
 from gatokit.tokenizers.text import TextTokenizer
-from gatokit.trainer import model, parameters
+from gatokit.trainer import parameters
 from gatokit.trainer.chunk import Chunk
 from gatokit.trainer.decode import Choice, Head, Rule, decide, read
 from gatokit.trainer.embedding import check_positions
 from gatokit.trainer.history import PRIVATE_NUMBERS, Shown, Span, batch_of, joined
+from gatokit.trainer.memory import Cache, all_distances, empty_cache
 from gatokit.trainer.parameters import Tree
 from gatokit.trainer.readers import Readers, Shard
 from gatokit.trainer.weights import abstract, load_weights, policy_folder
 
 _PIECE = 128
 """Tokens of a prompt that are read at a time."""
-_MULTIPLE = 16
+_MULTIPLE = 8
 """Of the lengths of batches, and the least power of two that windows take, so that few programs are compiled."""
 
 
@@ -110,9 +111,9 @@ class Policy:
 
     @cached_property
     def distances(self) -> jax.Array | None:
-        """``model.all_distances`` of memory and new tokens."""
-        make = jax.jit(model.all_distances, static_argnums=(1, 2, 3))
-        return make(self.params, self.config.model, 2 * self.config.context + _PIECE, self.dtype)
+        """``all_distances`` of the memory."""
+        make = jax.jit(all_distances, static_argnums=(1, 2, 3))
+        return make(self.params, self.config.model, self.config.context, self.dtype)
 
     @cached_property
     def tasks(self) -> tuple[Task, ...]:
@@ -336,7 +337,7 @@ class Player:
         self._where = f"{task.dataset}/{task.name}"
         self._fixed = all(item.kind != "text" for item in task.spec.observation)
         self._cache = self._empty(rows)
-        self._read: model.Cache | None = None
+        self._read: Cache | None = None
         self.invalid = 0
         """Ids chosen without a mask that are no action's."""
 
@@ -451,10 +452,10 @@ class Player:
             self._cache = cache
         return np.asarray(ids)
 
-    def _empty(self, rows: int) -> model.Cache:
-        return model.empty_cache(self._policy.config.model, rows, self._context, self._policy.dtype)
+    def _empty(self, rows: int) -> Cache:
+        return empty_cache(self._policy.config.model, rows, self._context, self._policy.dtype)
 
-    def _read_prompt(self) -> model.Cache:
+    def _read_prompt(self) -> Cache:
         """A cache of one row that has read the prompt."""
         cache, whole = self._empty(1), joined(self._prompt)
         for begin in range(0, whole.size, _PIECE):
@@ -473,9 +474,9 @@ class Player:
 
 
 @partial(jax.jit, donate_argnums=0)
-def _put(cache: model.Cache, one: model.Cache, row: int) -> model.Cache:
+def _put(cache: Cache, one: Cache, row: int) -> Cache:
     """``cache`` whose row is the only row of ``one``."""
-    return model.Cache(
+    return Cache(
         cache.keys.at[:, row].set(one.keys[:, 0]),
         cache.values.at[:, row].set(one.values[:, 0]),
         cache.private.at[row].set(one.private[0]),

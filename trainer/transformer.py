@@ -42,44 +42,23 @@ def project(vectors: jax.Array, parameters: Tree) -> tuple[jax.Array, jax.Array,
     return queries, keys, values
 
 
-def project_distances(parameters: Tree, keys: int, width: int, dtype: Any) -> jax.Array:
-    """A layer's keys of the distances keys − 1, …, 1, 0, (S, H, K): their sinusoids through its projection."""
-    return jnp.einsum("sd,dhk->shk", sinusoids(keys, width).astype(dtype), parameters["relative"].astype(dtype))
+def locate(parameters: Tree, keys: int, width: int, dtype: Any) -> Relative:
+    """A layer's relative positions for ``keys`` keys: sinusoids of distances through its projection."""
+    distances = jnp.einsum("sd,dhk->shk", sinusoids(keys, width).astype(dtype), parameters["relative"].astype(dtype))
+    return Relative(distances, parameters["content_bias"].astype(dtype), parameters["position_bias"].astype(dtype))
 
 
-def attention(
-    vectors: jax.Array,
-    parameters: Tree,
-    config: ModelConfig,
-    *,
-    visible: jax.Array | None,
-    memory: tuple[jax.Array, jax.Array] | None = None,
-    distances: jax.Array | None = None,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """What attention adds (B, L, D) for normed inputs, and the keys and values (B, L, H, K) of these inputs.
-
-    ``memory`` holds keys and values (B, M, H, K) of the tokens before; ``visible`` (B, L, M + L) is ``attend``'s.
-    Keys are kept without their positions, so that a memory may slide; with a memory XLA's attention serves.
-    ``distances``, ``project_distances`` of this layer for M + L keys or more, saves their product.
-    """
+def attention(vectors: jax.Array, parameters: Tree, config: ModelConfig, *, visible: jax.Array | None) -> jax.Array:
+    """What attention adds (B, L, D) for normed inputs; ``visible`` (B, L, L) is ``attend``'s."""
     queries, keys, values = project(vectors, parameters)
-    all_keys, all_values = keys, values
-    if memory is not None:
-        all_keys = jnp.concatenate([memory[0], keys], axis=1)
-        all_values = jnp.concatenate([memory[1], values], axis=1)
-    total = all_keys.shape[1]
     relative = None
     if config.positions == "relative":
-        if distances is None:
-            distances = project_distances(parameters, total, config.width, vectors.dtype)
-        bias = (parameters[name].astype(vectors.dtype) for name in ("content_bias", "position_bias"))
-        relative = Relative(distances[distances.shape[0] - total :], *bias)
+        relative = locate(parameters, keys.shape[1], config.width, vectors.dtype)
     else:
-        queries, all_keys = rotate(queries, total - queries.shape[1]), rotate(all_keys, 0)
-    backend = config.attention if memory is None else "xla"
-    taken = attend(queries, all_keys, all_values, relative=relative, visible=visible, backend=backend)
-    added = jnp.einsum("blhk,hkd->bld", taken, parameters["out"].astype(vectors.dtype))
-    return added, keys, values
+        standing = jnp.arange(keys.shape[1])
+        queries, keys = rotate(queries, standing), rotate(keys, standing)
+    taken = attend(queries, keys, values, relative=relative, visible=visible, backend=config.attention)
+    return jnp.einsum("blhk,hkd->bld", taken, parameters["out"].astype(vectors.dtype))
 
 
 def feed_forward(vectors: jax.Array, parameters: Tree) -> jax.Array:
@@ -126,7 +105,7 @@ def stack(
             return added if key is None else _regularize(added, key, number, sub_layer, rows, config)
 
         def attend_all(inputs: jax.Array, parameters: Tree) -> tuple[jax.Array, None]:
-            return attention(inputs, parameters, config, visible=visible)[0], None
+            return attention(inputs, parameters, config, visible=visible), None
 
         return block(vectors, parameters, attend_all, regularize)
 

@@ -9,6 +9,7 @@ import pytest
 import reference
 from reference import RELATIVE, ROTARY, ROWS, VOCABULARY, batch_of
 
+from gatokit.trainer import memory as remembering
 from gatokit.trainer import model, parameters
 from gatokit.trainer.batch import Batch
 
@@ -148,7 +149,7 @@ def jitted_extend(config):
 
 
 def decoded(config, batch, cuts, memory):
-    kept = model.empty_cache(config, len(batch.tokens), memory, jnp.float32)
+    kept = remembering.empty_cache(config, len(batch.tokens), memory, jnp.float32)
     found = []
     for part in parts_of(batch, cuts):
         states, kept = jitted_extend(config)(values(config), part, cache=kept)
@@ -171,7 +172,7 @@ def test_rows_of_unequal_parts_go_on_where_they_ended():
     tokens = [(token[0], token[1], reference.N, 0, 0) for token in reference.EPISODE]
     prompts = batch_of([tokens[:count] for count in counts], 6)
     more = batch_of([tokens[count : count + 4] for count in counts], 6)
-    kept = model.empty_cache(RELATIVE, 4, 20, jnp.float32)
+    kept = remembering.empty_cache(RELATIVE, 4, 20, jnp.float32)
     _, kept = jitted_extend(RELATIVE)(values(RELATIVE), prompts, cache=kept)
     found, kept = jitted_extend(RELATIVE)(values(RELATIVE), more, cache=kept)
     assert kept.length.tolist() == [10, 6, 4, 9]
