@@ -9,13 +9,10 @@ import fcntl
 import glob
 import hashlib
 import io
-import json
 import os
 import re
 import shutil
-import socket
 import tempfile
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -27,7 +24,7 @@ from uuid import uuid4
 
 import pyarrow as pa
 
-from gatokit.pipelines import cloud
+from gatokit.pipelines import cloud, object_lock
 from gatokit.pipelines.cloud import CONNECTIONS, is_remote
 from gatokit.schemas.errors import ConfigError, DataError
 from gatokit.tokenizers.text import TextTokenizer
@@ -318,12 +315,12 @@ def out_directory(out: str | Path) -> Path:
 @contextmanager
 def hold(directory: str | Path) -> Iterator[None]:
     """Holds a directory for one build. A lock on a disk ends with the process, however it ends; an object stays where
-    its process was killed.
+    its process was killed, until a process of the same machine sees that or a person removes it.
 
     DataError where another process holds it.
     """
     if is_remote(directory):
-        with _hold_remote(directory):
+        with object_lock.hold(f"{cloud.canonical(directory).rstrip('/')}/{LOCK}"):
             yield
         return
     try:
@@ -344,33 +341,6 @@ def hold(directory: str | Path) -> Iterator[None]:
             yield
         finally:
             Path(directory, LOCK).unlink(missing_ok=True)
-
-
-@contextmanager
-def _hold_remote(directory: str | Path) -> Iterator[None]:
-    lock = f"{cloud.canonical(directory).rstrip('/')}/{LOCK}"
-    mine = {
-        "host": socket.gethostname(),
-        "process": os.getpid(),
-        "token": uuid4().hex,
-        "since": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
-    try:
-        generation = cloud.write(lock, json.dumps(mine).encode(), new=True)
-    except FileExistsError:
-        held = json.loads(cloud.read(lock))
-        if held != mine:  # an answer that was lost makes the client ask again
-            raise DataError(
-                f"{cloud.canonical(directory)} is in use by process {held['process']} on {held['host']} since "
-                f"{held['since']}; wait for it, or remove {lock} where that one is dead"
-            ) from None
-        generation = cloud.about(lock).generation
-    try:
-        yield
-    finally:
-        # Whoever took the lock away and holds the directory now keeps it.
-        with suppress(FileExistsError):
-            cloud.delete(lock, generation)
 
 
 class _ObjectFile(io.RawIOBase):

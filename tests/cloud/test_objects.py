@@ -2,14 +2,19 @@
 
 import glob
 import io
+import json
+import os
+import socket
+import subprocess
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gatokit.pipelines import cloud, storage
+from gatokit.pipelines import cloud, object_lock, storage
 from gatokit.schemas.errors import ConfigError, DataError
 from tests.google.fixtures import Bucket
 
@@ -130,7 +135,10 @@ def test_one_holds_a_directory_at_a_time(bucket: Bucket) -> None:
     with storage.hold("gs://bucket/out"):
         with (
             pytest.raises(
-                DataError, match=r"gs://bucket/out is in use by process \d+ on .*remove gs://bucket/out/\.lock"
+                DataError,
+                match=rf"^gs://bucket/out is in use by process {os.getpid()} on {socket.gethostname()} since "
+                r"20\S+Z; wait for it or, where that one is dead, remove its lock: "
+                r"gcloud storage rm gs://bucket/out/\.lock$",
             ),
             storage.hold("gs://bucket/out"),
         ):
@@ -139,6 +147,91 @@ def test_one_holds_a_directory_at_a_time(bucket: Bucket) -> None:
     assert bucket.names() == []
     with storage.hold(Path("gs://bucket/out")):
         pass
+
+
+@pytest.fixture
+def sleeper() -> Iterator[subprocess.Popen[bytes]]:
+    """A process that waits for its end."""
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as process:
+        yield process
+        process.kill()
+
+
+def lock_of(process: int, **changed: str) -> bytes:
+    """The lock of another process of this machine."""
+    made = object_lock.describe(process) | {"token": "0", "since": "2026-11-23T00:00:00Z"}
+    return json.dumps(made | changed).encode()
+
+
+@pytest.mark.parametrize("reaped", [False, True])
+def test_the_lock_of_a_dead_process_of_this_machine_goes(
+    bucket: Bucket, sleeper: subprocess.Popen[bytes], reaped: bool
+) -> None:
+    bucket.put("out/.lock", lock_of(sleeper.pid))
+    with pytest.raises(DataError, match=f"in use by process {sleeper.pid} on "), storage.hold("gs://bucket/out"):
+        raise AssertionError
+    sleeper.kill()
+    os.waitid(os.P_PID, sleeper.pid, os.WEXITED | (0 if reaped else os.WNOWAIT))
+    with storage.hold("gs://bucket/out"):
+        assert json.loads(bucket.get("out/.lock"))["process"] == os.getpid()
+    assert bucket.names() == []
+
+
+def test_the_lock_of_a_process_whose_number_another_has_now_goes(
+    bucket: Bucket, sleeper: subprocess.Popen[bytes]
+) -> None:
+    bucket.put("out/.lock", lock_of(sleeper.pid, started="1"))
+    with storage.hold("gs://bucket/out"):
+        pass
+    assert bucket.names() == []
+
+
+@pytest.mark.parametrize("lock", [{"machine": "another"}, {"machine": ""}, None])
+def test_other_locks_stay(bucket: Bucket, sleeper: subprocess.Popen[bytes], lock: dict[str, str] | None) -> None:
+    content = b"{}" if lock is None else lock_of(sleeper.pid, **lock)
+    bucket.put("out/.lock", content)
+    sleeper.kill()
+    sleeper.wait()
+    who = "another gatokit" if lock is None else f"process {sleeper.pid} on {socket.gethostname()} since 2026-11-23T"
+    said = f"^gs://bucket/out is in use by {who}.*; wait for it or, .*: gcloud storage rm gs://bucket/out/.lock$"
+    with pytest.raises(DataError, match=said), storage.hold("gs://bucket/out"):
+        raise AssertionError
+    assert bucket.get("out/.lock") == content
+
+
+def test_of_two_that_see_a_dead_one_one_gets_its_lock(bucket: Bucket, sleeper: subprocess.Popen[bytes]) -> None:
+    sleeper.kill()
+    sleeper.wait()
+    for _ in range(5):
+        bucket.put("out/.lock", lock_of(sleeper.pid, started="1"))
+        together, held, refused = threading.Barrier(2, timeout=30), [], []
+
+        def work(together: threading.Barrier, held: list[int], refused: list[str]) -> None:
+            together.wait()
+            try:
+                with storage.hold("gs://bucket/out"):
+                    held.append(1)
+                    assert len(held) == 1
+                    together.wait()
+            except DataError as error:
+                refused.append(str(error))
+                together.wait()
+
+        threads = [threading.Thread(target=work, args=(together, held, refused)) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert (len(held), len(refused)) == (1, 1)
+        assert bucket.names() == []
+
+
+def test_an_answer_that_was_lost_is_asked_for_again(bucket: Bucket) -> None:
+    fault = bucket.server.lose_answer(pattern="uploadType=multipart")
+    with storage.hold("gs://bucket/out"):
+        assert fault.hits == 1
+        assert bucket.names() == ["out/.lock"]
+    assert bucket.names() == []
 
 
 def test_a_lock_that_was_taken_away_is_not_deleted_from_its_new_owner(bucket: Bucket) -> None:
