@@ -1,4 +1,7 @@
-"""The plan of a dataset of episodes: its directories with their specs, verdicts over its returns, its orders."""
+"""The plan of a dataset of episodes: its directories with their specs, verdicts over its returns, its orders.
+
+Legend: R rows of the scan.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -13,21 +16,27 @@ import pyarrow.compute as pc
 from gatokit.pipelines import storage
 from gatokit.pipelines.ahead import ahead
 from gatokit.pipelines.columns import Column
+from gatokit.pipelines.keep import read_selection
 from gatokit.pipelines.orders import ORDER, EpisodesHead, Settings, make_head
 from gatokit.pipelines.plan import SCAN_UNIT_BYTES, DatasetPlan, Judged
 from gatokit.pipelines.scan import ScanFile, ScanUnit, Wanted, wanted
-from gatokit.pipelines.sources.find import find, fixed_part, local_pattern
+from gatokit.pipelines.sources.find import find, fixed_part, local_path, local_pattern
 from gatokit.pipelines.sources.formats import READERS
 from gatokit.pipelines.sources.source import EpisodeFile, SourceDirectory, SourceFeatures
 from gatokit.pipelines.specs import Context, check_rules, episode_spec
 from gatokit.pipelines.storage import read_rows
-from gatokit.pipelines.tasks import Losses, Rows, Task, check_budget, held_out, judge_rows, row_hash
-from gatokit.schemas.config import BuildConfig, EpisodesConfig
+from gatokit.pipelines.tasks import Losses, Passes, Rows, Task, check_budget, held_out, judge_rows, row_hash
+from gatokit.schemas.config import BuildConfig, EpisodesConfig, Keep
 from gatokit.schemas.errors import ConfigError, DataError
 from gatokit.schemas.index import HELD_OUT, TRAIN
 from gatokit.schemas.manifest import DatasetFile, TaskEntry
 from gatokit.schemas.spec import EpisodeSpec, FieldSpec
 from gatokit.schemas.tokens import DISCRETE_VALUES
+from gatokit.schemas.verdict import sample_hash
+from gatokit.schemas.where import Column as WhereColumn
+from gatokit.schemas.where import Strings, Where
+
+_MOST_NAMES = 5
 
 
 @dataclass(frozen=True)
@@ -43,11 +52,14 @@ class DirectoryPlan:
 
 @dataclass(frozen=True)
 class EpisodesPlan(DatasetPlan):
-    """See ``DatasetPlan``."""
+    """See ``DatasetPlan``. ``list_path`` is where the list of episodes to keep is, if there is one; of a dataset that
+    ``is_partial`` the list may name other episodes too."""
 
     config: EpisodesConfig
     field: str
     directories: tuple[DirectoryPlan, ...]
+    list_path: str | None = None
+    is_partial: bool = False
     what: ClassVar[str] = "episodes"
 
     @cached_property
@@ -78,11 +90,18 @@ class EpisodesPlan(DatasetPlan):
 
     def judge(self, results: Sequence[Path], config: BuildConfig, limit: int | None) -> "JudgedEpisodes":
         """See ``DatasetPlan``; windows, thresholds and verdicts follow Gato, section 3.2."""
+        keep = self.config.keep
+        selection = None if self.list_path is None else read_selection(keep, self.list_path, self.config.name)
         scanned = _Scanned(self, results, limit)
         gathered = _Gathered()
         losses = Losses()
         for table in scanned:
-            gathered.add(table, [row_hash(config.seed, id_) for id_ in scanned.ids(table)])
+            ids = scanned.ids(table)
+            gathered.add(table, [row_hash(config.seed, id_) for id_ in ids])
+            if selection is not None:
+                gathered.mark("listed", selection.find(ids, table["task"].to_pylist()))
+            if keep.sample is not None:
+                gathered.mark("sample", np.array([sample_hash(keep.seed or 0, id_) for id_ in ids], np.uint64))
             if table["reason"].null_count < len(table):
                 bad = table.filter(pc.is_valid(table["reason"]))
                 reasons, lost, details = (bad[name].to_pylist() for name in ("reason", "lost", "detail"))
@@ -91,10 +110,14 @@ class EpisodesPlan(DatasetPlan):
         if self.config.id is not None:
             _check_ids(scanned, gathered.hashes, self.config)
         check_budget(losses, gathered.lost, config.max_bad_fraction, self.config.name)
-        tasks, kept, reason = judge_rows(rows, self.config.keep, self.config.name)
+        if selection is not None and limit is None and not self.is_partial:
+            selection.check_found(self.config.name)
+        where = None if keep.where is None else _passes(scanned, rows, Where(keep.where))
+        tasks, kept, reason = judge_rows(rows, keep, self.config.name, where)
         apart = held_out(gathered.hashes, kept, rows.task, config.holdout)
         specs, notices = _task_specs(self, gathered)
-        if self.config.order is None and self.config.keep.min_return is not None:
+        notices += _left_out(self.config.name, tasks)
+        if self.config.order is None and (keep.min_return is not None or _names_expert(keep)):
             notices.append(
                 f"{self.config.name}: no collection order is configured ({self.field}.order), so expert returns run "
                 "over the order of the files, which TFDS shuffles"
@@ -124,7 +147,7 @@ class JudgedEpisodes(Judged):
         self._plan, self._kept, self._apart = plan, kept, apart
         self._reason = pa.array(reason, pa.string()).dictionary_encode()
         nothing = np.empty(0)
-        self._rows = replace(rows, steps=nothing, success=None, reason=nothing)
+        self._rows = replace(rows, steps=nothing, success=None, reason=nothing, listed=None, sample=None)
 
     def head(self, files: list[int], rows: pa.Table, settings: Settings) -> EpisodesHead:
         """See ``Judged``."""
@@ -163,7 +186,7 @@ class JudgedEpisodes(Judged):
             "task": _named(rows.task[part], names),
             "agent": _named(rows.agent[part], rows.agent_names),
             "spec": _named(rows.task[part], [self.specs[name].id for name in names]),
-            "order": np.where(np.isfinite(order), order, positions.astype(np.float64)),
+            "order": _order(order, positions),
             "split": _named(np.where(kept, apart.astype(np.int8), -1), [TRAIN, HELD_OUT]),
             "steps": scanned["steps"],
             "return": pa.array(rows.returns[part], from_pandas=True),
@@ -197,7 +220,9 @@ def plan_episodes(dataset: EpisodesConfig, field: str, base: Path) -> EpisodesPl
     check_rules(dataset, [directory.features for directory in directories], field)
     plans = [_plan_directory(directory, dataset, field) for directory in directories]
     _check_tasks([(plan.task, plan.directory.path) for plan in plans if plan.task is not None], dataset, field)
-    return EpisodesPlan(dataset, field, tuple(plans))
+    listed = dataset.keep.episodes
+    list_path = None if listed is None else local_path(listed, base, f"{field}.keep.episodes")
+    return EpisodesPlan(dataset, field, tuple(plans), list_path)
 
 
 def _plan_directory(directory: SourceDirectory, dataset: EpisodesConfig, field: str) -> DirectoryPlan:
@@ -312,6 +337,7 @@ class _Gathered:
         self.largest: dict[int, np.ndarray] = {}
         """The largest value of each counted action of each task."""
 
+    _MARKS: ClassVar = {"listed": np.bool_, "sample": np.uint64}
     _COLUMNS: ClassVar = {
         "task": np.int32,
         "agent": np.int32,
@@ -342,6 +368,10 @@ class _Gathered:
             self.directories.setdefault(code, set()).add(number)
         self._add_largest(task, table["largest"].combine_chunks())
 
+    def mark(self, name: str, values: np.ndarray) -> None:
+        """Takes what a rule has to know of the same rows: a column of ``Rows`` that is not always there."""
+        self._columns.setdefault(name, Column(self._MARKS[name])).add(values)
+
     def _add_largest(self, task: np.ndarray, column: pa.ListArray) -> None:
         counts, values = column.value_lengths().fill_null(0).to_numpy(), column.flatten().to_numpy()
         if len(values):
@@ -369,7 +399,69 @@ class _Gathered:
             reason=reasons[columns["reason"]],
             task_names=list(self.tasks.codes),
             agent_names=list(self._agents.codes),
+            listed=columns.get("listed"),
+            sample=columns.get("sample"),
         )
+
+
+def _passes(scanned: _Scanned, rows: Rows, where: Where) -> Passes:
+    """Which rows an expression is true for, worked out a unit at a time."""
+
+    def passes(experts: np.ndarray) -> np.ndarray:
+        found, begin = np.zeros(len(rows.task), bool), 0
+        of_task = np.append(experts, np.nan)
+        for table in scanned:
+            part = slice(begin, begin + len(table))
+            columns = {name: _column(name, table, scanned, rows, part, of_task) for name in where.columns}
+            found[part] = where.passes(columns, len(table))
+            begin = part.stop
+        return found
+
+    return passes
+
+
+def _column(name: str, table: pa.Table, scanned: _Scanned, rows: Rows, part: slice, experts: np.ndarray) -> WhereColumn:
+    """The next rows' column as an index will hold it."""
+    match name:
+        case "episode_id":
+            return Strings(np.arange(len(table)), scanned.ids(table))
+        case "source_file":
+            return Strings(scanned.files(table), scanned.names)
+        case "task":
+            return Strings(rows.task[part], rows.task_names)
+        case "agent":
+            return Strings(rows.agent[part], rows.agent_names)
+    numbers: np.ndarray
+    match name:
+        case "steps":
+            numbers = rows.steps[part]
+        case "return":
+            numbers = rows.returns[part]
+        case "expert_return":
+            numbers = experts[rows.task[part]]
+        case "source_position":
+            numbers = table["position"].to_numpy()
+        case "order":
+            numbers = _order(rows.order[part], table["position"].to_numpy())
+    return numbers.astype(np.float64)
+
+
+def _order(order: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """The collection order, float64 (R,): the configured one, else the place in the file."""
+    return np.where(np.isfinite(order), order, positions.astype(np.float64))
+
+
+def _names_expert(keep: Keep) -> bool:
+    return keep.where is not None and "expert_return" in Where(keep.where).columns
+
+
+def _left_out(dataset: str, tasks: Sequence[Task]) -> list[str]:
+    """A sentence where the rules leave whole tasks out."""
+    names = [task.name for task in tasks if task.is_left_out]
+    if not names:
+        return []
+    shown = ", ".join(names[:_MOST_NAMES]) + (" …" if len(names) > _MOST_NAMES else "")
+    return [f"{dataset}: keep leaves no episode of {len(names)} of {len(tasks)} tasks: {shown}"]
 
 
 def _named(codes: np.ndarray, names: Sequence[object]) -> pa.Array:

@@ -21,6 +21,7 @@ from apache_beam.options.pipeline_options import WorkerOptions
 
 from gatokit.pipelines import jobs
 from gatokit.pipelines.build import INDEX_SUFFIX, build_split
+from gatokit.pipelines.episode_plan import EpisodesPlan
 from gatokit.pipelines.inputs import read_inputs, read_vocabulary
 from gatokit.pipelines.kinds import plan_dataset
 from gatokit.pipelines.orders import DocumentsHead, EpisodesHead, Order
@@ -298,8 +299,13 @@ def _plan(
 ) -> tuple[Plan, list[str]]:
     """The orders of the sample. Where a part of a source would fail, all that is sound in it stays."""
     paths = [piece.path for piece in sample.pieces]
+    notices = []
+    if isinstance(dataset, EpisodesPlan) and not sample.whole:
+        dataset, keep = replace(dataset, is_partial=True), dataset.config.keep
+        if isinstance(keep.best, int) or isinstance(keep.sample, int):
+            notices.append(f"{dataset.config.name}: keeps a number of episodes a task, of which a sample says too much")
     try:
-        return make_plan(dataset, paths, config, vocabulary, None, directory), []
+        return make_plan(dataset, paths, config, vocabulary, None, directory), notices
     except DataError as error:
         if sample.whole:
             raise
@@ -309,7 +315,7 @@ def _plan(
         dataset = replace(dataset, config=kept)  # type: ignore[type-var]
         said += "; the estimate keeps every sound episode"
     easy = config.model_copy(update={"max_bad_fraction": 1.0})
-    return make_plan(dataset, paths, easy, vocabulary, None, directory), [said]
+    return make_plan(dataset, paths, easy, vocabulary, None, directory), [*notices, said]
 
 
 def _judge(sample: _Sample, plan: Plan) -> None:

@@ -300,7 +300,7 @@ def _check(totals: _Totals, episodes: int, plan: Plan, config: BuildConfig) -> N
                 "{as: continuous, range: [low, high]}"
             )
     for judged in plan.judged.tasks:
-        if not totals.kept(judged.name):
+        if not judged.is_left_out and not totals.kept(judged.name):
             raise DataError(
                 f"{name}: every kept {plan.dataset.what[:-1]} of task {judged.name!r} was rejected while tokenizing: "
                 + ", ".join(

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from gatokit.pipelines import storage
 from gatokit.pipelines.cloud import is_remote
+from gatokit.pipelines.keep import with_digests
 from gatokit.pipelines.sources.find import local_path
 from gatokit.schemas.config import BuildConfig, read_config
 from gatokit.schemas.errors import ConfigError
@@ -13,7 +14,8 @@ from gatokit.tokenizers.text import TextTokenizer
 def read_inputs(path: str | Path, only: str | None = None) -> tuple[BuildConfig, Path]:
     """A config, of whose datasets ``only`` may name one, and the directory that its relative paths start at.
 
-    ConfigError where it cannot be read or has no such dataset.
+    Lists of episodes that it names have their digests. ConfigError where it or one of these cannot be read, or where it
+    has no such dataset.
     """
     if not is_remote(path):
         config, base = read_config(path), Path(path).resolve().parent
@@ -23,12 +25,12 @@ def read_inputs(path: str | Path, only: str | None = None) -> tuple[BuildConfig,
     else:
         raise ConfigError(f"{path} does not exist; give a build config")
     if only is None:
-        return config, base
+        return with_digests(config, base), base
     datasets = tuple(dataset for dataset in config.datasets if dataset.name == only)
     if not datasets:
         names = ", ".join(dataset.name for dataset in config.datasets)
         raise ConfigError(f"--only {only}: {path} has no such dataset, only {names}")
-    return config.model_copy(update={"datasets": datasets}), base
+    return with_digests(config.model_copy(update={"datasets": datasets}), base), base
 
 
 def read_vocabulary(config: BuildConfig, base: Path, path: str | Path) -> TextTokenizer:

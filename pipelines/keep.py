@@ -1,67 +1,50 @@
-"""Which episodes stay. A rule sees the returns and marks of one task's sound episodes and says which it keeps.
+"""The lists of episodes that a config names: found beside it, and read when its datasets are judged."""
 
-A new rule is a function here, an entry in ``RULES`` and a key of ``schemas.config.Keep``.
-"""
+import os
+from pathlib import Path
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from gatokit.pipelines import storage
+from gatokit.pipelines.sources.find import local_path
+from gatokit.schemas.canonical import digest
+from gatokit.schemas.config import BuildConfig, EpisodesConfig, Keep
+from gatokit.schemas.errors import ConfigError
+from gatokit.schemas.selection import Selection
 
-import numpy as np
 
-from gatokit.schemas.config import Keep
-from gatokit.schemas.returns import reaches, threshold
+def with_digests(config: BuildConfig, base: Path) -> BuildConfig:
+    """The config with the digest of every list in it, and paths of lists that start at ``base``.
 
-
-@dataclass(frozen=True)
-class Candidates:
-    """The episodes of one task whose rewards parse and are finite, in source order.
-
-    ``returns`` is float64 (N,), ``success`` bool (N,) or None where the config names no mark.
+    So a config whose list changed is another config. ConfigError where a list cannot be read or is not the one whose
+    digest the config states.
     """
-
-    task: str
-    returns: np.ndarray
-    success: np.ndarray | None
-    expert_return: float
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """``kept`` is bool (N,); every other episode is dropped with ``reason``; ``threshold`` where there is one."""
-
-    kept: np.ndarray
-    reason: str
-    threshold: float | None
+    datasets = tuple(
+        dataset.model_copy(update={"keep": _with_digest(dataset.keep, base, f"datasets[{number}].keep")})
+        if isinstance(dataset, EpisodesConfig) and dataset.keep.episodes is not None
+        else dataset
+        for number, dataset in enumerate(config.datasets)
+    )
+    return config.model_copy(update={"datasets": datasets})
 
 
-def keep_min_return(keep: Keep, candidates: Candidates) -> Verdict:
-    """Returns of at least ``min_return`` of the windowed expert return."""
-    random = keep.random_return
-    if isinstance(random, dict):
-        random = random.get(candidates.task)
-    limit = threshold(candidates.expert_return, keep.min_return or 0.0, random)
-    return Verdict(reaches(candidates.returns, limit), "below_threshold", limit)
+def read_selection(keep: Keep, path: str, dataset: str) -> Selection:
+    """The dataset's episodes of the list at ``path``; ConfigError where it is none or changed since it was found."""
+    selection = Selection(storage.read_bytes(path), path, dataset)
+    if keep.digest is not None and selection.digest != keep.digest:
+        raise ConfigError(f"{path}: the list changed since the config was read; run the command again")
+    return selection
 
 
-def keep_all(keep: Keep, candidates: Candidates) -> Verdict:
-    """Everything that is sound."""
-    return Verdict(np.ones(len(candidates.returns), bool), "below_threshold", None)
-
-
-def keep_success(keep: Keep, candidates: Candidates) -> Verdict:
-    """Episodes whose metadata marks them as successes."""
-    assert candidates.success is not None
-    return Verdict(candidates.success, "not_success", None)
-
-
-RULES: dict[str, Callable[[Keep, Candidates], Verdict]] = {
-    "min_return": keep_min_return,
-    "all": keep_all,
-    "success": keep_success,
-}
-
-
-def judge(keep: Keep, candidates: Candidates) -> Verdict:
-    """The verdict of the rule that the config names."""
-    name = next(name for name in RULES if getattr(keep, name) is not None)
-    return RULES[name](keep, candidates)
+def _with_digest(keep: Keep, base: Path, field: str) -> Keep:
+    assert keep.episodes is not None
+    path = local_path(keep.episodes, base, f"{field}.episodes")
+    if not storage.is_file(path):
+        raise ConfigError(f"{field}.episodes: {path} does not exist; give a list of episode ids")
+    found = digest(storage.read_bytes(path))
+    if keep.digest not in (None, found):
+        raise ConfigError(
+            f"{field}.digest: {path} has the digest {found}, another than {keep.digest}; give the list that was meant, "
+            "or remove digest"
+        )
+    stated = os.path.expanduser(keep.episodes)
+    relative = os.path.relpath(stated, base) if os.path.isabs(stated) else stated
+    return keep.model_copy(update={"digest": found, "episodes": relative})

@@ -6,16 +6,16 @@ Legend: R rows of the dataset's scan.
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
-from gatokit.pipelines.keep import Candidates, judge
 from gatokit.pipelines.returns import expert_return, window
 from gatokit.schemas.config import Keep
 from gatokit.schemas.errors import ConfigError, DataError
 from gatokit.schemas.index import BAD_REASONS
+from gatokit.schemas.verdict import REASONS, Candidates, judge
 
 LEAST_BAD_ROWS = 10
 """The error budget is never smaller than this many rows."""
@@ -37,18 +37,21 @@ class Stream:
 
 @dataclass(frozen=True)
 class Task:
-    """A task's expert return (None of documents), threshold (None where the rule has none) and streams."""
+    """A task's expert return (None of documents), threshold (None where the rule has none) and streams; ``is_left_out``
+    where the rules keep no episode of it."""
 
     name: str
     expert_return: float | None
     threshold: float | None
     streams: tuple[Stream, ...]
+    is_left_out: bool = False
 
 
 @dataclass(frozen=True)
 class Rows:
     """Columns of a dataset's scan, (R,), in source order. ``task`` and ``agent`` index their names, -1 for
-    none; ``returns`` is NaN where the rewards do not parse; ``reason`` is an object array of str or None."""
+    none; ``returns`` is NaN where the rewards do not parse; ``reason`` is an object array of str or None. ``listed``
+    (bool) and ``sample`` (uint64, see ``sample_hash``) are there where a rule asks for them."""
 
     task: np.ndarray
     agent: np.ndarray
@@ -59,6 +62,12 @@ class Rows:
     reason: np.ndarray
     task_names: list[str]
     agent_names: list[str]
+    listed: np.ndarray | None = None
+    sample: np.ndarray | None = None
+
+
+Passes = Callable[[np.ndarray], np.ndarray]
+"""Given the expert return of each task, in the order of ``task_names``, which rows the rule ``where`` is true for."""
 
 
 class Losses:
@@ -82,15 +91,17 @@ class Losses:
                 self.examples.setdefault(reason, id_ if detail is None else f"{id_}: {detail}")
 
 
-def judge_rows(rows: Rows, keep: Keep, dataset: str) -> tuple[list[Task], np.ndarray, np.ndarray]:
+def judge_rows(
+    rows: Rows, keep: Keep, dataset: str, where: Passes | None = None
+) -> tuple[list[Task], np.ndarray, np.ndarray]:
     """Expert return and verdict of every task: (tasks by name, kept (R,) bool, reason (R,) of str or None).
 
     N, W and E count every episode whose rewards parse and are finite, also one that is bad otherwise and
-    cannot be kept. DataError names a task that has none or whose episodes all drop.
+    cannot be kept. DataError names a task that has none, or whose episodes all drop where ``keep`` names no episodes
+    by ``where`` or a list; these may leave tasks out, but not all.
     """
     kept = np.zeros(len(rows.task), bool)
     reason = rows.reason.copy()
-    tasks = []
     by_task = _groups(rows.task)
     if not rows.task_names:
         counts = f"{len(reason)} episodes, of which none is sound: {_summary(reason)}" if len(reason) else "no episode"
@@ -99,30 +110,51 @@ def judge_rows(rows: Rows, keep: Keep, dataset: str) -> tuple[list[Task], np.nda
         missing = sorted(set(rows.task_names) - set(keep.random_return))
         if missing:
             raise ConfigError(f"{dataset}: keep.random_return names no return for task {missing[0]!r}; add it")
-    for code in sorted(range(len(rows.task_names)), key=lambda code: rows.task_names[code]):
-        members = by_task.get(code, np.empty(0, np.int64))
-        name = rows.task_names[code]
-        sound = members[np.isfinite(rows.returns[members])]
+    nobody = np.empty(0, np.int64)
+    sound_of, streams_of, best = {}, {}, np.full(len(rows.task_names), np.nan)
+    ordered = sorted(range(len(rows.task_names)), key=lambda code: rows.task_names[code])
+    for code in ordered:
+        members = by_task.get(code, nobody)
+        finite = np.isfinite(rows.returns[members])
+        sound = sound_of[code] = members if finite.all() else members[finite]
         if not len(sound):
+            name = rows.task_names[code]
             raise DataError(
                 f"{dataset}: task {name!r} has no sound episode among {len(members)}: {_summary(reason[members])}"
             )
-        streams, best = _streams(rows, sound, keep, name)
-        candidates = Candidates(name, rows.returns[sound], None if rows.success is None else rows.success[sound], best)
-        verdict = judge(keep, candidates)
+        streams_of[code], best[code] = _streams(rows, sound, keep, rows.task_names[code])
+    passes = None if where is None else where(best)
+    names = np.array([*REASONS, None], object)
+    tasks = []
+    for code in ordered:
+        sound, name, expert = sound_of[code], rows.task_names[code], float(best[code])
+        columns = {"success": rows.success, "listed": rows.listed, "hashes": rows.sample, "where": passes}
+        marks = {key: None if column is None else column[sound] for key, column in columns.items()}
         empty, bad = rows.steps[sound] == 0, np.array([item is not None for item in rows.reason[sound]], bool)
-        reason[sound[~verdict.kept & ~bad]] = verdict.reason
+        verdict = judge(keep, Candidates(name, rows.returns[sound], expert, ~empty, **marks))
+        fails = ~verdict.kept & ~bad
+        reason[sound[fails]] = names[verdict.failed[fails]]
         reason[sound[empty & ~bad]] = "too_short"
         kept[sound] = verdict.kept & ~empty & ~bad
-        if not kept[sound].any():
+        leaves_out = not kept[sound].any()
+        if leaves_out and keep.where is None and keep.episodes is None:
             limit = "" if verdict.threshold is None else f", threshold {verdict.threshold:g}"
+            members = by_task[code]
             raise DataError(
                 f"{dataset}: task {name!r} keeps none of its {len(members)} episodes "
-                f"({_summary(reason[members])}; expert return {best:g}{limit}). "
-                "Lower keep.min_return, choose another keep rule, or leave the task out of source"
+                f"({_summary(reason[members])}; expert return {expert:g}{limit}). {_way_out(keep)}"
             )
-        tasks.append(Task(name, best, verdict.threshold, tuple(streams)))
+        tasks.append(Task(name, expert, verdict.threshold, tuple(streams_of[code]), leaves_out))
+    if not kept.any():
+        raise DataError(f"{dataset}: keep leaves none of {len(reason)} episodes ({_summary(reason)}). {_way_out(keep)}")
     return tasks, kept, reason
+
+
+def _way_out(keep: Keep) -> str:
+    if keep.where is not None or keep.episodes is not None:
+        return "Change keep, or leave the dataset out of the config"
+    lower = "Lower keep.min_return, choose another keep rule" if keep.min_return is not None else "Change keep"
+    return f"{lower}, or leave the task out of source"
 
 
 def held_out(hashes: np.ndarray, kept: np.ndarray, task: np.ndarray, share: float) -> np.ndarray:

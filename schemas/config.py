@@ -1,6 +1,7 @@
 """The build config: a YAML file, checked field by field before any work begins."""
 
 import math
+import re
 import string
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,6 +19,7 @@ from pydantic import (
 from gatokit.schemas.manifest import LOG, MANIFEST, VOCABULARY
 from gatokit.schemas.reading import read_yaml
 from gatokit.schemas.tokens import BINS, CONTINUOUS_OFFSET, DISCRETE_VALUES, PATCH
+from gatokit.schemas.where import Where
 
 
 def _no_bool(value: Any) -> Any:
@@ -62,8 +64,25 @@ class TaskName(_Model):
         return _one_of(value, ("from", "metadata", "constant"))
 
 
+def _amount(value: Any) -> Any:
+    if isinstance(value, bool) or not _is_number(value) or not (type(value) is int or 0 < float(value) < 1):
+        raise ValueError("must be a whole number of episodes a task, or a share of them between 0 and 1")
+    if type(value) is int and value < 1:
+        raise ValueError("must be at least 1 episode a task")
+    return value if type(value) is int else float(value)
+
+
+Amount = Annotated[int | float, BeforeValidator(_amount)]
+_RULES_OF_KEEP = ("min_return", "return", "success", "where", "episodes", "best", "sample")
+_BELONGS = {"random_return": "min_return", "streams": "min_return", "digest": "episodes", "seed": "sample"}
+
+
 class Keep(_Model):
-    """Which episodes stay: a fraction of the windowed expert return, all, or those marked as successes."""
+    """Which episodes stay: all, or those that pass every rule that is given.
+
+    The rules are a fraction of the windowed expert return, a range of returns, a mark of success, an expression over
+    columns of the index and a list; of what these leave in a task the best, and of what is left then a sample.
+    """
 
     min_return: Annotated[Number, Field(ge=0, le=1)] | None = None
     random_return: float | dict[str, float] | None = None
@@ -72,14 +91,62 @@ class Keep(_Model):
     """With ``min_return``: windows run inside one agent's episodes, or over all of a task's."""
     all: Literal[True] | None = None
     success: Text | None = None
+    """The metadata key of the mark."""
+    returns: tuple[Number | None, Number | None] | None = Field(default=None, alias="return")
+    """Low and high, both included; either may be open."""
+    where: Text | None = None
+    """See ``schemas.where``."""
+    episodes: Text | None = None
+    """The path of a list (``schemas.selection``)."""
+    digest: Text | None = None
+    """With ``episodes``: BLAKE2b-256 of the file, which is refused where it is another; a manifest has it always."""
+    best: Amount | None = None
+    """A number of episodes of each task, or a share of them."""
+    sample: Amount | None = None
+    """A number of episodes of each task, or a share of them."""
+    seed: Whole | None = None
+    """With ``sample``; default 0."""
 
     @model_validator(mode="before")
     @classmethod
-    def _exactly_one(cls, value: Any) -> Any:
-        value = _one_of(value, ("min_return", "all", "success"))
-        meant = value.get("random_return") is not None or value.get("streams", "agent") != "agent"
-        if "min_return" not in value and meant:
-            raise ValueError("random_return and streams belong to min_return; remove them")
+    def _some_rule(cls, value: Any) -> Any:
+        given = {key for key in value if value[key] is not None} if isinstance(value, dict) else set()
+        rules = [rule for rule in _RULES_OF_KEEP if rule in given]
+        if "all" in given and rules:
+            raise ValueError(f"all keeps everything, and {rules[0]} does not; remove one")
+        if "all" not in given and not rules:
+            raise ValueError(
+                "give {all: true}, or one or more of " + ", ".join(f"{{{rule}: …}}" for rule in _RULES_OF_KEEP)
+            )
+        for key, rule in _BELONGS.items():
+            if key in given and rule not in given and value[key] != cls.model_fields[key].default:
+                raise ValueError(f"{key} belongs to {rule}; remove it")
+        return value
+
+    @field_validator("returns", mode="before")
+    @classmethod
+    def _low_and_high(cls, value: Any) -> Any:
+        ends = list(value) if isinstance(value, list | tuple) else []
+        if value is not None and (len(ends) != 2 or not all(end is None or _is_number(end) for end in ends)):
+            raise ValueError("must be [low, high], two finite numbers, of which one may be null")
+        if value is not None and ends == [None, None]:
+            raise ValueError("must have an end; give {all: true} to keep every return")
+        if None not in ends and ends and float(ends[0]) > float(ends[1]):
+            raise ValueError("low must not be above high")
+        return value
+
+    @field_validator("digest")
+    @classmethod
+    def _hexadecimal(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"[0-9a-f]{64}", value):
+            raise ValueError("must be 64 hexadecimal digits in lower case")
+        return value
+
+    @field_validator("where")
+    @classmethod
+    def _expression(cls, value: str | None) -> str | None:
+        if value is not None:
+            Where(value)
         return value
 
     @field_validator("random_return", mode="before")

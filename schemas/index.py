@@ -53,6 +53,11 @@ TRAIN, HELD_OUT = "train", "held_out"
 RULE_REASONS = {
     "below_threshold": "the return is below the task's threshold",
     "not_success": "the episode is not marked as a success",
+    "outside_range": "the return is outside of the range to keep",
+    "not_where": "the expression to keep by is not true for the episode",
+    "not_listed": "the list of episodes to keep does not name it",
+    "not_best": "the task has enough episodes of higher returns, or of the same return before it",
+    "not_sampled": "the random sample of the task does not take it",
     "too_short": "no step has an action",
     "duplicate": "an earlier document of the dataset has exactly the same content",
     "empty": "there is nothing to tokenize",

@@ -67,6 +67,13 @@ def test_the_smallest_config_and_its_defaults(tmp_path: Path) -> None:
                     "streams": "agent",
                     "all": None,
                     "success": None,
+                    "return": None,
+                    "where": None,
+                    "episodes": None,
+                    "digest": None,
+                    "best": None,
+                    "sample": None,
+                    "seed": None,
                 },
                 "fields": {},
                 "images": {"size": None, "codec": None, "quality": 95},
@@ -155,7 +162,12 @@ def test_yaml_merge_keys_and_anchors(tmp_path: Path) -> None:
 
 
 ONE_OF_TASK = "give exactly one of {from: …}, {metadata: …}, {constant: …}"
-ONE_OF_KEEP = "give exactly one of {min_return: …}, {all: …}, {success: …}"
+RULE_OF_KEEP = (
+    "give {all: true}, or one or more of {min_return: …}, {return: …}, {success: …}, {where: …}, {episodes: …}, "
+    "{best: …}, {sample: …}"
+)
+ENDS = "must be [low, high], two finite numbers, of which one may be null"
+AMOUNT = "must be a whole number of episodes a task, or a share of them between 0 and 1"
 RANGE = "must be [low, high], two finite numbers, or a list of one such pair a component"
 RANDOM = "must be a finite number, or such a number for each task, {TASK: NUMBER}"
 SIZE = "must be [height, width] in pixels, two whole numbers"
@@ -219,11 +231,14 @@ def test_rules_of_the_build(tmp_path: Path, line: str, message: str) -> None:
         ("splits: [a, b, a]", ".splits: name each split once (got ['a', 'b', 'a'])"),
         ("merge: maybe", ".merge: must be true or false (got 'maybe')"),
         ("merge: 1", ".merge: must be true or false (got 1)"),
-        ("keep: 0.8", f".keep: {ONE_OF_KEEP} (got 0.8)"),
-        ("keep: {}", f".keep: {ONE_OF_KEEP} (got {{}})"),
-        ("keep: {min_return: null}", f".keep: {ONE_OF_KEEP} (got {{'min_return': None}})"),
-        ("keep: {streams: task}", f".keep: {ONE_OF_KEEP} (got {{'streams': 'task'}})"),
-        ("keep: {min_return: 1, all: true}", f".keep: {ONE_OF_KEEP} (got {{'min_return': 1, 'all': True}})"),
+        ("keep: 0.8", f".keep: {RULE_OF_KEEP} (got 0.8)"),
+        ("keep: {}", f".keep: {RULE_OF_KEEP} (got {{}})"),
+        ("keep: {min_return: null}", f".keep: {RULE_OF_KEEP} (got {{'min_return': None}})"),
+        ("keep: {streams: task}", f".keep: {RULE_OF_KEEP} (got {{'streams': 'task'}})"),
+        (
+            "keep: {min_return: 1, all: true}",
+            ".keep: all keeps everything, and min_return does not; remove one (got {'min_return': 1, 'all': True})",
+        ),
         ("keep: {min_return: 1.5}", ".keep.min_return: must be less than or equal to 1 (got 1.5)"),
         ("keep: {min_return: -1}", ".keep.min_return: must be greater than or equal to 0 (got -1)"),
         ("keep: {min_return: .nan}", ".keep.min_return: must be a finite number (got nan)"),
@@ -234,8 +249,38 @@ def test_rules_of_the_build(tmp_path: Path, line: str, message: str) -> None:
         ("keep: {success: 3}", ".keep.success: must be a string; quote it (got 3)"),
         (
             "keep: {all: true, streams: task}",
-            ".keep: random_return and streams belong to min_return; remove them (got {'all': True, 'streams': 'task'})",
+            ".keep: streams belongs to min_return; remove it (got {'all': True, 'streams': 'task'})",
         ),
+        ("keep: {best: 2, seed: 0}", ".keep: seed belongs to sample; remove it (got {'best': 2, 'seed': 0})"),
+        ("keep: {best: 2, digest: a}", ".keep: digest belongs to episodes; remove it (got {'best': 2, 'digest': 'a'})"),
+        ("keep: {episodes: a, digest: a}", ".keep.digest: must be 64 hexadecimal digits in lower case (got 'a')"),
+        ("keep: {best: 0}", ".keep.best: must be at least 1 episode a task (got 0)"),
+        ("keep: {best: -0.5}", f".keep.best: {AMOUNT} (got -0.5)"),
+        ("keep: {best: 1.0}", f".keep.best: {AMOUNT} (got 1.0)"),
+        ("keep: {best: true}", f".keep.best: {AMOUNT} (got True)"),
+        ("keep: {sample: .nan}", f".keep.sample: {AMOUNT} (got nan)"),
+        ("keep: {sample: half}", f".keep.sample: {AMOUNT} (got 'half')"),
+        ("keep: {sample: 0.5, seed: 1.5}", ".keep.seed: must be a whole number (got 1.5)"),
+        (
+            "keep: {return: 3}",
+            ".keep.return: must be [low, high], two finite numbers, of which one may be null (got 3)",
+        ),
+        (
+            "keep: {return: [1, .inf]}",
+            ".keep.return: must be [low, high], two finite numbers, of which one may be null (got [1, inf])",
+        ),
+        (
+            "keep: {return: [null, null]}",
+            ".keep.return: must have an end; give {all: true} to keep every return (got [None, None])",
+        ),
+        ("keep: {return: [2, 1]}", ".keep.return: low must not be above high (got [2, 1])"),
+        (
+            "keep: {where: return > x}",
+            ".keep.where: 'x' is no column; the columns are agent, episode_id, expert_return, order, return, "
+            "source_file, source_position, steps, task (got 'return > x')",
+        ),
+        ("keep: {where: ''}", ".keep.where: must not be empty (got '')"),
+        ("keep: {episodes: [a]}", ".keep.episodes: must be a string (got ['a'])"),
         ("keep: {min_return: 1, random_return: x}", f".keep.random_return: {RANDOM} (got 'x')"),
         ("keep: {min_return: 1, random_return: .inf}", f".keep.random_return: {RANDOM} (got inf)"),
         ("keep: {min_return: 1, random_return: [1]}", f".keep.random_return: {RANDOM} (got [1])"),

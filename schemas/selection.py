@@ -1,0 +1,139 @@
+"""A list of episodes in a file: what ``keep: {episodes: FILE}`` names, and what an explorer exports."""
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from gatokit.schemas.canonical import digest
+from gatokit.schemas.errors import ConfigError
+
+_COLUMNS = ("episode_id", "dataset", "task")
+
+
+class Selection:
+    """The episodes of one dataset that a list names; it remembers which of them were found.
+
+    The file's suffix says what it is: ``.jsonl``, ``.csv`` and ``.parquet`` have a column ``episode_id``, and perhaps
+    ``dataset`` (lines of other datasets are skipped) and ``task`` (an episode must be of it); other columns mean
+    nothing. Any other file has an id a line.
+    """
+
+    def __init__(self, data: bytes, path: str, dataset: str) -> None:
+        """``data`` is the content of the file at ``path``; ConfigError where it is no list of episodes."""
+        self.path = path
+        self.digest = digest(data)
+        self._places: dict[str, int] = {}
+        self._tasks: list[str | None] = []
+        for number, (id_, of_dataset, task) in enumerate(_lines(data, path), 1):
+            if of_dataset not in (None, dataset):
+                continue
+            place = self._places.setdefault(id_, len(self._tasks))
+            if place == len(self._tasks):
+                self._tasks.append(task)
+            elif self._tasks[place] != task:
+                raise ConfigError(f"{path}: entry {number} names {id_!r} again with another task; remove one")
+        if not self._places:
+            raise ConfigError(
+                f"{path}: lists no episode of the dataset {dataset}; list some, or give another keep rule"
+            )
+        self._found = np.zeros(len(self._tasks), bool)
+
+    def find(self, ids: Sequence[str], tasks: Sequence[str | None]) -> np.ndarray:
+        """Which of the episodes are listed, bool (N,)."""
+        places = np.fromiter((self._places.get(id_, -1) for id_ in ids), np.int64, len(ids))
+        listed = places >= 0
+        for row in np.flatnonzero(listed).tolist():
+            listed[row] = self._tasks[places[row]] in (None, tasks[row])
+        self._found[places[listed]] = True
+        return listed
+
+    def check_found(self, dataset: str) -> None:
+        """ConfigError, naming the first, where an episode of the list was not found."""
+        if self._found.all():
+            return
+        missing = int(np.argmin(self._found))
+        id_ = next(id_ for id_, place in self._places.items() if place == missing)
+        task = self._tasks[missing]
+        more = len(self._found) - int(self._found.sum()) - 1
+        raise ConfigError(
+            f"{self.path}: {dataset} has no episode {id_!r}"
+            + (f" of task {task!r}" if task is not None else "")
+            + (f", nor {more:,} more of the list" if more else "")
+            + "; list episode_id as the index holds it"
+        )
+
+
+def _lines(data: bytes, path: str) -> Iterator[tuple[str, str | None, str | None]]:
+    """Id, dataset and task of each entry."""
+    suffix = PurePosixPath(path).suffix.lower()
+    try:
+        if suffix == ".parquet":
+            yield from _of_parquet(data, path)
+            return
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: is no UTF-8 text: {error}; save it as UTF-8") from None
+    if suffix == ".jsonl":
+        for number, line in enumerate(text.split("\n"), 1):
+            if line.strip():
+                yield _entry(_json(line, path, number), path, f"line {number}")
+    elif suffix == ".csv":
+        yield from _of_csv(text, path)
+    else:
+        yield from ((line, None, None) for line in (line.rstrip("\r") for line in text.split("\n")) if line.strip())
+
+
+def _of_parquet(data: bytes, path: str) -> Iterator[tuple[str, str | None, str | None]]:
+    try:
+        with pq.ParquetFile(pa.BufferReader(data)) as file:
+            there = [name for name in _COLUMNS if name in file.schema_arrow.names]
+            _check_columns(file.schema_arrow.names, path)
+            row = 0
+            for batch in file.iter_batches(columns=there):
+                for values in batch.to_pylist():
+                    row += 1
+                    yield _entry(values, path, f"row {row}")
+    except (OSError, pa.ArrowInvalid) as error:
+        raise ConfigError(f"{path}: is no Parquet file: {error}; write the list again") from None
+
+
+def _of_csv(text: str, path: str) -> Iterator[tuple[str, str | None, str | None]]:
+    rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    try:
+        _check_columns(rows.fieldnames or (), path)
+        for values in rows:
+            yield _entry({name: values.get(name) or None for name in _COLUMNS}, path, f"line {rows.line_num}")
+    except csv.Error as error:
+        raise ConfigError(f"{path}: line {rows.line_num} is no CSV: {error}; write the list again") from None
+
+
+def _check_columns(names: Sequence[str], path: str) -> None:
+    if "episode_id" not in names:
+        raise ConfigError(f"{path}: has no column episode_id, only {', '.join(names) or 'none'}; name the column so")
+
+
+def _json(line: str, path: str, number: int) -> dict[str, Any]:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: line {number} is no JSON: {error}; write an object a line") from None
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path}: line {number} is no JSON object; write one with the key episode_id")
+    return value
+
+
+def _entry(values: dict[str, Any], path: str, where: str) -> tuple[str, str | None, str | None]:
+    id_, dataset, task = (values.get(name) for name in _COLUMNS)
+    if not isinstance(id_, str) or not id_:
+        raise ConfigError(f"{path}: {where}: episode_id is {id_!r}; give the id as the index holds it, a string")
+    for name, value in (("dataset", dataset), ("task", task)):
+        if not isinstance(value, str | None):
+            raise ConfigError(f"{path}: {where}: {name} is {value!r}; give a string, or leave it out")
+    return id_, dataset, task

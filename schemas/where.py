@@ -1,0 +1,274 @@
+"""The expressions of ``keep: {where: …}``: comparisons, arithmetic and logic over columns of the index.
+
+A small part of Python's grammar: names of columns, numbers, strings, ``+ - * / %``, comparisons, ``in``, ``and``,
+``or``, ``not``. Nothing is ever executed: the tree is read, checked and turned into NumPy calls. What cannot be
+known (null, NaN, a division by zero) stays unknown, as in SQL, and a row passes only where the whole is true.
+
+Legend: N rows.
+"""
+
+import ast
+import operator
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any, Literal
+
+import numpy as np
+
+COLUMNS: dict[str, Literal["number", "string"]] = {
+    "agent": "string",
+    "episode_id": "string",
+    "expert_return": "number",
+    "order": "number",
+    "return": "number",
+    "source_file": "string",
+    "source_position": "number",
+    "steps": "number",
+    "task": "string",
+}
+"""The columns of the index that an expression can name."""
+
+_MOST_CHARACTERS, _MOST_NESTED = 10_000, 50
+_STRING_OR_RETURN = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|\breturn\b""", re.DOTALL)
+_RETURN = "_return"
+_COMPARE: dict[type[ast.cmpop], tuple[str, Callable[[Any, Any], Any]]] = {
+    ast.Eq: ("==", operator.eq),
+    ast.NotEq: ("!=", operator.ne),
+    ast.Lt: ("<", operator.lt),
+    ast.LtE: ("<=", operator.le),
+    ast.Gt: (">", operator.gt),
+    ast.GtE: (">=", operator.ge),
+}
+_COMPUTE: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
+    ast.Add: np.add,
+    ast.Sub: np.subtract,
+    ast.Mult: np.multiply,
+    ast.Div: np.divide,
+    ast.Mod: np.mod,
+}
+_GRAMMAR = "columns, numbers, strings, + - * / %, == != < <= > >=, in (…), and, or, not and parentheses"
+
+
+@dataclass(frozen=True)
+class Strings:
+    """A column of strings: ``codes``, int (N,), index ``names``; -1 is null."""
+
+    codes: np.ndarray
+    names: Sequence[str]
+
+
+Column = np.ndarray | Strings
+"""Numbers are float64 (N,), NaN where unknown."""
+
+
+@dataclass(frozen=True)
+class _Truth:
+    """Where something is true and where it is false, bool (N,) or (); neither where it is unknown."""
+
+    true: Any
+    false: Any
+
+
+@dataclass(frozen=True)
+class _Value:
+    """A checked part of an expression; ``text`` is how it was written."""
+
+    kind: Literal["number", "string", "truth"]
+    text: str
+    of: Callable[[Mapping[str, Column]], Any]
+
+
+class Where:
+    """A parsed expression; ``columns`` are those that it names."""
+
+    def __init__(self, text: str) -> None:
+        """ValueError, as a sentence, where ``text`` is no expression, names an unknown column or mixes types."""
+        self.text = text
+        parser = _Parser()
+        self._value = parser.parse(text)
+        self.columns = frozenset(parser.columns)
+
+    def passes(self, columns: Mapping[str, Column], rows: int) -> np.ndarray:
+        """Which of the rows the expression is true for, bool (N,), given at least its ``columns``."""
+        with np.errstate(all="ignore"):
+            return np.broadcast_to(self._value.of(columns).true, rows)
+
+
+class _Parser:
+    """Turns the tree that Python's own parser makes into checked values."""
+
+    def __init__(self) -> None:
+        self.columns: set[str] = set()
+
+    def parse(self, text: str) -> _Value:
+        if len(text) > _MOST_CHARACTERS:
+            raise ValueError(
+                f"has {len(text):,} characters, and {_MOST_CHARACTERS:,} are the most; list episodes in a file"
+            )
+        # The column's name is a word of Python's grammar.
+        renamed = _STRING_OR_RETURN.sub(lambda found: _RETURN if found[0] == "return" else found[0], text)
+        try:
+            tree = ast.parse(f"(\n{renamed}\n)", mode="eval")
+            if tree.body.lineno == 1:  # our own parenthesis was closed by the text's
+                raise SyntaxError("unmatched ')'")
+            return self._want("truth", self._value(tree.body, 0), "the whole")
+        except SyntaxError as error:
+            raise ValueError(f"is no expression: {error.msg}; it may hold {_GRAMMAR}") from None
+        except UnicodeEncodeError as error:
+            raise ValueError(f"is no expression: {error.reason}") from None
+        except (RecursionError, MemoryError):
+            raise ValueError("is nested too deeply; write it shorter") from None
+
+    def _value(self, node: ast.expr, depth: int) -> _Value:
+        if depth > _MOST_NESTED:
+            raise ValueError(f"is nested more than {_MOST_NESTED} deep; write it shorter")
+        match node:
+            case ast.Name():
+                return self._column(node.id)
+            case ast.Constant():
+                return _constant(node.value)
+            case ast.BoolOp():
+                return self._logic(node, depth + 1)
+            case ast.UnaryOp(op=ast.Not()):
+                inner = self._want("truth", self._value(node.operand, depth + 1), "'not'")
+                return _Value("truth", _text(node), lambda columns: _not(inner.of(columns)))
+            case ast.UnaryOp(op=ast.USub() | ast.UAdd()):
+                sign = -1.0 if isinstance(node.op, ast.USub) else 1.0
+                number = self._want("number", self._value(node.operand, depth + 1), "a sign")
+                return _Value("number", _text(node), lambda columns: sign * number.of(columns))
+            case ast.BinOp() if type(node.op) in _COMPUTE:
+                return self._arithmetic(node, depth + 1)
+            case ast.Compare():
+                return self._comparison(node, depth + 1)
+        raise ValueError(f"holds {_text(node)!r}, and may hold {_GRAMMAR}")
+
+    def _column(self, name: str) -> _Value:
+        name = "return" if name == _RETURN else name
+        if name not in COLUMNS:
+            raise ValueError(f"{name!r} is no column; the columns are {', '.join(COLUMNS)}")
+        self.columns.add(name)
+        return _Value(COLUMNS[name], name, operator.itemgetter(name))
+
+    def _logic(self, node: ast.BoolOp, depth: int) -> _Value:
+        joins, word = (_and, "'and'") if isinstance(node.op, ast.And) else (_or, "'or'")
+        parts = [self._want("truth", self._value(part, depth), word) for part in node.values]
+        return _Value("truth", _text(node), lambda columns: reduce(joins, (part.of(columns) for part in parts)))
+
+    def _arithmetic(self, node: ast.BinOp, depth: int) -> _Value:
+        compute = _COMPUTE[type(node.op)]
+        left, right = (self._want("number", self._value(side, depth), "arithmetic") for side in (node.left, node.right))
+
+        def of(columns: Mapping[str, Column]) -> Any:
+            found = compute(left.of(columns), right.of(columns))
+            return np.where(np.isfinite(found), found, np.nan)
+
+        return _Value("number", _text(node), of)
+
+    def _comparison(self, node: ast.Compare, depth: int) -> _Value:
+        pairs, left = [], node.left
+        for operation, right in zip(node.ops, node.comparators, strict=True):
+            pairs.append(self._pair(left, operation, right, depth))
+            left = right
+        return _Value("truth", _text(node), lambda columns: reduce(_and, (pair(columns) for pair in pairs)))
+
+    def _pair(
+        self, left_node: ast.expr, operation: ast.cmpop, right_node: ast.expr, depth: int
+    ) -> Callable[[Mapping[str, Column]], _Truth]:
+        left = self._value(left_node, depth)
+        if isinstance(operation, ast.In | ast.NotIn):
+            among = self._among(left, right_node, depth)
+            return among if isinstance(operation, ast.In) else lambda columns: _not(among(columns))
+        if type(operation) not in _COMPARE:
+            raise ValueError("compares with 'is'; write == or !=")
+        right = self._value(right_node, depth)
+        sign, compare = _COMPARE[type(operation)]
+        if left.kind != right.kind or left.kind == "truth":
+            raise ValueError(f"compares {left.text}, a {left.kind}, with {right.text}, a {right.kind}, by {sign}")
+        if left.kind == "number":
+            return lambda columns: _compared(compare, left.of(columns), right.of(columns))
+        return lambda columns: _compared(compare, *_ranks(left.of(columns), right.of(columns)))
+
+    def _among(self, left: _Value, right: ast.expr, depth: int) -> Callable[[Mapping[str, Column]], _Truth]:
+        if not (isinstance(right, ast.Tuple | ast.List) and right.elts):
+            raise ValueError(f"looks for {left.text} in {_text(right)!r}; give a list, such as in ('a', 'b')")
+        literals = _Parser()
+        items = [literals._value(item, depth) for item in right.elts]
+        if literals.columns:
+            raise ValueError(f"looks for {left.text} in a list with {min(literals.columns)}; a list holds no columns")
+        values = [self._want(left.kind, item, f"a list beside {left.text}").of({}) for item in items]
+        if left.kind == "number":
+            numbers = np.array(values, np.float64)
+            return lambda columns: _one_of_numbers(left.of(columns), numbers)
+        names = {value.names[0] for value in values}
+        return lambda columns: _one_of(left.of(columns), names)
+
+    def _want(self, kind: str, value: _Value, where: str) -> _Value:
+        if value.kind != kind:
+            need = {"truth": "a comparison", "number": "a number", "string": "a string"}
+            raise ValueError(f"{value.text} is {need[value.kind]}, and {where} needs {need[kind]}")
+        return value
+
+
+def _constant(value: Any) -> _Value:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        try:
+            number = np.float64(value)
+        except OverflowError:
+            raise ValueError(f"holds the number {str(value)[:20]}…, which is too large") from None
+        return _Value("number", repr(value), lambda _: number)
+    if isinstance(value, str):
+        one = Strings(np.zeros((), np.int64), [value])
+        return _Value("string", repr(value), lambda _: one)
+    raise ValueError(f"holds {value!r}, and may hold {_GRAMMAR}")
+
+
+def _text(node: ast.AST) -> str:
+    """A part of an expression as it might have been written, cut where it is long."""
+    text = re.sub(rf"\b{_RETURN}\b", "return", ast.unparse(node))
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _and(left: _Truth, right: _Truth) -> _Truth:
+    return _Truth(left.true & right.true, left.false | right.false)
+
+
+def _or(left: _Truth, right: _Truth) -> _Truth:
+    return _Truth(left.true | right.true, left.false & right.false)
+
+
+def _not(inner: _Truth) -> _Truth:
+    return _Truth(inner.false, inner.true)
+
+
+def _compared(compare: Callable[[Any, Any], Any], left: Any, right: Any) -> _Truth:
+    known = ~(np.isnan(left) | np.isnan(right))
+    true = compare(left, right)
+    return _Truth(known & true, known & ~true)
+
+
+def _one_of_numbers(values: Any, wanted: np.ndarray) -> _Truth:
+    known, among = ~np.isnan(values), np.isin(values, wanted)
+    return _Truth(known & among, known & ~among)
+
+
+def _one_of(column: Strings, wanted: set[str]) -> _Truth:
+    codes, at = np.unique(column.codes, return_inverse=True)
+    true = np.array([code >= 0 and column.names[code] in wanted for code in codes.tolist()], bool)
+    false = np.array([code >= 0 and column.names[code] not in wanted for code in codes.tolist()], bool)
+    return _Truth(true[at].reshape(column.codes.shape), false[at].reshape(column.codes.shape))
+
+
+def _ranks(left: Strings, right: Strings) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers that are in the order of the strings by code point, float64 (N,) or (); NaN for null."""
+    sides = [(side, *np.unique(side.codes, return_inverse=True)) for side in (left, right)]
+    used = [[side.names[code] if code >= 0 else None for code in codes.tolist()] for side, codes, _ in sides]
+    places = {
+        name: place for place, name in enumerate(sorted({name for names in used for name in names if name is not None}))
+    }
+    first, second = (
+        np.array([np.nan if name is None else places[name] for name in names], np.float64)[at].reshape(side.codes.shape)
+        for names, (side, _, at) in zip(used, sides, strict=True)
+    )
+    return first, second
