@@ -1,4 +1,4 @@
-"""``gatokit inspect``: what a finished build or scan holds, one episode or document of it, another threshold."""
+"""``gatokit inspect``: what a finished build or scan holds, one episode or document, other rules, what changed."""
 
 import argparse
 import difflib
@@ -9,12 +9,16 @@ from pathlib import Path
 
 import pyarrow.compute as pc
 
+from gatokit.cli.against import show_changes
 from gatokit.cli.console import Output, add_command
 from gatokit.cli.document import show_document
+from gatokit.cli.rules import read_keep, read_rule, shown
 from gatokit.cli.steps import FIRST_STEPS, show_episode
 from gatokit.cli.training_step import show_step
 from gatokit.cli.views import show_at, show_directory, show_task
 from gatokit.inspection import DatasetReader, Directory, EpisodeRow, open_directory
+from gatokit.inspection.against import against, against_rules
+from gatokit.inspection.preview import Rule
 from gatokit.schemas.errors import ConfigError
 
 _MOST_COMPARED = 20_000
@@ -26,8 +30,10 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     parser = add_command(
         commands,
         "inspect",
-        "show what a finished build or scan holds, decode an episode or document, or preview another threshold",
+        "show what a finished build or scan holds, decode an episode or document, preview other rules, or compare",
         "gatokit inspect built --task door-open-v3\n  gatokit inspect built --at 0.9\n"
+        "  gatokit inspect built --keep '{best: 100}'\n  gatokit inspect before --against built\n"
+        "  gatokit inspect built --at 0.8 --against 0.9\n"
         "  gatokit inspect built --episode 'door-open-v3/door.tfrecord-00000#0' --steps 10:20\n"
         "  gatokit inspect built --dataset captions\n"
         "  gatokit inspect built --document '00000.tar#000000012' --images pictures",
@@ -56,6 +62,12 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         help="with --document: write its pictures into files of OUT; with --episode those of the steps shown",
     )
     parser.add_argument("--at", type=float, metavar="F", help="what keep: {min_return: F} would keep, without a build")
+    parser.add_argument("--keep", metavar="RULE", help="what another keep rule of a config would keep, without a build")
+    parser.add_argument(
+        "--against",
+        metavar="B",
+        help="what changed from DIR to the finished directory B; or to another rule for DIR, a fraction or a keep rule",
+    )
     parser.add_argument("--step", type=int, metavar="K", help="DIR is a run's: the records behind its step K, from 1")
     parser.add_argument("--run", dest="of_run", metavar="R", help="with --step: DIR is a build, R a run or run config")
     parser.set_defaults(run=run, takes_beam_options=False)
@@ -63,8 +75,11 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 
 def run(arguments: argparse.Namespace) -> int:
     """Prints the one view that the arguments ask for."""
-    if arguments.at is not None and arguments.episode is not None:
-        raise ConfigError("--at and --episode answer different questions: give one of them")
+    asked = [option for option in ("at", "keep", "against") if getattr(arguments, option) is not None]
+    if asked and arguments.episode is not None:
+        raise ConfigError(f"--{asked[0]} and --episode answer different questions: give one of them")
+    if arguments.at is not None and arguments.keep is not None:
+        raise ConfigError("--at and --keep are two rules: give one of them, or the second as --against")
     if arguments.episode is None:
         if arguments.steps is not None:
             raise ConfigError("--steps belongs to --episode: give the episode whose steps to show")
@@ -73,16 +88,20 @@ def run(arguments: argparse.Namespace) -> int:
             raise ConfigError(f"{option} belongs to --document: give the document to show")
     output = Output(arguments.json)
     if arguments.step is not None:
-        if arguments.episode is not None or arguments.at is not None:
+        if arguments.episode is not None or asked:
             raise ConfigError("--step answers another question than --episode and --at: give one of them")
         show_step(output, arguments.directory, arguments.of_run, arguments.step, arguments.dataset, arguments.task)
         return 0
     if arguments.of_run is not None:
         raise ConfigError("--run belongs to --step: give the step to show")
+    rule = arguments.at if arguments.keep is None else read_keep(arguments.keep, "--keep")
     directory = open_directory(arguments.directory)
+    if arguments.against is not None:
+        _show_against(output, directory, rule, arguments)
+        return 0
     datasets = chosen_datasets(directory, arguments.dataset, arguments.task)
-    if arguments.at is not None:
-        show_at(output, datasets, arguments.task, arguments.at)
+    if rule is not None:
+        show_at(output, datasets, arguments.task, rule)
     elif arguments.episode is not None:
         _show_one(output, *find_episode(datasets, arguments.episode, arguments.task), arguments)
     elif arguments.task is not None:
@@ -90,6 +109,33 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         show_directory(output, directory, datasets, arguments.dataset is not None)
     return 0
+
+
+def _show_against(output: Output, left: Directory, rule: Rule | None, arguments: argparse.Namespace) -> None:
+    """What changed from a directory, as it stands or by a rule, to another directory or by another rule."""
+    name, task, detailed = arguments.dataset, arguments.task, arguments.dataset is not None
+    if task is not None:
+        raise ConfigError("--task: --against compares whole datasets; give --dataset, or leave --task out")
+    if not Path(arguments.against).is_dir():
+        try:
+            other = read_rule(arguments.against, "--against")
+        except ConfigError as error:
+            if arguments.against.lstrip().startswith("{"):
+                raise
+            raise ConfigError(f"--against {arguments.against}: no directory, no fraction and no keep rule") from error
+        datasets = [item for item in chosen_datasets(left, name, None) if not item.holds_documents]
+        if not datasets:
+            raise ConfigError(f"--against {arguments.against}: documents have no rules; give a directory")
+        was = f"{left.path} as it is" if rule is None else shown(rule)
+        show_changes(output, against_rules(datasets, rule, other), was, shown(other), detailed)
+        return
+    if rule is not None:
+        raise ConfigError(f"--against {arguments.against}: --at and --keep are of one directory; leave them out")
+    right = open_directory(arguments.against)
+    if name is not None and name not in right.datasets:
+        chosen_datasets(left, name, None)
+    changes = against(left, right, None if name is None else [name])
+    show_changes(output, changes, str(left.path), str(right.path), detailed)
 
 
 def _show_one(output: Output, dataset: DatasetReader, row: EpisodeRow, arguments: argparse.Namespace) -> None:

@@ -9,7 +9,10 @@ from gatokit.cli.console import Output, size
 from gatokit.cli.documents import DETAILS, OVERVIEW, Documents, show_documents, show_findings, show_table, verdict
 from gatokit.cli.drops import show_drops
 from gatokit.cli.fit import fitting_table
+from gatokit.cli.rules import as_json
+from gatokit.cli.rules import shown as shown_rule
 from gatokit.inspection import DatasetReader, Directory, TaskRow, preview
+from gatokit.inspection.preview import Rule
 from gatokit.inspection.summary import Bin, drops, histogram, hours
 from gatokit.schemas.errors import ConfigError
 
@@ -215,17 +218,19 @@ def _show_bins(output: Output, bins: list[Bin], threshold: float | None) -> None
         output.say(f"  {label:>{wide}}  {'█' * cells[0]}{'░' * cells[1]} {counts}{mark}")
 
 
-def show_at(output: Output, datasets: list[DatasetReader], task: str | None, fraction: float) -> None:
-    """What ``keep: {min_return: fraction}`` would keep of every task, or of one; ConfigError for documents alone."""
+def show_at(output: Output, datasets: list[DatasetReader], task: str | None, rule: Rule) -> None:
+    """What a rule (a fraction: ``keep: {min_return: fraction}``) would keep of every task, or of one; ConfigError for
+    documents alone."""
+    is_fraction = isinstance(rule, float)
     documents = [dataset.name for dataset in datasets if dataset.holds_documents]
     datasets = [dataset for dataset in datasets if not dataset.holds_documents]
     without = f"{', '.join(documents)} hold{'s' * (len(documents) == 1)} documents, which have no threshold"
     if not datasets:
-        raise ConfigError(f"--at {fraction:g}: {without}")
+        raise ConfigError(f"--at {rule:g}: {without}" if is_fraction else f"--keep: {without}")
     rows = [
         {"dataset": dataset.name, **dataclasses.asdict(row), "difference": row.kept_at - row.kept}
         for dataset in datasets
-        for row in preview(dataset, fraction)
+        for row in preview(dataset, rule)
         if task is None or row.task == task
     ]
     columns = {
@@ -233,21 +238,25 @@ def show_at(output: Output, datasets: list[DatasetReader], task: str | None, fra
         "task": "task",
         "expert return": "expert_return",
         "threshold": "threshold",
-        f"at {fraction:g}": "threshold_at",
+        f"at {rule:g}" if is_fraction else "threshold then": "threshold_at",
         "kept": "kept",
         "kept then": "kept_at",
         "difference": "difference",
         "dropped then": "dropped_at",
     }
+    if all(row["threshold_at"] is None for row in rows):
+        columns = {title: key for title, key in columns.items() if key != "threshold_at"}
     fitting_table(
         output,
-        f"keep: {{min_return: {fraction:g}}}",
+        f"keep: {shown_rule(rule)}",
         list(columns),
         [[row[key] for key in columns.values()] for row in rows],
         ("expert return", "threshold", "dropped then", "dataset"),
     )
     kept, then = sum(row["kept"] for row in rows), sum(row["kept_at"] for row in rows)
-    output.say(f"{kept:,} episodes are kept now, {then:,} would be at {fraction:g} ({then - kept:+,})")
+    where = f"at {rule:g}" if is_fraction else "then"
+    output.say(f"{kept:,} episodes are kept now, {then:,} would be {where} ({then - kept:+,})")
     if documents:
         output.say(without)
-    output.result({"at": fraction, "kept": kept, "kept_at": then, "tasks": rows})
+    asked = {"at" if is_fraction else "keep": as_json(rule)}
+    output.result({**asked, "kept": kept, "kept_at": then, "tasks": rows})

@@ -14,15 +14,19 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from gatokit.inspection.check_records import Owner
+from gatokit.inspection.columns import named
 from gatokit.inspection.rows import TaskRow
 from gatokit.schemas.config import CorpusConfig, Keep
 from gatokit.schemas.index import HELD_OUT, INDEX, INDEX_VERSION, REASONS, TRAIN
 from gatokit.schemas.manifest import Dataset, DatasetFile, Part, Split
 from gatokit.schemas.returns import reaches
+from gatokit.schemas.verdict import REASONS as RULE_REASONS
+from gatokit.schemas.verdict import RULES, in_range
+from gatokit.schemas.where import Where
 
 _STORED = ("tokens", "part", "first_record", "record_tokens")
 _OF_EPISODES = ("spec", "steps", "return", "expert_return", "threshold")
-_RULES_OF_EPISODES = ("below_threshold", "not_success", "too_short")
+_RULES_OF_EPISODES = ("too_short", *RULE_REASONS)
 
 
 @dataclass(frozen=True)
@@ -155,6 +159,26 @@ def _episodes(table: pa.Table, summary: Summary) -> dict[str, Any]:
         faults["are kept below the threshold"] = pc.and_not(table["kept"], pa.array(reached))
         below = pc.fill_null(pc.equal(table["reason"], "below_threshold"), False)
         faults["are dropped below the threshold that they reach"] = pc.and_(below, pa.array(reached))
+    if summary.keep is not None:
+        experts = {task: row.expert_return for task, row in known.items() if row.expert_return is not None}
+        faults |= _rules(table, summary.keep, experts)
+    return faults
+
+
+def _rules(table: pa.Table, keep: Keep, experts: dict[str, float]) -> dict[str, Any]:
+    """Rows of episodes against the rules that look at one row alone."""
+    kept = table["kept"]
+    absent = [reason for key, (reason, _) in RULES.items() if getattr(keep, key) is None]
+    faults = {"are dropped by a rule that the config does not have": pc.is_in(table["reason"], pa.array(absent))}
+    if keep.returns is not None:
+        within = in_range(keep, table["return"].to_numpy())
+        faults["are kept with a return outside of the range"] = pc.and_not(kept, pa.array(within))
+    if keep.where is not None:
+        where = Where(keep.where)
+        true = pa.array(where.passes({name: named(table, name, experts) for name in where.columns}, table.num_rows))
+        dropped = pc.fill_null(pc.equal(table["reason"], "not_where"), False)
+        faults["are kept, and the expression of keep is not true for them"] = pc.and_not(kept, true)
+        faults["are dropped by the expression of keep, which is true for them"] = pc.and_(dropped, true)
     return faults
 
 

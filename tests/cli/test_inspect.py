@@ -223,3 +223,77 @@ def test_help_has_an_example(gatokit, capsys):
         gatokit("inspect", "--help")
     assert stopped.value.code == 0
     assert "gatokit inspect built --at 0.9" in capsys.readouterr().out
+
+
+def test_a_keep_rule_is_answered_without_a_build(gatokit, built, scanned):
+    rule = "{best: 3, where: \"agent != 'random' and return > 0\"}"
+    for directory in (built, scanned):
+        result = gatokit("inspect", directory, "--keep", rule, "--dataset", "metaworld", "--json").json
+        assert result["keep"] == {"best": 3, "where": "agent != 'random' and return > 0"}
+        (row,) = result["tasks"]
+        rows = list(open_directory(directory).datasets["metaworld"].episodes(task=row["task"]))
+        left = [item for item in rows if item.agent != "random" and item.episode_return > 0]
+        now = {item.episode_id for item in rows if item.kept}
+        then = {item.episode_id for item in sorted(left, key=lambda item: -item.episode_return)[:3]}
+        assert (row["kept"], row["kept_at"], row["threshold_at"]) == (len(now), 3, None)
+        assert (row["added"], row["removed"]) == (len(then - now), len(now - then))
+    text = gatokit("inspect", built, "--keep", rule).out
+    assert "keep: {where: \"agent != 'random' and return > 0\", best: 3}" in text
+    assert "threshold then" not in text
+    assert "would be then (-" in text
+
+
+def test_what_changed_between_a_build_and_its_scan(gatokit, built, scanned, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    result = gatokit("inspect", built, "--against", scanned, "--json").json
+    assert result["changed"]
+    assert (result["config"], result["tasks"]) == ([], [])
+    assert [item["field"] for item in result["made_with"]] == ["content", "manifest", "vocabulary", "vocabulary pieces"]
+    for item in result["datasets"]:
+        assert item["left"]["kept"] == item["right"]["kept"]
+        assert (item["right"]["tokens"], item["moves"]["gained"], item["moves"]["changed"]) == (None, 0, 0)
+    text = gatokit("inspect", built, "--against", scanned).out
+    for word in (f"from {built} to {scanned}", "content", "build", "scan", "metaworld"):
+        assert word in text
+    assert "nothing changed" in gatokit("inspect", built, "--against", built, "--dataset", "atari").out
+
+
+def test_what_changes_between_two_thresholds(gatokit, built, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    result = gatokit("inspect", built, "--at", "0.3", "--against", "0.95", "--json").json
+    assert (result["from"], result["to"]) == ("{min_return: 0.3}", "{min_return: 0.95}")
+    rows = [gatokit("inspect", built, "--at", at, "--json").json["tasks"] for at in ("0.3", "0.95")]
+    kept = {row["task"]: [row["kept_at"]] for row in rows[0] if row["dataset"] == "babyai"}
+    for row in rows[1]:
+        kept.get(row["task"], []).append(row["kept_at"])
+    assert {item["task"]: item["kept"] for item in result["tasks"] if item["dataset"] == "babyai"} == kept
+    text = gatokit("inspect", built, "--against", "{all: true}", "--dataset", "babyai").out
+    for word in (f"from {built} as it is to {{all: true}}", "gained of babyai: ", "such as", "GoToLocal-v0"):
+        assert word in text
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--keep", "{best: 0}"], "--keep: best: must be at least 1 episode a task (got 0)"),
+        (["--keep", "best"], "--keep: 'best' is no rule; give one as a config has it, such as '{best: 100}'"),
+        (["--keep", "{best"], "--keep: is no YAML"),
+        (["--keep", "{where: tokens > 3}"], "--keep: where: 'tokens' is no column; the columns are agent, "),
+        (["--keep", "{success: done}"], "success: the index of metaworld does not hold the mark 'done'"),
+        (["--keep", "{all: true}", "--at", "0.9"], "--at and --keep are two rules: give one of them"),
+        (["--keep", "{all: true}", "--episode", "x"], "--keep and --episode answer different questions"),
+        (["--against", "nowhere"], "--against nowhere: no directory, no fraction and no keep rule"),
+        (["--against", "{best: x}"], "--against: best: must be a whole number of episodes a task"),
+        (["--against", "1.5"], "1.5 is no fraction of the expert return"),
+        (["--against", "0.9", "--task", "Breakout"], "--against compares whole datasets; give --dataset"),
+        (["--against", "."], ". has no manifest.json: it is no finished build or scan"),
+        (["--against", ".", "--at", "0.9"], "--against .: --at and --keep are of one directory; leave them out"),
+        (["--against", "0.5", "--dataset", "babyay"], "did you mean babyai?"),
+    ],
+)
+def test_a_mistaken_rule_ends_in_a_sentence(gatokit, built, tmp_path, monkeypatch, words, says):
+    monkeypatch.chdir(tmp_path)
+    result = gatokit("inspect", built, *words)
+    assert result.status == (1 if words == ["--against", "."] else 2)
+    assert (result.out, len(result.err.splitlines())) == ("", 1)
+    assert says in result.err
