@@ -279,7 +279,8 @@ def _weights(mixture: Mixture, split: str, dataset: str | None) -> np.ndarray:
 
 
 def _check_context(chooser: Chooser, config: RunConfig) -> None:
-    """ConfigError where two steps of a task do not fit into a window."""
+    """ConfigError where a window may miss every action of a task: it must hold two steps, or one that begins it."""
+    steps, word = (1, "one step") if config.input.align == "step" else (2, "two steps")
     for source in chooser.sources:
         if source is None or source.index is None:
             continue
@@ -292,8 +293,8 @@ def _check_context(chooser: Chooser, config: RunConfig) -> None:
                 step = -(-int(tokens) // int(index.steps[begin:end].sum(dtype=np.int64)))
             else:
                 step = sum(size for size in sizes if size is not None) + 1
-            if 2 * step > config.context:
+            if steps * step > config.context:
                 raise ConfigError(
-                    f"context: {config.context} tokens hold no two steps of {source.dataset.name}, task {task}, which "
-                    f"has {step} a step; give at least {2 * step}"
+                    f"context: {config.context} tokens hold less than {word} of {source.dataset.name}, task {task}, "
+                    f"which has {step} a step; give at least {steps * step}"
                 )

@@ -174,7 +174,7 @@ def test_no_patch_takes_position_128(mixed: Path) -> None:
 def test_a_context_of_less_than_two_steps_is_refused(
     mixed: Path, context: int, weights: dict[str, float] | None, need: int
 ) -> None:
-    with pytest.raises(ConfigError, match=rf"context: {context} tokens hold no two steps of arm.*at least {need}"):
+    with pytest.raises(ConfigError, match=rf"context: {context} tokens hold less than two steps of arm.*at least {need}"):
         Windows(open_mixture([mixed], weights), run_config(context))
 
 

@@ -1,0 +1,77 @@
+"""What the experiments share: record, build, train, evaluate, each a step that is not done again when it is there."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from gatokit.environments.jobs import Job, record_tasks
+from gatokit.environments.progress import progress_bars
+
+ROOT = Path(__file__).resolve().parents[2]
+VOCABULARY = ROOT / "demo" / "vocabulary.model"
+"""Of `make demo`; missions are its text."""
+FIELDS = {
+    "babyai": "fields: {observation/grid: {as: discrete}, action: {num: 7}}",
+    "atari": "fields: {action: {num: 3}}",
+}
+
+
+def record(jobs: Sequence[Job], out: Path) -> None:
+    """Records what is not there yet below ``out``."""
+    with progress_bars() as progress:
+        for item in record_tasks(jobs, out, 2, progress):
+            means = ", ".join(f"{agent} {value:.1f}" for agent, value in item.mean_return.items())
+            print(f"{item.env_id}: {item.episodes} episodes, {item.steps} steps; {means}", flush=True)
+
+
+def build(sources: dict[str, str], recorded: Path, out: Path, keep: str = "{min_return: 0.8}") -> Path:
+    """Builds datasets by name from globs below ``recorded``; ``keep`` as in a config. Returns ``out``."""
+    if not VOCABULARY.exists():
+        sys.exit(f"{VOCABULARY} is missing: run `make demo` first, which trains it")
+    lines = [f"vocabulary: {VOCABULARY}", "datasets:"]
+    for name, source in sources.items():
+        lines += [
+            f"  - name: {name}",
+            "    kind: episodes",
+            f"    source: {recorded.resolve() / source}",
+            "    agent: {metadata: agent_id}",
+            "    order: {metadata: episode_index}",
+            f"    keep: {keep}",
+        ]
+        lines += [f"    {FIELDS[name]}"] if name in FIELDS else []
+    config = out.with_suffix(".yaml")
+    config.parent.mkdir(parents=True, exist_ok=True)
+    config.write_text("\n".join(lines) + "\n")
+    gatokit("build", str(config), "--out", str(out), "--workers", "2")
+    return out
+
+
+def train(config: str, data: Path, out: Path) -> Path:
+    """Trains a run config (YAML) on a build; goes on where it stopped. Returns ``out``."""
+    path = out.with_suffix(".yaml")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(config)
+    gatokit("train", str(path), "--data", str(data), "--out", str(out))
+    return out
+
+
+def evaluate(run: Path, tasks: Sequence[str], out: Path, *options: str) -> dict[str, Any]:
+    """Scores of a run on tasks: what ``gatokit evaluate --json`` prints."""
+    names = [word for task in tasks for word in ("--env", task)]
+    found = gatokit("evaluate", "--checkpoint", str(run), *names, "--out", str(out), *options, "--json")
+    return dict(json.loads(found))
+
+
+def gatokit(*words: str) -> str:
+    """Runs a command, showing it; its standard output. A command that fails ends the experiment."""
+    print(f"$ gatokit {' '.join(words)}", flush=True)
+    command = shutil.which("gatokit", path=str(Path(sys.executable).parent)) or "gatokit"
+    asks = "--json" in words
+    done = subprocess.run([command, *words], stdout=subprocess.PIPE if asks else None, text=True, check=False)
+    if done.returncode:
+        sys.exit(done.returncode)
+    return done.stdout or ""
