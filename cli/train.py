@@ -44,7 +44,11 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         action="append",
         default=[],
         metavar="[NAME=]DIR",
-        help="finished build; several are mixed, and NAME names its datasets NAME/dataset",
+        help="finished build, also on gs:// with --cache; several are mixed, and NAME names its datasets NAME/dataset",
+    )
+    parser.add_argument("--cache", metavar="DIR", help="directory that keeps what a run reads from gs://")
+    parser.add_argument(
+        "--cache-bytes", type=positive, metavar="N", help="of shards in --cache; those unused for longest go"
     )
     parser.add_argument("--out", metavar="DIR", help="directory of the run")
     parser.add_argument("--steps", type=positive, metavar="N", help="stop at step N; the schedule stays the config's")
@@ -93,15 +97,20 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"--out {arguments.out}: a run needs a directory; mount the bucket, as docs/training.md says")
     with needs("train"):
         from gatokit.trainer.hosts import is_first, meet
+        from gatokit.trainer.remote import is_remote, open_remote
         from gatokit.trainer.train import train
     _hush_checkpoints()
+    data = [
+        open_remote(item, arguments.cache, arguments.cache_bytes) if is_remote(item) else item
+        for item in arguments.data
+    ]
     meet(arguments.coordinator, arguments.processes, arguments.process)
     if not is_first():
         output = Output(as_json=True)
     with _report(output, quiet=not is_first()) as report:
         found = train(
             config,
-            arguments.data,
+            data,
             Path(arguments.out),
             report,
             steps=arguments.steps,

@@ -20,6 +20,7 @@ from gatokit.schemas.spec import EpisodeSpec
 from gatokit.schemas.tokens import TokenIds
 from gatokit.trainer.index import EpisodeIndex, load_index
 from gatokit.trainer.readers import Shard
+from gatokit.trainer.remote import Remote, source_of
 
 EPISODES = "episodes"
 _PAIRS = frozenset(("image_text", "image_question_answer"))
@@ -192,6 +193,8 @@ def _check_alike(first: str, known: Manifest, item: str, manifest: Manifest) -> 
 
 def _datasets(path: Path, manifest: Manifest, prefix: str) -> Iterable[MixedDataset]:
     configs = {config["name"]: config for config in manifest.config["datasets"]}
+    source = source_of(path)
+    remote = {file.path: Remote(source, str(path), file) for file in manifest.files} if source is not None else {}
     for totals in manifest.datasets:
         folder = path / totals.directory
         yield MixedDataset(
@@ -201,7 +204,12 @@ def _datasets(path: Path, manifest: Manifest, prefix: str) -> Iterable[MixedData
             totals=totals,
             config=configs[totals.name],
             shards=tuple(
-                Shard(str(folder / part.file), part.training, part.held_out)
+                Shard(
+                    str(folder / part.file),
+                    part.training,
+                    part.held_out,
+                    remote.get(f"{totals.directory}/{part.file}"),
+                )
                 for split in totals.splits
                 for part in split.parts
             ),
@@ -248,6 +256,8 @@ def _check_files(dataset: MixedDataset) -> None:
     """DataError where a shard is missing or has another size than the manifest says: nothing is opened."""
     parts = [part for split in dataset.totals.splits for part in split.parts]
     for shard, part in zip(dataset.shards, parts, strict=True):
+        if shard.remote is not None:  # it comes when it is opened
+            continue
         try:
             size = os.stat(shard.path).st_size
         except OSError as error:
