@@ -13,6 +13,8 @@ import tensorflow_datasets as tfds
 
 from gatokit.inspection import open_directory, preview
 from gatokit.inspection.verify import verify
+from gatokit.pipelines import estimate as module
+from gatokit.pipelines.estimate import estimate
 from gatokit.pipelines.run import build, scan
 from gatokit.schemas.config import Keep
 from gatokit.schemas.errors import ConfigError, DataError
@@ -272,3 +274,15 @@ def test_what_an_index_cannot_answer(configured, marked):
         with pytest.raises(ConfigError) as caught:
             preview(dataset, Keep.model_validate(rule))
         assert str(caught.value) == said
+
+
+def test_a_part_of_a_source_may_lack_what_is_listed_and_says_too_much_of_numbers(configured, monkeypatch):
+    monkeypatch.setattr(module, "PIECE_BYTES", 100)
+    monkeypatch.setattr(module, "_FIRST_BYTES", 100)
+    path = configured({"episodes": "plan.txt", "best": 2})
+    (path.parent / "plan.txt").write_text(f"{long('push0')}\n{long('reach3')}\n")
+    found = estimate(path, sample_seconds=0)
+    assert found.datasets[0].scanned_share < 1
+    assert found.notices[0] == "d: keeps a number of episodes a task, of which a sample says too much"
+    whole = estimate(path, sample_seconds=300)
+    assert (whole.datasets[0].kept, whole.notices) == (2, ())
