@@ -9,7 +9,7 @@ from typing import NoReturn
 
 from gatokit.schemas.errors import ConfigError, GatokitError
 
-VERBS = ("demo", "vocab", "scan", "build", "inspect", "verify", "gc", "train", "export", "evaluate")
+VERBS = ("demo", "vocab", "scan", "build", "inspect", "verify", "gc", "train", "export", "evaluate", "generate")
 """Each is a module beside this one with ``add(commands)``; its parser's default ``run`` does the work."""
 
 

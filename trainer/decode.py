@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gatokit.schemas.run import ModelConfig
-from gatokit.schemas.tokens import DISCRETE_VALUES, NO_POSITION, PATCH
+from gatokit.schemas.tokens import DISCRETE_VALUES, NO_POSITION, PATCH, Kind
 from gatokit.trainer import model
 from gatokit.trainer.batch import PADDING, Batch
 from gatokit.trainer.memory import Cache
@@ -136,3 +136,27 @@ def _one(ids: jax.Array, kinds: jax.Array, private: jax.Array) -> Batch:
     arrays |= {"patches": np.zeros((rows, 0, PATCH, PATCH, 3), np.uint8)}
     arrays |= dict.fromkeys(("patch_token", "patch_row", "patch_column"), zeros[:, :0])
     return Batch(**arrays)
+
+
+@partial(jax.jit, static_argnames=("config", "dtype", "rule", "pieces"), donate_argnames=("cache",))
+def write(
+    parameters: Tree,
+    state: jax.Array,
+    cache: Cache,
+    key: jax.Array,
+    temperature: jax.Array,
+    *,
+    config: ModelConfig,
+    dtype: Any,
+    rule: Rule,
+    pieces: int,
+    distances: jax.Array | None,
+) -> tuple[jax.Array, jax.Array, Cache]:
+    """The text id (B,), one of the vocabulary's ``pieces``, behind a hidden state (B, D), and state and cache that have
+    read it."""
+    rows = parameters["embedding"]["token"][:pieces]
+    values = model.logits({"embedding": {"token": rows}}, state, pieces)
+    ids = pick(values, jax.random.split(key, len(state)), temperature, rule, jnp.array(False))
+    one = _one(ids, jnp.full(ids.shape, Kind.TEXT), jnp.zeros_like(ids))
+    states, cache = model.extend(parameters, one, config, cache, dtype=dtype, distances=distances)
+    return ids, states[:, 0], cache

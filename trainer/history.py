@@ -106,6 +106,14 @@ class Span(NamedTuple):
         )
 
 
+def shown_pictures(pictures: Sequence[tuple[int, EncodedImage]]) -> Shown:
+    """The patches of pictures that begin at tokens of one span."""
+    if not pictures:
+        return Shown.none()
+    found = [Shown.of(image, token) for token, image in pictures]
+    return Shown(*(np.concatenate(arrays) for arrays in zip(*found, strict=True)))
+
+
 def joined(spans: Sequence[Span]) -> Span:
     """Spans one behind the other."""
     if len(spans) == 1:

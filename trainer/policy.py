@@ -34,7 +34,7 @@ from gatokit.trainer import parameters
 from gatokit.trainer.chunk import Chunk
 from gatokit.trainer.decode import Choice, Head, Rule, decide, read
 from gatokit.trainer.embedding import check_positions
-from gatokit.trainer.history import PRIVATE_NUMBERS, Shown, Span, batch_of, joined
+from gatokit.trainer.history import PRIVATE_NUMBERS, Span, batch_of, joined, shown_pictures
 from gatokit.trainer.memory import Cache, all_distances, empty_cache
 from gatokit.trainer.parameters import Tree
 from gatokit.trainer.readers import Readers, Shard
@@ -247,7 +247,7 @@ class Senses:
                 sequence.tokens[begin:end],
                 sequence.kinds[begin:end],
                 sequence.positions[begin:end],
-                _shown([(token - begin, image) for token, image in pictures if begin <= token < end]),
+                shown_pictures([(token - begin, image) for token, image in pictures if begin <= token < end]),
             )
             for begin, end in zip(begins.tolist(), ends.tolist(), strict=True)
         ]
@@ -301,7 +301,7 @@ def demonstration(policy: Policy, task: Task, senses: Senses, tokens: int, hide:
             if end - begin > left:
                 return spans
             left -= end - begin
-            shown = _shown([(token - begin, image) for token, image in pictures if begin <= token < end])
+            shown = shown_pictures([(token - begin, image) for token, image in pictures if begin <= token < end])
             acts = end - senses.tokens
             seen = Span.of(chunk.tokens[begin:acts], chunk.kinds[begin:acts], chunk.positions[begin:acts], shown)
             number = _private(len(spans)) if hide else 0
@@ -482,14 +482,6 @@ def _put(cache: Cache, one: Cache, row: int) -> Cache:
         cache.private.at[row].set(one.private[0]),
         cache.length.at[row].set(one.length[0]),
     )
-
-
-def _shown(pictures: Sequence[tuple[int, EncodedImage]]) -> Shown:
-    """The patches of pictures that begin at tokens of one span."""
-    if not pictures:
-        return Shown.none()
-    found = [Shown.of(image, token) for token, image in pictures]
-    return Shown(*(np.concatenate(arrays) for arrays in zip(*found, strict=True)))
 
 
 def _private(step: int) -> int:

@@ -1,0 +1,64 @@
+"""``gatokit generate``: text that a policy writes."""
+
+import argparse
+from pathlib import Path
+
+from gatokit.cli.build import positive
+from gatokit.cli.console import Output, add_command
+from gatokit.cli.extras import needs
+from gatokit.schemas.errors import ConfigError
+
+_ABOUT = """gatokit generate --checkpoint run --text "The sum of two numbers"
+  gatokit generate --checkpoint run --image cat.png --tokens 16"""
+
+
+def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Adds the command."""
+    parser = add_command(commands, "generate", "let a policy continue a text, or caption a picture", _ABOUT)
+    parser.add_argument(
+        "--checkpoint", required=True, metavar="DIR", help="a run's directory, one of its checkpoints, or an export"
+    )
+    parser.add_argument("--text", default="", help="what to continue")
+    parser.add_argument("--image", metavar="FILE", help="a picture to caption; it stands before the text")
+    parser.add_argument(
+        "--dataset", metavar="NAME", help="whose pictures it is like (default: the first with pictures)"
+    )
+    parser.add_argument("--tokens", type=positive, default=64, metavar="N", help="at most so many (default: 64)")
+    parser.add_argument("--greedy", action="store_true", help="take the likeliest piece and do not sample")
+    parser.add_argument(
+        "--temperature", type=_temperature, default=0.9, metavar="T", help="of samples (default: 0.9, the paper's)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of samples (default: 0)")
+    parser.set_defaults(run=run, takes_beam_options=False)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Writes, and shows what."""
+    with needs("train"):
+        from gatokit.trainer.generate import Writing, generate
+        from gatokit.trainer.policy import load_policy
+    output = Output(arguments.json)
+    picture = None
+    if arguments.image is not None:
+        try:
+            picture = Path(arguments.image).read_bytes()
+        except OSError as error:
+            raise ConfigError(f"--image: {arguments.image} cannot be read: {error.strerror}") from None
+    writing = Writing(
+        tokens=arguments.tokens,
+        rule="greedy" if arguments.greedy else "sample",
+        temperature=arguments.temperature,
+        seed=arguments.seed,
+    )
+    policy = load_policy(Path(arguments.checkpoint))
+    written = generate(policy, arguments.text, picture, writing, arguments.dataset)
+    output.say(f"{arguments.text}{written}")
+    output.result({"text": arguments.text, "image": arguments.image, "written": written})
+    return 0
+
+
+def _temperature(word: str) -> float:
+    value = float(word)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{word} is not above 0; --greedy takes the likeliest")
+    return value
