@@ -55,7 +55,11 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     )
     parser.add_argument("--no-mask", action="store_true", help="let the policy choose ids that are no action's")
     parser.add_argument(
-        "--rows", type=positive, default=16, metavar="N", help="episodes side by side (default: 16); any gives a score"
+        "--rows",
+        type=positive,
+        default=16,
+        metavar="N",
+        help="episodes that the policy plays side by side (default: 16)",
     )
     parser.add_argument(
         "--workers", type=positive, default=2, metavar="N", help="processes for expert and chance (default: 2)"
@@ -207,7 +211,8 @@ def _ceiling(arguments: argparse.Namespace, time_limits: dict[str, int], output:
 def _lost(loss: Any) -> list[float | None]:
     if loss is None:
         return [None, None, None]
-    return [_rounded(loss.mean), round(loss.percent, 2), round(loss.error, 2)]
+    # Adding 0 makes a zero of a small loss below it.
+    return [_rounded(loss.mean), round(loss.percent, 2) + 0.0, round(loss.error, 2)]
 
 
 def _called(variant: str) -> str:

@@ -20,6 +20,15 @@ class Contest:
     task: Task
     options: dict[str, Any]
 
+    @property
+    def called(self) -> str:
+        """The task's own name, ``dataset/task``."""
+        return f"{self.task.dataset}/{self.task.name}"
+
+    def agent(self, variant: str) -> str:
+        """The policy's name in the log: two datasets may hold tasks of one environment."""
+        return variant if self.called == self.name else f"{variant} as {self.called}"
+
     @contextmanager
     def adapters(self, count: int) -> Iterator[list[Adapter]]:
         """``count`` adapters of the environment, closed at the end."""
@@ -36,15 +45,18 @@ class Contest:
 def find_contests(
     policy: Policy, names: Sequence[str] | None, time_limits: Mapping[str, int], notice: Callable[[str], None]
 ) -> list[Contest]:
-    """The environments ``names`` (``family/task`` or ``dataset/task``), each once, or those of all the policy's tasks.
+    """The environments ``names`` (``family/task`` or ``dataset/task``), or those of all the policy's tasks; each once.
 
-    ConfigError for one that is unknown or that the policy was not trained on, or where there is none at all.
+    ConfigError for one that is unknown, that the policy was not trained on or that two tasks are played in, or where
+    there is none at all.
     """
     found: dict[str, Contest] = {}
     for task in policy.tasks if names is None else ():
         known = environment_of(task.dataset, task.name)
         if known is None:
             notice(f"{task.dataset}/{task.name} is left out: no family has an environment of that name")
+        elif known in found:
+            notice(f"{task.dataset}/{task.name} is left out: {found[known].called} is played in {known} already")
         else:
             found[known] = _contest(known, task, time_limits)
     for name in names or ():
@@ -52,6 +64,8 @@ def find_contests(
         known = name if name.partition("/")[0] in families() else environment_of(task.dataset, task.name)
         if known is None:
             raise ConfigError(f"{name}: no family has an environment of that name; name it family/task")
+        if known in found and found[known].task != task:
+            raise ConfigError(f"{name} and {found[known].called} are both played in {known}: name one of them")
         found[known] = _contest(known, task, time_limits)
     if not found:
         raise ConfigError(f"{policy.path} was trained on no task of a known environment")

@@ -161,7 +161,7 @@ def _play_policy(
     done = dict.fromkeys(variants, 0)
     invalid = 0
     for contest in contests:
-        missing = {variant: log.missing(contest.name, variant, scoring.rollouts) for variant in variants}
+        missing = {variant: log.missing(contest.name, contest.agent(variant), scoring.rollouts) for variant in variants}
         for variant, numbers in missing.items():
             done[variant] += scoring.rollouts - len(numbers)
             progress(variant, done[variant], total)
@@ -174,7 +174,7 @@ def _play_policy(
                     contest.task, adapters[0].spec, min(scoring.rows, scoring.rollouts), scoring.decoding(variant)
                 )
                 for rollout in play(adapters[: len(numbers)], player, numbers):
-                    log.add(contest.name, variant, rollout)
+                    log.add(contest.name, contest.agent(variant), rollout)
                     done[variant] += 1
                     progress(variant, done[variant], total)
                 invalid += player.invalid
@@ -194,7 +194,9 @@ def _scored(
             contest.name,
             anchors[contest.name],
             {
-                variant: Score.of(Returns.of(log.of(contest.name, variant, scoring.rollouts)), anchors[contest.name])
+                variant: Score.of(
+                    Returns.of(log.of(contest.name, contest.agent(variant), scoring.rollouts)), anchors[contest.name]
+                )
                 for variant in variants
             },
         )
@@ -221,7 +223,7 @@ def _film(
         progress("videos", done, total)
         if not numbers:
             continue
-        scored = log.of(contest.name, variant, count)
+        scored = log.of(contest.name, contest.agent(variant), count)
         with contest.adapters(min(scoring.rows, len(numbers))) as adapters:
             player = policy.player(
                 contest.task, adapters[0].spec, min(scoring.rows, scoring.rollouts), scoring.decoding(variant)

@@ -145,3 +145,46 @@ def test_a_killed_evaluation_goes_on_without_playing_a_rollout_twice(tmp_path: P
     assert len(whole) == 30
     assert killed == whole
     assert (tmp_path / "killed" / "ceiling.json").read_bytes() == (tmp_path / "whole" / "ceiling.json").read_bytes()
+
+
+@pytest.mark.slow
+def test_a_trained_policy(
+    tmp_path: Path, built: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = {
+        "model": {"size": "tiny", "layers": 1},
+        "context": 352,
+        "batch": 8,
+        "steps": 2,
+        "precision": "float32",
+        "remat": "none",
+        "optimizer": {"warmup_steps": 1},
+        "evaluation": {"batches": 1},
+    }
+    (tmp_path / "run.yaml").write_text(json.dumps(config))
+    run = str(tmp_path / "run")
+    assert main(["train", str(tmp_path / "run.yaml"), "--data", str(built), "--out", run]) == 0
+    words = ["evaluate", "--checkpoint", run, "--all", "--rollouts", "3", "--memory", "memory", "--json"]
+    words += ["--out", str(tmp_path / "out"), "--time-limit", "metaworld=60", "--time-limit", "atari=60"]
+    words += ["--time-limit", "dm_control=100"]
+    capsys.readouterr()
+    assert main(words) == 0
+    shown = capsys.readouterr()
+    found = json.loads(shown.out)
+    names = {item["task"] for item in (*found["tasks"], *found["refused"])}
+    assert names == {
+        "metaworld/button-press-topdown-v3",
+        "babyai/GoToLocal-v0",
+        "babyai/PickupLoc-v0",
+        "dm_control/cartpole-swingup",
+        "atari/Breakout",
+    }
+    assert "Breakout is left out: " in " ".join(shown.err.split())
+    assert {"metaworld", "babyai"} <= {item["domain"] for item in found["domains"]}
+    assert (found["rule"], found["rollouts"], list(found["others"])) == ("median", 3, ["sample/memory"])
+    log = (tmp_path / "out" / "rollouts.jsonl").read_bytes()
+    assert main(words) == 0
+    assert json.loads(capsys.readouterr().out) == found
+    assert (tmp_path / "out" / "rollouts.jsonl").read_bytes() == log
+    assert main([*words, "--temperature", "0.5"]) == 2
+    assert "holds rollouts whose temperature is 1.0, not 0.5: give another --out" in capsys.readouterr().err

@@ -1,6 +1,8 @@
 """The expert behind tokens."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -85,3 +87,9 @@ def test_a_ceiling_by_task(tmp_path: Path) -> None:
     again = measure_ceiling(names, tmp_path, rollouts=3, workers=1, time_limits=limits, progress=lambda *report: None)
     assert again == [arm, pole, grid]
     assert (tmp_path / "rollouts.jsonl").stat().st_size == size
+
+
+def test_it_needs_no_jax() -> None:
+    code = "import sys, gatokit.trainer.ceiling, gatokit.environments.videos; print('jax' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"

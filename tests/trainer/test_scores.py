@@ -14,7 +14,7 @@ from gatokit.environments import Action, Observation, make
 from gatokit.environments.rollouts import Rollout
 from gatokit.schemas.errors import ConfigError
 from gatokit.schemas.policy import Prompt
-from gatokit.trainer.contests import environment_of
+from gatokit.trainer.contests import environment_of, find_contests
 from gatokit.trainer.policy import Decoding, Task, check_same_spec
 from gatokit.trainer.scores import Anchors, Mean, Results, Returns, Score, TaskScores, best_variant, curve, overall
 from gatokit.trainer.scoring import Scoring, params_digest, score_policy
@@ -242,6 +242,23 @@ def test_the_expert_in_disguise_scores_100_and_its_mode_is_chosen(tmp_path: Path
     ):
         with pytest.raises(ConfigError, match=f"holds rollouts whose {name}"):
             score(policy, tmp_path, replace(SCORING, **change))
+
+
+def test_two_datasets_of_one_environment(tmp_path: Path) -> None:
+    policy = KnownPolicy(SHARES)
+    policy.tasks += (policy.tasks[0]._replace(dataset="more"),)
+    notices: list[str] = []
+    found = find_contests(policy, None, {}, notices.append)  # type: ignore[arg-type]
+    assert [contest.called for contest in found] == [ARM]
+    assert notices == [f"more/door-open-v3 is left out: {ARM} is played in {ARM} already"]
+    with pytest.raises(ConfigError, match=f"more/door-open-v3 and {ARM} are both played in {ARM}: name one of them"):
+        find_contests(policy, [ARM, "more/door-open-v3"], {}, notices.append)  # type: ignore[arg-type]
+    scoring = replace(SCORING, rollouts=2, modes=("window",), sampling=False)
+    for name in (ARM, "more/door-open-v3"):
+        score(policy, tmp_path, scoring, [name])
+    played = [key for key in keys(tmp_path) if key[1] not in ("random", "expert")]
+    agents = ("median/window", "median/window as more/door-open-v3")
+    assert played == [(ARM, agent, number) for agent in agents for number in range(2)]
 
 
 def test_one_mode_alone_and_the_return_of_the_data(tmp_path: Path) -> None:
