@@ -1,6 +1,7 @@
 """``gatokit demo``: the whole road on real episodes, pictures and prose that are made on the spot."""
 
 import argparse
+import json
 import time
 from importlib.resources import files
 from pathlib import Path
@@ -12,6 +13,9 @@ from gatokit.inspection import open_directory
 
 VOCABULARY_PIECES = 4000
 """The demo's text is too short for 32,000."""
+PLAYED = ("metaworld/button-press-topdown-v3", "metaworld/door-open-v3", "metaworld/drawer-open-v3")
+"""What the policy is scored on: a few minutes of training on two cores teach a small model these."""
+ROLLOUTS = 10
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -19,7 +23,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     parser = add_command(
         commands,
         "demo",
-        "record real episodes, scan, build, verify and inspect them, and train on them, in minutes on two cores",
+        "record real episodes, scan, build, verify and inspect them, train on them and play, in minutes on two cores",
         "gatokit demo --out demo",
     )
     parser.add_argument("--out", default="demo", metavar="DIR", help="directory to write (default: demo)")
@@ -72,15 +76,24 @@ def run(arguments: argparse.Namespace) -> int:
         if status:
             return status
     stage(output, "train the smallest model on the shards")
-    run_config, run = copied("demo-train.yaml", out), out / "run"
-    forget_other_run(run_config, built, run)
+    run_config, run, scores = copied("demo-train.yaml", out), out / "run", out / "scores"
+    forget_other_run(run_config, built, run, scores)
     status = command(output, ["train", str(run_config), "--data", built, "--out", str(run)], quiet=arguments.json)
     if status:
         return status
     losses = show_losses(output, run_config, built, run)
+    stage(output, "let the policy play, beside the expert and chance")
+    played = [word for task in PLAYED for word in ("--env", task)]
+    evaluate = ["evaluate", "--checkpoint", str(run), *played, "--rollouts", str(ROLLOUTS), "--memory", "memory"]
+    status = command(output, [*evaluate, "--out", str(scores), *workers], quiet=arguments.json)
+    if status:
+        return status
     seconds = time.monotonic() - begin
     output.say(f"\nthe demo took {seconds:.0f} s; everything is below {out}, and its config is {config}")
-    output.result({"out": str(out), "seconds": seconds, "losses": losses})
+    from gatokit.trainer.scoring import SCORES
+
+    mean = json.loads((scores / SCORES).read_text(encoding="utf-8"))["mean"]
+    output.result({"out": str(out), "seconds": seconds, "losses": losses, "score": mean})
     return 0
 
 

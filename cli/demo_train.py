@@ -12,18 +12,20 @@ COUNTED_BATCHES = 200
 """Batches whose targets give the unigram entropy."""
 
 
-def forget_other_run(config: Path, built: str, out: Path) -> None:
-    """Removes a run in ``out`` that was made by another config or on another build."""
+def forget_other_run(config: Path, built: str, out: Path, scores: Path) -> None:
+    """Removes a run in ``out`` that was made by another config or on another build, and ``scores`` of no run there."""
     with needs("train"):
         from gatokit.trainer.mixture import open_mixture
         from gatokit.trainer.run_file import read_run
     run, wanted = read_run(out), read_run_config(config)
     if run is None:
+        shutil.rmtree(scores, ignore_errors=True)
         return
     slots = {"patch_slots": wanted.input.patch_slots}
     found = run.config.model_copy(update={"input": run.config.input.model_copy(update=slots)})
     if found != wanted or run.data_digest != open_mixture([built], wanted.input.weights).data_digest:
         shutil.rmtree(out)
+        shutil.rmtree(scores, ignore_errors=True)
 
 
 def show_losses(output: Output, config: Path, built: str, out: Path) -> list[dict[str, Any]]:

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
+
 from gatokit.environments.jobs import Job, record_tasks
 from gatokit.environments.progress import progress_bars
 
@@ -75,3 +77,21 @@ def gatokit(*words: str) -> str:
     if done.returncode:
         sys.exit(done.returncode)
     return done.stdout or ""
+
+
+def draw_curves(path: Path, horizontal: str, vertical: str, curves: dict[str, dict[str, list[float]]]) -> None:
+    """Draws curves by name: at each place on the horizontal axis the mean of its values, and each value as a point."""
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    for name, values in curves.items():
+        places = list(values)
+        (line,) = axes.plot(places, [sum(of) / len(of) for of in values.values()], marker="o", label=name)
+        for place, of in values.items():
+            axes.plot([place] * len(of), of, ".", color=line.get_color(), alpha=0.5)
+    axes.set_xlabel(horizontal)
+    axes.set_ylabel(vertical)
+    axes.grid(color="0.9")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=110)
+    print(f"drawn in {path}")

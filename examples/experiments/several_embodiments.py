@@ -1,6 +1,6 @@
 """One model, several embodiments: eight tasks of four domains played by one set of weights.
 
-    python examples/experiments/several_embodiments.py --out data/experiments
+python examples/experiments/several_embodiments.py --out data/experiments
 """
 
 import argparse
@@ -26,7 +26,7 @@ RUN = """
 model: {size: tiny, stochastic_depth: 0}
 context: 176            # one step of BabyAI, four of Meta-World, five of Freeway, twenty and more of dm_control
 batch: 32
-steps: 3200
+steps: 2200
 precision: float32
 remat: none
 log_every: 50
@@ -39,7 +39,7 @@ input:
   patch_slots: 456
 loss_weight: sequence
 optimizer: {learning_rate: 3e-3, final_learning_rate: 1e-4, warmup_steps: 100}
-evaluation: {every: 800, batches: 4}
+evaluation: {every: 1100, batches: 4}
 checkpoint: {every: 400, keep_last: 2}
 """
 
@@ -55,8 +55,15 @@ def main() -> None:
     families = ("metaworld", "babyai", "dm_control", "atari")
     built = build({family: f"{family}/*" for family in families}, arguments.out / "recorded", out / "built")
     run = train(RUN, built, out / "run")
-    scores = evaluate(run, [job.name for job in JOBS], out / "scores", "--rollouts", arguments.rollouts,
-                      "--time-limit", "atari/Freeway=600")
+    scores = evaluate(
+        run,
+        [job.name for job in JOBS],
+        out / "scores",
+        "--rollouts",
+        arguments.rollouts,
+        "--time-limit",
+        "atari/Freeway=600",
+    )
     for task in scores["tasks"]:
         print(f"{task['task']:32} {task['normalized']:6.1f} %")
 
