@@ -6,8 +6,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import groupby, pairwise
 from typing import Any
 
-import numpy as np
-
 from gatokit.pipelines.orders import DocumentsHead, Order
 from gatokit.pipelines.shards import Made, Outside
 from gatokit.pipelines.sources.corpora import text_separator
@@ -16,7 +14,7 @@ from gatokit.pipelines.sources.source import Place
 from gatokit.schemas.document import Document, DocumentRules
 from gatokit.schemas.episode import EncodedImage, PlacedImage, TokenSequence
 from gatokit.schemas.errors import RejectedError
-from gatokit.schemas.record import Record
+from gatokit.schemas.record import document_record
 from gatokit.tokenizers.document import DocumentTokenizer, patch_count
 from gatokit.tokenizers.pictures import is_copied, prepare
 from gatokit.tokenizers.text import TextTokenizer
@@ -25,7 +23,6 @@ _BATCH_DOCUMENTS, _BATCH_CHARACTERS, _BATCH_BYTES = 256, 1 << 18, 1 << 19
 """Documents are tokenized together up to this many, this much text and this much of pictures."""
 _THREADS, _HEAVY_CHARACTERS = 2, 1 << 16
 """Threads beside a worker's own, and the text of a batch that is worth one: handing over costs where there is less."""
-_NO_STEPS = np.empty(0)
 _Encoded = tuple[int, str, TokenSequence | RejectedError, str | None]
 """Row, id, tokens or why there are none, remark."""
 
@@ -158,18 +155,7 @@ def document_records(id: str, sequence: TokenSequence, chunk_tokens: int) -> tup
                 images=[PlacedImage(token - begin, image) for token, image in sequence.images if begin <= token < end],
             )
         )
-        record = Record(
-            owner=id,
-            chunk=chunk,
-            chunks=len(starts),
-            first_step=0,
-            spec="",
-            sequence=part,
-            reward=_NO_STEPS,
-            discount=None,
-            flags=_NO_STEPS,
-        )
-        packed.append(record.to_bytes())
+        packed.append(document_record(id, chunk, len(starts), part))
         sizes.append(end - begin)
     return packed, sizes
 

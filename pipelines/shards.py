@@ -6,8 +6,8 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import google_crc32c
 import pyarrow as pa
@@ -33,8 +33,7 @@ Outside = dict[str, dict[str, tuple[int, int]]]
 """By task and continuous action: values outside of the range, and all."""
 
 
-@dataclass(frozen=True)
-class Made:
+class Made(NamedTuple):
     """The serialized records of one episode or document, the tokens of each, and a remark for the index."""
 
     records: list[bytes]

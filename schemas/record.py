@@ -21,6 +21,8 @@ from gatokit.schemas.tokens import PATCH
 RECORD_VERSION = 1
 _VERSION = RecordMessage(version=RECORD_VERSION).SerializeToString(deterministic=True)
 _NUMBERS = {name: field.number for name, field in RecordMessage.DESCRIPTOR.fields_by_name.items()}
+_TOKENS, _KINDS, _POSITIONS = (_NUMBERS[name] for name in ("tokens", "kinds", "positions"))
+_IMAGES = _NUMBERS["images"]
 _token = attrgetter("token")
 _Parts = list[bytes | memoryview]
 _Arranged = tuple[list[int], list[_Parts]]
@@ -53,17 +55,7 @@ class Record:
         per_step = (sequence.step_begin, sequence.text_tokens, self.reward, self.discount, self.flags)
         if self.first_step or any(values is not None and values.size for values in per_step):
             return self.divided([0])[0]
-        # Documents are small and many, and have none of these.
-        parts: _Parts = [_owner(self.owner), _scalars(self.chunk, self.chunks, 0, self.spec)]
-        for name, values, dtype in (
-            ("tokens", sequence.tokens, _U2),
-            ("kinds", sequence.kinds, _U1),
-            ("positions", sequence.positions, _U2),
-        ):
-            if values.size:
-                data = values.astype(dtype, copy=False).tobytes()
-                parts += (_head(_NUMBERS[name], len(data)), data)
-        return b"".join(parts + _image_parts(sequence.images, 0))
+        return document_record(self.owner, self.chunk, self.chunks, sequence, self.spec)
 
     def divided(self, first_steps: list[int]) -> list[bytes]:
         """The serialized messages of the records into which this one is cut; each begins with one of its
@@ -154,6 +146,22 @@ class Record:
             if placed.token < end or placed.token + rows * columns > len(sequence.tokens):
                 raise ValueError("the record's images overlap or reach beyond its tokens")
             end = placed.token + rows * columns
+
+
+def document_record(owner: str, chunk: int, chunks: int, sequence: TokenSequence, spec: str = "") -> bytes:
+    """The serialized message of a record without time steps: documents are small and many."""
+    parts: _Parts = [_owner(owner), _scalars(chunk, chunks, 0, spec)]
+    for name, values, dtype in (
+        (_TOKENS, sequence.tokens, _U2),
+        (_KINDS, sequence.kinds, _U1),
+        (_POSITIONS, sequence.positions, _U2),
+    ):
+        if values.size:
+            data = values.astype(dtype, copy=False).tobytes()
+            parts += (_head(name, len(data)), data)
+    if sequence.images:
+        parts += _image_parts(sequence.images, 0)
+    return b"".join(parts)
 
 
 def _unpack(message: RecordMessage, name: str, dtype: np.dtype[Any]) -> np.ndarray:
@@ -248,16 +256,18 @@ def _place(height: int, width: int, token: int) -> bytes:
     return ImageMessage(height=height, width=width, token=token).SerializeToString(deterministic=True)
 
 
-@functools.lru_cache(maxsize=4096)
 def _image_head(data: int, place: int) -> bytes:
     """What stands before the data of an image, given the lengths of that and of the fields behind it."""
     head = _new_head(ImageMessage.DATA_FIELD_NUMBER, data)
-    return _new_head(_NUMBERS["images"], len(head) + data + place) + head
+    return _new_head(_IMAGES, len(head) + data + place) + head
 
 
 def _new_head(number: int, length: int) -> bytes:
     """Tag and length of a bytes or message field."""
-    head = [number << 3 | 2]
+    tag = number << 3 | 2
+    if length < 1 << 14:  # written out: the lengths of pictures hardly ever come again
+        return bytes((tag, length)) if length < 1 << 7 else bytes((tag, length & 0x7F | 0x80, length >> 7))
+    head = [tag]
     while length > 0x7F:
         head.append(length & 0x7F | 0x80)
         length >>= 7

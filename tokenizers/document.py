@@ -3,7 +3,8 @@
 Legend: T tokens of one document.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,8 @@ from gatokit.schemas.tokens import IMAGE_ID, NO_POSITION, PATCH, Kind
 from gatokit.tokenizers.text import TextTokenizer
 
 _NO_STEPS = np.empty(0, np.uint32)
+_SHORT = 1024
+"""Tokens of a document with pictures that is like many others."""
 _TEXT, _IMAGE = int(Kind.TEXT), int(Kind.IMAGE)
 
 
@@ -33,6 +36,19 @@ class _Repeated:
 _NO_POSITIONS = _Repeated(NO_POSITION, np.uint16)
 _IMAGE_IDS = _Repeated(IMAGE_ID, np.uint16)
 _IMAGE_KINDS, _TEXT_KINDS = _Repeated(_IMAGE, np.uint8), _Repeated(_TEXT, np.uint8)
+
+
+def _new_kinds(widths: Iterable[int]) -> np.ndarray:
+    """The kinds of texts and, their widths negative, pictures."""
+    return np.concatenate([(_IMAGE_KINDS if width < 0 else _TEXT_KINDS).of(abs(width)) for width in widths])
+
+
+@functools.lru_cache(maxsize=4096)
+def _kinds(widths: tuple[int, ...]) -> np.ndarray:
+    """The same as a read-only array that equal widths share."""
+    kinds = _new_kinds(widths)
+    kinds.flags.writeable = False
+    return kinds
 
 
 def patch_count(image: EncodedImage) -> int:
@@ -83,28 +99,28 @@ class DocumentTokenizer:
         return [part for part in parts if part != ""]
 
     def _sequence(self, document: Document, parts: list[np.ndarray | EncodedImage]) -> TokenSequence | RejectedError:
-        pieces, kinds, images, at = [], [], [], 0
+        pieces, widths, images, at = [], [], [], 0
         for part in parts:
             if isinstance(part, EncodedImage):
                 width = patch_count(part)
                 images.append(PlacedImage(at, part))
                 pieces.append(_IMAGE_IDS.of(width))
-                kinds.append(_IMAGE_KINDS.of(width))
+                widths.append(-width)
             else:
                 width = len(part)
                 pieces.append(part)
-                kinds.append(_TEXT_KINDS.of(width))
+                widths.append(width)
             at += width
         if not at:
             return RejectedError("empty", "the vocabulary's normalisation leaves nothing of its text")
         if self._end is not None:
             pieces.append(self._end)
-            kinds.append(_TEXT_KINDS.of(1))
-        tokens = np.concatenate(pieces)
+            widths.append(1)
+            at += 1
         return TokenSequence(
-            tokens=tokens,
-            kinds=np.concatenate(kinds),
-            positions=_NO_POSITIONS.of(len(tokens)),
+            tokens=np.concatenate(pieces),
+            kinds=_kinds(tuple(widths)) if images and at <= _SHORT else _new_kinds(widths),
+            positions=_NO_POSITIONS.of(at),
             step_begin=_NO_STEPS,
             images=images,
         )
