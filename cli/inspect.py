@@ -1,4 +1,5 @@
-"""``gatokit inspect``: what a finished build or scan holds, one episode or document, other rules, what changed."""
+"""``gatokit inspect``: what a finished build or scan holds, one episode or document, other rules, what changed, a
+report."""
 
 import argparse
 import difflib
@@ -12,6 +13,7 @@ import pyarrow.compute as pc
 from gatokit.cli.against import show_changes
 from gatokit.cli.console import Output, add_command
 from gatokit.cli.document import show_document
+from gatokit.cli.report import write_report
 from gatokit.cli.rules import read_keep, read_rule, shown
 from gatokit.cli.steps import FIRST_STEPS, show_episode
 from gatokit.cli.training_step import show_step
@@ -36,7 +38,8 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         "  gatokit inspect built --at 0.8 --against 0.9\n"
         "  gatokit inspect built --episode 'door-open-v3/door.tfrecord-00000#0' --steps 10:20\n"
         "  gatokit inspect built --dataset captions\n"
-        "  gatokit inspect built --document '00000.tar#000000012' --images pictures",
+        "  gatokit inspect built --document '00000.tar#000000012' --images pictures\n"
+        "  gatokit inspect built --html report.html --card README.md",
     )
     parser.add_argument("directory", metavar="DIR", help="finished build or scan")
     parser.add_argument("--dataset", metavar="D", help="this dataset alone, in detail")
@@ -69,7 +72,14 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         help="what changed from DIR to the finished directory B; or to another rule for DIR, a fraction or a keep rule",
     )
     parser.add_argument("--step", type=int, metavar="K", help="DIR is a run's: the records behind its step K, from 1")
-    parser.add_argument("--run", dest="of_run", metavar="R", help="with --step: DIR is a build, R a run or run config")
+    parser.add_argument(
+        "--run",
+        dest="of_run",
+        metavar="R",
+        help="with --step: DIR is a build, R a run or run config; with --html: show what R draws from DIR",
+    )
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write a report: one page that opens offline")
+    parser.add_argument("--card", type=Path, metavar="FILE", help="write a dataset card as Markdown")
     parser.set_defaults(run=run, takes_beam_options=False)
 
 
@@ -87,13 +97,20 @@ def run(arguments: argparse.Namespace) -> int:
             option = "--full" if arguments.full else "--images"
             raise ConfigError(f"{option} belongs to --document: give the document to show")
     output = Output(arguments.json)
+    files = [option for option in ("html", "card") if getattr(arguments, option) is not None]
+    if files:
+        _check_report(files[0], arguments)
+        directory = open_directory(arguments.directory)
+        datasets = chosen_datasets(directory, arguments.dataset, None)
+        write_report(output, directory, datasets, arguments.html, arguments.card, arguments.of_run)
+        return 0
     if arguments.step is not None:
         if arguments.episode is not None or asked:
             raise ConfigError("--step answers another question than --episode and --at: give one of them")
         show_step(output, arguments.directory, arguments.of_run, arguments.step, arguments.dataset, arguments.task)
         return 0
     if arguments.of_run is not None:
-        raise ConfigError("--run belongs to --step: give the step to show")
+        raise ConfigError("--run belongs to --step or --html: give the step to show, or a file for the report")
     rule = arguments.at if arguments.keep is None else read_keep(arguments.keep, "--keep")
     directory = open_directory(arguments.directory)
     if arguments.against is not None:
@@ -109,6 +126,15 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         show_directory(output, directory, datasets, arguments.dataset is not None)
     return 0
+
+
+def _check_report(option: str, arguments: argparse.Namespace) -> None:
+    """ConfigError where another view is asked for beside the files of a report."""
+    for other in ("task", "episode", "at", "keep", "against", "step"):
+        if getattr(arguments, other) is not None:
+            raise ConfigError(f"--{option} and --{other} are two views: give one of them")
+    if arguments.of_run is not None and arguments.html is None:
+        raise ConfigError("--run belongs to --step or --html: give the step to show, or a file for the report")
 
 
 def _show_against(output: Output, left: Directory, rule: Rule | None, arguments: argparse.Namespace) -> None:
