@@ -38,7 +38,7 @@ class HeldOut:
         """Mean losses in nats per dataset, each with its kinds, and their mean over datasets.
 
         ``kinds`` are those of the mixture: datasets count by their weight, as they do in training. Text perplexity is
-        that of its texts.
+        that of its texts. Actions are means of the mixture too, those of a window's first action beside all.
         """
         found: dict[str, Line] = {}
         totals: list[np.ndarray] | None = None
@@ -49,11 +49,13 @@ class HeldOut:
             weighed = [self._weights[name] * values for values in sums]
             totals = weighed if totals is None else [a + b for a, b in zip(totals, weighed, strict=True)]
         assert totals is not None
-        kinds = losses(as_sums(totals), self._datasets)["kinds"]
+        of_all = losses(as_sums(totals), self._datasets)
         return {
             "loss": _mean([item["loss"] for item in found.values()]),
-            "text_perplexity": perplexity(kinds.get(KIND_NAMES[Kind.TEXT])),
-            "kinds": kinds,
+            "text_perplexity": perplexity(of_all["kinds"].get(KIND_NAMES[Kind.TEXT])),
+            "kinds": of_all["kinds"],
+            "action_loss": of_all["action_loss"],
+            "first_action_loss": of_all["first_action_loss"],
             "datasets": found,
         }
 

@@ -145,8 +145,9 @@ def _normal(name: str, shape: tuple[int, ...]) -> jax.Array:
     for axis in range(len(shape)):
         place += jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * np.uint32(prod(shape[axis + 1 :]))
     bits = _mix(_mix(place ^ first) ^ second)
-    # 2^24 values between -1 and 1, neither of which is reached.
-    uniform = ((bits >> 8).astype(jnp.float32) + 0.5) * 2.0**-23 - 1.0
+    # 2^23 values between -1 and 1, each exact in float32: with one bit more, adding the half would round the last to 1,
+    # whose normal is infinite.
+    uniform = ((bits >> 9).astype(jnp.float32) + 0.5) * 2.0**-22 - 1.0
     return jax.lax.erf_inv(uniform) * np.float32(2**0.5)
 
 

@@ -24,16 +24,16 @@ SEEDS = (0, 1, 2)
 RUN = """
 model: {{size: tiny, stochastic_depth: 0}}
 context: 63             # nine steps
-batch: 32
-steps: 240
+batch: 16
+steps: 200
 seed: {seed}
 precision: float32
 remat: none
 log_every: 20
 input: {{align: step, hide_actions: 1.0, prompt: {{share: 0}}}}
 optimizer: {{learning_rate: 3e-3, final_learning_rate: 1e-4, warmup_steps: 20}}
-evaluation: {{every: 240, batches: 2}}
-checkpoint: {{every: 240}}
+evaluation: {{every: 200, batches: 2}}
+checkpoint: {{every: 200}}
 """
 
 

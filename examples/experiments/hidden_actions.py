@@ -18,15 +18,15 @@ SHARES = (0.0, 0.5, 1.0)
 RUN = """
 model: {{size: tiny, stochastic_depth: 0}}
 context: 63             # nine steps
-batch: 32
-steps: 400
+batch: 16
+steps: 300
 precision: float32
 remat: none
 log_every: 20
 input: {{align: step, hide_actions: {share}, prompt: {{share: 0}}}}
 optimizer: {{learning_rate: 3e-3, final_learning_rate: 1e-4, warmup_steps: 20}}
-evaluation: {{every: 400, batches: 8}}
-checkpoint: {{every: 400}}
+evaluation: {{every: 300, batches: 8}}
+checkpoint: {{every: 300}}
 """
 
 

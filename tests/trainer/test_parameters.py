@@ -99,3 +99,12 @@ def test_a_seed_of_32_bits():
     largest = np.asarray(parameters.initialize(table, 2**32 - 1)["a"])
     assert np.isfinite(largest).all()
     assert (largest != np.asarray(parameters.initialize(table, 0)["a"])).all()
+
+
+@pytest.mark.parametrize("seed", [1, 6])
+def test_no_draw_is_infinite(seed: int) -> None:
+    """Of four million draws some are the outermost that 32 bits give."""
+    table = {"embedding": {"token": parameters.Parameter((33_280, 128), std=1.0)}}
+    values = np.asarray(parameters.initialize(table, seed)["embedding"]["token"])
+    assert 5 < np.abs(values).max() < 5.4
+    assert abs(values.std() - 1) < 1e-3

@@ -46,7 +46,14 @@ def test_what_a_run_leaves(trained: Path, mixed: Path) -> None:
     }  # fmt: skip
     assert set(found[0]["datasets"]) == {"grid", "books"}
     assert set(found[0]["kinds"]) == {"text", "discrete_action", "continuous_action"}
-    assert set(found[-1]["held_out"]) == {"loss", "text_perplexity", "kinds", "datasets"}
+    assert set(found[-1]["held_out"]) == {
+        "loss",
+        "text_perplexity",
+        "kinds",
+        "action_loss",
+        "first_action_loss",
+        "datasets",
+    }
 
 
 def test_a_policy_can_be_made_of_the_checkpoint_alone(trained: Path, mixed: Path) -> None:
