@@ -10,6 +10,7 @@ from gatokit.cli.console import Output, size
 from gatokit.cli.extras import needs
 from gatokit.inspection import DatasetReader, Directory
 from gatokit.inspection.card import card, markdown
+from gatokit.inspection.report import Shares
 from gatokit.schemas.errors import ConfigError
 
 _DRAWN = 1_000
@@ -47,8 +48,8 @@ def write_report(
     output.result({name: str(path) for name, path in written.items()})
 
 
-def _drawn(directory: Directory, run: str) -> dict[str, float]:
-    """By dataset the share of the first windows that a run, or a run config, draws from it."""
+def _drawn(directory: Directory, run: str) -> dict[str, Shares]:
+    """By dataset its share of the weights of a run, or run config, and of the first windows that it draws."""
     with needs("train"):
         from gatokit.schemas.run import read_run_config
         from gatokit.trainer.mixture import open_mixture
@@ -63,7 +64,8 @@ def _drawn(directory: Directory, run: str) -> dict[str, float]:
     windows = Windows(mixture, config)
     steps = range(-(-_DRAWN // config.batch))
     counts = Counter(sample.dataset for step in steps for sample in windows.trace(step, range(config.batch)))
-    return {name: count / counts.total() for name, count in counts.items()}
+    weights = zip(mixture.names, mixture.weights.tolist(), strict=True)
+    return {name: Shares(asked=weight, drawn=counts[name] / counts.total()) for name, weight in weights}
 
 
 def _write(path: Path, text: str, option: str) -> Path:

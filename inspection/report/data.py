@@ -20,6 +20,7 @@ from gatokit.inspection.report.films import Budget, Excerpt, Film, excerpt, film
 from gatokit.inspection.report.rows import Overview, overview, rows_at
 from gatokit.inspection.report.stops import STEPS
 from gatokit.inspection.report.tasks import TaskFacts, facts
+from gatokit.inspection.rows import EpisodeRow
 from gatokit.schemas.index import REASONS
 from gatokit.schemas.tokens import Kind
 
@@ -28,7 +29,6 @@ _FILM_BYTES = 3_500_000
 """Of all films of a page, as data URLs."""
 _MOST_FILMED = 60
 """Tasks whose episodes are shown."""
-_FILMS_A_TASK = 3
 _MOST_DRAWN = 2_000
 """Tasks whose returns are drawn: the largest of the directory."""
 _POINTS = (40, 400)
@@ -41,6 +41,14 @@ Moved = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
+class Shares:
+    """A dataset's share of the weights of a run, and of the windows that the run draws."""
+
+    asked: float
+    drawn: float
+
+
+@dataclass(frozen=True)
 class DatasetFacts:
     """A dataset. ``kinds`` counts tokens of what is kept; in a scan they are estimated from steps. ``pictures`` are
     (height, width, how many), the most frequent first, counted in ``counted`` of ``records`` where these are given."""
@@ -50,7 +58,7 @@ class DatasetFacts:
     holds_documents: bool
     hz: float | None
     weight: float
-    drawn: float | None
+    of_run: Shares | None
     overview: Overview
     tokens: int | None
     kinds: dict[str, int]
@@ -111,10 +119,10 @@ class Report:
 def report(
     directory: Directory,
     datasets: Sequence[DatasetReader],
-    drawn: Mapping[str, float] | None = None,
+    of_run: Mapping[str, Shares] | None = None,
     moved: Moved | None = None,
 ) -> Report:
-    """Reads some datasets of a finished build or scan; ``drawn`` has the share of a run's windows by dataset.
+    """Reads some datasets of a finished build or scan; ``of_run`` has what a run draws by dataset.
 
     DataError where an index or a shard cannot be read.
     """
@@ -132,15 +140,17 @@ def report(
                 if moved is not None:
                     moved(f"tasks of {dataset.name}", len(tasks), len(dataset.task_names))
         found.tasks += [(number, task) for task in tasks]
-        share = None if drawn is None else drawn.get(dataset.name, 0.0)
+        share = None if of_run is None else of_run.get(dataset.name, Shares(0.0, 0.0))
         found.datasets.append(_dataset(directory, dataset, seen, tasks, share, budget))
     filmed = [
         (number, task)
         for number, task in found.tasks
         if task.chosen and datasets[number].totals.shards and not found.datasets[number].overview.missing
     ]
-    for number, task in sorted(filmed, key=lambda item: -item[1].kept)[:_MOST_FILMED]:
-        films = _films(directory, datasets[number], task, budget)
+    filmed = sorted(filmed, key=lambda item: -item[1].kept)[:_MOST_FILMED]
+    rows = {number: _chosen_rows(datasets[number], filmed, number) for number in {number for number, _ in filmed}}
+    for number, task in filmed:
+        films = _films(directory, datasets[number], task, rows[number], budget)
         if films:
             found.films[number, task.name] = films
     return found
@@ -159,7 +169,7 @@ def _dataset(
     dataset: DatasetReader,
     seen: Overview,
     tasks: Sequence[TaskFacts],
-    drawn: float | None,
+    of_run: Shares | None,
     budget: Budget,
 ) -> DatasetFacts:
     totals = dataset.totals
@@ -189,7 +199,7 @@ def _dataset(
         holds_documents=dataset.holds_documents,
         hz=totals.hz,
         weight=totals.weight,
-        drawn=drawn,
+        of_run=of_run,
         overview=seen,
         tokens=totals.tokens if stored else None,
         kinds=kinds,
@@ -238,19 +248,26 @@ def _episode_pictures(dataset: DatasetReader, tasks: Sequence[TaskFacts]) -> tup
     return tuple((height, width, count) for (height, width), count in found.most_common())
 
 
-def _films(directory: Directory, dataset: DatasetReader, task: TaskFacts, budget: Budget) -> list[Film]:
-    labels = {ordinal: label for label, ordinal in list(task.chosen.items())[:_FILMS_A_TASK]}
+def _chosen_rows(dataset: DatasetReader, filmed: Sequence[tuple[int, TaskFacts]], number: int) -> dict[int, EpisodeRow]:
+    """The rows of a dataset that films are made of, by ordinal."""
+    ordinals = sorted(ordinal for place, task in filmed if place == number for ordinal in task.chosen.values())
+    return dict(zip(ordinals, rows_at(dataset, ordinals), strict=True))
+
+
+def _films(
+    directory: Directory, dataset: DatasetReader, task: TaskFacts, rows: Mapping[int, EpisodeRow], budget: Budget
+) -> list[Film]:
     pieces: dict[int, str] = {}
     films = []
-    for ordinal in labels if budget.left > 0 else ():
-        [row] = rows_at(dataset, [ordinal])
-        if row.shard is None:
+    for label, ordinal in task.chosen.items():
+        row = rows[ordinal]
+        if row.shard is None or budget.left <= 0:
             continue
         [episode] = dataset.read([row])
         first = episode.sequence.tokens[episode.sequence.kinds == Kind.TEXT]
         for id_ in np.unique(first[:64]).tolist():
             pieces.setdefault(id_, directory.text.decode(np.array([id_], np.uint16)))
-        films.append(film(episode, labels[ordinal], pieces, budget))
+        films.append(film(episode, label, pieces, budget))
     return films
 
 

@@ -131,7 +131,7 @@ function keptAt(tasks, at, hz) {
   return { episodes: of("episodes"), steps, tokens: of("tokens") + estimated, estimated, unknown, hours: hz ? steps / hz / 3600 : null };
 }
 
-const tokensText = (now) => (now.unknown && !now.tokens ? "unknown" : (now.estimated ? "≈ " : "") + short(now.tokens));
+const tokensText = (now) => (now.unknown && !now.tokens ? "unknown" : now.estimated ? "≈ " + short(now.tokens) : count(now.tokens));
 
 function drawOverview() {
   const kept = sum(data.datasets.map((item) => item.kept)), found = sum(data.datasets.map((item) => item.found));
@@ -325,8 +325,8 @@ function returnsPlot(task) {
     title: "returns in collection order" + some,
     params: [{ name: "limit", value: limitOf(task) }],
     layer: [
-      { data: { values }, mark: { type: "point", filled: true, size: 18, opacity: 0.65 }, encoding: { x, y, color: colour, tooltip: [{ field: "value", title: "return" }, { field: "what", title: "verdict" }, { field: "agent" }, { field: "place", title: "episode" }] } },
       { data: { values: means }, mark: { type: "line", strokeWidth: 2 }, encoding: { x, y, color: colour, detail: { field: "agent" }, tooltip: [{ field: "value", title: "mean" }, { field: "window" }, { field: "agent" }] } },
+      { data: { values }, mark: { type: "point", filled: true, size: 18, opacity: 0.65 }, encoding: { x, y, color: colour, tooltip: [{ field: "value", title: "return" }, { field: "what", title: "verdict" }, { field: "agent" }, { field: "place", title: "episode" }] } },
       ...rules(task, "y", OVER_TIME),
     ],
   };
@@ -426,17 +426,17 @@ function drawMixture() {
     }));
     byId("kinds").replaceChildren(wide(table(
       [{ title: "dataset", of: (item) => item.name + (item.kinds_estimated ? " (estimated)" : "") }, ...KINDS.filter((kind) => data.datasets.some((item) => item.kinds[kind])).map((kind) => ({ title: kind, number: true, of: (item) => count(item.kinds[kind]) }))],
-      data.datasets,
+      data.datasets.filter((item) => Object.keys(item.kinds).length),
     )));
   }
   const weight = sum(data.datasets.map((item) => item.weight));
   const stored = sum(data.datasets.map((item) => sum(Object.values(item.kinds))));
   const parts = data.datasets.flatMap((item) => [
-    { dataset: item.name, what: "weight asked for", part: item.weight / weight },
-    ...(item.drawn == null ? [] : [{ dataset: item.name, what: "windows drawn", part: item.drawn }]),
-    ...(stored ? [{ dataset: item.name, what: "tokens", part: sum(Object.values(item.kinds)) / stored }] : []),
+    { dataset: item.name, what: "weight in the config", part: item.weight / weight },
+    ...(item.of_run ? [{ dataset: item.name, what: "weight in the run", part: item.of_run.asked }, { dataset: item.name, what: "windows drawn", part: item.of_run.drawn }] : []),
+    ...(stored && !isScan ? [{ dataset: item.name, what: "tokens", part: sum(Object.values(item.kinds)) / stored }] : []),
   ]);
-  const order = ["weight asked for", "windows drawn", "tokens"];
+  const order = ["weight in the config", "weight in the run", "windows drawn", "tokens"];
   plot("plot-weights", () => ({
     title: "shares of the mixture",
     height: Math.max(100, 34 * names.length + 20),
@@ -444,7 +444,7 @@ function drawMixture() {
     mark: "bar",
     encoding: { y, yOffset: { field: "what", sort: order }, x: { field: "part", type: "quantitative", title: null, axis: { format: ".0%" } }, color: { field: "what", type: "nominal", scale: legendColours(order.filter((what) => parts.some((part) => part.what === what))) }, tooltip: [{ field: "dataset" }, { field: "what" }, { field: "part", format: ".2%" }] },
   }));
-  byId("weights-note").textContent = data.datasets.some((item) => item.drawn != null) ? "Windows drawn are those of the run that was given." : "A run draws windows by weight; --run R shows what it draws.";
+  byId("weights-note").textContent = data.datasets.some((item) => item.of_run) ? "Windows drawn are the first 1,000 or more of the run that was given." : "A run draws windows by weight; --run R shows what it draws." + (isScan ? " A scan knows no text: its tokens are not counted." : "");
 }
 
 function drawDocuments() {

@@ -302,6 +302,20 @@ def test_the_command_writes_both_files(small, tmp_path, capsys):
     assert sorted(file.name for file in tmp_path.iterdir()) == ["CARD.md", "report.html"]
 
 
+def test_what_a_run_draws_stands_beside_the_weights(small, tmp_path):
+    config = tmp_path / "run.yaml"
+    weights = "{arm: 3, grid: 1, against_random: 4}"
+    config.write_text(f"model: {{size: tiny}}\ncontext: 64\nbatch: 8\nsteps: 20000\ninput: {{weights: {weights}}}\n")
+    html = tmp_path / "report.html"
+    assert main(["inspect", str(small.built), "--html", str(html), "--run", str(config)]) == 0
+    shown = {item["name"]: item["of_run"] for item in data_of(html.read_text())["datasets"]}
+    asked = {"arm": 0.375, "grid": 0.125, "against_random": 0.5}
+    assert {name: shares["asked"] for name, shares in shown.items()} == asked
+    assert sum(shares["drawn"] for shares in shown.values()) == pytest.approx(1)
+    # A thousand windows; some that have too many pictures are drawn again.
+    assert {name: shares["drawn"] for name, shares in shown.items()} == pytest.approx(asked, abs=0.1)
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -309,6 +323,7 @@ def test_the_command_writes_both_files(small, tmp_path, capsys):
         (("--html", "r.html", "--at", "0.5"), "--html and --at are two views: give one of them"),
         (("--card", "c.md", "--task", "reach"), "--card and --task are two views: give one of them"),
         (("--card", "c.md", "--run", "tiny"), "--run belongs to --step or --html"),
+        (("--html", "r.html", "--run", "."), "--run .: it holds no run.json"),
     ],
 )
 def test_mistakes_are_said_in_a_sentence(small, tmp_path, capsys, monkeypatch, words, said):
