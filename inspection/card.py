@@ -41,11 +41,11 @@ def card(directory: Directory, datasets: Sequence[DatasetReader]) -> Card:
     totals = [dataset.totals for dataset in datasets]
     tokens = sum(item.tokens for item in totals)
     is_build = manifest.content == "build"
-    kept = sum(item.kept for item in totals)
+    kept, shards = sum(item.kept for item in totals), sum(item.shards for item in totals)
     summary = (
         f"A {manifest.content} of Gatokit with {len(totals)} dataset{'s' * (len(totals) != 1)}: {kept:,} of "
         f"{sum(item.episodes for item in totals):,} episodes and documents kept"
-        + (f", {tokens:,} tokens in {sum(item.shards for item in totals):,} shards." if is_build else ".")
+        + (f", {tokens:,} tokens in {shards:,} shard{'s' * (shards != 1)}." if is_build else ".")
     )
     return Card(
         title=directory.path.resolve().name,

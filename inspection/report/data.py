@@ -25,7 +25,7 @@ from gatokit.schemas.index import REASONS
 from gatokit.schemas.tokens import Kind
 
 _EFFORT = Effort(records=5_000, bytes=64 << 20)
-_FILM_BYTES = 3_500_000
+_FILM_BYTES = 3_000_000
 """Of all films of a page, as data URLs."""
 _MOST_FILMED = 60
 """Tasks whose episodes are shown."""

@@ -46,7 +46,10 @@ function table(columns, rows, { onselect, selected, heads } = {}) {
 }
 
 const wide = (made) => element("div", { class: "wide" }, made);
-const tile = (name, value, more) => element("div", { class: "tile", "data-tile": name }, element("b", {}, value), element("span", {}, more ? `${name}, ${more}` : name));
+function tile(name, value, more) {
+  const what = value === "1" ? name.replace(/s$/, "") : name;
+  return element("div", { class: "tile", "data-tile": name }, element("b", {}, value), element("span", {}, more ? `${what}, ${more}` : what));
+}
 
 async function unpacked() {
   const packed = Uint8Array.from(atob(byId("data").textContent.trim()), (letter) => letter.charCodeAt(0));
@@ -165,7 +168,6 @@ function drawOverview() {
 }
 
 function drawThreshold() {
-  if (!withEpisodes.length) return;
   const input = byId("stop");
   input.max = String(data.steps);
   input.value = String(stop);
@@ -450,7 +452,7 @@ function drawMixture() {
 function drawDocuments() {
   const withDocuments = data.datasets.filter((item) => item.holds_documents);
   const pictures = data.datasets.flatMap((item) => item.pictures.map(([height, width, n]) => ({ dataset: item.name, size: `${height} x ${width}`, n })));
-  if (!withDocuments.length && !pictures.length) return byId("documents").remove();
+  if (!pictures.length && (isScan || !withDocuments.length)) return byId("documents").remove();
   const sizes = withDocuments.flatMap((item) => item.sizes.map(([bit, n]) => ({ dataset: item.name, size: bit ? `${2 ** (bit - 1)}–${2 ** bit - 1}` : "0", bit, n })));
   if (sizes.length && !isScan)
     plot("plot-sizes", () => ({
@@ -510,11 +512,11 @@ function drawNavigation() {
 }
 
 drawOverview();
-if (withEpisodes.length) {
+if (data.tasks.length) {
   drawThreshold();
   drawTasks();
   byId("search").addEventListener("input", () => { showAll = false; drawTasks(); });
-  if (data.tasks.length) choose(data.tasks.find((task) => task.points) ?? data.tasks[0]);
+  choose(data.tasks.find((task) => task.points) ?? data.tasks[0]);
   moveTo(stop);
 } else {
   byId("threshold").remove();

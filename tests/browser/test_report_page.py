@@ -129,6 +129,18 @@ def test_names_with_html_are_texts(browser, report, built, tmp_path):
     assert browser.messages() == []
 
 
+def test_a_build_without_episodes_is_drawn(browser, report, built, tmp_path):
+    path = Path(shutil.copytree(built, tmp_path / "empty"))
+    for file in [*path.glob("*/*.index.parquet"), *path.glob("*/tasks.parquet")]:
+        pq.write_table(pq.read_table(file).slice(0, 0), file)
+    browser.open(report(path))
+    assert browser.run(TILE, "kept") == "0"
+    headings = browser.run("return [...document.querySelectorAll('h2')].map((heading) => heading.textContent)")
+    assert headings == ["Datasets", "Tokens and weights", "Dropped", "Dataset card"]
+    assert browser.run("return document.getElementById('drop-table').textContent") == "Nothing was dropped."
+    assert browser.messages() == []
+
+
 def test_a_scan_is_drawn(browser, report, recorded_config, tmp_path):
     from gatokit.pipelines.run import scan
 

@@ -223,13 +223,50 @@ def test_no_episodes_at_all(damaged, edit_manifest):
     assert [(item["found"], item["kept"], item["drops"]) for item in shown["datasets"]] == [(0, 0, [])] * 3
 
 
-def test_a_thousand_tasks_and_names_with_html(small, tmp_path, edit_manifest):
-    path = Path(shutil.copytree(small.scanned, tmp_path / "many"))
-    names = [f"{HOSTILE}{number:04d}" for number in range(1000)]
+def simulated(path: Path, edit_manifest, columns: dict, tasks: list[dict]) -> None:
+    """Gives ``arm`` of a scan other rows and tasks."""
     described, table = (path / "arm" / name for name in ("dataset.json", "tasks.parquet"))
+    rows = len(columns["task"])
     first, *others = open_directory(path).datasets["arm"].totals.splits
     for split in others:
         pq.write_table(INDEX.empty_table(), path / "arm" / split.index)
+    arrays = [pa.array(columns.get(field.name, [None] * rows), field.type) for field in INDEX]
+    pq.write_table(pa.table(arrays, schema=INDEX), path / "arm" / first.index)
+    pq.write_table(
+        pa.Table.from_pylist([{"agent": "", "steps": 0, "held_out": 0, **task} for task in tasks], TASKS), table
+    )
+    content = json.loads(described.read_text())
+    content["tasks"] = dict.fromkeys((task["task"] for task in tasks), next(iter(content["tasks"].values())))
+    described.write_text(json.dumps(content))
+    edit_manifest(path, lambda content: content["datasets"][0]["splits"][0].update(rows=rows))
+
+
+def test_the_moving_average_is_over_windows_in_collection_order(small, tmp_path, edit_manifest):
+    path = Path(shutil.copytree(small.scanned, tmp_path / "one"))
+    # Collected as 0, 1, …, 29 and stored backwards: the last three are the best window.
+    columns = {
+        "episode_id": [str(number) for number in range(30)],
+        "task": ["climb"] * 30,
+        "agent": ["a"] * 30,
+        "order": np.arange(30.0)[::-1],
+        "return": np.arange(30.0)[::-1],
+        "steps": np.full(30, 2),
+        "kept": np.ones(30, bool),
+        "lost": np.ones(30, int),
+    }
+    row = {"task": "climb", "agent": "a", "episodes": 30, "window": 3, "expert_return": 28.0, "kept": 30, "dropped": 0}
+    simulated(path, edit_manifest, columns, [row])
+    [task] = facts(open_directory(path).datasets["arm"], 10, frozenset({"climb"}))
+    [curve] = task.curves
+    assert (curve.agent, curve.window) == ("a", 3)
+    assert curve.place.tolist() == [2, 7, 13, 18, 24, 29]
+    assert curve.mean.tolist() == [1, 6, 12, 17, 23, 28]
+    assert task.points.value.tolist() == task.points.place.tolist() == list(range(0, 30, 3))
+
+
+def test_a_thousand_tasks_and_names_with_html(small, tmp_path, edit_manifest):
+    path = Path(shutil.copytree(small.scanned, tmp_path / "many"))
+    names = [f"{HOSTILE}{number:04d}" for number in range(1000)]
     returns = np.arange(4000) % 4
     columns = {
         "episode_id": [f"{HOSTILE}#{number}" for number in range(4000)],
@@ -240,15 +277,8 @@ def test_a_thousand_tasks_and_names_with_html(small, tmp_path, edit_manifest):
         "reason": np.where(returns == 3, None, "below_threshold"),
         "lost": np.ones(4000, int),
     }
-    arrays = [pa.array(columns.get(field.name, [None] * 4000), field.type) for field in INDEX]
-    pq.write_table(pa.table(arrays, schema=INDEX), path / "arm" / first.index)
-    row = {"agent": "", "episodes": 4, "window": 1, "expert_return": 3.0, "threshold": 2.4, "kept": 1, "dropped": 3}
-    row |= {"steps": 10, "held_out": 0}
-    pq.write_table(pa.Table.from_pylist([{"task": name, **row} for name in names], TASKS), table)
-    content = json.loads(described.read_text())
-    content["tasks"] = dict.fromkeys(names, next(iter(content["tasks"].values())))
-    described.write_text(json.dumps(content))
-    edit_manifest(path, lambda content: content["datasets"][0]["splits"][0].update(rows=4000))
+    row = {"episodes": 4, "window": 1, "expert_return": 3.0, "threshold": 2.4, "kept": 1, "dropped": 3}
+    simulated(path, edit_manifest, columns, [{"task": name, **row} for name in names])
 
     directory = open_directory(path)
     datasets = list(directory.datasets.values())
