@@ -4,7 +4,8 @@
 const byId = (id) => document.getElementById(id);
 const whole = new Intl.NumberFormat("en");
 const MOST_ROWS = 300;
-const narrow = () => window.innerWidth < 640;
+const dark = matchMedia("(prefers-color-scheme: dark)");
+const narrow = matchMedia("(max-width: 640px)");
 
 const count = (n) => (n == null ? "–" : whole.format(Math.round(n)));
 const real = (n) => (n == null ? "–" : Math.abs(n) >= 1e6 ? whole.format(Math.round(n)) : String(Number(n.toPrecision(6))));
@@ -74,7 +75,7 @@ function config() {
     background: "transparent", font,
     view: { stroke: null },
     axis: { labelColor: soft, titleColor: soft, gridColor: line, domainColor: line, tickColor: line, titleFontWeight: 400, labelLimit: 140 },
-    legend: { labelColor: ink, titleColor: soft, orient: "bottom", title: null, labelLimit: 220, symbolOpacity: 1, columns: narrow() ? 2 : 4 },
+    legend: { labelColor: ink, titleColor: soft, orient: "bottom", title: null, labelLimit: 220, symbolOpacity: 1, columns: narrow.matches ? 2 : 4 },
     title: { color: ink, anchor: "start", fontSize: 13, fontWeight: 600 },
   };
 }
@@ -87,8 +88,15 @@ async function plot(id, spec) {
   figure.replaceChildren();
   const full = { $schema: "https://vega.github.io/schema/vega-lite/v6.json", width: "container", height: 240, autosize: { type: "fit-x", contains: "padding" }, ...spec(), config: config() };
   const drawn = await vegaEmbed(figure, full, { renderer: "svg", actions: { export: true, source: false, compiled: false, editor: false } });
-  if (made.get(id) === spec) views.set(id, drawn);
-  else drawn.finalize();
+  if (made.get(id) !== spec) return drawn.finalize();
+  views.set(id, drawn);
+  follow();
+}
+
+// The slider may have moved while a plot was drawn.
+function follow() {
+  signal("plot-curve", "at", stop / data.steps);
+  if (chosen) for (const id of ["plot-returns", "plot-distribution"]) signal(id, "limit", limitOf(chosen));
 }
 
 function forget(id) {
@@ -222,11 +230,9 @@ function moveTo(next) {
   if (total.unknown) notes.push(`Tokens of ${count(total.unknown)} tasks are left out: they have text and nothing of them is stored.`);
   if (lines.length < data.datasets.length) notes.push("Documents have no threshold and are not counted here.");
   byId("estimate").textContent = notes.join(" ");
-  signal("plot-curve", "at", f);
+  follow();
   for (const cell of document.querySelectorAll("#task-table td[data-column='kept at F']")) cell.textContent = count(cell.closest("tr").task?.stops?.episodes[stop]);
   if (chosen) {
-    const limit = limitOf(chosen);
-    for (const id of ["plot-returns", "plot-distribution"]) signal(id, "limit", limit);
     const place = byId("task-at");
     if (place) place.textContent = atText(chosen);
   }
@@ -327,8 +333,8 @@ function returnsPlot(task) {
     title: "returns in collection order" + some,
     params: [{ name: "limit", value: limitOf(task) }],
     layer: [
-      { data: { values: means }, mark: { type: "line", strokeWidth: 2 }, encoding: { x, y, color: colour, detail: { field: "agent" }, tooltip: [{ field: "value", title: "mean" }, { field: "window" }, { field: "agent" }] } },
-      { data: { values }, mark: { type: "point", filled: true, size: 18, opacity: 0.65 }, encoding: { x, y, color: colour, tooltip: [{ field: "value", title: "return" }, { field: "what", title: "verdict" }, { field: "agent" }, { field: "place", title: "episode" }] } },
+      { data: { values: means }, mark: { type: "line", strokeWidth: 1.5 }, encoding: { x, y, color: colour, detail: { field: "agent" }, tooltip: [{ field: "value", title: "mean" }, { field: "window" }, { field: "agent" }] } },
+      { data: { values }, mark: { type: "point", filled: true, size: 28, opacity: 0.7 }, encoding: { x, y, color: colour, tooltip: [{ field: "value", title: "return" }, { field: "what", title: "verdict" }, { field: "agent" }, { field: "place", title: "episode" }] } },
       ...rules(task, "y", OVER_TIME),
     ],
   };
@@ -527,5 +533,5 @@ drawDocuments();
 drawDrops();
 drawCard();
 drawNavigation();
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { for (const [id, spec] of [...made]) plot(id, spec); });
+for (const query of [dark, narrow]) query.addEventListener("change", () => { for (const [id, spec] of [...made]) plot(id, spec); });
 document.body.dataset.ready = "yes";

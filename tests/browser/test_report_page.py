@@ -100,6 +100,11 @@ def test_nothing_is_wider_than_the_window(opened, width, scheme):
     opened.show_as(width, scheme)
     opened.wait("return document.querySelectorAll('#task figure svg.marks').length >= 2")
     assert opened.run("return document.documentElement.scrollWidth") <= width
+    # Nor is a plot wider than its place, once Vega has heard of the new size.
+    opened.wait(
+        "return [...document.querySelectorAll('figure svg.marks')].every((plot) =>"
+        " plot.getBoundingClientRect().right <= plot.closest('figure').getBoundingClientRect().right + 1)"
+    )
     ground = opened.run("return getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, ground[4:-1].split(","))) < 200) == (scheme == "dark")
     assert opened.messages() == []
