@@ -70,6 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
         lambda: ["inspect", built],
         lambda: ["inspect", built, "--dataset", "metaworld", "--at", "0.9"],
         lambda: ["inspect", built, "--dataset", "babyai", "--episode", first_kept(built, "babyai")],
+        lambda: ["inspect", built, "--html", str(out / "report.html"), "--card", str(out / "CARD.md")],
         lambda: ["inspect", built, "--document", f"{CAPTIONS_FILE}#000000007", "--images", str(out / "pictures")],
     ):
         status = command(output, make(), quiet=arguments.json)

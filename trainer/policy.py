@@ -206,7 +206,7 @@ class Senses:
         """ConfigError for a spec with another number of actions than one."""
         if len(task.spec.action) != 1:
             raise ConfigError(
-                f"{task.dataset}/{task.name} has {len(task.spec.action)} action fields: one can be played"
+                f"{task.dataset}/{task.name} has {len(task.spec.action)} action fields, and a policy plays one"
             )
         self._task = task
         self._tokenizer = EpisodeTokenizer(task.spec, ids, text)

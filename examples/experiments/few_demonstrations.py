@@ -50,7 +50,7 @@ def main() -> None:
             run = train(RUN.format(start=start), built, out / f"run-{episodes}-{name.replace(' ', '-')}")
             found = evaluate(
                 run, [TASK], out / f"scores-{episodes}-{name.replace(' ', '-')}", "--rollouts", arguments.rollouts,
-                "--memory", "window", "--prompt-tokens", "0", "--no-sampling",
+                "--memory", "memory", "--prompt-tokens", "0", "--no-sampling",
             )  # fmt: skip
             scores.setdefault(name, {})[str(episodes)] = [found["tasks"][0]["normalized"]]
     for name, of in scores.items():

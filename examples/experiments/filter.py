@@ -53,7 +53,7 @@ def main() -> None:
         for seed in SEEDS:
             run = train(RUN.format(seed=seed), built, out / f"run-{number}-{seed}")
             found = evaluate(
-                run, [TASK], out / f"scores-{number}-{seed}", "--rollouts", arguments.rollouts, "--memory", "window",
+                run, [TASK], out / f"scores-{number}-{seed}", "--rollouts", arguments.rollouts, "--memory", "memory",
                 "--prompt-tokens", "0", "--time-limit", f"{TASK}={STEPS}",
             )  # fmt: skip
             task = found["tasks"][0]

@@ -43,7 +43,7 @@ def main() -> None:
     for share in SHARES:
         run = train(RUN.format(share=share), built, out / f"run-{share}")
         found = evaluate(
-            run, [TASK], out / f"scores-{share}", "--rollouts", arguments.rollouts, "--memory", "window",
+            run, [TASK], out / f"scores-{share}", "--rollouts", arguments.rollouts, "--memory", "memory",
             "--prompt-tokens", "0", "--no-sampling",
         )  # fmt: skip
         metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

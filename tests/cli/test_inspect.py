@@ -181,7 +181,7 @@ def test_another_threshold_is_answered_in_no_time(gatokit, built):
         (["--at", "0.9", "--episode", "x"], "give one of them"),
         (["--steps", "1:2"], "--steps belongs to --episode"),
         (["--steps", "5:2", "--episode", "x"], "is no range of steps"),
-        (["--html"], "unknown argument '--html'"),
+        (["--pdf"], "unknown argument '--pdf'"),
     ],
 )
 def test_a_mistake_ends_in_a_sentence(gatokit, built, words, says):

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 from runs import CONFIG, Silent, config, lines
 
+from gatokit.cli.main import main
 from gatokit.schemas.errors import ConfigError, DataError
 from gatokit.schemas.policy import PolicyFile
 from gatokit.schemas.record import Record
 from gatokit.trainer import parameters
 from gatokit.trainer.checkpoint import flat
+from gatokit.trainer.policy import load_policy
 from gatokit.trainer.readers import Readers, Shard
 from gatokit.trainer.run_file import read_run
 from gatokit.trainer.train import train
@@ -173,3 +175,20 @@ def test_an_observation_longer_than_the_table_of_positions(mixed: Path, tmp_path
     model = CONFIG["model"] | {"observation_positions": 4}
     with pytest.raises(DataError, match=r"has at least \d+ tokens, and model.observation_positions is 4: make it"):
         train(config(tmp_path, steps=7, model=model), [str(mixed)], tmp_path / "run", Silent())
+
+
+def test_the_checkpoint_writes_and_plays(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What ``gatokit generate`` prints, from the run and from its export; and who cannot play."""
+    words = ["--text", "the stream", "--tokens", "5", "--greedy"]
+    assert main(["generate", "--checkpoint", str(trained), *words, "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert (said["text"], said["image"]) == ("the stream", None)
+    export(trained, tmp_path / "weights")
+    assert main(["generate", "--checkpoint", str(tmp_path / "weights"), *words]) == 0
+    assert capsys.readouterr().out.rstrip("\n") == f"the stream{said['written']}".rstrip("\n")
+    assert main(["generate", "--checkpoint", str(trained), "--image", str(tmp_path / "none.png")]) == 2
+    assert f"--image: {tmp_path / 'none.png'} cannot be read: No such file or directory" in capsys.readouterr().err
+    policy = load_policy(trained)
+    (task,) = policy.tasks
+    with pytest.raises(ConfigError, match="grid/grid has 2 action fields, and a policy plays one"):
+        policy.player(task, task.spec, 1)
