@@ -21,14 +21,14 @@ RUN = """
 model: {{size: tiny, stochastic_depth: 0}}
 context: 176
 batch: 16
-steps: 200
+steps: 150
 precision: float32
 remat: none
 log_every: 20
 input: {{align: step, hide_actions: 1.0, prompt: {{share: 0}}}}
 optimizer: {{learning_rate: 1e-3, final_learning_rate: 1e-4, warmup_steps: 20}}
-evaluation: {{every: 200, batches: 2}}
-checkpoint: {{every: 200}}
+evaluation: {{every: 150, batches: 2}}
+checkpoint: {{every: 150}}
 {start}
 """
 
@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--rollouts", default="16")
     arguments = parser.parse_args()
     out = arguments.out / "few_demonstrations"
-    pretrained = (arguments.out / "several_embodiments" / "run").resolve()
+    pretrained = (arguments.out / "several_embodiments" / "run-second").resolve()
     record([JOB], out / "recorded")
     scores: dict[str, dict[str, list[float]]] = {}
     for episodes in EPISODES:

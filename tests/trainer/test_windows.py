@@ -174,8 +174,20 @@ def test_no_patch_takes_position_128(mixed: Path) -> None:
 def test_a_context_of_less_than_two_steps_is_refused(
     mixed: Path, context: int, weights: dict[str, float] | None, need: int
 ) -> None:
-    with pytest.raises(ConfigError, match=rf"context: {context} tokens hold less than two steps of arm.*at least {need}"):
+    with pytest.raises(
+        ConfigError, match=rf"context: {context} tokens hold less than two steps of arm.*at least {need}"
+    ):
         Windows(open_mixture([mixed], weights), run_config(context))
+
+
+def test_windows_aligned_to_steps_need_room_for_one(mixed: Path) -> None:
+    arm = open_mixture([mixed], {"arm": 1})
+    windows = Windows(arm, run_config(18, align="step", prompt={"share": 0}))
+    # A mission in words makes some steps longer than the mean.
+    counts = np.count_nonzero(windows.batch(0, range(8)).first_action, axis=1).tolist()
+    assert counts == [2, 2, 2, 0, 1, 2, 0, 2], counts
+    with pytest.raises(ConfigError, match=r"context: 17 tokens hold less than one step of arm.*at least 18"):
+        Windows(arm, run_config(17, align="step"))
 
 
 def test_another_dataset_than_those_of_the_run_is_refused(mixed: Path) -> None:
