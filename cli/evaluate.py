@@ -40,7 +40,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         "--rule",
         choices=("median", "sample", "greedy"),
         default="median",
-        help="how continuous actions are chosen (default: median); discrete ones are sampled or the likeliest",
+        help="how continuous actions are chosen (default: median); discrete ones are sampled, but with greedy",
     )
     parser.add_argument(
         "--memory",

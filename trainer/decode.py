@@ -49,17 +49,18 @@ def pick(logits: jax.Array, keys: jax.Array, temperature: jax.Array, rule: Rule,
     """One index int32 (B,) of logits (B, W); −∞ is never taken.
 
     ``sample`` draws with one key a row, ``greedy`` takes the largest, ``median`` the first at which the cumulative
-    probability reaches one half, where ``continuous``, and the largest elsewhere.
+    probability reaches one half, where ``continuous``, and draws elsewhere.
     """
     if rule == "greedy":
         return logits.argmax(-1)
     scaled = logits / temperature
+    drawn = jax.vmap(jax.random.categorical)(keys, scaled)
     if rule == "sample":
-        return jax.vmap(jax.random.categorical)(keys, scaled)
+        return drawn
     reached = jnp.cumsum(jax.nn.softmax(scaled), axis=-1) >= 0.5
     # Rounding may leave the sum of all below one half only where all probability is in one id, which is the largest.
     median = jnp.where(reached.any(-1), reached.argmax(-1), logits.argmax(-1))
-    return jnp.where(continuous, median, logits.argmax(-1))
+    return jnp.where(continuous, median, drawn)
 
 
 @partial(jax.jit, static_argnames=("config", "dtype"), donate_argnames=("cache",))

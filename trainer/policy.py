@@ -52,7 +52,7 @@ class Decoding:
 
     rule: Rule = "median"
     """Of continuous actions: ``median`` is the first bin at which the cumulative probability reaches one half, with
-    which discrete actions are taken greedily; ``sample`` is the paper's."""
+    which discrete actions are sampled; ``greedy`` takes the likeliest of both; ``sample``, the paper's, draws both."""
     temperature: float = 1.0
     """Logits are divided by it, but for the largest."""
     mask: bool = True
