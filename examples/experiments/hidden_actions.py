@@ -12,21 +12,21 @@ from road import build, evaluate, record, train
 from gatokit.environments.agents import Mix
 from gatokit.environments.jobs import Job
 
-TASK = "dm_control/cartpole-swingup"
-SHARES = (0.0, 0.5, 1.0)
+TASK = "dm_control/cartpole-balance"
+SHARES = (0.0, 1.0)
 
 RUN = """
 model: {{size: tiny, stochastic_depth: 0}}
 context: 63             # nine steps
 batch: 16
-steps: 300
+steps: 200
 precision: float32
 remat: none
 log_every: 20
 input: {{align: step, hide_actions: {share}, prompt: {{share: 0}}}}
 optimizer: {{learning_rate: 3e-3, final_learning_rate: 1e-4, warmup_steps: 20}}
-evaluation: {{every: 300, batches: 8}}
-checkpoint: {{every: 300}}
+evaluation: {{every: 200, batches: 8}}
+checkpoint: {{every: 200}}
 """
 
 
@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--rollouts", default="20")
     arguments = parser.parse_args()
     out = arguments.out / "hidden_actions"
-    record([Job(TASK, Mix(expert=40, noisy=40))], out / "recorded")
+    record([Job(TASK, Mix(expert=20, noisy=20))], out / "recorded")
     built = build({"dm_control": "dm_control/*"}, out / "recorded", out / "built")
     lines = []
     for share in SHARES:
