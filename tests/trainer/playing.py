@@ -117,7 +117,7 @@ def policy(
     random = np.random.default_rng(5)
     table = parameters.table(config.model, ids.vocabulary_size)
     params = jax.tree.map(
-        lambda leaf: jnp.asarray(leaf.mean + random.normal(0, leaf.std + 0.1, leaf.shape), jnp.float32),
+        lambda leaf: jnp.asarray(leaf.mean + random.normal(0, leaf.std + 0.2, leaf.shape), jnp.float32),
         table,
         is_leaf=lambda leaf: isinstance(leaf, parameters.Parameter),
     )
