@@ -1,7 +1,7 @@
 """A new task from few demonstrations: fine-tuned on 1, 10 and 100 episodes, and the same from scratch.
 
-python examples/experiments/several_embodiments.py --out data/experiments   # the pretrained model, without the task
-python examples/experiments/few_demonstrations.py --out data/experiments
+    python examples/experiments/several_embodiments.py --out data/experiments   # the pretrained model, without the task
+    python examples/experiments/few_demonstrations.py --out data/experiments
 
 About twenty minutes on two cores. Result: 94 % of expert from one episode, 22 % from scratch (docs/results.md).
 """

@@ -1,6 +1,6 @@
 """The filter earns its place: the same mixed recordings under three thresholds, the same steps, three seeds.
 
-python examples/experiments/filter.py --out data/experiments
+    python examples/experiments/filter.py --out data/experiments
 
 About half an hour on two cores. Result, median of continuous actions: 89, 72 and 41 % of expert (docs/results.md).
 """

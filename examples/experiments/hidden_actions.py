@@ -1,6 +1,6 @@
 """Hiding past actions: the same data and steps with earlier actions shown and hidden, by loss and by score.
 
-python examples/experiments/hidden_actions.py --out data/experiments
+    python examples/experiments/hidden_actions.py --out data/experiments
 
 About six minutes on two cores. Result: 79 % of expert hidden, 37 % shown, at the higher loss (docs/results.md).
 """

@@ -1,6 +1,6 @@
 """One model, several embodiments: six tasks of three domains played by one set of weights.
 
-python examples/experiments/several_embodiments.py --out data/experiments
+    python examples/experiments/several_embodiments.py --out data/experiments
 
 About an hour on two cores. Result: 78.3 ± 2.8 % of expert, mean over three domains (docs/results.md).
 """
