@@ -1,11 +1,10 @@
 """Writes stored pictures into files, as they are: the bytes of each are those of its record."""
 
-import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from gatokit.cli.console import Output
+from gatokit.cli.files import write_whole
 from gatokit.schemas.episode import EncodedImage
 from gatokit.schemas.errors import ConfigError
 from gatokit.tokenizers.codec import probe
@@ -31,7 +30,7 @@ def write_pictures(folder: Path, pictures: Sequence[EncodedImage]) -> list[Path]
                 raise ConfigError(f"--images {folder}: {path.name} stands there already; give another directory")
         for path, picture in zip(paths, pictures, strict=True):
             if not path.exists():
-                _write(path, picture.data)
+                write_whole(path, picture.data)
     except OSError as error:
         raise ConfigError(f"--images {folder}: cannot be written to: {error.strerror}") from None
     return paths
@@ -45,17 +44,3 @@ def show_written(output: Output, folder: Path, paths: Sequence[Path]) -> None:
         output.say(f"wrote {paths[0]}")
     else:
         output.say(f"wrote {len(paths):,} pictures to {folder}: {paths[0].name} to {paths[-1].name}")
-
-
-def _write(path: Path, data: bytes) -> None:
-    handle, temporary = tempfile.mkstemp(prefix=".tmp-", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

@@ -1,13 +1,12 @@
 """What ``gatokit inspect --html`` and ``--card`` write: a report to look at, and a dataset card as Markdown."""
 
-import os
-import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from gatokit.cli.console import Output, size
 from gatokit.cli.extras import needs
+from gatokit.cli.files import write_whole
 from gatokit.inspection import DatasetReader, Directory
 from gatokit.inspection.card import card, markdown
 from gatokit.inspection.report import Shares
@@ -70,17 +69,7 @@ def _drawn(directory: Directory, run: str) -> dict[str, Shares]:
 
 def _write(path: Path, text: str, option: str) -> Path:
     try:
-        handle, temporary = tempfile.mkstemp(prefix=".tmp-", dir=path.parent)
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-            mask = os.umask(0)
-            os.umask(mask)
-            os.chmod(temporary, 0o666 & ~mask)
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        write_whole(path, text.encode())
     except OSError as error:
         raise ConfigError(f"{option} {path}: cannot be written: {error.strerror}") from None
     return path

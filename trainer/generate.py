@@ -13,13 +13,9 @@ from gatokit.schemas.episode import EncodedImage, TokenSequence
 from gatokit.schemas.errors import ConfigError, RejectedError
 from gatokit.tokenizers.document import DocumentTokenizer
 from gatokit.tokenizers.pictures import prepare
-from gatokit.trainer.decode import read, write
-from gatokit.trainer.history import Span, batch_of, shown_pictures
-from gatokit.trainer.memory import empty_cache
+from gatokit.trainer.decode import write
+from gatokit.trainer.history import Span, shown_pictures
 from gatokit.trainer.policy import Policy
-
-_PIECE = 128
-"""Tokens that are read at a time."""
 
 
 @dataclass(frozen=True)
@@ -64,12 +60,8 @@ def _write(policy: Policy, sequence: TokenSequence, writing: Writing) -> list[in
     fixed = {"config": config, "dtype": policy.dtype, "distances": policy.distances}
     pictures = shown_pictures([(placed.token, placed.image) for placed in sequence.images])
     span = Span.of(sequence.tokens, sequence.kinds, sequence.positions, pictures)
-    cache = empty_cache(config, 1, policy.config.context, policy.dtype)
-    state = jnp.zeros(0)
-    for begin in range(0, span.size, _PIECE):
-        piece = span.part(begin, min(begin + _PIECE, span.size))
-        batch = batch_of([piece], _PIECE, _PIECE if len(pictures.token) else 0)
-        state, cache = read(parameters, batch, cache, **fixed)
+    state, cache = policy.read(span)
+    assert state is not None
     written: list[int] = []
     key = jax.random.key(writing.seed)
     while len(written) < writing.tokens:

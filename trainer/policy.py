@@ -41,7 +41,7 @@ from gatokit.trainer.readers import Readers, Shard
 from gatokit.trainer.weights import abstract, load_weights, policy_folder
 
 _PIECE = 128
-"""Tokens of a prompt that are read at a time."""
+"""Tokens that are read at a time."""
 _MULTIPLE = 8
 """Of the lengths of batches, and the least power of two that windows take, so that few programs are compiled."""
 
@@ -114,6 +114,22 @@ class Policy:
         """``all_distances`` of the memory."""
         make = jax.jit(all_distances, static_argnums=(1, 2, 3))
         return make(self.params, self.config.model, self.config.context, self.dtype)
+
+    def read(self, span: Span) -> tuple[jax.Array | None, Cache]:
+        """A cache of one row that has read a span, and the hidden state (1, D) of its last token; None of no tokens."""
+        cache, state = self.empty_cache(1), None
+        slots = _PIECE if len(span.shown.token) else 0
+        for begin in range(0, span.size, _PIECE):
+            batch = batch_of([span.part(begin, min(begin + _PIECE, span.size))], _PIECE, slots)
+            check_positions(batch, self.config.model)
+            state, cache = read(
+                self.params, batch, cache, config=self.config.model, dtype=self.dtype, distances=self.distances
+            )
+        return state, cache
+
+    def empty_cache(self, rows: int) -> Cache:
+        """A memory of the context's length for ``rows`` rows."""
+        return empty_cache(self.config.model, rows, self.config.context, self.dtype)
 
     @cached_property
     def tasks(self) -> tuple[Task, ...]:
@@ -335,8 +351,7 @@ class Player:
         self._prompt = demonstration(policy, task, senses, tokens, self._hide)
         self._rows: list[_Row | None] = [None] * rows
         self._where = f"{task.dataset}/{task.name}"
-        self._fixed = all(item.kind != "text" for item in task.spec.observation)
-        self._cache = self._empty(rows)
+        self._cache = policy.empty_cache(rows)
         self._read: Cache | None = None
         self.invalid = 0
         """Ids chosen without a mask that are no action's."""
@@ -357,7 +372,7 @@ class Player:
         self._rows[row] = _Row(key=key, history=list(self._prompt) if self._windows else [])
         if not self._windows:
             if self._read is None:
-                self._read = self._read_prompt()
+                _, self._read = self._policy.read(joined(self._prompt))
             self._cache = _put(self._cache, self._read, row)
 
     def act(self, observations: Mapping[int, Observation]) -> dict[int, Action]:
@@ -436,7 +451,7 @@ class Player:
         ids, cache = decide(
             self._policy.params,
             batch,
-            self._empty(self.rows) if self._windows else self._cache,
+            self._policy.empty_cache(self.rows) if self._windows else self._cache,
             self._senses.head,
             private,
             keys,
@@ -451,26 +466,6 @@ class Player:
         if not self._windows:
             self._cache = cache
         return np.asarray(ids)
-
-    def _empty(self, rows: int) -> Cache:
-        return empty_cache(self._policy.config.model, rows, self._context, self._policy.dtype)
-
-    def _read_prompt(self) -> Cache:
-        """A cache of one row that has read the prompt."""
-        cache, whole = self._empty(1), joined(self._prompt)
-        for begin in range(0, whole.size, _PIECE):
-            piece = whole.part(begin, min(begin + _PIECE, whole.size))
-            batch = batch_of([piece], _PIECE, _PIECE if self._senses.patches else 0)
-            check_positions(batch, self._policy.config.model)
-            _, cache = read(
-                self._policy.params,
-                batch,
-                cache,
-                config=self._policy.config.model,
-                dtype=self._policy.dtype,
-                distances=self._policy.distances,
-            )
-        return cache
 
 
 @partial(jax.jit, donate_argnums=0)

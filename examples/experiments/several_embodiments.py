@@ -23,8 +23,8 @@ JOBS = (
 )
 FAMILIES = ("metaworld", "babyai", "dm_control")
 MOVING = Job("dm_control/point_mass-easy", Mix(expert=200, noisy=100), options={"time_limit": 200})
-"""The mass reaches its target within a second; whole episodes are nine tenths of standing still, from which the first
-run learns to stand still."""
+"""The mass reaches its target in some eighty steps; whole episodes are nine tenths of standing still, from which the
+first run learns to stand still."""
 
 RUN = """
 model: {size: tiny, stochastic_depth: 0}
