@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--rollouts", default="16")
     arguments = parser.parse_args()
     out = arguments.out / "few_demonstrations"
-    pretrained = (arguments.out / "several_embodiments" / "run-second").resolve()
+    pretrained = (arguments.out / "several_embodiments" / "run").resolve()
     record([JOB], out / "recorded")
     scores: dict[str, dict[str, list[float]]] = {}
     for episodes in EPISODES:
