@@ -13,6 +13,7 @@ FOLDERS = (
     "pipelines.sources",
     "inspection",
     "inspection.report",
+    "inspection.explorer",
     "trainer",
     "environments",
     "cli",
@@ -49,6 +50,7 @@ TRAIN = [
     "tensorboardX>=2.6",
 ]
 REPORT = ["vl-convert-python>=1.8"]
+SERVE = ["panel>=1.9.4,<2"]
 DEMO = [
     *BUILD,
     *ENVLOGGER,
@@ -67,6 +69,7 @@ EXAMPLES = ["easy-vqa==1.0", "lxml", "pycocotools", "webdataset"]
 TEST = [
     *DEMO,
     *GCP,
+    *SERVE,
     "rlds==0.1.8",
     "grpcio-tools",
     "hypothesis",
@@ -89,7 +92,7 @@ setup(
     python_requires=">=3.11",
     packages=[f"gatokit.{folder}" for folder in FOLDERS],
     package_dir={f"gatokit.{folder}": folder.replace(".", "/") for folder in FOLDERS},
-    package_data={"": ["py.typed", "*.proto", "*.yaml", "presets/*.yaml", "page.*"]},
+    package_data={"": ["py.typed", "*.proto", "*.yaml", "presets/*.yaml", "*.css", "*.html", "*.js"]},
     install_requires=BASE,
     extras_require={
         "build": BUILD,
@@ -97,6 +100,7 @@ setup(
         "envlogger": ENVLOGGER,
         "train": TRAIN,
         "report": REPORT,
+        "serve": SERVE,
         "tpu": [*TRAIN, "jax[tpu]"],
         "demo": DEMO,
         "examples": EXAMPLES,

@@ -15,6 +15,7 @@ from gatokit.cli.console import Output, add_command
 from gatokit.cli.document import show_document
 from gatokit.cli.report import write_report
 from gatokit.cli.rules import read_keep, read_rule, shown
+from gatokit.cli.serve import DEFAULT_PORT, serve_explorer
 from gatokit.cli.steps import FIRST_STEPS, show_episode
 from gatokit.cli.training_step import show_step
 from gatokit.cli.views import show_at, show_directory, show_task
@@ -39,7 +40,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         "  gatokit inspect built --episode 'door-open-v3/door.tfrecord-00000#0' --steps 10:20\n"
         "  gatokit inspect built --dataset captions\n"
         "  gatokit inspect built --document '00000.tar#000000012' --images pictures\n"
-        "  gatokit inspect built --html report.html --card README.md",
+        "  gatokit inspect built --html report.html --card README.md\n  gatokit inspect built --serve",
     )
     parser.add_argument("directory", metavar="DIR", help="finished build or scan")
     parser.add_argument("--dataset", metavar="D", help="this dataset alone, in detail")
@@ -80,6 +81,13 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     )
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a report: one page that opens offline")
     parser.add_argument("--card", type=Path, metavar="FILE", help="write a dataset card as Markdown")
+    parser.add_argument("--serve", action="store_true", help="explore in a browser: a server on this machine alone")
+    parser.add_argument(
+        "--port",
+        type=int,
+        metavar="N",
+        help=f"with --serve: its port, 0 for any that is free (default: {DEFAULT_PORT})",
+    )
     parser.set_defaults(run=run, takes_beam_options=False)
 
 
@@ -97,9 +105,16 @@ def run(arguments: argparse.Namespace) -> int:
             option = "--full" if arguments.full else "--images"
             raise ConfigError(f"{option} belongs to --document: give the document to show")
     output = Output(arguments.json)
+    if arguments.serve:
+        _check_alone("serve", arguments, "html", "card", "of_run")
+        directory = open_directory(arguments.directory)
+        serve_explorer(output, directory, chosen_datasets(directory, arguments.dataset, None), arguments.port)
+        return 0
+    if arguments.port is not None:
+        raise ConfigError("--port belongs to --serve: give --serve as well")
     files = [option for option in ("html", "card") if getattr(arguments, option) is not None]
     if files:
-        _check_report(files[0], arguments)
+        _check_alone(files[0], arguments)
         directory = open_directory(arguments.directory)
         datasets = chosen_datasets(directory, arguments.dataset, None)
         write_report(output, directory, datasets, arguments.html, arguments.card, arguments.of_run)
@@ -128,11 +143,12 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _check_report(option: str, arguments: argparse.Namespace) -> None:
-    """ConfigError where another view is asked for beside the files of a report."""
-    for other in ("task", "episode", "at", "keep", "against", "step"):
+def _check_alone(option: str, arguments: argparse.Namespace, *others: str) -> None:
+    """ConfigError where another view is asked for beside the explorer or the files of a report."""
+    for other in ("task", "episode", "at", "keep", "against", "step", *others):
         if getattr(arguments, other) is not None:
-            raise ConfigError(f"--{option} and --{other} are two views: give one of them")
+            name = "run" if other == "of_run" else other
+            raise ConfigError(f"--{option} and --{name} are two views: give one of them")
     if arguments.of_run is not None and arguments.html is None:
         raise ConfigError("--run belongs to --step or --html: give the step to show, or a file for the report")
 

@@ -32,6 +32,10 @@ class Kind(enum.IntEnum):
     CONTINUOUS_ACTION = 7
 
 
+PREDICTED = frozenset({Kind.TEXT, Kind.DISCRETE_ACTION, Kind.CONTINUOUS_ACTION})
+"""Kinds that are targets: text and logged actions, not observations and images (Gato, section 2.3)."""
+
+
 @dataclass(frozen=True)
 class TokenIds:
     """The id ranges that follow from the one choice a build has: where discrete ids begin.

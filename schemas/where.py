@@ -17,7 +17,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-COLUMNS: dict[str, Literal["number", "string"]] = {
+Kind = Literal["number", "string", "truth"]
+COLUMNS: dict[str, Kind] = {
     "agent": "string",
     "episode_id": "string",
     "expert_return": "number",
@@ -28,7 +29,7 @@ COLUMNS: dict[str, Literal["number", "string"]] = {
     "steps": "number",
     "task": "string",
 }
-"""The columns of the index that an expression can name."""
+"""The columns of the index that an expression of a config can name."""
 
 _MOST_CHARACTERS, _MOST_NESTED = 10_000, 50
 _STRING_OR_RETURN = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|\breturn\b""", re.DOTALL)
@@ -59,23 +60,23 @@ class Strings:
     names: Sequence[str]
 
 
-Column = np.ndarray | Strings
-"""Numbers are float64 (N,), NaN where unknown."""
-
-
 @dataclass(frozen=True)
-class _Truth:
+class Truth:
     """Where something is true and where it is false, bool (N,) or (); neither where it is unknown."""
 
     true: Any
     false: Any
 
 
+Column = np.ndarray | Strings | Truth
+"""Numbers are float64 (N,), NaN where unknown."""
+
+
 @dataclass(frozen=True)
 class _Value:
     """A checked part of an expression; ``text`` is how it was written."""
 
-    kind: Literal["number", "string", "truth"]
+    kind: Kind
     text: str
     of: Callable[[Mapping[str, Column]], Any]
 
@@ -83,10 +84,11 @@ class _Value:
 class Where:
     """A parsed expression; ``columns`` are those that it names."""
 
-    def __init__(self, text: str) -> None:
-        """ValueError, as a sentence, where ``text`` is no expression, names an unknown column or mixes types."""
+    def __init__(self, text: str, known: Mapping[str, Kind] = COLUMNS) -> None:
+        """``known`` are the columns that it may name. ValueError, as a sentence, where ``text`` is no expression,
+        names an unknown column or mixes types."""
         self.text = text
-        parser = _Parser()
+        parser = _Parser(known)
         self._value = parser.parse(text)
         self.columns = frozenset(parser.columns)
 
@@ -99,7 +101,8 @@ class Where:
 class _Parser:
     """Turns the tree that Python's own parser makes into checked values."""
 
-    def __init__(self) -> None:
+    def __init__(self, known: Mapping[str, Kind]) -> None:
+        self._known = known
         self.columns: set[str] = set()
 
     def parse(self, text: str) -> _Value:
@@ -146,10 +149,10 @@ class _Parser:
 
     def _column(self, name: str) -> _Value:
         name = "return" if name == _RETURN else name
-        if name not in COLUMNS:
-            raise ValueError(f"{name!r} is no column; the columns are {', '.join(COLUMNS)}")
+        if name not in self._known:
+            raise ValueError(f"{name!r} is no column; the columns are {', '.join(self._known)}")
         self.columns.add(name)
-        return _Value(COLUMNS[name], name, operator.itemgetter(name))
+        return _Value(self._known[name], name, operator.itemgetter(name))
 
     def _logic(self, node: ast.BoolOp, depth: int) -> _Value:
         joins, word = (_and, "'and'") if isinstance(node.op, ast.And) else (_or, "'or'")
@@ -175,7 +178,7 @@ class _Parser:
 
     def _pair(
         self, left_node: ast.expr, operation: ast.cmpop, right_node: ast.expr, depth: int
-    ) -> Callable[[Mapping[str, Column]], _Truth]:
+    ) -> Callable[[Mapping[str, Column]], Truth]:
         left = self._value(left_node, depth)
         if isinstance(operation, ast.In | ast.NotIn):
             among = self._among(left, right_node, depth)
@@ -190,10 +193,10 @@ class _Parser:
             return lambda columns: _compared(compare, left.of(columns), right.of(columns))
         return lambda columns: _compared(compare, *_ranks(left.of(columns), right.of(columns)))
 
-    def _among(self, left: _Value, right: ast.expr, depth: int) -> Callable[[Mapping[str, Column]], _Truth]:
+    def _among(self, left: _Value, right: ast.expr, depth: int) -> Callable[[Mapping[str, Column]], Truth]:
         if not (isinstance(right, ast.Tuple | ast.List) and right.elts):
             raise ValueError(f"looks for {left.text} in {_text(right)!r}; give a list, such as in ('a', 'b')")
-        literals = _Parser()
+        literals = _Parser(self._known)
         items = [literals._value(item, depth) for item in right.elts]
         if literals.columns:
             raise ValueError(f"looks for {left.text} in a list with {min(literals.columns)}; a list holds no columns")
@@ -230,34 +233,34 @@ def _text(node: ast.AST) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _and(left: _Truth, right: _Truth) -> _Truth:
-    return _Truth(left.true & right.true, left.false | right.false)
+def _and(left: Truth, right: Truth) -> Truth:
+    return Truth(left.true & right.true, left.false | right.false)
 
 
-def _or(left: _Truth, right: _Truth) -> _Truth:
-    return _Truth(left.true | right.true, left.false & right.false)
+def _or(left: Truth, right: Truth) -> Truth:
+    return Truth(left.true | right.true, left.false & right.false)
 
 
-def _not(inner: _Truth) -> _Truth:
-    return _Truth(inner.false, inner.true)
+def _not(inner: Truth) -> Truth:
+    return Truth(inner.false, inner.true)
 
 
-def _compared(compare: Callable[[Any, Any], Any], left: Any, right: Any) -> _Truth:
+def _compared(compare: Callable[[Any, Any], Any], left: Any, right: Any) -> Truth:
     known = ~(np.isnan(left) | np.isnan(right))
     true = compare(left, right)
-    return _Truth(known & true, known & ~true)
+    return Truth(known & true, known & ~true)
 
 
-def _one_of_numbers(values: Any, wanted: np.ndarray) -> _Truth:
+def _one_of_numbers(values: Any, wanted: np.ndarray) -> Truth:
     known, among = ~np.isnan(values), np.isin(values, wanted)
-    return _Truth(known & among, known & ~among)
+    return Truth(known & among, known & ~among)
 
 
-def _one_of(column: Strings, wanted: set[str]) -> _Truth:
+def _one_of(column: Strings, wanted: set[str]) -> Truth:
     codes, at = np.unique(column.codes, return_inverse=True)
     true = np.array([code >= 0 and column.names[code] in wanted for code in codes.tolist()], bool)
     false = np.array([code >= 0 and column.names[code] not in wanted for code in codes.tolist()], bool)
-    return _Truth(true[at].reshape(column.codes.shape), false[at].reshape(column.codes.shape))
+    return Truth(true[at].reshape(column.codes.shape), false[at].reshape(column.codes.shape))
 
 
 def _ranks(left: Strings, right: Strings) -> tuple[np.ndarray, np.ndarray]:

@@ -89,6 +89,14 @@ class TextTokenizer:
         text: str = self._processor.decode(np.asarray(ids).tolist()) if len(ids) else ""
         return text
 
+    def piece(self, id_: int) -> str:
+        """What one id stands for: its text, or the name of a byte (``<0xC3>``) or of a control piece (``</s>``)."""
+        processor = self._processor
+        if processor.is_byte(id_) or processor.is_control(id_) or processor.is_unknown(id_):
+            named: str = processor.id_to_piece(id_)
+            return named
+        return self.decode(np.array([id_], np.uint16))
+
     def __reduce__(self) -> tuple[Any, ...]:
         if self._path is None:
             return TextTokenizer, (self._model,)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gatokit.schemas.tokens import Kind
+from gatokit.schemas.tokens import PREDICTED, Kind
 
 
 def _table(*kinds: Kind) -> np.ndarray:
@@ -16,7 +16,7 @@ def _table(*kinds: Kind) -> np.ndarray:
     return table
 
 
-_PREDICTED = _table(Kind.TEXT, Kind.DISCRETE_ACTION, Kind.CONTINUOUS_ACTION)
+_PREDICTED = _table(*PREDICTED)
 _ACTION = _table(Kind.DISCRETE_ACTION, Kind.CONTINUOUS_ACTION)
 
 

@@ -257,17 +257,13 @@ def _chosen_rows(dataset: DatasetReader, filmed: Sequence[tuple[int, TaskFacts]]
 def _films(
     directory: Directory, dataset: DatasetReader, task: TaskFacts, rows: Mapping[int, EpisodeRow], budget: Budget
 ) -> list[Film]:
-    pieces: dict[int, str] = {}
     films = []
     for label, ordinal in task.chosen.items():
         row = rows[ordinal]
         if row.shard is None or budget.left <= 0:
             continue
         [episode] = dataset.read([row])
-        first = episode.sequence.tokens[episode.sequence.kinds == Kind.TEXT]
-        for id_ in np.unique(first[:64]).tolist():
-            pieces.setdefault(id_, directory.text.decode(np.array([id_], np.uint16)))
-        films.append(film(episode, label, pieces, budget))
+        films.append(film(episode, label, directory.text, budget))
     return films
 
 

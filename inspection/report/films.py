@@ -6,20 +6,20 @@ Legend: S time steps, T tokens.
 """
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from gatokit.inspection.document import StoredDocument
 from gatokit.inspection.episode import StoredEpisode
+from gatokit.inspection.tokens import EpisodeTokens, kind_name, short_name
 from gatokit.inspection.values import brief, flag_names
 from gatokit.schemas.episode import EncodedImage
 from gatokit.schemas.errors import RejectedError
-from gatokit.schemas.spec import FieldSpec
-from gatokit.schemas.tokens import NO_POSITION, Kind
 from gatokit.tokenizers.codec import decode, encode, probe, resize
 from gatokit.tokenizers.episode import FieldValues
+from gatokit.tokenizers.text import TextTokenizer
 
 _FRAMES = 8
 _FIRST_TOKENS = 40
@@ -99,8 +99,8 @@ class Excerpt:
     parts: list[dict[str, str]]
 
 
-def film(episode: StoredEpisode, label: str, text_pieces: dict[int, str], budget: Budget) -> Film:
-    """What a page shows of an episode; ``text_pieces`` names the text tokens. DataError where it does not decode."""
+def film(episode: StoredEpisode, label: str, text: TextTokenizer, budget: Budget) -> Film:
+    """What a page shows of an episode; ``text`` names the text tokens. DataError where it does not decode."""
     values = episode.decode()
     count = min(_FRAMES, episode.steps)
     chosen = sorted({number * (episode.steps - 1) // max(count - 1, 1) for number in range(count)})
@@ -108,7 +108,7 @@ def film(episode: StoredEpisode, label: str, text_pieces: dict[int, str], budget
     for step in chosen:
         pictures, texts, numbers, action = {}, {}, {}, {}
         for spec in episode.spec.fields:
-            value, name = values[spec.path][step], _short(spec)
+            value, name = values[spec.path][step], short_name(spec)
             if isinstance(value, EncodedImage):
                 if budget.left > 0:
                     pictures[name] = url_of(value, budget)
@@ -120,8 +120,7 @@ def film(episode: StoredEpisode, label: str, text_pieces: dict[int, str], budget
                 numbers[name] = brief(value, _CELL)
         flags = tuple(flag_names(int(episode.flags[step])))
         frames.append(Frame(step, pictures, texts, numbers, action, float(episode.reward[step]), flags))
-    shown = _tokens(episode, values, text_pieces)
-    ends = [*episode.sequence.step_begin.tolist(), len(episode.sequence.tokens)]
+    named = EpisodeTokens(episode, values, text)
     budget.left -= 6_000
     return Film(
         id=episode.row.episode_id,
@@ -133,8 +132,8 @@ def film(episode: StoredEpisode, label: str, text_pieces: dict[int, str], budget
         split=episode.row.split,
         frames=frames,
         lines=_lines(episode, values),
-        first_step_tokens=ends[1] if episode.steps else 0,
-        tokens_shown=shown,
+        first_step_tokens=named.of_step(0).stop if episode.steps else 0,
+        tokens_shown=_tokens(episode, named),
     )
 
 
@@ -173,10 +172,6 @@ def url_of(image: EncodedImage, budget: Budget) -> str:
     return url
 
 
-def _short(spec: FieldSpec) -> str:
-    return spec.path if len(spec.components) == 1 else "/".join(spec.components[1:])
-
-
 def _lines(episode: StoredEpisode, values: Mapping[str, FieldValues]) -> list[Line]:
     count = min(_LINE_POINTS, episode.steps)
     steps = np.unique(np.arange(count) * (episode.steps - 1) // max(count - 1, 1))
@@ -184,7 +179,7 @@ def _lines(episode: StoredEpisode, values: Mapping[str, FieldValues]) -> list[Li
     for spec in episode.spec.action:
         columns = np.asarray(values[spec.path], np.float64).reshape(episode.steps, -1)
         for number in range(columns.shape[1]):
-            name = _short(spec) if columns.shape[1] == 1 else f"{_short(spec)} {number}"
+            name = short_name(spec) if columns.shape[1] == 1 else f"{short_name(spec)} {number}"
             if len(lines) <= _MOST_LINES:
                 lines.append(Line(name, steps.tolist(), _rounded(columns[steps, number])))
     return lines
@@ -194,56 +189,15 @@ def _rounded(values: np.ndarray) -> list[float]:
     return [float(f"{value:.5g}") for value in values.tolist()]
 
 
-def _tokens(episode: StoredEpisode, values: Mapping[str, FieldValues], pieces: dict[int, str]) -> list[Token]:
+def _tokens(episode: StoredEpisode, named: EpisodeTokens) -> list[Token]:
     """The first tokens of the first step and its last ones, the action among them."""
-    sequence = episode.sequence
     if not episode.steps:
         return []
-    end = int(sequence.step_begin[1]) if episode.steps > 1 else len(sequence.tokens)
-    kinds = sequence.kinds[:end].tolist()
-    names: list[tuple[str, str]] = []
-    texts = 0
-    for spec in episode.spec.observation:
-        names += _named(spec, values[spec.path], _width(spec, episode, kinds, texts))
-        texts += spec.kind == "text"
-    names.append(("", "observation | action"))
-    for spec in episode.spec.action:
-        names += _named(spec, values[spec.path], spec.tokens or 0)
-    if len(names) != end:
-        names = [("", "")] * end
+    end = named.of_step(0).stop
     places = list(range(end))
     if end > _FIRST_TOKENS + _LAST_TOKENS:
         places = [*range(_FIRST_TOKENS), *range(end - _LAST_TOKENS, end)]
-    found = []
-    for at in places:
-        kind, position = Kind(kinds[at]), int(sequence.positions[at])
-        id_ = int(sequence.tokens[at])
-        word, value = names[at]
-        if kind == Kind.TEXT:
-            value = value or pieces.get(id_, "")
-        found.append(
-            Token(
-                at, id_, kind.name.lower().replace("_", " "), None if position == NO_POSITION else position, word, value
-            )
-        )
-    return found
-
-
-def _width(spec: FieldSpec, episode: StoredEpisode, kinds: list[int], texts: int) -> int:
-    if spec.tokens is not None:
-        return spec.tokens
-    counts = episode.sequence.text_tokens
-    return kinds.count(Kind.TEXT) if counts is None else int(counts[0][texts])
-
-
-def _named(spec: FieldSpec, values: FieldValues, width: int) -> list[tuple[str, str]]:
-    name = _short(spec)
-    first = values[0]
-    if spec.kind == "text":
-        return [(name, "")] * width
-    if spec.image is not None:
-        rows, columns = spec.image.grid
-        return [(f"{name}", f"patch {row}, {column}") for row in range(rows) for column in range(columns)]
-    numbers: Sequence[object] = np.asarray(first).ravel().tolist()
-    words = [f"{item:.6g}" if isinstance(item, float) else str(item) for item in numbers]
-    return [(name if len(words) == 1 else f"{name} {at}", word) for at, word in enumerate(words)]
+    return [
+        Token(token.at, token.id, kind_name(token.kind), token.position, token.field, token.value)
+        for token in named.named(places)
+    ]

@@ -62,7 +62,7 @@ def _most_first(item: tuple[str | None, int]) -> tuple[int, str]:
 def overview(dataset: DatasetReader, first_kept: int) -> Overview:
     """Reads an index once, some rows at a time; notes the ordinals of so many kept rows. DataError where it cannot be
     read."""
-    found = Overview(missing=_missing(dataset))
+    found = Overview(missing=missing_columns(dataset))
     for batch in dataset.batches(_COLUMNS):
         _add(found, batch, first_kept)
     return found
@@ -96,7 +96,8 @@ def _add(found: Overview, batch: pa.RecordBatch, first_kept: int) -> None:
             own.extend(id_ for id_ in ids if id_ is not None)
 
 
-def _missing(dataset: DatasetReader) -> tuple[str, ...]:
+def missing_columns(dataset: DatasetReader) -> tuple[str, ...]:
+    """Columns that the index lacks, by some of its files; DataError where one cannot be read."""
     present: set[str] = set(INDEX.names)
     splits = dataset.totals.splits
     for split in splits[:: max(1, len(splits) // _MOST_LOOKED_AT)]:

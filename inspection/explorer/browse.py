@@ -1,0 +1,293 @@
+"""Tasks, filters and the table of rows of one session: what is asked for becomes a ``Filter``, what is found a page."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import panel as pn
+
+from gatokit.inspection.dataset import DatasetReader
+from gatokit.inspection.explorer.columns import COLUMNS, FIRST, FIRST_OF_DOCUMENTS, KINDS, value_of
+from gatokit.inspection.explorer.picked import Picked
+from gatokit.inspection.explorer.query import Filter, Match, Order, find, page
+from gatokit.inspection.explorer.tasks import TASK_COLUMNS, TaskLine, arranged, task_lines
+from gatokit.inspection.explorer.widgets import WIDGET_STYLE, Table, Words, column, table_data
+from gatokit.inspection.explorer.words import cell, counted
+from gatokit.inspection.report.rows import missing_columns
+from gatokit.inspection.rows import EpisodeRow
+from gatokit.schemas.errors import ConfigError, GatokitError
+from gatokit.schemas.index import HELD_OUT, REASONS, TRAIN
+
+ROWS_A_PAGE, TASKS_A_PAGE = 20, 15
+_MOST_OPTIONS = 2_000
+"""Tasks that a list to choose from may have; more are found in the table of tasks."""
+ANY = "any"
+_EVERY = ""
+"""The task that stands for all of them: no task has this name."""
+_KEPT = {"kept": True, "dropped": False}
+_WIDE = ("episode_id", "detail", "source_file", "shard")
+
+
+class _Superseded(Exception):
+    """Something else is asked for by now."""
+
+
+class Browse:
+    """The widgets that find rows, by name, and what they found."""
+
+    def __init__(
+        self,
+        datasets: Sequence[DatasetReader],
+        picked: Picked,
+        opens: Callable[[DatasetReader, EpisodeRow], None],
+        picks: Callable[[], None],
+    ) -> None:
+        """``opens`` is called with a row to open, ``picks`` when the selection changed."""
+        self._datasets = {dataset.name: dataset for dataset in datasets}
+        self._picked, self._opens, self._picks = picked, opens, picks
+        self._match: Match | None = None
+        self._page: list[EpisodeRow] = []
+        self._begin = self._asked = 0
+        self._opened: tuple[str, int] | None = None
+        self._order: Order | None = None
+        self._lines: list[TaskLine] = []
+        self._task_begin, self._task_order = 0, Order("task")
+        self._lock = asyncio.Lock()
+        style: dict[str, Any] = {"stylesheets": [WIDGET_STYLE], "sizing_mode": "stretch_width", "margin": 0}
+        select = partial(pn.widgets.Select, **style)
+        names = list(self._datasets)
+        self.dataset = select(name="dataset", options=names, value=names[0])
+        self.task_text = pn.widgets.TextInput(placeholder="find a task", **{**style, "margin": (8, 0)})
+        self.task = select(name="task")
+        self.kept = select(name="kept", options=[ANY, *_KEPT])
+        self.split = select(name="split", options=[ANY, TRAIN, HELD_OUT])
+        self.reason = select(name="reason", options=[ANY, *REASONS])
+        self.text = pn.widgets.TextInput(name="text in id", placeholder="any", **style)
+        self.where = pn.widgets.TextInput(
+            name="expression", placeholder="return > 0.5 * expert_return and steps < 400", **style
+        )
+        self.wrong, self.counts = Words(visible=False), Words()
+        self.tasks = Table({"open": self._choose_task, "sort": self._sort_tasks, "begin": self._turn_tasks})
+        self.rows = Table({"open": self._open, "tick": self._tick, "sort": self._sort, "begin": self._turn})
+        button = partial(pn.widgets.Button, stylesheets=[WIDGET_STYLE], margin=(0, 8, 6, 0))
+        self._all = button(name="select all that match", on_click=lambda _: self._mark_all(True))
+        self._none = button(name="unselect all that match", on_click=lambda _: self._mark_all(False))
+        self._more = pn.widgets.Toggle(name="columns", stylesheets=[WIDGET_STYLE], margin=(0, 8, 6, 0))
+        self._shown = pn.widgets.CheckBoxGroup(
+            options=list(COLUMNS), inline=True, visible=False, **{**style, "css_classes": ["choices"]}
+        )
+        self._more.link(self._shown, value="visible")
+        self.actions = pn.Column(
+            pn.FlexBox(self._all, self._none, self._more), self._shown, sizing_mode="stretch_width"
+        )
+        self.dataset.param.watch(self._choose_dataset, "value")
+        self.task_text.param.watch(lambda _: self._turn_tasks(0), "value_input")
+        self._shown.param.watch(lambda _: self._draw_rows(), "value")
+        self._filters = (self.task, self.kept, self.split, self.reason, self.text, self.where)
+        for widget in self._filters:
+            widget.param.watch(self._ask, "value")
+        self._quiet = False
+        self._take_dataset()
+
+    @property
+    def reader(self) -> DatasetReader:
+        """The dataset that is looked at."""
+        return self._datasets[self.dataset.value]
+
+    @property
+    def _task(self) -> str | None:
+        return self.task.value or None
+
+    async def refresh(self) -> None:
+        """Finds what is asked for and shows its first page; where that fails a sentence, and the table as it was."""
+        self._asked += 1
+        asked, reader = self._asked, self.reader
+        self.counts.data = {"lines": ["reading …"], "style": "counts"}
+        try:
+            wanted = self._filter()
+            async with self._lock:
+                match = await asyncio.to_thread(find, reader, wanted, self._order, partial(self._moved, asked))
+        except _Superseded:
+            return
+        except GatokitError as error:
+            self.wrong.param.update(data={"lines": [_sentence(error)], "style": "wrong"}, visible=True)
+            self._draw_counts()
+            return
+        if asked == self._asked:
+            self.wrong.visible = False
+            self._match = match
+            self._draw_counts()
+            self._turn(0)
+
+    def redraw(self) -> None:
+        """Shows the page again after the selection changed elsewhere."""
+        self._draw_rows()
+
+    def _moved(self, asked: int, _: int) -> None:
+        if asked != self._asked:
+            raise _Superseded
+
+    def _filter(self) -> Filter:
+        found = Filter(
+            task=self._task,
+            kept=_KEPT.get(self.kept.value),
+            split=_asked(self.split),
+            reason=_asked(self.reason),
+            text=self.text.value or "",
+            where=self.where.value or "",
+        )
+        found.expression()
+        return found
+
+    async def _ask(self, _: object) -> None:
+        if not self._quiet:
+            self._draw_tasks()
+            await self.refresh()
+
+    async def _choose_dataset(self, _: object) -> None:
+        self._take_dataset()
+        await self.refresh()
+
+    def _take_dataset(self) -> None:
+        reader = self.reader
+        self._lines = task_lines(reader)
+        self._order, self._match, self._page = None, None, []
+        names = [line.task for line in self._lines] if len(self._lines) <= _MOST_OPTIONS else []
+        documents = reader.holds_documents
+        self._quiet = True
+        self.task.param.update(options=_options(names), value=_EVERY)
+        for widget in (self.kept, self.split, self.reason):
+            widget.value = ANY
+        self.text.value = self.where.value = ""
+        self._quiet = False
+        self._shown.value = list(FIRST_OF_DOCUMENTS if documents else FIRST)
+        self.task_text.param.update(value="", value_input="", visible=len(self._lines) > TASKS_A_PAGE)
+        self._all.visible = self._none.visible = not documents
+        self._turn_tasks(0)
+
+    def _choose_task(self, place: int) -> None:
+        task = self._arranged()[self._task_begin + place].task
+        if task not in self.task.options.values():
+            self.task.options = _options([task])
+        self.task.value = _EVERY if self._task == task else task
+
+    def _sort_tasks(self, name: str) -> None:
+        self._task_order = _turned(self._task_order, name)
+        self._turn_tasks(0)
+
+    def _turn_tasks(self, begin: int) -> None:
+        self._task_begin = begin
+        self._draw_tasks()
+
+    def _arranged(self) -> list[TaskLine]:
+        order = self._task_order
+        return arranged(self._lines, self.task_text.value_input or "", order.column, order.descending)
+
+    def _draw_tasks(self) -> None:
+        lines = self._arranged()
+        shown = lines[self._task_begin : self._task_begin + TASKS_A_PAGE]
+        hidden = {"expert_return", "threshold", "steps"} if self.reader.holds_documents else {"threshold", "steps"}
+        names = [name for name in TASK_COLUMNS if name not in hidden]
+        self.tasks.data = table_data(
+            [column(name, number=name != "task", sorts=True) for name in names],
+            [[cell(getattr(line, name)) for name in names] for line in shown],
+            begin=self._task_begin,
+            total=len(lines),
+            size=TASKS_A_PAGE,
+            sort=self._task_order.column,
+            descending=self._task_order.descending,
+            marked=next((at for at, line in enumerate(shown) if line.task == self._task), -1),
+            empty="No task has this in its name." if self._lines else "The dataset has no tasks.",
+            unit="tasks",
+        )
+
+    def _sort(self, name: str) -> None:
+        self._order = None if self._order == Order(name, True) else _turned(self._order, name)
+        pn.state.execute(self.refresh)
+
+    def _turn(self, begin: int) -> None:
+        self._begin = begin
+        try:
+            self._page = [] if self._match is None else page(self.reader, self._match, begin, begin + ROWS_A_PAGE)
+        except GatokitError as error:
+            self.wrong.param.update(data={"lines": [_sentence(error)], "style": "wrong"}, visible=True)
+        self._draw_rows()
+
+    def _ordinals(self) -> list[int]:
+        if self._match is None:
+            return []
+        return [int(ordinal) for ordinal in self._match.ordinals[self._begin : self._begin + len(self._page)]]
+
+    def _open(self, place: int) -> None:
+        self._opened = self.reader.name, self._ordinals()[place]
+        self._draw_rows()
+        self._opens(self.reader, self._page[place])
+
+    def _tick(self, ticked: tuple[int, bool]) -> None:
+        place, on = ticked
+        change = self._picked.add if on else self._picked.remove
+        change(self.reader.name, [self._ordinals()[place]])
+        self._draw_rows()
+        self._picks()
+
+    def _mark_all(self, on: bool) -> None:
+        if self._match is not None:
+            change = self._picked.add if on else self._picked.remove
+            change(self.reader.name, self._match.ordinals)
+            self._draw_rows()
+            self._picks()
+
+    def _draw_counts(self) -> None:
+        match, reader = self._match, self.reader
+        if match is None:
+            self.counts.data = {}
+            return
+        words = [f"{counted(match.rows, 'row')} match", f"{match.kept:,} kept"]
+        if not reader.holds_documents:
+            words.append(counted(match.steps, "step"))
+        words.append(counted(match.tokens, "token") if reader.totals.shards else "no tokens in a scan")
+        lines = [", ".join(words)]
+        missing = missing_columns(reader)
+        if missing:
+            lines.append(f"The index lacks {', '.join(missing)}: what rests on them is unknown.")
+        self.counts.data = {"lines": lines, "style": "counts"}
+
+    def _draw_rows(self) -> None:
+        reader, match, ordinals = self.reader, self._match, self._ordinals()
+        names = [name for name in COLUMNS if name in self._shown.value] or ["episode_id"]
+        self.rows.data = table_data(
+            [_column(name) for name in names],
+            [[cell(value_of(row, name)) for name in names] for row in self._page],
+            begin=self._begin,
+            total=0 if match is None else match.rows,
+            size=ROWS_A_PAGE,
+            sort=None if self._order is None else self._order.column,
+            descending=self._order is not None and self._order.descending,
+            ticked=None if reader.holds_documents else self._picked.holds(reader.name, ordinals),
+            marked=next((at for at, ordinal in enumerate(ordinals) if (reader.name, ordinal) == self._opened), -1),
+            fixed=True,
+            empty="Nothing matches." if match is not None else "Reading …",
+        )
+
+
+def _column(name: str) -> dict[str, Any]:
+    style = "wide" if name in _WIDE else ""
+    return column(name, number=KINDS[name] == "number", about=COLUMNS[name].about, sorts=True, style=style)
+
+
+def _options(tasks: Sequence[str]) -> dict[str, str]:
+    return {ANY: _EVERY, **{task: task for task in tasks if task != ANY}}
+
+
+def _asked(widget: pn.widgets.Select) -> str | None:
+    return None if widget.value == ANY else widget.value
+
+
+def _turned(order: Order | None, name: str) -> Order:
+    return Order(name, order is not None and order.column == name and not order.descending)
+
+
+def _sentence(error: GatokitError) -> str:
+    text = str(error)
+    return text[0].upper() + text[1:] + ("" if text.endswith(".") else ".") if isinstance(error, ConfigError) else text

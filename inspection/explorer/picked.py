@@ -1,0 +1,98 @@
+"""The episodes that a person has selected, of all datasets, and the list that ``keep: {episodes: FILE}`` takes.
+
+A bit a row would do; a byte a row is held, of those datasets alone of which something is selected.
+"""
+
+import csv
+import io
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
+
+import numpy as np
+import pyarrow as pa
+
+from gatokit.inspection.dataset import DatasetReader
+
+HEADER = ("episode_id", "dataset", "task")
+"""The columns of the list, as ``schemas.selection`` reads them."""
+
+
+class Picked:
+    """A selection by ordinals of the index."""
+
+    def __init__(self, datasets: Mapping[str, DatasetReader]) -> None:
+        self._datasets = datasets
+        self._marks: dict[str, np.ndarray] = {}
+
+    def add(self, dataset: str, ordinals: np.ndarray | range | Sequence[int]) -> None:
+        """Selects some rows."""
+        marks = self._of(dataset)
+        if isinstance(ordinals, range):
+            marks[ordinals.start : ordinals.stop : ordinals.step] = True
+        else:
+            marks[np.asarray(ordinals, np.int64)] = True
+
+    def remove(self, dataset: str, ordinals: np.ndarray | range | Sequence[int]) -> None:
+        """Selects some rows no longer."""
+        if dataset in self._marks:
+            self._of(dataset)[np.asarray(ordinals, np.int64)] = False
+
+    def clear(self) -> None:
+        """Selects nothing."""
+        self._marks.clear()
+
+    def holds(self, dataset: str, ordinals: Iterable[int]) -> list[bool]:
+        """Which of some rows are selected."""
+        marks = self._marks.get(dataset)
+        return [False if marks is None else bool(marks[ordinal]) for ordinal in ordinals]
+
+    def counts(self) -> dict[str, int]:
+        """How many rows are selected, of each dataset that has any."""
+        found = {name: int(np.count_nonzero(self._marks[name])) for name in self._datasets if name in self._marks}
+        return {name: count for name, count in found.items() if count}
+
+    def copy(self) -> "Picked":
+        """The same rows, to be changed or read on their own."""
+        found = Picked(self._datasets)
+        found._marks = {name: marks.copy() for name, marks in self._marks.items()}
+        return found
+
+    def csv(self) -> Iterator[bytes]:
+        """The list, some rows at a time; DataError where an index cannot be read."""
+        yield _lines([HEADER])
+        for name in self.counts():
+            yield from self._csv_of(self._datasets[name], self._marks[name])
+
+    def _csv_of(self, dataset: DatasetReader, marks: np.ndarray) -> Iterator[bytes]:
+        splits = dataset.totals.splits
+        begins = np.cumsum([0, *(split.rows for split in splits)]).tolist()
+        for split, (begin, end) in zip(splits, pairwise(begins), strict=True):
+            own = marks[begin:end]
+            if not own.any():
+                continue
+            first = 0
+            for batch in dataset.batches(["episode_id", "task"], [split.index]):
+                chosen = batch.filter(pa.array(own[first : first + batch.num_rows]))
+                first += batch.num_rows
+                ids, tasks = chosen["episode_id"].to_pylist(), chosen["task"].to_pylist()
+                rows = ((id_, dataset.name, task) for id_, task in zip(ids, tasks, strict=True) if id_)
+                if chosen.num_rows:
+                    yield _lines(rows)
+
+    def _of(self, dataset: str) -> np.ndarray:
+        if dataset not in self._marks:
+            rows = sum(split.rows for split in self._datasets[dataset].totals.splits)
+            self._marks[dataset] = np.zeros(rows, bool)
+        return self._marks[dataset]
+
+
+def config_lines(counts: Mapping[str, int], file: str) -> str:
+    """What to paste into a config, for each dataset of a selection."""
+    lines = [f"  - name: {name}\n    keep: {{episodes: {file}}}" for name in counts]
+    return "\n".join(["datasets:", *lines]) if lines else ""
+
+
+def _lines(rows: Iterable[Sequence[str | None]]) -> bytes:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue().encode()

@@ -1,0 +1,84 @@
+"""Serves the explorer on this machine alone: its page, and the lists that are exported."""
+
+import asyncio
+import errno
+import secrets
+import signal
+import socket
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import panel as pn
+from tornado.web import HTTPError, RequestHandler
+
+from gatokit.inspection.dataset import DatasetReader
+from gatokit.inspection.directory import Directory
+from gatokit.inspection.explorer.app import LIST, session_page
+from gatokit.inspection.explorer.picked import Picked
+from gatokit.schemas.errors import ConfigError
+
+ADDRESS = "127.0.0.1"
+
+
+def serve(directory: Directory, datasets: Sequence[DatasetReader], port: int, ready: Callable[[str], None]) -> None:
+    """Serves until SIGINT or SIGTERM; ``ready`` is called with the address once it answers. Port 0 is any free one.
+
+    ConfigError where the port cannot be had.
+    """
+    port = _checked(port)
+    origins = [f"{ADDRESS}:{port}", f"localhost:{port}"]
+    selections: dict[str, Picked] = {}
+
+    def new_session() -> pn.Template:
+        key = secrets.token_urlsafe(16)
+        selections[key] = Picked({dataset.name: dataset for dataset in datasets})
+        pn.state.on_session_destroyed(lambda _: selections.__delitem__(key))
+        return session_page(directory, datasets, selections[key], f"export/{key}/{LIST}")
+
+    pn.extension(notifications=False)
+    server = pn.io.server.get_server(
+        {"/": new_session},
+        port=port,
+        address=ADDRESS,
+        websocket_origin=origins,
+        title=f"Gatokit: {directory.path.name}",
+        extra_patterns=[(rf"/export/([\w-]+)/{LIST}", _Export, {"selections": selections, "hosts": origins})],
+    )
+    server.start()
+    loop = server.io_loop
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: loop.add_callback_from_signal(loop.stop))
+    ready(f"http://{ADDRESS}:{port}/")
+    loop.start()
+    server.stop()
+
+
+class _Export(RequestHandler):
+    """A session's selection as a list, written as it is read."""
+
+    def initialize(self, selections: dict[str, Picked], hosts: Sequence[str]) -> None:
+        self._selections, self._hosts = selections, hosts
+
+    async def get(self, key: str) -> None:
+        if self.request.host not in self._hosts or key not in self._selections:
+            raise HTTPError(404)
+        self.set_header("Content-Type", "text/csv; charset=utf-8")
+        self.set_header("Content-Disposition", f'attachment; filename="{LIST}"')
+        chunks = self._selections[key].copy().csv()
+        while (chunk := await asyncio.to_thread(next, chunks, None)) is not None:
+            self.write(chunk)
+            await self.flush()
+
+
+def _checked(port: int) -> int:
+    """The port, or a free one for 0; ConfigError where it is taken or not to be had."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((ADDRESS, port))
+        except (OSError, OverflowError) as error:
+            number: Any = getattr(error, "errno", None)
+            why = "is taken" if number == errno.EADDRINUSE else f"cannot be had ({getattr(error, 'strerror', error)})"
+            raise ConfigError(f"--port {port}: {why}; give another one, or 0 for any that is free") from None
+        found: int = probe.getsockname()[1]
+        return found

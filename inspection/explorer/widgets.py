@@ -1,0 +1,100 @@
+"""What the page is made of that Panel does not have: a table of any length, a player of steps, a document, a text.
+
+Each is a script beside this file. It draws ``data``, always as texts and never as HTML, and sends messages; ``answers``
+has what is called with a message's value, by its name.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import panel as pn
+import param
+
+_HERE = Path(__file__).parent
+WIDGET_STYLE = (_HERE / "widgets.css").read_text(encoding="utf-8")
+"""Of Panel's own widgets and of these."""
+
+
+class Drawn(pn.custom.JSComponent):
+    """A component that a script draws."""
+
+    data = param.Dict(default={}, doc="What to draw.")
+
+    _stylesheets = [WIDGET_STYLE]  # noqa: RUF012
+    __abstract = True
+
+    def __init__(self, answers: Mapping[str, Callable[[Any], None]] | None = None, **params: Any) -> None:
+        super().__init__(**{"sizing_mode": "stretch_width", "margin": 0, **params})
+        self._answers = dict(answers or {})
+
+    def _handle_msg(self, data: dict[str, Any]) -> None:
+        for name, value in data.items():
+            self._answers[name](value)
+
+
+class Table(Drawn):
+    """Rows of a longer table: ``table_data`` makes what it draws. Messages: ``open`` (place of a row), ``tick``
+    ([place, on]), ``sort`` (name of a column), ``begin`` (of the page that is wanted)."""
+
+    _esm = _HERE / "table.js"
+
+
+class Player(Drawn):
+    """A time step with a slider over all of them. Message: ``step``."""
+
+    _esm = _HERE / "player.js"
+
+
+class Parts(Drawn):
+    """Texts and pictures in reading order: ``parts`` are ``{"text": …}`` or ``words.picture``."""
+
+    _esm = _HERE / "parts.js"
+
+
+class Words(Drawn):
+    """Paragraphs: ``lines`` are texts, ``code`` a text to copy, ``link`` where a file is downloaded from and its name,
+    ``style`` a class; a new ``reveal`` scrolls to it."""
+
+    _esm = _HERE / "words.js"
+
+
+def table_data(
+    columns: list[dict[str, Any]],
+    rows: list[list[str]],
+    *,
+    begin: int = 0,
+    total: int | None = None,
+    size: int = 0,
+    sort: str | None = None,
+    descending: bool = False,
+    ticked: list[bool] | None = None,
+    marked: int = -1,
+    fixed: bool = False,
+    opens: bool = True,
+    empty: str = "",
+    unit: str = "rows",
+) -> dict[str, Any]:
+    """What ``Table`` draws: columns as ``column`` makes them, the rows from ``begin`` on of ``total``, pages of
+    ``size``; ``ticked`` where rows can be ticked, ``marked`` is the place of the row that is
+    open; ``fixed`` cuts texts so that each row is one line; ``opens`` says whether rows can be opened."""
+    return {
+        "columns": columns,
+        "rows": rows,
+        "begin": begin,
+        "total": len(rows) if total is None else total,
+        "size": size or max(1, len(rows)),
+        "sort": sort,
+        "descending": descending,
+        "ticked": ticked,
+        "marked": marked,
+        "fixed": fixed,
+        "opens": opens,
+        "empty": empty,
+        "unit": unit,
+    }
+
+
+def column(name: str, *, number: bool = False, about: str = "", sorts: bool = False, style: str = "") -> dict[str, Any]:
+    """A column of ``Table``; numbers stand right, ``style`` is ``wide`` for ids and texts or ``note`` for words."""
+    return {"name": name, "number": number, "about": about, "sorts": sorts, "style": style}
