@@ -9,7 +9,8 @@ from gatokit.environments.adapter import Adapter
 from gatokit.environments.registry import families, make, tasks
 from gatokit.environments.rollout_jobs import options_of
 from gatokit.schemas.errors import ConfigError
-from gatokit.trainer.policy import Policy, Task
+from gatokit.trainer.policy import Policy
+from gatokit.trainer.senses import Task
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,10 @@ from gatokit.environments.rollouts import Rollout
 from gatokit.schemas.errors import ConfigError
 from gatokit.schemas.policy import Prompt
 from gatokit.trainer.contests import environment_of, find_contests
-from gatokit.trainer.policy import Decoding, Task, check_same_spec
+from gatokit.trainer.policy import Decoding
 from gatokit.trainer.scores import Anchors, Mean, Results, Returns, Score, TaskScores, best_variant, curve, overall
 from gatokit.trainer.scoring import Scoring, params_digest, score_policy
+from gatokit.trainer.senses import Task, check_same_spec
 
 
 def rollouts(*returns: float) -> list[Rollout]:
