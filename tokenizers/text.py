@@ -90,12 +90,13 @@ class TextTokenizer:
         return text
 
     def piece(self, id_: int) -> str:
-        """What one id stands for: its text, or the name of a byte (``<0xC3>``) or of a control piece (``</s>``)."""
-        processor = self._processor
-        if processor.is_byte(id_) or processor.is_control(id_) or processor.is_unknown(id_):
-            named: str = processor.id_to_piece(id_)
-            return named
-        return self.decode(np.array([id_], np.uint16))
+        """What one id stands for: its text, spaces included, or the name of a byte beyond ASCII (``<0xC3>``) or of a
+        control piece (``</s>``)."""
+        named: str = self._processor.id_to_piece(id_)
+        if self._processor.is_byte(id_):
+            byte = int(named[1:-1], 16)
+            return chr(byte) if byte < 128 else named
+        return named.replace("▁", " ")
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self._path is None:

@@ -1,4 +1,7 @@
-"""A headless Chromium, driven by chromedriver; where one of them is missing, tests that need them are skipped."""
+"""A headless Chromium, driven by chromedriver; where one of them is missing, tests that need them are skipped.
+
+``Browser.find`` and what rests on it look through shadow roots, which Panel and Bokeh put around every component.
+"""
 
 import json
 import shutil
@@ -21,8 +24,19 @@ _OPTIONS = (
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
-    "--host-resolver-rules=MAP * ~NOTFOUND",
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
 )
+_FIND = """
+const look = (root, selector) => [
+  ...root.querySelectorAll(selector),
+  ...[...root.querySelectorAll('*')].filter((one) => one.shadowRoot).flatMap((one) => look(one.shadowRoot, selector)),
+];
+const within = (start, selectors) =>
+  selectors.reduce((roots, selector) => roots.flatMap((root) => [
+    ...look(root, selector), ...(root.shadowRoot ? look(root.shadowRoot, selector) : [])]), [start]);
+const found = (...selectors) => within(document, selectors);
+"""
+"""``found(selector, …)``: what the last selector finds below what those before it find, shadow roots included."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -47,9 +61,17 @@ class Browser:
         """The value of a script."""
         return self.driver.execute_script(script, *arguments)
 
-    def wait(self, script: str) -> None:
+    def wait(self, script: str, *arguments: Any) -> None:
         """Waits until a script's value is true."""
-        WebDriverWait(self.driver, 30).until(lambda driver: driver.execute_script(script))
+        WebDriverWait(self.driver, 30).until(lambda driver: driver.execute_script(script, *arguments))
+
+    def deep(self, script: str, *arguments: Any) -> Any:
+        """The value of a script that may call ``found(selector, …)``, which looks through shadow roots."""
+        return self.run(_FIND + script, *arguments)
+
+    def wait_deep(self, script: str, *arguments: Any) -> None:
+        """Waits until such a script's value is true."""
+        self.wait(_FIND + script, *arguments)
 
     def messages(self) -> list[str]:
         """Lines of the console since the last call."""
