@@ -5,7 +5,7 @@ FOLDERS := schemas tokenizers pipelines inspection trainer environments cli
 LINKED := .venv/.linked-$(shell find $(FOLDERS) -name '*.py' -o -name '*.yaml' | sort | cksum | cut -d' ' -f1)
 PIP := .venv/bin/python -m pip --disable-pip-version-check
 
-.PHONY: install demo test fuzz test-slow test-gpu test-tpu lint format proto benchmark clean
+.PHONY: install demo pictures test fuzz test-slow test-gpu test-tpu lint format proto benchmark clean
 
 install: $(LINKED)
 
@@ -25,6 +25,10 @@ $(LINKED): .venv/.installed
 # The tunable gives XLA's large buffers large pages, which saves a sixth of a step's time on CPUs.
 demo: install
 	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 .venv/bin/gatokit demo --out demo
+
+# The README's pictures of the report and of the explorer, from the demo's folder; needs Chromium and chromedriver.
+pictures: install
+	.venv/bin/python docs/pictures/pages.py demo
 
 test: lint
 	.venv/bin/python -m pytest -n 2 --dist loadfile

@@ -73,9 +73,9 @@ class _Texts:
         self._parts.append(column if passes is None else column.filter(pa.array(passes)))
 
     def sorted(self, descending: bool) -> np.ndarray:
-        column = pa.chunked_array(self._parts, pa.large_string()).combine_chunks()
+        column = pa.chunked_array(self._parts, pa.large_string())
         self._parts = []
-        places: np.ndarray = pc.array_sort_indices(
-            column, order="descending" if descending else "ascending", null_placement="at_end"
-        ).to_numpy()
-        return places.astype(np.int64)
+        known = pc.is_valid(column).to_numpy()
+        order = "descending" if descending else "ascending"
+        places = pc.sort_indices(column.drop_null(), sort_keys=[("", order)]).to_numpy()
+        return np.concatenate([np.flatnonzero(known)[places], np.flatnonzero(~known)])

@@ -17,6 +17,7 @@ from gatokit.inspection.explorer.words import cell, counted, picture, why_unstor
 from gatokit.inspection.rows import EpisodeRow
 from gatokit.inspection.tokens import DocumentTokens, EpisodeTokens, kind_name
 from gatokit.schemas.errors import GatokitError
+from gatokit.schemas.tokens import Kind
 
 CONTENT, TOKENS, ROW = "content", "tokens", "index row"
 VIEWS = (CONTENT, TOKENS, ROW)
@@ -29,8 +30,8 @@ _TOKEN_COLUMNS = [
     column("record", number=True, about="from the first record on"),
     column("step", number=True),
     column("id", number=True, about="65535 stands for an image patch"),
-    column("kind"),
-    column("field"),
+    column("kind", style="word"),
+    column("field", style="word"),
     column("value", style="wide", about="what the token decodes to: a number, a text piece, a patch's row and column"),
     column("position", number=True, about="within the step's observation"),
     column("target", about="whether tokens of this kind are predicted"),
@@ -129,7 +130,7 @@ class Opened:
         rows = [
             [
                 cell(token.at), cell(token.record), cell(token.step), str(token.id), kind_name(token.kind), token.field,
-                _quoted(token.value) if token.kind == 1 else token.value, cell(token.position),
+                _quoted(token.value) if token.kind == Kind.TEXT else token.value, cell(token.position),
                 "yes" if token.is_target else "no",
             ]
             for token in self._tokens.named(tokens[self._begin : self._begin + _TOKENS_A_PAGE])
@@ -208,5 +209,6 @@ def _part_data(parts: list[Any]) -> list[dict[str, str]]:
 
 
 def _quoted(text: str) -> str:
-    """A text piece with its spaces to be seen."""
-    return f"“{text}”"
+    """A text piece whose spaces and line ends can be seen."""
+    written = text.replace("\n", "\\n").replace("\t", "\\t")
+    return f"“{written}”"

@@ -3,13 +3,13 @@
 A bit a row would do; a byte a row is held, of those datasets alone of which something is selected.
 """
 
-import csv
-import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pa_csv
 
 from gatokit.inspection.dataset import DatasetReader
 
@@ -59,7 +59,7 @@ class Picked:
 
     def csv(self) -> Iterator[bytes]:
         """The list, some rows at a time; DataError where an index cannot be read."""
-        yield _lines([HEADER])
+        yield (",".join(HEADER) + "\n").encode()
         for name in self.counts():
             yield from self._csv_of(self._datasets[name], self._marks[name])
 
@@ -74,10 +74,8 @@ class Picked:
             for batch in dataset.batches(["episode_id", "task"], [split.index]):
                 chosen = batch.filter(pa.array(own[first : first + batch.num_rows]))
                 first += batch.num_rows
-                ids, tasks = chosen["episode_id"].to_pylist(), chosen["task"].to_pylist()
-                rows = ((id_, dataset.name, task) for id_, task in zip(ids, tasks, strict=True) if id_)
                 if chosen.num_rows:
-                    yield _lines(rows)
+                    yield _lines(chosen.filter(pc.is_valid(chosen["episode_id"])), dataset.name)
 
     def _of(self, dataset: str) -> np.ndarray:
         if dataset not in self._marks:
@@ -92,7 +90,11 @@ def config_lines(counts: Mapping[str, int], file: str) -> str:
     return "\n".join(["datasets:", *lines]) if lines else ""
 
 
-def _lines(rows: Iterable[Sequence[str | None]]) -> bytes:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue().encode()
+def _lines(rows: pa.RecordBatch, dataset: str) -> bytes:
+    names = pa.array([dataset]).take(pa.array(np.zeros(rows.num_rows, np.int8)))
+    columns = [rows["episode_id"], names, pc.cast(rows["task"], pa.string())]
+    sink = pa.BufferOutputStream()
+    table = pa.table(columns, names=list(HEADER))
+    pa_csv.write_csv(table, sink, pa_csv.WriteOptions(include_header=False))
+    found: bytes = sink.getvalue().to_pybytes()
+    return found

@@ -13,6 +13,8 @@ MOST_ACTIONS = 8
 _COLORS = ("#2f86a6", "#d07d31", "#7a9a3a", "#a05fa5", "#c0564b", "#5b74c9", "#9a8438", "#4a9c8c")
 _SOFT = "#848b98"
 """Of axes: to be read on white and on black."""
+_EDGE = ":host { clip-path: inset(1px 0 0 2px); }"
+"""Bokeh clears a canvas half a pixel beside its edge, and what was drawn there before would stay."""
 
 
 class StepPlots:
@@ -24,26 +26,25 @@ class StepPlots:
         title = "" if components <= MOST_ACTIONS else f"{MOST_ACTIONS} of {components} components of the action"
         self._marks: list[Span] = []
         discrete = all(field.kind == "discrete" for field in played.episode.spec.action)
-        self.figures = [
-            self._figure("", played.rewards(), False),
-            self._figure(title, actions, discrete),
-        ]
+        self.figures = [self._figure("", [line], False, 120) for line in played.rewards()]
+        self.figures.append(self._figure(title, actions, discrete, 170))
 
     def mark(self, step: int) -> None:
         """Marks a step."""
         for mark in self._marks:
             mark.location = step
 
-    def _figure(self, title: str, lines: Sequence[Line], steps: bool) -> figure:
+    def _figure(self, title: str, lines: Sequence[Line], steps: bool, height: int) -> figure:
         drawn = figure(
             title=title or None,
-            height=160,
+            height=height,
             sizing_mode="stretch_width",
             tools="xpan,xwheel_zoom,reset",
             toolbar_location=None,
             background_fill_color=None,
             border_fill_color=None,
             outline_line_color=None,
+            stylesheets=[_EDGE],
             x_range=(-0.5, max(self._last, 1) + 0.5),
         )
         items = []

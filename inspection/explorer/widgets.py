@@ -96,5 +96,5 @@ def table_data(
 
 
 def column(name: str, *, number: bool = False, about: str = "", sorts: bool = False, style: str = "") -> dict[str, Any]:
-    """A column of ``Table``; numbers stand right, ``style`` is ``wide`` for ids and texts or ``note`` for words."""
+    """A column of ``Table``; numbers stand right, ``style`` is ``wide`` (ids), ``word`` or ``note``."""
     return {"name": name, "number": number, "about": about, "sorts": sorts, "style": style}

@@ -336,7 +336,16 @@ def test_ids_and_texts_with_html_are_texts(browser, built, tmp_path):
         assert [line for line in browser.messages() if "rror" in line and HOSTILE not in line] == []
 
 
-def test_a_scan_and_an_index_without_rows_are_explored(browser, built, tmp_path):
+def test_a_page_says_that_its_server_has_ended(browser, built):
+    with serving(built, "--dataset", "atari") as (address, server):
+        visit(browser, address)
+        assert not browser.run("return document.getElementById('stopped').checkVisibility()")
+        server.terminate()
+        assert server.wait(30) == 0
+        browser.wait("return document.getElementById('stopped').checkVisibility()")
+
+
+def test_an_index_without_rows_is_explored(browser, built, tmp_path):
     path = Path(shutil.copytree(built, tmp_path / "empty"))
     for file in [*path.glob("*/*.index.parquet"), *path.glob("*/tasks.parquet")]:
         pq.write_table(pq.read_table(file).slice(0, 0), file)
@@ -346,3 +355,17 @@ def test_a_scan_and_an_index_without_rows_are_explored(browser, built, tmp_path)
         texts = browser.deep("return found('.empty').map((line) => line.textContent)")
         assert "Nothing matches." in texts
         assert "The dataset has no tasks." in texts
+
+
+def test_a_scan_is_explored(browser, recorded_config, tmp_path):
+    from gatokit.pipelines.run import scan
+
+    scan(recorded_config, tmp_path / "scanned")
+    with serving(tmp_path / "scanned", "--dataset", "babyai") as (address, _):
+        visit(browser, address)
+        dataset = open_directory(tmp_path / "scanned").datasets["babyai"]
+        browser.deep(CHOOSE, "kept", "kept")
+        match = find(dataset, Filter(kept=True))
+        settle(browser, f"{match.rows} rows match, {match.rows} kept, {match.steps:,} steps, no tokens in a scan")
+        browser.deep(OPEN, 0)
+        browser.wait_deep(SAYS, "#opened", "It is kept; a scan stores no tokens: build to see them.")

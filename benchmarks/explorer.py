@@ -1,0 +1,101 @@
+"""The explorer over many index rows: seconds of a start, a filter, a sort, a page and an export, and memory.
+
+The scan is that of ``report.py``: random returns and lengths of a thousand tasks, in splits of 250,000 rows.
+
+    python benchmarks/explorer.py --rows 1000000 10000000     # some three minutes on two cores
+"""
+
+import argparse
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from harness import machine
+from report import write_scan
+from scale import peak
+
+REPEATS = 3
+WHERE = "return > 0.9 * expert_return and steps < 400 and agent == 'one'"
+
+
+def measure(root: Path) -> dict[str, Any]:
+    """Medians of every action in this process, each with the highest memory while it ran."""
+    begin = time.perf_counter()
+    from gatokit.inspection import open_directory
+    from gatokit.inspection.explorer import app
+    from gatokit.inspection.explorer.picked import Picked
+    from gatokit.inspection.explorer.query import Filter, Order, find, page
+
+    directory = open_directory(root)
+    [dataset] = directory.datasets.values()
+    picked = Picked(directory.datasets)
+    app.session_page(directory, [dataset], picked, "export")
+    found: dict[str, Any] = {"start": time.perf_counter() - begin, "before_bytes": peak(reset=True), "actions": {}}
+    sorted_by_return = find(dataset, Filter(), Order("return", True))
+    one_task = find(dataset, Filter(task="task-0500"), Order("return", True))
+
+    def export() -> None:
+        picked.add(dataset.name, range(sum(split.rows for split in dataset.totals.splits)))
+        for _ in picked.csv():
+            pass
+
+    actions: dict[str, Callable[[], object]] = {
+        "all rows": lambda: find(dataset, Filter()),
+        "one task": lambda: find(dataset, Filter(task="task-0500")),
+        "expression": lambda: find(dataset, Filter(where=WHERE)),
+        "text in id": lambda: find(dataset, Filter(text="#12345")),
+        "sort by return": lambda: find(dataset, Filter(), Order("return", True)),
+        "sort by task": lambda: find(dataset, Filter(), Order("task")),
+        "sort by id": lambda: find(dataset, Filter(), Order("episode_id")),
+        "page in order": lambda: page(dataset, find_all, 5000, 5020),
+        "page of a task, by return": lambda: page(dataset, one_task, 0, 20),
+        "page of all, by return": lambda: page(dataset, sorted_by_return, 0, 20),
+        "export of all": export,
+    }
+    find_all = find(dataset, Filter())
+    for name, action in actions.items():
+        peak(reset=True)
+        seconds = []
+        for _ in range(REPEATS):
+            begin = time.perf_counter()
+            action()
+            seconds.append(time.perf_counter() - begin)
+        found["actions"][name] = {"seconds": statistics.median(seconds), "peak_bytes": peak()}
+    return found
+
+
+def main() -> None:
+    """Prints a table a size and one JSON line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=Path("data/benchmark/explorer"), help="the scans that are made")
+    parser.add_argument("--rows", type=int, nargs="+", default=[1_000_000, 10_000_000])
+    parser.add_argument("--tasks", type=int, default=1000)
+    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.measure:
+        print(json.dumps(measure(arguments.measure)))
+        return
+    results = []
+    for rows in arguments.rows:
+        root = arguments.work / str(rows)
+        shutil.rmtree(root, ignore_errors=True)
+        write_scan(root, rows, arguments.tasks)
+        command = [sys.executable, __file__, "--measure", str(root)]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        found = {"rows": rows, "tasks": arguments.tasks, **json.loads(done.stdout.splitlines()[-1])}
+        shutil.rmtree(root)
+        print(f"{rows:,} rows: start {found['start']:.1f} s, {found['before_bytes'] / 2**20:,.0f} MiB", flush=True)
+        for name, action in found["actions"].items():
+            print(f"  {name:28}{action['seconds']:8.2f} s{action['peak_bytes'] / 2**20:10,.0f} MiB", flush=True)
+        results.append(found)
+    print(json.dumps({"machine": machine(), "explorer": results}))
+
+
+if __name__ == "__main__":
+    main()
