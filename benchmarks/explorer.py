@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 from harness import machine
 from report import write_scan
 from scale import peak
@@ -60,6 +61,7 @@ def measure(root: Path) -> dict[str, Any]:
     }
     find_all = find(dataset, Filter())
     for name, action in actions.items():
+        pa.default_memory_pool().release_unused()
         peak(reset=True)
         seconds = []
         for _ in range(REPEATS):

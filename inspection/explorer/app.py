@@ -23,7 +23,7 @@ def session_page(directory: Directory, datasets: Sequence[DatasetReader], picked
     """The page of a new session, with its own selection, whose list is at the address ``export``."""
     opened = Opened(directory)
     selection = Words()
-    clear = pn.widgets.Button(name="clear", stylesheets=[WIDGET_STYLE], margin=(6, 0, 0, 0), visible=False)
+    clear = pn.widgets.Button(label="clear", stylesheets=[WIDGET_STYLE], margin=(6, 0, 0, 0), visible=False)
 
     def draw_selection() -> None:
         counts = picked.counts()

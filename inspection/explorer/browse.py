@@ -52,28 +52,29 @@ class Browse:
         self._opened: tuple[str, int] | None = None
         self._order: Order | None = None
         self._lines: list[TaskLine] = []
+        self._missing: tuple[str, ...] = ()
         self._task_begin, self._task_order = 0, Order("task")
         self._lock = asyncio.Lock()
         style: dict[str, Any] = {"stylesheets": [WIDGET_STYLE], "sizing_mode": "stretch_width", "margin": 0}
         select = partial(pn.widgets.Select, **style)
         names = list(self._datasets)
-        self.dataset = select(name="dataset", options=names, value=names[0])
+        self.dataset = select(label="dataset", options=names, value=names[0])
         self.task_text = pn.widgets.TextInput(placeholder="find a task", **{**style, "margin": (8, 0)})
-        self.task = select(name="task")
-        self.kept = select(name="kept", options=[ANY, *_KEPT])
-        self.split = select(name="split", options=[ANY, TRAIN, HELD_OUT])
-        self.reason = select(name="reason", options=[ANY, *REASONS])
-        self.text = pn.widgets.TextInput(name="text in id", placeholder="any", **style)
+        self.task = select(label="task")
+        self.kept = select(label="kept", options=[ANY, *_KEPT])
+        self.split = select(label="split", options=[ANY, TRAIN, HELD_OUT])
+        self.reason = select(label="reason", options=[ANY, *REASONS])
+        self.text = pn.widgets.TextInput(label="text in id", placeholder="any", **style)
         self.where = pn.widgets.TextInput(
-            name="expression", placeholder="return > 0.5 * expert_return and steps < 400", **style
+            label="expression", placeholder="return > 0.5 * expert_return and steps < 400", **style
         )
         self.wrong, self.counts = Words(visible=False), Words()
         self.tasks = Table({"open": self._choose_task, "sort": self._sort_tasks, "begin": self._turn_tasks})
         self.rows = Table({"open": self._open, "tick": self._tick, "sort": self._sort, "begin": self._turn})
         button = partial(pn.widgets.Button, stylesheets=[WIDGET_STYLE], margin=(0, 8, 6, 0))
-        self._all = button(name="select all that match", on_click=lambda _: self._mark_all(True))
-        self._none = button(name="unselect all that match", on_click=lambda _: self._mark_all(False))
-        self._more = pn.widgets.Toggle(name="columns", stylesheets=[WIDGET_STYLE], margin=(0, 8, 6, 0))
+        self._all = button(label="select all that match", on_click=lambda _: self._mark_all(True))
+        self._none = button(label="unselect all that match", on_click=lambda _: self._mark_all(False))
+        self._more = pn.widgets.Toggle(label="columns", stylesheets=[WIDGET_STYLE], margin=(0, 8, 6, 0))
         self._shown = pn.widgets.CheckBoxGroup(
             options=list(COLUMNS), inline=True, visible=False, **{**style, "css_classes": ["choices"]}
         )
@@ -140,18 +141,18 @@ class Browse:
         found.expression()
         return found
 
-    async def _ask(self, _: object) -> None:
+    def _ask(self, _: object) -> None:
         if not self._quiet:
             self._draw_tasks()
-            await self.refresh()
+            pn.state.execute(self.refresh)
 
-    async def _choose_dataset(self, _: object) -> None:
+    def _choose_dataset(self, _: object) -> None:
         self._take_dataset()
-        await self.refresh()
+        pn.state.execute(self.refresh)
 
     def _take_dataset(self) -> None:
         reader = self.reader
-        self._lines = task_lines(reader)
+        self._lines, self._missing = task_lines(reader), missing_columns(reader)
         self._order, self._match, self._page = None, None, []
         names = [line.task for line in self._lines] if len(self._lines) <= _MOST_OPTIONS else []
         documents = reader.holds_documents
@@ -248,9 +249,8 @@ class Browse:
             words.append(counted(match.steps, "step"))
         words.append(counted(match.tokens, "token") if reader.totals.shards else "no tokens in a scan")
         lines = [", ".join(words)]
-        missing = missing_columns(reader)
-        if missing:
-            lines.append(f"The index lacks {', '.join(missing)}: what rests on them is unknown.")
+        if self._missing:
+            lines.append(f"The index lacks {', '.join(self._missing)}: what rests on them is unknown.")
         self.counts.data = {"lines": lines, "style": "counts"}
 
     def _draw_rows(self) -> None:

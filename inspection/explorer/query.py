@@ -109,6 +109,8 @@ def find(
     if order is not None and key is not None and len(ordinals):
         places = key.sorted(order.descending)
         ordinals = places.astype(small) if isinstance(ordinals, range) else ordinals[places]
+    # What Arrow keeps for the next time may be a column of strings.
+    pa.default_memory_pool().release_unused()
     return Match(ordinals, kept, steps, tokens)
 
 
