@@ -2,7 +2,7 @@
 
     python examples/experiments/filter.py --out data/experiments
 
-About half an hour on two cores. Result, median of continuous actions: 89, 72 and 41 % of expert (docs/results.md).
+About half an hour on two cores. Result, median of continuous actions: 90, 67 and 47 % of expert (docs/results.md).
 """
 
 import argparse

@@ -55,7 +55,7 @@ def main() -> None:
     record(JOBS, out / "recorded")
     built = build({family: f"{family}/*" for family in FAMILIES}, out / "recorded", out / "built")
     run = train(RUN, built, out / "run")
-    options = ("--rollouts", arguments.rollouts, "--prompt-tokens", "0")
+    options = ("--rollouts", arguments.rollouts, "--prompt-tokens", "0", "--memory", "memory")
     scores = evaluate(run, [job.name for job in JOBS], out / "scores", *options)
     for task in scores["tasks"]:
         print(f"{task['task']:32} {task['normalized']:6.1f} %")
