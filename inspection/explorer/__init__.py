@@ -1,6 +1,8 @@
 """Browses a finished build or scan in a browser: rows by any column, episodes step by step, tokens, selections.
 
-``columns`` says what a row can be filtered, sorted and shown by, ``query`` finds rows, ``tasks`` lists tasks,
-``playing`` shows an episode's steps, ``picked`` holds and exports a selection: none of these knows Panel. ``app`` makes
-the page of a session out of ``widgets``, ``server`` serves it.
+What knows nothing of Panel: ``columns`` (what a row is shown, filtered and sorted by), ``query`` and ``keys`` (finding and
+sorting rows), ``tasks``, ``playing`` (an episode's steps), ``picked`` (a selection and its list), ``words``.
+
+What a session's page is made of: ``task_list``, ``browse`` (filters and rows), ``opened`` (the views of an episode or
+document) and ``plot``, all drawn by ``widgets``; ``app`` puts them into ``page.html``, and ``server`` serves it.
 """

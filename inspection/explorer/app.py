@@ -56,10 +56,12 @@ def session_page(directory: Directory, datasets: Sequence[DatasetReader], picked
     roots = {
         "picked": pn.Column(selection, clear, sizing_mode="stretch_width"),
         "opened": opened.panel,
+        "tasks": browse.tasks.table,
+        "task_text": browse.tasks.text,
         **{
             name: getattr(browse, name)
             for name in (
-                "dataset", "task_text", "tasks", "task", "kept", "split", "reason", "text", "where", "wrong", "counts",
+                "dataset", "task", "kept", "split", "reason", "text", "where", "wrong", "counts",
                 "actions", "rows",
             )
         },

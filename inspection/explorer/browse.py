@@ -1,4 +1,4 @@
-"""Tasks, filters and the table of rows of one session: what is asked for becomes a ``Filter``, what is found a page."""
+"""Filters and the table of rows of one session: what is asked for becomes a ``Filter``, what is found a page."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -10,8 +10,8 @@ import panel as pn
 from gatokit.inspection.dataset import DatasetReader
 from gatokit.inspection.explorer.columns import COLUMNS, FIRST, FIRST_OF_DOCUMENTS, KINDS, value_of
 from gatokit.inspection.explorer.picked import Picked
-from gatokit.inspection.explorer.query import Filter, Match, Order, find, page
-from gatokit.inspection.explorer.tasks import TASK_COLUMNS, TaskLine, arranged, task_lines
+from gatokit.inspection.explorer.query import Filter, Match, Order, find, page, turned
+from gatokit.inspection.explorer.task_list import TaskList
 from gatokit.inspection.explorer.widgets import WIDGET_STYLE, Table, Words, column, table_data
 from gatokit.inspection.explorer.words import cell, counted
 from gatokit.inspection.report.rows import missing_columns
@@ -19,7 +19,7 @@ from gatokit.inspection.rows import EpisodeRow
 from gatokit.schemas.errors import ConfigError, GatokitError
 from gatokit.schemas.index import HELD_OUT, REASONS, TRAIN
 
-ROWS_A_PAGE, TASKS_A_PAGE = 20, 15
+ROWS_A_PAGE = 20
 _MOST_OPTIONS = 2_000
 """Tasks that a list to choose from may have; more are found in the table of tasks."""
 ANY = "any"
@@ -51,15 +51,13 @@ class Browse:
         self._begin = self._asked = 0
         self._opened: tuple[str, int] | None = None
         self._order: Order | None = None
-        self._lines: list[TaskLine] = []
         self._missing: tuple[str, ...] = ()
-        self._task_begin, self._task_order = 0, Order("task")
         self._lock = asyncio.Lock()
         style: dict[str, Any] = {"stylesheets": [WIDGET_STYLE], "sizing_mode": "stretch_width", "margin": 0}
         select = partial(pn.widgets.Select, **style)
         names = list(self._datasets)
         self.dataset = select(label="dataset", options=names, value=names[0])
-        self.task_text = pn.widgets.TextInput(placeholder="find a task", **{**style, "margin": (8, 0)})
+        self.tasks = TaskList(self._choose_task)
         self.task = select(label="task")
         self.kept = select(label="kept", options=[ANY, *_KEPT])
         self.split = select(label="split", options=[ANY, TRAIN, HELD_OUT])
@@ -69,7 +67,6 @@ class Browse:
             label="expression", placeholder="return > 0.5 * expert_return and steps < 400", **style
         )
         self.wrong, self.counts = Words(visible=False), Words()
-        self.tasks = Table({"open": self._choose_task, "sort": self._sort_tasks, "begin": self._turn_tasks})
         self.rows = Table({"open": self._open, "tick": self._tick, "sort": self._sort, "begin": self._turn})
         button = partial(pn.widgets.Button, stylesheets=[WIDGET_STYLE], margin=(0, 8, 6, 0))
         self._all = button(label="select all that match", on_click=lambda _: self._mark_all(True))
@@ -83,7 +80,6 @@ class Browse:
             pn.FlexBox(self._all, self._none, self._more), self._shown, sizing_mode="stretch_width"
         )
         self.dataset.param.watch(self._choose_dataset, "value")
-        self.task_text.param.watch(lambda _: self._turn_tasks(0), "value_input")
         self._shown.param.watch(lambda _: self._draw_rows(), "value")
         self._filters = (self.task, self.kept, self.split, self.reason, self.text, self.where)
         for widget in self._filters:
@@ -143,7 +139,7 @@ class Browse:
 
     def _ask(self, _: object) -> None:
         if not self._quiet:
-            self._draw_tasks()
+            self.tasks.mark(self._task)
             pn.state.execute(self.refresh)
 
     def _choose_dataset(self, _: object) -> None:
@@ -152,59 +148,26 @@ class Browse:
 
     def _take_dataset(self) -> None:
         reader = self.reader
-        self._lines, self._missing = task_lines(reader), missing_columns(reader)
+        self._missing = missing_columns(reader)
         self._order, self._match, self._page = None, None, []
-        names = [line.task for line in self._lines] if len(self._lines) <= _MOST_OPTIONS else []
+        names = self.tasks.take(reader)
         documents = reader.holds_documents
         self._quiet = True
-        self.task.param.update(options=_options(names), value=_EVERY)
+        self.task.param.update(options=_options(names if len(names) <= _MOST_OPTIONS else []), value=_EVERY)
         for widget in (self.kept, self.split, self.reason):
             widget.value = ANY
         self.text.value = self.where.value = ""
         self._quiet = False
         self._shown.value = list(FIRST_OF_DOCUMENTS if documents else FIRST)
-        self.task_text.param.update(value="", value_input="", visible=len(self._lines) > TASKS_A_PAGE)
         self._all.visible = self._none.visible = not documents
-        self._turn_tasks(0)
 
-    def _choose_task(self, place: int) -> None:
-        task = self._arranged()[self._task_begin + place].task
+    def _choose_task(self, task: str) -> None:
         if task not in self.task.options.values():
             self.task.options = _options([task])
         self.task.value = _EVERY if self._task == task else task
 
-    def _sort_tasks(self, name: str) -> None:
-        self._task_order = _turned(self._task_order, name)
-        self._turn_tasks(0)
-
-    def _turn_tasks(self, begin: int) -> None:
-        self._task_begin = begin
-        self._draw_tasks()
-
-    def _arranged(self) -> list[TaskLine]:
-        order = self._task_order
-        return arranged(self._lines, self.task_text.value_input or "", order.column, order.descending)
-
-    def _draw_tasks(self) -> None:
-        lines = self._arranged()
-        shown = lines[self._task_begin : self._task_begin + TASKS_A_PAGE]
-        hidden = {"expert_return", "threshold", "steps"} if self.reader.holds_documents else {"threshold", "steps"}
-        names = [name for name in TASK_COLUMNS if name not in hidden]
-        self.tasks.data = table_data(
-            [column(name, number=name != "task", sorts=True) for name in names],
-            [[cell(getattr(line, name)) for name in names] for line in shown],
-            begin=self._task_begin,
-            total=len(lines),
-            size=TASKS_A_PAGE,
-            sort=self._task_order.column,
-            descending=self._task_order.descending,
-            marked=next((at for at, line in enumerate(shown) if line.task == self._task), -1),
-            empty="No task has this in its name." if self._lines else "The dataset has no tasks.",
-            unit="tasks",
-        )
-
     def _sort(self, name: str) -> None:
-        self._order = None if self._order == Order(name, True) else _turned(self._order, name)
+        self._order = None if self._order == Order(name, True) else turned(self._order, name)
         pn.state.execute(self.refresh)
 
     def _turn(self, begin: int) -> None:
@@ -282,10 +245,6 @@ def _options(tasks: Sequence[str]) -> dict[str, str]:
 
 def _asked(widget: pn.widgets.Select) -> str | None:
     return None if widget.value == ANY else widget.value
-
-
-def _turned(order: Order | None, name: str) -> Order:
-    return Order(name, order is not None and order.column == name and not order.descending)
 
 
 def _sentence(error: GatokitError) -> str:

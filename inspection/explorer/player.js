@@ -1,14 +1,4 @@
 // A time step: its pictures and values, and a slider over all steps. A step is asked for; what comes is drawn.
-const make = (tag, attributes = {}, ...children) => {
-  const element = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) {
-    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
-    else if (value != null) element.setAttribute(name, value);
-  }
-  element.append(...children);
-  return element;
-};
-
 export function render({ model }) {
   let playing = false, waiting = null, timer = null;
   const slider = make("input", { type: "range", min: 0, step: 1, "aria-label": "time step" });

@@ -60,6 +60,11 @@ class Order:
     descending: bool = False
 
 
+def turned(order: Order | None, column: str) -> Order:
+    """The order after a click on a column: ascending, and descending where it was ascending by it."""
+    return Order(column, order == Order(column))
+
+
 @dataclass(frozen=True)
 class Match:
     """The M rows that were found, in order: ``ordinals`` among all of the index. ``steps`` and ``tokens`` are sums, the

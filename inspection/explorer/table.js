@@ -1,15 +1,4 @@
 // A page of a table. Cells are texts; the model's data is what widgets.table_data makes.
-const make = (tag, attributes = {}, ...children) => {
-  const element = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) {
-    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
-    else if (value === true) element.setAttribute(name, "");
-    else if (value !== false && value != null) element.setAttribute(name, value);
-  }
-  element.append(...children);
-  return element;
-};
-
 // The end of an id says the most: what is cut of a long one is its middle.
 const TAIL = 22;
 

@@ -1,7 +1,7 @@
 """What the page is made of that Panel does not have: a table of any length, a player of steps, a document, a text.
 
-Each is a script beside this file. It draws ``data``, always as texts and never as HTML, and sends messages; ``answers``
-has what is called with a message's value, by its name.
+Each is a script beside this file, over ``make.js``. It draws ``data``, always as texts and never as HTML, and sends
+messages; ``answers`` has what is called with a message's value, by its name.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,6 +12,13 @@ import panel as pn
 import param
 
 _HERE = Path(__file__).parent
+
+
+def _script(name: str) -> str:
+    """A script with what all of them use."""
+    return "\n".join((_HERE / part).read_text(encoding="utf-8") for part in ("make.js", name))
+
+
 WIDGET_STYLE = (_HERE / "widgets.css").read_text(encoding="utf-8")
 """Of Panel's own widgets and of these."""
 
@@ -37,26 +44,26 @@ class Table(Drawn):
     """Rows of a longer table: ``table_data`` makes what it draws. Messages: ``open`` (place of a row), ``tick``
     ([place, on]), ``sort`` (name of a column), ``begin`` (of the page that is wanted)."""
 
-    _esm = _HERE / "table.js"
+    _esm = _script("table.js")
 
 
 class Player(Drawn):
     """A time step with a slider over all of them. Message: ``step``."""
 
-    _esm = _HERE / "player.js"
+    _esm = _script("player.js")
 
 
 class Parts(Drawn):
     """Texts and pictures in reading order: ``parts`` are ``{"text": …}`` or ``words.picture``."""
 
-    _esm = _HERE / "parts.js"
+    _esm = _script("parts.js")
 
 
 class Words(Drawn):
     """Paragraphs: ``lines`` are texts, ``code`` a text to copy, ``link`` where a file is downloaded from and its name,
     ``style`` a class; a new ``reveal`` scrolls to it."""
 
-    _esm = _HERE / "words.js"
+    _esm = _script("words.js")
 
 
 def table_data(

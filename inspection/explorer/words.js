@@ -1,25 +1,13 @@
 // Paragraphs, lines to copy, and a file to download.
 export function render({ model }) {
-  const root = document.createElement("div");
+  const root = make("div");
   const draw = () => {
     const { lines = [], code = "", link = null, style = "" } = model.data;
     root.className = `words ${style}`;
-    root.replaceChildren(...lines.map((line) => {
-      const text = document.createElement("p");
-      text.textContent = line;
-      return text;
-    }));
-    if (link) {
-      const anchor = document.createElement("a");
-      Object.assign(anchor, { href: link.href, download: link.name, textContent: link.text });
-      anchor.className = "download";
-      root.append(anchor);
-    }
-    if (code) {
-      const block = document.createElement("pre");
-      block.textContent = code;
-      root.append(block);
-    }
+    root.replaceChildren(
+      ...lines.map((line) => make("p", {}, line)),
+      ...(link ? [make("a", { class: "download", href: link.href, download: link.name }, link.text)] : []),
+      ...(code ? [make("pre", {}, code)] : []));
   };
   let revealed;
   model.on("data", () => {

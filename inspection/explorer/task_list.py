@@ -1,0 +1,74 @@
+"""The table of tasks of one session: found by name, sorted, one of them chosen."""
+
+from collections.abc import Callable
+
+import panel as pn
+
+from gatokit.inspection.dataset import DatasetReader
+from gatokit.inspection.explorer.query import Order, turned
+from gatokit.inspection.explorer.tasks import TASK_COLUMNS, TaskLine, arranged, task_lines
+from gatokit.inspection.explorer.widgets import WIDGET_STYLE, Table, column, table_data
+from gatokit.inspection.explorer.words import cell
+
+TASKS_A_PAGE = 15
+
+
+class TaskList:
+    """The tasks of the dataset that is looked at."""
+
+    def __init__(self, chooses: Callable[[str], None]) -> None:
+        """``chooses`` is called with the task that somebody clicks on."""
+        self._chooses = chooses
+        self._lines: list[TaskLine] = []
+        self._hidden: set[str] = set()
+        self._marked: str | None = None
+        self._begin, self._order = 0, Order("task")
+        self.text = pn.widgets.TextInput(
+            placeholder="find a task", stylesheets=[WIDGET_STYLE], sizing_mode="stretch_width", margin=(8, 0)
+        )
+        self.table = Table({"open": self._choose, "sort": self._sort, "begin": self._turn})
+        self.text.param.watch(lambda _: self._turn(0), "value_input")
+
+    def take(self, dataset: DatasetReader) -> list[str]:
+        """Shows the tasks of another dataset; their names."""
+        self._lines, self._marked = task_lines(dataset), None
+        self._hidden = {"expert_return", "threshold", "steps"} if dataset.holds_documents else {"threshold", "steps"}
+        self.text.param.update(value="", value_input="", visible=len(self._lines) > TASKS_A_PAGE)
+        self._turn(0)
+        return [line.task for line in self._lines]
+
+    def mark(self, task: str | None) -> None:
+        """Marks the task that is filtered by."""
+        self._marked = task
+        self._draw()
+
+    def _choose(self, place: int) -> None:
+        self._chooses(self._arranged()[self._begin + place].task)
+
+    def _sort(self, name: str) -> None:
+        self._order = turned(self._order, name)
+        self._turn(0)
+
+    def _turn(self, begin: int) -> None:
+        self._begin = begin
+        self._draw()
+
+    def _arranged(self) -> list[TaskLine]:
+        return arranged(self._lines, self.text.value_input or "", self._order.column, self._order.descending)
+
+    def _draw(self) -> None:
+        lines = self._arranged()
+        shown = lines[self._begin : self._begin + TASKS_A_PAGE]
+        names = [name for name in TASK_COLUMNS if name not in self._hidden]
+        self.table.data = table_data(
+            [column(name, number=name != "task", sorts=True) for name in names],
+            [[cell(getattr(line, name)) for name in names] for line in shown],
+            begin=self._begin,
+            total=len(lines),
+            size=TASKS_A_PAGE,
+            sort=self._order.column,
+            descending=self._order.descending,
+            marked=next((at for at, line in enumerate(shown) if line.task == self._marked), -1),
+            empty="No task has this in its name." if self._lines else "The dataset has no tasks.",
+            unit="tasks",
+        )
