@@ -7,9 +7,14 @@ import struct
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from gatokit.environments.agents import Mix
 from gatokit.environments.jobs import Job, record_tasks
+
+# A busy machine is no failure.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 def empty_library(soname: str) -> bytes:

@@ -66,7 +66,7 @@ def test_a_large_file_goes_up_in_parts_and_the_local_one_is_gone(
     assert bucket.server.open_uploads == 0
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(st.integers(0, len(DATA) + 9), st.integers(0, 200_000)), min_size=1, max_size=12))
 def test_ranges_are_those_of_the_content(bucket: Bucket, reads: list[tuple[int, int]]) -> None:
     bucket.put("data", DATA)

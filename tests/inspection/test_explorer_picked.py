@@ -27,7 +27,7 @@ def picked(small):
     return Picked(open_directory(small.built).datasets)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     st.lists(
         st.tuples(st.sampled_from(["arm", "grid"]), st.booleans(), st.lists(st.integers(0, 3), max_size=4)), max_size=12

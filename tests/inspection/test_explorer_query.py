@@ -58,7 +58,7 @@ def rows_in(path: Path, name: str):
 
 @pytest.mark.parametrize("where", ["built", "scanned"])
 @pytest.mark.parametrize("name", DATASETS)
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(asked=FILTERS, order=ORDERS)
 def test_rows_are_found_and_sorted_as_a_loop_does(small, where, name, asked, order):
     dataset = open_directory(getattr(small, where)).datasets[name]

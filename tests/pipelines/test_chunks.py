@@ -46,7 +46,7 @@ def test_cuts(lengths: list[int], most: int, expected: list[int]) -> None:
     assert greedy(lengths, most) == expected
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=60), st.integers(1, 60))
 def test_cuts_agree_with_the_loop(lengths: list[int], most: int) -> None:
     starts = cuts(begins(lengths), sum(lengths), most)
@@ -113,7 +113,7 @@ def test_a_step_larger_than_a_chunk_is_one_record() -> None:
     assert records(episode, sequence, "spec", 4)[1] == [2, 50, 2]
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.lists(st.integers(2, 12), min_size=1, max_size=25), st.integers(1, 40), st.data())
 def test_joined_records_are_the_sequence(lengths: list[int], most: int, data: st.DataObject) -> None:
     pictures = data.draw(st.sets(st.integers(0, len(lengths) - 1)))

@@ -67,7 +67,7 @@ def test_cuts_in_full(units, chunk_tokens, starts):
     assert packed(units, chunk_tokens) == starts
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(st.lists(st.just(0) | st.integers(0, 12), min_size=1, max_size=40), st.integers(1, 16))
 def test_records_hold_what_fits_and_join_to_the_whole(units, chunk_tokens):
     sequence = page(units)

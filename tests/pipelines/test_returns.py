@@ -65,14 +65,14 @@ def test_integers_and_float32_are_summed_in_float64() -> None:
     assert expert_return(np.array([0.1] * 20, np.float32)) == float(np.float32(0.1))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.integers(-(2**40), 2**40), min_size=1, max_size=90))
 def test_whole_numbers_agree_exactly_with_the_loop(values: list[int]) -> None:
     returns = [float(value) for value in values]
     assert expert_return(np.array(returns)) == best_window(returns, window(len(values)))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.floats(-1e9, 1e9), min_size=1, max_size=90))
 def test_any_numbers_agree_with_the_loop(values: list[float]) -> None:
     found, exact = expert_return(np.array(values)), best_window(values, window(len(values)))

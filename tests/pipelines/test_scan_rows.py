@@ -72,7 +72,7 @@ def test_float32_rewards_are_summed_in_float64() -> None:
     assert total != float(np.float32(100))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.floats(-1e30, 1e30), min_size=1, max_size=300), st.booleans())
 def test_the_return_is_the_plain_loop(values: list[float], ends: bool) -> None:
     is_last = np.zeros(len(values), bool)

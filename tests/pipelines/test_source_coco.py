@@ -81,7 +81,7 @@ def test_captions_in_full(tmp_path: Path) -> None:
     ]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     texts=st.lists(
         st.tuples(

@@ -22,7 +22,7 @@ def read(text: str | bytes, *names: str) -> tuple[dict[str, Any], dict[str, list
     return read_arrays(io.BytesIO(data), {name: lists[name].append for name in names}), lists
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(value=st.dictionaries(st.text(), JSON, max_size=5), chunk=st.integers(1, 40), indent=st.none() | st.just(1))
 def test_values_are_those_of_json_wherever_the_text_is_cut(
     value: dict[str, Any], chunk: int, indent: int | None

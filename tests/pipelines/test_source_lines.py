@@ -249,7 +249,7 @@ def _has_tokens(text: str) -> bool:
     return bool(text.strip())
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(st.text().filter(_has_tokens), max_size=12),
     st.booleans(),
@@ -268,7 +268,7 @@ def test_what_json_writes_is_read(
     assert list(file.read([places[number] for number in chosen])) == [[documents[number]] for number in chosen]
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(0, 8 * len(DATA) - 1))
 def test_a_flipped_bit_costs_only_the_lines_it_touches(tmp_path: Path, bit: int) -> None:
     path = written(tmp_path / "a.jsonl", DATA)

@@ -247,7 +247,7 @@ def test_archives_and_folders_that_are_none_are_errors(tmp_path: Path) -> None:
 SENTENCES = st.text(max_size=12)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(st.lists(st.tuples(SENTENCES, st.lists(st.sampled_from(["a.jpg", "b.png", "no.jpg"]), max_size=3)))),
     st.sampled_from(["a.jsonl", "a.jsonl.gz", "a.jsonl.zst"]),

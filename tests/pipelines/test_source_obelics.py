@@ -260,7 +260,7 @@ def test_a_changed_picture_of_the_folder_is_an_error(tmp_path: Path) -> None:
 PIECES = st.one_of(st.text(max_size=8), st.binary(max_size=8), st.just(None))
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.lists(PIECES, max_size=6), max_size=8), st.data())
 def test_pages_come_back_in_reading_order(tmp_path: Path, drawn: list, data: st.DataObject) -> None:
     """Each page is drawn as texts, pictures, and pictures that are missing (None)."""

@@ -75,7 +75,7 @@ def test_lists_of_captions_in_full(tmp_path: Path) -> None:
     assert list(file.read(places[at] for at in (1, 3, 5))) == [parts[at] for at in (1, 3, 5)]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     rows=st.lists(
         st.tuples(

@@ -232,7 +232,7 @@ def test_rows_of_some_groups_with_nested_values(tmp_path: Path) -> None:
     assert not any(isinstance(row, DamagedRows) for row in rows)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(st.text(max_size=40).filter(lambda text: bool(text.strip())), max_size=30),
     st.integers(1, 12),

@@ -43,7 +43,7 @@ def write(path: Path, files: dict[str, bytes], format: int = tarfile.USTAR_FORMA
     return path
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     files=st.lists(st.tuples(NAMES, st.sampled_from(TYPES), st.integers(0, 2000)), max_size=6),
     format=st.sampled_from([tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]),
@@ -157,7 +157,7 @@ def test_an_extended_header_that_does_not_parse(tmp_path: Path, record: bytes) -
     assert damage(path)[0] == []
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(flips=st.lists(st.tuples(st.integers(0, 4 * 512 - 1), st.integers(1, 255)), min_size=1, max_size=4))
 def test_a_damaged_archive_is_walked_or_refused(
     tmp_path_factory: pytest.TempPathFactory, flips: list[tuple[int, int]]

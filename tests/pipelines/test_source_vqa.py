@@ -91,7 +91,7 @@ def test_the_answer_that_most_gave_the_first_of_several(tmp_path: Path, answers:
     assert list(file.read(kept(file))) == [[b"x", f"Q: ? A: {best}"]]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     pairs=st.lists(
         st.tuples(st.integers(0, 3), st.text(min_size=1), st.text(min_size=1)).filter(

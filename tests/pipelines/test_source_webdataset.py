@@ -95,7 +95,7 @@ def test_the_json_key_that_the_config_names(tmp_path: Path) -> None:
     assert [found.detail for found in opened(path, text_field="title").scan(LARGE)] == ["the JSON has no 'title'"]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     samples=st.lists(
         st.tuples(st.sampled_from(["jpg", "jpeg", "png", "webp", "gif"]), st.binary(min_size=1, max_size=1500), TEXT),

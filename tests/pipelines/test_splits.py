@@ -79,7 +79,7 @@ def test_rows_without_bytes_have_a_place() -> None:
     assert assigned({"a": [0, 0], "b": [0]}) == [0, 0, 0]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(sources)
 def test_every_row_has_one_split_in_source_order(files: dict[str, list[int]]) -> None:
     splits = assigned(files)
@@ -88,7 +88,7 @@ def test_every_row_has_one_split_in_source_order(files: dict[str, list[int]]) ->
     assert splits == assigned(files)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(sources)
 def test_sizes_are_bounded(files: dict[str, list[int]]) -> None:
     for rows in shards(files):
@@ -101,7 +101,7 @@ def test_sizes_are_bounded(files: dict[str, list[int]]) -> None:
             assert size <= SIZE + max(files[name][number] for name, number in rows)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(sources, names, lengths.filter(bool))
 def test_a_new_file_changes_nothing_beyond_the_next_borders(
     files: dict[str, list[int]], name: str, new: list[int]

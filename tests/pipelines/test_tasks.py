@@ -208,7 +208,7 @@ def apart_of(counts: list[int], share: float, seed: int = 0) -> list[list[bool]]
     return [apart[task == number].tolist() for number in range(len(counts))]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.integers(0, 40), min_size=1, max_size=5),
     st.floats(0, 1, exclude_min=True, exclude_max=True),
@@ -243,7 +243,7 @@ def test_which_ones_is_written_in_stone() -> None:
     assert [number for number, held in enumerate(apart_of([60], 0.1)[0]) if held] == [0, 9, 21, 34, 42, 46, 48, 51]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(2, 60), st.integers(0, 60), st.floats(0.01, 0.9))
 def test_episodes_of_other_tasks_move_none(count: int, others: int, share: float) -> None:
     assert apart_of([count], share)[0] == apart_of([count, others], share)[0]

@@ -137,7 +137,7 @@ def written_records(draw: st.DrawFn) -> Record:
     )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(written_records())
 def test_round_trip(record: Record) -> None:
     data = record.to_bytes()
@@ -145,7 +145,7 @@ def test_round_trip(record: Record) -> None:
     assert Record.from_bytes(data).to_bytes() == data
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.data())
 def test_damage_is_a_value_error_or_another_record(data: st.DataObject) -> None:
     damaged = bytearray(GOLDEN)

@@ -168,7 +168,7 @@ def pages(draw) -> list[str | EncodedImage]:
     return parts
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(documents=st.lists(pages(), max_size=4), end_of_document=st.booleans())
 def test_any_page_comes_back(exact, documents, end_of_document):
     tokenizer = DocumentTokenizer(exact, end_of_document)
@@ -186,7 +186,7 @@ def test_any_page_comes_back(exact, documents, end_of_document):
         assert (made.tokens == END).sum() == end_of_document
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(parts=pages())
 def test_a_model_that_normalises_decodes_to_what_it_makes_of_each_text(text, parts):
     tokenizer = DocumentTokenizer(text, True)

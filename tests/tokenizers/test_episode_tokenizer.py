@@ -251,7 +251,7 @@ def random_values(one, steps, rng, text_style):
     return (rng.normal(size=shape) * 10.0 ** rng.integers(-3, 4, shape)).astype(one.dtype)
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=250)
 @given(
     fields_strategy(),
     st.integers(1, 9),

@@ -199,7 +199,7 @@ def brute_force(height: int, width: int, patches: int) -> set[tuple[int, int]]:
     return {(16 * row, 16 * column) for row, column in grids if row * column == most}
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.integers(1, 700), st.integers(1, 700), st.integers(1, 300))
 def test_the_grid_is_the_one_that_trying_all_finds(height, width, patches):
     rule = PictureRule(max_patches=patches)
@@ -611,7 +611,7 @@ def said(data: bytes, rule: PictureRule) -> str:
     return "a picture"
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(st.data())
 def test_nothing_but_a_rejection_comes_out_of_a_damaged_file(draw):
     data = bytearray(draw.draw(st.sampled_from(FILES)))
@@ -645,7 +645,7 @@ def test_nothing_but_a_rejection_comes_out_of_a_damaged_file(draw):
     assert outcome == said(damaged, rule)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.sampled_from([b"", *[data[:12] for data in FILES]]), st.binary(max_size=200))
 def test_nothing_but_a_rejection_comes_out_of_noise(beginning, noise):
     assert rejected(beginning + noise)[0] in ("bad_image", "image_animated", "image_too_large")

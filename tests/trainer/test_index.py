@@ -42,7 +42,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return written
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(files=st.lists(st.lists(ROW, max_size=12), min_size=1, max_size=3), split=st.sampled_from(["train", "held_out"]))
 def test_episodes_are_ranges_by_task_agent_and_shard(
     tmp_path_factory: pytest.TempPathFactory, files: list[list[dict[str, Any]]], split: str
