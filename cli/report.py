@@ -29,6 +29,9 @@ def write_report(
     ``run`` is a run or run config whose mixture the report shows beside the weights. ConfigError where a file cannot
     be written, the packages of the report are missing, or the run cannot draw from the directory.
     """
+    for option, path in (("--html", html), ("--card", card_file)):
+        if path is not None:
+            _check_place(path, option)
     written = {}
     if card_file is not None:
         text = markdown(card(directory, datasets))
@@ -65,6 +68,14 @@ def _drawn(directory: Directory, run: str) -> dict[str, Shares]:
     counts = Counter(sample.dataset for step in steps for sample in windows.trace(step, range(config.batch)))
     weights = zip(mixture.names, mixture.weights.tolist(), strict=True)
     return {name: Shares(asked=weight, drawn=counts[name] / counts.total()) for name, weight in weights}
+
+
+def _check_place(path: Path, option: str) -> None:
+    """ConfigError, before an index is read for it, where a file cannot stand."""
+    if path.is_dir():
+        raise ConfigError(f"{option} {path}: that is a directory; give a file")
+    if not path.parent.is_dir():
+        raise ConfigError(f"{option} {path}: there is no directory {path.parent}; make it, or give another file")
 
 
 def _write(path: Path, text: str, option: str) -> Path:

@@ -349,7 +349,11 @@ def test_what_a_run_draws_stands_beside_the_weights(small, tmp_path):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--html", "absent/r.html"), "--html absent/r.html: cannot be written: No such file or directory"),
+        (
+            ("--html", "absent/r.html"),
+            "--html absent/r.html: there is no directory absent; make it, or give another file",
+        ),
+        (("--card", "."), "--card .: that is a directory; give a file"),
         (("--html", "r.html", "--at", "0.5"), "--html and --at are two views: give one of them"),
         (("--card", "c.md", "--task", "reach"), "--card and --task are two views: give one of them"),
         (("--card", "c.md", "--run", "tiny"), "--run belongs to --step or --html"),
