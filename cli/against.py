@@ -4,9 +4,10 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from gatokit.cli.console import Output, shown, size
+from gatokit.cli.console import Output, size
 from gatokit.cli.fit import fitting_table
 from gatokit.inspection.against import Changes, Counts, FieldChange, TaskChange
+from gatokit.schemas.words import shown
 
 _MOST_TASKS = 40
 _COUNTS = {"found": "found", "kept": "kept", "steps": "steps", "tokens": "tokens", "shards": "shards", "bytes": "size"}

@@ -14,6 +14,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from gatokit.schemas.words import shown
+
 ProgressFunction = Callable[[str, int, int], None]
 
 _PIPED_WIDTH = 160
@@ -80,19 +82,6 @@ class Output:
 
         with bar:
             yield update
-
-
-def shown(value: Any) -> str:
-    """A value as a table shows it: thousands separated, floats to six digits."""
-    if value is None:
-        return "–"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}"
-    if isinstance(value, float):
-        return f"{value:,.6g}" if abs(value) < 1e6 else f"{value:,.0f}"
-    return str(value)
 
 
 def size(count: float) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from gatokit.cli.console import Output, shown
+from gatokit.cli.console import Output
 from gatokit.cli.drops import why_unstored
 from gatokit.cli.pictures import show_written, write_pictures
 from gatokit.inspection import DatasetReader, EpisodeRow, StoredDocument
@@ -15,6 +15,7 @@ from gatokit.inspection.values import json_value
 from gatokit.schemas.episode import EncodedImage
 from gatokit.schemas.errors import RejectedError
 from gatokit.schemas.tokens import Kind
+from gatokit.schemas.words import shown
 from gatokit.tokenizers.codec import probe
 
 FIRST_PARTS = 20

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from gatokit.cli.console import Output, shown
+from gatokit.cli.console import Output
+from gatokit.schemas.words import shown
 
 
 def fitting_table(

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gatokit.cli.console import Output, shown
+from gatokit.cli.console import Output
 from gatokit.cli.drops import why_unstored
 from gatokit.cli.fit import fitting_table
 from gatokit.cli.pictures import show_written, write_pictures
@@ -12,6 +12,7 @@ from gatokit.inspection import DatasetReader, EpisodeRow, Step, StoredEpisode
 from gatokit.inspection.values import brief, flag_names, json_value
 from gatokit.schemas.episode import EncodedImage
 from gatokit.schemas.errors import ConfigError
+from gatokit.schemas.words import shown
 
 FIRST_STEPS = 5
 """Time steps of an episode that are shown by default."""

@@ -13,11 +13,12 @@ from gatokit.inspection.explorer.picked import Picked
 from gatokit.inspection.explorer.query import Filter, Match, Order, find, page, turned
 from gatokit.inspection.explorer.task_list import TaskList
 from gatokit.inspection.explorer.widgets import WIDGET_STYLE, Table, Words, column, table_data
-from gatokit.inspection.explorer.words import cell, counted
+from gatokit.inspection.explorer.words import counted
 from gatokit.inspection.report.rows import missing_columns
 from gatokit.inspection.rows import EpisodeRow
 from gatokit.schemas.errors import ConfigError, GatokitError
 from gatokit.schemas.index import HELD_OUT, REASONS, TRAIN
+from gatokit.schemas.words import shown
 
 ROWS_A_PAGE = 20
 _MOST_OPTIONS = 2_000
@@ -221,7 +222,7 @@ class Browse:
         names = [name for name in COLUMNS if name in self._shown.value] or ["episode_id"]
         self.rows.data = table_data(
             [_column(name) for name in names],
-            [[cell(value_of(row, name)) for name in names] for row in self._page],
+            [[shown(value_of(row, name)) for name in names] for row in self._page],
             begin=self._begin,
             total=0 if match is None else match.rows,
             size=ROWS_A_PAGE,

@@ -13,11 +13,12 @@ from gatokit.inspection.explorer.columns import COLUMNS, value_of
 from gatokit.inspection.explorer.playing import PlayedEpisode, StepView
 from gatokit.inspection.explorer.plot import StepPlots
 from gatokit.inspection.explorer.widgets import WIDGET_STYLE, Parts, Player, Table, Words, column, table_data
-from gatokit.inspection.explorer.words import cell, counted, picture, why_unstored
+from gatokit.inspection.explorer.words import counted, picture, why_unstored
 from gatokit.inspection.rows import EpisodeRow
 from gatokit.inspection.tokens import DocumentTokens, EpisodeTokens, kind_name
 from gatokit.schemas.errors import GatokitError
 from gatokit.schemas.tokens import Kind
+from gatokit.schemas.words import shown
 
 CONTENT, TOKENS, ROW = "content", "tokens", "index row"
 VIEWS = (CONTENT, TOKENS, ROW)
@@ -129,8 +130,8 @@ class Opened:
         self._begin = min(max(int(begin), 0), max(len(tokens) - 1, 0))
         rows = [
             [
-                cell(token.at), cell(token.record), cell(token.step), str(token.id), kind_name(token.kind), token.field,
-                _quoted(token.value) if token.kind == Kind.TEXT else token.value, cell(token.position),
+                *map(shown, (token.at, token.record, token.step)), str(token.id), kind_name(token.kind), token.field,
+                _quoted(token.value) if token.kind == Kind.TEXT else token.value, shown(token.position),
                 "yes" if token.is_target else "no",
             ]
             for token in self._tokens.named(tokens[self._begin : self._begin + _TOKENS_A_PAGE])
@@ -152,9 +153,9 @@ def _facts(row: EpisodeRow) -> list[str]:
     if row.steps is not None:
         facts.append(counted(row.steps, "step"))
     if row.episode_return is not None:
-        facts.append(f"return {cell(row.episode_return)}")
+        facts.append(f"return {shown(row.episode_return)}")
     if row.threshold is not None:
-        facts.append(f"threshold {cell(row.threshold)}")
+        facts.append(f"threshold {shown(row.threshold)}")
     if row.tokens is not None:
         facts.append(counted(row.tokens, "token"))
     if row.record_tokens:
@@ -165,9 +166,9 @@ def _facts(row: EpisodeRow) -> list[str]:
 
 def _row_table(row: EpisodeRow) -> dict[str, Any]:
     names = [*COLUMNS, "record_tokens"]
-    shown = [value_of(row, name) for name in COLUMNS]
+    values = [value_of(row, name) for name in COLUMNS]
     sizes = "–" if row.record_tokens is None else ", ".join(f"{size:,}" for size in row.record_tokens[:1000])
-    lines = [[name, value, COLUMNS[name].about] for name, value in zip(COLUMNS, map(cell, shown), strict=True)]
+    lines = [[name, value, COLUMNS[name].about] for name, value in zip(COLUMNS, map(shown, values), strict=True)]
     lines.append([names[-1], sizes, "tokens of each of its records"])
     return table_data(
         [column("column"), column("value", style="wide"), column("what it is", style="note")], lines, opens=False

@@ -8,7 +8,7 @@ from gatokit.inspection.dataset import DatasetReader
 from gatokit.inspection.explorer.query import Order, turned
 from gatokit.inspection.explorer.tasks import TASK_COLUMNS, TaskLine, arranged, task_lines
 from gatokit.inspection.explorer.widgets import WIDGET_STYLE, Table, column, table_data
-from gatokit.inspection.explorer.words import cell
+from gatokit.schemas.words import shown
 
 TASKS_A_PAGE = 15
 
@@ -58,17 +58,17 @@ class TaskList:
 
     def _draw(self) -> None:
         lines = self._arranged()
-        shown = lines[self._begin : self._begin + TASKS_A_PAGE]
+        listed = lines[self._begin : self._begin + TASKS_A_PAGE]
         names = [name for name in TASK_COLUMNS if name not in self._hidden]
         self.table.data = table_data(
             [column(name, number=name != "task", sorts=True) for name in names],
-            [[cell(getattr(line, name)) for name in names] for line in shown],
+            [[shown(getattr(line, name)) for name in names] for line in listed],
             begin=self._begin,
             total=len(lines),
             size=TASKS_A_PAGE,
             sort=self._order.column,
             descending=self._order.descending,
-            marked=next((at for at, line in enumerate(shown) if line.task == self._marked), -1),
+            marked=next((at for at, line in enumerate(listed) if line.task == self._marked), -1),
             empty="No task has this in its name." if self._lines else "The dataset has no tasks.",
             unit="tasks",
         )

@@ -9,19 +9,6 @@ from gatokit.schemas.index import REASONS
 from gatokit.tokenizers.codec import probe
 
 
-def cell(value: object) -> str:
-    """A value of the index: thousands separated, floats to six digits."""
-    if value is None:
-        return "–"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}"
-    if isinstance(value, float):
-        return f"{value:,.6g}" if abs(value) < 1e6 else f"{value:,.0f}"
-    return str(value)
-
-
 def counted(number: int, one: str, several: str = "") -> str:
     """A number with its noun."""
     return f"{number:,} {one if number == 1 else several or one + 's'}"
