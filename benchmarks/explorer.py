@@ -5,12 +5,8 @@ The scan is that of ``report.py``: random returns and lengths of a thousand task
     python benchmarks/explorer.py --rows 1000000 10000000     # some three minutes on two cores
 """
 
-import argparse
 import json
-import shutil
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 from harness import machine
-from report import write_scan
+from report import scans
 from scale import peak
 
 REPEATS = 3
@@ -74,25 +70,12 @@ def measure(root: Path) -> dict[str, Any]:
 
 def main() -> None:
     """Prints a table a size and one JSON line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, default=Path("data/benchmark/explorer"), help="the scans that are made")
-    parser.add_argument("--rows", type=int, nargs="+", default=[1_000_000, 10_000_000])
-    parser.add_argument("--tasks", type=int, default=1000)
-    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.measure:
-        print(json.dumps(measure(arguments.measure)))
-        return
     results = []
-    for rows in arguments.rows:
-        root = arguments.work / str(rows)
-        shutil.rmtree(root, ignore_errors=True)
-        write_scan(root, rows, arguments.tasks)
-        command = [sys.executable, __file__, "--measure", str(root)]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-        found = {"rows": rows, "tasks": arguments.tasks, **json.loads(done.stdout.splitlines()[-1])}
-        shutil.rmtree(root)
-        print(f"{rows:,} rows: start {found['start']:.1f} s, {found['before_bytes'] / 2**20:,.0f} MiB", flush=True)
+    for found in scans(__doc__, __file__, measure, "data/benchmark/explorer"):
+        print(
+            f"{found['rows']:,} rows: start {found['start']:.1f} s, {found['before_bytes'] / 2**20:,.0f} MiB",
+            flush=True,
+        )
         for name, action in found["actions"].items():
             print(f"  {name:28}{action['seconds']:8.2f} s{action['peak_bytes'] / 2**20:10,.0f} MiB", flush=True)
         results.append(found)

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -117,28 +118,34 @@ def measure(root: Path) -> dict[str, Any]:
     return {"seconds": seconds, "peak_bytes": peak(), "before_bytes": before, "page_bytes": len(text.encode())}
 
 
-def main() -> None:
-    """Prints a line a size and one JSON line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, default=Path("data/benchmark/report"), help="the scans that are made")
+def scans(
+    about: str | None, script: str, measured: Callable[[Path], dict[str, Any]], work: str
+) -> Iterator[dict[str, Any]]:
+    """What ``measured`` says of simulated scans of several sizes, each in a process of its own of ``script``."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=Path(work), help="the scans that are made")
     parser.add_argument("--rows", type=int, nargs="+", default=[1_000_000, 10_000_000])
     parser.add_argument("--tasks", type=int, default=1000)
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:
-        print(json.dumps(measure(arguments.measure)))
-        return
-    results = []
+        print(json.dumps(measured(arguments.measure)))
+        sys.exit()
     for rows in arguments.rows:
         root = arguments.work / str(rows)
         shutil.rmtree(root, ignore_errors=True)
         write_scan(root, rows, arguments.tasks)
-        command = [sys.executable, __file__, "--measure", str(root)]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-        found = {"rows": rows, "tasks": arguments.tasks, **json.loads(done.stdout.splitlines()[-1])}
+        done = subprocess.run([sys.executable, script, "--measure", str(root)], stdout=subprocess.PIPE, check=True)
         shutil.rmtree(root)
+        yield {"rows": rows, "tasks": arguments.tasks, **json.loads(done.stdout.splitlines()[-1])}
+
+
+def main() -> None:
+    """Prints a line a size and one JSON line."""
+    results = []
+    for found in scans(__doc__, __file__, measure, "data/benchmark/report"):
         print(
-            f"{rows:12,} rows, {arguments.tasks:,} tasks: {found['seconds']:.1f} s, peak "
+            f"{found['rows']:12,} rows, {found['tasks']:,} tasks: {found['seconds']:.1f} s, peak "
             f"{found['peak_bytes'] / 2**20:,.0f} MiB ({found['before_bytes'] / 2**20:,.0f} before), page "
             f"{found['page_bytes'] / 1e6:.1f} MB",
             flush=True,
