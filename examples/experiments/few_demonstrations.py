@@ -3,7 +3,7 @@
     python examples/experiments/several_embodiments.py --out data/experiments   # the pretrained model, without the task
     python examples/experiments/few_demonstrations.py --out data/experiments
 
-About twenty minutes on two cores. Result: 94 % of expert from one episode, 22 % from scratch (docs/results.md).
+About twenty minutes on two cores. Result: 93 % of expert from one episode, 22 % from scratch (docs/results.md).
 """
 
 import argparse
