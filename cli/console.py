@@ -60,7 +60,7 @@ class Output:
     def result(self, value: dict[str, Any]) -> None:
         """The JSON object of ``--json``; nothing without it."""
         if self.as_json:
-            sys.stdout.write(json.dumps(_finite(value), ensure_ascii=False) + "\n")
+            print(json.dumps(_finite(value), ensure_ascii=False), flush=True)
 
     @contextmanager
     def progress(self) -> Iterator[ProgressFunction]:

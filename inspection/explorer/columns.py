@@ -5,7 +5,7 @@ A new column is an entry in ``COLUMNS`` and, where the index does not hold it, a
 Legend: R rows of a batch.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -48,7 +48,7 @@ COLUMNS: dict[str, Column] = {
         Column("split", "string", "train or held_out; none when dropped"),
         Column("tokens", "number", "tokens that are stored"),
         Column("order", "number", "collection order"),
-        Column("expert_return", "number", "windowed expert return of the task"),
+        Column("expert_return", "number", "windowed expert return of the task", ("task",)),
         Column("threshold", "number", "lowest return that stays"),
         Column("detail", "string", "what exactly was wrong, or left out"),
         Column("lost", "number", "episodes of the source that the row stands for"),
@@ -108,7 +108,7 @@ def value_of(row: EpisodeRow, name: str) -> str | float | int | bool | None:
     return found
 
 
-def reads(names: Mapping[str, object] | set[str] | tuple[str, ...]) -> set[str]:
+def reads(names: Iterable[str]) -> set[str]:
     """The columns of the index that some columns are made of."""
     return {read for name in names for read in COLUMNS[name].reads}
 

@@ -49,7 +49,7 @@ class Filter:
         """The columns of the index that it looks at."""
         found = {name for name in ("task", "kept", "split", "reason") if getattr(self, name) is not None}
         where = self.expression()
-        return found | ({"episode_id"} if self.text else set()) | (set() if where is None else _reads_of(where))
+        return found | ({"episode_id"} if self.text else set()) | (set() if where is None else reads(where.columns))
 
 
 @dataclass(frozen=True)
@@ -146,8 +146,3 @@ def _passes(batch: pa.RecordBatch, asked: Filter, where: Where | None, batches: 
         columns = {name: batches.values(batch, name, first) for name in where.columns}
         passes &= where.passes(columns, batch.num_rows)
     return passes
-
-
-def _reads_of(where: Where) -> set[str]:
-    # An expert return is that of the row's task.
-    return reads(set(where.columns)) | ({"task"} if "expert_return" in where.columns else set())

@@ -77,6 +77,16 @@ def test_rows_are_found_and_sorted_as_a_loop_does(small, where, name, asked, ord
     assert page(dataset, found, 3, 5) == [rows[ordinal] for ordinal in expected][3:5]
 
 
+@pytest.mark.parametrize("descending", [False, True])
+@pytest.mark.parametrize("column", COLUMNS)
+def test_every_column_sorts_without_another(small, column, descending):
+    for where in (small.built, small.scanned):
+        rows, order = rows_in(where, "arm"), Order(column, descending)
+        by = functools.cmp_to_key(lambda left, right: compare(order, rows[left], rows[right]))  # noqa: B023
+        found = find(open_directory(where).datasets["arm"], Filter(), order)
+        assert list(found.ordinals) == sorted(range(len(rows)), key=by)
+
+
 EXPRESSIONS = [
     ("kept and steps > 8", lambda row: row.kept and row.steps > 8),
     ("not kept", lambda row: not row.kept),
