@@ -6,6 +6,7 @@ import tarfile
 
 import numpy as np
 import pytest
+import sentencepiece
 
 from gatokit.inspection import open_directory, preview
 from gatokit.inspection.contents import Contents, Effort, PictureSize, contents
@@ -19,6 +20,13 @@ ALL = Effort(records=1000, bytes=1 << 30)
 
 def note(corpora, line):
     return json.loads((corpora.source / "notes.jsonl").read_text().splitlines()[line])["text"]
+
+
+@pytest.fixture(scope="module")
+def pieces(corpora):
+    """``pieces(*texts)``: how many pieces SentencePiece makes of them."""
+    vocabulary = sentencepiece.SentencePieceProcessor(model_file=str(corpora.built / "vocabulary.model"))
+    return lambda *texts: sum(len(vocabulary.encode(text)) for text in texts)
 
 
 def test_ten_lines_walk_every_document(corpora):
@@ -58,16 +66,18 @@ def test_a_copied_picture_is_the_source_file(corpora):
         assert datasets["captions"].document("captions.tar#0").images[0].data == tar.extractfile("0.png").read()
 
 
-def test_a_long_document_is_joined_from_its_records(corpora):
+def test_a_long_document_is_joined_from_its_records(corpora, pieces):
     page = open_directory(corpora.built).datasets["pages"].document("pages.jsonl#2")
     assert [len(record.sequence.images) for record in page.records] == [4, 1]
     assert [placed.token for placed in page.sequence.images] == [0, 16, 32, 48, 64]
-    np.testing.assert_array_equal(page.sequence.kinds, [2] * 80 + [1] * 10)
+    np.testing.assert_array_equal(page.sequence.kinds, [2] * 80 + [1] * pieces("Five pictures."))
     np.testing.assert_array_equal(page.sequence.tokens[:80], 65535)
     np.testing.assert_array_equal(page.sequence.positions, 65535)
     assert len(page.sequence.step_begin) == 0
     long = open_directory(corpora.built).datasets["notes"].document("notes.jsonl#1")
-    assert [len(record.sequence.tokens) for record in long.records] == [64] * 7 + [21]
+    tokens = pieces(note(corpora, 1).strip()) + 1
+    assert tokens > 64 * 2
+    assert [len(record.sequence.tokens) for record in long.records] == [64] * (tokens // 64) + [tokens % 64]
     np.testing.assert_array_equal(
         long.sequence.tokens, np.concatenate([record.sequence.tokens for record in long.records])
     )
@@ -156,18 +166,28 @@ def test_a_shard_of_another_build_is_refused(corpora, tmp_path, rewrite):
         notes.document("notes.jsonl#0")
 
 
-def test_what_documents_hold(corpora):
+def test_what_documents_hold(corpora, pieces):
     datasets = open_directory(corpora.built).datasets
     assert contents(datasets["captions"], ALL) == Contents(
         counted=3,
         records=3,
-        text_tokens=55 - 6 - 15 - 6,
+        text_tokens=pieces("a ramp of colours", "a tall ramp", "another ramp") + 3,
         image_tokens=6 + 15 + 6,
         pictures=3,
         sizes=(PictureSize(32, 48, 2), PictureSize(80, 48, 1)),
     )
-    assert contents(datasets["pages"], ALL) == Contents(5, 5, 169 - 7 * 16, 7 * 16, 7, (PictureSize(64, 64, 7),))
-    assert contents(datasets["notes"], Effort(1, 1)) == Contents(11, 11, 507, 0, 0, ())
+    texts = (
+        "First a ramp.",
+        "Then nothing more.",
+        "A page with a broken picture.",
+        "Five pictures.",
+        "No picture here.",
+    )
+    assert contents(datasets["pages"], ALL) == Contents(5, 5, pieces(*texts), 7 * 16, 7, (PictureSize(64, 64, 7),))
+    texts = note(corpora, 0), note(corpora, 1).strip(), note(corpora, 5), note(corpora, 6)
+    records = 3 + -(-(pieces(texts[1]) + 1) // 64)
+    found = contents(datasets["notes"], Effort(1, 1))
+    assert found == Contents(records, records, pieces(*texts) + 4, 0, 0, ())
 
 
 def test_a_sample_is_evenly_spaced_and_says_so(corpora):
@@ -181,10 +201,16 @@ def test_a_sample_is_evenly_spaced_and_says_so(corpora):
     assert contents(datasets["pages"], Effort(1000, 1)).counted == 1
 
 
-def test_lengths_are_exact(corpora):
+def test_lengths_are_exact(corpora, pieces):
     datasets = open_directory(corpora.built).datasets
-    assert lengths(datasets["notes"]) == Lengths(4, 4, 6, 28, 469, "notes.jsonl#1")
-    assert lengths(datasets["captions"]) == Lengths(12, 12, 19, 19, 24, "captions.tar#1")
+    texts = note(corpora, 0), note(corpora, 1).strip(), note(corpora, 5), note(corpora, 6)
+    first, second, third, last = sorted(pieces(text) + 1 for text in texts)
+    assert lengths(datasets["notes"]) == Lengths(first, first, second, third, last, "notes.jsonl#1")
+    first, second, last = (
+        pieces(text) + 1 + patches
+        for text, patches in (("another ramp", 6), ("a ramp of colours", 6), ("a tall ramp", 15))
+    )
+    assert lengths(datasets["captions"]) == Lengths(first, first, second, second, last, "captions.tar#1")
 
 
 def test_drops_of_documents(corpora):
