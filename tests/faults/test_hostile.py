@@ -109,7 +109,7 @@ def test_a_billion_laughs_are_refused_or_small(tmp_path):
 # --- bombs -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("suffix", ["gz", "zst"])
+@pytest.mark.parametrize("suffix", ["gz", pytest.param("zst", marks=pytest.mark.slow)])
 def test_a_compressed_line_that_never_ends_is_a_row_in_bounded_memory(suffix, tmp_path, vocabulary):
     size = 512 << 20
     if suffix == "gz":

@@ -547,7 +547,11 @@ def kill(tmp_path: Path, config: Path) -> Callable[[Path, str, str], None]:
     ("kills", "least"),
     [
         ([(".work/scan/*", "before"), (".work/orders/mmc4*", "after"), ("captions/*.arrayrecord", "before")], 0),
-        ([("notes/*.arrayrecord", "after"), ("coco/*.index.parquet", "after"), ("manifest.json", "before")], 16),
+        pytest.param(
+            [("notes/*.arrayrecord", "after"), ("coco/*.index.parquet", "after"), ("manifest.json", "before")],
+            16,
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_killed_build_goes_on_and_ends_in_the_same_bytes(kills, least, tmp_path, kill, config, out):

@@ -86,7 +86,13 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize(
     ("kill_at", "when"),
-    [(1, "before"), (3, "after"), (30, "before"), (47, "after"), (48, "before"), (54, "after"), (56, "before")],
+    [
+        (1, "before"),
+        (30, "before"),
+        (54, "after"),
+        (56, "before"),
+        *(pytest.param(*kill, marks=pytest.mark.slow) for kill in ((3, "after"), (47, "after"), (48, "before"))),
+    ],
 )
 def test_a_killed_build_goes_on_and_ends_in_the_same_bytes(kill_at, when, tmp_path, recorded_config, built):
     """Every file of a build appears by a rename, so each kill falls just before or just after one of them."""

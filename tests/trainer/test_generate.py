@@ -34,7 +34,7 @@ def make(tmp_path, vocabulary):
     return policy
 
 
-@pytest.mark.parametrize("positions", ["relative", "rotary"])
+@pytest.mark.parametrize("positions", ["relative", pytest.param("rotary", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("text", "picture"), [("go to", None), ("", PICTURE), ("a red ball", PICTURE)])
 def test_pieces_are_the_likeliest_of_a_training_window(make, text, picture, positions):
     policy = make(positions=positions)

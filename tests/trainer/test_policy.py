@@ -81,7 +81,7 @@ def full_pass(policy, spec, demonstrated, observations, actions, hide):
 @TASKS
 @pytest.mark.parametrize("hide", [False, True], ids=["seen", "hidden"])
 @pytest.mark.parametrize("memory", ["memory", "window"])
-@pytest.mark.parametrize("offset", [0, 33_024])
+@pytest.mark.parametrize("offset", [0, pytest.param(33_024, marks=pytest.mark.slow)])
 def test_actions_are_the_likeliest_of_a_training_window(make, task, spec, hide, memory, offset):
     """Observations, prompt, separator, hidden and private tokens, positions and patches, all at once."""
     policy = make(context=256, hide=0.5 if hide else 0.0, offset=offset)
@@ -107,7 +107,7 @@ def first_steps(spec, count):
 
 
 @TASKS
-@pytest.mark.parametrize("positions", ["relative", "rotary"])
+@pytest.mark.parametrize("positions", ["relative", pytest.param("rotary", marks=pytest.mark.slow)])
 def test_memory_and_window_agree_while_the_history_fits(make, task, spec, positions):
     policy = make(context=256, hide=1.0, positions=positions)
     found = [

@@ -39,7 +39,7 @@ def gradients(remat):
     return jax.jit(jax.grad(total, (0, 1)))(INPUTS, layers()["feed_forward"]["out"])
 
 
-@pytest.mark.parametrize("remat", ["dots", "full"])
+@pytest.mark.parametrize("remat", ["full", pytest.param("dots", marks=pytest.mark.slow)])
 def test_remat_changes_no_gradient(remat):
     jax.tree.map(
         lambda found, expected: np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4),
