@@ -11,6 +11,10 @@ COPY cli cli
 COPY environments environments
 COPY inspection inspection
 COPY pipelines pipelines
+COPY storage storage
+COPY loader loader
+COPY policy policy
+COPY evaluation evaluation
 COPY schemas schemas
 COPY tokenizers tokenizers
 COPY trainer trainer

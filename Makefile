@@ -1,6 +1,6 @@
 # Everything runs from .venv, which the first target that needs it makes.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
-FOLDERS := schemas tokenizers pipelines inspection trainer environments cli
+FOLDERS := schemas tokenizers storage pipelines inspection loader trainer policy evaluation environments cli
 # A strict editable install links single files, so a new or removed file needs it again.
 LINKED := .venv/.linked-$(shell find $(FOLDERS) -name '*.py' -o -name '*.yaml' | sort | cksum | cut -d' ' -f1)
 PIP := .venv/bin/python -m pip --disable-pip-version-check

@@ -173,7 +173,7 @@ def tar_to_array_record(config: Path) -> Once:
     with a build's own options."""
     from array_record.python.array_record_module import ArrayRecordWriter
 
-    from gatokit.pipelines.shards import WRITER_OPTIONS
+    from gatokit.pipelines.shards.writer import WRITER_OPTIONS
 
     units = source_bytes(config)
 

@@ -109,9 +109,9 @@ def write_indexes(work: Path, episodes: int) -> tuple[list[str], list[int]]:
 
 def windows_of(built: Path, **input: Any) -> Any:
     """The windows of a build: ``ROWS`` of ``CONTEXT`` tokens a batch."""
+    from gatokit.loader.mixture import open_mixture
+    from gatokit.loader.windows import Windows
     from gatokit.schemas.run import RunConfig
-    from gatokit.trainer.mixture import open_mixture
-    from gatokit.trainer.windows import Windows
 
     config = RunConfig.model_validate({"model": "tiny", "context": CONTEXT, "batch": ROWS, "input": input})
     return Windows(open_mixture([built]), config)
@@ -119,7 +119,7 @@ def windows_of(built: Path, **input: Any) -> Any:
 
 def our_reads(path: str, records: int, count: int) -> Once:
     """Single records at random places, as the windows read them."""
-    from gatokit.trainer.readers import Readers, Shard
+    from gatokit.loader.records import Readers, Shard
 
     readers = Readers([Shard(path, records, 0)], 1)
     places = np.random.default_rng(0).integers(0, records, count).tolist()
@@ -169,7 +169,7 @@ def batches_of(windows: Any, count: int) -> Once:
 
 def reads_of_batches(windows: Any, count: int) -> Once:
     """The ranges that the same batches read, and nothing but reading and decoding their records, as windows do."""
-    from gatokit.trainer.chunk import Chunk
+    from gatokit.loader.record_view import Chunk
 
     ranges, step = [], 0
     readers = windows._readers
@@ -257,8 +257,8 @@ def resident() -> int:
 
 def measure_memory(work: Path, batches: int) -> dict[str, Any]:
     """Resident memory after 200 batches and after many, through the loader."""
+    from gatokit.loader.loader import batches as load
     from gatokit.schemas.run import InputConfig
-    from gatokit.trainer.loader import batches as load
 
     windows = windows_of(build_states(work))
     sizes = {}
@@ -273,7 +273,7 @@ def measure_memory(work: Path, batches: int) -> dict[str, Any]:
 
 def measure_index(work: Path, episodes: int) -> dict[str, Any]:
     """Loading an index."""
-    from gatokit.trainer.index import load_index
+    from gatokit.loader.index import load_index
 
     paths, shards = write_indexes(work, episodes)
     for path in paths:

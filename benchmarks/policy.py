@@ -17,7 +17,7 @@ from typing import Literal
 from harness import machine
 
 from gatokit.environments.registry import make
-from gatokit.trainer.policy import Decoding, Player, Policy, load_policy
+from gatokit.policy.policy import Decoding, Player, Policy, load_policy
 
 ROWS = (1, 16)
 

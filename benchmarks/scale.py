@@ -102,8 +102,8 @@ def write_scanned(job: tuple[str, list[tuple[str, list[tuple[int, int, str]]]]])
     """The rows that scans of units would have left: (directory, file, task) of the files of each."""
     import pyarrow as pa
 
-    from gatokit.pipelines.scan import SCANNED
-    from gatokit.pipelines.storage import write_rows
+    from gatokit.pipelines.episodes.scan import SCANNED
+    from gatokit.storage.files import write_rows
 
     folder, units = job
     count, length = EPISODES_A_FILE, source_length()
@@ -145,9 +145,9 @@ def write_built(job: tuple[str, int, str, list[tuple[str, str]]]) -> None:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    from gatokit.pipelines.build import INDEX_SUFFIX
-    from gatokit.pipelines.orders import Order
-    from gatokit.pipelines.shards import write_index
+    from gatokit.pipelines.planning.shard_task import Order
+    from gatokit.pipelines.shards.build import INDEX_SUFFIX
+    from gatokit.pipelines.shards.writer import write_index
     from gatokit.schemas.index import HELD_OUT, INDEX
     from gatokit.schemas.manifest import Part
 
@@ -193,7 +193,7 @@ def write_built(job: tuple[str, int, str, list[tuple[str, str]]]) -> None:
 
 def planned(work: Path) -> tuple[Any, Any, list[Path]]:
     """Config, plan and paths of the scanned rows."""
-    from gatokit.pipelines.kinds import plan_dataset
+    from gatokit.pipelines.planning.kinds import plan_dataset
     from gatokit.schemas.config import read_config
 
     config = read_config(work / "build.yaml")
@@ -204,7 +204,7 @@ def planned(work: Path) -> tuple[Any, Any, list[Path]]:
 
 def stage_list(work: Path) -> Callable[[], Any]:
     """Sources found, their features read, files listed and grouped."""
-    import gatokit.pipelines.kinds  # noqa: F401
+    import gatokit.pipelines.planning.kinds  # noqa: F401
 
     return lambda: len(planned(work)[2])
 
@@ -217,7 +217,7 @@ def stage_judge(work: Path) -> Callable[[], Any]:
 
 def stage_orders(work: Path) -> Callable[[], Any]:
     """The same, and the orders of all splits."""
-    from gatokit.pipelines.plan import make_plan
+    from gatokit.pipelines.planning.plan import make_plan
 
     config, plan, paths = planned(work)
 
@@ -231,7 +231,7 @@ def stage_orders(work: Path) -> Callable[[], Any]:
 
 def stage_resume(work: Path) -> Callable[[], Any]:
     """Which of the splits are finished."""
-    from gatokit.pipelines.finish import finished_orders
+    from gatokit.pipelines.shards.manifest import finished_orders
 
     orders = pickle.loads((work / "orders.pickle").read_bytes())
     return lambda: len(finished_orders(work / "out" / NAME, [order.stem for order in orders]))
@@ -239,8 +239,8 @@ def stage_resume(work: Path) -> Callable[[], Any]:
 
 def stage_finish(work: Path) -> Callable[[], Any]:
     """Totals over all indexes, the last checks, the tables of tasks."""
-    from gatokit.pipelines.finish import finish_dataset
-    from gatokit.pipelines.plan import Plan
+    from gatokit.pipelines.planning.plan import Plan
+    from gatokit.pipelines.shards.manifest import finish_dataset
 
     config, dataset, paths = planned(work)
     plan = Plan(dataset, dataset.judge(paths, config, None), pickle.loads((work / "orders.pickle").read_bytes()))
@@ -255,7 +255,7 @@ def stage_finish(work: Path) -> Callable[[], Any]:
 
 def stage_manifest(work: Path) -> Callable[[], Any]:
     """Leftovers looked for, indexes digested, the manifest written."""
-    from gatokit.pipelines.finish import write_manifest
+    from gatokit.pipelines.shards.manifest import write_manifest
     from gatokit.schemas.config import read_config
     from gatokit.schemas.manifest import VOCABULARY, Vocabulary
     from gatokit.tokenizers.text import TextTokenizer
@@ -277,15 +277,15 @@ def stage_read(work: Path) -> Callable[[], Any]:
 
 def stage_open(work: Path) -> Callable[[], Any]:
     """The trainer's mixture: manifest, shards by size."""
-    from gatokit.trainer.mixture import open_mixture
+    from gatokit.loader.mixture import open_mixture
 
     return lambda: len(open_mixture([work / "out"]).datasets[0].shards)
 
 
 def stage_index(work: Path) -> Callable[[], Any]:
     """The trainer's index of the episodes for training."""
+    from gatokit.loader.mixture import open_mixture
     from gatokit.schemas.index import TRAIN
-    from gatokit.trainer.mixture import open_mixture
 
     dataset = open_mixture([work / "out"]).datasets[0]
     return lambda: dataset.index(TRAIN).episodes
@@ -293,11 +293,11 @@ def stage_index(work: Path) -> Callable[[], Any]:
 
 def stage_draw(work: Path) -> Callable[[], Any]:
     """What the first batch is made of."""
+    from gatokit.loader import rng as draws
+    from gatokit.loader.choices import Chooser
+    from gatokit.loader.mixture import open_mixture
     from gatokit.schemas.index import TRAIN
     from gatokit.schemas.run import InputConfig
-    from gatokit.trainer import draws
-    from gatokit.trainer.choices import Chooser
-    from gatokit.trainer.mixture import open_mixture
 
     mixture = open_mixture([work / "out"])
     mixture.datasets[0].index(TRAIN)
@@ -388,7 +388,7 @@ def simulate(work: Path, episodes: int) -> dict[str, Any]:
 
 def build_all(work: Path) -> float:
     """Indexes and empty shards of all orders; seconds."""
-    from gatokit.pipelines.shards import ShardWriter
+    from gatokit.pipelines.shards.writer import ShardWriter
 
     with ShardWriter(str(work), "empty") as writer:
         writer.add([b""], [0], held_out=False)

@@ -21,18 +21,18 @@ import jax
 import jax.numpy as jnp
 from harness import machine
 
+from gatokit.loader.batch import PADDING, Batch
+from gatokit.loader.loader import batches
+from gatokit.loader.mixture import Mixture, open_mixture
+from gatokit.loader.windows import Windows
 from gatokit.schemas.run import RunConfig, read_run_config
 from gatokit.trainer import flops, model
-from gatokit.trainer.batch import PADDING, Batch
 from gatokit.trainer.devices import device_named
-from gatokit.trainer.loader import batches
 from gatokit.trainer.loss import target_losses
 from gatokit.trainer.mesh import make_mesh, place, process_rows
-from gatokit.trainer.mixture import Mixture, open_mixture
 from gatokit.trainer.peaks import peak
 from gatokit.trainer.planner import plan
 from gatokit.trainer.step import Metrics, Trainer
-from gatokit.trainer.windows import Windows
 
 WARM_UP = 5
 """Steps before the clock starts: they compile, and fill the prefetch."""

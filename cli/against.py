@@ -6,7 +6,7 @@ from typing import Any
 
 from gatokit.cli.console import Output, size
 from gatokit.cli.fit import fitting_table
-from gatokit.inspection.against import Changes, Counts, FieldChange, TaskChange
+from gatokit.inspection.compare.directories import Changes, Counts, FieldChange, TaskChange
 from gatokit.schemas.words import shown
 
 _MOST_TASKS = 40

@@ -91,7 +91,7 @@ def run(arguments: argparse.Namespace) -> int:
         return status
     seconds = time.monotonic() - begin
     output.say(f"\nthe demo took {seconds:.0f} s; everything is below {out}, and its config is {config}")
-    from gatokit.trainer.scoring import SCORES
+    from gatokit.evaluation.run import SCORES
 
     mean = json.loads((scores / SCORES).read_text(encoding="utf-8"))["mean"]
     output.result({"out": str(out), "seconds": seconds, "losses": losses, "score": mean})

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 
 from gatokit.cli.extras import needs
-from gatokit.pipelines.storage import write_atomically
+from gatokit.storage.files import write_atomically
 
 CAPTIONS_FILE = "00000.tar"
 TEXT_FILE = "text.jsonl"

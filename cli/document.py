@@ -11,7 +11,7 @@ from gatokit.cli.console import Output
 from gatokit.cli.drops import why_unstored
 from gatokit.cli.pictures import show_written, write_pictures
 from gatokit.inspection import DatasetReader, EpisodeRow, StoredDocument
-from gatokit.inspection.values import json_value
+from gatokit.inspection.read.values import json_value
 from gatokit.schemas.episode import EncodedImage
 from gatokit.schemas.errors import RejectedError
 from gatokit.schemas.tokens import Kind

@@ -10,8 +10,8 @@ from gatokit.cli.console import Output, size
 from gatokit.cli.drops import show_drops
 from gatokit.cli.fit import fitting_table
 from gatokit.inspection import DatasetReader, EpisodeRow
-from gatokit.inspection.contents import Contents, Effort, contents
-from gatokit.inspection.summary import Drop, Lengths, drops, lengths
+from gatokit.inspection.tables.contents import Contents, Effort, contents
+from gatokit.inspection.tables.summary import Drop, Lengths, drops, lengths
 from gatokit.schemas.document import DocumentRules
 from gatokit.schemas.index import HELD_OUT
 

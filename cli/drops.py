@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from gatokit.cli.console import Output
 from gatokit.inspection import EpisodeRow
-from gatokit.inspection.summary import Drop
+from gatokit.inspection.tables.summary import Drop
 
 
 def show_drops(output: Output, name: str, found: Sequence[Drop]) -> None:

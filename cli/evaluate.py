@@ -95,8 +95,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.ceiling:
         return _ceiling(arguments, time_limits, output)
     with needs("train"):
-        from gatokit.trainer.policy import load_policy
-        from gatokit.trainer.scoring import MODES, Scoring, score_policy
+        from gatokit.evaluation.run import MODES, Scoring, score_policy
+        from gatokit.policy.policy import load_policy
     modes = MODES if arguments.memory == "both" else (arguments.memory,)
     scoring = Scoring(
         rollouts=arguments.rollouts,
@@ -125,7 +125,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def show_scores(output: Output, results: Any, out: Path) -> None:
     """Tables of an evaluation's ``trainer.scores.Results``."""
-    from gatokit.trainer.scores import domain_means, overall
+    from gatokit.evaluation.scores import domain_means, overall
 
     columns = ["task", "rollouts", "random", "expert", "return", "score", "±", *map(_called, results.others)]
     rows: list[Sequence[Any]] = []
@@ -166,13 +166,13 @@ def show_scores(output: Output, results: Any, out: Path) -> None:
 
 
 def _ceiling(arguments: argparse.Namespace, time_limits: dict[str, int], output: Output) -> int:
-    from gatokit.trainer.ceiling import measure_ceiling
+    from gatokit.evaluation.ceiling import measure_ceiling
 
     names = arguments.env
     if arguments.all:
         with needs("train"):
-            from gatokit.trainer.contests import find_contests
-            from gatokit.trainer.policy import load_policy
+            from gatokit.evaluation.tasks import find_contests
+            from gatokit.policy.policy import load_policy
         policy = load_policy(Path(arguments.checkpoint))
         names = [contest.name for contest in find_contests(policy, None, time_limits, output.notice)]
     out = Path(arguments.out)

@@ -23,7 +23,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 def run(arguments: argparse.Namespace) -> int:
     """Exports and says what."""
     with needs("train"):
-        from gatokit.trainer.weights import export
+        from gatokit.trainer.export import export
     output = Output(arguments.json)
     count = export(Path(arguments.checkpoint), Path(arguments.out))
     output.say(f"{count:,} parameters in {arguments.out}; another run starts from them with init_from: {arguments.out}")

@@ -28,7 +28,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Removes and prints what was removed."""
     output = Output(arguments.json)
     with needs("build"):
-        from gatokit.pipelines.collect import collect
+        from gatokit.pipelines.shards.garbage import collect
     found = collect(arguments.directory, work=arguments.all, dry_run=arguments.dry_run)
     total = sum(item.bytes for item in found)
     if found:

@@ -35,8 +35,8 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 def run(arguments: argparse.Namespace) -> int:
     """Writes, and shows what."""
     with needs("train"):
-        from gatokit.trainer.generate import Writing, generate
-        from gatokit.trainer.policy import load_policy
+        from gatokit.policy.generate import Writing, generate
+        from gatokit.policy.policy import load_policy
     output = Output(arguments.json)
     picture = None
     if arguments.image is not None:

@@ -20,7 +20,7 @@ from gatokit.cli.steps import FIRST_STEPS, show_episode
 from gatokit.cli.training_step import show_step
 from gatokit.cli.views import show_at, show_directory, show_task
 from gatokit.inspection import DatasetReader, Directory, EpisodeRow, open_directory
-from gatokit.inspection.against import against, against_rules
+from gatokit.inspection.compare.directories import against, against_rules
 from gatokit.inspection.preview import Rule
 from gatokit.schemas.errors import ConfigError
 

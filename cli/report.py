@@ -53,10 +53,10 @@ def write_report(
 def _drawn(directory: Directory, run: str) -> dict[str, Shares]:
     """By dataset its share of the weights of a run, or run config, and of the first windows that it draws."""
     with needs("train"):
+        from gatokit.loader.mixture import open_mixture
+        from gatokit.loader.windows import Windows
         from gatokit.schemas.run import read_run_config
-        from gatokit.trainer.mixture import open_mixture
         from gatokit.trainer.run_file import read_run
-        from gatokit.trainer.windows import Windows
 
     found = read_run(Path(run)) if Path(run).is_dir() else None
     if found is None and Path(run).is_dir():

@@ -54,6 +54,6 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _tasks(path: Path) -> list[dict[str, Any]]:
     with needs("build"):
-        from gatokit.pipelines.storage import arrow_file
+        from gatokit.storage.files import arrow_file
     with arrow_file(path) as file:
         return list(pq.read_table(file).to_pylist())

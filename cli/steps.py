@@ -9,7 +9,7 @@ from gatokit.cli.drops import why_unstored
 from gatokit.cli.fit import fitting_table
 from gatokit.cli.pictures import show_written, write_pictures
 from gatokit.inspection import DatasetReader, EpisodeRow, Step, StoredEpisode
-from gatokit.inspection.values import brief, flag_names, json_value
+from gatokit.inspection.read.values import brief, flag_names, json_value
 from gatokit.schemas.episode import EncodedImage
 from gatokit.schemas.errors import ConfigError
 from gatokit.schemas.words import shown

@@ -96,8 +96,8 @@ def run(arguments: argparse.Namespace) -> int:
     if "://" in arguments.out:
         raise ConfigError(f"--out {arguments.out}: a run needs a directory; mount the bucket, as docs/training.md says")
     with needs("train"):
-        from gatokit.trainer.hosts import is_first, meet
-        from gatokit.trainer.remote import is_remote, open_remote
+        from gatokit.loader.remote import is_remote, open_remote
+        from gatokit.trainer.distributed import is_first, meet
         from gatokit.trainer.train import train
     _hush_checkpoints()
     data = [
@@ -143,7 +143,7 @@ def _hush_checkpoints() -> None:
 
 def _compile_only(config: Any, arguments: argparse.Namespace, output: Output) -> int:
     with needs("tpu"):
-        from gatokit.trainer.aot import compile_only
+        from gatokit.trainer.compile import compile_only
     report = compile_only(config, arguments.topology)
     output.say(str(report))
     output.result(asdict(report))

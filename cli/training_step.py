@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import Any
 
 from gatokit.cli.console import Output
+from gatokit.loader.mixture import open_mixture
+from gatokit.loader.provenance import Sample, Segment
+from gatokit.loader.windows import Windows
 from gatokit.schemas.errors import ConfigError
 from gatokit.schemas.run import RunConfig, read_run_config
-from gatokit.trainer.mixture import open_mixture
 from gatokit.trainer.run_file import RunFile, read_run
-from gatokit.trainer.samples import Sample, Segment
-from gatokit.trainer.windows import Windows
 
 _COLUMNS = ("row", "dataset", "task", "episode or document", "shard", "records", "tokens", "prompt from", "targets")
 

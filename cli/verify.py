@@ -4,7 +4,8 @@ import argparse
 import time
 
 from gatokit.cli.console import Output, add_command, size
-from gatokit.inspection import open_directory, verify
+from gatokit.inspection import open_directory
+from gatokit.inspection.verify.directory import verify
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

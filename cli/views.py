@@ -13,7 +13,7 @@ from gatokit.cli.rules import as_json
 from gatokit.cli.rules import shown as shown_rule
 from gatokit.inspection import DatasetReader, Directory, TaskRow, preview
 from gatokit.inspection.preview import Rule
-from gatokit.inspection.summary import Bin, drops, histogram, hours
+from gatokit.inspection.tables.summary import Bin, drops, histogram, hours
 from gatokit.schemas.errors import ConfigError
 
 _MOST_TASKS = 40

@@ -1,12 +1,12 @@
 """Opens finished builds and scans: episodes, documents, tokens, decoded values, and whether every byte is right."""
 
-from gatokit.inspection.dataset import DatasetReader
-from gatokit.inspection.directory import Directory, open_directory
-from gatokit.inspection.document import StoredDocument
-from gatokit.inspection.episode import Step, StoredEpisode
 from gatokit.inspection.preview import TaskPreview, preview
-from gatokit.inspection.rows import EpisodeRow, TaskRow
-from gatokit.inspection.verify import Fault, verify
+from gatokit.inspection.read.dataset import DatasetReader
+from gatokit.inspection.read.directory import Directory, open_directory
+from gatokit.inspection.read.document import StoredDocument
+from gatokit.inspection.read.episode import Step, StoredEpisode
+from gatokit.inspection.read.rows import EpisodeRow, TaskRow
+from gatokit.inspection.verify.directory import Fault
 
 __all__ = [
     "DatasetReader",
@@ -20,5 +20,4 @@ __all__ = [
     "TaskRow",
     "open_directory",
     "preview",
-    "verify",
 ]

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gatokit.inspection.dataset import DatasetReader
-from gatokit.inspection.directory import Directory
-from gatokit.inspection.summary import hours
+from gatokit.inspection.read.dataset import DatasetReader
+from gatokit.inspection.read.directory import Directory
+from gatokit.inspection.tables.summary import hours
 
 _MOST_TASKS = 100
 _SOURCES = ("source", "questions", "annotations", "image_dir")

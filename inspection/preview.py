@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from gatokit.inspection.columns import among, coded, named
-from gatokit.inspection.dataset import DatasetReader
+from gatokit.inspection.read.columns import among, coded, named
+from gatokit.inspection.read.dataset import DatasetReader
 from gatokit.schemas.config import Keep
 from gatokit.schemas.errors import ConfigError
 from gatokit.schemas.index import BAD_REASONS

@@ -19,24 +19,24 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from apache_beam.options.pipeline_options import WorkerOptions
 
-from gatokit.pipelines import jobs
-from gatokit.pipelines.build import INDEX_SUFFIX, build_split
-from gatokit.pipelines.episode_plan import EpisodesPlan
-from gatokit.pipelines.inputs import read_inputs, read_vocabulary
-from gatokit.pipelines.kinds import plan_dataset
-from gatokit.pipelines.orders import DocumentsHead, EpisodesHead, Order
-from gatokit.pipelines.plan import DatasetPlan, Plan, Planned, Unit, make_plan
-from gatokit.pipelines.shards import MOST_RECORDS, read_parts
-from gatokit.pipelines.sources.corpus import CorpusFile
-from gatokit.pipelines.sources.examples import TfRecordFile
-from gatokit.pipelines.sources.lines import LinesFile
-from gatokit.pipelines.sources.picture_folder import PictureFolderFile
-from gatokit.pipelines.sources.source import EpisodeFile
-from gatokit.pipelines.sources.webdataset import WebDatasetFile
-from gatokit.pipelines.splits import Splitter
-from gatokit.pipelines.storage import write_rows
+from gatokit.pipelines.beam import jobs
+from gatokit.pipelines.config_loading import read_inputs, read_vocabulary
+from gatokit.pipelines.documents.image_folder import PictureFolderFile
+from gatokit.pipelines.documents.reader import CorpusFile
+from gatokit.pipelines.documents.webdataset import WebDatasetFile
+from gatokit.pipelines.episodes.examples import TfRecordFile
+from gatokit.pipelines.episodes.plan import EpisodesPlan
+from gatokit.pipelines.episodes.reader import EpisodeFile
+from gatokit.pipelines.formats.json_lines import LinesFile
+from gatokit.pipelines.planning.kinds import plan_dataset
+from gatokit.pipelines.planning.plan import DatasetPlan, Plan, Planned, Unit, make_plan
+from gatokit.pipelines.planning.shard_task import DocumentsHead, EpisodesHead, Order
+from gatokit.pipelines.planning.splits import Splitter
+from gatokit.pipelines.shards.build import INDEX_SUFFIX, build_split
+from gatokit.pipelines.shards.writer import MOST_RECORDS, read_parts
 from gatokit.schemas.config import BuildConfig, EpisodesConfig, Keep
 from gatokit.schemas.errors import DataError
+from gatokit.storage.files import write_rows
 from gatokit.tokenizers.text import TextTokenizer
 
 PIECE_BYTES = 32 << 20

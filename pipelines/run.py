@@ -13,23 +13,24 @@ from typing import Any, Literal
 import apache_beam as beam
 import pyarrow as pa
 
-from gatokit.pipelines import jobs, storage
-from gatokit.pipelines.build import INDEX_SUFFIX
-from gatokit.pipelines.cloud import is_remote
-from gatokit.pipelines.collect import WORK
-from gatokit.pipelines.finish import finish_dataset, finished_orders, packages, write_manifest
-from gatokit.pipelines.forks import kept
-from gatokit.pipelines.inputs import read_inputs, read_vocabulary
-from gatokit.pipelines.kinds import plan_dataset, unit_to_json
-from gatokit.pipelines.orders import Order
-from gatokit.pipelines.plan import DatasetPlan, Plan, Unit, make_plan
-from gatokit.pipelines.shards import write_index
-from gatokit.pipelines.storage import LOCK, TEMPORARY, hold, out_directory, write_atomically
+from gatokit.pipelines.beam import jobs
+from gatokit.pipelines.beam.forks import kept
+from gatokit.pipelines.config_loading import load_vocabulary, read_inputs, read_vocabulary
+from gatokit.pipelines.planning.kinds import plan_dataset, unit_to_json
+from gatokit.pipelines.planning.plan import DatasetPlan, Plan, Unit, make_plan
+from gatokit.pipelines.planning.shard_task import Order
+from gatokit.pipelines.shards.build import INDEX_SUFFIX
+from gatokit.pipelines.shards.garbage import WORK
+from gatokit.pipelines.shards.manifest import finish_dataset, finished_orders, packages, write_manifest
+from gatokit.pipelines.shards.writer import write_index
 from gatokit.schemas.canonical import json_digest
 from gatokit.schemas.config import PATHS, BuildConfig
 from gatokit.schemas.errors import ConfigError, DataError
 from gatokit.schemas.index import INDEX
 from gatokit.schemas.manifest import LOG, MANIFEST, VOCABULARY, Manifest, Part, Vocabulary
+from gatokit.storage import files as storage
+from gatokit.storage.files import LOCK, TEMPORARY, hold, out_directory, write_atomically
+from gatokit.storage.gcs import is_remote
 
 Progress = Callable[[str, int, int], None]
 """Called with a stage (``scan`` or ``build``), the pieces that are done and their number."""
@@ -253,7 +254,7 @@ def _ways_out(content: str) -> str:
 def _check_vocabulary(root: Path, model: Vocabulary | None) -> None:
     """ConfigError where a build, finished or not, has made shards with another model."""
     path = root / VOCABULARY
-    if model is not None and storage.exists(path) and storage.load_vocabulary(path).digest != model.blake2b:
+    if model is not None and storage.exists(path) and load_vocabulary(path).digest != model.blake2b:
         raise ConfigError(
             f"--out {root}: holds shards of another vocabulary, {path}; choose another directory or delete this one"
         )

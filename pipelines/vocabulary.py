@@ -16,12 +16,12 @@ from typing import IO, Any, Literal
 
 import sentencepiece
 
-from gatokit.pipelines.inputs import read_inputs
-from gatokit.pipelines.sources.find import local_path
-from gatokit.pipelines.storage import write_atomically
+from gatokit.pipelines.config_loading import read_inputs
+from gatokit.pipelines.find import local_path
 from gatokit.pipelines.vocabulary_sample import CUT, LONGEST_CHARACTERS, Piece, Progress, draw, sentences
 from gatokit.schemas.errors import ConfigError, DataError
 from gatokit.schemas.tokens import TEXT_IDS
+from gatokit.storage.files import write_atomically
 from gatokit.tokenizers.text import TextTokenizer
 
 Normalization = Literal["identity", "nfkc"]

@@ -16,15 +16,15 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gatokit.pipelines.document_plan import DocumentsPlan
-from gatokit.pipelines.episode_plan import EpisodesPlan
-from gatokit.pipelines.kinds import plan_dataset
-from gatokit.pipelines.plan import DatasetPlan, Judged
-from gatokit.pipelines.sources.source import Place, RawEpisode, SourceFeatures
-from gatokit.pipelines.storage import write_rows
+from gatokit.pipelines.documents.plan import DocumentsPlan
+from gatokit.pipelines.episodes.plan import EpisodesPlan
+from gatokit.pipelines.episodes.reader import Place, RawEpisode, SourceFeatures
+from gatokit.pipelines.planning.kinds import plan_dataset
+from gatokit.pipelines.planning.plan import DatasetPlan, Judged
 from gatokit.schemas.config import BuildConfig
 from gatokit.schemas.errors import RejectedError
 from gatokit.schemas.index import HELD_OUT, TRAIN
+from gatokit.storage.files import write_rows
 
 Progress = Callable[[str, int, int], None]
 """Called with a stage, the pieces that are done and their number."""

@@ -4,13 +4,17 @@ import ctypes
 import os
 import pydoc_data.topics
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from mixed_build import mixed, mixed_config
 
 from gatokit.environments.agents import Mix
 from gatokit.environments.jobs import Job, record_tasks
+
+__all__ = ["mixed", "mixed_config"]
 
 # A busy machine is no failure.
 settings.register_profile("untimed", deadline=None)
@@ -134,3 +138,20 @@ def built(tmp_path_factory: pytest.TempPathFactory, recorded_config: Path) -> Pa
     out = tmp_path_factory.mktemp("built") / "out"
     build(recorded_config, out)
     return out
+
+
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder that keeps what JAX compiles, here and in child processes."""
+    import jax
+
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "compiled"
+    folder.mkdir(exist_ok=True)
+    names = {"jax_compilation_cache_dir": str(folder), "jax_persistent_cache_min_compile_time_secs": 0.0}
+    before = {name: getattr(jax.config, name) for name in names}
+    for name, value in names.items():
+        jax.config.update(name, value)
+    yield folder
+    for name, value in before.items():
+        jax.config.update(name, value)

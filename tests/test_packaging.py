@@ -12,7 +12,19 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDERS = ("schemas", "tokenizers", "pipelines", "inspection", "trainer", "environments", "cli")
+FOLDERS = (
+    "schemas",
+    "tokenizers",
+    "storage",
+    "pipelines",
+    "inspection",
+    "loader",
+    "trainer",
+    "policy",
+    "evaluation",
+    "environments",
+    "cli",
+)
 
 
 def shipped() -> set[str]:
@@ -23,7 +35,7 @@ def shipped() -> set[str]:
         for path in (ROOT / folder).rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
-    assert {"schemas/record.proto", "schemas/record_pb2.pyi", "pipelines/sources/find.py"} <= found
+    assert {"schemas/record.proto", "schemas/record_pb2.pyi", "pipelines/find.py"} <= found
     assert {f"{folder}/py.typed" for folder in FOLDERS} <= found
     return found
 
@@ -83,7 +95,7 @@ def test_sdist_holds_what_a_build_of_it_needs(sdist: Path) -> None:
 def test_installed_wheel_works_away_from_the_checkout(wheel: Path, tmp_path: Path) -> None:
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
     program = (
-        "import gatokit.schemas.record as record, gatokit.pipelines.sources.find as find, gatokit.cli.main as main\n"
+        "import gatokit.schemas.record as record, gatokit.pipelines.find as find, gatokit.cli.main as main\n"
         "print(record.__file__, find.__file__, main.__file__, sep='\\n')"
     )
     environment = {"PYTHONPATH": str(tmp_path / "site"), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
@@ -107,7 +119,7 @@ def loaded(*modules: str) -> set[str]:
 
 
 def test_pipelines_import_neither_tensorflow_nor_jax() -> None:
-    packages = loaded("gatokit.pipelines.run", "gatokit.pipelines.jobs")
+    packages = loaded("gatokit.pipelines.run", "gatokit.pipelines.beam.jobs")
     assert "apache_beam" in packages
     assert not packages & {"tensorflow", "jax", "torch"}
 

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gatokit.loader.batch import PADDING, Batch
 from gatokit.schemas.errors import DataError
 from gatokit.schemas.run import ModelConfig
 from gatokit.schemas.tokens import NO_POSITION, Kind
-from gatokit.trainer.batch import PADDING, Batch
 from gatokit.trainer.parameters import Tree
 from gatokit.trainer.patches import patch_vectors
 from gatokit.trainer.sharding import by_rows

@@ -2,9 +2,9 @@
 
 import numpy as np
 
+from gatokit.loader.windows import Windows
 from gatokit.schemas.run import RunConfig
 from gatokit.trainer.metrics import KIND_NAMES
-from gatokit.trainer.windows import Windows
 
 
 def unigram_entropies(windows: Windows, config: RunConfig, batches: int) -> dict[str, float]:

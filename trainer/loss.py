@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
+from gatokit.loader.batch import NO_TOKEN, PADDING, Batch
 from gatokit.schemas.tokens import Kind
-from gatokit.trainer.batch import NO_TOKEN, PADDING, Batch
 from gatokit.trainer.mesh import ROWS, shards
 
 BLOCK = 2048

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from gatokit.loader.batch import PADDING, Batch
 from gatokit.schemas.run import ModelConfig
 from gatokit.trainer import transformer
 from gatokit.trainer.attention import rotate
-from gatokit.trainer.batch import PADDING, Batch
 from gatokit.trainer.parameters import Tree
 
 

@@ -14,9 +14,9 @@ import jax
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
+from gatokit.loader.batch import Batch
 from gatokit.schemas.errors import ConfigError
 from gatokit.schemas.run import MeshConfig, RunConfig
-from gatokit.trainer.batch import Batch
 
 _Tree = TypeVar("_Tree")
 

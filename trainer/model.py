@@ -8,9 +8,9 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from gatokit.loader.batch import Batch
 from gatokit.schemas.run import ModelConfig
 from gatokit.trainer import memory, transformer
-from gatokit.trainer.batch import Batch
 from gatokit.trainer.embedding import embed
 from gatokit.trainer.memory import Cache
 from gatokit.trainer.parameters import Tree

@@ -8,9 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from gatokit.loader.batch import Batch
 from gatokit.schemas.run import ModelConfig
 from gatokit.schemas.tokens import PATCH
-from gatokit.trainer.batch import Batch
 from gatokit.trainer.parameters import POOLED, Tree
 
 NORM_GROUPS = 32

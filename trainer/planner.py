@@ -16,7 +16,7 @@ from gatokit.schemas.errors import ConfigError
 from gatokit.schemas.run import RunConfig
 from gatokit.schemas.tokens import PATCH, TokenIds
 from gatokit.trainer import flops, parameters
-from gatokit.trainer.aot import PATCH_SHARE
+from gatokit.trainer.compile import PATCH_SHARE
 from gatokit.trainer.devices import DEVICES, device_named
 from gatokit.trainer.loss import BLOCK
 from gatokit.trainer.mesh import AXES, check_mesh

@@ -9,13 +9,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from array_record.python.array_record_module import ArrayRecordWriter
 
+from gatokit.loader.mixture import MixedDataset, Mixture
+from gatokit.loader.records import Readers
 from gatokit.schemas.errors import DataError
 from gatokit.schemas.index import TRAIN
 from gatokit.schemas.manifest import VOCABULARY
 from gatokit.schemas.policy import POLICY, PROMPTS, PolicyDataset, PolicyFile, PolicyTask, Prompt
 from gatokit.schemas.run import RunConfig
-from gatokit.trainer.mixture import MixedDataset, Mixture
-from gatokit.trainer.readers import Readers
 
 POLICY_FOLDER = "policy"
 

@@ -12,10 +12,10 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from gatokit.loader.batch import Batch
 from gatokit.schemas.run import RunConfig
 from gatokit.schemas.tokens import PATCH
 from gatokit.trainer import model, parameters
-from gatokit.trainer.batch import Batch
 from gatokit.trainer.loss import Sums, target_losses
 from gatokit.trainer.mesh import check_mesh, replicated, row_sharding, split
 from gatokit.trainer.optimizer import learning_rate, make_optimizer

@@ -17,26 +17,26 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
+from gatokit.loader.batch import Batch
+from gatokit.loader.loader import batches
+from gatokit.loader.mixture import open_mixture
+from gatokit.loader.windows import Windows
 from gatokit.schemas.errors import ConfigError, DataError, GatokitError
 from gatokit.schemas.run import RunConfig
 from gatokit.trainer import flops, parameters
-from gatokit.trainer.batch import Batch
 from gatokit.trainer.checkpoint import Checkpoints, RunState
+from gatokit.trainer.distributed import Agreement, Watch, is_first
 from gatokit.trainer.embedding import check_positions
-from gatokit.trainer.evaluation import HeldOut
-from gatokit.trainer.hosts import Agreement, Watch, is_first
-from gatokit.trainer.loader import batches
+from gatokit.trainer.export import load_weights, trained_with
+from gatokit.trainer.heldout import HeldOut
 from gatokit.trainer.mesh import make_mesh, place, process_rows
 from gatokit.trainer.metrics import Clock, Interval, Line, MetricsFile, as_sums, read_metrics
-from gatokit.trainer.mixture import open_mixture
 from gatokit.trainer.peaks import peak
 from gatokit.trainer.plots import draw_losses
 from gatokit.trainer.policy_files import POLICY_FOLDER, write_policy_files
 from gatokit.trainer.run_file import RunFile, check_same, read_run
 from gatokit.trainer.signals import Asked, asked_to_stop
 from gatokit.trainer.step import Metrics, State, Trainer
-from gatokit.trainer.weights import load_weights, trained_with
-from gatokit.trainer.windows import Windows
 
 PROFILE_AFTER = 3
 """Steps before a profile begins: they compile and fill the prefetch."""

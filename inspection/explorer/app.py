@@ -6,13 +6,13 @@ from pathlib import PurePath
 
 import panel as pn
 
-from gatokit.inspection.dataset import DatasetReader
-from gatokit.inspection.directory import Directory
 from gatokit.inspection.explorer.browse import Browse
 from gatokit.inspection.explorer.opened import Opened
 from gatokit.inspection.explorer.picked import Picked, config_lines
 from gatokit.inspection.explorer.widgets import WIDGET_STYLE, Words
 from gatokit.inspection.explorer.words import counted
+from gatokit.inspection.read.dataset import DatasetReader
+from gatokit.inspection.read.directory import Directory
 
 LIST = "episodes.csv"
 """The name of an exported list."""

@@ -7,15 +7,15 @@ from typing import Any
 
 import panel as pn
 
-from gatokit.inspection.dataset import DatasetReader
 from gatokit.inspection.explorer.columns import COLUMNS, FIRST, FIRST_OF_DOCUMENTS, KINDS, value_of
 from gatokit.inspection.explorer.picked import Picked
 from gatokit.inspection.explorer.query import Filter, Match, Order, find, page, turned
 from gatokit.inspection.explorer.task_list import TaskList
 from gatokit.inspection.explorer.widgets import WIDGET_STYLE, Table, Words, column, table_data
 from gatokit.inspection.explorer.words import counted
+from gatokit.inspection.read.dataset import DatasetReader
+from gatokit.inspection.read.rows import EpisodeRow
 from gatokit.inspection.report.rows import missing_columns
-from gatokit.inspection.rows import EpisodeRow
 from gatokit.schemas.errors import ConfigError, GatokitError
 from gatokit.schemas.index import HELD_OUT, REASONS, TRAIN
 from gatokit.schemas.words import shown

@@ -13,9 +13,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from gatokit.inspection.columns import coded, named
-from gatokit.inspection.dataset import DatasetReader
-from gatokit.inspection.rows import EpisodeRow
+from gatokit.inspection.read.columns import coded, named
+from gatokit.inspection.read.dataset import DatasetReader
+from gatokit.inspection.read.rows import EpisodeRow
 from gatokit.schemas import where
 from gatokit.schemas.where import Kind, Strings, Truth
 

@@ -7,15 +7,15 @@ from typing import Any
 
 import panel as pn
 
-from gatokit.inspection.dataset import DatasetReader
-from gatokit.inspection.directory import Directory
 from gatokit.inspection.explorer.columns import COLUMNS, value_of
 from gatokit.inspection.explorer.playing import PlayedEpisode, StepView
 from gatokit.inspection.explorer.plot import StepPlots
 from gatokit.inspection.explorer.widgets import WIDGET_STYLE, Parts, Player, Table, Words, column, table_data
 from gatokit.inspection.explorer.words import counted, picture, why_unstored
-from gatokit.inspection.rows import EpisodeRow
-from gatokit.inspection.tokens import DocumentTokens, EpisodeTokens, kind_name
+from gatokit.inspection.read.dataset import DatasetReader
+from gatokit.inspection.read.directory import Directory
+from gatokit.inspection.read.rows import EpisodeRow
+from gatokit.inspection.read.tokens import DocumentTokens, EpisodeTokens, kind_name
 from gatokit.schemas.errors import GatokitError
 from gatokit.schemas.tokens import Kind
 from gatokit.schemas.words import shown

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gatokit.inspection.episode import StoredEpisode
-from gatokit.inspection.tokens import EpisodeTokens, number_text, short_name
-from gatokit.inspection.values import flag_names
+from gatokit.inspection.read.episode import StoredEpisode
+from gatokit.inspection.read.tokens import EpisodeTokens, number_text, short_name
+from gatokit.inspection.read.values import flag_names
 from gatokit.schemas.episode import EncodedImage
 from gatokit.schemas.spec import FieldSpec
 from gatokit.tokenizers.text import TextTokenizer

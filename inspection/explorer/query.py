@@ -11,12 +11,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from gatokit.inspection.columns import among
-from gatokit.inspection.dataset import DatasetReader
 from gatokit.inspection.explorer.columns import KINDS, Batches, reads
 from gatokit.inspection.explorer.keys import new_key
+from gatokit.inspection.read.columns import among
+from gatokit.inspection.read.dataset import DatasetReader
+from gatokit.inspection.read.rows import EpisodeRow
 from gatokit.inspection.report.rows import rows_at
-from gatokit.inspection.rows import EpisodeRow
 from gatokit.schemas.errors import ConfigError
 from gatokit.schemas.where import Where
 

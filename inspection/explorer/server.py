@@ -11,10 +11,10 @@ from typing import Any
 import panel as pn
 from tornado.web import HTTPError, RequestHandler
 
-from gatokit.inspection.dataset import DatasetReader
-from gatokit.inspection.directory import Directory
 from gatokit.inspection.explorer.app import LIST, session_page
 from gatokit.inspection.explorer.picked import Picked
+from gatokit.inspection.read.dataset import DatasetReader
+from gatokit.inspection.read.directory import Directory
 from gatokit.schemas.errors import ConfigError
 
 ADDRESS = "127.0.0.1"

@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 import panel as pn
 
-from gatokit.inspection.dataset import DatasetReader
 from gatokit.inspection.explorer.query import Order, turned
 from gatokit.inspection.explorer.tasks import TASK_COLUMNS, TaskLine, arranged, task_lines
 from gatokit.inspection.explorer.widgets import WIDGET_STYLE, Table, column, table_data
+from gatokit.inspection.read.dataset import DatasetReader
 from gatokit.schemas.words import shown
 
 TASKS_A_PAGE = 15

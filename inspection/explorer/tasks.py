@@ -4,8 +4,8 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gatokit.inspection.dataset import DatasetReader
-from gatokit.inspection.rows import TaskRow
+from gatokit.inspection.read.dataset import DatasetReader
+from gatokit.inspection.read.rows import TaskRow
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import base64
 
-from gatokit.inspection.rows import EpisodeRow
+from gatokit.inspection.read.rows import EpisodeRow
 from gatokit.schemas.episode import EncodedImage
 from gatokit.schemas.errors import RejectedError
 from gatokit.schemas.index import REASONS

@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 
 from gatokit.inspection.card import Card, card
-from gatokit.inspection.contents import Contents, Effort, contents
-from gatokit.inspection.dataset import DatasetReader
-from gatokit.inspection.directory import Directory
+from gatokit.inspection.read.dataset import DatasetReader
+from gatokit.inspection.read.directory import Directory
+from gatokit.inspection.read.rows import EpisodeRow
 from gatokit.inspection.report.films import Budget, Excerpt, Film, excerpt, film
 from gatokit.inspection.report.rows import Overview, overview, rows_at
 from gatokit.inspection.report.stops import STEPS
 from gatokit.inspection.report.tasks import TaskFacts, facts
-from gatokit.inspection.rows import EpisodeRow
+from gatokit.inspection.tables.contents import Contents, Effort, contents
 from gatokit.schemas.index import REASONS
 from gatokit.schemas.tokens import Kind
 

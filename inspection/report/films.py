@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gatokit.inspection.document import StoredDocument
-from gatokit.inspection.episode import StoredEpisode
-from gatokit.inspection.tokens import EpisodeTokens, kind_name, short_name
-from gatokit.inspection.values import brief, flag_names
+from gatokit.inspection.read.document import StoredDocument
+from gatokit.inspection.read.episode import StoredEpisode
+from gatokit.inspection.read.tokens import EpisodeTokens, kind_name, short_name
+from gatokit.inspection.read.values import brief, flag_names
 from gatokit.schemas.episode import EncodedImage
 from gatokit.schemas.errors import RejectedError
 from gatokit.tokenizers.codec import decode, encode, probe, resize

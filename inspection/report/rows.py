@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from gatokit.inspection.columns import coded
-from gatokit.inspection.dataset import DatasetReader
-from gatokit.inspection.rows import EpisodeRow
+from gatokit.inspection.read.columns import coded
+from gatokit.inspection.read.dataset import DatasetReader
+from gatokit.inspection.read.rows import EpisodeRow
 from gatokit.schemas.errors import DataError
 from gatokit.schemas.index import INDEX
 

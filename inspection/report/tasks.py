@@ -12,10 +12,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from gatokit.inspection.columns import among, coded
-from gatokit.inspection.dataset import DatasetReader
+from gatokit.inspection.read.columns import among, coded
+from gatokit.inspection.read.dataset import DatasetReader
+from gatokit.inspection.read.rows import TaskRow
 from gatokit.inspection.report.stops import Stops, bounds, random_return, stops
-from gatokit.inspection.rows import TaskRow
 from gatokit.schemas.index import BAD_REASONS
 
 MOST_ROWS = 1 << 21

@@ -14,7 +14,7 @@ import pytest
 from gatokit.cli.console import Output
 from gatokit.cli.evaluate import show_scores
 from gatokit.cli.main import main
-from gatokit.trainer.scores import Anchors, Results, Returns, Score, TaskScores
+from gatokit.evaluation.scores import Anchors, Results, Returns, Score, TaskScores
 
 GRID, POLE = "babyai/GoToLocal-v0", "dm_control/pendulum-swingup"
 

@@ -5,9 +5,9 @@ import json
 import pytest
 
 from gatokit.inspection import open_directory
-from gatokit.trainer.mixture import open_mixture
+from gatokit.loader.mixture import open_mixture
+from gatokit.loader.windows import Windows
 from gatokit.trainer.run_file import RunFile
-from gatokit.trainer.windows import Windows
 
 CONFIG = """
 model: tiny

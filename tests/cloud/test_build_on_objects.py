@@ -10,7 +10,7 @@ from gatokit.pipelines.run import build, scan
 from gatokit.schemas.errors import ConfigError, DataError
 from tests.google.fixtures import Bucket
 from tests.pipelines.conftest import exact_vocabulary
-from tests.pipelines.test_documents_kinds import config, contents, out, source
+from tests.pipelines.documents.test_documents_kinds import config, contents, out, source
 
 __all__ = ["config", "exact_vocabulary", "out", "source"]
 LOG = "build.log.jsonl"

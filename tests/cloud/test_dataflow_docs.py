@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from gatokit.cli.main import VERBS, _Parser
-from gatokit.pipelines.jobs import execution
+from gatokit.pipelines.beam.jobs import execution
 
 ROOT = Path(__file__).resolve().parents[2]
 DOC = (ROOT / "docs" / "dataflow.md").read_text()

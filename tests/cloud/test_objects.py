@@ -14,8 +14,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gatokit.pipelines import cloud, object_lock, storage
 from gatokit.schemas.errors import ConfigError, DataError
+from gatokit.storage import files as storage
+from gatokit.storage import gcs as cloud
+from gatokit.storage import object_lock
 from tests.google.fixtures import Bucket
 
 DATA = bytes(range(251)) * 4000

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from gatokit.cli.main import main
-from gatokit.inspection.verify import verify
-from gatokit.pipelines.collect import collect
+from gatokit.inspection.verify.directory import verify
 from gatokit.pipelines.run import build
+from gatokit.pipelines.shards.garbage import collect
 from gatokit.schemas.errors import ConfigError, DataError
 from tests.google.fixtures import Bucket
 from tests.google.server import Request, Response
@@ -162,7 +162,7 @@ def test_gc_removes_what_dead_attempts_left(sources: Bucket, capsys: pytest.Capt
 
 KILLED = """
 import os, signal
-from gatokit.pipelines import cloud
+from gatokit.storage import gcs as cloud
 from gatokit.pipelines.run import build
 real = cloud.upload
 def upload(local, path):

@@ -20,8 +20,8 @@ HANG_SECONDS = 300
 """A command that takes longer is taken to hang; none of these takes a tenth of it."""
 ONCE = '''
 import os, signal, sys
-WORKER = "gatokit.pipelines.forking" in sys.orig_argv
-CHILD = "gatokit.pipelines.isolated" in sys.orig_argv
+WORKER = "gatokit.pipelines.beam.forking" in sys.orig_argv
+CHILD = "gatokit.pipelines.beam.crash_isolation" in sys.orig_argv
 def once():
     """Whether this is the first process that asks."""
     try:

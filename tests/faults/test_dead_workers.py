@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from gatokit.inspection.verify import verify
+from gatokit.inspection.verify.directory import verify
 from gatokit.pipelines.run import build
 from tests.faults.conftest import HANG_SECONDS
 
@@ -17,13 +17,13 @@ KILLS = {
     "start": "if WORKER: os.register_at_fork(after_in_child=lambda: once() and die())",
     "scan": """
 if WORKER:
-    from gatokit.pipelines import document_plan
+    from gatokit.pipelines.documents import plan as document_plan
     real = document_plan._batch
     document_plan._batch = lambda lines: die() if once() else real(lines)
 """,
     "read": """
 if WORKER:
-    from gatokit.pipelines import documents
+    from gatokit.pipelines.documents import tokenize as documents
     real = documents.DocumentsMaker._stored
     def stored(self, columns, rows):
         for number, item in enumerate(real(self, columns, rows)):
@@ -34,7 +34,7 @@ if WORKER:
 """,
     "write": """
 if WORKER:
-    from gatokit.pipelines import shards
+    from gatokit.pipelines.shards import writer as shards
     real = shards.ShardWriter.add
     def add(self, *arguments, **options):
         where = real(self, *arguments, **options)
@@ -45,7 +45,7 @@ if WORKER:
 """,
     "server": """
 if WORKER:
-    from gatokit.pipelines import shards
+    from gatokit.pipelines.shards import writer as shards
     real = shards.ShardWriter.add
     server = os.getpid()
     def add(self, *arguments, **options):
@@ -115,7 +115,7 @@ def test_nothing_outlives_a_killed_command(tmp_path, texts, command):
 if WORKER:
     import threading
     held = os.open({held!r}, os.O_WRONLY)
-    from gatokit.pipelines import shards
+    from gatokit.pipelines.shards import writer as shards
     def add(self, *arguments, **options):
         os.write(held, b"+")
         threading.Event().wait()
@@ -200,7 +200,7 @@ def test_a_picture_that_exhausts_memory_is_named(tmp_path, captions, gatokit):
 def test_a_crash_of_no_single_row_is_named_by_its_shard(tmp_path, captions, gatokit):
     fault = """
 if WORKER or CHILD:
-    from gatokit.pipelines import shards
+    from gatokit.pipelines.shards import writer as shards
     shards.ShardWriter.finish = lambda self: die(signal.SIGABRT)
 """
     sentence = gatokit("build", captions, "--out", tmp_path / "out", "--workers", 2, fault=fault).sentence
@@ -211,7 +211,7 @@ if WORKER or CHILD:
 def test_a_file_that_crashes_its_scan_is_named(tmp_path, texts, gatokit, fresh, contents):
     fault = """
 if WORKER or CHILD:
-    from gatokit.pipelines.sources import lines
+    from gatokit.pipelines.formats import json_lines as lines
     real = lines.LinesFile.scan
     def scan(self, max_bytes):
         if self.name.endswith("6.jsonl"):

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gatokit.inspection.verify import verify
+from gatokit.inspection.verify.directory import verify
 from gatokit.pipelines.run import build
 from gatokit.schemas.errors import DataError
 

@@ -15,14 +15,27 @@ import pytest
 import zstandard
 
 from gatokit.inspection import open_directory
-from gatokit.inspection.verify import verify
+from gatokit.inspection.verify.directory import verify
+from gatokit.pipelines.documents.corpora import corpus_files
 from gatokit.pipelines.run import build
-from gatokit.pipelines.sources.corpora import corpus_files
 from gatokit.schemas.config import TextConfig, read_config
 from gatokit.schemas.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
-FOLDERS = ("schemas", "tokenizers", "pipelines", "inspection", "trainer", "environments", "cli", "examples")
+FOLDERS = (
+    "schemas",
+    "tokenizers",
+    "storage",
+    "pipelines",
+    "inspection",
+    "loader",
+    "trainer",
+    "policy",
+    "evaluation",
+    "environments",
+    "cli",
+    "examples",
+)
 PNG = cv2.imencode(".png", np.arange(16 * 16 * 3, dtype=np.uint8).reshape(16, 16, 3))[1].tobytes()
 MARKUP = (
     "<script>alert('x')</script>",

@@ -15,7 +15,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from gatokit.inspection import open_directory
-from gatokit.inspection.verify import verify
+from gatokit.inspection.verify.directory import verify
 from gatokit.pipelines import run as job
 from gatokit.pipelines.run import build
 from gatokit.schemas.errors import DataError

@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 
-from gatokit.inspection.verify import verify
-from gatokit.pipelines import isolated, jobs, shards
-from gatokit.pipelines.build import Built, build_split
-from gatokit.pipelines.orders import Order
+from gatokit.inspection.verify.directory import verify
+from gatokit.pipelines.beam import crash_isolation as isolated
+from gatokit.pipelines.beam import jobs
+from gatokit.pipelines.planning.shard_task import Order
 from gatokit.pipelines.run import build
+from gatokit.pipelines.shards import writer as shards
+from gatokit.pipelines.shards.build import Built, build_split
 from gatokit.tokenizers.text import TextTokenizer
 
 Attempt = Callable[[str, str], Built]
@@ -57,7 +59,7 @@ def together(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
 
 @pytest.mark.parametrize("where", ["commit", "write_index"])
 def test_two_threads(where, tmp_path, texts, vocabulary, contents, doubled, monkeypatch):
-    from gatokit.pipelines import build as module
+    from gatokit.pipelines.shards import build as module
 
     build(texts, tmp_path / "fresh")
     text = TextTokenizer.load(vocabulary)

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from tensorflow_datasets.proto import tf_example_generated_pb2 as tf_example
 
-from gatokit.pipelines.tfrecord import masked_crc
+from gatokit.pipelines.formats.tfrecord import masked_crc
 from gatokit.schemas.episode import EncodedImage, PlacedImage, TokenSequence
 from gatokit.schemas.record import Record
 

@@ -8,13 +8,14 @@ import numpy as np
 from google.protobuf.message import DecodeError
 from tensorflow_datasets.proto import tf_example_generated_pb2 as tf_example
 
-from gatokit.pipelines import example, tar, tfrecord
-from gatokit.pipelines.storage import Ranges
+from gatokit.loader.record_view import Chunk
+from gatokit.pipelines.formats import tar, tfrecord
+from gatokit.pipelines.formats import tf_example as example
 from gatokit.schemas.errors import RejectedError
 from gatokit.schemas.record import Record
 from gatokit.schemas.record_pb2 import Record as RecordMessage
+from gatokit.storage.files import Ranges
 from gatokit.tokenizers.header import describe, probe
-from gatokit.trainer.chunk import Chunk
 
 
 def record(data: bytes) -> None:

@@ -112,7 +112,7 @@ def bucket(
     """
     import apache_beam.internal.gcp.auth as auth
 
-    from gatokit.pipelines import cloud
+    from gatokit.storage import gcs as cloud
 
     with StorageServer("bucket") as server:
         account = Path(tmp_path_factory.mktemp("account")) / "key.json"

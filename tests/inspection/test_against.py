@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from gatokit.inspection import open_directory, preview
-from gatokit.inspection.against import Changes, FieldChange, against, against_rules
-from gatokit.inspection.moves import MOST_EXAMPLES, Moves
+from gatokit.inspection.compare.directories import Changes, FieldChange, against, against_rules
+from gatokit.inspection.compare.episodes import MOST_EXAMPLES, Moves
 from gatokit.pipelines.run import build, scan
 from gatokit.schemas.config import Keep
 from gatokit.schemas.errors import ConfigError

@@ -9,8 +9,8 @@ import pytest
 import sentencepiece
 
 from gatokit.inspection import open_directory, preview
-from gatokit.inspection.contents import Contents, Effort, PictureSize, contents
-from gatokit.inspection.summary import Lengths, drops, lengths
+from gatokit.inspection.tables.contents import Contents, Effort, PictureSize, contents
+from gatokit.inspection.tables.summary import Lengths, drops, lengths
 from gatokit.schemas.episode import EncodedImage
 from gatokit.schemas.errors import ConfigError, DataError
 from gatokit.tokenizers.codec import decode, encode, resize

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from gatokit.inspection import open_directory, preview
-from gatokit.inspection.summary import drops, histogram, hours
+from gatokit.inspection.tables.summary import drops, histogram, hours
 from gatokit.schemas.errors import ConfigError
 from gatokit.schemas.index import BAD_REASONS
 

@@ -9,7 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from gatokit.inspection import open_directory, verify
+from gatokit.inspection import open_directory
+from gatokit.inspection.verify.directory import verify
 from gatokit.schemas.episode import EncodedImage, PlacedImage
 from gatokit.schemas.record import Record
 from gatokit.tokenizers.codec import encode

@@ -9,8 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from gatokit.inspection import Fault, open_directory, verify
-from gatokit.inspection.faults import MOST_OF_A_FILE, Faults
+from gatokit.inspection import Fault, open_directory
+from gatokit.inspection.verify.directory import verify
+from gatokit.inspection.verify.faults import MOST_OF_A_FILE, Faults
 from gatokit.schemas.episode import EncodedImage, PlacedImage
 from gatokit.schemas.errors import ConfigError
 from gatokit.schemas.record import Record

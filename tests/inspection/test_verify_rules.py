@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from gatokit.inspection.verify import verify
+from gatokit.inspection.verify.directory import verify
 from gatokit.schemas.canonical import json_digest
 
 

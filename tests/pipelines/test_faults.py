@@ -12,7 +12,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from gatokit.inspection import open_directory
-from gatokit.inspection.verify import verify
+from gatokit.inspection.verify.directory import verify
 from gatokit.pipelines.run import build, scan
 from gatokit.schemas.errors import ConfigError, DataError
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gatokit.pipelines.sources.find import Found, find, fixed_part, local_path, local_pattern
+from gatokit.pipelines.find import Found, find, fixed_part, local_path, local_pattern
 from gatokit.schemas.errors import ConfigError
 
 TFDS, LOG = "features.json", "metadata.riegeli"

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from gatokit.inspection.verify import verify
+from gatokit.inspection.verify.directory import verify
 from gatokit.pipelines.run import Result, build, scan
 from gatokit.schemas.errors import ConfigError, DataError
 from gatokit.schemas.manifest import Manifest
@@ -176,7 +176,7 @@ def test_an_update_of_nothing_and_of_an_empty_directory_are_builds(sources, conf
 
 
 def test_other_versions_of_packages_are_told(sources, configured, monkeypatch):
-    from gatokit.pipelines import finish
+    from gatokit.pipelines.shards import manifest as finish
 
     out = sources / "out"
     build(configured(("text", TEXT)), out)

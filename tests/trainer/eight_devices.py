@@ -6,11 +6,11 @@ from typing import Any
 
 import jax
 import numpy as np
+from tests.trainer.random_windows import VOCABULARY, random_batch
 
 from gatokit.schemas.run import RunConfig
 from gatokit.trainer.mesh import make_mesh, place
 from gatokit.trainer.step import State, Trainer
-from tests.trainer.random_windows import VOCABULARY, random_batch
 
 MESHES = {
     "one device": (1, 1, 1, 1),

@@ -13,13 +13,13 @@ import numpy as np
 from jax.experimental import multihost_utils
 from runs import Silent
 
+from gatokit.loader.batch import Batch
+from gatokit.loader.mixture import open_mixture
+from gatokit.loader.windows import Windows
 from gatokit.schemas.run import read_run_config
-from gatokit.trainer.batch import Batch
-from gatokit.trainer.hosts import is_first, meet
+from gatokit.trainer.distributed import is_first, meet
 from gatokit.trainer.mesh import make_mesh, place, process_rows
-from gatokit.trainer.mixture import open_mixture
 from gatokit.trainer.train import train
-from gatokit.trainer.windows import Windows
 
 STEPS = (0, 3)
 """Whose batches are compared."""

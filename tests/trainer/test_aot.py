@@ -11,8 +11,8 @@ import pytest
 
 from gatokit.schemas.errors import ConfigError
 from gatokit.schemas.run import RunConfig
-from gatokit.trainer.aot import Compiled, compile_only
 from gatokit.trainer.collectives import Collectives
+from gatokit.trainer.compile import Compiled, compile_only
 
 CONFIG = RunConfig(model="tiny", context=256, batch=64, steps=20_000)
 
@@ -21,7 +21,7 @@ import json
 from dataclasses import asdict
 from gatokit.schemas.errors import ConfigError
 from gatokit.schemas.run import RunConfig
-from gatokit.trainer.aot import compile_only
+from gatokit.trainer.compile import compile_only
 config = RunConfig(model="tiny", context=256, batch=64, steps=20_000, mesh={"fsdp": 2, "tensor": 2})
 try:
     compile_only(config, "v5e:3x5")

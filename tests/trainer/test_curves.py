@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from runs import config
 
+from gatokit.loader.mixture import open_mixture
+from gatokit.loader.windows import Windows
 from gatokit.schemas.tokens import Kind
 from gatokit.trainer.entropy import unigram_entropies
-from gatokit.trainer.mixture import open_mixture
 from gatokit.trainer.plots import draw_losses
-from gatokit.trainer.windows import Windows
 
 
 def test_entropy_is_that_of_counted_targets(mixed: Path, tmp_path: Path) -> None:

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gatokit.loader.batch import Batch
 from gatokit.schemas.run import ModelConfig
 from gatokit.trainer import flops, parameters, transformer
-from gatokit.trainer.batch import Batch
 from gatokit.trainer.patches import patch_vectors
 
 

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gatokit.loader.batch import Batch
 from gatokit.schemas.run import MeshConfig
 from gatokit.trainer import loss
-from gatokit.trainer.batch import Batch
 from gatokit.trainer.loss import Sums, target_losses, weights
 from gatokit.trainer.mesh import make_mesh
 

@@ -9,9 +9,9 @@ import pytest
 import reference
 from reference import RELATIVE, ROTARY, ROWS, VOCABULARY, batch_of
 
+from gatokit.loader.batch import Batch
 from gatokit.trainer import memory as remembering
 from gatokit.trainer import model, parameters
-from gatokit.trainer.batch import Batch
 
 SCHEMES = pytest.mark.parametrize("config", [RELATIVE, ROTARY], ids=["relative", "rotary"])
 

@@ -15,10 +15,10 @@ import pytest
 from one_process import STEPS, digest
 from runs import Silent, cached, config, lines, start, until, write_config
 
-from gatokit.trainer.hosts import blame
-from gatokit.trainer.mixture import open_mixture
+from gatokit.loader.mixture import open_mixture
+from gatokit.loader.windows import Windows
+from gatokit.trainer.distributed import blame
 from gatokit.trainer.train import train
-from gatokit.trainer.windows import Windows
 
 BATCH = 8
 """Rows: two for each of four processes."""

@@ -9,16 +9,16 @@ import pytest
 from runs import CONFIG, Silent, config, lines
 
 from gatokit.cli.main import main
+from gatokit.loader.records import Readers, Shard
+from gatokit.policy.policy import load_policy
 from gatokit.schemas.errors import ConfigError, DataError
 from gatokit.schemas.policy import PolicyFile
 from gatokit.schemas.record import Record
 from gatokit.trainer import parameters
 from gatokit.trainer.checkpoint import flat
-from gatokit.trainer.policy import load_policy
-from gatokit.trainer.readers import Readers, Shard
+from gatokit.trainer.export import abstract, export, load_weights
 from gatokit.trainer.run_file import read_run
 from gatokit.trainer.train import train
-from gatokit.trainer.weights import abstract, export, load_weights
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,223 @@
+"""Normalised scores: 0 is chance, 100 the expert, both measured in the harness that measures the policy."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from gatokit.evaluation.rollouts import Rollout
+from gatokit.schemas.errors import ConfigError
+
+FEWEST = 2
+"""Rollouts of an agent: fewer have no standard error."""
+
+GAP_ERRORS = 5.0
+"""Standard errors by which the expert has to stand above chance, or a task's score means nothing."""
+
+SHARES = tuple(range(0, 101, 10))
+"""Percents of expert at which ``scores.json`` counts tasks."""
+
+
+def check_rollouts(rollouts: int) -> None:
+    """ConfigError for too few."""
+    if rollouts < FEWEST:
+        raise ConfigError(f"--rollouts is {FEWEST} or more, not {rollouts}: a mean of fewer has no standard error")
+
+
+@dataclass(frozen=True)
+class Returns:
+    """What an agent earns in one task: the mean return of its rollouts, and the standard error of that mean."""
+
+    episodes: int
+    mean: float
+    error: float
+
+    @staticmethod
+    def of(rollouts: Sequence[Rollout]) -> "Returns":
+        """Of at least ``FEWEST`` rollouts."""
+        values = np.array([rollout.episode_return for rollout in rollouts], np.float64)
+        return Returns(len(values), float(values.mean()), float(values.std(ddof=1) / math.sqrt(len(values))))
+
+    @staticmethod
+    def known(value: float) -> "Returns":
+        """A number that was not measured here and is taken as it is."""
+        return Returns(0, value, 0.0)
+
+
+@dataclass(frozen=True)
+class Anchors:
+    """The two ends of a task's scale. ``expert_source``: the expert was measured, or its return is the data's."""
+
+    random: Returns
+    expert: Returns
+    expert_source: Literal["measured", "data"] = "measured"
+
+    @property
+    def gap(self) -> float:
+        """The expert's mean return less that of chance."""
+        return self.expert.mean - self.random.mean
+
+    @property
+    def gap_error(self) -> float:
+        """Standard error of ``gap``."""
+        return math.hypot(self.expert.error, self.random.error)
+
+    @property
+    def refusal(self) -> str | None:
+        """Why there is no scale between the two; None where there is one."""
+        if self.gap <= 0:
+            return f"the expert's {self.expert.mean:.4g} is not above chance's {self.random.mean:.4g}"
+        if self.gap < GAP_ERRORS * self.gap_error:
+            return (
+                f"the expert's {self.expert.mean:.4g} and chance's {self.random.mean:.4g} are {self.gap:.3g} apart, "
+                f"less than {GAP_ERRORS:g} standard errors of {self.gap_error:.2g}; more --rollouts may part them"
+            )
+        return None
+
+
+@dataclass(frozen=True)
+class Score:
+    """A policy's score in one task. ``normalized`` is in percent, and ``error`` is its standard error, those of expert
+    and chance included."""
+
+    returns: Returns
+    normalized: float
+    error: float
+
+    @staticmethod
+    def of(returns: Returns, anchors: Anchors) -> "Score":
+        """100 · (R − R_random) / (E − R_random) (Gato, section 4.1), its error by the derivatives of R, R_random, E."""
+        share = (returns.mean - anchors.random.mean) / anchors.gap
+        errors = (returns.error, (share - 1) * anchors.random.error, share * anchors.expert.error)
+        return Score(returns, 100 * share, 100 * math.hypot(*errors) / anchors.gap)
+
+
+@dataclass(frozen=True)
+class TaskScores:
+    """A task's scale and the scores on it, by variant: ``rule/memory``."""
+
+    task: str
+    anchors: Anchors
+    scores: Mapping[str, Score]
+
+    @property
+    def domain(self) -> str:
+        """The family of the task's environment."""
+        return self.task.partition("/")[0]
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean of scores in percent; ``error`` is the standard error that rollouts leave in it, tasks being given."""
+
+    tasks: int
+    normalized: float
+    error: float
+
+    @staticmethod
+    def of(scores: Iterable[tuple[int, float, float]]) -> "Mean":
+        """Of (tasks, score, error)."""
+        tasks, values, errors = zip(*scores, strict=True)
+        return Mean(sum(tasks), float(np.mean(values)), math.hypot(*errors) / len(errors))
+
+
+def domain_means(scored: Sequence[TaskScores], variant: str) -> dict[str, Mean]:
+    """The mean over the tasks of each domain, for the tasks that have this variant."""
+    domains: dict[str, list[tuple[int, float, float]]] = {}
+    for task in scored:
+        if variant in task.scores:
+            score = task.scores[variant]
+            domains.setdefault(task.domain, []).append((1, score.normalized, score.error))
+    return {domain: Mean.of(scores) for domain, scores in sorted(domains.items())}
+
+
+def overall(scored: Sequence[TaskScores], variant: str) -> Mean:
+    """The mean over domains of their means (Gato, section 5.1)."""
+    return Mean.of((mean.tasks, mean.normalized, mean.error) for mean in domain_means(scored, variant).values())
+
+
+def best_variant(scored: Sequence[TaskScores], variants: Sequence[str]) -> str:
+    """The variant of the highest mean over domains; of equal ones the first."""
+    return max(variants, key=lambda variant: overall(scored, variant).normalized)
+
+
+def curve(scored: Sequence[TaskScores], variant: str, shares: Sequence[float] = SHARES) -> list[int]:
+    """The number of tasks at or above each share of expert, in percent (Gato, figure 5)."""
+    values = [task.scores[variant].normalized for task in scored]
+    return [sum(value >= share for value in values) for share in shares]
+
+
+@dataclass(frozen=True)
+class Results:
+    """An evaluation's results. ``variant`` is the one that counts; ``refused`` says why for tasks without a scale."""
+
+    rule: str
+    variant: str
+    variants: tuple[str, ...]
+    scored: Sequence[TaskScores]
+    refused: Mapping[str, Anchors] = field(default_factory=dict)
+
+    @property
+    def memory(self) -> str:
+        """The mode of ``variant``."""
+        return self.variant.partition("/")[2]
+
+    @property
+    def others(self) -> tuple[str, ...]:
+        """The variants that stand beside the one that counts."""
+        return tuple(variant for variant in self.variants if variant != self.variant)
+
+    def to_json(self) -> dict[str, Any]:
+        """What ``scores.json`` and ``--json`` hold; scores and their errors in percent."""
+        found: dict[str, Any] = {"rule": self.rule, "memory": self.memory}
+        found |= {"mean": None, "standard_error": None, "domains": [], "tasks": [], "others": {}, "curve": []}
+        if self.scored:
+            mean = overall(self.scored, self.variant)
+            found |= {"mean": mean.normalized, "standard_error": mean.error}
+            found["domains"] = [
+                {"domain": domain, "tasks": part.tasks, "normalized": part.normalized, "standard_error": part.error}
+                for domain, part in domain_means(self.scored, self.variant).items()
+            ]
+            found["tasks"] = [self._task(task) for task in self.scored]
+            found["others"] = {variant: overall(self.scored, variant).normalized for variant in self.others}
+            counts = curve(self.scored, self.variant)
+            found["curve"] = [
+                {"percent_of_expert": share, "tasks": count} for share, count in zip(SHARES, counts, strict=True)
+            ]
+        found["refused"] = [
+            {"task": task, **_anchors(anchors), "why": anchors.refusal} for task, anchors in self.refused.items()
+        ]
+        return found
+
+    def _task(self, task: TaskScores) -> dict[str, Any]:
+        score = task.scores[self.variant]
+        return {
+            "task": task.task,
+            "domain": task.domain,
+            "episodes": score.returns.episodes,
+            "mean_return": score.returns.mean,
+            "return_standard_error": score.returns.error,
+            **_anchors(task.anchors),
+            "normalized": score.normalized,
+            "standard_error": score.error,
+            "others": {
+                variant: {
+                    "mean_return": task.scores[variant].returns.mean,
+                    "normalized": task.scores[variant].normalized,
+                    "standard_error": task.scores[variant].error,
+                }
+                for variant in self.others
+            },
+        }
+
+
+def _anchors(anchors: Anchors) -> dict[str, Any]:
+    return {
+        "random_return": anchors.random.mean,
+        "random_standard_error": anchors.random.error,
+        "expert_return": anchors.expert.mean,
+        "expert_standard_error": anchors.expert.error,
+        "expert_source": anchors.expert_source,
+    }

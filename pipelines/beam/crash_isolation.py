@@ -1,0 +1,194 @@
+"""Work of which an earlier attempt died, done in a process of its own: a decoder that crashes ends that one alone.
+
+Whoever begins a piece of work leaves a note until it ends. A note that is there already is that of an attempt that
+died, was killed or still runs elsewhere; in each case a process of its own gives the same result. Where that one
+crashes too, another goes through the rows one by one and says at which it is, until those that crash are known.
+
+Run as a program, this module is that process: it reads its task from standard input, as JSON.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from gatokit.pipelines.config_loading import load_vocabulary
+from gatokit.pipelines.planning.kinds import unit_from_json, unit_to_json
+from gatokit.pipelines.planning.plan import Unit
+from gatokit.pipelines.planning.shard_task import Order
+from gatokit.pipelines.shards.build import Built, build_split, make_maker
+from gatokit.schemas.errors import DataError, GatokitError
+from gatokit.storage import files as storage
+
+MOST_CRASHES = 20
+"""Rows of one order that may crash their decoder before there must be another reason."""
+_CRASHES = {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGTRAP, signal.SIGSYS}
+_FAILED = 3
+_KILLED = "probably for lack of memory: take fewer --workers or a machine with more, or leave it out of the source"
+
+
+@contextmanager
+def attempt(note: Path) -> Iterator[bool]:
+    """Leaves a note while work goes on; whether there was one before."""
+    died = storage.exists(note)
+    storage.write_atomically(note, b"")
+    try:
+        yield died
+    finally:
+        storage.remove(note)
+
+
+def build(order: str | Path, directory: str | Path, vocabulary: str | Path) -> Built:
+    """As ``build_split``, of the order in a file; rows that end the process are dropped as ``crashed_decoder``.
+
+    DataError where the process ends for another reason than one of the rows.
+    """
+    task = {"do": "build", "order": str(order), "directory": str(directory), "vocabulary": str(vocabulary)}
+    crashed: dict[int, str] = {}
+    while True:
+        said, ended = _run({**task, "crashed": list(crashed.items())})
+        if ended is None:
+            return Built(**json.loads(said[-1]))
+        before = len(crashed)
+        _find(task, crashed)
+        if len(crashed) == before:
+            raise DataError(_unexplained(Order.read(order), ended))
+
+
+def scan(unit: Unit, result: str | Path) -> int:
+    """Scans a unit into a file, as ``write_rows`` writes it; the number of its rows.
+
+    DataError names the file with which the process ends.
+    """
+    said, ended = _run({"do": "scan", "unit": unit_to_json(unit), "result": str(result)})
+    if ended is None:
+        return int(json.loads(said[-1])["rows"])
+    file = unit_to_json(unit)["files"][int(said[-1])] if said else {}
+    name = file.get("file", file).get("name", "its files")
+    if ended not in _CRASHES:
+        raise DataError(f"{unit.dataset}: scanning {name} was ended by {ended.name}, {_KILLED}")
+    raise DataError(
+        f"{unit.dataset}: scanning {name} ends in {ended.name}: it crashes the library that reads it. Mend the file or "
+        "leave it out of the source"
+    )
+
+
+def _find(task: dict[str, Any], crashed: dict[int, str]) -> None:
+    """Adds the rows that crash, and how."""
+    start = 0
+    while True:
+        said, ended = _run({**task, "do": "probe", "start": start, "crashed": list(crashed.items())})
+        if ended is None:
+            return
+        order = Order.read(task["order"])
+        if not said:
+            raise DataError(_unexplained(order, ended))
+        at, row = map(int, said[-1].split())
+        if ended not in _CRASHES:
+            raise DataError(f"{_named(order, row)} was ended by {ended.name} while it was made, {_KILLED}")
+        crashed[row] = f"its decoder ended in {ended.name}"
+        if len(crashed) > MOST_CRASHES:
+            raise DataError(
+                f"{_named(order, min(crashed))} and {MOST_CRASHES} more of its shard crash their decoder "
+                f"({ended.name}): is an installed library broken?"
+            )
+        start = at + 1
+
+
+def _named(order: Order, row: int) -> str:
+    rows = order.rows
+    return f"{order.head.dataset}: {rows['episode_id'][row]} (in {rows['source_file'][row]})"
+
+
+def _unexplained(order: Order, ended: signal.Signals) -> str:
+    first, last = order.rows["source_file"][0], order.rows["source_file"][-1]
+    files = f"{first}" if first == last else f"{first} to {last}"
+    reason = "no single row does" if ended in _CRASHES else _KILLED
+    return f"{order.head.dataset}: making the shard {order.stem} of {files} ends in {ended.name}, {reason}"
+
+
+# --- the process ---------------------------------------------------------------------------------------------
+
+
+def _run(task: dict[str, Any]) -> tuple[list[bytes], signal.Signals | None]:
+    """Runs a task in a process: the lines that it said, and the signal that ended it.
+
+    DataError with its own words where it failed for a reason that its user can mend.
+    """
+    reading, writing = os.pipe()
+    with open(reading, "rb") as answers:
+        process = subprocess.Popen(
+            [sys.executable, "-m", __spec__.name, str(writing)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            pass_fds=(writing,),
+        )
+        os.close(writing)
+        assert process.stdin is not None
+        with process.stdin:
+            process.stdin.write(json.dumps(task).encode())
+        said = answers.read().splitlines()
+        code = process.wait()
+    if code < 0:
+        return said, signal.Signals(-code)
+    if code == _FAILED:
+        raise DataError(json.loads(said[-1])["failed"])
+    if code:
+        raise RuntimeError(f"python -m {__spec__.name} ended with status {code} after {said[-1:]}")
+    return said, None
+
+
+def _single_files(value: dict[str, Any]) -> Iterator[Unit]:
+    """A unit for each file of a unit."""
+    for number, file in enumerate(value["files"]):
+        own = {**value, "files": [file], "versions": value["versions"][number : number + 1]}
+        if "ordinals" in value:
+            own["ordinals"] = [value["ordinals"][number]]
+        yield unit_from_json(own)
+
+
+def _main(task: dict[str, Any], answers: int) -> None:
+    def say(line: str) -> None:
+        os.write(answers, line.encode() + b"\n")
+
+    try:
+        if task["do"] == "scan":
+            tables = []
+            for number, unit in enumerate(_single_files(task["unit"])):
+                say(str(number))
+                tables.append(unit.scan())
+            rows = pa.concat_tables(tables)
+            storage.write_rows(task["result"], rows)
+            say(json.dumps({"rows": rows.num_rows}))
+            return
+        text, order = load_vocabulary(task["vocabulary"]), Order.read(task["order"])
+        crashed = dict(task["crashed"])
+        if task["do"] == "build":
+            say(json.dumps(asdict(build_split(order, task["directory"], text, crashed))))
+            return
+        columns = {name: order.rows[name].to_pylist() for name in order.rows.column_names}
+        maker = make_maker(order, text)
+        kept = [row for row, split in enumerate(columns["split"]) if split is not None]
+        for at, row in enumerate(kept):
+            if at >= task["start"] and row not in crashed:
+                say(f"{at} {row}")
+                for _ in maker.make(columns, [row]):
+                    pass
+    except (GatokitError, OSError) as error:
+        # As the message that would have been left without this process.
+        said = f"{type(error).__name__}: {error}" if isinstance(error, OSError) else str(error)
+        say(json.dumps({"failed": said}))
+        sys.exit(_FAILED)
+
+
+if __name__ == "__main__":
+    _main(json.load(sys.stdin), int(sys.argv[1]))

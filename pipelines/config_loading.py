@@ -1,0 +1,49 @@
+"""What a command is given: a build config, perhaps one dataset of it, and the vocabulary that it names."""
+
+from pathlib import Path
+
+from gatokit.pipelines.episodes.episode_lists import with_digests
+from gatokit.pipelines.find import local_path
+from gatokit.schemas.config import BuildConfig, read_config
+from gatokit.schemas.errors import ConfigError
+from gatokit.storage import files as storage
+from gatokit.storage import gcs
+from gatokit.storage.gcs import is_remote
+from gatokit.tokenizers.text import TextTokenizer
+
+
+def read_inputs(path: str | Path, only: str | None = None) -> tuple[BuildConfig, Path]:
+    """A config, of whose datasets ``only`` may name one, and the directory that its relative paths start at.
+
+    Lists of episodes that it names have their digests. ConfigError where it or one of these cannot be read, or where it
+    has no such dataset.
+    """
+    if not is_remote(path):
+        config, base = read_config(path), Path(path).resolve().parent
+    elif storage.is_file(path):
+        with storage.local_copy(path) as copy:
+            config, base = read_config(copy), Path(path).parent
+    else:
+        raise ConfigError(f"{path} does not exist; give a build config")
+    if only is None:
+        return with_digests(config, base), base
+    datasets = tuple(dataset for dataset in config.datasets if dataset.name == only)
+    if not datasets:
+        names = ", ".join(dataset.name for dataset in config.datasets)
+        raise ConfigError(f"--only {only}: {path} has no such dataset, only {names}")
+    return with_digests(config.model_copy(update={"datasets": datasets}), base), base
+
+
+def read_vocabulary(config: BuildConfig, base: Path, path: str | Path) -> TextTokenizer:
+    """The vocabulary of the config at ``path``; ConfigError where it is missing or no model."""
+    named = local_path(config.vocabulary, base, "vocabulary")
+    if not storage.is_file(named):
+        raise ConfigError(f"{path}: vocabulary: {named} does not exist; give a SentencePiece model")
+    return load_vocabulary(named)
+
+
+def load_vocabulary(path: str | Path) -> TextTokenizer:
+    """The tokenizer of a model, local or on ``gs://``; raises ConfigError if it cannot be read or is no model."""
+    if not is_remote(path):
+        return TextTokenizer.load(path)
+    return TextTokenizer(gcs.read(path), source=gcs.canonical(path))

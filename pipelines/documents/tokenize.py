@@ -1,0 +1,181 @@
+"""From stored documents to the records of a shard: pictures fitted, texts tokenized, long documents cut."""
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import groupby, pairwise
+from typing import Any
+
+from gatokit.pipelines.documents.corpora import text_separator
+from gatokit.pipelines.documents.reader import Part
+from gatokit.pipelines.episodes.reader import Place
+from gatokit.pipelines.planning.shard_task import DocumentsHead, Order
+from gatokit.pipelines.shards.writer import Made, Outside
+from gatokit.schemas.document import Document, DocumentRules
+from gatokit.schemas.episode import EncodedImage, PlacedImage, TokenSequence
+from gatokit.schemas.errors import RejectedError
+from gatokit.schemas.record import document_record
+from gatokit.tokenizers.document import DocumentTokenizer, patch_count
+from gatokit.tokenizers.pictures import is_copied, prepare
+from gatokit.tokenizers.text import TextTokenizer
+
+_BATCH_DOCUMENTS, _BATCH_CHARACTERS, _BATCH_BYTES = 256, 1 << 18, 1 << 19
+"""Documents are tokenized together up to this many, this much text and this much of pictures."""
+_THREADS, _HEAVY_CHARACTERS = 2, 1 << 16
+"""Threads beside a worker's own, and the text of a batch that is worth one: handing over costs where there is less."""
+_Encoded = tuple[int, str, TokenSequence | RejectedError, str | None]
+"""Row, id, tokens or why there are none, remark."""
+
+
+class DocumentsMaker:
+    """Makes the records of an order's documents."""
+
+    def __init__(self, order: Order[DocumentsHead], text: TextTokenizer) -> None:
+        self._head, self._rules = order.head, order.head.rules
+        self._files = order.head.corpus_files()
+        self._separators = [text_separator(file) for file in self._files]
+        self._tokenizer = DocumentTokenizer(text, order.head.rules.end_of_document)
+        self.outside: Outside = {}
+
+    def make(self, columns: dict[str, list[Any]], rows: list[int]) -> Iterator[tuple[int, Made | RejectedError]]:
+        """See ``build.Maker``."""
+        # Decoding pictures and tokenizing text let other threads run: these take the batches in which there is much of
+        # it, while this one reads the next documents and writes the last ones.
+        with ThreadPoolExecutor(_THREADS) as others:
+            before: deque[Future[list[_Encoded]]] = deque()
+            for batch in _batches(self._stored(columns, rows)):
+                if self._is_heavy(batch):
+                    before.append(others.submit(self._encode, columns, batch))
+                    if len(before) > _THREADS:
+                        yield from map(self._made, before.popleft().result())
+                else:
+                    while before:
+                        yield from map(self._made, before.popleft().result())
+                    yield from map(self._made, self._encode(columns, batch))
+            for last in before:
+                yield from map(self._made, last.result())
+
+    def _is_heavy(self, batch: list[tuple[int, list[Part]]]) -> bool:
+        """Whether there is much text, or a picture, judged by the first, that must be decoded."""
+        if sum(len(part) for _, parts in batch for part in parts if isinstance(part, str)) >= _HEAVY_CHARACTERS:
+            return True
+        picture = next((part for _, parts in batch for part in parts if isinstance(part, bytes)), None)
+        rule = self._rules.pictures
+        return picture is not None and rule is not None and not is_copied(picture, rule)
+
+    def _encode(self, columns: dict[str, list[Any]], batch: list[tuple[int, list[Part]]]) -> list["_Encoded"]:
+        ids, files = columns["episode_id"], columns["file"]
+        documents, remarks = {}, {}
+        found: dict[int, TokenSequence | RejectedError] = {}
+        for row, parts in batch:
+            try:
+                fitted, remarks[row] = fit_pictures(parts, self._rules, self._separators[files[row]])
+                documents[row] = Document(ids[row], fitted)
+            except RejectedError as error:
+                found[row] = error
+        found |= zip(documents, self._tokenizer.encode(list(documents.values())), strict=True)
+        return [(row, ids[row], found[row], remarks.get(row)) for row, _ in batch]
+
+    def _made(self, encoded: "_Encoded") -> tuple[int, Made | RejectedError]:
+        row, id, sequence, remark = encoded
+        if isinstance(sequence, RejectedError):
+            return row, sequence
+        return row, Made(*document_records(id, sequence, self._head.settings.chunk_tokens), remark)
+
+    def _stored(self, columns: dict[str, list[Any]], rows: list[int]) -> Iterator[tuple[int, list[Part]]]:
+        """(row, parts as stored), file by file."""
+        for ordinal, rows_of_file in groupby(rows, key=lambda row: columns["file"][row]):
+            own = list(rows_of_file)
+            names = ("source_position", "offset", "length", "crc", "payload")
+            places = [Place(*(columns[name][row] for name in names)) for row in own]
+            yield from zip(own, self._files[ordinal].read(places), strict=True)
+
+
+def fit_pictures(
+    parts: list[Part], rules: DocumentRules, separator: str
+) -> tuple[list[str | EncodedImage], str | None]:
+    """The parts with their pictures as the rules want them stored, and what was left out; ``separator`` joins texts
+    that become neighbours by it.
+
+    RejectedError where a picture is damaged, unless the rules leave it out, and where nothing is left.
+    """
+    if rules.pictures is None:
+        return [part for part in parts if isinstance(part, str)], None
+    fitted: list[str | EncodedImage] = []
+    left_out = []
+    for part in parts:
+        if isinstance(part, bytes):
+            try:
+                fitted.append(prepare(part, rules.pictures))
+            except RejectedError as error:
+                if rules.bad_images == "reject":
+                    raise
+                left_out.append(f"{error.reason}: {error.detail}")
+        elif fitted and isinstance(fitted[-1], str):
+            fitted[-1] += separator + part
+        else:
+            fitted.append(part)
+    if not fitted:
+        raise RejectedError("empty", "nothing is left of the page without its damaged pictures")
+    if not left_out:
+        return fitted, None
+    count = f"{len(left_out)} pictures" if len(left_out) > 1 else "1 picture"
+    return fitted, f"{count} left out: {left_out[0]}"
+
+
+def document_cuts(tokens: int, images: list[PlacedImage], chunk_tokens: int) -> list[int]:
+    """Tokens with which the records of a document begin: ``chunk_tokens`` each, cut before a picture that would be
+    divided, or behind it where it alone is larger."""
+    starts, image = [0], 0
+    while starts[-1] + chunk_tokens < tokens:
+        cut = starts[-1] + chunk_tokens
+        while image < len(images) and _end(images[image]) <= cut:
+            image += 1
+        if image < len(images) and images[image].token < cut:
+            cut = images[image].token if images[image].token > starts[-1] else _end(images[image])
+        if cut >= tokens:
+            break
+        starts.append(cut)
+    return starts
+
+
+def document_records(id: str, sequence: TokenSequence, chunk_tokens: int) -> tuple[list[bytes], list[int]]:
+    """The serialized records of a tokenized document in order, and how many tokens each has."""
+    starts = document_cuts(len(sequence.tokens), sequence.images, chunk_tokens)
+    packed, sizes = [], []
+    for chunk, (begin, end) in enumerate(pairwise([*starts, len(sequence.tokens)])):
+        part = (
+            sequence
+            if len(starts) == 1
+            else TokenSequence(
+                tokens=sequence.tokens[begin:end],
+                kinds=sequence.kinds[begin:end],
+                positions=sequence.positions[begin:end],
+                step_begin=sequence.step_begin,
+                images=[PlacedImage(token - begin, image) for token, image in sequence.images if begin <= token < end],
+            )
+        )
+        packed.append(document_record(id, chunk, len(starts), part))
+        sizes.append(end - begin)
+    return packed, sizes
+
+
+def _end(placed: PlacedImage) -> int:
+    return placed.token + patch_count(placed.image)
+
+
+def _batches(documents: Iterable[tuple[int, list[Part]]]) -> Iterator[list[tuple[int, list[Part]]]]:
+    batch: list[tuple[int, list[Part]]] = []
+    characters = size = 0
+    for row, parts in documents:
+        batch.append((row, parts))
+        for part in parts:
+            if isinstance(part, str):
+                characters += len(part)
+            else:
+                size += len(part)
+        if len(batch) == _BATCH_DOCUMENTS or characters > _BATCH_CHARACTERS or size > _BATCH_BYTES:
+            yield batch
+            batch, characters, size = [], 0, 0
+    if batch:
+        yield batch

@@ -1,0 +1,207 @@
+"""EnvLogger logs of its Riegeli backend: ``metadata.riegeli`` beside one directory a shard, named by its time.
+
+EnvLogger's TFDS backend writes TFDS directories, which ``tfds.py`` reads.
+"""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import google_crc32c
+
+from gatokit.pipelines.episodes.envlogger_episode import Decode, EnvLoggerEpisode, is_first, is_step
+from gatokit.pipelines.episodes.reader import (
+    EpisodeFile,
+    Place,
+    RawEpisode,
+    SourceDirectory,
+    SourceFeatures,
+    Stored,
+    changed,
+    too_large,
+)
+from gatokit.schemas.errors import ConfigError, DataError
+from gatokit.storage.gcs import is_remote
+
+MARKER = "metadata.riegeli"
+
+_STEPS = "steps.riegeli"
+
+
+def read_directory(path: str, name: str, below: str, splits: tuple[str, ...] | None) -> SourceDirectory:
+    """The features and files (one a shard) of an EnvLogger log.
+
+    Its features are those of its first episode that can be read. ``below`` is the path to which file names are
+    relative. ConfigError where ``splits`` names any, for a log has none, or where EnvLogger's reader does not
+    load; DataError where no episode can be read.
+    """
+    if is_remote(path):
+        raise ConfigError(f"{path}: EnvLogger's own reader reads disks alone; mount the bucket, or copy the log")
+    with _opened(path, None) as (_, fault):
+        if fault:
+            raise DataError(f"{os.path.join(path, MARKER)}: EnvLogger cannot read it: {fault}")
+    if splits:
+        raise ConfigError(f"{path}: an EnvLogger log has no splits; leave out `splits: [{', '.join(splits)}]`")
+    paths = [os.path.join(path, shard, _STEPS) for shard in sorted(os.listdir(path))]
+    files = tuple(
+        RiegeliFile(path=steps, name=os.path.relpath(steps, below), size=os.path.getsize(steps), episodes=None)
+        for steps in paths
+        if os.path.isfile(steps)
+    )
+    for file in files:
+        features = file.features()
+        if features is not None:
+            return SourceDirectory(path, name, features, files)
+    raise DataError(f"{path}: holds no episode that can be read. Record it again, or leave it out of `source`")
+
+
+class RiegeliFile(EpisodeFile):
+    """A shard of a log; ``path`` is that of its steps, beside which its indexes lie."""
+
+    def read_all(self, features: SourceFeatures, max_bytes: int) -> Iterator[Stored]:
+        """See ``EpisodeFile``."""
+        with self._shard() as (shard, fault):
+            if fault or not shard.reader.num_steps:
+                detail = f"the shard cannot be opened, so its recording was killed or it is damaged: {fault or 'empty'}"
+                yield Stored(Place(0, 0, 0, 0), None, "corrupt_length", detail)
+                return
+            begin = shard.begin()
+            if begin:
+                detail = f"the first {begin} steps belong to no episode, so the shard's index is damaged"
+                yield Stored(
+                    Place(shard.reader.num_episodes, 0, 0, 0), None, "corrupt_length", detail, shard.episodes(0, begin)
+                )
+            for position in range(shard.reader.num_episodes):
+                yield shard.read(position, max_bytes)
+
+    def read_some(self, features: SourceFeatures, places: Iterable[Place]) -> Iterator[RawEpisode]:
+        """See ``EpisodeFile``."""
+        with self._shard() as (shard, _):
+            for place in places:
+                stored = shard.read(place.position, place.length)
+                if stored.episode is None or stored.place != place:
+                    raise changed(self, place)
+                yield stored.episode
+
+    def features(self) -> SourceFeatures | None:
+        """The features of the first sound episode with an action; None where there is none."""
+        with self._shard() as (shard, _):
+            for position in range(shard.reader.num_episodes):
+                info = shard.reader.episode(position)
+                episode = shard.read(position, 1 << 62).episode if info and info.num_steps > 1 else None
+                if isinstance(episode, EnvLoggerEpisode):
+                    return episode.features()
+        return None
+
+    @contextlib.contextmanager
+    def _shard(self) -> Iterator[tuple["_Shard", str | None]]:
+        directory = os.path.dirname(os.path.abspath(self.path))
+        with _opened(os.path.dirname(directory), os.path.basename(directory)) as opened:
+            yield opened
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """EnvLogger's reader of a shard, its message ``Data`` and the decoder of it."""
+
+    reader: Any
+    data: Any
+    decode: Decode
+
+    def begin(self) -> int:
+        """The first step that belongs to an episode: 0 unless entries of the index are lost."""
+        info = self.reader.episode(0) if self.reader.num_episodes else None
+        return info.start if info else self.reader.num_steps
+
+    def episodes(self, begin: int, end: int) -> int:
+        """How many episodes begin in a range of steps, at least one."""
+        steps = (self._step(ordinal)[1] for ordinal in range(begin, end))
+        return max(1, sum(step is not None and is_first(step, self.decode) for step in steps))
+
+    def read(self, position: int, max_bytes: int) -> Stored:
+        """An episode, or why it cannot be had."""
+        nowhere = Place(position, 0, 0, 0)
+        info = self.reader.episode(position, True) if position < self.reader.num_episodes else None
+        if info is None:
+            return Stored(nowhere, None, "corrupt_record", "its index entry cannot be read")
+        steps: list[Any] = []
+        length = crc = 0
+        for ordinal in range(info.start, info.start + info.num_steps):
+            size, step = self._step(ordinal)
+            length += size
+            if length > max_bytes:
+                return too_large(Place(position, 0, length, 0), max_bytes)
+            if step is None:
+                return Stored(nowhere, None, "corrupt_record", f"step {ordinal - info.start} cannot be read")
+            steps.append(step)
+        firsts = [ordinal for ordinal, step in enumerate(steps) if is_first(step, self.decode)]
+        if len(firsts) > 1:
+            # EnvLogger joins an episode whose index entry is damaged to the one before it.
+            detail = f"the shard's index is damaged: it joins {len(firsts)} episodes"
+            return Stored(nowhere, None, "corrupt_record", detail, len(firsts))
+        if firsts != [0]:
+            return Stored(nowhere, None, "malformed_steps", "the first step is not marked as an episode's first")
+        episode, log = self._own(info.metadata), self._own(self.reader.metadata())
+        for message in (*steps, episode, log):
+            # The reader's own bytes are in another order of keys every time.
+            crc = google_crc32c.extend(crc, message.SerializeToString(deterministic=True))
+        return Stored(Place(position, 0, length, crc), EnvLoggerEpisode(steps, episode, log, self.decode))
+
+    def _step(self, ordinal: int) -> tuple[int, Any]:
+        """A step's size and message; None where it is damaged."""
+        data = self.reader.serialized_step(ordinal)
+        if data is None:
+            return 0, None
+        try:
+            step = self.data.FromString(data)
+        except Exception:
+            # Protobuf's implementations raise different types; each means that this is no step.
+            return len(data), None
+        return len(data), step if is_step(step) else None
+
+    def _own(self, message: Any) -> Any:
+        """A message of the native reader as one of Python's protobuf; empty where there is none."""
+        return self.data() if message is None else self.data.FromString(message.SerializeToString())
+
+
+@contextlib.contextmanager
+def _opened(log: str, shard: str | None) -> Iterator[tuple[_Shard, str | None]]:
+    """One shard of a log, or its metadata alone, and why it cannot be opened.
+
+    EnvLogger's reader opens whole logs and fails where one shard is damaged: it gets a log that links to this one.
+    """
+    opened = _load(log)
+    with tempfile.TemporaryDirectory(prefix="gatokit-") as linked:
+        for part in (MARKER, shard):
+            if part is not None:
+                os.symlink(os.path.join(os.path.abspath(log), part), os.path.join(linked, part))
+        fault = None
+        try:
+            opened.reader.init(linked)
+        except RuntimeError as error:
+            fault = str(error).replace(linked + os.sep, "")
+        try:
+            yield opened, fault
+        finally:
+            opened.reader.close()
+
+
+def _load(log: str) -> _Shard:
+    try:
+        from envlogger.backends.python.riegeli_dataset_reader import RiegeliDatasetReader
+        from envlogger.converters.codec import decode
+        from envlogger.proto.storage_pb2 import Data
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"{log}: is an EnvLogger log, and EnvLogger is not installed ({error}); "
+            "run: pip install 'gatokit[envlogger]'"
+        ) from None
+    except ImportError as error:
+        raise ConfigError(
+            f"{log}: is an EnvLogger log, and EnvLogger's native reader does not load ({error}); "
+            "it needs libgmpxx.so.4, on Debian and Ubuntu: apt-get install libgmpxx4ldbl"
+        ) from None
+    return _Shard(RiegeliDatasetReader(), Data, decode)

@@ -1,0 +1,111 @@
+"""What dead attempts leave in a directory, and its removal. No file that the manifest names is ever among it."""
+
+import re
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from gatokit.pipelines.shards.build import INDEX_SUFFIX
+from gatokit.schemas.errors import ConfigError
+from gatokit.schemas.manifest import LOG, MANIFEST, Manifest
+from gatokit.storage import files as storage
+from gatokit.storage.gcs import is_remote
+
+WORK = ".work"
+"""Folder of a build that has not ended: scanned rows, orders, notes."""
+_TEMPORARY = re.compile(re.escape(storage.TEMPORARY) + r"[0-9a-f]{32}-.+", re.DOTALL)
+_SUMMARY = re.compile(r"(dataset(-[0-9a-f]{16})?\.json|tasks(-[0-9a-f]{16})?\.parquet)")
+_SHARD = re.compile(r"-[0-9a-f]{16}(-\d{3,})?\.arrayrecord")
+_INDEX = re.compile(r"-[0-9a-f]{16}" + re.escape(INDEX_SUFFIX))
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """A file that belongs to nothing; ``path`` is below the directory, with forward slashes."""
+
+    path: str
+    bytes: int
+
+    @property
+    def is_shard(self) -> bool:
+        """Whether it holds records."""
+        return self.path.endswith(".arrayrecord") and not self.path.rpartition("/")[2].startswith(storage.TEMPORARY)
+
+
+def collect(directory: str | Path, *, work: bool = False, dry_run: bool = False) -> list[Leftover]:
+    """Removes, or with ``dry_run`` only lists, what dead attempts left: temporary files, shards and indexes that the
+    manifest does not name, and with ``work`` also the folder from which an interrupted build would go on.
+
+    Without a manifest nobody can tell which shards are wanted, and they stay. ConfigError where the directory is none
+    of ours, DataError while a build holds it.
+    """
+    root = storage.out_directory(directory)
+    there = set(storage.names(root))
+    if not there & {MANIFEST, LOG, WORK}:
+        raise ConfigError(f"{directory} is no directory of a build or scan: it holds neither {MANIFEST} nor {LOG}")
+    with storage.hold(root):
+        named = None
+        if MANIFEST in there:
+            manifest = Manifest.parse(storage.read_bytes(root / MANIFEST), root / MANIFEST)
+            named = {file.path for file in manifest.files}
+        found = list(leftovers(root, named, work))
+        if not dry_run:
+            _remove(root, found)
+            if work:
+                storage.remove_tree(root / WORK)
+        return found
+
+
+def remove_leftovers(root: Path, named: Collection[str]) -> list[Leftover]:
+    """Removes what is not ``named`` by the manifest and was left by attempts that died or by another build; of the work
+    of an interrupted build nothing."""
+    found = list(leftovers(root, named, work=False))
+    _remove(root, found)
+    return found
+
+
+def leftovers(root: Path, named: Collection[str] | None, work: bool) -> Iterator[Leftover]:
+    """Files of our own making, known by their names, that are not ``named``; None: temporary files alone."""
+    for name in storage.names(root):
+        if name == WORK:
+            yield from _of_work(root, WORK, work)
+        elif _TEMPORARY.fullmatch(name):
+            yield Leftover(name, storage.size(root / name))
+        elif not name.startswith(".") and _is_folder(root / name):
+            yield from _of_dataset(root, name, named)
+
+
+def _of_dataset(root: Path, name: str, named: Collection[str] | None) -> Iterator[Leftover]:
+    there = storage.sizes(root / name)
+    own = {file: file.startswith(name) and _INDEX.fullmatch(file, len(name)) is not None for file in there}
+    # An index marks a folder as ours and its shard as done, so it goes last.
+    for file in sorted(there, key=lambda file: (own[file], file)):
+        path = f"{name}/{file}"
+        is_ours = own[file] or (file.startswith(name) and _SHARD.fullmatch(file, len(name)) is not None)
+        is_ours |= any(own.values()) and _SUMMARY.fullmatch(file) is not None
+        if _TEMPORARY.fullmatch(file) or (is_ours and named is not None and path not in named):
+            yield Leftover(path, there[file])
+
+
+def _of_work(root: Path, path: str, everything: bool) -> Iterator[Leftover]:
+    if _is_folder(root / path):
+        there = storage.sizes(root / path)
+        for file in sorted(there):
+            if everything or _TEMPORARY.fullmatch(file):
+                yield Leftover(f"{path}/{file}", there[file])
+        for name in storage.names(root / path):
+            if name not in there:
+                yield from _of_work(root, f"{path}/{name}", everything)
+
+
+def _is_folder(path: Path) -> bool:
+    """Whether it is a directory and no link to one."""
+    return storage.is_directory(path) and not path.is_symlink()
+
+
+def _remove(root: Path, found: list[Leftover]) -> None:
+    for item in found:
+        storage.remove(root / item.path)
+    for name in {item.path.partition("/")[0] for item in found if "/" in item.path} - {WORK}:
+        if not is_remote(root) and not storage.names(root / name):
+            (root / name).rmdir()

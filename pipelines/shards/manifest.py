@@ -1,0 +1,336 @@
+"""The end of a job: totals from the indexes, the last checks, ``tasks.parquet``, ``dataset.json``, the manifest."""
+
+import hashlib
+import importlib.metadata
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from gatokit.pipelines.episodes.filter import Losses, check_budget
+from gatokit.pipelines.planning.plan import Plan
+from gatokit.pipelines.shards.build import INDEX_SUFFIX
+from gatokit.pipelines.shards.garbage import Leftover, remove_leftovers
+from gatokit.pipelines.shards.writer import read_outside, read_parts
+from gatokit.schemas.canonical import json_digest
+from gatokit.schemas.config import BuildConfig
+from gatokit.schemas.errors import DataError
+from gatokit.schemas.index import HELD_OUT, TASKS
+from gatokit.schemas.manifest import (
+    MANIFEST,
+    VOCABULARY,
+    Dataset,
+    FileEntry,
+    Manifest,
+    Part,
+    Split,
+    Tokenizer,
+    Vocabulary,
+)
+from gatokit.schemas.tokens import TokenIds
+from gatokit.storage.files import arrow_file, exists, file_digest, is_directory, read_bytes, sizes, write_atomically
+from gatokit.storage.prefetch import ahead
+
+MOST_OUTSIDE = 0.001
+"""Share of an action's values that may lie outside of its range before the range is taken to be wrong."""
+_PACKAGES = (
+    "gatokit",
+    "apache-beam",
+    "array-record",
+    "numpy",
+    "opencv-python-headless",
+    "protobuf",
+    "pyarrow",
+    "sentencepiece",
+)
+_FOOTER_BYTES = 1 << 16
+_COUNTED = ["task", "agent", "kept", "split", "steps", "tokens", "lost", "reason", "detail", "episode_id"]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A dataset whose splits are all there: its totals, its two summary files, by reason what was rejected, and size
+    and digest of each index."""
+
+    dataset: Dataset
+    described: bytes
+    tasks: bytes
+    rejected: dict[str, int]
+    indexes: dict[str, tuple[int, str]]
+
+    def summaries(self, dataset: Dataset) -> dict[str, bytes]:
+        """Path and content of the summary files under the names that ``dataset`` gives them."""
+        contents = {dataset.described_file: self.described, dataset.tasks_file: self.tasks}
+        return {f"{dataset.directory}/{name}": content for name, content in contents.items()}
+
+
+def finish_dataset(root: Path, plan: Plan, config: BuildConfig, content: Literal["build", "scan"]) -> Finished:
+    """Reads the indexes of a dataset's splits, checks it and makes its two summary files.
+
+    DataError where the build found more bad episodes than the budget allows, an action whose range is wrong
+    or a task of which nothing is left.
+    """
+    dataset = plan.dataset.config
+    directory = root / dataset.name
+    splits, totals = [], _Totals()
+    names = [order.stem + INDEX_SUFFIX for order in plan.orders]
+    indexes = {}
+    contents = ahead([directory / name for name in names], read_bytes, len)
+    for order, name, data in zip(plan.orders, names, contents, strict=True):
+        table = pq.ParquetFile(pa.BufferReader(data)).read(_COUNTED, use_threads=False)
+        totals.add(table)
+        indexes[name] = len(data), _digest(data, 32)
+        splits.append(
+            Split(
+                fingerprint=order.fingerprint,
+                index=name,
+                rows=table.num_rows,
+                kept=pc.sum(table["kept"]).as_py() or 0,
+                parts=read_parts(table.schema.metadata),
+            )
+        )
+    episodes, kept = sum(total["lost"] for total in totals.streams.values()), sum(split.kept for split in splits)
+    _check(totals, episodes, plan, config)
+    pq.write_table(_tasks(totals, plan, content), sink := pa.BufferOutputStream())
+    parts = [part for split in splits for part in split.parts]
+    described = Dataset(
+        name=dataset.name,
+        kind=dataset.kind,
+        directory=dataset.name,
+        weight=dataset.weight,
+        license=dataset.license,
+        hz=getattr(dataset, "hz", None),
+        ordered=getattr(dataset, "order", None) is not None,
+        episodes=episodes,
+        kept=kept,
+        tokens=sum(part.tokens for part in parts),
+        training=sum(part.training for part in parts),
+        held_out=sum(part.held_out for part in parts),
+        shards=len(parts),
+        bytes=sum(part.size for part in parts),
+        splits=splits,
+    )
+    return Finished(
+        described,
+        plan.judged.describe(episodes, kept).to_bytes(),
+        sink.getvalue().to_pybytes(),
+        dict(sorted(totals.losses.counts.items())),
+        indexes,
+    )
+
+
+def write_manifest(
+    root: Path,
+    config: BuildConfig,
+    described: dict[str, Any],
+    finished: Sequence[Finished],
+    vocabulary: Vocabulary | None,
+    content: Literal["build", "scan"],
+    before: Manifest | None,
+) -> tuple[Manifest, list[Leftover]]:
+    """Writes the summary files and the manifest, last and atomically, and removes what the manifest does not list.
+
+    ``before`` is the manifest that stands, whose files stay what they are as long as it stands. Where summary files of
+    it change, a manifest that names the new ones differently comes in between. Returns the manifest, and the files that
+    ``before`` or an attempt that died left behind.
+    """
+
+    def manifest(datasets: Sequence[Dataset]) -> Manifest:
+        return _manifest(root, config, described, finished, datasets, vocabulary, content)
+
+    datasets = [item.dataset for item in finished]
+    last = manifest(datasets)
+    kept = {file.path: file.blake2b for file in before.files} if before is not None else {}
+    moving = [
+        any(kept.get(file.path, file.blake2b) != file.blake2b for file in last.files if _is_of(file, item))
+        for item in datasets
+    ]
+    if any(moving):
+        between = [
+            item.dataset.model_copy(update={"update": _digest(item.described + item.tasks, 8)})
+            if moves
+            else item.dataset
+            for item, moves in zip(finished, moving, strict=True)
+        ]
+        _write(root, finished, between)
+        write_atomically(root / MANIFEST, manifest(between).to_bytes())
+    _write(root, finished, datasets)
+    named = {file.path for file in last.files}
+    removed = remove_leftovers(root, named) if before is None else []
+    write_atomically(root / MANIFEST, last.to_bytes())
+    return last, removed or remove_leftovers(root, named)
+
+
+def _write(root: Path, finished: Sequence[Finished], datasets: Sequence[Dataset]) -> None:
+    """Writes the summary files that are not what they should be."""
+    for item, dataset in zip(finished, datasets, strict=True):
+        for path, data in item.summaries(dataset).items():
+            if not exists(root / path) or read_bytes(root / path) != data:
+                write_atomically(root / path, data)
+
+
+def _manifest(
+    root: Path,
+    config: BuildConfig,
+    described: dict[str, Any],
+    finished: Sequence[Finished],
+    datasets: Sequence[Dataset],
+    vocabulary: Vocabulary | None,
+    content: Literal["build", "scan"],
+) -> Manifest:
+    files = []
+    if vocabulary is not None:
+        size, digest = file_digest(root / VOCABULARY)
+        files.append(FileEntry(path=VOCABULARY, size=size, blake2b=digest))
+    for item, dataset in zip(finished, datasets, strict=True):
+        for path, data in item.summaries(dataset).items():
+            files.append(FileEntry(path=path, size=len(data), blake2b=_digest(data, 32)))
+        for split in dataset.splits:
+            size, digest = item.indexes[split.index]
+            files.append(FileEntry(path=f"{dataset.directory}/{split.index}", size=size, blake2b=digest))
+            for part in split.parts:
+                path = f"{dataset.directory}/{part.file}"
+                files.append(FileEntry(path=path, size=part.size, blake2b=part.blake2b))
+    ids = TokenIds(config.discrete_offset)
+    return Manifest(
+        content=content,
+        packages=packages(),
+        config=described,
+        config_digest=json_digest(described),
+        tokenizer=Tokenizer(
+            discrete_offset=ids.discrete_offset,
+            separator=ids.separator,
+            vocabulary_size=ids.vocabulary_size,
+            chunk_tokens=config.chunk_tokens,
+        ),
+        vocabulary=vocabulary,
+        datasets=list(datasets),
+        files=sorted(files, key=lambda file: Path(file.path)),
+    )
+
+
+def packages() -> dict[str, str]:
+    """The packages whose versions the bytes of a shard may depend on."""
+    return {name: importlib.metadata.version(name) for name in _PACKAGES}
+
+
+def finished_orders(directory: Path, stems: Sequence[str]) -> dict[str, list[Part]]:
+    """The parts of each split whose index stands, and every part that it names, at its size."""
+    there = sizes(directory) if is_directory(directory) else {}
+    begun = [stem for stem in stems if stem + INDEX_SUFFIX in there]
+    found = ahead([directory / (stem + INDEX_SUFFIX) for stem in begun], _parts, lambda _: _FOOTER_BYTES)
+    return {
+        stem: parts
+        for stem, parts in zip(begun, found, strict=True)
+        if parts is not None and all(there.get(part.file) == part.size for part in parts)
+    }
+
+
+def _parts(index: Path) -> list[Part] | None:
+    """The parts that an index names; None where it cannot be read."""
+    try:
+        with arrow_file(index) as file:
+            return read_parts(pq.read_schema(file).metadata)
+    except (OSError, KeyError, ValueError, pa.ArrowInvalid):
+        return None
+
+
+def _is_of(file: FileEntry, dataset: Dataset) -> bool:
+    """Whether a file is one of the dataset's summaries."""
+    return file.path in (f"{dataset.directory}/{dataset.described_file}", f"{dataset.directory}/{dataset.tasks_file}")
+
+
+def _digest(data: bytes, size: int) -> str:
+    return hashlib.blake2b(data, digest_size=size).hexdigest()
+
+
+class _Totals:
+    """Sums over the indexes of a dataset."""
+
+    def __init__(self) -> None:
+        self.streams: dict[tuple[str | None, str | None], Counter[str]] = {}
+        """By task and agent: rows lost or not, and episodes, steps and tokens of those kept."""
+        self.losses = Losses()
+        self.outside, self.values = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
+        """By task and action: values outside of the range, and all."""
+
+    def add(self, rows: pa.Table) -> None:
+        """Takes the next index."""
+        kept = rows.filter(rows["kept"])
+        self._count(rows, [("lost", "sum")])
+        self._count(kept, [("kept", "count"), ("steps", "sum"), ("tokens", "sum")])
+        self._count(kept.filter(pc.equal(kept["split"], HELD_OUT)), [("split", "count")])
+        dropped = rows.filter(pc.is_valid(rows["reason"]))
+        self.losses.add(*(dropped[name].to_pylist() for name in ("reason", "lost", "episode_id", "detail")))
+        for task, fields in read_outside(rows.schema.metadata).items():
+            for field, (beyond, total) in fields.items():
+                self.outside[task, field] += beyond
+                self.values[task, field] += total
+
+    def of(self, task: str, agent: str | None) -> Counter[str]:
+        """The sums of one stream."""
+        return self.streams.get((task, agent), Counter())
+
+    def kept(self, task: str) -> int:
+        """Kept episodes of a task."""
+        return sum(total["kept"] for (name, _), total in self.streams.items() if name == task)
+
+    def _count(self, rows: pa.Table, sums: list[tuple[str, str]]) -> None:
+        grouped = rows.group_by(["task", "agent"], use_threads=False).aggregate(sums)
+        for row in grouped.to_pylist():
+            total = self.streams.setdefault((row["task"], row["agent"]), Counter())
+            for column, function in sums:
+                total[column] += row[f"{column}_{function}"] or 0
+
+
+def _check(totals: _Totals, episodes: int, plan: Plan, config: BuildConfig) -> None:
+    name, losses = plan.dataset.config.name, totals.losses
+    check_budget(losses, episodes, config.max_bad_fraction, name, plan.dataset.what)
+    for (task, field), beyond in sorted(totals.outside.items()):
+        total = totals.values[task, field]
+        if beyond > MOST_OUTSIDE * total:
+            raise DataError(
+                f"{name}: task {task!r}: {beyond} of {total} values of {field} lie outside of its range "
+                f"{plan.judged.range_of(task, field)}; give the right one as {plan.dataset.field}.fields.{field}: "
+                "{as: continuous, range: [low, high]}"
+            )
+    for judged in plan.judged.tasks:
+        if not judged.is_left_out and not totals.kept(judged.name):
+            raise DataError(
+                f"{name}: every kept {plan.dataset.what[:-1]} of task {judged.name!r} was rejected while tokenizing: "
+                + ", ".join(
+                    f"{count} {reason} (first {losses.examples[reason]})" for reason, count in losses.counts.items()
+                )
+            )
+
+
+def _tasks(totals: _Totals, plan: Plan, content: str) -> pa.Table:
+    lines = []
+    for task in plan.judged.tasks:
+        streams = {stream.agent: stream for stream in task.streams}
+        # Rows that were too damaged to name their agent stand in the first stream.
+        nameless = totals.of(task.name, None)["lost"]
+        for number, agent in enumerate(sorted(streams)):
+            stream, total = streams[agent], totals.of(task.name, agent)
+            lines.append(
+                {
+                    "task": task.name,
+                    "agent": agent,
+                    "episodes": stream.episodes,
+                    "window": stream.window,
+                    "stream_return": stream.stream_return,
+                    "expert_return": task.expert_return,
+                    "threshold": task.threshold,
+                    "kept": total["kept"],
+                    "dropped": total["lost"] + (nameless if number == 0 else 0) - total["kept"],
+                    "held_out": total["split"],
+                    "steps": total["steps"],
+                    "tokens": total["tokens"] if content == "build" else None,
+                }
+            )
+    return pa.Table.from_pylist(lines, TASKS)

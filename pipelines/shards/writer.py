@@ -1,0 +1,228 @@
+"""Writes the shard files of a split and its index; each appears whole, checked and synced, or not at all."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import google_crc32c
+import pyarrow as pa
+import pyarrow.parquet as pq
+from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+
+from gatokit.schemas.manifest import Part
+from gatokit.storage.files import commit, temporary_beside, write_atomically
+
+_HASH_BYTES = 16 << 20
+"""A shard is hashed and synced on whenever about this many bytes of records were written."""
+MOST_RECORDS = 65_536
+"""A part with this many records is full; only an owner with more of them makes a larger one."""
+WRITER_OPTIONS = "group_size:1,zstd:-1"
+# With this buffer a short run of records is read by the thread that asks; without, by a pool that costs more.
+_READER_OPTIONS = "readahead_buffer_size:1M,max_parallelism:0"
+_READ_TOGETHER = 8
+_PARTS = b"gatokit.parts"
+_OUTSIDE = b"gatokit.outside"
+
+
+Outside = dict[str, dict[str, tuple[int, int]]]
+"""By task and continuous action: values outside of the range, and all."""
+
+
+class Made(NamedTuple):
+    """The serialized records of one episode or document, the tokens of each, and a remark for the index."""
+
+    records: list[bytes]
+    tokens: list[int]
+    remark: str | None = None
+
+
+class _GrowingDigest:
+    """Size and BLAKE2b-256 of a file that grows at its end, made by another thread while it is written.
+
+    That thread also syncs it, so that little is left to wait for in the end.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._hash, self._size, self._unread = hashlib.blake2b(digest_size=32), 0, 0
+        self._buffer = memoryview(bytearray(1 << 18))
+        self._other = ThreadPoolExecutor(1)
+
+    def grown(self, size: int) -> None:
+        """About so many bytes were written."""
+        self._unread += size
+        if self._unread >= _HASH_BYTES:
+            self._unread = 0
+            self._other.submit(self._read)
+
+    def __enter__(self) -> "Future[tuple[int, str]]":
+        """The result of the whole file, which does not grow any more and is synced then."""
+        return self._other.submit(self._read)
+
+    def __exit__(self, *exception: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Ends the other thread."""
+        self._other.shutdown(cancel_futures=True)
+
+    def _read(self) -> tuple[int, str]:
+        with open(self._path, "rb", buffering=0) as file:
+            file.seek(self._size)
+            while size := file.readinto(self._buffer):
+                self._hash.update(self._buffer[:size])
+                self._size += size
+            os.fsync(file.fileno())
+        return self._size, self._hash.hexdigest()
+
+
+class ShardWriter:
+    """Writes records in order into as many parts as it takes; training records come first.
+
+    Use as a context manager; ``finish`` commits the last part. A part is written under a temporary name, read
+    back record by record, synced and renamed; leaving without ``finish`` removes what is not committed.
+    """
+
+    def __init__(self, directory: str | Path, stem: str) -> None:
+        self._directory = Path(directory)
+        self._stem = stem
+        self._writer: ArrayRecordWriter | None = None
+        self._temporary = ""
+        self._checksums: list[int] = []
+        self._held_out = self._tokens = 0
+        self.parts: list[Part] = []
+
+    def __enter__(self) -> "ShardWriter":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._writer is not None:
+            with suppress(RuntimeError):  # what brought us here matters more
+                self._writer.close()
+            self._writer = None
+        if self._temporary:
+            self._digest.stop()
+            Path(self._temporary).unlink(missing_ok=True)
+
+    def add(self, records: Sequence[bytes], tokens: Sequence[int], *, held_out: bool) -> tuple[int, int]:
+        """Appends all records of one owner, of ``tokens`` tokens each.
+
+        Returns the ordinal of their part, and of the first of them in it. An owner is never divided between
+        parts: a full part ends before it.
+        """
+        if self._writer is not None and len(self._checksums) + len(tokens) > MOST_RECORDS:
+            self.finish()
+        if self._writer is None:
+            self._temporary = temporary_beside(self._directory / self._name())
+            with _os_errors(self._temporary):
+                self._writer = ArrayRecordWriter(self._temporary, WRITER_OPTIONS)
+            self._digest = _GrowingDigest(self._temporary)
+        where = len(self.parts), len(self._checksums)
+        with _os_errors(self._temporary):
+            for record in records:
+                self._writer.write(record)
+                self._checksums.append(google_crc32c.value(record))
+        self._digest.grown(sum(map(len, records)))
+        self._held_out += len(tokens) if held_out else 0
+        self._tokens += sum(tokens)
+        return where
+
+    def finish(self) -> None:
+        """Commits the open part, if there is one."""
+        if self._writer is None:
+            return
+        writer, self._writer = self._writer, None
+        with _os_errors(self._temporary):
+            writer.close()
+            with self._digest as rest:
+                _check(self._temporary, self._checksums)
+                size, digest = rest.result()
+        name = self._name()
+        commit(self._temporary, self._directory / name)
+        records = len(self._checksums)
+        self.parts.append(
+            Part(
+                file=name,
+                size=size,
+                blake2b=digest,
+                training=records - self._held_out,
+                held_out=self._held_out,
+                tokens=self._tokens,
+            )
+        )
+        self._temporary, self._checksums, self._held_out, self._tokens = "", [], 0, 0
+
+    def _name(self) -> str:
+        number = f"-{len(self.parts):03d}" if self.parts else ""
+        return f"{self._stem}{number}.arrayrecord"
+
+
+def _check(path: str, checksums: list[int]) -> None:
+    """OSError where the file does not hold the records that were written: a full or failing disk."""
+    with _reader(path) as reader:
+        if not reader.ok() or reader.num_records() != len(checksums):
+            raise OSError(f"{path}: the shard does not read back; is the disk full?")
+    # The native reader lets other threads run.
+    middle = len(checksums) // 2
+    with ThreadPoolExecutor(1) as other:
+        half = other.submit(_check_range, path, checksums, middle, len(checksums))
+        _check_range(path, checksums, 0, middle)
+        half.result()
+
+
+def _check_range(path: str, checksums: list[int], begin: int, end: int) -> None:
+    with _reader(path) as reader:
+        for first in range(begin, end, _READ_TOGETHER):
+            records = reader.read(first, min(first + _READ_TOGETHER, end))
+            for ordinal, record in enumerate(records, first):
+                if google_crc32c.value(record) != checksums[ordinal]:
+                    raise OSError(f"{path}: record {ordinal} does not read back as it was written")
+
+
+@contextmanager
+def _reader(path: str) -> Iterator[ArrayRecordReader]:
+    reader = ArrayRecordReader(path, _READER_OPTIONS)
+    try:
+        yield reader
+    finally:
+        with suppress(RuntimeError):  # it says again what is wrong with the file
+            reader.close()
+
+
+@contextmanager
+def _os_errors(path: str) -> Iterator[None]:
+    """OSError instead of the RuntimeError that the native library raises whatever the disk does."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise OSError(f"{path}: {str(error).splitlines()[0]}") from None
+
+
+def write_index(path: str | Path, rows: pa.Table, parts: list[Part], outside: Outside) -> None:
+    """Writes the index of a split, whose presence marks the split as done.
+
+    ``outside`` counts, per task and continuous action, the values outside of the range and all values.
+    """
+    sink = pa.BufferOutputStream()
+    metadata = {
+        **(rows.schema.metadata or {}),
+        _PARTS: json.dumps([part.model_dump() for part in parts]).encode(),
+        _OUTSIDE: json.dumps(outside, sort_keys=True).encode(),
+    }
+    pq.write_table(rows.replace_schema_metadata(metadata), sink, compression="zstd")
+    write_atomically(path, sink.getvalue().to_pybytes())
+
+
+def read_parts(metadata: dict[bytes, bytes]) -> list[Part]:
+    """The parts that an index names in its metadata."""
+    return [Part(**part) for part in json.loads(metadata[_PARTS])]
+
+
+def read_outside(metadata: dict[bytes, bytes]) -> Outside:
+    """The counts of out-of-range action values that an index holds in its metadata."""
+    return json.loads(metadata[_OUTSIDE])

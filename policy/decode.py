@@ -1,0 +1,163 @@
+"""One step of decoding on the device: read new tokens, then choose the action's tokens one by one.
+
+Legend: B rows, T new tokens, A action tokens, V ids, W ids that an action token may take.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gatokit.loader.batch import PADDING, Batch
+from gatokit.schemas.run import ModelConfig
+from gatokit.schemas.tokens import DISCRETE_VALUES, NO_POSITION, PATCH, Kind
+from gatokit.trainer import model
+from gatokit.trainer.memory import Cache
+from gatokit.trainer.parameters import Tree
+
+Rule = Literal["sample", "greedy", "median"]
+
+IDS = DISCRETE_VALUES
+"""W: neither discrete values nor bins are more (Gato, section 2.1)."""
+
+
+class Head(NamedTuple):
+    """What each action token of a task may be: arrays (A,)."""
+
+    lowest: Any
+    """int32: its lowest id."""
+    number: Any
+    """int32: how many ids it may take."""
+    continuous: Any
+    """bool: its ids are bins."""
+    kinds: Any
+    """uint8: ``Kind``."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How an id is chosen; part of the compiled program."""
+
+    rule: Rule
+    mask: bool
+
+
+def pick(logits: jax.Array, keys: jax.Array, temperature: jax.Array, rule: Rule, continuous: jax.Array) -> jax.Array:
+    """One index int32 (B,) of logits (B, W); −∞ is never taken.
+
+    ``sample`` draws with one key a row, ``greedy`` takes the largest, ``median`` the first at which the cumulative
+    probability reaches one half, where ``continuous``, and draws elsewhere.
+    """
+    if rule == "greedy":
+        return logits.argmax(-1)
+    scaled = logits / temperature
+    drawn = jax.vmap(jax.random.categorical)(keys, scaled)
+    if rule == "sample":
+        return drawn
+    reached = jnp.cumsum(jax.nn.softmax(scaled), axis=-1) >= 0.5
+    # Rounding may leave the sum of all below one half only where all probability is in one id, which is the largest.
+    median = jnp.where(reached.any(-1), reached.argmax(-1), logits.argmax(-1))
+    return jnp.where(continuous, median, drawn)
+
+
+@partial(jax.jit, static_argnames=("config", "dtype"), donate_argnames=("cache",))
+def read(
+    parameters: Tree, batch: Batch, cache: Cache, *, config: ModelConfig, dtype: Any, distances: jax.Array | None
+) -> tuple[jax.Array, Cache]:
+    """The hidden state (B, D) of each row's last new token, and the cache that has them all."""
+    states, cache = model.extend(parameters, batch, config, cache, dtype=dtype, distances=distances)
+    last = (jnp.asarray(batch.kinds) != PADDING).sum(1) - 1
+    return jnp.take_along_axis(states, jnp.maximum(last, 0)[:, None, None], axis=1)[:, 0], cache
+
+
+@partial(jax.jit, static_argnames=("config", "dtype", "choice", "vocabulary_size"), donate_argnames=("cache",))
+def decide(
+    parameters: Tree,
+    batch: Batch,
+    cache: Cache,
+    head: Head,
+    private: jax.Array,
+    keys: jax.Array,
+    steps: jax.Array,
+    temperature: jax.Array,
+    *,
+    config: ModelConfig,
+    dtype: Any,
+    choice: Choice,
+    vocabulary_size: int,
+    distances: jax.Array | None,
+) -> tuple[jax.Array, Cache]:
+    """Reads the new tokens of rows, which end with a separator, and chooses the A tokens of the action.
+
+    Ids int32 (B, A), and the cache that has all but the last of them: that one is read with what follows it.
+    ``keys`` (B, 2) are the rows' own, folded here with their int32 ``steps`` (B,), so that a row's draws do not depend
+    on the batch it stands in; ``private`` int32 (B,) is the rows' number of hidden actions, 0 where they are seen.
+    Rows of padding alone get ids that mean nothing.
+    """
+    last, cache = read(parameters, batch, cache, config=config, dtype=dtype, distances=distances)
+    active = jnp.asarray(batch.kinds)[:, 0] != PADDING
+    keys = jax.vmap(jax.random.fold_in)(jax.vmap(jax.random.wrap_key_data)(keys), steps)
+    table = parameters["embedding"]
+
+    def choose(state: jax.Array, token: Head, place: jax.Array) -> jax.Array:
+        drawn = jax.vmap(jax.random.fold_in, (0, None))(keys, place)
+        if choice.mask or choice.rule == "median":
+            rows = jax.lax.dynamic_slice_in_dim(table["token"], token.lowest, IDS)
+            values = model.logits({"embedding": {"token": rows}}, state, IDS)
+            values = jnp.where(jnp.arange(IDS) < token.number, values, -jnp.inf)
+            return pick(values, drawn, temperature, choice.rule, token.continuous) + token.lowest
+        values = model.logits(parameters, state, vocabulary_size)
+        return pick(values, drawn, temperature, choice.rule, token.continuous)
+
+    def follow(carry: Any, token: tuple[Head, jax.Array]) -> tuple[Any, jax.Array]:
+        state, cache = carry
+        ids = choose(state, *token)
+        one = _one(ids, jnp.where(active, token[0].kinds, PADDING), private)
+        states, cache = model.extend(parameters, one, config, cache, dtype=dtype, distances=distances)
+        return (states[:, 0], cache), ids
+
+    tokens = Head(*(jnp.asarray(array) for array in head))
+    places = jnp.arange(len(head.lowest))
+    first = jax.tree.map(lambda array: array[:-1], (tokens, places))
+    (last, cache), ids = jax.lax.scan(follow, (last, cache), first)
+    end = choose(last, *jax.tree.map(lambda array: array[-1], (tokens, places)))
+    return jnp.concatenate([ids.T, end[:, None]], axis=1), cache
+
+
+def _one(ids: jax.Array, kinds: jax.Array, private: jax.Array) -> Batch:
+    """A batch (B, 1) of one action token a row."""
+    rows = len(ids)
+    zeros = np.zeros((rows, 1), np.int32)
+    arrays: dict[str, Any] = dict.fromkeys(Batch._fields, zeros)
+    arrays |= {"tokens": ids[:, None], "kinds": kinds[:, None], "private": private[:, None]}
+    arrays |= {"positions": zeros + NO_POSITION, "hidden": zeros > 0}
+    arrays |= {"patches": np.zeros((rows, 0, PATCH, PATCH, 3), np.uint8)}
+    arrays |= dict.fromkeys(("patch_token", "patch_row", "patch_column"), zeros[:, :0])
+    return Batch(**arrays)
+
+
+@partial(jax.jit, static_argnames=("config", "dtype", "rule", "pieces"), donate_argnames=("cache",))
+def write(
+    parameters: Tree,
+    state: jax.Array,
+    cache: Cache,
+    key: jax.Array,
+    temperature: jax.Array,
+    *,
+    config: ModelConfig,
+    dtype: Any,
+    rule: Rule,
+    pieces: int,
+    distances: jax.Array | None,
+) -> tuple[jax.Array, jax.Array, Cache]:
+    """The text id (B,), one of the vocabulary's ``pieces``, behind a hidden state (B, D), and state and cache that have
+    read it."""
+    rows = parameters["embedding"]["token"][:pieces]
+    values = model.logits({"embedding": {"token": rows}}, state, pieces)
+    ids = pick(values, jax.random.split(key, len(state)), temperature, rule, jnp.array(False))
+    one = _one(ids, jnp.full(ids.shape, Kind.TEXT), jnp.zeros_like(ids))
+    states, cache = model.extend(parameters, one, config, cache, dtype=dtype, distances=distances)
+    return ids, states[:, 0], cache

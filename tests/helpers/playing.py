@@ -1,0 +1,124 @@
+"""A policy of random weights and what it was trained on, without a run: for tests of what it does, not how well."""
+
+from functools import cache
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from array_record.python.array_record_module import ArrayRecordWriter
+
+from gatokit.policy.policy import Policy
+from gatokit.schemas.episode import EncodedImage, Episode
+from gatokit.schemas.manifest import Tokenizer
+from gatokit.schemas.policy import PolicyDataset, PolicyFile, PolicyTask, Prompt
+from gatokit.schemas.record import Record
+from gatokit.schemas.run import ModelConfig, RunConfig
+from gatokit.schemas.spec import EpisodeSpec, FieldSpec, ImageSpec
+from gatokit.schemas.tokens import TokenIds
+from gatokit.tokenizers.codec import encode
+from gatokit.tokenizers.episode import EpisodeTokenizer
+from gatokit.tokenizers.text import TextTokenizer
+from gatokit.trainer import parameters
+
+ARM = EpisodeSpec.ordered(
+    [
+        FieldSpec(path="observation/position", kind="continuous", dtype="float32", shape=(2,)),
+        FieldSpec(path="observation/hand", kind="discrete", dtype="int64", num=3),
+        FieldSpec(path="action", kind="continuous", dtype="float32", shape=(3,), range=((-2.0, 2.0),)),
+    ]
+)
+"""Three tokens seen, three of the action: seven a step."""
+ROOM = EpisodeSpec.ordered(
+    [
+        FieldSpec(
+            path="observation/view",
+            kind="image",
+            dtype="uint8",
+            shape=(16, 32, 3),
+            image=ImageSpec(height=16, width=32),
+        ),
+        FieldSpec(path="observation/mission", kind="text", dtype="str"),
+        FieldSpec(path="action", kind="discrete", dtype="int64", num=200),
+    ]
+)
+"""Text of any length, two patches, one action token."""
+MODEL = {"layers": 2, "width": 32, "heads": 2, "head_size": 8, "hidden": 48, "patch_channels": 32, "patch_stride": 4}
+
+
+def observation(spec: EpisodeSpec, seed: int) -> dict:
+    """A random one."""
+    random = np.random.default_rng(seed)
+    if spec is ARM:
+        return {"position": random.normal(size=2).astype(np.float32), "hand": np.array(random.integers(3))}
+    words = ["go", "to", "the", "red", "ball", "in", "a", "room"]
+    return {
+        "view": random.integers(0, 256, (16, 32, 3), np.uint8),
+        "mission": " ".join(random.choice(words, random.integers(1, 7))),
+    }
+
+
+def episode(spec: EpisodeSpec, observations: list[dict], actions: list) -> Episode:
+    """What a recording of these would be."""
+    values: dict = {"action": np.stack(actions)}
+    for field in spec.observation:
+        found = [item[field.path.removeprefix("observation/")] for item in observations]
+        if field.kind == "image":
+            values[field.path] = [EncodedImage(encode(pixels), *pixels.shape[:2]) for pixels in found]
+        else:
+            values[field.path] = found if field.kind == "text" else np.stack(found)
+    count = len(actions)
+    return Episode("demonstration", values, np.zeros(count), None, np.zeros(count, np.uint8))
+
+
+def demonstration(spec: EpisodeSpec, steps: int = 6) -> Episode:
+    """The one that the policy's prompts are taken from."""
+    random = np.random.default_rng(1)
+    field = spec.action[0]
+    actions = [
+        random.uniform(-2, 2, field.shape).astype(np.float32) if spec is ARM else np.array(random.integers(200))
+        for _ in range(steps)
+    ]
+    return episode(spec, [observation(spec, 1000 + step) for step in range(steps)], actions)
+
+
+@cache
+def text_tokenizer(vocabulary: Path) -> TextTokenizer:
+    return TextTokenizer.load(vocabulary)
+
+
+def policy(
+    folder: Path, vocabulary: Path, *, context: int, hide: float = 0.0, positions: str = "relative", offset: int = 0
+) -> Policy:
+    """A policy of the tasks ``rooms/arm`` and ``rooms/room``; ``folder`` gets its demonstrations."""
+    config = RunConfig(
+        model=ModelConfig(**MODEL, positions=positions),
+        context=context,
+        batch=8,
+        precision="float32",
+        input={"hide_actions": hide},
+    )
+    ids, text = TokenIds(offset), text_tokenizer(vocabulary)
+    writer = ArrayRecordWriter(str(folder / "prompts.arrayrecord"), "group_size:1,zstd:1")
+    tasks = {}
+    for number, (name, spec) in enumerate((("arm", ARM), ("room", ROOM))):
+        sequence = EpisodeTokenizer(spec, ids, text).encode(demonstration(spec))
+        none = np.zeros(len(sequence.step_begin))
+        flags = none.astype(np.uint8)
+        writer.write(Record("demonstration", 0, 1, 0, spec.id, sequence, none, None, flags).to_bytes())
+        prompt = Prompt(episode_id="d", agent="expert", episode_return=1.0, first_record=number, records=1)
+        tasks[name] = PolicyTask(spec=spec.id, expert_return=1.0, prompt=prompt)
+    writer.close()
+    tokenizer = Tokenizer(
+        discrete_offset=offset, separator=ids.separator, vocabulary_size=ids.vocabulary_size, chunk_tokens=4096
+    )
+    dataset = PolicyDataset(kind="episodes", specs={ARM.id: ARM, ROOM.id: ROOM}, tasks=tasks, documents=None)
+    file = PolicyFile(config=config, tokenizer=tokenizer, vocabulary_blake2b=text.digest, datasets={"rooms": dataset})
+    random = np.random.default_rng(5)
+    table = parameters.table(config.model, ids.vocabulary_size)
+    params = jax.tree.map(
+        lambda leaf: jnp.asarray(leaf.mean + random.normal(0, leaf.std + 0.2, leaf.shape), jnp.float32),
+        table,
+        is_leaf=lambda leaf: isinstance(leaf, parameters.Parameter),
+    )
+    return Policy(folder, file, params, text, folder / "prompts.arrayrecord")

@@ -1,0 +1,120 @@
+"""Reading records by range, with a bound on open shards, and damage."""
+
+import pickle
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from array_record.python.array_record_module import ArrayRecordReader
+
+from gatokit.loader.mixture import open_mixture
+from gatokit.loader.record_view import Chunk
+from gatokit.loader.records import Readers
+from gatokit.loader.windows import Windows
+from gatokit.schemas.errors import DataError
+from gatokit.schemas.record import Record
+from gatokit.schemas.run import RunConfig
+
+
+def all_records(directory: Path) -> list[list[bytes]]:
+    """The records of every shard of every dataset."""
+    shards = [shard for dataset in open_mixture([directory]).datasets for shard in dataset.shards]
+    return [ArrayRecordReader(shard.path).read_all() for shard in shards]
+
+
+def test_views_of_a_record_are_what_protobuf_reads(mixed: Path) -> None:
+    pictures = 0
+    for data in (data for shard in all_records(mixed) for data in shard):
+        record, chunk = Record.from_bytes(data), Chunk(data)
+        sequence = record.sequence
+        for name in ("tokens", "kinds", "positions", "step_begin"):
+            found, expected = getattr(chunk, name), getattr(sequence, name)
+            assert found.dtype == expected.dtype
+            assert found.tolist() == expected.tolist()
+        assert (chunk.owner, chunk.chunk, chunk.chunks) == (record.owner, record.chunk, record.chunks)
+        found_pictures = chunk.pictures(0, len(chunk.tokens))
+        assert [(each.token, each.data, each.height, each.width) for each in found_pictures] == [
+            (placed.token, *placed.image) for placed in sequence.images
+        ]
+        pictures += len(found_pictures)
+        if found_pictures:
+            first = found_pictures[0]
+            behind = first.token + first.height * first.width // 256
+            assert chunk.pictures(behind - 1, behind) == found_pictures[:1]
+            assert first not in chunk.pictures(behind, len(chunk.tokens) + 1)
+            assert chunk.pictures(0, first.token) == []
+            assert chunk.pictures(0, first.token + 1) == found_pictures[:1]
+    assert pictures > 300
+
+
+def test_bytes_that_are_no_record_are_refused(mixed: Path) -> None:
+    data = all_records(mixed)[0][0]
+    for damaged in (data[:-1], data[:40], b"\xff" + data, b"\x12" + data, b""):
+        with pytest.raises(ValueError, match="the record"):
+            Chunk(damaged)
+    with pytest.raises(ValueError, match="format version 9 and this gatokit reads up to 1"):
+        Chunk(data.replace(b"\x08\x01", b"\x08\x09", 1))
+
+
+def test_threads_share_readers_of_which_few_are_open(mixed: Path) -> None:
+    shards = [shard for dataset in open_mixture([mixed]).datasets for shard in dataset.shards]
+    expected = all_records(mixed)
+    readers: Readers = pickle.loads(pickle.dumps(Readers(shards, 3)))
+
+    def read(number: int) -> bool:
+        shard = number * 7 % len(shards)
+        first = number % len(expected[shard])
+        return readers.read(shard, first, first + 1) == expected[shard][first : first + 1] and readers.open <= 3
+
+    with ThreadPoolExecutor(4) as threads:
+        assert all(threads.map(read, range(400)))
+    assert readers.open == 3
+
+
+def test_a_shard_that_two_threads_open_at_once_closes_no_other(mixed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shards = [shard for dataset in open_mixture([mixed]).datasets for shard in dataset.shards]
+    readers = Readers(shards, 2)
+    readers.read(0, 0, 1)
+    opened = []
+
+    def another_opens_it_first(path: str, options: str) -> ArrayRecordReader:
+        opened.append(path)
+        if len(opened) == 1:
+            readers.read(1, 0, 1)
+        return ArrayRecordReader(path, options)
+
+    monkeypatch.setattr("gatokit.loader.records.ArrayRecordReader", another_opens_it_first)
+    assert readers.read(1, 0, 1) == [ArrayRecordReader(shards[1].path).read(0, 1)[0]]
+    assert opened == [shards[1].path] * 2
+    assert readers.open == 2
+    readers.read(0, 0, 1)
+    assert len(opened) == 2
+
+
+def damaged(mixed: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """A copy of the build, and the one shard of its texts."""
+    copy = Path(shutil.copytree(mixed, tmp_path / "copy"))
+    return copy, next((copy / "books").glob("*.arrayrecord"))
+
+
+def windows(directory: Path) -> Windows:
+    config = RunConfig.model_validate({"model": "tiny", "context": 64, "batch": 400})
+    return Windows(open_mixture([directory], {"books": 1}), config)
+
+
+def test_a_flipped_byte_ends_in_the_name_of_the_shard_and_record(mixed: Path, tmp_path: Path) -> None:
+    copy, shard = damaged(mixed, tmp_path)
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 50] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(DataError, match=rf"{shard}, record \d+: .*gatokit verify says what else is damaged"):
+        windows(copy).batch(0, range(400))
+
+
+def test_a_truncated_shard_of_the_right_size_is_found_when_it_is_opened(mixed: Path, tmp_path: Path) -> None:
+    copy, shard = damaged(mixed, tmp_path)
+    content = shard.read_bytes()
+    shard.write_bytes(content[: len(content) // 2] + bytes(len(content) - len(content) // 2))
+    with pytest.raises(DataError, match=rf"{shard} (holds 0 records and the manifest says|cannot be opened)"):
+        windows(copy).batch(0, range(400))

@@ -1,0 +1,92 @@
+from pathlib import Path
+
+import pytest
+
+from gatokit.pipelines.formats import tfrecord
+
+PAYLOADS = [b"first", b"", b"the third record", bytes(range(256))]
+OFFSETS = [0, 21, 37, 69]
+SIZE = 341
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    import tensorflow as tf
+
+    path: Path = tmp_path_factory.mktemp("tfrecord") / "a.tfrecord"
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for payload in PAYLOADS:
+            writer.write(payload)
+    return path.read_bytes()
+
+
+def reading(data: bytes) -> tfrecord.ReadAt:
+    return lambda offset, length: data[offset : offset + length]
+
+
+def read(data: bytes, max_length: int = 1 << 20) -> tuple[list[tfrecord.Frame], tfrecord.DamagedLengthError | None]:
+    found: list[tfrecord.Frame] = []
+    try:
+        for frame in tfrecord.frames(reading(data), len(data), max_length):
+            found.append(frame)
+    except tfrecord.DamagedLengthError as error:
+        return found, error
+    return found, None
+
+
+def flipped(data: bytes, at: int) -> bytes:
+    return data[:at] + bytes([data[at] ^ 0x10]) + data[at + 1 :]
+
+
+def test_frames_are_those_of_tensorflow(written: bytes) -> None:
+    found, error = read(written)
+    assert error is None
+    assert len(written) == SIZE
+    assert [(frame.offset, frame.length, frame.data, frame.sound) for frame in found] == [
+        (offset, len(payload), payload, True) for offset, payload in zip(OFFSETS, PAYLOADS, strict=True)
+    ]
+
+
+def test_read_frame_returns_what_frames_found(written: bytes) -> None:
+    for frame in read(written)[0]:
+        assert tfrecord.read_frame(reading(written), frame.offset, frame.length) == (frame.data, frame.crc)
+
+
+@pytest.mark.parametrize("at", range(SIZE))
+def test_a_flipped_bit_costs_one_record_or_the_rest_of_the_file(written: bytes, at: int) -> None:
+    hit = max(ordinal for ordinal, offset in enumerate(OFFSETS) if offset <= at)
+    in_length = at - OFFSETS[hit] < tfrecord.HEADER
+    found, error = read(flipped(written, at))
+    if in_length:
+        assert error is not None
+        assert error.offset == OFFSETS[hit]
+        assert str(error) == f"the record's length does not match its checksum at byte {OFFSETS[hit]}"
+        assert [frame.data for frame in found] == PAYLOADS[:hit]
+    else:
+        assert error is None
+        assert [frame.sound for frame in found] == [ordinal != hit for ordinal in range(len(PAYLOADS))]
+
+
+@pytest.mark.parametrize("size", range(SIZE))
+def test_a_truncated_file_keeps_its_whole_records(written: bytes, size: int) -> None:
+    whole = sum(end <= size for end in [*OFFSETS[1:], SIZE])
+    found, error = read(written[:size])
+    assert [frame.data for frame in found] == PAYLOADS[:whole]
+    assert all(frame.sound for frame in found)
+    if size in (*OFFSETS, SIZE):
+        assert error is None
+    else:
+        assert error is not None
+        assert error.offset == OFFSETS[whole]
+
+
+def test_a_file_that_shrinks_while_it_is_read_is_damaged(written: bytes) -> None:
+    with pytest.raises(tfrecord.DamagedLengthError, match="the file ends inside the record at byte 69"):
+        list(tfrecord.frames(reading(written[:-5]), len(written), 1 << 20))
+
+
+def test_a_record_above_the_limit_is_stepped_over(written: bytes) -> None:
+    found, error = read(written, max_length=16)
+    assert error is None
+    assert [frame.data for frame in found] == [*PAYLOADS[:3], None]
+    assert [frame.length for frame in found] == [5, 0, 16, 256]

@@ -1,0 +1,181 @@
+"""An order's fingerprint changes with what its shard's bytes depend on, and with nothing else."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from gatokit.pipelines.episodes.envlogger import RiegeliFile
+from gatokit.pipelines.episodes.examples import ArrayRecordFile, TfRecordFile
+from gatokit.pipelines.episodes.reader import EpisodeFile, SourceFeatures, SourceField
+from gatokit.pipelines.planning.shard_task import ORDER, Order, Settings, make_head
+from gatokit.schemas.spec import EpisodeSpec, FieldSpec
+
+FEATURES = SourceFeatures(steps=(SourceField(path="action", dtype="float32", shape=(4,)),), metadata=())
+OTHER = SourceFeatures(steps=(SourceField(path="action", dtype="float64", shape=(4,)),), metadata=())
+SPEC = EpisodeSpec(fields=(FieldSpec(path="action", kind="continuous", dtype="float32", range=((-1, 1),)),))
+WIDER = EpisodeSpec(fields=(FieldSpec(path="action", kind="continuous", dtype="float32", range=((-2, 2),)),))
+SETTINGS = {"chunk_tokens": 4096, "discrete_offset": 0, "vocabulary_digest": "v"}
+
+
+def file(number: int, **changes: Any) -> EpisodeFile:
+    fields = {"path": f"/mnt/data/f{number}", "name": f"reach/f{number}", "size": 100 + number, "episodes": 2}
+    return TfRecordFile.model_validate(fields | changes)
+
+
+def row(number: int, **changes: Any) -> dict[str, Any]:
+    columns = {
+        "episode_id": f"reach/f{number // 2}#{number % 2}",
+        "task": "reach",
+        "agent": "",
+        "spec": SPEC.id,
+        "order": None,
+        "split": "train",
+        "steps": 5,
+        "return": 1.5,
+        "expert_return": 2.0,
+        "threshold": 1.6,
+        "kept": True,
+        "reason": None,
+        "detail": None,
+        "lost": 1,
+        "source_file": f"reach/f{number // 2}",
+        "source_position": number % 2,
+        "file": number // 2,
+        "offset": 50 * (number % 2),
+        "length": 50,
+        "crc": 1000 + number,
+    }
+    assert changes.keys() <= columns.keys()
+    return columns | changes
+
+
+def order(
+    changes: dict[str, Any] | None = None,
+    files: list[tuple[EpisodeFile, SourceFeatures]] | None = None,
+    spec: EpisodeSpec = SPEC,
+    dataset: str = "demo",
+    **settings: Any,
+) -> Order:
+    """Four rows of two files; ``changes`` are those of row 2."""
+    files = files or [(file(0), FEATURES), (file(1), FEATURES)]
+    rows = [row(0), row(1), row(2, **(changes or {})), row(3)]
+    head = make_head(dataset, Settings.model_validate(SETTINGS | settings), {spec.id: spec}, files)
+    return Order(head=head, rows=pa.Table.from_pylist(rows, ORDER))
+
+
+def test_fingerprint_of_a_literal_order() -> None:
+    assert order().fingerprint == "c127ae4fee3eece8"
+    assert order().stem == "demo-c127ae4fee3eece8"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"kept": False, "split": None, "reason": "below_threshold"},
+        {"split": "held_out"},
+        {"expert_return": 2.0000000000000004},
+        {"expert_return": None},
+        {"threshold": 1.6000000000000003},
+        {"threshold": None},
+        {"return": 1.25},
+        {"crc": 999},
+        {"length": 51},
+        {"offset": 1},
+        {"source_position": 7},
+        {"episode_id": "other"},
+        {"task": "push"},
+        {"agent": "b"},
+        {"order": 3.0},
+        {"steps": 6},
+        {"detail": "why"},
+        {"lost": 2},
+        {"file": 0},
+    ],
+)
+def test_it_changes_with_every_column_of_a_row(changes: dict[str, Any]) -> None:
+    assert order(changes).fingerprint != order().fingerprint
+
+
+@pytest.mark.parametrize(
+    "settings", [{"chunk_tokens": 4097}, {"discrete_offset": 33024}, {"vocabulary_digest": "w"}, {"spec": WIDER}]
+)
+def test_it_changes_with_settings_vocabulary_and_spec(settings: dict[str, Any]) -> None:
+    assert order(**settings).fingerprint != order().fingerprint
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        [(file(0), FEATURES), (file(1, name="reach/f2"), FEATURES)],
+        [(file(0), FEATURES), (file(1, size=7), FEATURES)],
+        [(file(0), FEATURES), (file(1), OTHER)],
+        [(file(0), OTHER), (file(1), FEATURES)],
+        [(file(1), FEATURES), (file(0), FEATURES)],
+    ],
+)
+def test_it_changes_with_the_files(files: list[tuple[EpisodeFile, SourceFeatures]]) -> None:
+    assert order(files=files).fingerprint != order().fingerprint
+
+
+def test_it_changes_with_the_order_of_the_rows_and_their_number() -> None:
+    whole = order()
+    turned = Order(head=whole.head, rows=whole.rows.take([1, 0, 2, 3]))
+    fewer = Order(head=whole.head, rows=whole.rows.slice(0, 3))
+    assert len({item.fingerprint for item in (whole, turned, fewer)}) == 3
+
+
+def test_it_does_not_change_with_the_path() -> None:
+    moved = [(file(0, path="/tmp/elsewhere"), FEATURES), (file(1, path="/x"), FEATURES)]
+    assert order(files=moved).fingerprint == order().fingerprint
+
+
+def test_it_does_not_change_with_how_features_are_shared_or_arrow_lays_out_rows() -> None:
+    plain = order()
+    head = plain.head.model_copy(update={"features": [OTHER, FEATURES, FEATURES], "features_of": [2, 1]})
+    assert Order(head=head, rows=plain.rows).fingerprint == plain.fingerprint
+    pieces = pa.concat_tables([plain.rows.slice(0, 1), plain.rows.slice(1, 3)])
+    assert pieces["kept"].num_chunks == 2
+    assert Order(head=plain.head, rows=pieces).fingerprint == plain.fingerprint
+
+
+def test_it_does_not_change_with_the_process() -> None:
+    program = f"import sys; sys.path.insert(0, {os.path.dirname(__file__)!r}); import test_orders as t"
+    program += "; print(t.order().fingerprint)"
+    for seed in ("1", "2"):
+        environment = os.environ | {"PYTHONHASHSEED": seed}
+        command = [sys.executable, "-c", program]
+        done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+        assert done.stdout.strip() == "c127ae4fee3eece8"
+
+
+def test_the_dataset_is_in_the_stem() -> None:
+    assert order(dataset="other").stem == "other-c127ae4fee3eece8"
+
+
+def test_equal_features_are_stored_once() -> None:
+    head = order(files=[(file(0), FEATURES), (file(1), OTHER), (file(2), FEATURES)]).head
+    assert (head.features, head.features_of) == ([FEATURES, OTHER], [0, 1, 0])
+
+
+def test_round_trip_through_a_file(tmp_path: Path) -> None:
+    fields = {"path": "/p", "name": "n", "size": 1, "episodes": None}
+    files: list[tuple[EpisodeFile, SourceFeatures]] = [
+        (TfRecordFile.model_validate(fields), FEATURES),
+        (ArrayRecordFile.model_validate(fields), OTHER),
+        (RiegeliFile.model_validate(fields), FEATURES),
+    ]
+    written = order({"order": 0.1, "reason": "ü", "kept": False}, files)
+    written.write(tmp_path / "orders" / "order.parquet")
+    again = Order.read(tmp_path / "orders" / "order.parquet")
+    assert again.head == written.head
+    assert again.rows.to_pylist() == written.rows.to_pylist()
+    assert again.rows.column_names == ORDER.names
+    assert again.fingerprint == written.fingerprint
+    assert again.head.episode_files() == [item for item, _ in files]
+    assert [type(item) for item in again.head.episode_files()] == [TfRecordFile, ArrayRecordFile, RiegeliFile]
+    assert [path.name for path in (tmp_path / "orders").iterdir()] == ["order.parquet"]
