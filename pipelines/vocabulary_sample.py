@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 
 from gatokit.pipelines.documents.plan import DocumentsPlan
 from gatokit.pipelines.episodes.plan import EpisodesPlan
-from gatokit.pipelines.episodes.reader import Place, RawEpisode, SourceFeatures
+from gatokit.pipelines.episodes.reader import RawEpisode, SourceFeatures
+from gatokit.pipelines.formats.records import ByteRange
 from gatokit.pipelines.planning.kinds import plan_dataset
 from gatokit.pipelines.planning.plan import DatasetPlan, Judged
 from gatokit.schemas.config import BuildConfig
@@ -224,13 +225,13 @@ class _Reading:
 def _texts(plan: DatasetPlan, file: int, rows: Iterator[_Row]) -> Iterator[list[str]]:
     """The texts of each row of a file."""
     if isinstance(plan, DocumentsPlan):
-        places = (Place(row.position, row.offset, row.length, row.crc, row.payload) for row in rows)
+        places = (ByteRange(row.position, row.offset, row.length, row.crc, row.payload) for row in rows)
         for parts in plan.files[file].read(places):
             yield [part for part in parts if isinstance(part, str)]
         return
     assert isinstance(plan, EpisodesPlan)
     (source, features), paths = plan.files[file], _text_fields(plan)[file]
-    for raw in source.read_some(features, (Place(row.position, row.offset, row.length, row.crc) for row in rows)):
+    for raw in source.read_some(features, (ByteRange(row.position, row.offset, row.length, row.crc) for row in rows)):
         yield _texts_of_episode(raw, features, paths)
 
 

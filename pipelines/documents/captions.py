@@ -1,12 +1,12 @@
 """A picture and its text as a document: what all formats of captioned pictures check in the same way."""
 
 from gatokit.pipelines.documents.reader import FoundDocument, content_digest
-from gatokit.pipelines.episodes.reader import Place
+from gatokit.pipelines.formats.records import ByteRange
 from gatokit.schemas.errors import RejectedError
 
 
 def captioned(
-    place: Place, key: str, image: bytes, text: str, *, group: str | None = None, detail: str | None = None
+    place: ByteRange, key: str, image: bytes, text: str, *, group: str | None = None, detail: str | None = None
 ) -> FoundDocument:
     """The document [image, text], rejected where one of them is empty or the text cannot be written as UTF-8."""
     if not image:
@@ -20,7 +20,7 @@ def captioned(
     return FoundDocument(place, key, content, group, detail=detail)
 
 
-def rejected(place: Place, key: str, why: RejectedError, group: str | None = None) -> FoundDocument:
+def rejected(place: ByteRange, key: str, why: RejectedError, group: str | None = None) -> FoundDocument:
     """The row of a document that cannot be had."""
     return FoundDocument(place, key, None, group, why.reason, why.detail)
 

@@ -17,7 +17,7 @@ import google_crc32c
 
 from gatokit.pipelines.documents.captions import captioned, printable, rejected, too_large
 from gatokit.pipelines.documents.reader import CorpusFile, FoundDocument, Part, changed
-from gatokit.pipelines.episodes.reader import Place
+from gatokit.pipelines.formats.records import ByteRange
 from gatokit.schemas.errors import DataError, RejectedError
 from gatokit.storage import files as storage
 from gatokit.storage.gcs import is_remote
@@ -54,7 +54,7 @@ class PictureFolderFile(CorpusFile):
         picture: bytes | RejectedError = b""
         crc = 0
         for position, document in enumerate(self.captions()):
-            place = Place(position, 0, 0, 0)
+            place = ByteRange(position, 0, 0, 0)
             if document.why is not None:
                 yield rejected(place, document.key, document.why)
                 continue
@@ -68,13 +68,13 @@ class PictureFolderFile(CorpusFile):
             text = document.text.encode("utf-8", "replace")
             length = len(picture) + len(text)
             payload = json.dumps([document.picture, document.text], separators=(",", ":"))
-            place = Place(position, 0, length, google_crc32c.extend(crc, text), payload)
+            place = ByteRange(position, 0, length, google_crc32c.extend(crc, text), payload)
             if length > max_bytes:
                 yield rejected(place, document.key, too_large(length, max_bytes), group)
             else:
                 yield captioned(place, document.key, picture, document.text, group=group)
 
-    def read(self, places: Iterable[Place]) -> Iterator[list[Part]]:
+    def read(self, places: Iterable[ByteRange]) -> Iterator[list[Part]]:
         """See ``CorpusFile``."""
         folder = picture_folder(self.image_dir)
         opened, picture, crc = None, b"", 0

@@ -11,7 +11,6 @@ import google_crc32c
 
 from gatokit.pipelines.documents.pages import Picture, assemble
 from gatokit.pipelines.documents.reader import FoundDocument, Part, changed
-from gatokit.pipelines.episodes.reader import Place
 from gatokit.pipelines.formats.json_lines import (
     LinesFile,
     digest_of,
@@ -19,6 +18,7 @@ from gatokit.pipelines.formats.json_lines import (
     read_lines,
     value_of,
 )
+from gatokit.pipelines.formats.records import ByteRange
 from gatokit.schemas.errors import RejectedError
 
 _SENTENCES = " "
@@ -33,12 +33,12 @@ class Mmc4File(LinesFile):
 
     folder: ClassVar[bool] = True
 
-    def document(self, line: bytes, place: Place, max_bytes: int) -> FoundDocument:
+    def document(self, line: bytes, place: ByteRange, max_bytes: int) -> FoundDocument:
         """See ``LinesFile``."""
         room = max_bytes - len(line)
         page = assemble(_pieces(parse_object(line)), _SENTENCES, self.image_dir, room, skip=self.skip_bad)
         content = digest_of(page.parts)
-        place = Place(
+        place = ByteRange(
             place.position,
             place.offset,
             len(line) + sum(map(len, page.pictures)),
@@ -47,7 +47,7 @@ class Mmc4File(LinesFile):
         )
         return FoundDocument(place, str(place.position), content, detail=page.note)
 
-    def read(self, places: Iterable[Place]) -> Iterator[list[Part]]:
+    def read(self, places: Iterable[ByteRange]) -> Iterator[list[Part]]:
         """See ``CorpusFile``."""
         for place, line in read_lines(self, ((place, _payload(place)[0]) for place in places)):
             length, *left_out = _payload(place)
@@ -73,7 +73,7 @@ def _extend_crc(crc: int, pictures: list[bytes]) -> int:
     return crc
 
 
-def _payload(place: Place) -> list[int]:
+def _payload(place: ByteRange) -> list[int]:
     """Bytes of the line, then the ordinals of the pictures that the scan left out."""
     assert place.payload is not None
     ordinals: list[int] = json.loads(place.payload)

@@ -9,7 +9,6 @@ import pyarrow as pa
 
 from gatokit.pipelines.documents.pages import Picture, assemble
 from gatokit.pipelines.documents.reader import CorpusFile, FoundDocument, Part, changed
-from gatokit.pipelines.episodes.reader import Place
 from gatokit.pipelines.formats.json_lines import digest_of, too_large
 from gatokit.pipelines.formats.parquet import (
     DamagedFileError,
@@ -19,6 +18,7 @@ from gatokit.pipelines.formats.parquet import (
     read_rows,
     read_schema,
 )
+from gatokit.pipelines.formats.records import ByteRange
 from gatokit.schemas.errors import DataError, RejectedError
 
 _PARAGRAPHS = "\n\n"
@@ -41,7 +41,7 @@ class ObelicsFile(CorpusFile):
         except DamagedFileError as error:
             yield damage(error)
 
-    def read(self, places: Iterable[Place]) -> Iterator[list[Part]]:
+    def read(self, places: Iterable[ByteRange]) -> Iterator[list[Part]]:
         """See ``CorpusFile``."""
         named: bool | None = None
         for place, values in read_places(self, _COLUMNS, places):
@@ -78,7 +78,7 @@ class ObelicsFile(CorpusFile):
         return _is_string(images)
 
     def _found(self, row: Row, named: bool, max_bytes: int) -> FoundDocument:
-        place = Place(row.position, row.group, 0, 0)
+        place = ByteRange(row.position, row.group, 0, 0)
         try:
             pieces = _pieces(row.values, named)
             room = max_bytes - sum(len(piece.encode()) for piece in pieces if isinstance(piece, str))
@@ -90,7 +90,7 @@ class ObelicsFile(CorpusFile):
             return FoundDocument(place, str(row.position), None, None, error.reason, error.detail)
         length = sum(len(part.encode() if isinstance(part, str) else part) for part in page.parts)
         payload = json.dumps([*page.left_out], separators=(",", ":")) if page.left_out else None
-        place = Place(row.position, row.group, length, page.crc, payload)
+        place = ByteRange(row.position, row.group, length, page.crc, payload)
         return FoundDocument(place, str(row.position), content, detail=page.note)
 
 

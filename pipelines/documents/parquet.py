@@ -10,7 +10,6 @@ import pyarrow as pa
 
 from gatokit.pipelines.documents.captions import captioned, decoded, rejected, too_large
 from gatokit.pipelines.documents.reader import CorpusFile, FoundDocument, Part, changed
-from gatokit.pipelines.episodes.reader import Place
 from gatokit.pipelines.formats.parquet import (
     DamagedFileError,
     DamagedRows,
@@ -21,6 +20,7 @@ from gatokit.pipelines.formats.parquet import (
     read_rows,
     read_schema,
 )
+from gatokit.pipelines.formats.records import ByteRange
 from gatokit.schemas.errors import DataError, RejectedError
 
 TEXT_FIELDS = ("caption", "text")
@@ -47,11 +47,11 @@ class PictureRowsFile(CorpusFile):
         except DamagedFileError as error:
             yield damage(error)
 
-    def read(self, places: Iterable[Place]) -> Iterator[list[Part]]:
+    def read(self, places: Iterable[ByteRange]) -> Iterator[list[Part]]:
         """See ``CorpusFile``."""
-        same_row: list[Place] = []
+        same_row: list[ByteRange] = []
 
-        def rows() -> Iterator[Place]:
+        def rows() -> Iterator[ByteRange]:
             for _, members in itertools.groupby(places, lambda place: (place.offset, place.position)):
                 same_row[:] = members
                 yield same_row[0]
@@ -95,7 +95,7 @@ class PictureRowsFile(CorpusFile):
         for ordinal, text in captions:
             key = str(row.position) if ordinal is None else f"{row.position}.{ordinal}"
             group = None if ordinal is None else f"{self.name}#{row.position}"
-            place = Place(row.position, row.group, 0, 0)
+            place = ByteRange(row.position, row.group, 0, 0)
             try:
                 data = self._picture(image)
                 if text is None:
@@ -103,7 +103,7 @@ class PictureRowsFile(CorpusFile):
                 length = len(data) + len(text)
                 crc = google_crc32c.extend(google_crc32c.value(data), text)
                 payload = None if ordinal is None else str(ordinal)
-                place = Place(row.position, row.group, length, crc, payload)
+                place = ByteRange(row.position, row.group, length, crc, payload)
                 if length > max_bytes:
                     raise too_large(length, max_bytes)
                 yield captioned(place, key, data, decoded(text, repr(columns[1])), group=group)

@@ -5,7 +5,6 @@ from collections.abc import Iterable, Iterator
 import google_crc32c
 
 from gatokit.pipelines.documents.reader import CorpusFile, FoundDocument, Part, changed, content_digest
-from gatokit.pipelines.episodes.reader import Place
 from gatokit.pipelines.formats.json_lines import (
     STREAM_ERRORS,
     UTF8_MARK,
@@ -14,6 +13,7 @@ from gatokit.pipelines.formats.json_lines import (
     opened,
     too_large,
 )
+from gatokit.pipelines.formats.records import ByteRange
 from gatokit.schemas.errors import RejectedError
 
 _PIECE_BYTES = 1 << 20
@@ -31,12 +31,12 @@ class PlainTextFile(CorpusFile):
                 raise too_large(max_bytes)
             content = content_digest([_text(data)])
         except RejectedError as error:
-            place = Place(0, 0, len(data), 0)
+            place = ByteRange(0, 0, len(data), 0)
             yield FoundDocument(place, "0", None, reason=error.reason, detail=error.detail)
         else:
-            yield FoundDocument(Place(0, 0, len(data), google_crc32c.value(data)), "0", content)
+            yield FoundDocument(ByteRange(0, 0, len(data), google_crc32c.value(data)), "0", content)
 
-    def read(self, places: Iterable[Place]) -> Iterator[list[Part]]:
+    def read(self, places: Iterable[ByteRange]) -> Iterator[list[Part]]:
         """See ``CorpusFile``."""
         for place in places:
             try:

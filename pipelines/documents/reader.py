@@ -13,7 +13,7 @@ from typing import Any, ClassVar, NamedTuple
 import xxhash
 from pydantic import BaseModel, ConfigDict
 
-from gatokit.pipelines.episodes.reader import Place
+from gatokit.pipelines.formats.records import ByteRange
 from gatokit.schemas.errors import DataError
 
 Part = str | bytes
@@ -29,7 +29,7 @@ class FoundDocument(NamedTuple):
     rejected row. ``detail`` may also note what a document that stays has lost (a skipped picture).
     """
 
-    place: Place
+    place: ByteRange
     key: str
     content: bytes | None
     group: str | None = None
@@ -66,7 +66,7 @@ class CorpusFile(BaseModel, ABC):
         ``max_bytes`` comes as a rejection. DataError only where the file is not of this format at all."""
 
     @abstractmethod
-    def read(self, places: Iterable[Place]) -> Iterator[list[Part]]:
+    def read(self, places: Iterable[ByteRange]) -> Iterator[list[Part]]:
         """The parts of the documents at ``places`` (ascending, found by ``scan`` and not rejected), in their order.
 
         Neighbouring texts are one part. DataError (``changed``) where the file no longer holds what the scan found.
@@ -88,6 +88,6 @@ def content_digest(parts: Iterable[Part]) -> bytes:
     return content.digest()
 
 
-def changed(file: CorpusFile, place: Place) -> DataError:
+def changed(file: CorpusFile, place: ByteRange) -> DataError:
     """The error of a file that no longer holds what a scan found at ``place``."""
     return DataError(f"{file.name}: document {place.position} changed between scan and build. Run the build again")

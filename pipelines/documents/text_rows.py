@@ -6,7 +6,6 @@ import google_crc32c
 import pyarrow as pa
 
 from gatokit.pipelines.documents.reader import CorpusFile, FoundDocument, Part, changed, content_digest
-from gatokit.pipelines.episodes.reader import Place
 from gatokit.pipelines.formats.json_lines import checked_text, too_large
 from gatokit.pipelines.formats.parquet import (
     DamagedFileError,
@@ -17,6 +16,7 @@ from gatokit.pipelines.formats.parquet import (
     read_rows,
     read_schema,
 )
+from gatokit.pipelines.formats.records import ByteRange
 from gatokit.schemas.errors import DataError, RejectedError
 
 
@@ -34,7 +34,7 @@ class TextRowsFile(CorpusFile):
         except DamagedFileError as error:
             yield damage(error)
 
-    def read(self, places: Iterable[Place]) -> Iterator[list[Part]]:
+    def read(self, places: Iterable[ByteRange]) -> Iterator[list[Part]]:
         """See ``CorpusFile``."""
         for place, values in read_places(self, [self.field], places):
             data = values[self.field]
@@ -52,7 +52,7 @@ class TextRowsFile(CorpusFile):
 
     def _found(self, row: Row, max_bytes: int) -> FoundDocument:
         data = row.values[self.field]
-        place = Place(row.position, row.group, len(data or b""), google_crc32c.value(data or b""))
+        place = ByteRange(row.position, row.group, len(data or b""), google_crc32c.value(data or b""))
         try:
             if data is None:
                 raise RejectedError("missing_field", f"{self.field!r} is null")

@@ -8,10 +8,10 @@ import tensorflow_datasets as tfds
 
 from gatokit.pipelines.documents.captions import captioned, decoded, rejected
 from gatokit.pipelines.documents.reader import CorpusFile, FoundDocument, Part, changed
-from gatokit.pipelines.episodes.reader import Place
 from gatokit.pipelines.episodes.rlds import shards
 from gatokit.pipelines.formats import tf_example as example
 from gatokit.pipelines.formats.array_record import ArrayRecords, Records, TfRecords
+from gatokit.pipelines.formats.records import ByteRange
 from gatokit.schemas.errors import DataError, RejectedError
 from gatokit.storage import files as storage
 
@@ -53,7 +53,7 @@ class TfdsPicturesFile(CorpusFile):
                 except RejectedError as error:
                     yield rejected(place, key, error, group)
 
-    def read(self, places: Iterable[Place]) -> Iterator[list[Part]]:
+    def read(self, places: Iterable[ByteRange]) -> Iterator[list[Part]]:
         """See ``CorpusFile``."""
         position, data = -1, None
         with self._records().opened() as read:

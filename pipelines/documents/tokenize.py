@@ -8,7 +8,7 @@ from typing import Any
 
 from gatokit.pipelines.documents.corpora import text_separator
 from gatokit.pipelines.documents.reader import Part
-from gatokit.pipelines.episodes.reader import Place
+from gatokit.pipelines.formats.records import ByteRange
 from gatokit.pipelines.planning.shard_task import DocumentsHead, Order
 from gatokit.pipelines.shards.writer import Made, Outside
 from gatokit.schemas.document import Document, DocumentRules
@@ -87,7 +87,7 @@ class DocumentsMaker:
         for ordinal, rows_of_file in groupby(rows, key=lambda row: columns["file"][row]):
             own = list(rows_of_file)
             names = ("source_position", "offset", "length", "crc", "payload")
-            places = [Place(*(columns[name][row] for name in names)) for row in own]
+            places = [ByteRange(*(columns[name][row] for name in names)) for row in own]
             yield from zip(own, self._files[ordinal].read(places), strict=True)
 
 

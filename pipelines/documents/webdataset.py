@@ -15,8 +15,8 @@ import google_crc32c
 from gatokit.pipelines.documents.captions import captioned, decoded, printable, rejected, too_large
 from gatokit.pipelines.documents.descriptions import text_of
 from gatokit.pipelines.documents.reader import CorpusFile, FoundDocument, Part, changed
-from gatokit.pipelines.episodes.reader import Place
 from gatokit.pipelines.formats import tar
+from gatokit.pipelines.formats.records import ByteRange
 from gatokit.schemas.errors import DataError, RejectedError
 from gatokit.storage import files as storage
 
@@ -67,10 +67,10 @@ class WebDatasetFile(CorpusFile):
                     seen.add(sample.key)
                     position += 1
             except tar.DamagedTarError as error:
-                place = Place(position, error.offset, reader.size - error.offset, 0)
+                place = ByteRange(position, error.offset, reader.size - error.offset, 0)
                 yield rejected(place, f"byte {error.offset}", RejectedError("corrupt_length", str(error)))
 
-    def read(self, places: Iterable[Place]) -> Iterator[list[Part]]:
+    def read(self, places: Iterable[ByteRange]) -> Iterator[list[Part]]:
         """See ``CorpusFile``."""
         with storage.ranges(self.path) as file:
             read = file.read_at
@@ -108,11 +108,11 @@ class WebDatasetFile(CorpusFile):
             crc = google_crc32c.extend(google_crc32c.value(data), stored)
             text = self._text(stored, caption)
         except RejectedError as error:
-            return rejected(Place(position, sample.offset, length, crc), key, error)
+            return rejected(ByteRange(position, sample.offset, length, crc), key, error)
         payload = f"{image_begin} {image_size} {text_begin} {text_size} {caption.decode()}"
         others = [f".{suffix.decode()}" for suffix in sample.members if suffix in IMAGES and suffix != image]
         detail = f"of its pictures .{image.decode()} is read, {', '.join(others)} is not" if others else None
-        place = Place(position, sample.offset, length, crc, payload)
+        place = ByteRange(position, sample.offset, length, crc, payload)
         return captioned(place, key, data, text, detail=detail)
 
     def _text(self, stored: bytes, suffix: bytes) -> str:

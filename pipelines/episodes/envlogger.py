@@ -15,7 +15,6 @@ import google_crc32c
 from gatokit.pipelines.episodes.envlogger_episode import Decode, EnvLoggerEpisode, is_first, is_step
 from gatokit.pipelines.episodes.reader import (
     EpisodeFile,
-    Place,
     RawEpisode,
     SourceDirectory,
     SourceFeatures,
@@ -23,6 +22,7 @@ from gatokit.pipelines.episodes.reader import (
     changed,
     too_large,
 )
+from gatokit.pipelines.formats.records import ByteRange
 from gatokit.schemas.errors import ConfigError, DataError
 from gatokit.storage.gcs import is_remote
 
@@ -66,18 +66,17 @@ class RiegeliFile(EpisodeFile):
         with self._shard() as (shard, fault):
             if fault or not shard.reader.num_steps:
                 detail = f"the shard cannot be opened, so its recording was killed or it is damaged: {fault or 'empty'}"
-                yield Stored(Place(0, 0, 0, 0), None, "corrupt_length", detail)
+                yield Stored(ByteRange(0, 0, 0, 0), None, "corrupt_length", detail)
                 return
             begin = shard.begin()
             if begin:
                 detail = f"the first {begin} steps belong to no episode, so the shard's index is damaged"
-                yield Stored(
-                    Place(shard.reader.num_episodes, 0, 0, 0), None, "corrupt_length", detail, shard.episodes(0, begin)
-                )
+                nowhere = ByteRange(shard.reader.num_episodes, 0, 0, 0)
+                yield Stored(nowhere, None, "corrupt_length", detail, shard.episodes(0, begin))
             for position in range(shard.reader.num_episodes):
                 yield shard.read(position, max_bytes)
 
-    def read_some(self, features: SourceFeatures, places: Iterable[Place]) -> Iterator[RawEpisode]:
+    def read_some(self, features: SourceFeatures, places: Iterable[ByteRange]) -> Iterator[RawEpisode]:
         """See ``EpisodeFile``."""
         with self._shard() as (shard, _):
             for place in places:
@@ -123,7 +122,7 @@ class _Shard:
 
     def read(self, position: int, max_bytes: int) -> Stored:
         """An episode, or why it cannot be had."""
-        nowhere = Place(position, 0, 0, 0)
+        nowhere = ByteRange(position, 0, 0, 0)
         info = self.reader.episode(position, True) if position < self.reader.num_episodes else None
         if info is None:
             return Stored(nowhere, None, "corrupt_record", "its index entry cannot be read")
@@ -133,7 +132,7 @@ class _Shard:
             size, step = self._step(ordinal)
             length += size
             if length > max_bytes:
-                return too_large(Place(position, 0, length, 0), max_bytes)
+                return too_large(ByteRange(position, 0, length, 0), max_bytes)
             if step is None:
                 return Stored(nowhere, None, "corrupt_record", f"step {ordinal - info.start} cannot be read")
             steps.append(step)
@@ -148,7 +147,7 @@ class _Shard:
         for message in (*steps, episode, log):
             # The reader's own bytes are in another order of keys every time.
             crc = google_crc32c.extend(crc, message.SerializeToString(deterministic=True))
-        return Stored(Place(position, 0, length, crc), EnvLoggerEpisode(steps, episode, log, self.decode))
+        return Stored(ByteRange(position, 0, length, crc), EnvLoggerEpisode(steps, episode, log, self.decode))
 
     def _step(self, ordinal: int) -> tuple[int, Any]:
         """A step's size and message; None where it is damaged."""

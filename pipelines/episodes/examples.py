@@ -12,7 +12,6 @@ import numpy as np
 
 from gatokit.pipelines.episodes.reader import (
     EpisodeFile,
-    Place,
     RawEpisode,
     SourceFeatures,
     SourceField,
@@ -22,6 +21,7 @@ from gatokit.pipelines.episodes.reader import (
 )
 from gatokit.pipelines.formats import tf_example as example
 from gatokit.pipelines.formats.array_record import ArrayRecords, Records, TfRecords
+from gatokit.pipelines.formats.records import ByteRange
 from gatokit.schemas.errors import RejectedError
 
 
@@ -98,7 +98,7 @@ def _unpacked(field: SourceField, strings: list[bytes]) -> np.ndarray:
     return np.frombuffer(b"".join(strings), dtype).reshape(len(strings), *shape)
 
 
-def _parsed(place: Place, data: bytes) -> Stored:
+def _parsed(place: ByteRange, data: bytes) -> Stored:
     try:
         return Stored(place, ExampleEpisode(data))
     except ValueError as error:
@@ -118,7 +118,7 @@ class ExamplesFile(EpisodeFile):
             else:
                 yield _parsed(record.place, record.data)
 
-    def read_some(self, features: SourceFeatures, places: Iterable[Place]) -> Iterator[RawEpisode]:
+    def read_some(self, features: SourceFeatures, places: Iterable[ByteRange]) -> Iterator[RawEpisode]:
         """See ``EpisodeFile``."""
         with self._records().opened() as read:
             for place in places:

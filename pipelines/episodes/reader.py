@@ -8,11 +8,12 @@ import functools
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from gatokit.pipelines.formats.records import ByteRange
 from gatokit.schemas.errors import DataError
 
 Values = np.ndarray | list[bytes]
@@ -73,27 +74,12 @@ class RawEpisode(Protocol):
         """The value of a scalar metadata field; None where the episode has none."""
 
 
-class Place(NamedTuple):
-    """Where an episode or document is stored: its ordinal in the file, its byte offset, length and checksum.
-
-    ``length`` counts a document's pictures too. ``crc`` is the CRC-32C of the content as stored and identifies it.
-    ``offset`` is 0 in formats that are read by ordinal. ``payload`` is what else a format of documents needs to read
-    one.
-    """
-
-    position: int
-    offset: int
-    length: int
-    crc: int
-    payload: str | None = None
-
-
 @dataclass(frozen=True)
 class Stored:
     """An episode found in a file: readable, or rejected with ``reason`` and ``detail``, standing for ``lost``
     episodes."""
 
-    place: Place
+    place: ByteRange
     episode: RawEpisode | None
     reason: str | None = None
     detail: str | None = None
@@ -116,19 +102,19 @@ class EpisodeFile(BaseModel, ABC):
         """Every episode in file order; what is damaged or above ``max_bytes`` comes as a rejection."""
 
     @abstractmethod
-    def read_some(self, features: SourceFeatures, places: Iterable[Place]) -> Iterator[RawEpisode]:
+    def read_some(self, features: SourceFeatures, places: Iterable[ByteRange]) -> Iterator[RawEpisode]:
         """The episodes at ``places``, in their order.
 
         DataError where the file no longer holds what a scan found there.
         """
 
 
-def too_large(place: Place, max_bytes: int) -> Stored:
+def too_large(place: ByteRange, max_bytes: int) -> Stored:
     """The rejection of an episode above ``max_bytes``."""
     return Stored(place, None, "too_large", f"{place.length} bytes are above max_episode_bytes {max_bytes}")
 
 
-def changed(file: EpisodeFile, place: Place) -> DataError:
+def changed(file: EpisodeFile, place: ByteRange) -> DataError:
     """The error of a file that no longer holds what a scan found at ``place``."""
     return DataError(f"{file.name}: episode {place.position} changed between scan and build. Run the build again")
 

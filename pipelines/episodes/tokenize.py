@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from gatokit.pipelines.episodes.chunks import records
-from gatokit.pipelines.episodes.reader import Place, RawEpisode, SourceFeatures, SourceField, Values
+from gatokit.pipelines.episodes.reader import RawEpisode, SourceFeatures, SourceField, Values
+from gatokit.pipelines.formats.records import ByteRange
 from gatokit.pipelines.planning.shard_task import EpisodesHead, Order
 from gatokit.pipelines.shards.writer import Made, Outside
 from gatokit.schemas.episode import FIRST, LAST, TERMINAL, EncodedImage, Episode
@@ -63,7 +64,7 @@ class EpisodesMaker:
             own = list(rows_of_file)
             features = self._head.features[self._head.features_of[ordinal]]
             names = ("source_position", "offset", "length", "crc")
-            places = [Place(*(columns[name][row] for name in names)) for row in own]
+            places = [ByteRange(*(columns[name][row] for name in names)) for row in own]
             for row, raw in zip(own, self._files[ordinal].read_some(features, places), strict=True):
                 yield row, raw, features
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import google_crc32c
 from array_record.python.array_record_module import ArrayRecordReader
 
-from gatokit.pipelines.episodes.reader import Place
 from gatokit.pipelines.formats import tfrecord
+from gatokit.pipelines.formats.records import ByteRange
 from gatokit.storage import files as storage
 
 _READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
@@ -19,7 +19,7 @@ _READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
 class Record:
     """A record, or why it cannot be had; ``lost`` records stand behind it."""
 
-    place: Place
+    place: ByteRange
     data: bytes | None
     reason: str | None = None
     detail: str | None = None
@@ -41,7 +41,7 @@ class Records(ABC):
         """Every record in file order; what is damaged or above ``max_bytes`` comes without its bytes."""
 
     @abstractmethod
-    def opened(self) -> contextlib.AbstractContextManager[Callable[[Place], bytes | None]]:
+    def opened(self) -> contextlib.AbstractContextManager[Callable[[ByteRange], bytes | None]]:
         """A function that reads the record at a place; None where that is no longer what a scan found there."""
 
 
@@ -55,7 +55,7 @@ class TfRecords(Records):
             end = size
             try:
                 for frame in tfrecord.frames(read, size, max_bytes):
-                    place = Place(position, frame.offset, frame.length, frame.crc)
+                    place = ByteRange(position, frame.offset, frame.length, frame.crc)
                     if frame.data is None:
                         yield _too_large(place, max_bytes)
                     elif not frame.sound:
@@ -68,14 +68,14 @@ class TfRecords(Records):
                 end, detail = error.offset, str(error)
         lost = (self.stated or 0) - position
         if lost > 0 or end < size:
-            yield Record(Place(position, end, size - end, 0), None, "corrupt_length", detail, max(1, lost))
+            yield Record(ByteRange(position, end, size - end, 0), None, "corrupt_length", detail, max(1, lost))
 
     @contextlib.contextmanager
-    def opened(self) -> Iterator[Callable[[Place], bytes | None]]:
+    def opened(self) -> Iterator[Callable[[ByteRange], bytes | None]]:
         """See ``Records``."""
         with self._file() as (read, _):
 
-            def at(place: Place) -> bytes | None:
+            def at(place: ByteRange) -> bytes | None:
                 data, crc = tfrecord.read_frame(read, place.offset, place.length)
                 return data if crc == place.crc == tfrecord.masked_crc(data) else None
 
@@ -101,22 +101,22 @@ class ArrayRecords(Records):
                     # The native reader raises many types; each means that this record cannot be had.
                     detail = (str(error).strip().splitlines() or [type(error).__name__])[0]
                     detail = detail.replace(self.path, self.name)[:200]
-                    yield Record(Place(position, 0, 0, 0), None, "corrupt_record", detail)
+                    yield Record(ByteRange(position, 0, 0, 0), None, "corrupt_record", detail)
                     continue
-                place = Place(position, 0, len(data), google_crc32c.value(data))
+                place = ByteRange(position, 0, len(data), google_crc32c.value(data))
                 yield _too_large(place, max_bytes) if len(data) > max_bytes else Record(place, data)
         # A file of which nobody states the number should have one.
         stated = 1 if self.stated is None else self.stated
         if records < stated:
             detail = f"the file holds {records} of the {stated} {self.what} that its dataset states"
-            yield Record(Place(records, 0, 0, 0), None, "corrupt_length", detail, stated - records)
+            yield Record(ByteRange(records, 0, 0, 0), None, "corrupt_length", detail, stated - records)
 
     @contextlib.contextmanager
-    def opened(self) -> Iterator[Callable[[Place], bytes | None]]:
+    def opened(self) -> Iterator[Callable[[ByteRange], bytes | None]]:
         """See ``Records``."""
         with self._file() as reader:
 
-            def at(place: Place) -> bytes | None:
+            def at(place: ByteRange) -> bytes | None:
                 try:
                     data: bytes = reader.read(place.position, place.position + 1)[0]
                 except (RuntimeError, ValueError, IndexError):
@@ -138,5 +138,5 @@ class ArrayRecords(Records):
                     reader.close()
 
 
-def _too_large(place: Place, max_bytes: int) -> Record:
+def _too_large(place: ByteRange, max_bytes: int) -> Record:
     return Record(place, None, "too_large", f"{place.length} bytes are above max_episode_bytes {max_bytes}")

@@ -18,7 +18,7 @@ import google_crc32c
 import zstandard
 
 from gatokit.pipelines.documents.reader import CorpusFile, FoundDocument, Part, changed, content_digest
-from gatokit.pipelines.episodes.reader import Place
+from gatokit.pipelines.formats.records import ByteRange
 from gatokit.schemas.errors import DataError, RejectedError
 from gatokit.storage import files as storage
 
@@ -49,7 +49,7 @@ class LinesFile(CorpusFile):
     """A file with a JSON object a line."""
 
     @abstractmethod
-    def document(self, line: bytes, place: Place, max_bytes: int) -> FoundDocument:
+    def document(self, line: bytes, place: ByteRange, max_bytes: int) -> FoundDocument:
         """The document in a line at ``place``. RejectedError where there is something wrong with it."""
 
     def scan(self, max_bytes: int) -> Iterator[FoundDocument]:
@@ -61,12 +61,12 @@ class LinesFile(CorpusFile):
                     position, offset = line.position + 1, line.offset + line.length + 1
                     yield self._found(line, max_bytes)
             except STREAM_ERRORS as error:
-                place = Place(position, offset, 0, 0)
+                place = ByteRange(position, offset, 0, 0)
                 yield FoundDocument(place, str(position), None, None, "corrupt_length", damaged_stream(error))
 
     def _found(self, line: Line, max_bytes: int) -> FoundDocument:
         crc = 0 if line.data is None else google_crc32c.value(line.data)
-        place = Place(line.position, line.offset, line.length, crc)
+        place = ByteRange(line.position, line.offset, line.length, crc)
         try:
             if line.data is None:
                 raise too_large(max_bytes)
@@ -80,11 +80,11 @@ class TextLinesFile(LinesFile):
 
     field: str
 
-    def document(self, line: bytes, place: Place, max_bytes: int) -> FoundDocument:
+    def document(self, line: bytes, place: ByteRange, max_bytes: int) -> FoundDocument:
         """See ``LinesFile``."""
         return FoundDocument(place, str(place.position), digest_of([self._text(line)]))
 
-    def read(self, places: Iterable[Place]) -> Iterator[list[Part]]:
+    def read(self, places: Iterable[ByteRange]) -> Iterator[list[Part]]:
         """See ``CorpusFile``."""
         for place, line in read_lines(self, ((place, place.length) for place in places)):
             if google_crc32c.value(line) != place.crc:
@@ -184,7 +184,7 @@ def split_lines(stream: BinaryIO, max_bytes: int) -> Iterator[Line]:
         position += 1
 
 
-def read_lines(file: CorpusFile, lines: Iterable[tuple[Place, int]]) -> Iterator[tuple[Place, bytes]]:
+def read_lines(file: CorpusFile, lines: Iterable[tuple[ByteRange, int]]) -> Iterator[tuple[ByteRange, bytes]]:
     """The bytes at the offset of each place, as many as are asked for; fewer where the file ends before.
 
     DataError where a compressed stream is damaged.

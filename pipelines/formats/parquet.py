@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gatokit.pipelines.documents.reader import CorpusFile, FoundDocument, changed
-from gatokit.pipelines.episodes.reader import Place
+from gatokit.pipelines.formats.records import ByteRange
 from gatokit.schemas.errors import DataError
 from gatokit.storage import files as storage
 
@@ -91,8 +91,8 @@ def read_rows(file: CorpusFile, columns: list[str], groups: Iterable[int] | None
 
 
 def read_places(
-    file: CorpusFile, columns: list[str], places: Iterable[Place]
-) -> Iterator[tuple[Place, dict[str, Any]]]:
+    file: CorpusFile, columns: list[str], places: Iterable[ByteRange]
+) -> Iterator[tuple[ByteRange, dict[str, Any]]]:
     """The values of ``columns`` at ascending places whose ``offset`` is their row group.
 
     DataError where the rows can no longer be read.
@@ -113,8 +113,8 @@ def damage(found: DamagedRows | DamagedFileError) -> FoundDocument:
     """The row that stands for what cannot be read."""
     if isinstance(found, DamagedFileError):
         detail = f"the file's footer is damaged or missing: {found}"
-        return FoundDocument(Place(0, 0, 0, 0), "0", None, None, "corrupt_length", detail)
-    place = Place(found.position, found.group, 0, 0)
+        return FoundDocument(ByteRange(0, 0, 0, 0), "0", None, None, "corrupt_length", detail)
+    place = ByteRange(found.position, found.group, 0, 0)
     detail = f"row group {found.group} is damaged: {found.detail}"
     return FoundDocument(place, str(found.position), None, None, "corrupt_record", detail, found.rows)
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from gatokit.pipelines.documents.coco import CocoFile
 from gatokit.pipelines.documents.reader import FoundDocument, content_digest
-from gatokit.pipelines.episodes.reader import Place
+from gatokit.pipelines.formats.records import ByteRange
 from gatokit.schemas.errors import DataError
 
 LARGE = 1 << 30
@@ -55,7 +55,7 @@ def rows(file: CocoFile, max_bytes: int = LARGE) -> list[tuple[str, str | None]]
     return [(found.key, found.reason) for found in file.scan(max_bytes)]
 
 
-def kept(file: CocoFile) -> list[Place]:
+def kept(file: CocoFile) -> list[ByteRange]:
     return [found.place for found in file.scan(LARGE) if found.reason is None]
 
 
@@ -65,7 +65,7 @@ def test_captions_in_full(tmp_path: Path) -> None:
     size = len(picture(7)) + 7
     found = list(file.scan(LARGE))
     assert found[0] == FoundDocument(
-        Place(0, 0, size, crc, '["000000000007.jpg","zwei \\u00f6"]'),
+        ByteRange(0, 0, size, crc, '["000000000007.jpg","zwei \\u00f6"]'),
         "11",
         content_digest([picture(7), "zwei ö"]),
         "000000000007.jpg",

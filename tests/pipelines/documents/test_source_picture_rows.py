@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from gatokit.pipelines.documents.parquet import PictureRowsFile
 from gatokit.pipelines.documents.reader import FoundDocument, content_digest
-from gatokit.pipelines.episodes.reader import Place
+from gatokit.pipelines.formats.records import ByteRange
 from gatokit.schemas.errors import DataError
 
 LARGE = 1 << 30
@@ -42,7 +42,7 @@ def row(data: bytes | None, path: str | None = None, **more: Any) -> dict[str, A
     return {"image": {"bytes": data, "path": path}, **more}
 
 
-def kept(file: PictureRowsFile) -> list[Place]:
+def kept(file: PictureRowsFile) -> list[ByteRange]:
     return [found.place for found in file.scan(LARGE) if found.reason is None]
 
 
@@ -51,7 +51,7 @@ def test_rows_in_full(tmp_path: Path) -> None:
     file = opened(write(tmp_path / "a.parquet", rows, image=IMAGE, caption=pa.string()))
     found = list(file.scan(LARGE))
     assert found[0] == FoundDocument(
-        Place(0, 0, 5, google_crc32c.value(b"one\xc3\xa4")), "0", content_digest([b"one", "ä"])
+        ByteRange(0, 0, 5, google_crc32c.value(b"one\xc3\xa4")), "0", content_digest([b"one", "ä"])
     )
     assert [(one.key, one.place.position, one.place.offset) for one in found[1:]] == [("1", 1, 0), ("2", 2, 1)]
     assert list(file.read(kept(file))) == [[b"one", "ä"], [b"two", "b"], [b"three", "c"]]

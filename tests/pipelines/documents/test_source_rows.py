@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from gatokit.pipelines.documents.reader import content_digest
 from gatokit.pipelines.documents.text_rows import TextRowsFile
-from gatokit.pipelines.episodes.reader import Place
 from gatokit.pipelines.formats.parquet import BATCH_ROWS, DamagedRows, Row, read_rows
+from gatokit.pipelines.formats.records import ByteRange
 from gatokit.schemas.errors import DataError
 
 BOUND = 1 << 20
@@ -183,12 +183,12 @@ def test_random_damage_is_rows_or_an_error(tmp_path: Path) -> None:
         (["a"], None),
         ([], None),
         (["a", None, "c"], None),
-        (["a", "b", "c"], [Place(1, 5, 1, 0)]),
-        (["a", "b", "c"], [Place(9, 0, 1, 0)]),
+        (["a", "b", "c"], [ByteRange(1, 5, 1, 0)]),
+        (["a", "b", "c"], [ByteRange(9, 0, 1, 0)]),
     ],
 )
 def test_a_change_after_the_scan_is_an_error(
-    tmp_path: Path, rows: list[str | None], places: list[Place] | None
+    tmp_path: Path, rows: list[str | None], places: list[ByteRange] | None
 ) -> None:
     file = stored(tmp_path / "a.parquet", pa.array(["a", "b", "c"]))
     scanned = [document.place for document in file.scan(BOUND)]

@@ -9,7 +9,7 @@ import pytest
 
 from gatokit.pipelines.documents.reader import FoundDocument, content_digest
 from gatokit.pipelines.documents.tfds_images import TfdsPicturesFile, read_directory
-from gatokit.pipelines.episodes.reader import Place
+from gatokit.pipelines.formats.records import ByteRange
 from gatokit.schemas.errors import DataError
 
 LARGE = 1 << 30
@@ -191,7 +191,7 @@ def test_a_damaged_payload_costs_its_example_and_a_damaged_end_the_rest(tmp_path
     assert [(one.key, one.reason, one.lost) for one in file.scan(LARGE)] == [("0", None, 1), ("1", "corrupt_length", 1)]
     Path(file.path).write_bytes(whole[: second.offset])
     rest = list(file.scan(LARGE))[1]
-    assert (rest.reason, rest.place) == ("corrupt_length", Place(1, second.offset, 0, 0))
+    assert (rest.reason, rest.place) == ("corrupt_length", ByteRange(1, second.offset, 0, 0))
 
 
 def test_damaged_array_records(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from gatokit.pipelines.documents.reader import content_digest
 from gatokit.pipelines.documents.vqa import VqaFile
-from gatokit.pipelines.episodes.reader import Place
+from gatokit.pipelines.formats.records import ByteRange
 from gatokit.schemas.errors import DataError
 
 LARGE = 1 << 30
@@ -54,7 +54,7 @@ def rows(file: VqaFile) -> dict[str, str | None]:
     return {found.key: found.reason for found in file.scan(LARGE)}
 
 
-def kept(file: VqaFile) -> list[Place]:
+def kept(file: VqaFile) -> list[ByteRange]:
     return [found.place for found in file.scan(LARGE) if found.reason is None]
 
 

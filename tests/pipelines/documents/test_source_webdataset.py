@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from gatokit.pipelines.documents.reader import FoundDocument, content_digest
 from gatokit.pipelines.documents.webdataset import WebDatasetFile
-from gatokit.pipelines.episodes.reader import Place
+from gatokit.pipelines.formats.records import ByteRange
 from gatokit.schemas.errors import DataError
 
 LARGE = 1 << 30
@@ -50,7 +50,7 @@ def rows(file: WebDatasetFile, max_bytes: int = LARGE) -> list[tuple[str, str | 
     return [(found.key, found.reason) for found in file.scan(max_bytes)]
 
 
-def kept(file: WebDatasetFile) -> list[Place]:
+def kept(file: WebDatasetFile) -> list[ByteRange]:
     return [found.place for found in file.scan(LARGE) if found.reason is None]
 
 
@@ -72,13 +72,13 @@ def test_a_shard_of_img2dataset_in_full(tmp_path: Path) -> None:
     first, second = file.scan(LARGE)
     text = "two dogs — à table".encode()
     assert first == FoundDocument(
-        Place(0, 0, 7 + len(text), google_crc32c.value(b"\xff\xd8first" + text), "1536 7 5632 21 txt"),
+        ByteRange(0, 0, 7 + len(text), google_crc32c.value(b"\xff\xd8first" + text), "1536 7 5632 21 txt"),
         "000000000",
         content_digest([b"\xff\xd8first", "two dogs — à table"]),
     )
     stored = json.dumps(meta, indent=4).encode()
     assert second == FoundDocument(
-        Place(1, 6144, 10 + len(stored), google_crc32c.value(b"RIFFsecond" + stored), second.place.payload),
+        ByteRange(1, 6144, 10 + len(stored), google_crc32c.value(b"RIFFsecond" + stored), second.place.payload),
         "000000001",
         content_digest([b"RIFFsecond", "of the JSON"]),
     )
@@ -239,7 +239,7 @@ def test_a_truncated_archive_keeps_what_is_before(tmp_path: Path) -> None:
         path.write_bytes(whole[:end])
         found = list(opened(path).scan(LARGE))
         assert ["".join(one.key for one in found[:-1]), found[-1].reason] == [before, "corrupt_length"], end
-        assert found[-1].place == Place(len(before), 2048 * len(before), end - 2048 * len(before), 0)
+        assert found[-1].place == ByteRange(len(before), 2048 * len(before), end - 2048 * len(before), 0)
         file = opened(path)
         assert list(file.read(kept(file))) == [[b"image", "a text"]] * len(before)
 

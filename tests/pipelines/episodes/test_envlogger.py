@@ -12,7 +12,8 @@ import pytest
 from gatokit.pipelines.episodes import envlogger as source
 from gatokit.pipelines.episodes import rlds as tfds_source
 from gatokit.pipelines.episodes.envlogger import RiegeliFile
-from gatokit.pipelines.episodes.reader import Place, RawEpisode, SourceDirectory, SourceField, Stored
+from gatokit.pipelines.episodes.reader import RawEpisode, SourceDirectory, SourceField, Stored
+from gatokit.pipelines.formats.records import ByteRange
 from gatokit.schemas.errors import ConfigError, DataError, RejectedError
 
 LARGE = 1 << 30
@@ -247,9 +248,9 @@ def test_a_file_changed_after_the_scan_is_an_error(copied: Path) -> None:
     place = next(iter(file.read_all(directory.features, LARGE))).place
     assert isinstance(file, RiegeliFile)
     for changed in (
-        Place(place.position, 0, place.length, place.crc ^ 1),
-        Place(place.position, 0, place.length - 1, place.crc),
-        Place(9, 0, place.length, place.crc),
+        ByteRange(place.position, 0, place.length, place.crc ^ 1),
+        ByteRange(place.position, 0, place.length - 1, place.crc),
+        ByteRange(9, 0, place.length, place.crc),
     ):
         with pytest.raises(DataError, match=rf"^{file.name}: episode \d changed between scan and build"):
             list(file.read_some(directory.features, [changed]))
