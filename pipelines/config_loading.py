@@ -6,9 +6,8 @@ from gatokit.pipelines.episodes.episode_lists import with_digests
 from gatokit.pipelines.find import local_path
 from gatokit.schemas.config import BuildConfig, read_config
 from gatokit.schemas.errors import ConfigError
-from gatokit.storage import files as storage
-from gatokit.storage import gcs
-from gatokit.storage.gcs import is_remote
+from gatokit.storage import files, gcs
+from gatokit.storage.files import is_remote
 from gatokit.tokenizers.text import TextTokenizer
 
 
@@ -20,8 +19,8 @@ def read_inputs(path: str | Path, only: str | None = None) -> tuple[BuildConfig,
     """
     if not is_remote(path):
         config, base = read_config(path), Path(path).resolve().parent
-    elif storage.is_file(path):
-        with storage.local_copy(path) as copy:
+    elif files.is_file(path):
+        with files.local_copy(path) as copy:
             config, base = read_config(copy), Path(path).parent
     else:
         raise ConfigError(f"{path} does not exist; give a build config")
@@ -37,7 +36,7 @@ def read_inputs(path: str | Path, only: str | None = None) -> tuple[BuildConfig,
 def read_vocabulary(config: BuildConfig, base: Path, path: str | Path) -> TextTokenizer:
     """The vocabulary of the config at ``path``; ConfigError where it is missing or no model."""
     named = local_path(config.vocabulary, base, "vocabulary")
-    if not storage.is_file(named):
+    if not files.is_file(named):
         raise ConfigError(f"{path}: vocabulary: {named} does not exist; give a SentencePiece model")
     return load_vocabulary(named)
 

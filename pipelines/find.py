@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gatokit.schemas.errors import ConfigError
-from gatokit.storage import files as storage
-from gatokit.storage import gcs as cloud
-from gatokit.storage.gcs import is_remote
+from gatokit.storage import files, gcs
+from gatokit.storage.files import is_remote
 
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 _ESCAPED = re.compile(r"\[([*?[])\]")
@@ -30,13 +29,13 @@ def local_path(path: str, base: str | Path, field: str) -> str:
     """A path of the config, which starts at ``base``, local or on ``gs://``; ConfigError, naming ``field``, where it
     is another URL."""
     if is_remote(path):
-        return cloud.canonical(path)
+        return gcs.canonical(path)
     if "://" in path:
         raise ConfigError(
             f"{field}: {path!r} is neither local nor on gs://; copy or mount the files and give that path"
         )
     joined = os.path.join(base, os.path.expanduser(path))
-    return cloud.canonical(joined) if is_remote(joined) else joined
+    return gcs.canonical(joined) if is_remote(joined) else joined
 
 
 def local_pattern(source: str, base: Path, field: str) -> str:
@@ -65,7 +64,7 @@ def find_files(pattern: str, field: str) -> list[tuple[str, str]]:
     below = fixed_part(pattern)
     found = []
     for path in _matches(pattern, field):
-        if not storage.is_file(path):
+        if not files.is_file(path):
             raise ConfigError(
                 f"{field}: {path} is no file; name the files in it, such as {os.path.join(path, '*')}, "
                 "relative to the config file"
@@ -98,7 +97,7 @@ def find(pattern: str, markers: tuple[str, ...], field: str, what: str = "a sour
 
 
 def _matches(pattern: str, field: str) -> list[str]:
-    matches = storage.matching(pattern)
+    matches = files.matching(pattern)
     if not matches:
         what = "matches nothing" if _has_wildcard(pattern) else "does not exist"
         raise ConfigError(f"{field}: {_literal(pattern)} {what}; paths are relative to the config file")
@@ -133,7 +132,7 @@ def _walk(
 
 def _walk_remote(path: str, markers: tuple[str, ...]) -> Iterator[tuple[str, str]]:
     found: dict[str, set[str]] = {}
-    for item in cloud.below(path):
+    for item in gcs.below(path):
         directory, _, name = item.path.rpartition("/")
         if name in markers and "/." not in directory[len(path) :]:
             found.setdefault(directory, set()).add(name)

@@ -28,9 +28,9 @@ from gatokit.schemas.config import PATHS, BuildConfig
 from gatokit.schemas.errors import ConfigError, DataError
 from gatokit.schemas.index import INDEX
 from gatokit.schemas.manifest import LOG, MANIFEST, VOCABULARY, Manifest, Part, Vocabulary
-from gatokit.storage import files as storage
-from gatokit.storage.files import LOCK, TEMPORARY, hold, out_directory, write_atomically
-from gatokit.storage.gcs import is_remote
+from gatokit.storage import files
+from gatokit.storage.files import TEMPORARY, is_remote, out_directory, write_atomically
+from gatokit.storage.lock import LOCK, hold
 
 Progress = Callable[[str, int, int], None]
 """Called with a stage (``scan`` or ``build``), the pieces that are done and their number."""
@@ -144,13 +144,13 @@ def _run_on(
         before = _check_root(root, config, described, content, only, update)
         _check_vocabulary(root, model)
         log, work = _Log(root / LOG), root / WORK
-        storage.remove_tree(work / jobs.ERRORS)
+        files.remove_tree(work / jobs.ERRORS)
         names = [plan.config.name for plan in plans]
         log.write(f"{content} started", config=str(config_path), datasets=names, update=before is not None)
         with log.stage("scan"):
             results = _scan(plans, config, work, where, progress, log)
         with log.stage("plan"):
-            storage.remove_tree(work / _ORDERS)
+            files.remove_tree(work / _ORDERS)
             planned = [
                 make_plan(plan, paths, config, model.blake2b if model else "", limit, work / _ORDERS)
                 for plan, paths in zip(plans, results, strict=True)
@@ -163,14 +163,14 @@ def _run_on(
         reused: set[str] = set()
         with log.stage("build"):
             if text is not None:
-                if not storage.exists(root / VOCABULARY):
+                if not files.exists(root / VOCABULARY):
                     write_atomically(root / VOCABULARY, text.model)
                 reused = _build(planned, root, work, where, progress, log)
             else:
                 _write_scan(planned, root)
         with log.stage("finish"):
             finished = [finish_dataset(root, plan, config, content) for plan in planned]
-            storage.remove_tree(work)
+            files.remove_tree(work)
             manifest, removed = write_manifest(root, config, described, finished, model, content, before)
         result = Result(
             manifest,
@@ -224,13 +224,13 @@ def _check_root(
     ConfigError where it holds something that this job would not have put there and is not asked to replace.
     """
     ours = {MANIFEST, VOCABULARY, LOG, LOCK, WORK, *(dataset["name"] for dataset in described["datasets"])}
-    names = storage.names(root)
+    names = files.names(root)
     if MANIFEST not in names:
         foreign = [name for name in names if name not in ours and not name.startswith(TEMPORARY)]
         if foreign:
             raise ConfigError(f"--out {root}: holds {foreign[0]}, no part of this {content}; choose another directory")
         return None
-    manifest = Manifest.parse(storage.read_bytes(root / MANIFEST), root / MANIFEST)
+    manifest = Manifest.parse(files.read_bytes(root / MANIFEST), root / MANIFEST)
     if manifest.content != content:
         raise ConfigError(f"--out {root}: holds a finished {manifest.content}; choose another directory")
     if not update and manifest.config_digest != json_digest(described):
@@ -254,7 +254,7 @@ def _ways_out(content: str) -> str:
 def _check_vocabulary(root: Path, model: Vocabulary | None) -> None:
     """ConfigError where a build, finished or not, has made shards with another model."""
     path = root / VOCABULARY
-    if model is not None and storage.exists(path) and load_vocabulary(path).digest != model.blake2b:
+    if model is not None and files.exists(path) and load_vocabulary(path).digest != model.blake2b:
         raise ConfigError(
             f"--out {root}: holds shards of another vocabulary, {path}; choose another directory or delete this one"
         )
@@ -263,7 +263,7 @@ def _check_vocabulary(root: Path, model: Vocabulary | None) -> None:
 def _check_unchanged(root: Path, before: Manifest, planned: list[Plan], content: str, work: Path) -> None:
     finished = {split.fingerprint for item in before.datasets for split in item.splits}
     if finished != {order.fingerprint for plan in planned for order in plan.orders}:
-        storage.remove_tree(work)
+        files.remove_tree(work)
         raise ConfigError(f"--out {root}: holds a finished {content} of other source files; {_ways_out(content)}")
 
 
@@ -296,7 +296,7 @@ def _scan(
         results.append(paths)
 
     def waiting() -> list[object]:
-        done = storage.existing(pieces)
+        done = files.existing(pieces)
         return [piece for path, piece in pieces.items() if path not in done]
 
     pieces = _write_units(units, work / _UNITS)
@@ -344,7 +344,7 @@ def _build(
 
     before = finished()
     for index in orders.keys() - before:
-        storage.remove(index)
+        files.remove(index)
     log.write("build planned", shards=len(orders), finished=len(before))
     if len(before) < len(orders):
         poll = _poll(progress, "build", list(orders))
@@ -352,7 +352,7 @@ def _build(
             _run_all(waiting, jobs.WriteShards(str(root / VOCABULARY), str(work)), where, poll, work, log)
         except DataError:
             # The source may have changed in a way that no file's time shows.
-            storage.remove_tree(work / _SCANNED)
+            files.remove_tree(work / _SCANNED)
             raise
         _report_all(progress, "build", len(orders))
     return {orders[index].fingerprint for index in before}
@@ -403,7 +403,7 @@ def _poll(progress: Progress | None, stage: str, results: list[Path]) -> Callabl
         now = time.monotonic()
         if progress is None or (waiting and is_remote(results[0]) and now - looked < _LISTING_SECONDS):
             return
-        waiting.difference_update(storage.existing(waiting))
+        waiting.difference_update(files.existing(waiting))
         looked = now
         progress(stage, len(results) - len(waiting), len(results))
 
@@ -462,7 +462,7 @@ class _Log:
 
     def write(self, event: str, **values: Any) -> None:
         line = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "event": event, **values}
-        storage.append_line(self._path, json.dumps(line, ensure_ascii=False))
+        files.append_line(self._path, json.dumps(line, ensure_ascii=False))
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:

@@ -1,11 +1,9 @@
-"""Files that appear whole or not at all, on a local or mounted disk or on ``gs://``.
+"""Files on a disk or on ``gs://``: reading, listing, and writing that leaves a whole file or none.
 
-Every function takes local paths and names of objects alike. On a disk a file is written beside its place, synced and
-renamed; of an object the finished upload is the commit.
+Every function takes local paths and names of objects alike. A local file is written under a temporary name in the same
+directory, synced and renamed. An object exists as soon as its upload has finished, and not before.
 """
 
-import ctypes
-import fcntl
 import glob
 import hashlib
 import io
@@ -16,7 +14,7 @@ import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,34 +22,38 @@ from uuid import uuid4
 
 import pyarrow as pa
 
-from gatokit.schemas.errors import ConfigError, DataError
-from gatokit.storage import gcs as cloud
-from gatokit.storage import object_lock
-from gatokit.storage.gcs import CONNECTIONS, is_remote
+from gatokit.schemas.errors import ConfigError
+from gatokit.storage import gcs
 
 TEMPORARY = ".tmp-"
-LOCK = ".lock"
+"""Begins the names of files that are not complete yet."""
+CONNECTIONS = 16
+"""Requests to ``gs://`` that are made at a time, since each waits for its answer."""
 _WRITERS = 4
-"""Files that are written side by side on a disk, where each waits to be synced."""
-_M_MMAP_THRESHOLD = -3
+"""Local files that are written at a time, since each waits until it is synced."""
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]+:/")
 
 
-class Ranges(NamedTuple):
-    """A file of ``size`` bytes; ``read_at`` takes an offset and a length and gives fewer bytes where it ends before."""
-
-    read_at: Callable[[int, int], bytes]
-    size: int
+def is_remote(path: str | Path) -> bool:
+    """Whether a path names an object on ``gs://``."""
+    return str(path).startswith("gs:/")
 
 
 # --- reading ---------------------------------------------------------------------------------------------------
 
 
+class Ranges(NamedTuple):
+    """A file of ``size`` bytes. ``read_at(offset, length)`` returns fewer bytes if the file ends before."""
+
+    read_at: Callable[[int, int], bytes]
+    size: int
+
+
 @contextmanager
 def ranges(path: str | Path) -> Iterator[Ranges]:
-    """Reads of a file at any offset."""
+    """Opens a file for reads at any offset."""
     if is_remote(path):
-        remote = cloud.Ranges(path)
+        remote = gcs.Ranges(path)
         yield Ranges(remote.read_at, remote.size)
         return
     with open(path, "rb", buffering=0) as file:
@@ -60,73 +62,75 @@ def ranges(path: str | Path) -> Iterator[Ranges]:
 
 
 def stream(path: str | Path) -> io.RawIOBase:
-    """A file to be read from its beginning or anywhere, unbuffered."""
+    """Opens a file for unbuffered reading; it can seek."""
     return _ObjectFile(path) if is_remote(path) else io.FileIO(path)
 
 
 @contextmanager
 def arrow_file(path: str | Path) -> Iterator[pa.NativeFile]:
-    """A file as Arrow reads it."""
+    """Opens a file for Arrow."""
     with pa.PythonFile(stream(path), "r") if is_remote(path) else pa.OSFile(str(path)) as file:
         yield file
 
 
 @contextmanager
 def local_copy(path: str | Path) -> Iterator[str]:
-    """The path itself, or that of a copy on this machine, for libraries that open files themselves."""
+    """A local path for libraries that open files themselves: the path itself, or that of a temporary copy."""
     if not is_remote(path):
         yield str(path)
         return
     with tempfile.TemporaryDirectory(prefix="gatokit-") as directory:
         copy = os.path.join(directory, Path(path).name)
-        cloud.download(path, copy)
+        gcs.download(path, copy)
         yield copy
-
-
-def read_bytes(path: str | Path) -> bytes:
-    """All of a file."""
-    return cloud.read(path) if is_remote(path) else Path(path).read_bytes()
-
-
-def read_rows(path: str | Path) -> pa.Table:
-    """Reads what ``write_rows`` wrote."""
-    source = pa.BufferReader(cloud.read(path)) if is_remote(path) else pa.OSFile(str(path))
-    with source as file, pa.ipc.open_file(file) as reader:
-        return reader.read_all()
-
-
-def file_digest(path: str | Path) -> tuple[int, str]:
-    """Size in bytes and BLAKE2b-256 digest of a file."""
-    with local_copy(path) as local, open(local, "rb", buffering=0) as file:
-        hash_ = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=32))
-        return os.fstat(file.fileno()).st_size, hash_.hexdigest()
 
 
 @contextmanager
 def local_descriptions(directory: str | Path) -> Iterator[str]:
-    """The directory itself, or one on this machine with copies of its ``.json`` and ``.txt`` files."""
+    """The directory itself, or a temporary local one with copies of its ``.json`` and ``.txt`` files."""
     if not is_remote(directory):
         yield str(directory)
         return
     with tempfile.TemporaryDirectory(prefix="gatokit-") as local:
         for name in sizes(directory):
             if name.endswith((".json", ".txt")):
-                cloud.download(f"{cloud.canonical(directory)}/{name}", os.path.join(local, name))
+                gcs.download(f"{gcs.canonical(directory)}/{name}", os.path.join(local, name))
         yield local
 
 
+def read_bytes(path: str | Path) -> bytes:
+    """The content of a file."""
+    return gcs.read(path) if is_remote(path) else Path(path).read_bytes()
+
+
+def read_rows(path: str | Path) -> pa.Table:
+    """Reads a table that ``write_rows`` wrote."""
+    source = pa.BufferReader(gcs.read(path)) if is_remote(path) else pa.OSFile(str(path))
+    with source as file, pa.ipc.open_file(file) as reader:
+        return reader.read_all()
+
+
+def file_digest(path: str | Path) -> tuple[int, str]:
+    """The size in bytes and the BLAKE2b-256 digest of a file."""
+    with local_copy(path) as local, open(local, "rb", buffering=0) as file:
+        hash_ = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=32))
+        return os.fstat(file.fileno()).st_size, hash_.hexdigest()
+
+
 def version(path: str | Path) -> int:
-    """A number that changes when the file does: its modification time in nanoseconds, or an object's generation; 0 of
-    a directory of objects, for only listing all of them would tell."""
+    """A number that changes when the file changes: its modification time in nanoseconds, or an object's generation.
+
+    It is 0 for a directory of objects, because only a listing of all of them would tell.
+    """
     if not is_remote(path):
         return os.stat(path).st_mtime_ns
     try:
-        return cloud.about(path).generation
+        return gcs.about(path).generation
     except FileNotFoundError:
         return 0
 
 
-# --- what is there ---------------------------------------------------------------------------------------------
+# --- listing ---------------------------------------------------------------------------------------------------
 
 
 def exists(path: str | Path) -> bool:
@@ -134,26 +138,26 @@ def exists(path: str | Path) -> bool:
     if not is_remote(path):
         return Path(path).exists()
     try:
-        cloud.about(path)
+        gcs.about(path)
     except FileNotFoundError:
         return False
     return True
 
 
 def existing(paths: Iterable[Path]) -> set[Path]:
-    """Those files that are there; of objects with one listing a directory."""
+    """Those of the files that exist. Objects take one listing per directory."""
     paths = list(paths)
     if not any(map(is_remote, paths)):
         return {path for path in paths if path.exists()}
-    found = {Path(item.path) for directory in {path.parent for path in paths} for item in cloud.below(directory)}
+    found = {Path(item.path) for directory in {path.parent for path in paths} for item in gcs.below(directory)}
     return found.intersection(paths)
 
 
 def names(directory: str | Path) -> list[str]:
-    """Names of the files and directories in a directory; none where there is no directory."""
+    """The names of the files and directories in a directory; empty if there is no directory."""
     if is_remote(directory):
-        begin = len(cloud.canonical(directory).rstrip("/")) + 1
-        return sorted({item.path[begin:].partition("/")[0] for item in cloud.below(directory)})
+        begin = len(gcs.canonical(directory).rstrip("/")) + 1
+        return sorted({item.path[begin:].partition("/")[0] for item in gcs.below(directory)})
     try:
         return sorted(os.listdir(directory))
     except FileNotFoundError:
@@ -161,42 +165,51 @@ def names(directory: str | Path) -> list[str]:
 
 
 def sizes(directory: str | Path) -> dict[str, int]:
-    """Bytes of each file that stands in a directory itself, by name."""
+    """The size in bytes of each file in a directory, by name; files in directories below it are left out."""
     if is_remote(directory):
-        begin = len(cloud.canonical(directory).rstrip("/")) + 1
-        return {item.path[begin:]: item.size for item in cloud.below(directory) if "/" not in item.path[begin:]}
+        begin = len(gcs.canonical(directory).rstrip("/")) + 1
+        return {item.path[begin:]: item.size for item in gcs.below(directory) if "/" not in item.path[begin:]}
     with os.scandir(directory) as entries:
         return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
 
 
 def size(path: str | Path) -> int:
-    """Bytes of a file."""
-    return cloud.about(path).size if is_remote(path) else os.stat(path).st_size
+    """The size of a file in bytes."""
+    return gcs.about(path).size if is_remote(path) else os.stat(path).st_size
 
 
 def is_file(path: str | Path) -> bool:
-    """Whether there is a file and no directory."""
+    """Whether the path names a file, not a directory."""
     return exists(path) if is_remote(path) else os.path.isfile(path)
 
 
 def is_directory(path: str | Path) -> bool:
-    """Whether there is a directory; of objects, whether there are any below."""
-    return next(cloud.below(path), None) is not None if is_remote(path) else os.path.isdir(path)
+    """Whether the path names a directory; on ``gs://``, whether there are objects below it."""
+    return next(gcs.below(path), None) is not None if is_remote(path) else os.path.isdir(path)
 
 
 def matching(pattern: str) -> list[str]:
-    """Files and directories that a glob pattern matches, in order; ``**`` stands for any directories. Names that begin
-    with a dot are matched by patterns that do."""
-    return sorted(cloud.matching(pattern) if is_remote(pattern) else glob.glob(pattern, recursive=True))
+    """The files and directories that a glob pattern matches, sorted. ``**`` matches any number of directories.
+
+    Names that begin with a dot are matched only by patterns that begin with one.
+    """
+    return sorted(gcs.matching(pattern) if is_remote(pattern) else glob.glob(pattern, recursive=True))
 
 
 # --- writing ---------------------------------------------------------------------------------------------------
 
 
+def out_directory(out: str | Path) -> Path:
+    """The directory to write into. Raises ConfigError if it is neither a local path nor one on ``gs://``."""
+    if _SCHEME.match(str(out)) and not is_remote(out):
+        raise ConfigError(f"--out {out}: is neither a local path nor one on gs://; choose another directory")
+    return Path(out)
+
+
 def write_atomically(path: str | Path, data: bytes | memoryview) -> None:
-    """Writes ``path`` so that it is either what it was or all of ``data``."""
+    """Writes ``path`` so that it holds either what it held before or all of ``data``."""
     if is_remote(path):
-        cloud.write(path, data)
+        gcs.write(path, data)
         return
     temporary = temporary_beside(path)
     try:
@@ -213,25 +226,25 @@ def write_atomically(path: str | Path, data: bytes | memoryview) -> None:
 
 
 def write_rows(path: str | Path, rows: pa.Table) -> None:
-    """Writes a table for our own use between the stages of a job."""
+    """Writes a table that a later stage of the same job reads with ``read_rows``."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, rows.schema, options=pa.ipc.IpcWriteOptions(unify_dictionaries=True)) as writer:
         writer.write_table(rows)
     write_atomically(path, memoryview(sink.getvalue()))
 
 
-def return_large_blocks() -> None:
-    """From now on this process gives large blocks of memory back to the system when they are freed.
-
-    glibc otherwise comes to keep blocks of up to 32 MiB for every thread that it has seen. Nothing happens with
-    another C library.
-    """
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1 << 20)
+def append_line(path: str | Path, line: str) -> None:
+    """Adds a line to a small file that only one process writes."""
+    if is_remote(path):
+        before = gcs.read(path) if exists(path) else b""
+        gcs.write(path, before + line.encode() + b"\n")
+    else:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(line + "\n")
 
 
 def temporary_beside(path: str | Path) -> str:
-    """A name on this machine that nobody else uses, in the directory of ``path`` where that is local."""
+    """A unique local name: in the directory of ``path`` if that is local, else in the system's temporary directory."""
     path = Path(path)
     directory = Path(tempfile.gettempdir()) if is_remote(path) else path.parent
     directory.mkdir(parents=True, exist_ok=True)
@@ -239,9 +252,9 @@ def temporary_beside(path: str | Path) -> str:
 
 
 def commit(temporary: str | Path, path: str | Path) -> None:
-    """Gives a synced file its final name, durably; an upload may be repeated, and leaves no file here."""
+    """Moves a synced local file to its final name, durably. An upload may be repeated; it removes the local file."""
     if is_remote(path):
-        cloud.upload(temporary, path)
+        gcs.upload(temporary, path)
         os.unlink(temporary)
         return
     os.replace(temporary, path)
@@ -253,94 +266,48 @@ def commit(temporary: str | Path, path: str | Path) -> None:
 
 
 def remove(path: str | Path) -> None:
-    """Removes a file; one that is not there is no error."""
+    """Removes a file, if it exists."""
     if is_remote(path):
-        cloud.delete(path)
+        gcs.delete(path)
     else:
         Path(path).unlink(missing_ok=True)
 
 
 def remove_tree(directory: str | Path) -> None:
-    """Removes a directory with everything below it, where there is one."""
+    """Removes a directory with everything below it, if it exists."""
     if is_remote(directory):
-        with side_by_side(directory) as do:
-            for item in list(cloud.below(directory)):
-                do(partial(cloud.delete, item.path))
+        with side_by_side(directory) as submit:
+            for item in list(gcs.below(directory)):
+                submit(partial(gcs.delete, item.path))
     else:
         shutil.rmtree(directory, ignore_errors=True)
 
 
 @contextmanager
 def side_by_side(directory: str | Path) -> Iterator[Callable[[Callable[[], None]], None]]:
-    """A function that does pieces of work below a directory, several at a time, for each waits for the disk or for an
-    answer; all are done in the end, or the error of one is raised."""
+    """A function that starts calls which write below a directory, several at a time.
+
+    All of them have ended when the block ends. The error of one is raised.
+    """
     waiting: deque[Future[None]] = deque()
     most = CONNECTIONS if is_remote(directory) else _WRITERS
+    with ThreadPoolExecutor(most) as pool:
 
-    def begin(work: Callable[[], None]) -> None:
-        if len(waiting) >= 2 * most:
-            waiting.popleft().result()
-        waiting.append(others.submit(work))
+        def submit(call: Callable[[], None]) -> None:
+            if len(waiting) >= 2 * most:
+                waiting.popleft().result()
+            waiting.append(pool.submit(call))
 
-    with ThreadPoolExecutor(most) as others:
-        yield begin
-        for work in waiting:
-            work.result()
-
-
-def append_line(path: str | Path, line: str) -> None:
-    """Adds a line to a small file that one process writes."""
-    if is_remote(path):
-        before = cloud.read(path) if exists(path) else b""
-        cloud.write(path, before + line.encode() + b"\n")
-    else:
-        with open(path, "a", encoding="utf-8") as file:
-            file.write(line + "\n")
-
-
-def out_directory(out: str | Path) -> Path:
-    """The directory to write into; ConfigError where it is neither a local path nor one on ``gs://``."""
-    if _SCHEME.match(str(out)) and not is_remote(out):
-        raise ConfigError(f"--out {out}: is neither a local path nor one on gs://; choose another directory")
-    return Path(out)
-
-
-@contextmanager
-def hold(directory: str | Path) -> Iterator[None]:
-    """Holds a directory for one build. A lock on a disk ends with the process, however it ends; an object stays where
-    its process was killed, until a process of the same machine sees that or a person removes it.
-
-    DataError where another process holds it.
-    """
-    if is_remote(directory):
-        with object_lock.hold(f"{cloud.canonical(directory).rstrip('/')}/{LOCK}"):
-            yield
-        return
-    try:
-        Path(directory).mkdir(parents=True, exist_ok=True)
-        file = open(Path(directory) / LOCK, "a")  # noqa: SIM115
-    except OSError as error:
-        raise ConfigError(f"--out {directory}: cannot be written: {error.strerror}; choose another directory") from None
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # A build that ended in between took its lock file away, and the next one holds another.
-            is_held = os.path.samestat(os.fstat(file.fileno()), os.stat(Path(directory) / LOCK))
-        except OSError:
-            is_held = False
-        if not is_held:
-            raise DataError(f"{directory} is in use by another gatokit; wait for it or choose another --out")
-        try:
-            yield
-        finally:
-            Path(directory, LOCK).unlink(missing_ok=True)
+        yield submit
+        for future in waiting:
+            future.result()
 
 
 class _ObjectFile(io.RawIOBase):
-    """An object as a file that is read."""
+    """An object as a file for reading."""
 
     def __init__(self, path: str | Path) -> None:
-        self._ranges = cloud.Ranges(path)
+        self._ranges = gcs.Ranges(path)
         self._at = 0
 
     def readable(self) -> bool:

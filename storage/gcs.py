@@ -1,7 +1,7 @@
-"""Objects on ``gs://``, through the client that Beam sets up (its options, credentials and retries).
+"""Objects on ``gs://``, read and written with the client that Beam sets up (its options, credentials and retries).
 
-A path may have lost one slash of ``gs://``, as ``pathlib`` writes it. What the service answers comes as an error that
-names the object: an OSError for those who expect one of a disk, and a sentence for who called.
+``pathlib`` writes ``gs:/`` for ``gs://``; both are accepted. An error of the service is raised as an ObjectError: it
+is an OSError, like that of a disk, and its message is a sentence for the user that names the object.
 """
 
 import base64
@@ -19,11 +19,9 @@ from gatokit.schemas.errors import ConfigError, DataError
 
 _NAME = re.compile(r"gs:/{1,2}(?P<bucket>[^/]+)(?:/(?P<object>.*))?", re.DOTALL)
 _LEAST, _MOST = 1 << 16, 1 << 23
-"""Bytes of a ranged read: few where the reader jumps, more and more where it goes on."""
+"""Bytes of a ranged read: few after a jump, and twice as many with each read that goes on."""
 _PART_BYTES = 16 << 20
-"""A larger upload goes in parts of this size, of which one that fails is sent again."""
-CONNECTIONS = 16
-"""Requests that are made side by side, where each waits for its answer."""
+"""A larger upload is sent in parts of this size. A part that fails is sent again."""
 _THREADS = threading.local()
 
 
@@ -36,25 +34,20 @@ class MissingObjectError(ObjectError, FileNotFoundError):
 
 
 class ReplacedObjectError(ObjectError, FileExistsError):
-    """There is another object than was asked for, or one where there should be none."""
+    """The object was replaced by another, or exists although it should not."""
 
 
 @dataclass(frozen=True)
 class Object:
-    """An object as a listing gives it; ``generation`` numbers its content."""
+    """An object in a listing. ``generation`` changes with its content."""
 
     path: str
     size: int
     generation: int
 
 
-def is_remote(path: str | Path) -> bool:
-    """Whether a path names an object."""
-    return str(path).startswith("gs:/")
-
-
 def canonical(path: str | Path) -> str:
-    """The path with both its slashes."""
+    """The path with both slashes of ``gs://``."""
     bucket, name = _parsed(path)
     return f"gs://{bucket}/{name}"
 
@@ -68,7 +61,7 @@ def about(path: str | Path) -> Object:
 
 
 def below(directory: str | Path) -> Iterator[Object]:
-    """All objects below a directory, in order of name; names that end in a slash are left out."""
+    """All objects below a directory, in order of name. Names that end in a slash are left out."""
     bucket, name = _parsed(directory)
     prefix = name if not name or name.endswith("/") else name + "/"
     with _os_errors(directory):
@@ -78,7 +71,7 @@ def below(directory: str | Path) -> Iterator[Object]:
 
 
 def matching(pattern: str) -> set[str]:
-    """Objects, and directories that hold some, that a glob pattern matches."""
+    """The objects that a glob pattern matches, and the directories that hold objects and match."""
     pattern = canonical(pattern)
     fixed = re.split(r"[*?[]", pattern, maxsplit=1)[0].rpartition("/")[0]
     wanted = re.compile(_expression(pattern.rstrip("/")), re.DOTALL)
@@ -108,7 +101,8 @@ def download(path: str | Path, local: str | Path) -> None:
 
 
 def upload(local: str | Path, path: str | Path) -> None:
-    """Sends a local file; the object is there when this returns, whole and checked, or there is no new one."""
+    """Sends a local file. Afterwards the object is complete and its checksum is right, or an error is raised and there
+    is no new object."""
     crc = google_crc32c.Checksum()
     with open(local, "rb") as file:
         for _ in crc.consume(file, 1 << 20):
@@ -122,7 +116,10 @@ def upload(local: str | Path, path: str | Path) -> None:
 
 
 def write(path: str | Path, data: bytes | memoryview, *, new: bool = False) -> int:
-    """As ``upload``, from memory; the generation of the object. ReplacedObjectError where ``new`` and there is one."""
+    """Writes an object from memory, as ``upload`` does, and returns its generation.
+
+    Raises ReplacedObjectError if ``new`` is set and the object exists already.
+    """
     with _os_errors(path):
         blob = _blob(path)
         match = {"if_generation_match": 0} if new else {}
@@ -132,13 +129,13 @@ def write(path: str | Path, data: bytes | memoryview, *, new: bool = False) -> i
 
 
 def delete(path: str | Path, generation: int | None = None) -> None:
-    """Removes an object, or just that generation of it; none is there afterwards, or an error is raised."""
+    """Removes an object, or only the given generation of it. A missing object is no error."""
     with suppress(FileNotFoundError), _os_errors(path):
         _blob(path).delete(if_generation_match=generation, retry=_retry())
 
 
 class Ranges:
-    """Ranged reads of one object as it was when this was opened."""
+    """Ranged reads of one object, of the generation that it has when this is created."""
 
     def __init__(self, path: str | Path) -> None:
         self._path = path
@@ -149,9 +146,9 @@ class Ranges:
         self._begin, self._data, self._ahead = 0, b"", _LEAST
 
     def read_at(self, offset: int, length: int) -> bytes:
-        """``length`` bytes at ``offset``; fewer where the object ends before.
+        """``length`` bytes at ``offset``; fewer if the object ends before.
 
-        ReplacedObjectError, or MissingObjectError, where it is no longer there.
+        Raises ReplacedObjectError or MissingObjectError if the object is no longer the same.
         """
         end = min(offset + length, self.size)
         if offset >= end:
@@ -171,7 +168,7 @@ class Ranges:
                 start=begin, end=end - 1, if_generation_match=self._generation, checksum=None, retry=None
             )
             if len(data) != end - begin:
-                # A connection that ended early; the retries of the client take such an error for passing.
+                # The connection ended early. The client retries after a ConnectionError.
                 raise ConnectionError(f"{len(data)} of the {end - begin} bytes from byte {begin} on came")
             return data
 
@@ -188,7 +185,7 @@ def _parsed(path: str | Path) -> tuple[str, str]:
 
 
 def _expression(pattern: str) -> str:
-    """A regular expression of the paths, with a slash behind, that a glob pattern matches in Python's own ``glob``."""
+    """A regular expression for a glob pattern, with the meaning of Python's own ``glob``; paths end in a slash."""
     parts = []
     for part in pattern.split("/"):
         if part == "**":
@@ -200,7 +197,7 @@ def _expression(pattern: str) -> str:
 
 
 def _component(pattern: str) -> str:
-    """One name of a pattern."""
+    """The regular expression of one path component."""
     found, at = "", 0
     while at < len(pattern):
         end = pattern.find("]", at + 2 + (pattern[at + 1 : at + 2] == "!")) if pattern[at] == "[" else -1
@@ -217,7 +214,7 @@ def _component(pattern: str) -> str:
 
 
 def _client() -> Any:
-    """Beam's own wrapper of the storage client, one a thread."""
+    """Beam's own wrapper of the storage client, one per thread."""
     if not hasattr(_THREADS, "client"):
         from apache_beam.io.filesystems import FileSystems
 
@@ -243,7 +240,7 @@ def _object(blob: Any) -> Object:
 
 @contextmanager
 def _checked(blob: Any, crc: bytes) -> Iterator[None]:
-    """What arrived has this checksum, or is removed again."""
+    """Removes the object again and raises ObjectError if its checksum is not ``crc``."""
     from google.cloud.storage.exceptions import DataCorruption
 
     try:
@@ -258,7 +255,7 @@ def _checked(blob: Any, crc: bytes) -> Iterator[None]:
 
 @contextmanager
 def _os_errors(path: str | Path) -> Iterator[None]:
-    """The service's errors as OSError."""
+    """Raises the service's errors as ObjectError."""
     from google.api_core import exceptions
     from google.auth.exceptions import GoogleAuthError
     from google.cloud.storage.exceptions import DataCorruption, InvalidResponse

@@ -1,4 +1,4 @@
-"""Many small files read one after the other, where each waits for its answer."""
+"""Reads many small files in order, several at a time where each waits for an answer."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -7,18 +7,18 @@ from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
-from gatokit.storage.gcs import CONNECTIONS, is_remote
+from gatokit.storage.files import CONNECTIONS, is_remote
 
 _MOST_BYTES = 64 << 20
-"""What is read before it is asked for stays about below this."""
+"""About as many bytes are read before they are asked for."""
 
 Read = TypeVar("Read")
 
 
-def ahead(paths: Iterable[Path], read: Callable[[Path], Read], size: Callable[[Read], int]) -> Iterator[Read]:
-    """What ``read`` makes of each path, in order; of paths on ``gs://`` several are read at a time.
+def prefetch(paths: Iterable[Path], read: Callable[[Path], Read], size: Callable[[Read], int]) -> Iterator[Read]:
+    """Yields ``read(path)`` for each path, in order. Several paths on ``gs://`` are read at a time.
 
-    How many follows from the ``size``, in bytes, of the largest so far.
+    How many at a time follows from the ``size``, in bytes, of the largest result so far.
     """
     rest = iter(paths)
     for first in rest:
@@ -29,12 +29,11 @@ def ahead(paths: Iterable[Path], read: Callable[[Path], Read], size: Callable[[R
             yield from map(read, rest)
             return
         waiting: deque[Future[Read]] = deque()
-        with ThreadPoolExecutor(CONNECTIONS) as others:
+        with ThreadPoolExecutor(CONNECTIONS) as pool:
             try:
                 while True:
                     most = max(1, min(CONNECTIONS, _MOST_BYTES // largest))
-                    more = islice(rest, max(0, most - len(waiting)))
-                    waiting.extend(others.submit(read, path) for path in more)
+                    waiting.extend(pool.submit(read, path) for path in islice(rest, max(0, most - len(waiting))))
                     if not waiting:
                         return
                     result = waiting.popleft().result()

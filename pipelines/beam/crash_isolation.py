@@ -26,7 +26,7 @@ from gatokit.pipelines.planning.plan import Unit
 from gatokit.pipelines.planning.shard_task import Order
 from gatokit.pipelines.shards.build import Built, build_split, make_maker
 from gatokit.schemas.errors import DataError, GatokitError
-from gatokit.storage import files as storage
+from gatokit.storage import files
 
 MOST_CRASHES = 20
 """Rows of one order that may crash their decoder before there must be another reason."""
@@ -38,12 +38,12 @@ _KILLED = "probably for lack of memory: take fewer --workers or a machine with m
 @contextmanager
 def attempt(note: Path) -> Iterator[bool]:
     """Leaves a note while work goes on; whether there was one before."""
-    died = storage.exists(note)
-    storage.write_atomically(note, b"")
+    died = files.exists(note)
+    files.write_atomically(note, b"")
     try:
         yield died
     finally:
-        storage.remove(note)
+        files.remove(note)
 
 
 def build(order: str | Path, directory: str | Path, vocabulary: str | Path) -> Built:
@@ -167,7 +167,7 @@ def _main(task: dict[str, Any], answers: int) -> None:
                 say(str(number))
                 tables.append(unit.scan())
             rows = pa.concat_tables(tables)
-            storage.write_rows(task["result"], rows)
+            files.write_rows(task["result"], rows)
             say(json.dumps({"rows": rows.num_rows}))
             return
         text, order = load_vocabulary(task["vocabulary"]), Order.read(task["order"])

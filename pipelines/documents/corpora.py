@@ -29,7 +29,7 @@ from gatokit.schemas.config import (
     TextConfig,
 )
 from gatokit.schemas.errors import ConfigError
-from gatokit.storage import files as storage
+from gatokit.storage import files
 
 _FILE_TYPES: dict[str, type[CorpusFile]] = {
     "lines": TextLinesFile,
@@ -68,7 +68,7 @@ def modification_times(file: CorpusFile) -> tuple[int, ...]:
     """Of the file, and of what else it is read from, in nanoseconds."""
     fields = file.model_dump()
     paths = [fields[name] for name in ("path", "annotations", "image_dir") if fields.get(name) is not None]
-    return tuple(storage.version(path) for path in paths)
+    return tuple(files.version(path) for path in paths)
 
 
 def text_separator(file: CorpusFile) -> str:
@@ -89,19 +89,19 @@ def corpus_file_from_json(value: dict[str, Any]) -> CorpusFile:
 
 
 def _text(config: TextConfig, field: str, base: Path) -> list[CorpusFile]:
-    files: list[CorpusFile] = []
+    found: list[CorpusFile] = []
     for place in _found(config.source, f"{field}.source", base):
         name, compressed = _suffix(place["path"])
         if name in _JSON_LINES:
-            files.append((CompressedTextLinesFile if compressed else TextLinesFile)(**place, field=config.field))
+            found.append((CompressedTextLinesFile if compressed else TextLinesFile)(**place, field=config.field))
         elif name in _PLAIN:
-            files.append(PlainTextFile(**place))
+            found.append(PlainTextFile(**place))
         elif name == ".parquet" and not compressed:
-            files.append(TextRowsFile(**place, field=config.field))
+            found.append(TextRowsFile(**place, field=config.field))
         else:
             known = ", ".join((*_JSON_LINES, ".parquet", *_PLAIN))
             raise _other_suffix(place["path"], f"{field}.source", f"{known}, and {' or '.join(_COMPRESSIONS)} behind")
-    return files
+    return found
 
 
 def _image_text(config: ImageTextConfig, field: str, base: Path) -> list[CorpusFile]:
@@ -114,19 +114,19 @@ def _image_text(config: ImageTextConfig, field: str, base: Path) -> list[CorpusF
             for found in find(pattern, (tfds.MARKER,), source, "a TFDS dataset")
             for file in tfds_pictures.read_directory(found.path, below, config.image_field, config.text_field)
         ]
-    files: list[CorpusFile] = []
+    found: list[CorpusFile] = []
     for place in _found(config.source, source, base):
         if config.format == "coco":
             assert config.image_dir is not None
             _check_suffix(place["path"], source, (".json",))
-            files.append(CocoFile(**place, image_dir=_folder(config.image_dir, f"{field}.image_dir", base)))
+            found.append(CocoFile(**place, image_dir=_folder(config.image_dir, f"{field}.image_dir", base)))
         elif config.format == "webdataset":
             _check_suffix(place["path"], source, (".tar",))
-            files.append(WebDatasetFile(**place, text_field=config.text_field))
+            found.append(WebDatasetFile(**place, text_field=config.text_field))
         else:
             _check_suffix(place["path"], source, (".parquet",))
-            files.append(PictureRowsFile(**place, image_field=config.image_field, text_field=config.text_field))
-    return files
+            found.append(PictureRowsFile(**place, image_field=config.image_field, text_field=config.text_field))
+    return found
 
 
 def _image_question_answer(config: ImageQuestionAnswerConfig, field: str, base: Path) -> list[CorpusFile]:
@@ -149,32 +149,32 @@ def _image_question_answer(config: ImageQuestionAnswerConfig, field: str, base: 
 def _interleaved(config: InterleavedConfig, field: str, base: Path) -> list[CorpusFile]:
     folder = None if config.image_dir is None else _folder(config.image_dir, f"{field}.image_dir", base)
     skip_bad = config.bad_images == "skip"
-    files: list[CorpusFile] = []
+    found: list[CorpusFile] = []
     for place in _found(config.source, f"{field}.source", base):
         if config.format == "mmc4":
             assert folder is not None
             _check_suffix(place["path"], f"{field}.source", _JSON_LINES, _COMPRESSIONS)
             type_ = CompressedMmc4File if _suffix(place["path"])[1] else Mmc4File
-            files.append(type_(**place, image_dir=folder, skip_bad=skip_bad))
+            found.append(type_(**place, image_dir=folder, skip_bad=skip_bad))
         else:
             _check_suffix(place["path"], f"{field}.source", (".parquet",))
             if folder is None:
-                files.append(ObelicsFile(**place, skip_bad=skip_bad))
+                found.append(ObelicsFile(**place, skip_bad=skip_bad))
             else:
-                files.append(ObelicsFolderFile(**place, image_dir=folder, skip_bad=skip_bad))
-    return files
+                found.append(ObelicsFolderFile(**place, image_dir=folder, skip_bad=skip_bad))
+    return found
 
 
 def _found(source: str, field: str, base: Path) -> list[dict[str, Any]]:
     """Path, name and size of the files that a pattern matches."""
     places = find_files(local_pattern(source, base, field), field)
-    return [{"path": path, "name": name, "size": storage.size(path)} for path, name in places]
+    return [{"path": path, "name": name, "size": files.size(path)} for path, name in places]
 
 
 def _folder(path: str, field: str, base: Path) -> str:
     found = local_path(path, base, field)
-    if not storage.is_directory(found):
-        what = "is a file" if storage.exists(found) else "does not exist"
+    if not files.is_directory(found):
+        what = "is a file" if files.exists(found) else "does not exist"
         raise ConfigError(f"{field}: {found} {what}; give the folder of the pictures, relative to the config file")
     return found
 

@@ -11,7 +11,7 @@ import numpy as np
 from gatokit.pipelines.documents.captions import printable
 from gatokit.pipelines.formats.json_arrays import JsonArraysError, read_arrays
 from gatokit.schemas.errors import DataError, RejectedError
-from gatokit.storage import files as storage
+from gatokit.storage import files
 
 Id = int | str
 _LAST = 1 << 62
@@ -92,7 +92,7 @@ class _Texts:
 def read_lists(path: str, name: str, lists: Mapping[str, Callable[[Any], None]], hint: str) -> dict[str, Any]:
     """``read_arrays`` of the file at ``path``. DataError, with ``hint``, where it is damaged or lacks a list."""
     try:
-        with io.BufferedReader(storage.stream(path)) as file:
+        with io.BufferedReader(files.stream(path)) as file:
             return read_arrays(file, lists)
     except OSError as error:
         raise DataError(f"{name}: cannot be read: {error.strerror or error}; {hint}") from None

@@ -19,8 +19,8 @@ from gatokit.pipelines.documents.captions import captioned, printable, rejected,
 from gatokit.pipelines.documents.reader import CorpusFile, FoundDocument, Part, changed
 from gatokit.pipelines.formats.records import ByteRange
 from gatokit.schemas.errors import DataError, RejectedError
-from gatokit.storage import files as storage
-from gatokit.storage.gcs import is_remote
+from gatokit.storage import files
+from gatokit.storage.files import is_remote
 
 _NOT_THERE = {errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES}
 _NO_FILE = {errno.EISDIR, errno.ENXIO}
@@ -104,7 +104,7 @@ def _is_folder(path: str) -> bool:
 
 @functools.lru_cache(maxsize=64)
 def _has_objects(path: str) -> bool:
-    return storage.is_directory(path)
+    return files.is_directory(path)
 
 
 class PictureFolder:
@@ -162,17 +162,17 @@ class ObjectFolder:
 
     def has(self, name: str) -> bool:
         """See ``PictureFolder``."""
-        return _stays_inside(name) and storage.exists(f"{self._path}/{name}")
+        return _stays_inside(name) and files.exists(f"{self._path}/{name}")
 
     def read(self, name: str, most: int) -> bytes:
         """See ``PictureFolder``."""
         if not _stays_inside(name):
             raise RejectedError("missing_image", f"{name!r:.200} leads out of image_dir")
         try:
-            size = storage.size(f"{self._path}/{name}")
+            size = files.size(f"{self._path}/{name}")
             if size > most:
                 raise too_large(size, most)
-            return storage.read_bytes(f"{self._path}/{name}")
+            return files.read_bytes(f"{self._path}/{name}")
         except FileNotFoundError:
             raise RejectedError("missing_image", f"{name!r:.200} is not in image_dir") from None
 

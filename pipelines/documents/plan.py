@@ -30,7 +30,7 @@ from gatokit.schemas.index import HELD_OUT, TRAIN
 from gatokit.schemas.manifest import DatasetFile, TaskEntry
 from gatokit.schemas.pictures import PictureRule
 from gatokit.storage.files import read_rows
-from gatokit.storage.prefetch import ahead
+from gatokit.storage.prefetch import prefetch
 
 FOUND = pa.schema(
     [
@@ -254,7 +254,7 @@ class _Scanned:
 
     def __iter__(self) -> Iterator[pa.Table]:
         left = self._limit
-        for table in ahead(self._results, read_rows, lambda read: int(read.nbytes)):
+        for table in prefetch(self._results, read_rows, lambda read: int(read.nbytes)):
             if left is not None:
                 table = table.slice(0, left)
                 left -= table.num_rows

@@ -13,7 +13,7 @@ from gatokit.pipelines.formats import tf_example as example
 from gatokit.pipelines.formats.array_record import ArrayRecords, Records, TfRecords
 from gatokit.pipelines.formats.records import ByteRange
 from gatokit.schemas.errors import DataError, RejectedError
-from gatokit.storage import files as storage
+from gatokit.storage import files
 
 TEXT_FIELDS = ("caption", "text", "captions", "captions/text")
 """Features that are taken for captions where the config names none; the first that is there."""
@@ -106,7 +106,7 @@ def read_directory(path: str, below: str, image_field: str, text_field: str | No
     finished, or a file is missing.
     """
     try:
-        with storage.local_descriptions(path) as local:
+        with files.local_descriptions(path) as local:
             info = tfds.builder_from_directory(local).info
         file_format, splits = info.file_format.file_suffix, dict(info.splits)
     except Exception as error:

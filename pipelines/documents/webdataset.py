@@ -18,7 +18,7 @@ from gatokit.pipelines.documents.reader import CorpusFile, FoundDocument, Part, 
 from gatokit.pipelines.formats import tar
 from gatokit.pipelines.formats.records import ByteRange
 from gatokit.schemas.errors import DataError, RejectedError
-from gatokit.storage import files as storage
+from gatokit.storage import files
 
 IMAGES = frozenset((b"jpg", b"jpeg", b"png", b"webp", b"gif", b"bmp", b"tif", b"tiff"))
 """Suffixes of pictures; whether one can become tokens is for the build to say."""
@@ -72,7 +72,7 @@ class WebDatasetFile(CorpusFile):
 
     def read(self, places: Iterable[ByteRange]) -> Iterator[list[Part]]:
         """See ``CorpusFile``."""
-        with storage.ranges(self.path) as file:
+        with files.ranges(self.path) as file:
             read = file.read_at
             for place in places:
                 image_begin, image_size, text_begin, text_size, suffix = (place.payload or "").split()
@@ -163,5 +163,5 @@ def _split(name: bytes) -> tuple[bytes, bytes]:
 
 @contextlib.contextmanager
 def _opened(path: str) -> Iterator[tar.Reader]:
-    with storage.ranges(path) as file:
+    with files.ranges(path) as file:
         yield tar.Reader(file)

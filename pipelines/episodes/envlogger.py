@@ -24,7 +24,7 @@ from gatokit.pipelines.episodes.reader import (
 )
 from gatokit.pipelines.formats.records import ByteRange
 from gatokit.schemas.errors import ConfigError, DataError
-from gatokit.storage.gcs import is_remote
+from gatokit.storage.files import is_remote
 
 MARKER = "metadata.riegeli"
 

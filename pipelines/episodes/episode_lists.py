@@ -8,7 +8,7 @@ from gatokit.schemas.canonical import digest
 from gatokit.schemas.config import BuildConfig, EpisodesConfig, Keep
 from gatokit.schemas.errors import ConfigError
 from gatokit.schemas.selection import Selection
-from gatokit.storage import files as storage
+from gatokit.storage import files
 
 
 def with_digests(config: BuildConfig, base: Path) -> BuildConfig:
@@ -28,7 +28,7 @@ def with_digests(config: BuildConfig, base: Path) -> BuildConfig:
 
 def read_selection(keep: Keep, path: str, dataset: str) -> Selection:
     """The dataset's episodes of the list at ``path``; ConfigError where it is none or changed since it was found."""
-    selection = Selection(storage.read_bytes(path), path, dataset)
+    selection = Selection(files.read_bytes(path), path, dataset)
     if keep.digest is not None and selection.digest != keep.digest:
         raise ConfigError(f"{path}: the list changed since the config was read; run the command again")
     return selection
@@ -37,9 +37,9 @@ def read_selection(keep: Keep, path: str, dataset: str) -> Selection:
 def _with_digest(keep: Keep, base: Path, field: str) -> Keep:
     assert keep.episodes is not None
     path = local_path(keep.episodes, base, f"{field}.episodes")
-    if not storage.is_file(path):
+    if not files.is_file(path):
         raise ConfigError(f"{field}.episodes: {path} does not exist; give a list of episode ids")
-    found = digest(storage.read_bytes(path))
+    found = digest(files.read_bytes(path))
     if keep.digest not in (None, found):
         raise ConfigError(
             f"{field}.digest: {path} has the digest {found}, another than {keep.digest}; give the list that was meant, "

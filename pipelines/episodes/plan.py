@@ -32,9 +32,9 @@ from gatokit.schemas.tokens import DISCRETE_VALUES
 from gatokit.schemas.verdict import sample_hash
 from gatokit.schemas.where import Column as WhereColumn
 from gatokit.schemas.where import Strings, Where
-from gatokit.storage import files as storage
+from gatokit.storage import files
 from gatokit.storage.files import read_rows
-from gatokit.storage.prefetch import ahead
+from gatokit.storage.prefetch import prefetch
 
 _MOST_NAMES = 5
 
@@ -253,19 +253,19 @@ def _check_tasks(tasks: list[tuple[str, str]], dataset: EpisodesConfig, field: s
 
 def _unit(dataset: str, group: list[tuple[DirectoryPlan, ScanFile]], max_bytes: int) -> ScanUnit:
     kinds: list[tuple[SourceFeatures, Wanted]] = []
-    files = []
+    items = []
     for directory, item in group:
         kind = (directory.directory.features, directory.wanted)
         if kind not in kinds:
             kinds.append(kind)
-        files.append(item.model_copy(update={"wanted": kinds.index(kind)}))
+        items.append(item.model_copy(update={"wanted": kinds.index(kind)}))
     return ScanUnit(
         dataset=dataset,
         max_episode_bytes=max_bytes,
         features=tuple(features for features, _ in kinds),
         wanted=tuple(want for _, want in kinds),
-        files=tuple(files),
-        versions=tuple(storage.version(item.file.path) for item in files),
+        files=tuple(items),
+        versions=tuple(files.version(item.file.path) for item in items),
     )
 
 
@@ -280,7 +280,7 @@ class _Scanned:
 
     def __iter__(self) -> Iterator[pa.Table]:
         seen: dict[str | None, int] = {}
-        for table in ahead(self._results, read_rows, lambda read: int(read.nbytes)):
+        for table in prefetch(self._results, read_rows, lambda read: int(read.nbytes)):
             yield table if self._limit is None else _first_of_each_task(table, self._limit, seen)
 
     def files(self, table: pa.Table) -> np.ndarray:

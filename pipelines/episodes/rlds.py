@@ -20,7 +20,7 @@ from tensorflow_datasets.core.splits import SplitDict, SplitInfo
 from gatokit.pipelines.episodes.examples import ArrayRecordFile, TfRecordFile
 from gatokit.pipelines.episodes.reader import EpisodeFile, SourceDirectory, SourceFeatures, SourceField
 from gatokit.schemas.errors import ConfigError, DataError
-from gatokit.storage import files as storage
+from gatokit.storage import files
 
 MARKER = "features.json"
 INFO = "dataset_info.json"
@@ -37,7 +37,7 @@ def read_directory(path: str, name: str, below: str, splits: tuple[str, ...] | N
     finished or a file is missing.
     """
     try:
-        with storage.local_descriptions(path) as local:
+        with files.local_descriptions(path) as local:
             info = dataset_info.read_from_json(epath.Path(local) / INFO)
             features = _features(Path(local, MARKER).read_bytes())
         template = naming.ShardedFileTemplate(
@@ -57,12 +57,12 @@ def read_directory(path: str, name: str, below: str, splits: tuple[str, ...] | N
         raise ConfigError(
             f"{path}: its files are {template.filetype_suffix}; Gatokit reads {' and '.join(sorted(_FORMATS))}"
         )
-    files = tuple(
+    sources = tuple(
         file_type(**place, episodes=episodes)
         for split in sorted(splits or split_infos)
         for place, episodes in shards(path, below, split_infos[split])
     )
-    return SourceDirectory(path, name, features, files)
+    return SourceDirectory(path, name, features, sources)
 
 
 def shards(path: str, below: str, split: SplitInfo) -> Iterator[tuple[dict[str, Any], int]]:
@@ -75,7 +75,7 @@ def shards(path: str, below: str, split: SplitInfo) -> Iterator[tuple[dict[str, 
             f"{path}: split {split.name!r} states no shard lengths, so its writing was never finished. "
             "Write it again, or leave it out of `source`"
         )
-    sizes = storage.sizes(path)
+    sizes = files.sizes(path)
     for filename, examples in zip(split.filenames, split.shard_lengths, strict=True):
         name = os.path.basename(filename)
         file = os.path.join(path, name)

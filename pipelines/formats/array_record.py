@@ -10,7 +10,7 @@ from array_record.python.array_record_module import ArrayRecordReader
 
 from gatokit.pipelines.formats import tfrecord
 from gatokit.pipelines.formats.records import ByteRange
-from gatokit.storage import files as storage
+from gatokit.storage import files
 
 _READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
 
@@ -82,8 +82,8 @@ class TfRecords(Records):
             yield at
 
     @contextlib.contextmanager
-    def _file(self) -> Iterator[storage.Ranges]:
-        with storage.ranges(self.path) as file:
+    def _file(self) -> Iterator[files.Ranges]:
+        with files.ranges(self.path) as file:
             yield file
 
 
@@ -128,7 +128,7 @@ class ArrayRecords(Records):
     @contextlib.contextmanager
     def _file(self) -> Iterator[ArrayRecordReader]:
         # The library's own reader of gs:// waits for ever where it reaches no server.
-        with storage.local_copy(self.path) as path:
+        with files.local_copy(self.path) as path:
             reader = ArrayRecordReader(path, _READER_OPTIONS)
             try:
                 yield reader

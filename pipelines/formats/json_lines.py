@@ -20,7 +20,7 @@ import zstandard
 from gatokit.pipelines.documents.reader import CorpusFile, FoundDocument, Part, changed, content_digest
 from gatokit.pipelines.formats.records import ByteRange
 from gatokit.schemas.errors import DataError, RejectedError
-from gatokit.storage import files as storage
+from gatokit.storage import files
 
 UTF8_MARK = b"\xef\xbb\xbf"
 STREAM_ERRORS = (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError)
@@ -212,7 +212,7 @@ def opened(file: CorpusFile) -> Iterator[BinaryIO]:
     DataError where its first bytes say something else.
     """
     suffix = next((suffix for suffix in _MAGIC if file.path.lower().endswith(suffix)), None)
-    with io.BufferedReader(storage.stream(file.path), _BUFFER_BYTES) as plain:
+    with io.BufferedReader(files.stream(file.path), _BUFFER_BYTES) as plain:
         begin = plain.peek(4)[:4]
         if begin == _ZIP:
             raise DataError(f"{file.name}: is a zip archive; unpack it")

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from gatokit.pipelines.documents.reader import CorpusFile, FoundDocument, changed
 from gatokit.pipelines.formats.records import ByteRange
 from gatokit.schemas.errors import DataError
-from gatokit.storage import files as storage
+from gatokit.storage import files
 
 BATCH_BYTES = 8 << 20
 BATCH_ROWS = 1024
@@ -150,7 +150,7 @@ def _bytes_type(kind: pa.DataType) -> pa.DataType:
 
 @contextlib.contextmanager
 def _opened(file: CorpusFile) -> Iterator[pq.ParquetFile]:
-    with storage.arrow_file(file.path) as source:
+    with files.arrow_file(file.path) as source:
         begin = source.read(len(_MAGIC))
         if not _MAGIC.startswith(begin):
             raise DataError(f"{file.name}: is no Parquet file; leave it out of `source`")

@@ -8,12 +8,13 @@ from pathlib import Path
 from gatokit.pipelines.shards.build import INDEX_SUFFIX
 from gatokit.schemas.errors import ConfigError
 from gatokit.schemas.manifest import LOG, MANIFEST, Manifest
-from gatokit.storage import files as storage
-from gatokit.storage.gcs import is_remote
+from gatokit.storage import files
+from gatokit.storage.files import is_remote
+from gatokit.storage.lock import hold
 
 WORK = ".work"
 """Folder of a build that has not ended: scanned rows, orders, notes."""
-_TEMPORARY = re.compile(re.escape(storage.TEMPORARY) + r"[0-9a-f]{32}-.+", re.DOTALL)
+_TEMPORARY = re.compile(re.escape(files.TEMPORARY) + r"[0-9a-f]{32}-.+", re.DOTALL)
 _SUMMARY = re.compile(r"(dataset(-[0-9a-f]{16})?\.json|tasks(-[0-9a-f]{16})?\.parquet)")
 _SHARD = re.compile(r"-[0-9a-f]{16}(-\d{3,})?\.arrayrecord")
 _INDEX = re.compile(r"-[0-9a-f]{16}" + re.escape(INDEX_SUFFIX))
@@ -29,7 +30,7 @@ class Leftover:
     @property
     def is_shard(self) -> bool:
         """Whether it holds records."""
-        return self.path.endswith(".arrayrecord") and not self.path.rpartition("/")[2].startswith(storage.TEMPORARY)
+        return self.path.endswith(".arrayrecord") and not self.path.rpartition("/")[2].startswith(files.TEMPORARY)
 
 
 def collect(directory: str | Path, *, work: bool = False, dry_run: bool = False) -> list[Leftover]:
@@ -39,20 +40,20 @@ def collect(directory: str | Path, *, work: bool = False, dry_run: bool = False)
     Without a manifest nobody can tell which shards are wanted, and they stay. ConfigError where the directory is none
     of ours, DataError while a build holds it.
     """
-    root = storage.out_directory(directory)
-    there = set(storage.names(root))
+    root = files.out_directory(directory)
+    there = set(files.names(root))
     if not there & {MANIFEST, LOG, WORK}:
         raise ConfigError(f"{directory} is no directory of a build or scan: it holds neither {MANIFEST} nor {LOG}")
-    with storage.hold(root):
+    with hold(root):
         named = None
         if MANIFEST in there:
-            manifest = Manifest.parse(storage.read_bytes(root / MANIFEST), root / MANIFEST)
+            manifest = Manifest.parse(files.read_bytes(root / MANIFEST), root / MANIFEST)
             named = {file.path for file in manifest.files}
         found = list(leftovers(root, named, work))
         if not dry_run:
             _remove(root, found)
             if work:
-                storage.remove_tree(root / WORK)
+                files.remove_tree(root / WORK)
         return found
 
 
@@ -66,17 +67,17 @@ def remove_leftovers(root: Path, named: Collection[str]) -> list[Leftover]:
 
 def leftovers(root: Path, named: Collection[str] | None, work: bool) -> Iterator[Leftover]:
     """Files of our own making, known by their names, that are not ``named``; None: temporary files alone."""
-    for name in storage.names(root):
+    for name in files.names(root):
         if name == WORK:
             yield from _of_work(root, WORK, work)
         elif _TEMPORARY.fullmatch(name):
-            yield Leftover(name, storage.size(root / name))
+            yield Leftover(name, files.size(root / name))
         elif not name.startswith(".") and _is_folder(root / name):
             yield from _of_dataset(root, name, named)
 
 
 def _of_dataset(root: Path, name: str, named: Collection[str] | None) -> Iterator[Leftover]:
-    there = storage.sizes(root / name)
+    there = files.sizes(root / name)
     own = {file: file.startswith(name) and _INDEX.fullmatch(file, len(name)) is not None for file in there}
     # An index marks a folder as ours and its shard as done, so it goes last.
     for file in sorted(there, key=lambda file: (own[file], file)):
@@ -89,23 +90,23 @@ def _of_dataset(root: Path, name: str, named: Collection[str] | None) -> Iterato
 
 def _of_work(root: Path, path: str, everything: bool) -> Iterator[Leftover]:
     if _is_folder(root / path):
-        there = storage.sizes(root / path)
+        there = files.sizes(root / path)
         for file in sorted(there):
             if everything or _TEMPORARY.fullmatch(file):
                 yield Leftover(f"{path}/{file}", there[file])
-        for name in storage.names(root / path):
+        for name in files.names(root / path):
             if name not in there:
                 yield from _of_work(root, f"{path}/{name}", everything)
 
 
 def _is_folder(path: Path) -> bool:
     """Whether it is a directory and no link to one."""
-    return storage.is_directory(path) and not path.is_symlink()
+    return files.is_directory(path) and not path.is_symlink()
 
 
 def _remove(root: Path, found: list[Leftover]) -> None:
     for item in found:
-        storage.remove(root / item.path)
+        files.remove(root / item.path)
     for name in {item.path.partition("/")[0] for item in found if "/" in item.path} - {WORK}:
-        if not is_remote(root) and not storage.names(root / name):
+        if not is_remote(root) and not files.names(root / name):
             (root / name).rmdir()

@@ -34,7 +34,7 @@ from gatokit.schemas.manifest import (
 )
 from gatokit.schemas.tokens import TokenIds
 from gatokit.storage.files import arrow_file, exists, file_digest, is_directory, read_bytes, sizes, write_atomically
-from gatokit.storage.prefetch import ahead
+from gatokit.storage.prefetch import prefetch
 
 MOST_OUTSIDE = 0.001
 """Share of an action's values that may lie outside of its range before the range is taken to be wrong."""
@@ -80,7 +80,7 @@ def finish_dataset(root: Path, plan: Plan, config: BuildConfig, content: Literal
     splits, totals = [], _Totals()
     names = [order.stem + INDEX_SUFFIX for order in plan.orders]
     indexes = {}
-    contents = ahead([directory / name for name in names], read_bytes, len)
+    contents = prefetch([directory / name for name in names], read_bytes, len)
     for order, name, data in zip(plan.orders, names, contents, strict=True):
         table = pq.ParquetFile(pa.BufferReader(data)).read(_COUNTED, use_threads=False)
         totals.add(table)
@@ -223,7 +223,7 @@ def finished_orders(directory: Path, stems: Sequence[str]) -> dict[str, list[Par
     """The parts of each split whose index stands, and every part that it names, at its size."""
     there = sizes(directory) if is_directory(directory) else {}
     begun = [stem for stem in stems if stem + INDEX_SUFFIX in there]
-    found = ahead([directory / (stem + INDEX_SUFFIX) for stem in begun], _parts, lambda _: _FOOTER_BYTES)
+    found = prefetch([directory / (stem + INDEX_SUFFIX) for stem in begun], _parts, lambda _: _FOOTER_BYTES)
     return {
         stem: parts
         for stem, parts in zip(begun, found, strict=True)

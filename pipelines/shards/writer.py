@@ -12,9 +12,10 @@ from typing import NamedTuple
 import google_crc32c
 import pyarrow as pa
 import pyarrow.parquet as pq
-from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+from array_record.python.array_record_module import ArrayRecordWriter
 
 from gatokit.schemas.manifest import Part
+from gatokit.storage.array_record import SEQUENTIAL, ArrayRecordError, ArrayRecordFile
 from gatokit.storage.files import commit, temporary_beside, write_atomically
 
 _HASH_BYTES = 16 << 20
@@ -22,8 +23,6 @@ _HASH_BYTES = 16 << 20
 MOST_RECORDS = 65_536
 """A part with this many records is full; only an owner with more of them makes a larger one."""
 WRITER_OPTIONS = "group_size:1,zstd:-1"
-# With this buffer a short run of records is read by the thread that asks; without, by a pool that costs more.
-_READER_OPTIONS = "readahead_buffer_size:1M,max_parallelism:0"
 _READ_TOGETHER = 8
 _PARTS = b"gatokit.parts"
 _OUTSIDE = b"gatokit.outside"
@@ -164,8 +163,8 @@ class ShardWriter:
 
 def _check(path: str, checksums: list[int]) -> None:
     """OSError where the file does not hold the records that were written: a full or failing disk."""
-    with _reader(path) as reader:
-        if not reader.ok() or reader.num_records() != len(checksums):
+    with ArrayRecordFile(path, SEQUENTIAL) as file:
+        if file.records != len(checksums):
             raise OSError(f"{path}: the shard does not read back; is the disk full?")
     # The native reader lets other threads run.
     middle = len(checksums) // 2
@@ -176,22 +175,12 @@ def _check(path: str, checksums: list[int]) -> None:
 
 
 def _check_range(path: str, checksums: list[int], begin: int, end: int) -> None:
-    with _reader(path) as reader:
+    with ArrayRecordFile(path, SEQUENTIAL) as file:
         for first in range(begin, end, _READ_TOGETHER):
-            records = reader.read(first, min(first + _READ_TOGETHER, end))
+            records = file.read(first, min(first + _READ_TOGETHER, end))
             for ordinal, record in enumerate(records, first):
                 if google_crc32c.value(record) != checksums[ordinal]:
                     raise OSError(f"{path}: record {ordinal} does not read back as it was written")
-
-
-@contextmanager
-def _reader(path: str) -> Iterator[ArrayRecordReader]:
-    reader = ArrayRecordReader(path, _READER_OPTIONS)
-    try:
-        yield reader
-    finally:
-        with suppress(RuntimeError):  # it says again what is wrong with the file
-            reader.close()
 
 
 @contextmanager
@@ -201,6 +190,8 @@ def _os_errors(path: str) -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise OSError(f"{path}: {str(error).splitlines()[0]}") from None
+    except ArrayRecordError as error:
+        raise OSError(f"{path}: {error.reason}") from None
 
 
 def write_index(path: str | Path, rows: pa.Table, parts: list[Part], outside: Outside) -> None:

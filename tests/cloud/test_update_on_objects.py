@@ -162,14 +162,14 @@ def test_gc_removes_what_dead_attempts_left(sources: Bucket, capsys: pytest.Capt
 
 KILLED = """
 import os, signal
-from gatokit.storage import gcs as cloud
+from gatokit.storage import gcs
 from gatokit.pipelines.run import build
-real = cloud.upload
+real = gcs.upload
 def upload(local, path):
     real(local, path)
     if str(path).endswith(".arrayrecord"):
         os.kill(os.getpid(), signal.SIGKILL)
-cloud.upload = upload
+gcs.upload = upload
 build("gs://bucket/in/c.yaml", "gs://bucket/out", update=True)
 """
 

@@ -112,7 +112,7 @@ def bucket(
     """
     import apache_beam.internal.gcp.auth as auth
 
-    from gatokit.storage import gcs as cloud
+    from gatokit.storage import gcs
 
     with StorageServer("bucket") as server:
         account = Path(tmp_path_factory.mktemp("account")) / "key.json"
@@ -136,7 +136,7 @@ def bucket(
         monkeypatch.setattr(auth._Credentials, "_credentials_init", True)
         monkeypatch.setattr(auth._Credentials, "_credentials", None)
         # Clients of an earlier test know the port of its server.
-        monkeypatch.setattr(cloud, "_THREADS", threading.local())
+        monkeypatch.setattr(gcs, "_THREADS", threading.local())
         yield Bucket(server)
 
 

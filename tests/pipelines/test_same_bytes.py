@@ -67,7 +67,7 @@ def test_a_build_that_is_run_again_changes_nothing(tmp_path, recorded_config, bu
 KILLED = """
 import os, signal, sys
 from gatokit.pipelines import run
-from gatokit.storage import files as storage
+from gatokit.storage import files
 config, out, kill_at, when = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4]
 real, count = os.replace, 0
 def replace(source, target):
@@ -133,7 +133,7 @@ def test_one_build_at_a_time_holds_a_directory(tmp_path, recorded_config):
         [
             sys.executable,
             "-c",
-            "import sys\nfrom gatokit.storage.files import hold\n"
+            "import sys\nfrom gatokit.storage.lock import hold\n"
             "with hold(sys.argv[1]):\n    print('held', flush=True)\n    sys.stdin.read()",
             tmp_path / "out",
         ],

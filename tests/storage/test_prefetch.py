@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from gatokit.storage import prefetch as module
-from gatokit.storage.prefetch import ahead
+from gatokit.storage.prefetch import prefetch
 
 LOCAL, REMOTE = Path("/folder"), Path("gs://bucket/folder")
 
@@ -15,7 +15,7 @@ LOCAL, REMOTE = Path("/folder"), Path("gs://bucket/folder")
 def test_everything_comes_in_order(folder: Path):
     for count in (0, 1, 2, 100):
         paths = [folder / str(number) for number in range(count)]
-        assert list(ahead(paths, lambda path: path.name, len)) == [str(number) for number in range(count)]
+        assert list(prefetch(paths, lambda path: path.name, len)) == [str(number) for number in range(count)]
 
 
 def read_all(folder: Path, size: int, count: int = 64) -> tuple[int, set[str]]:
@@ -30,7 +30,9 @@ def read_all(folder: Path, size: int, count: int = 64) -> tuple[int, set[str]]:
         return size
 
     most = 0
-    for taken, _ in enumerate(ahead([folder / str(number) for number in range(count)], read, lambda found: found), 1):
+    for taken, _ in enumerate(
+        prefetch([folder / str(number) for number in range(count)], read, lambda found: found), 1
+    ):
         most = max(most, len(begun) - taken)
     assert len(begun) == count
     return most, threads
@@ -56,7 +58,7 @@ def test_several_reads_wait_at_once():
         return 1
 
     count = 1 + 2 * module.CONNECTIONS
-    assert sum(ahead([REMOTE / str(number) for number in range(count)], read, int)) == count
+    assert sum(prefetch([REMOTE / str(number) for number in range(count)], read, int)) == count
 
 
 @pytest.mark.parametrize("folder", [LOCAL, REMOTE])
@@ -66,7 +68,7 @@ def test_an_error_comes_where_its_file_would(folder: Path):
             raise OSError("gone")
         return path.name
 
-    found = ahead([folder / str(number) for number in range(50)], read, len)
+    found = prefetch([folder / str(number) for number in range(50)], read, len)
     assert [next(found) for _ in range(5)] == list("01234")
     with pytest.raises(OSError, match="gone"):
         next(found)

@@ -1,0 +1,71 @@
+"""Reads ranges of records from local ArrayRecord files.
+
+Always by range: ``reader.read([i])`` of the library takes time proportional to the records of the file on every call,
+``reader.read(i, i + 1)`` does not.
+"""
+
+from contextlib import suppress
+from pathlib import Path
+
+from array_record.python.array_record_module import ArrayRecordReader
+
+from gatokit.schemas.errors import DataError
+
+RANDOM_ACCESS = "readahead_buffer_size:0,max_parallelism:0"
+"""No threads, and nothing is read ahead of what was asked for."""
+SEQUENTIAL = "readahead_buffer_size:1M,max_parallelism:0"
+"""A run of records is read ahead by the thread that asks; without the buffer a pool reads it, which costs more."""
+
+
+class ArrayRecordError(DataError):
+    """A file or its records cannot be read; ``reason`` is one line of the library about it."""
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class ArrayRecordFile:
+    """An open file with ``records`` records. Threads may share one.
+
+    ``is_whole`` is False for a truncated file: the library opens it without an error, and it has no records.
+    """
+
+    def __init__(self, path: str | Path, options: str = RANDOM_ACCESS) -> None:
+        """Opens the file at ``path``. Raises ArrayRecordError if that fails."""
+        self.path = path
+        try:
+            self._reader = ArrayRecordReader(str(path), options)
+        except (RuntimeError, ValueError) as error:
+            reason = _first_line(error)
+            raise ArrayRecordError(f"{path} cannot be opened as an ArrayRecord file: {reason}", reason) from None
+        self.is_whole: bool = self._reader.ok()
+        self.records: int = self._reader.num_records() if self.is_whole else 0
+
+    def read(self, begin: int, end: int) -> list[bytes]:
+        """The records [begin, end). Raises ArrayRecordError if they cannot be read."""
+        try:
+            found: list[bytes] = self._reader.read(begin, end)
+        except Exception as error:  # the library raises many types, and each means the same
+            reason = _first_line(error)
+        else:
+            if len(found) == end - begin:
+                return found
+            reason = "the file ends before"
+        raise ArrayRecordError(f"{self.path}: records [{begin}, {end}) cannot be read: {reason}", reason)
+
+    def close(self) -> None:
+        """Closes the file."""
+        # A reader that met damage raises the same error again when it is closed.
+        with suppress(RuntimeError):
+            self._reader.close()
+
+    def __enter__(self) -> "ArrayRecordFile":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
