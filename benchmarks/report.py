@@ -24,9 +24,17 @@ from scale import peak
 
 from gatokit.inspection import open_directory
 from gatokit.inspection.report import library, page, report
+from gatokit.schemas.episode import EpisodeSpec, FieldSpec
 from gatokit.schemas.index import INDEX, TASKS
-from gatokit.schemas.manifest import MANIFEST, Dataset, DatasetFile, Manifest, Split, TaskEntry, Tokenizer
-from gatokit.schemas.spec import EpisodeSpec, FieldSpec
+from gatokit.schemas.manifest import (
+    MANIFEST,
+    DatasetEntry,
+    DatasetFile,
+    Manifest,
+    SplitEntry,
+    TaskEntry,
+    TokenizerSettings,
+)
 
 SPLIT_ROWS = 250_000
 AGENTS = ("one", "two")
@@ -68,7 +76,7 @@ def write_scan(root: Path, rows: int, tasks: int) -> None:
         arrays = [pa.array(columns.get(field.name, nothing)).cast(field.type) for field in INDEX]
         name = f"simulated-{number:016x}.index.parquet"
         pq.write_table(pa.table(arrays, schema=INDEX), folder / name)
-        splits.append(Split(fingerprint=f"{number:016x}", index=name, rows=count, kept=int(kept.sum()), parts=[]))
+        splits.append(SplitEntry(fingerprint=f"{number:016x}", index=name, rows=count, kept=int(kept.sum()), parts=[]))
     lines = [
         dict.fromkeys(TASKS.names, 0)
         | {
@@ -90,7 +98,7 @@ def write_scan(root: Path, rows: int, tasks: int) -> None:
     )
     (folder / "dataset.json").write_bytes(described.to_bytes())
     totals = dict.fromkeys(("tokens", "training", "held_out", "shards", "bytes"), 0)
-    dataset = Dataset(
+    dataset = DatasetEntry(
         name="simulated", kind="episodes", directory="simulated", weight=1.0, license=None, hz=20.0, ordered=True,
         episodes=rows, kept=kept_rows, splits=splits, **totals,
     )  # fmt: skip
@@ -99,7 +107,7 @@ def write_scan(root: Path, rows: int, tasks: int) -> None:
         packages={},
         config={"datasets": [{"name": "simulated", "keep": {"min_return": 0.8}}]},
         config_digest="",
-        tokenizer=Tokenizer(discrete_offset=0, separator=33024, vocabulary_size=33025, chunk_tokens=4096),
+        tokenizer=TokenizerSettings(discrete_offset=0, separator=33024, vocabulary_size=33025, chunk_tokens=4096),
         vocabulary=None,
         datasets=[dataset],
         files=[],

@@ -149,7 +149,7 @@ def write_built(job: tuple[str, int, str, list[tuple[str, str]]]) -> None:
     from gatokit.pipelines.shards.build import INDEX_SUFFIX
     from gatokit.pipelines.shards.writer import write_index
     from gatokit.schemas.index import HELD_OUT, INDEX
-    from gatokit.schemas.manifest import Part
+    from gatokit.schemas.manifest import ShardEntry
 
     directory, size, digest, orders = job
     for path, stem in orders:
@@ -175,7 +175,7 @@ def write_built(job: tuple[str, int, str, list[tuple[str, str]]]) -> None:
         for name, column in columns.items():
             rows = rows.append_column(name, pa.array(column) if isinstance(column, np.ndarray) else column)
         file = f"{stem}.arrayrecord"
-        part = Part(
+        part = ShardEntry(
             file=file,
             size=size,
             blake2b=digest,
@@ -257,12 +257,12 @@ def stage_manifest(work: Path) -> Callable[[], Any]:
     """Leftovers looked for, indexes digested, the manifest written."""
     from gatokit.pipelines.shards.manifest import write_manifest
     from gatokit.schemas.config import read_config
-    from gatokit.schemas.manifest import VOCABULARY, Vocabulary
+    from gatokit.schemas.manifest import VOCABULARY, VocabularyEntry
     from gatokit.tokenizers.text import TextTokenizer
 
     config = read_config(work / "build.yaml")
     shutil.copy(work / "vocabulary.model", work / "out" / VOCABULARY)
-    model = Vocabulary(file=VOCABULARY, pieces=4000, blake2b=TextTokenizer.load(work / "out" / VOCABULARY).digest)
+    model = VocabularyEntry(file=VOCABULARY, pieces=4000, blake2b=TextTokenizer.load(work / "out" / VOCABULARY).digest)
     described = config.model_dump(mode="json", by_alias=True, exclude_none=True)
     finished = [pickle.loads((work / "finished.pickle").read_bytes())]
     return lambda: len(write_manifest(work / "out", config, described, finished, model, "build", None)[0].files)

@@ -12,11 +12,10 @@ from gatokit.cli.drops import why_unstored
 from gatokit.cli.pictures import show_written, write_pictures
 from gatokit.inspection import DatasetReader, EpisodeRow, StoredDocument
 from gatokit.inspection.read.values import json_value
-from gatokit.schemas.episode import EncodedImage
 from gatokit.schemas.errors import RejectedError
-from gatokit.schemas.tokens import Kind
+from gatokit.schemas.tokens import EncodedImage, TokenKind
 from gatokit.schemas.words import shown
-from gatokit.tokenizers.codec import probe
+from gatokit.tokenizers.image_codec import probe
 
 FIRST_PARTS = 20
 """Texts and pictures of a document that are shown without ``--full``."""
@@ -41,7 +40,7 @@ def show_document(output: Output, dataset: DatasetReader, row: EpisodeRow, full:
     output.say(f"  {row.split}, {shown(document.tokens)} tokens, {where} of\n  {dataset.path / row.shard}")
     if row.detail is not None:
         output.say(f"  {row.detail}")
-    text, image = (int(np.count_nonzero(document.sequence.kinds == kind)) for kind in (Kind.TEXT, Kind.IMAGE))
+    text, image = (int(np.count_nonzero(document.sequence.kinds == kind)) for kind in (TokenKind.TEXT, TokenKind.IMAGE))
     if output.as_json:
         result["parts"] = [_json_part(part) for part in document.parts]
         result["tokens"] = {"text": text, "image": image}

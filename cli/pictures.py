@@ -5,9 +5,9 @@ from pathlib import Path
 
 from gatokit.cli.console import Output
 from gatokit.cli.files import write_whole
-from gatokit.schemas.episode import EncodedImage
 from gatokit.schemas.errors import ConfigError
-from gatokit.tokenizers.codec import probe
+from gatokit.schemas.tokens import EncodedImage
+from gatokit.tokenizers.image_codec import probe
 
 _SUFFIXES = {"jpeg": "jpg", "png": "png"}
 

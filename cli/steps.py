@@ -10,8 +10,8 @@ from gatokit.cli.fit import fitting_table
 from gatokit.cli.pictures import show_written, write_pictures
 from gatokit.inspection import DatasetReader, EpisodeRow, Step, StoredEpisode
 from gatokit.inspection.read.values import brief, flag_names, json_value
-from gatokit.schemas.episode import EncodedImage
 from gatokit.schemas.errors import ConfigError
+from gatokit.schemas.tokens import EncodedImage
 from gatokit.schemas.words import shown
 
 FIRST_STEPS = 5

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from gatokit.schemas.episode import EpisodeSpec, FieldSpec
 from gatokit.schemas.errors import ConfigError
-from gatokit.schemas.spec import EpisodeSpec, FieldSpec
 
 Observation = dict[str, Any]
 """Field name to value: an array of the declared dtype and shape, or ``str``."""

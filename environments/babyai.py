@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from gatokit.environments.adapter import Action, Adapter, NoExpertError, Observation, Transition, need, unknown_task
-from gatokit.schemas.spec import FieldSpec
+from gatokit.schemas.episode import FieldSpec
 
 STEPS = 512
 """Steps after which an episode is cut, where the level's own bound is not lower."""

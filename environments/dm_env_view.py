@@ -7,7 +7,7 @@ import numpy as np
 from dm_env import specs
 
 from gatokit.environments.adapter import Action, Adapter, Transition
-from gatokit.schemas.spec import FieldSpec
+from gatokit.schemas.episode import FieldSpec
 
 
 class DmEnvView(dm_env.Environment):

@@ -8,7 +8,7 @@ import numpy as np
 
 from gatokit.environments.adapter import Action, Adapter, Observation, Transition, need, unknown_task
 from gatokit.environments.drawing import RENDERED, drawing
-from gatokit.schemas.spec import FieldSpec
+from gatokit.schemas.episode import FieldSpec
 
 STEPS = 500
 """Meta-World's own episode length, and its longest."""

@@ -16,7 +16,7 @@ from gatokit.evaluation.rollout_jobs import Match, Progress, options_of, play_mi
 from gatokit.evaluation.rollout_log import RolloutLog, write_json
 from gatokit.evaluation.rollouts import AgentMaker, Rollout, Scripted
 from gatokit.evaluation.scores import Anchors, Returns, check_rollouts
-from gatokit.schemas.spec import FieldSpec
+from gatokit.schemas.episode import FieldSpec
 from gatokit.tokenizers.tensors import TensorTokenizer
 
 CEILING = "ceiling.json"

@@ -13,10 +13,10 @@ import pyarrow.compute as pc
 from gatokit.inspection.read.columns import among, coded, named
 from gatokit.inspection.read.dataset import DatasetReader
 from gatokit.schemas.config import Keep
+from gatokit.schemas.episode_list import EpisodeList
 from gatokit.schemas.errors import ConfigError
+from gatokit.schemas.filter import Candidates, apply_rules, min_return_threshold, sample_hash
 from gatokit.schemas.index import BAD_REASONS
-from gatokit.schemas.selection import Selection
-from gatokit.schemas.verdict import Candidates, judge, limit_of, sample_hash
 from gatokit.schemas.where import Where
 
 Rule = float | Keep
@@ -121,9 +121,9 @@ def replay(dataset: DatasetReader, rule: Rule) -> Replayed:
         if isinstance(keep.random_return, dict) and name not in keep.random_return:
             raise ConfigError(f"{dataset.name}: random_return names no return for task {name!r}; add it")
         marks = {key: None if column is None else column[sound] for key, column in rows.marks.items()}
-        verdict = judge(keep, Candidates(name, rows.returns[sound], expert[name], rows.playable[sound], **marks))
+        verdict = apply_rules(keep, Candidates(name, rows.returns[sound], expert[name], rows.playable[sound], **marks))
         kept_at[sound] = verdict.kept & rows.playable[sound] & ~rows.bad[sound]
-        limits[name] = limit_of(keep, name, expert[name])
+        limits[name] = min_return_threshold(keep, name, expert[name])
     return Replayed(rows.names, rows.task, rows.kept, kept_at, rows.lost, limits)
 
 
@@ -208,7 +208,7 @@ class _Rows:
         }
 
 
-def _selection(keep: Keep, dataset: DatasetReader) -> Selection | None:
+def _selection(keep: Keep, dataset: DatasetReader) -> EpisodeList | None:
     if keep.episodes is None:
         return None
     try:
@@ -217,4 +217,4 @@ def _selection(keep: Keep, dataset: DatasetReader) -> Selection | None:
         raise ConfigError(
             f"episodes: cannot read {keep.episodes}: {error.strerror}; give a list of episode ids"
         ) from None
-    return Selection(data, keep.episodes, dataset.name)
+    return EpisodeList(data, keep.episodes, dataset.name)

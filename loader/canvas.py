@@ -11,7 +11,7 @@ from gatokit.loader import rng as draws
 from gatokit.loader.batch import PADDING
 from gatokit.loader.record_view import Chunk
 from gatokit.loader.records import Readers
-from gatokit.schemas.tokens import NO_POSITION, Kind
+from gatokit.schemas.tokens import NO_POSITION, TokenKind
 
 
 class Part(NamedTuple):
@@ -43,7 +43,7 @@ class Canvas:
     @property
     def images(self) -> np.ndarray:
         """Patches in each row's window, int64 (B,)."""
-        return np.count_nonzero(self.kinds[:, : self._context] == Kind.IMAGE, axis=1)
+        return np.count_nonzero(self.kinds[:, : self._context] == TokenKind.IMAGE, axis=1)
 
     def clear(self, row: int) -> None:
         """Makes a row empty again."""
@@ -87,7 +87,7 @@ class Canvas:
             length = self._last_step(row, tokens) or tokens
         self.prompt[row] = length
         if length < end:
-            actions = (Kind.DISCRETE_ACTION, Kind.CONTINUOUS_ACTION)
+            actions = (TokenKind.DISCRETE_ACTION, TokenKind.CONTINUOUS_ACTION)
             self.cut_action[row] = self.kinds[row, length - 1] in actions and self.kinds[row, length] in actions
             self._trim(row, length, end)
         return length

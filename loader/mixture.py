@@ -15,11 +15,11 @@ import numpy as np
 from gatokit.loader.index import EpisodeIndex, load_index
 from gatokit.loader.records import Shard
 from gatokit.loader.remote import Remote, source_of
-from gatokit.schemas.canonical import digest, json_digest
+from gatokit.schemas.digests import digest, json_digest
+from gatokit.schemas.episode import EpisodeSpec
 from gatokit.schemas.errors import ConfigError, DataError
 from gatokit.schemas.index import TRAIN
-from gatokit.schemas.manifest import Dataset, DatasetFile, Manifest, Tokenizer, local_directory
-from gatokit.schemas.spec import EpisodeSpec
+from gatokit.schemas.manifest import DatasetEntry, DatasetFile, Manifest, TokenizerSettings, local_directory
 from gatokit.schemas.tokens import TokenIds
 
 EPISODES = "episodes"
@@ -34,7 +34,7 @@ class MixedDataset:
     name: str
     weight: float
     path: Path
-    totals: Dataset
+    totals: DatasetEntry
     config: dict[str, Any]
     """Its part of the build's config."""
     shards: tuple[Shard, ...]
@@ -91,7 +91,7 @@ class Mixture:
     asked: Mapping[str, float] | None
     """Weights as they were given."""
     datasets: tuple[MixedDataset, ...]
-    tokenizer: Tokenizer
+    tokenizer: TokenizerSettings
     vocabulary: bytes
     digest: str
     manifests: dict[str, Manifest] = field(repr=False)

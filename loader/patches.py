@@ -15,8 +15,8 @@ from gatokit.loader.canvas import Canvas
 from gatokit.loader.records import Readers
 from gatokit.schemas.errors import RejectedError
 from gatokit.schemas.tokens import PATCH
-from gatokit.tokenizers.codec import decode
-from gatokit.tokenizers.image import evaluation_positions, patches, position_intervals
+from gatokit.tokenizers.image_codec import decode
+from gatokit.tokenizers.patches import evaluation_positions, patches, position_intervals
 
 
 class Patches(NamedTuple):

@@ -10,10 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gatokit.schemas.record import RECORD_VERSION
+from gatokit.schemas.record import RECORD_VERSION, read_varint
 from gatokit.schemas.record_pb2 import Image as ImageMessage
 from gatokit.schemas.record_pb2 import Record as RecordMessage
-from gatokit.schemas.wire import varint
 
 _VERSION = RecordMessage.VERSION_FIELD_NUMBER
 _OWNER = RecordMessage.OWNER_FIELD_NUMBER
@@ -70,7 +69,7 @@ class Chunk:
                 value = data[at + 1]
                 at += 2
                 if value > 0x7F:
-                    value, at = varint(data, at - 1)
+                    value, at = read_varint(data, at - 1)
                 wire = tag & 7
                 if tag > 0x7F or wire not in (0, _BYTES):
                     raise ValueError("the record is no Gatokit record message")
@@ -136,7 +135,7 @@ class Chunk:
         try:
             while at < end:
                 tag = self._data[at]
-                value, at = varint(self._data, at + 1)
+                value, at = read_varint(self._data, at + 1)
                 if tag == _DATA << 3 | _BYTES:
                     where = at, value
                     at += value

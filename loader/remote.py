@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from gatokit.schemas.canonical import digest
+from gatokit.schemas.digests import digest
 from gatokit.schemas.errors import ConfigError, DataError
 from gatokit.schemas.manifest import MANIFEST, FileEntry, Manifest
 

@@ -7,17 +7,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gatokit.schemas.tokens import PREDICTED, Kind
+from gatokit.schemas.tokens import PREDICTED, TokenKind
 
 
-def _table(*kinds: Kind) -> np.ndarray:
+def _table(*kinds: TokenKind) -> np.ndarray:
     table = np.zeros(256, bool)
     table[list(kinds)] = True
     return table
 
 
 _PREDICTED = _table(*PREDICTED)
-_ACTION = _table(Kind.DISCRETE_ACTION, Kind.CONTINUOUS_ACTION)
+_ACTION = _table(TokenKind.DISCRETE_ACTION, TokenKind.CONTINUOUS_ACTION)
 
 
 class Targets(NamedTuple):

@@ -21,7 +21,7 @@ from gatokit.loader.targets import Targets, find_targets
 from gatokit.schemas.errors import ConfigError
 from gatokit.schemas.index import TRAIN
 from gatokit.schemas.run import RunConfig
-from gatokit.schemas.tokens import Kind
+from gatokit.schemas.tokens import TokenKind
 
 _ATTEMPTS = 64
 """Draws of a row, after which its group's patch slots are too few."""
@@ -92,7 +92,7 @@ class Windows:
         drawn = self._drawn(self._samples(step, rows))
         canvas, found = drawn.canvas, self._targets(drawn)
         kinds = np.ascontiguousarray(canvas.kinds[:, :-1])
-        tokens = canvas.ids[:, :-1] * ((kinds != Kind.IMAGE) & ~found.hidden)
+        tokens = canvas.ids[:, :-1] * ((kinds != TokenKind.IMAGE) & ~found.hidden)
         patches = cut_patches(
             canvas,
             self._readers,

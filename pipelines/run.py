@@ -23,11 +23,11 @@ from gatokit.pipelines.shards.build import INDEX_SUFFIX
 from gatokit.pipelines.shards.garbage import WORK
 from gatokit.pipelines.shards.manifest import finish_dataset, finished_orders, packages, write_manifest
 from gatokit.pipelines.shards.writer import write_index
-from gatokit.schemas.canonical import json_digest
 from gatokit.schemas.config import PATHS, BuildConfig
+from gatokit.schemas.digests import json_digest
 from gatokit.schemas.errors import ConfigError, DataError
 from gatokit.schemas.index import INDEX
-from gatokit.schemas.manifest import LOG, MANIFEST, VOCABULARY, Manifest, Part, Vocabulary
+from gatokit.schemas.manifest import LOG, MANIFEST, VOCABULARY, Manifest, ShardEntry, VocabularyEntry
 from gatokit.storage import files
 from gatokit.storage.files import TEMPORARY, is_remote, out_directory, write_atomically
 from gatokit.storage.lock import LOCK, hold
@@ -136,7 +136,7 @@ def _run_on(
     config, base = read_inputs(config_path, only)
     described = _described(config, base, limit)
     text = read_vocabulary(config, base, config_path) if content == "build" else None
-    model = Vocabulary(file=VOCABULARY, pieces=text.pieces, blake2b=text.digest) if text else None
+    model = VocabularyEntry(file=VOCABULARY, pieces=text.pieces, blake2b=text.digest) if text else None
     plans = [plan_dataset(config, number, base) for number in range(len(config.datasets))]
     if where.is_elsewhere:
         _check_reachable(plans, out)
@@ -251,7 +251,7 @@ def _ways_out(content: str) -> str:
     return f"--update builds what changed; else {ways}" if content == "build" else ways
 
 
-def _check_vocabulary(root: Path, model: Vocabulary | None) -> None:
+def _check_vocabulary(root: Path, model: VocabularyEntry | None) -> None:
     """ConfigError where a build, finished or not, has made shards with another model."""
     path = root / VOCABULARY
     if model is not None and files.exists(path) and load_vocabulary(path).digest != model.blake2b:
@@ -416,7 +416,7 @@ def _report_all(progress: Progress | None, stage: str, pieces: int) -> None:
 
 
 def _counts(manifest: Manifest, reused: set[str]) -> dict[str, Any]:
-    parts: dict[bool, list[Part]] = {True: [], False: []}
+    parts: dict[bool, list[ShardEntry]] = {True: [], False: []}
     for dataset in manifest.datasets:
         for split in dataset.splits:
             parts[split.fingerprint in reused] += split.parts

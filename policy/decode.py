@@ -13,7 +13,7 @@ import numpy as np
 
 from gatokit.loader.batch import PADDING, Batch
 from gatokit.schemas.run import ModelConfig
-from gatokit.schemas.tokens import DISCRETE_VALUES, NO_POSITION, PATCH, Kind
+from gatokit.schemas.tokens import DISCRETE_VALUES, NO_POSITION, PATCH, TokenKind
 from gatokit.trainer import model
 from gatokit.trainer.memory import Cache
 from gatokit.trainer.parameters import Tree
@@ -34,7 +34,7 @@ class Head(NamedTuple):
     continuous: Any
     """bool: its ids are bins."""
     kinds: Any
-    """uint8: ``Kind``."""
+    """uint8: ``TokenKind``."""
 
 
 @dataclass(frozen=True)
@@ -158,6 +158,6 @@ def write(
     rows = parameters["embedding"]["token"][:pieces]
     values = model.logits({"embedding": {"token": rows}}, state, pieces)
     ids = pick(values, jax.random.split(key, len(state)), temperature, rule, jnp.array(False))
-    one = _one(ids, jnp.full(ids.shape, Kind.TEXT), jnp.zeros_like(ids))
+    one = _one(ids, jnp.full(ids.shape, TokenKind.TEXT), jnp.zeros_like(ids))
     states, cache = model.extend(parameters, one, config, cache, dtype=dtype, distances=distances)
     return ids, states[:, 0], cache

@@ -12,10 +12,10 @@ from gatokit.policy.decode import write
 from gatokit.policy.history import Span, shown_pictures
 from gatokit.policy.policy import Policy
 from gatokit.schemas.document import Document, DocumentRules
-from gatokit.schemas.episode import EncodedImage, TokenSequence
 from gatokit.schemas.errors import ConfigError, RejectedError
+from gatokit.schemas.tokens import EncodedImage, TokenSequence
 from gatokit.tokenizers.document import DocumentTokenizer
-from gatokit.tokenizers.pictures import prepare
+from gatokit.tokenizers.document_images import prepare
 
 
 @dataclass(frozen=True)

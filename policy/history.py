@@ -9,10 +9,9 @@ from typing import NamedTuple
 import numpy as np
 
 from gatokit.loader.batch import NO_TOKEN, PADDING, Batch
-from gatokit.schemas.episode import EncodedImage
-from gatokit.schemas.tokens import NO_POSITION, PATCH, Kind
-from gatokit.tokenizers.codec import decode
-from gatokit.tokenizers.image import evaluation_positions, patches
+from gatokit.schemas.tokens import NO_POSITION, PATCH, EncodedImage, TokenKind
+from gatokit.tokenizers.image_codec import decode
+from gatokit.tokenizers.patches import evaluation_positions, patches
 
 PRIVATE_NUMBERS = 65_535
 """Numbers of private tokens are 1 to this, and begin again."""
@@ -161,7 +160,7 @@ def batch_of(spans: Sequence[Span | None], length: int, slots: int) -> Batch:
         pixels[at, :count], token[at, :count] = span.shown.pixels, span.shown.token
         places[0, at, :count], places[1, at, :count] = span.shown.row, span.shown.column
     # An image token is never looked up, and neither is a hidden action.
-    arrays["tokens"] *= (arrays["kinds"] != Kind.IMAGE) & ~arrays["hidden"]
+    arrays["tokens"] *= (arrays["kinds"] != TokenKind.IMAGE) & ~arrays["hidden"]
     empty = np.zeros((rows, length), np.uint8)
     return Batch(
         **arrays,

@@ -23,14 +23,13 @@ from gatokit.loader.records import Readers, Shard
 from gatokit.policy.decode import Choice, Rule, decide, read
 from gatokit.policy.history import PRIVATE_NUMBERS, Span, batch_of, joined, shown_pictures
 from gatokit.policy.step_codec import Senses, Task, check_same_spec
-from gatokit.schemas.canonical import digest
-from gatokit.schemas.episode import EncodedImage
+from gatokit.schemas.digests import digest
+from gatokit.schemas.episode import EpisodeSpec
 from gatokit.schemas.errors import ConfigError, DataError
 from gatokit.schemas.manifest import VOCABULARY
 from gatokit.schemas.policy import PROMPTS, PolicyFile
 from gatokit.schemas.run import RunConfig
-from gatokit.schemas.spec import EpisodeSpec
-from gatokit.schemas.tokens import TokenIds
+from gatokit.schemas.tokens import EncodedImage, TokenIds
 from gatokit.tokenizers.text import TextTokenizer
 from gatokit.trainer import parameters
 from gatokit.trainer.embedding import check_positions

@@ -12,13 +12,12 @@ import numpy as np
 from gatokit.environments.adapter import Observation
 from gatokit.policy.decode import Head
 from gatokit.policy.history import Span, shown_pictures
-from gatokit.schemas.episode import Episode
+from gatokit.schemas.episode import Episode, EpisodeSpec, FieldSpec
 from gatokit.schemas.errors import ConfigError, DataError, RejectedError
 from gatokit.schemas.policy import Prompt
-from gatokit.schemas.spec import EpisodeSpec, FieldSpec
-from gatokit.schemas.tokens import BINS, CONTINUOUS_OFFSET, DISCRETE_VALUES, Kind, TokenIds
-from gatokit.tokenizers.codec import fit
+from gatokit.schemas.tokens import BINS, CONTINUOUS_OFFSET, DISCRETE_VALUES, TokenIds, TokenKind
 from gatokit.tokenizers.episode import EpisodeTokenizer, FieldValues
+from gatokit.tokenizers.image_codec import fit
 from gatokit.tokenizers.tensors import TensorTokenizer
 from gatokit.tokenizers.text import TextTokenizer
 
@@ -55,7 +54,9 @@ class Senses:
             lowest=np.full(self.tokens, lowest, np.int32),
             number=np.full(self.tokens, number, np.int32),
             continuous=np.full(self.tokens, continuous),
-            kinds=np.full(self.tokens, Kind.CONTINUOUS_ACTION if continuous else Kind.DISCRETE_ACTION, np.uint8),
+            kinds=np.full(
+                self.tokens, TokenKind.CONTINUOUS_ACTION if continuous else TokenKind.DISCRETE_ACTION, np.uint8
+            ),
         )
         patches = [item.tokens or 0 for item in task.spec.observation if item.kind == "image"]
         self.patches = sum(patches)

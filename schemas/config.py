@@ -16,10 +16,13 @@ from pydantic import (
     model_validator,
 )
 
+from gatokit.schemas.document import ImageRule
 from gatokit.schemas.manifest import LOG, MANIFEST, VOCABULARY
 from gatokit.schemas.reading import read_yaml
 from gatokit.schemas.tokens import BINS, CONTINUOUS_OFFSET, DISCRETE_VALUES, PATCH
 from gatokit.schemas.where import Where
+
+DEFAULT_MAX_PATCHES = 64
 
 
 def _no_bool(value: Any) -> Any:
@@ -30,7 +33,7 @@ def _no_bool(value: Any) -> Any:
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]*$", max_length=100)]
 Text = Annotated[str, Field(min_length=1)]
-Whole = Annotated[int, Field(strict=True)]
+WholeNumber = Annotated[int, Field(strict=True)]
 Number = Annotated[float, BeforeValidator(_no_bool), Field(allow_inf_nan=False)]
 Positive = Annotated[Number, Field(gt=0)]
 
@@ -97,14 +100,14 @@ class Keep(_Model):
     where: Text | None = None
     """See ``schemas.where``."""
     episodes: Text | None = None
-    """The path of a list (``schemas.selection``)."""
+    """The path of a list (``schemas.episode_list``)."""
     digest: Text | None = None
     """With ``episodes``: BLAKE2b-256 of the file, which is refused where it is another; a manifest has it always."""
     best: Amount | None = None
     """A number of episodes of each task, or a share of them."""
     sample: Amount | None = None
     """A number of episodes of each task, or a share of them."""
-    seed: Whole | None = None
+    seed: WholeNumber | None = None
     """With ``sample``; default 0."""
 
     @model_validator(mode="before")
@@ -170,36 +173,41 @@ def _multiples(value: Any) -> Any:
     return value
 
 
-class ImageSize(_Model):
+class EpisodeImages(_Model):
     """Pixels and codec of stored frames."""
 
     size: tuple[int, int] | None = None
     """Height and width; default: as recorded."""
     codec: Literal["png", "jpeg"] | None = None
     """Default: PNG and JPEG stay as they are, everything else becomes PNG."""
-    quality: Annotated[Whole, Field(ge=1, le=100)] = 95
+    quality: Annotated[WholeNumber, Field(ge=1, le=100)] = 95
 
     _sides = field_validator("size", mode="before")(_multiples)
 
 
-class PictureSize(_Model):
+class DocumentImages(_Model):
     """Pixels and codec of the pictures of a corpus."""
 
     size: tuple[int, int] | None = None
     """Height and width of every picture, whatever its own shape."""
-    max_patches: Annotated[Whole, Field(ge=1, le=4096)] | None = None
+    max_patches: Annotated[WholeNumber, Field(ge=1, le=4096)] | None = None
     """Keeps the shape: the largest multiples of 16 that have at most this many patches. Default: 64, without size."""
     codec: Literal["png", "jpeg"] | None = None
     """Default: what the source has where it is PNG or JPEG; else JPEG for lossy WebP, and PNG for the rest."""
-    quality: Annotated[Whole, Field(ge=1, le=100)] = 95
+    quality: Annotated[WholeNumber, Field(ge=1, le=100)] = 95
 
     _sides = field_validator("size", mode="before")(_multiples)
 
     @model_validator(mode="after")
-    def _one_rule(self) -> "PictureSize":
+    def _one_rule(self) -> "DocumentImages":
         if self.size is not None and self.max_patches is not None:
             raise ValueError("give size or max_patches, not both")
         return self
+
+    def rule(self) -> ImageRule:
+        """The rule that this config means: 64 patches if it names neither a size nor a number of patches."""
+        patches = DEFAULT_MAX_PATCHES if self.size is None and self.max_patches is None else self.max_patches
+        return ImageRule(size=self.size, max_patches=patches, codec=self.codec, quality=self.quality)
 
 
 class FieldRule(_Model):
@@ -208,8 +216,8 @@ class FieldRule(_Model):
     kind: Literal["skip", "text", "image", "discrete", "continuous"] | None = Field(None, alias="as")
     range: tuple[float, float] | tuple[tuple[float, float], ...] | None = None
     """Continuous actions: low and high, or one such pair a component."""
-    num: Annotated[Whole, Field(ge=1, le=DISCRETE_VALUES)] | None = None
-    images: ImageSize | None = None
+    num: Annotated[WholeNumber, Field(ge=1, le=DISCRETE_VALUES)] | None = None
+    images: EpisodeImages | None = None
 
     @field_validator("range", mode="before")
     @classmethod
@@ -262,7 +270,7 @@ class EpisodesConfig(_Dataset):
     merge: StrictBool = False
     keep: Keep = Keep(min_return=0.8)
     fields: dict[str, FieldRule] = {}
-    images: ImageSize = ImageSize()
+    images: EpisodeImages = EpisodeImages()
     hz: Positive | None = None
 
     @field_validator("splits")
@@ -312,8 +320,8 @@ class ImageTextConfig(_Corpus):
     text_field: Text | None = None
     """The column, feature or JSON key that holds the caption. Default: ``caption`` or ``text``, and of
     ``webdataset`` the ``.txt`` member where there is one."""
-    images: PictureSize = PictureSize()
-    pairs_per_sequence: Annotated[Whole, Field(ge=1)] = 1
+    images: DocumentImages = DocumentImages()
+    pairs_per_sequence: Annotated[WholeNumber, Field(ge=1)] = 1
     """Records that make one training sequence."""
 
     @model_validator(mode="after")
@@ -333,8 +341,8 @@ class ImageQuestionAnswerConfig(_Corpus):
     image_name: Text = "COCO_{data_subtype}_{image_id:012d}.jpg"
     """Name of a picture in ``image_dir``; another suffix is found too."""
     template: Text = "Q: {question} A: {answer}"
-    images: PictureSize = PictureSize()
-    pairs_per_sequence: Annotated[Whole, Field(ge=1)] = 5
+    images: DocumentImages = DocumentImages()
+    pairs_per_sequence: Annotated[WholeNumber, Field(ge=1)] = 5
     """Records that make one training sequence (Gato, section 2.3)."""
 
     @field_validator("template")
@@ -358,7 +366,7 @@ class InterleavedConfig(_Corpus):
     """The folder that the names of pictures start from; ``obelics`` needs none where pictures are embedded."""
     bad_images: Literal["reject", "skip"] = "reject"
     """A page with a missing or damaged picture is dropped, or stays without the picture."""
-    images: PictureSize = PictureSize()
+    images: DocumentImages = DocumentImages()
 
     @model_validator(mode="after")
     def _places(self) -> "InterleavedConfig":
@@ -391,12 +399,12 @@ class BuildConfig(_Model):
 
     vocabulary: Text
     discrete_offset: Literal[0, 33024] = 0
-    chunk_tokens: Annotated[Whole, Field(ge=1, le=1 << 24)] = 4096
-    shard_bytes: Annotated[Whole, Field(ge=1 << 10)] = 256 << 20
-    max_episode_bytes: Annotated[Whole, Field(ge=1)] = 1 << 30
+    chunk_tokens: Annotated[WholeNumber, Field(ge=1, le=1 << 24)] = 4096
+    shard_bytes: Annotated[WholeNumber, Field(ge=1 << 10)] = 256 << 20
+    max_episode_bytes: Annotated[WholeNumber, Field(ge=1)] = 1 << 30
     max_bad_fraction: Annotated[Number, Field(ge=0, le=1)] = 0.01
     holdout: Annotated[Number, Field(ge=0, lt=1)] = 0.01
-    seed: Whole = 0
+    seed: WholeNumber = 0
     datasets: Annotated[tuple[DatasetConfig, ...], Field(min_length=1)]
 
     @model_validator(mode="after")

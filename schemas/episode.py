@@ -1,24 +1,113 @@
-"""An episode and its token sequence in memory.
+"""An episode: the spec of its time steps, which turns values into tokens and back, and its values in memory.
 
-Legend: S time steps that have an action, T tokens.
+Legend: S time steps that have an action.
 """
 
-from dataclasses import dataclass, field
-from typing import NamedTuple
+import functools
+import math
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from gatokit.schemas.digests import json_digest
+from gatokit.schemas.tokens import PATCH, EncodedImage
 
 FIRST, LAST, TERMINAL = 1, 2, 4
 """Bits of a step's flags. LAST marks the step whose action ended the episode, TERMINAL that it ended in a
 terminal state (and not by a time limit)."""
 
+FieldKind = Literal["text", "image", "discrete", "continuous"]
 
-class EncodedImage(NamedTuple):
-    """A PNG or JPEG of known size; ``height`` and ``width`` are multiples of 16."""
 
-    data: bytes
+class ImageSpec(BaseModel):
+    """How frames of a field are stored: pixels, codec, and how a frame of another size gets there."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
     height: int
     width: int
+    codec: Literal["png", "jpeg"] | None = None
+    """None: PNG and JPEG are both copied as they are, and everything else becomes PNG."""
+    quality: int = 95
+    """JPEG quality of a frame that has to be encoded."""
+    resize: Literal["area"] = "area"
+    """Filter of a frame that has to be resized (OpenCV's INTER_AREA)."""
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patch rows and columns."""
+        return self.height // PATCH, self.width // PATCH
+
+
+class FieldSpec(BaseModel):
+    """One observation or action field of a time step.
+
+    ``path`` is the key path joined by ``/`` and begins with ``observation`` or ``action``. ``shape`` and
+    ``dtype`` are those of one recorded step (``dtype`` is ``str`` for text). ``range`` holds ``(low, high)``
+    pairs of a continuous action, one for all components or one each; ``num`` the number of values of a
+    discrete field, where known.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: str
+    kind: FieldKind
+    dtype: str
+    shape: tuple[int, ...] = ()
+    range: tuple[tuple[float, float], ...] | None = None
+    num: int | None = None
+    image: ImageSpec | None = None
+
+    @property
+    def is_action(self) -> bool:
+        """Whether the field is (part of) the action."""
+        return self.components[0] == "action"
+
+    @property
+    def components(self) -> tuple[str, ...]:
+        """The key path; fields are ordered by it, compared component by component (code points)."""
+        return tuple(self.path.split("/"))
+
+    @property
+    def tokens(self) -> int | None:
+        """Tokens a step: None for text, whose length varies."""
+        if self.kind == "text":
+            return None
+        if self.image is not None:
+            rows, columns = self.image.grid
+            return rows * columns
+        return math.prod(self.shape)
+
+
+class EpisodeSpec(BaseModel):
+    """The fields of a task's time step in token order: observations by key path, then actions by key path
+    (Gato, section 2.1)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    fields: tuple[FieldSpec, ...]
+
+    @staticmethod
+    def ordered(fields: list[FieldSpec]) -> "EpisodeSpec":
+        """The spec of ``fields`` given in any order."""
+        return EpisodeSpec(fields=tuple(sorted(fields, key=lambda field: (field.is_action, field.components))))
+
+    @property
+    def observation(self) -> tuple[FieldSpec, ...]:
+        """Observation fields in token order."""
+        return tuple(field for field in self.fields if not field.is_action)
+
+    @property
+    def action(self) -> tuple[FieldSpec, ...]:
+        """Action fields in token order."""
+        return tuple(field for field in self.fields if field.is_action)
+
+    @functools.cached_property
+    def id(self) -> str:
+        """Twelve hexadecimal digits that name this spec in records, indexes and ``dataset.json``."""
+        return json_digest(self.model_dump(mode="json"), 6)
 
 
 @dataclass(frozen=True)
@@ -40,34 +129,3 @@ class Episode:
     def steps(self) -> int:
         """S, the number of time steps."""
         return len(self.flags)
-
-
-class PlacedImage(NamedTuple):
-    """An image and where its patches stand: ``rows * columns`` tokens from ``token`` on, in raster order."""
-
-    token: int
-    image: EncodedImage
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Patch rows and columns."""
-        return self.image.height // 16, self.image.width // 16
-
-
-@dataclass(frozen=True)
-class TokenSequence:
-    """Flat tokens of an episode (or of a chunk of it, or of a document).
-
-    ``tokens`` uint16 (T,), image patches holding 65535; ``kinds`` uint8 (T,) of ``Kind``; ``positions``
-    uint16 (T,), the index within the step's observation, 65535 where there is none; ``step_begin`` uint32
-    (S,), the token at which each time step begins (empty for a document); ``images`` in token order.
-    ``text_tokens`` uint32 (S, X) counts the tokens of each of X text fields, in token order, where a step has two
-    or more of them (None otherwise): kinds alone do not show where one text ends and the next begins.
-    """
-
-    tokens: np.ndarray
-    kinds: np.ndarray
-    positions: np.ndarray
-    step_begin: np.ndarray
-    images: list[PlacedImage] = field(default_factory=list)
-    text_tokens: np.ndarray | None = None

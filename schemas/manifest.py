@@ -11,10 +11,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from gatokit.schemas.canonical import json_digest
+from gatokit.schemas.digests import json_digest
 from gatokit.schemas.document import DocumentRules
+from gatokit.schemas.episode import EpisodeSpec
 from gatokit.schemas.errors import ConfigError, DataError
-from gatokit.schemas.spec import EpisodeSpec
 
 MANIFEST_VERSION = 1
 MANIFEST = "manifest.json"
@@ -36,7 +36,7 @@ class FileEntry(_Model):
     blake2b: str
 
 
-class Part(_Model):
+class ShardEntry(_Model):
     """One ArrayRecord file of a split; training records come first, held-out ones last."""
 
     file: str
@@ -52,17 +52,17 @@ class Part(_Model):
         return self.training + self.held_out
 
 
-class Split(_Model):
+class SplitEntry(_Model):
     """A split of the source: its index file and its parts (none where nothing was kept)."""
 
     fingerprint: str
     index: str
     rows: int
     kept: int
-    parts: list[Part]
+    parts: list[ShardEntry]
 
 
-class Dataset(_Model):
+class DatasetEntry(_Model):
     """Totals and splits of one dataset; ``directory`` is its folder below the root.
 
     ``update`` is empty but in the moment in which an update of the directory replaces the two summary files: both have
@@ -83,7 +83,7 @@ class Dataset(_Model):
     held_out: int
     shards: int
     bytes: int
-    splits: list[Split]
+    splits: list[SplitEntry]
     update: str = ""
 
     @property
@@ -102,7 +102,7 @@ class Dataset(_Model):
         return self.training + self.held_out
 
 
-class Tokenizer(_Model):
+class TokenizerSettings(_Model):
     """The settings that, with the vocabulary and the specs, decide every token."""
 
     discrete_offset: int
@@ -111,7 +111,7 @@ class Tokenizer(_Model):
     chunk_tokens: int
 
 
-class Vocabulary(_Model):
+class VocabularyEntry(_Model):
     """The SentencePiece model beside the manifest."""
 
     file: str
@@ -128,9 +128,9 @@ class Manifest(_Model):
     packages: dict[str, str]
     config: dict[str, Any]
     config_digest: str
-    tokenizer: Tokenizer
-    vocabulary: Vocabulary | None
-    datasets: list[Dataset]
+    tokenizer: TokenizerSettings
+    vocabulary: VocabularyEntry | None
+    datasets: list[DatasetEntry]
     files: list[FileEntry]
     digest: str = ""
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from gatokit.schemas.document import DocumentRules
+from gatokit.schemas.episode import EpisodeSpec
 from gatokit.schemas.errors import DataError
-from gatokit.schemas.manifest import Tokenizer
+from gatokit.schemas.manifest import TokenizerSettings
 from gatokit.schemas.run import RunConfig
-from gatokit.schemas.spec import EpisodeSpec
 
 POLICY_VERSION = 1
 POLICY = "policy.json"
@@ -58,7 +58,7 @@ class PolicyFile(_Model):
     version: int = POLICY_VERSION
     config: RunConfig
     """Of the run: the model, its context, and whether actions were hidden from it."""
-    tokenizer: Tokenizer
+    tokenizer: TokenizerSettings
     vocabulary_blake2b: str
     datasets: dict[str, PolicyDataset]
 

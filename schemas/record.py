@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 from google.protobuf.message import DecodeError
 
-from gatokit.schemas.episode import EncodedImage, PlacedImage, TokenSequence
 from gatokit.schemas.record_pb2 import Image as ImageMessage
 from gatokit.schemas.record_pb2 import Record as RecordMessage
-from gatokit.schemas.tokens import PATCH
+from gatokit.schemas.tokens import PATCH, EncodedImage, PlacedImage, TokenSequence
 
 RECORD_VERSION = 1
 _VERSION = RecordMessage(version=RECORD_VERSION).SerializeToString(deterministic=True)
@@ -146,6 +145,24 @@ class Record:
             if placed.token < end or placed.token + rows * columns > len(sequence.tokens):
                 raise ValueError("the record's images overlap or reach beyond its tokens")
             end = placed.token + rows * columns
+
+
+def read_varint(data: bytes, at: int) -> tuple[int, int]:
+    """Protobuf's variable-length number that begins at ``at``, and the offset behind it.
+
+    This is for readers that walk a message by themselves. Raises IndexError if the data end inside the number, and
+    ValueError if it is longer than 64 bits.
+    """
+    value = shift = 0
+    while True:
+        byte = data[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+        shift += 7
+        if shift > 63:
+            raise ValueError("a number is longer than 64 bits")
 
 
 def document_record(owner: str, chunk: int, chunks: int, sequence: TokenSequence, spec: str = "") -> bytes:

@@ -6,11 +6,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, model_validator
 
-from gatokit.schemas.config import Number, Positive, Text, Whole
+from gatokit.schemas.config import Number, Positive, Text, WholeNumber
 from gatokit.schemas.errors import ConfigError
 from gatokit.schemas.reading import read_yaml
 
-Count = Annotated[Whole, Field(ge=1)]
+Count = Annotated[WholeNumber, Field(ge=1)]
 Share = Annotated[Number, Field(ge=0, le=1)]
 Chance = Annotated[Number, Field(ge=0, lt=1)]
 
@@ -51,7 +51,7 @@ class ModelConfig(_Model):
     """Channels of the residual block, a multiple of the 32 groups of its norms."""
     patch_stride: Literal[1, 2, 4] = 1
     """Stride of the residual block's first convolution."""
-    observation_positions: Annotated[Whole, Field(ge=1, le=65_535)] = 512
+    observation_positions: Annotated[WholeNumber, Field(ge=1, le=65_535)] = 512
     """Rows of the table of positions within a step's observation."""
     action_position: StrictBool = True
     """Action tokens share one learned position."""
@@ -115,7 +115,7 @@ class InputConfig(_Model):
     """Patch slots of a group; default: what the first windows need, with room to spare."""
     open_shards: Count = 1024
     """Shards of which a process draws at a time; each open one holds 13 bytes a record."""
-    workers: Annotated[Whole, Field(ge=0)] = 0
+    workers: Annotated[WholeNumber, Field(ge=0)] = 0
     """Processes that assemble batches; 0 for threads in the trainer's own."""
     threads: Count = 2
     """Threads that assemble batches where there are no worker processes."""
@@ -129,7 +129,7 @@ class OptimizerConfig(_Model):
     learning_rate: Positive = 1e-4
     final_learning_rate: Positive = 1e-5
     schedule: Literal["cosine", "constant"] = "cosine"
-    warmup_steps: Annotated[Whole, Field(ge=0)] = 15_000
+    warmup_steps: Annotated[WholeNumber, Field(ge=0)] = 15_000
     warmup_from: Annotated[Number, Field(ge=0)] = 1e-7
     beta1: Chance = 0.9
     beta2: Chance = 0.95
@@ -142,7 +142,7 @@ class OptimizerConfig(_Model):
 class MeshConfig(_Model):
     """Devices along each axis; -1 takes what the others leave."""
 
-    data: Annotated[Whole, Field(ge=-1)] = -1
+    data: Annotated[WholeNumber, Field(ge=-1)] = -1
     fsdp: Count = 1
     tensor: Count = 1
 
@@ -172,14 +172,14 @@ class RunConfig(_Model):
     """One training run."""
 
     model: ModelConfig
-    context: Annotated[Whole, Field(ge=2)] = 1024
+    context: Annotated[WholeNumber, Field(ge=2)] = 1024
     """Tokens of a window."""
     batch: Count = 512
     """Windows a step, over all devices."""
     microbatches: Count = 1
     """Parts of a batch whose gradients are added up before an update."""
     steps: Count = 1_000_000
-    seed: Annotated[Whole, Field(ge=0, lt=1 << 32)] = 0
+    seed: Annotated[WholeNumber, Field(ge=0, lt=1 << 32)] = 0
     input: InputConfig = InputConfig()
     loss_weight: Literal["token", "sequence"] = "token"
     """Every target counts equally, or every window does."""

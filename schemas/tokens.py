@@ -1,7 +1,13 @@
-"""Token ids, kinds and the two reserved numbers that every border of the project agrees on."""
+"""Tokens: the id ranges, what a token can be, and a sequence of tokens with its images.
+
+Legend: T tokens, S time steps.
+"""
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
 
 TEXT_IDS = 32_000
 """Text ids are [0, 32000): a SentencePiece model has at most this many pieces (Gato, section 2.1)."""
@@ -19,7 +25,7 @@ NO_POSITION = 65_535
 """Stands in the position array for a token without a local position (separator, action, document)."""
 
 
-class Kind(enum.IntEnum):
+class TokenKind(enum.IntEnum):
     """What a token is. Masks, embeddings and decoding follow kinds, never ids: the ids of discrete values
     overlap those of text."""
 
@@ -32,7 +38,7 @@ class Kind(enum.IntEnum):
     CONTINUOUS_ACTION = 7
 
 
-PREDICTED = frozenset({Kind.TEXT, Kind.DISCRETE_ACTION, Kind.CONTINUOUS_ACTION})
+PREDICTED = frozenset({TokenKind.TEXT, TokenKind.DISCRETE_ACTION, TokenKind.CONTINUOUS_ACTION})
 """Kinds that are targets: text and logged actions, not observations and images (Gato, section 2.3)."""
 
 
@@ -59,3 +65,42 @@ class TokenIds:
     def vocabulary_size(self) -> int:
         """Number of ids: the separator is the last one."""
         return self.separator + 1
+
+
+class EncodedImage(NamedTuple):
+    """A PNG or JPEG of known size; ``height`` and ``width`` are multiples of 16."""
+
+    data: bytes
+    height: int
+    width: int
+
+
+class PlacedImage(NamedTuple):
+    """An image and where its patches stand: ``rows * columns`` tokens from ``token`` on, in raster order."""
+
+    token: int
+    image: EncodedImage
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patch rows and columns."""
+        return self.image.height // PATCH, self.image.width // PATCH
+
+
+@dataclass(frozen=True)
+class TokenSequence:
+    """Flat tokens of an episode (or of a chunk of it, or of a document).
+
+    ``tokens`` uint16 (T,), image patches holding 65535; ``kinds`` uint8 (T,) of ``TokenKind``; ``positions``
+    uint16 (T,), the index within the step's observation, 65535 where there is none; ``step_begin`` uint32
+    (S,), the token at which each time step begins (empty for a document); ``images`` in token order.
+    ``text_tokens`` uint32 (S, X) counts the tokens of each of X text fields, in token order, where a step has two
+    or more of them (None otherwise): kinds alone do not show where one text ends and the next begins.
+    """
+
+    tokens: np.ndarray
+    kinds: np.ndarray
+    positions: np.ndarray
+    step_begin: np.ndarray
+    images: list[PlacedImage] = field(default_factory=list)
+    text_tokens: np.ndarray | None = None

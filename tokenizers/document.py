@@ -10,15 +10,14 @@ from typing import Any
 import numpy as np
 
 from gatokit.schemas.document import Document
-from gatokit.schemas.episode import EncodedImage, PlacedImage, TokenSequence
 from gatokit.schemas.errors import RejectedError
-from gatokit.schemas.tokens import IMAGE_ID, NO_POSITION, PATCH, Kind
+from gatokit.schemas.tokens import IMAGE_ID, NO_POSITION, PATCH, EncodedImage, PlacedImage, TokenKind, TokenSequence
 from gatokit.tokenizers.text import TextTokenizer
 
 _NO_STEPS = np.empty(0, np.uint32)
 _SHORT = 1024
 """Tokens of a document with pictures that is like many others."""
-_TEXT, _IMAGE = int(Kind.TEXT), int(Kind.IMAGE)
+_TEXT, _IMAGE = int(TokenKind.TEXT), int(TokenKind.IMAGE)
 
 
 class _Repeated:

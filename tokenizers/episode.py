@@ -11,10 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from gatokit.schemas.episode import EncodedImage, Episode, PlacedImage, TokenSequence
+from gatokit.schemas.episode import Episode, EpisodeSpec, FieldSpec
 from gatokit.schemas.errors import ConfigError, RejectedError
-from gatokit.schemas.spec import EpisodeSpec, FieldSpec
-from gatokit.schemas.tokens import IMAGE_ID, TokenIds
+from gatokit.schemas.tokens import IMAGE_ID, EncodedImage, PlacedImage, TokenIds, TokenSequence
 from gatokit.tokenizers.layout import Arrangement, StepLayout
 from gatokit.tokenizers.tensors import TensorTokenizer
 from gatokit.tokenizers.text import TextTokenizer

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gatokit.schemas.episode import TokenSequence
+from gatokit.schemas.episode import EpisodeSpec, FieldSpec
 from gatokit.schemas.errors import ConfigError, RejectedError
-from gatokit.schemas.spec import EpisodeSpec, FieldSpec
-from gatokit.schemas.tokens import NO_POSITION, Kind
+from gatokit.schemas.tokens import NO_POSITION, TokenKind, TokenSequence
 
 MAX_OBSERVATION = NO_POSITION - 1
 """Observation tokens of a step, at most: a position is a uint16 and 65535 means none."""
@@ -22,12 +21,12 @@ MAX_OBSERVATION = NO_POSITION - 1
 _TILE_TOKENS = 65_536
 
 _OBSERVATION_KINDS = {
-    "text": Kind.TEXT,
-    "image": Kind.IMAGE,
-    "discrete": Kind.DISCRETE,
-    "continuous": Kind.CONTINUOUS,
+    "text": TokenKind.TEXT,
+    "image": TokenKind.IMAGE,
+    "discrete": TokenKind.DISCRETE,
+    "continuous": TokenKind.CONTINUOUS,
 }
-_ACTION_KINDS = {"discrete": Kind.DISCRETE_ACTION, "continuous": Kind.CONTINUOUS_ACTION}
+_ACTION_KINDS = {"discrete": TokenKind.DISCRETE_ACTION, "continuous": TokenKind.CONTINUOUS_ACTION}
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,7 @@ class StepLayout:
         self._widths += [field.tokens or 0 for field in spec.action]
         self._kinds = bytes(
             [_OBSERVATION_KINDS[field.kind] for field in spec.observation]
-            + [Kind.SEPARATOR]
+            + [TokenKind.SEPARATOR]
             + [_ACTION_KINDS[field.kind] for field in spec.action]
         )
 
@@ -137,7 +136,7 @@ class StepLayout:
             if sequence.text_tokens is None or sequence.text_tokens.shape != shape:
                 raise ValueError(f"the tokens of the {shape[1]} text fields of {shape[0]} steps are not counted")
             return sequence.text_tokens.astype(np.int64)
-        tokens = np.flatnonzero(sequence.kinds == Kind.TEXT)
+        tokens = np.flatnonzero(sequence.kinds == TokenKind.TEXT)
         return np.bincount(np.searchsorted(begin, tokens, side="right") - 1, minlength=len(begin)).reshape(shape)
 
     def _ragged(self, text_widths: np.ndarray) -> Arrangement:

@@ -1,49 +1,50 @@
-"""The values of one tensor field (discrete or continuous, observation or action) ↔ its ids.
+"""The values of one tensor field ↔ its ids (Gato, section 2.1 and appendix B).
+
+Discrete values and booleans are integers in [0, 1024); their id is the value plus the build's offset. Continuous
+observations are companded; continuous actions are rescaled from their range to [-1, 1] and never companded; then both
+are clipped to [-1, 1] and binned. The kind of a field decides, never its data, so that a number has one id. The id is
+the one that float64 arithmetic gives on the stored value.
 
 Legend: S time steps, N components of one step in row-major order.
 """
 
+import functools
 import math
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from gatokit.schemas.episode import FieldSpec
 from gatokit.schemas.errors import ConfigError, RejectedError
-from gatokit.schemas.spec import FieldSpec
-from gatokit.tokenizers import continuous, discrete
+from gatokit.schemas.tokens import BINS, CONTINUOUS_OFFSET, DISCRETE_VALUES
+from gatokit.tokenizers.mulaw import M, bins, centres, compand, expand, float32_ids
 
+Pairs = tuple[tuple[float, float], ...]
+"""``(low, high)`` of a continuous action: one pair for all components, or one each."""
+
+_UNIT: Pairs = ((-1.0, 1.0),)
 _DTYPE_KINDS = {"continuous": "fiub", "discrete": "iub"}
+_CACHED_VALUES = 32_768
+"""Values that are converted at once, so that intermediate arrays stay in the cache and memory stays flat."""
 
 
 class TensorTokenizer:
-    """Encodes and decodes one field as its spec says."""
+    """Encodes and decodes one discrete or continuous field as its spec says."""
 
     def __init__(self, field: FieldSpec, discrete_offset: int) -> None:
         """Raises ConfigError, naming the field, for a range or ``num`` that cannot be used."""
         self.field = field
         self.components = math.prod(field.shape)
         """N, the tokens of one step."""
-        path = field.path
-        if field.kind == "discrete":
-            num = 2 if field.dtype == "bool" else field.num
-            if num is not None and num < 1:
-                raise ConfigError(f"field {path} has num {num}: a discrete field has at least one value")
-            self.encode: Callable[[np.ndarray, np.ndarray], None] = partial(
-                discrete.encode, num=num, offset=discrete_offset, path=path
-            )
-            """Writes the ids of values (S, N) to uint16 (S, N), which may be strided; raises RejectedError."""
-            self._decode: Callable[[np.ndarray], np.ndarray] = partial(
-                discrete.decode, num=num, offset=discrete_offset, path=path
-            )
-        elif field.is_action:
-            scale = continuous.ActionRange.of(field.range, self.components, path=path)
-            self.encode = partial(continuous.encode_action, scale=scale, path=path)
-            self._decode = partial(continuous.decode_action, scale=scale, path=path)
-        else:
-            self.encode = partial(continuous.encode_observation, path=path)
-            self._decode = partial(continuous.decode_observation, path=path)
+        self._offset = discrete_offset
+        self._num = 2 if field.dtype == "bool" else field.num
+        if field.kind == "discrete" and self._num is not None and self._num < 1:
+            raise ConfigError(f"field {field.path} has num {self._num}: a discrete field has at least one value")
+        self._scale: ActionRange | None = None
+        if field.kind == "continuous" and field.is_action:
+            self._scale = ActionRange.of(field.range, self.components, path=field.path)
 
     def checked(self, values: Any, steps: int) -> np.ndarray:
         """The values of S ``steps`` as (S, N); RejectedError ``wrong_shape`` for another shape or sort of dtype."""
@@ -58,12 +59,184 @@ class TensorTokenizer:
             raise RejectedError("wrong_shape", f"field {field.path} is {field.kind} and has dtype {values.dtype}")
         return values.reshape(steps, self.components)
 
-    def decode(self, tokens: np.ndarray) -> np.ndarray:
-        """The values (S, *shape) of ids (S, N): float64, or int64, or bool where the field's dtype is bool.
+    def encode(self, values: np.ndarray, out: np.ndarray) -> None:
+        """Writes the ids of values (S, N) to ``out``, uint16 (S, N), which may be strided; raises RejectedError."""
+        path = self.field.path
+        if self.field.kind == "discrete":
+            encode_discrete(values, out, num=self._num, offset=self._offset, path=path)
+        elif self._scale is not None:
+            encode_action(values, out, scale=self._scale, path=path)
+        else:
+            encode_observation(values, out, path=path)
 
-        Raises ValueError, naming the field, for an id of no value.
+    def decode(self, tokens: np.ndarray) -> np.ndarray:
+        """The values (S, *shape) of ids (S, N): float64, or int64, or bool if the field's dtype is bool.
+
+        Raises ValueError, naming the field, for an id that stands for no value.
         """
-        values = self._decode(tokens)
-        if self.field.dtype == "bool" and self.field.kind == "discrete":
-            values = values.astype(np.bool_)
+        path = self.field.path
+        if self.field.kind == "discrete":
+            values = decode_discrete(tokens, num=self._num, offset=self._offset, path=path)
+            if self.field.dtype == "bool":
+                values = values.astype(np.bool_)
+        elif self._scale is not None:
+            values = decode_action(tokens, scale=self._scale, path=path)
+        else:
+            values = decode_observation(tokens, path=path)
         return values.reshape(len(tokens), *self.field.shape)
+
+
+def encode_discrete(
+    values: np.ndarray, out: np.ndarray, *, num: int | None = None, offset: int = 0, path: str = ""
+) -> None:
+    """Writes the ids of integers or booleans (S, N) to ``out``, uint16 (S, N), which may be strided.
+
+    The id is the value plus ``offset``. Raises RejectedError ``out_of_range``, naming field ``path``, value and
+    step, for a value outside [0, ``num``), where ``num`` is at most 1024; nothing is ever clipped.
+    """
+    limit = _value_count(num)
+    if values.size and values.dtype != np.bool_ and (values.min() < 0 or values.max() >= limit):
+        step, component = (int(index) for index in np.argwhere((values < 0) | (values >= limit))[0])
+        raise RejectedError(
+            "out_of_range",
+            f"field {path} is {values[step, component]} at step {step}, outside 0 to {limit - 1}",
+        )
+    out[...] = values
+    if offset:
+        out += np.uint16(offset)
+
+
+def decode_discrete(tokens: np.ndarray, *, num: int | None = None, offset: int = 0, path: str = "") -> np.ndarray:
+    """The values int64 (S, N) of ids uint16 (S, N); ValueError, naming ``path``, for an id out of range."""
+    values, limit = tokens.astype(np.int64) - offset, _value_count(num)
+    if values.size and (values.min() < 0 or values.max() >= limit):
+        wrong = values[(values < 0) | (values >= limit)][0]
+        raise ValueError(f"field {path} has id {wrong + offset}, which is no discrete value below {limit}")
+    return values
+
+
+def encode_observation(values: np.ndarray, out: np.ndarray, *, path: str = "") -> None:
+    """Writes the ids of real observations (S, N) to ``out``, uint16 (S, N), which may be strided.
+
+    Raises RejectedError ``not_finite`` that names the field ``path``, the value and the step.
+    """
+    for rows in _slices(values):
+        part = values[rows]
+        if np.can_cast(part.dtype, np.float32, casting="safe"):
+            if not float32_ids(np.ascontiguousarray(part, np.float32), out[rows]):
+                raise _not_finite(values, path)
+        else:
+            numbers = bins(compand(np.clip(_finite(part, values, path), -M, M)))
+            np.add(numbers, CONTINUOUS_OFFSET, out=out[rows], casting="unsafe")
+
+
+def decode_observation(tokens: np.ndarray, *, path: str = "") -> np.ndarray:
+    """The values float64 (S, N) at the bin centres of ids (S, N): |F(decoded) − clip(F(x))| ≤ 1/1024.
+
+    Raises ValueError that names ``path`` for an id that is no bin's.
+    """
+    return expand(_centres(tokens, path))
+
+
+@dataclass(frozen=True)
+class ActionRange:
+    """Where the values of a continuous action lie: x = (a − centre) / half is in [-1, 1].
+
+    ``centre`` and ``half`` are float64, (1,) for all components or (N,).
+    """
+
+    centre: np.ndarray
+    half: np.ndarray
+
+    @staticmethod
+    def of(pairs: Pairs | None, components: int, *, path: str = "") -> "ActionRange":
+        """The range of ``pairs`` (None: [-1, 1]) for an action of N ``components``.
+
+        Raises ConfigError, naming ``path``, for another number of pairs or for a pair that is no finite interval.
+        """
+        low, high = _bounds(pairs)
+        if len(low) not in (1, components):
+            raise ConfigError(f"field {path} has {components} components and {len(low)} ranges: give one, or one each")
+        if not (np.isfinite(low).all() and np.isfinite(high).all() and (low < high).all()):
+            raise ConfigError(f"field {path} has range {list(pairs or ())}: each pair must be finite with low < high")
+        return ActionRange(centre=(low + high) / 2, half=(high - low) / 2)
+
+    @functools.cached_property
+    def is_unit(self) -> bool:
+        """Whether the range is [-1, 1], so that values need no rescaling."""
+        return bool((self.centre == 0.0).all() and (self.half == 1.0).all())
+
+
+def encode_action(values: np.ndarray, out: np.ndarray, *, scale: ActionRange, path: str = "") -> None:
+    """Writes the ids of real actions (S, N), never companded, to ``out``, uint16 (S, N), which may be strided.
+
+    Raises RejectedError ``not_finite`` that names the field ``path``, the value and the step.
+    """
+    for rows in _slices(values):
+        exact = _finite(values[rows], values, path)
+        numbers = bins(exact if scale.is_unit else (exact - scale.centre) / scale.half)
+        np.add(numbers, CONTINUOUS_OFFSET, out=out[rows], casting="unsafe")
+
+
+def decode_action(tokens: np.ndarray, *, scale: ActionRange, path: str = "") -> np.ndarray:
+    """The actions float64 (S, N) at the bin centres of ids (S, N), in their own units.
+
+    Raises ValueError that names ``path`` for an id that is no bin's.
+    """
+    return _centres(tokens, path) * scale.half + scale.centre
+
+
+def count_outside(values: np.ndarray, pairs: Pairs | None) -> int:
+    """How many values of a continuous action (S, *shape) lie outside their range (None: [-1, 1]); NaN is not counted.
+
+    A value that passes an end by at most four ulps of the larger end (ulps of float16 for float16 values, else of
+    float32) counts as inside: stored values and declared bounds are often rounded differently.
+    """
+    ranges = _UNIT if pairs is None else pairs
+    if not values.size or (
+        values.max() <= min(high for _, high in ranges) and values.min() >= max(low for low, _ in ranges)
+    ):
+        return 0
+    flat = values.reshape(len(values), -1)
+    low, high = _bounds(pairs)
+    epsilon = float(np.finfo(np.float16 if values.dtype == np.float16 else np.float32).eps)
+    slack = 4.0 * epsilon * np.maximum(np.abs(low), np.abs(high))
+    return int(np.count_nonzero((flat < low - slack) | (flat > high + slack)))
+
+
+def _value_count(num: int | None) -> int:
+    return DISCRETE_VALUES if num is None else min(num, DISCRETE_VALUES)
+
+
+def _bounds(pairs: Pairs | None) -> tuple[np.ndarray, np.ndarray]:
+    low, high = np.array(_UNIT if pairs is None else pairs, np.float64).reshape(-1, 2).T
+    return low, high
+
+
+def _slices(values: np.ndarray) -> Iterator[slice]:
+    """Slices of steps that hold about ``_CACHED_VALUES`` values each."""
+    steps, components = values.shape
+    rows = max(1, _CACHED_VALUES // max(1, components))
+    return (slice(begin, begin + rows) for begin in range(0, steps, rows))
+
+
+def _centres(tokens: np.ndarray, path: str) -> np.ndarray:
+    numbers = tokens.astype(np.int64) - CONTINUOUS_OFFSET
+    wrong = (numbers < 0) | (numbers >= BINS)
+    if wrong.any():
+        raise ValueError(f"field {path} has id {tokens[wrong][0]}, which is no continuous value")
+    return centres(numbers)
+
+
+def _finite(part: np.ndarray, values: np.ndarray, path: str) -> np.ndarray:
+    """A part of ``values`` as float64."""
+    exact = part.astype(np.float64)
+    if not np.isfinite(exact).all():
+        raise _not_finite(values, path)
+    return exact
+
+
+def _not_finite(values: np.ndarray, path: str) -> RejectedError:
+    step, component = np.argwhere(~np.isfinite(values))[0]
+    value = float(values[step, component])
+    return RejectedError("not_finite", f"field {path} is {'NaN' if value != value else value} at step {step}")

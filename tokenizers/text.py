@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import sentencepiece
 
-from gatokit.schemas.canonical import digest
+from gatokit.schemas.digests import digest
 from gatokit.schemas.errors import ConfigError
 from gatokit.schemas.tokens import TEXT_IDS
 

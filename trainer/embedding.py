@@ -12,7 +12,7 @@ import numpy as np
 from gatokit.loader.batch import PADDING, Batch
 from gatokit.schemas.errors import DataError
 from gatokit.schemas.run import ModelConfig
-from gatokit.schemas.tokens import NO_POSITION, Kind
+from gatokit.schemas.tokens import NO_POSITION, TokenKind
 from gatokit.trainer.parameters import Tree
 from gatokit.trainer.patches import patch_vectors
 from gatokit.trainer.sharding import by_rows
@@ -41,8 +41,8 @@ def embed(parameters: Tree, batch: Batch, config: ModelConfig, *, dtype: Any) ->
     """
     tokens = parameters["embedding"]
     kinds, positions, hidden = jnp.asarray(batch.kinds), jnp.asarray(batch.positions), jnp.asarray(batch.hidden)
-    action = (kinds == Kind.DISCRETE_ACTION) | (kinds == Kind.CONTINUOUS_ACTION)
-    looked_up = (kinds != PADDING) & (kinds != Kind.IMAGE) & ~hidden
+    action = (kinds == TokenKind.DISCRETE_ACTION) | (kinds == TokenKind.CONTINUOUS_ACTION)
+    looked_up = (kinds != PADDING) & (kinds != TokenKind.IMAGE) & ~hidden
     vectors = _where(looked_up, by_rows(tokens["token"][batch.tokens]))
     vectors += _where(hidden, tokens["hidden_action"])
     if config.action_position:

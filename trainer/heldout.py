@@ -10,7 +10,7 @@ from gatokit.loader.loader import batches
 from gatokit.loader.mixture import Mixture
 from gatokit.loader.windows import Windows
 from gatokit.schemas.run import RunConfig
-from gatokit.schemas.tokens import Kind
+from gatokit.schemas.tokens import TokenKind
 from gatokit.trainer.embedding import check_positions
 from gatokit.trainer.loss import Sums
 from gatokit.trainer.mesh import place
@@ -52,7 +52,7 @@ class HeldOut:
         of_all = losses(as_sums(totals), self._datasets)
         return {
             "loss": _mean([item["loss"] for item in found.values()]),
-            "text_perplexity": perplexity(of_all["kinds"].get(KIND_NAMES[Kind.TEXT])),
+            "text_perplexity": perplexity(of_all["kinds"].get(KIND_NAMES[TokenKind.TEXT])),
             "kinds": of_all["kinds"],
             "action_loss": of_all["action_loss"],
             "first_action_loss": of_all["first_action_loss"],

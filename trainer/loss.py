@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
 from gatokit.loader.batch import NO_TOKEN, PADDING, Batch
-from gatokit.schemas.tokens import Kind
+from gatokit.schemas.tokens import TokenKind
 from gatokit.trainer.mesh import ROWS, shards
 
 BLOCK = 2048
@@ -25,7 +25,7 @@ BLOCK = 2048
 table, so that small ones are bound by memory."""
 CPU_BLOCK = 256
 """The same on a CPU, where the last block, which is seldom full, costs more."""
-KINDS = len(Kind) + 1
+KINDS = len(TokenKind) + 1
 """Kinds are counted by their number; 0 is never a target."""
 
 Logits = Callable[[Any, jax.Array], jax.Array]
@@ -45,7 +45,7 @@ class Sums(NamedTuple):
     dataset_targets: jax.Array
     """(E,)"""
     kind_loss: jax.Array
-    """(8,): by ``Kind`` of the target."""
+    """(8,): by ``TokenKind`` of the target."""
     kind_targets: jax.Array
     """(8,)"""
     first_action_loss: jax.Array

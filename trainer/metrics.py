@@ -1,6 +1,6 @@
 """The numbers of a run: sums since the last logged step, the lines of ``metrics.jsonl``, TensorBoard.
 
-Legend: E datasets, 8 kinds (by ``Kind``; the first is unused).
+Legend: E datasets, 8 kinds (by ``TokenKind``; the first is unused).
 """
 
 import json
@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 
 from gatokit.schemas.errors import DataError
-from gatokit.schemas.tokens import Kind
+from gatokit.schemas.tokens import TokenKind
 from gatokit.trainer.loss import Sums
 
 METRICS = "metrics.jsonl"
-KIND_NAMES = {kind: kind.name.lower() for kind in Kind}
-ACTIONS = (Kind.DISCRETE_ACTION, Kind.CONTINUOUS_ACTION)
+KIND_NAMES = {kind: kind.name.lower() for kind in TokenKind}
+ACTIONS = (TokenKind.DISCRETE_ACTION, TokenKind.CONTINUOUS_ACTION)
 TIMES = ("seconds", "tokens_per_second", "mfu", "input_wait")
 """Keys of a line that depend on the machine and its load; the others do not."""
 

@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from gatokit.schemas.run import ModelConfig
-from gatokit.tokenizers.image import POSITION_INTERVALS
+from gatokit.tokenizers.patches import POSITION_INTERVALS
 
 ROW_MULTIPLE = 256
 """The embedding table is padded to a multiple of this many rows, so that mesh axes divide it."""

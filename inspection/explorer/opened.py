@@ -17,7 +17,7 @@ from gatokit.inspection.read.directory import Directory
 from gatokit.inspection.read.rows import EpisodeRow
 from gatokit.inspection.read.tokens import DocumentTokens, EpisodeTokens, kind_name
 from gatokit.schemas.errors import GatokitError
-from gatokit.schemas.tokens import Kind
+from gatokit.schemas.tokens import TokenKind
 from gatokit.schemas.words import shown
 
 CONTENT, TOKENS, ROW = "content", "tokens", "index row"
@@ -131,7 +131,7 @@ class Opened:
         rows = [
             [
                 *map(shown, (token.at, token.record, token.step)), str(token.id), kind_name(token.kind), token.field,
-                _quoted(token.value) if token.kind == Kind.TEXT else token.value, shown(token.position),
+                _quoted(token.value) if token.kind == TokenKind.TEXT else token.value, shown(token.position),
                 "yes" if token.is_target else "no",
             ]
             for token in self._tokens.named(tokens[self._begin : self._begin + _TOKENS_A_PAGE])

@@ -14,7 +14,7 @@ import pyarrow.csv as pa_csv
 from gatokit.inspection.read.dataset import DatasetReader
 
 HEADER = ("episode_id", "dataset", "task")
-"""The columns of the list, as ``schemas.selection`` reads them."""
+"""The columns of the list, as ``schemas.episode_list`` reads them."""
 
 
 class Picked:

@@ -11,8 +11,8 @@ import numpy as np
 from gatokit.inspection.read.episode import StoredEpisode
 from gatokit.inspection.read.tokens import EpisodeTokens, number_text, short_name
 from gatokit.inspection.read.values import flag_names
-from gatokit.schemas.episode import EncodedImage
-from gatokit.schemas.spec import FieldSpec
+from gatokit.schemas.episode import FieldSpec
+from gatokit.schemas.tokens import EncodedImage
 from gatokit.tokenizers.text import TextTokenizer
 
 MOST_NUMBERS = 400

@@ -3,10 +3,10 @@
 import base64
 
 from gatokit.inspection.read.rows import EpisodeRow
-from gatokit.schemas.episode import EncodedImage
 from gatokit.schemas.errors import RejectedError
 from gatokit.schemas.index import REASONS
-from gatokit.tokenizers.codec import probe
+from gatokit.schemas.tokens import EncodedImage
+from gatokit.tokenizers.image_codec import probe
 
 
 def counted(number: int, one: str, several: str = "") -> str:

@@ -18,11 +18,11 @@ from gatokit.inspection.read.episode import StoredEpisode, join
 from gatokit.inspection.read.rows import EpisodeRow, TaskRow
 from gatokit.inspection.read.shards import ShardReader, open_shard
 from gatokit.schemas.config import CorpusConfig, Keep
+from gatokit.schemas.episode import EpisodeSpec
 from gatokit.schemas.errors import DataError
 from gatokit.schemas.index import INDEX, INDEX_VERSION
-from gatokit.schemas.manifest import Dataset, DatasetFile
+from gatokit.schemas.manifest import DatasetEntry, DatasetFile
 from gatokit.schemas.record import Record
-from gatokit.schemas.spec import EpisodeSpec
 from gatokit.schemas.tokens import TokenIds
 from gatokit.tokenizers.document import DocumentTokenizer
 from gatokit.tokenizers.episode import EpisodeTokenizer
@@ -46,7 +46,7 @@ class DatasetReader:
     def __init__(
         self,
         path: Path,
-        totals: Dataset,
+        totals: DatasetEntry,
         config: dict[str, Any],
         ids: TokenIds,
         text: Callable[[], TextTokenizer],

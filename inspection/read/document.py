@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from gatokit.inspection.read.rows import EpisodeRow
-from gatokit.schemas.episode import EncodedImage, PlacedImage, TokenSequence
 from gatokit.schemas.errors import DataError
 from gatokit.schemas.record import Record
+from gatokit.schemas.tokens import EncodedImage, PlacedImage, TokenSequence
 from gatokit.tokenizers.document import DocumentTokenizer
 
 

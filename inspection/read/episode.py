@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from gatokit.inspection.read.rows import EpisodeRow
-from gatokit.schemas.episode import PlacedImage, TokenSequence
+from gatokit.schemas.episode import EpisodeSpec, FieldSpec
 from gatokit.schemas.errors import DataError
 from gatokit.schemas.record import Record
-from gatokit.schemas.spec import EpisodeSpec, FieldSpec
+from gatokit.schemas.tokens import PlacedImage, TokenSequence
 from gatokit.tokenizers.episode import EpisodeTokenizer, FieldValues
 
 

@@ -11,9 +11,8 @@ import numpy as np
 
 from gatokit.inspection.read.document import StoredDocument
 from gatokit.inspection.read.episode import StoredEpisode
-from gatokit.schemas.episode import TokenSequence
-from gatokit.schemas.spec import FieldSpec
-from gatokit.schemas.tokens import NO_POSITION, PREDICTED, Kind
+from gatokit.schemas.episode import FieldSpec
+from gatokit.schemas.tokens import NO_POSITION, PREDICTED, TokenKind, TokenSequence
 from gatokit.tokenizers.episode import FieldValues
 from gatokit.tokenizers.layout import StepLayout
 from gatokit.tokenizers.text import TextTokenizer
@@ -35,7 +34,7 @@ class NamedToken:
     record: int
     step: int | None
     id: int
-    kind: Kind
+    kind: TokenKind
     field: str
     value: str
     position: int | None
@@ -110,7 +109,7 @@ class DocumentTokens:
         return [self._named(at) for at in tokens]
 
     def _named(self, at: int) -> NamedToken:
-        if self.sequence.kinds[at] != Kind.IMAGE:
+        if self.sequence.kinds[at] != TokenKind.IMAGE:
             name, value = "text", _piece(self._text, int(self.sequence.tokens[at]))
         else:
             number = int(np.searchsorted(self._first, at, side="right")) - 1
@@ -124,7 +123,7 @@ def short_name(field: FieldSpec) -> str:
     return field.path if len(field.components) == 1 else "/".join(field.components[1:])
 
 
-def kind_name(kind: Kind) -> str:
+def kind_name(kind: TokenKind) -> str:
     """A kind in words."""
     return kind.name.lower().replace("_", " ")
 
@@ -136,7 +135,7 @@ def number_text(value: Any) -> str:
 
 
 def _token(sequence: TokenSequence, at: int, ends: np.ndarray, step: int | None, field: str, value: str) -> NamedToken:
-    kind, position = Kind(int(sequence.kinds[at])), int(sequence.positions[at])
+    kind, position = TokenKind(int(sequence.kinds[at])), int(sequence.positions[at])
     return NamedToken(
         at=at,
         record=int(np.searchsorted(ends, at, side="right")),

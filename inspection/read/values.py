@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from gatokit.schemas.episode import FIRST, LAST, TERMINAL, EncodedImage
-from gatokit.tokenizers.codec import decode, probe
+from gatokit.schemas.episode import FIRST, LAST, TERMINAL
+from gatokit.schemas.tokens import EncodedImage
+from gatokit.tokenizers.image_codec import decode, probe
 
 _FLAGS = {FIRST: "first", LAST: "last", TERMINAL: "terminal"}
 

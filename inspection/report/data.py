@@ -22,7 +22,7 @@ from gatokit.inspection.report.stops import STEPS
 from gatokit.inspection.report.tasks import TaskFacts, facts
 from gatokit.inspection.tables.contents import Contents, Effort, contents
 from gatokit.schemas.index import REASONS
-from gatokit.schemas.tokens import Kind
+from gatokit.schemas.tokens import TokenKind
 
 _EFFORT = Effort(records=5_000, bytes=64 << 20)
 _FILM_BYTES = 3_000_000
@@ -216,26 +216,26 @@ def _dataset(
 def _document_kinds(counted: Contents, tokens: int) -> dict[str, int]:
     seen = counted.text_tokens + counted.image_tokens
     image = counted.image_tokens if seen == tokens else round(counted.image_tokens * tokens / seen) if seen else 0
-    return _named({Kind.TEXT: tokens - image, Kind.IMAGE: image})
+    return _named({TokenKind.TEXT: tokens - image, TokenKind.IMAGE: image})
 
 
 def _episode_kinds(dataset: DatasetReader, tasks: Sequence[TaskFacts]) -> dict[str, int]:
     """Steps times what each has of a kind; what is left of the tokens is text."""
-    found: Counter[Kind] = Counter()
+    found: Counter[TokenKind] = Counter()
     for task in tasks:
         if task.name not in dataset.described.tasks:
             continue
-        fixed: Counter[Kind] = Counter({Kind.SEPARATOR: 1})
+        fixed: Counter[TokenKind] = Counter({TokenKind.SEPARATOR: 1})
         for item in dataset.spec(task.name).fields:
-            fixed[Kind[f"{item.kind.upper()}{'_ACTION' * item.is_action}"]] += item.tokens or 0
+            fixed[TokenKind[f"{item.kind.upper()}{'_ACTION' * item.is_action}"]] += item.tokens or 0
         found.update({kind: count * task.steps for kind, count in fixed.items()})
         if task.tokens is not None:
-            found[Kind.TEXT] += task.tokens - fixed.total() * task.steps
+            found[TokenKind.TEXT] += task.tokens - fixed.total() * task.steps
     return _named(found)
 
 
-def _named(counts: Mapping[Kind, int]) -> dict[str, int]:
-    return {kind.name.lower().replace("_", " "): counts[kind] for kind in Kind if counts.get(kind)}
+def _named(counts: Mapping[TokenKind, int]) -> dict[str, int]:
+    return {kind.name.lower().replace("_", " "): counts[kind] for kind in TokenKind if counts.get(kind)}
 
 
 def _episode_pictures(dataset: DatasetReader, tasks: Sequence[TaskFacts]) -> tuple[tuple[int, int, int], ...]:

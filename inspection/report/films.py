@@ -15,10 +15,10 @@ from gatokit.inspection.read.document import StoredDocument
 from gatokit.inspection.read.episode import StoredEpisode
 from gatokit.inspection.read.tokens import EpisodeTokens, kind_name, short_name
 from gatokit.inspection.read.values import brief, flag_names
-from gatokit.schemas.episode import EncodedImage
 from gatokit.schemas.errors import RejectedError
-from gatokit.tokenizers.codec import decode, encode, probe, resize
+from gatokit.schemas.tokens import EncodedImage
 from gatokit.tokenizers.episode import FieldValues
+from gatokit.tokenizers.image_codec import decode, encode, probe, resize
 from gatokit.tokenizers.text import TextTokenizer
 
 _FRAMES = 8

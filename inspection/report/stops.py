@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gatokit.schemas.config import Keep
-from gatokit.schemas.returns import TOLERANCE, threshold
+from gatokit.schemas.filter import TOLERANCE, return_threshold
 
 STEPS = 200
 """Between two stops lies this part of one."""
@@ -36,7 +36,7 @@ def bounds(keep: Keep, task: str, expert_return: float) -> np.ndarray | None:
     if isinstance(keep.random_return, dict) and task not in keep.random_return:
         return None
     random = random_return(keep, task)
-    limits = np.array([threshold(expert_return, fraction, random) for fraction in FRACTIONS])
+    limits = np.array([return_threshold(expert_return, fraction, random) for fraction in FRACTIONS])
     return limits - TOLERANCE * np.abs(limits)
 
 

@@ -11,7 +11,7 @@ from gatokit.inspection.read.dataset import DatasetReader
 from gatokit.inspection.read.shards import ShardReader, open_shard
 from gatokit.schemas.errors import DataError
 from gatokit.schemas.record import Record
-from gatokit.schemas.tokens import Kind
+from gatokit.schemas.tokens import TokenKind
 
 _BATCH = 32
 
@@ -84,8 +84,8 @@ def contents(dataset: DatasetReader, effort: Effort, moved: Callable[[int, int],
     return Contents(
         counted=count,
         records=totals.records,
-        text_tokens=int(kinds[Kind.TEXT]),
-        image_tokens=int(kinds[Kind.IMAGE]),
+        text_tokens=int(kinds[TokenKind.TEXT]),
+        image_tokens=int(kinds[TokenKind.IMAGE]),
         pictures=sizes.total(),
         sizes=tuple(PictureSize(height, width, pictures) for (height, width), pictures in ordered),
     )

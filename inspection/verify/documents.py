@@ -6,14 +6,12 @@ Legend: T tokens of one record.
 import numpy as np
 
 from gatokit.inspection.verify.records import Owner
-from gatokit.schemas.document import DocumentRules
-from gatokit.schemas.episode import EncodedImage, TokenSequence
+from gatokit.schemas.document import DocumentRules, ImageRule
 from gatokit.schemas.errors import RejectedError
-from gatokit.schemas.pictures import PictureRule
 from gatokit.schemas.record import Record
-from gatokit.schemas.tokens import IMAGE_ID, NO_POSITION, Kind
-from gatokit.tokenizers.header import probe
-from gatokit.tokenizers.pictures import prepare, target_size
+from gatokit.schemas.tokens import IMAGE_ID, NO_POSITION, EncodedImage, TokenKind, TokenSequence
+from gatokit.tokenizers.document_images import prepare, target_size
+from gatokit.tokenizers.image_header import probe
 from gatokit.tokenizers.text import TextTokenizer
 
 
@@ -60,7 +58,7 @@ class _DocumentCheck:
 
     def _check_length(self, sequence: TokenSequence) -> None:
         tokens, most = len(sequence.tokens), self._of.chunk_tokens
-        is_picture = len(sequence.images) == 1 and (sequence.kinds == Kind.IMAGE).all()
+        is_picture = len(sequence.images) == 1 and (sequence.kinds == TokenKind.IMAGE).all()
         if tokens > most and not is_picture:
             raise ValueError(f"it has {tokens} tokens, more than the {most} of chunk_tokens, and is no single picture")
 
@@ -69,7 +67,7 @@ class _DocumentCheck:
         if self._of.end_id is None:
             return
         sequence = record.sequence
-        ends = bool(sequence.tokens[-1] == self._of.end_id and sequence.kinds[-1] == Kind.TEXT)
+        ends = bool(sequence.tokens[-1] == self._of.end_id and sequence.kinds[-1] == TokenKind.TEXT)
         is_last = record.chunk + 1 == record.chunks
         if ends and not is_last:
             raise ValueError("it ends with the vocabulary's end piece, and the document goes on")
@@ -82,16 +80,16 @@ class _DocumentCheck:
 
 def _check_kinds(sequence: TokenSequence) -> None:
     """ValueError where kinds and positions are not those of texts and of the record's pictures."""
-    wanted = np.full(len(sequence.kinds), Kind.TEXT, np.uint8)
+    wanted = np.full(len(sequence.kinds), TokenKind.TEXT, np.uint8)
     for placed in sequence.images:
         rows, columns = placed.grid
-        wanted[placed.token : placed.token + rows * columns] = Kind.IMAGE
+        wanted[placed.token : placed.token + rows * columns] = TokenKind.IMAGE
     wrong = sequence.kinds != wanted
     if wrong.any():
         at = int(wrong.argmax())
-        if wanted[at] == Kind.IMAGE:
+        if wanted[at] == TokenKind.IMAGE:
             raise ValueError(f"token {at} lies in a picture and has the kind {sequence.kinds[at]}")
-        if sequence.kinds[at] == Kind.IMAGE:
+        if sequence.kinds[at] == TokenKind.IMAGE:
             raise ValueError(f"token {at} is a patch of no picture")
         raise ValueError(f"token {at} has the kind {sequence.kinds[at]}, which no document has")
     placed_tokens = sequence.positions != NO_POSITION
@@ -100,14 +98,14 @@ def _check_kinds(sequence: TokenSequence) -> None:
 
 
 def _check_ids(sequence: TokenSequence, pieces: int) -> None:
-    text = sequence.kinds == Kind.TEXT
+    text = sequence.kinds == TokenKind.TEXT
     wrong = np.where(text, sequence.tokens >= pieces, sequence.tokens != IMAGE_ID)
     if wrong.any():
         at = int(wrong.argmax())
         raise ValueError(f"token {at} has the id {sequence.tokens[at]}, which no {'text' if text[at] else 'image'} has")
 
 
-def _picture_fault(image: EncodedImage, rule: PictureRule | None) -> str | None:
+def _picture_fault(image: EncodedImage, rule: ImageRule | None) -> str | None:
     """What a build by the rule would not have stored."""
     if rule is None:
         return "the dataset holds text alone"

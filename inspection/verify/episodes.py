@@ -6,12 +6,19 @@ Legend: T tokens, S time steps, of one record.
 import numpy as np
 
 from gatokit.inspection.verify.records import Owner
-from gatokit.schemas.episode import FIRST, LAST, TERMINAL, TokenSequence
+from gatokit.schemas.episode import FIRST, LAST, TERMINAL, EpisodeSpec, FieldSpec
 from gatokit.schemas.errors import RejectedError
 from gatokit.schemas.record import Record
-from gatokit.schemas.spec import EpisodeSpec, FieldSpec
-from gatokit.schemas.tokens import BINS, CONTINUOUS_OFFSET, DISCRETE_VALUES, IMAGE_ID, Kind, TokenIds
-from gatokit.tokenizers.header import probe
+from gatokit.schemas.tokens import (
+    BINS,
+    CONTINUOUS_OFFSET,
+    DISCRETE_VALUES,
+    IMAGE_ID,
+    TokenIds,
+    TokenKind,
+    TokenSequence,
+)
+from gatokit.tokenizers.image_header import probe
 from gatokit.tokenizers.layout import Arrangement, StepLayout
 
 
@@ -68,13 +75,13 @@ class _SpecChecker:
         continuous = (CONTINUOUS_OFFSET, CONTINUOUS_OFFSET + BINS - 1)
         self._low, self._high = np.zeros((2, 256), np.uint16)
         for kind, (low, high) in {
-            Kind.TEXT: (0, pieces - 1),
-            Kind.IMAGE: (IMAGE_ID, IMAGE_ID),
-            Kind.DISCRETE: discrete,
-            Kind.CONTINUOUS: continuous,
-            Kind.SEPARATOR: (ids.separator, ids.separator),
-            Kind.DISCRETE_ACTION: discrete,
-            Kind.CONTINUOUS_ACTION: continuous,
+            TokenKind.TEXT: (0, pieces - 1),
+            TokenKind.IMAGE: (IMAGE_ID, IMAGE_ID),
+            TokenKind.DISCRETE: discrete,
+            TokenKind.CONTINUOUS: continuous,
+            TokenKind.SEPARATOR: (ids.separator, ids.separator),
+            TokenKind.DISCRETE_ACTION: discrete,
+            TokenKind.CONTINUOUS_ACTION: continuous,
         }.items():
             self._low[kind], self._high[kind] = low, high
 
@@ -131,4 +138,4 @@ def _whole(owner: Owner, rewards: np.ndarray, flags: np.ndarray) -> str | None:
 
 
 def _name(kind: int) -> str:
-    return Kind(kind).name.lower().replace("_", " ")
+    return TokenKind(kind).name.lower().replace("_", " ")

@@ -17,11 +17,10 @@ from gatokit.inspection.read.columns import named
 from gatokit.inspection.read.rows import TaskRow
 from gatokit.inspection.verify.records import Owner
 from gatokit.schemas.config import CorpusConfig, Keep
+from gatokit.schemas.filter import FILTER_REASONS as RULE_REASONS
+from gatokit.schemas.filter import RULES, at_or_above, in_range
 from gatokit.schemas.index import HELD_OUT, INDEX, INDEX_VERSION, REASONS, TRAIN
-from gatokit.schemas.manifest import Dataset, DatasetFile, Part, Split
-from gatokit.schemas.returns import reaches
-from gatokit.schemas.verdict import REASONS as RULE_REASONS
-from gatokit.schemas.verdict import RULES, in_range
+from gatokit.schemas.manifest import DatasetEntry, DatasetFile, ShardEntry, SplitEntry
 from gatokit.schemas.where import Where
 
 _STORED = ("tokens", "part", "first_record", "record_tokens")
@@ -34,7 +33,7 @@ class Summary:
     """A dataset's totals in the manifest, its two summary files and the rule that filtered it: ``keep`` of
     episodes, ``corpus`` of documents."""
 
-    totals: Dataset
+    totals: DatasetEntry
     described: DatasetFile
     tasks: list[TaskRow]
     keep: Keep | None
@@ -59,7 +58,7 @@ def read_index(path: Path) -> pa.Table:
     return table
 
 
-def index_faults(table: pa.Table, split: Split, summary: Summary) -> Iterator[str]:
+def index_faults(table: pa.Table, split: SplitEntry, summary: Summary) -> Iterator[str]:
     """What is wrong with the rows of a split's index: how many rows, and the first of them."""
     kept = pc.sum(table["kept"]).as_py() or 0
     if (table.num_rows, kept) != (split.rows, split.kept):
@@ -71,7 +70,7 @@ def index_faults(table: pa.Table, split: Split, summary: Summary) -> Iterator[st
             yield f"{len(wrong)} rows {what}; the first is {wrong[0].as_py()!r}"
 
 
-def part_owners(table: pa.Table, ordinal: int, part: Part) -> list[Owner]:
+def part_owners(table: pa.Table, ordinal: int, part: ShardEntry) -> list[Owner]:
     """The owners of a part's records in their order; ValueError, as a sentence, where these do not fill the part as
     the manifest says."""
     rows = table.filter(pc.fill_null(pc.equal(table["part"], ordinal), False)).sort_by("first_record")
@@ -155,7 +154,7 @@ def _episodes(table: pa.Table, summary: Summary) -> dict[str, Any]:
         "have another threshold than their task": _differ(table["threshold"], limit),
     }
     if summary.keep is not None and summary.keep.min_return is not None:
-        reached = reaches(table["return"].to_numpy(), limit.to_numpy())
+        reached = at_or_above(table["return"].to_numpy(), limit.to_numpy())
         faults["are kept below the threshold"] = pc.and_not(table["kept"], pa.array(reached))
         below = pc.fill_null(pc.equal(table["reason"], "below_threshold"), False)
         faults["are dropped below the threshold that they reach"] = pc.and_(below, pa.array(reached))

@@ -8,12 +8,11 @@ import pyarrow.compute as pc
 
 from gatokit.inspection.read.rows import TaskRow
 from gatokit.inspection.verify.index import Summary
-from gatokit.schemas.canonical import json_digest
 from gatokit.schemas.config import CorpusConfig, TextConfig
+from gatokit.schemas.digests import json_digest
 from gatokit.schemas.document import DocumentRules
 from gatokit.schemas.index import HELD_OUT
-from gatokit.schemas.manifest import DATASET, MANIFEST, TASKS_FILE, Dataset, Manifest
-from gatokit.schemas.pictures import PictureRule
+from gatokit.schemas.manifest import DATASET, MANIFEST, TASKS_FILE, DatasetEntry, Manifest
 from gatokit.schemas.tokens import TokenIds
 
 _SUMMED = ("episodes", "kept", "held_out", "steps", "tokens")
@@ -182,13 +181,13 @@ def _given(row: TaskRow) -> list[str]:
 def _rules(corpus: CorpusConfig) -> DocumentRules:
     """What the config wants done with documents."""
     return DocumentRules(
-        pictures=None if isinstance(corpus, TextConfig) else PictureRule.of(corpus.images),
+        pictures=None if isinstance(corpus, TextConfig) else corpus.images.rule(),
         end_of_document=corpus.end_of_document,
         bad_images=getattr(corpus, "bad_images", "reject"),
     )
 
 
-def _files(dataset: Dataset) -> dict[str, str | None]:
+def _files(dataset: DatasetEntry) -> dict[str, str | None]:
     """Every file of a dataset, and its digest where its entry gives one."""
     names: dict[str, str | None] = {dataset.described_file: None, dataset.tasks_file: None}
     names |= {split.index: None for split in dataset.splits}
@@ -196,7 +195,7 @@ def _files(dataset: Dataset) -> dict[str, str | None]:
     return {f"{dataset.directory}/{name}": digest for name, digest in names.items()}
 
 
-def _sums(dataset: Dataset) -> Iterator[str]:
+def _sums(dataset: DatasetEntry) -> Iterator[str]:
     parts = [part for split in dataset.splits for part in split.parts]
     sums = {
         "kept": sum(split.kept for split in dataset.splits),

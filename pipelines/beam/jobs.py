@@ -37,7 +37,7 @@ from gatokit.pipelines.config_loading import load_vocabulary
 from gatokit.pipelines.planning.kinds import unit_from_json
 from gatokit.pipelines.planning.shard_task import Order
 from gatokit.pipelines.shards.build import Built, build_split
-from gatokit.schemas.canonical import digest
+from gatokit.schemas.digests import digest
 from gatokit.schemas.errors import ConfigError, DataError, GatokitError
 from gatokit.storage import files
 from gatokit.storage.files import is_remote, write_atomically, write_rows

@@ -22,13 +22,12 @@ from gatokit.pipelines.episodes.filter import Losses, Stream, Task, check_budget
 from gatokit.pipelines.planning.columns import Column
 from gatokit.pipelines.planning.plan import SCAN_UNIT_BYTES, DatasetPlan, Judged
 from gatokit.pipelines.planning.shard_task import DOCUMENT_ORDER, DocumentsHead, Settings
-from gatokit.schemas.canonical import json_digest
 from gatokit.schemas.config import BuildConfig, CorpusConfig, TextConfig
+from gatokit.schemas.digests import json_digest
 from gatokit.schemas.document import DocumentRules
 from gatokit.schemas.errors import DataError
 from gatokit.schemas.index import HELD_OUT, TRAIN
 from gatokit.schemas.manifest import DatasetFile, TaskEntry
-from gatokit.schemas.pictures import PictureRule
 from gatokit.storage.files import read_rows
 from gatokit.storage.prefetch import prefetch
 
@@ -112,7 +111,7 @@ class DocumentsPlan(DatasetPlan):
     @cached_property
     def rules(self) -> DocumentRules:
         """What a build does with the documents."""
-        pictures = None if isinstance(self.config, TextConfig) else PictureRule.of(self.config.images)
+        pictures = None if isinstance(self.config, TextConfig) else self.config.images.rule()
         return DocumentRules(
             pictures=pictures,
             end_of_document=self.config.end_of_document,

@@ -8,8 +8,9 @@ from itertools import pairwise
 
 import numpy as np
 
-from gatokit.schemas.episode import Episode, TokenSequence
+from gatokit.schemas.episode import Episode
 from gatokit.schemas.record import Record
+from gatokit.schemas.tokens import TokenSequence
 
 
 def cuts(step_begin: np.ndarray, tokens: int, chunk_tokens: int) -> list[int]:

@@ -4,10 +4,10 @@ import os
 from pathlib import Path
 
 from gatokit.pipelines.find import local_path
-from gatokit.schemas.canonical import digest
 from gatokit.schemas.config import BuildConfig, EpisodesConfig, Keep
+from gatokit.schemas.digests import digest
+from gatokit.schemas.episode_list import EpisodeList
 from gatokit.schemas.errors import ConfigError
-from gatokit.schemas.selection import Selection
 from gatokit.storage import files
 
 
@@ -26,9 +26,9 @@ def with_digests(config: BuildConfig, base: Path) -> BuildConfig:
     return config.model_copy(update={"datasets": datasets})
 
 
-def read_selection(keep: Keep, path: str, dataset: str) -> Selection:
+def read_selection(keep: Keep, path: str, dataset: str) -> EpisodeList:
     """The dataset's episodes of the list at ``path``; ConfigError where it is none or changed since it was found."""
-    selection = Selection(files.read_bytes(path), path, dataset)
+    selection = EpisodeList(files.read_bytes(path), path, dataset)
     if keep.digest is not None and selection.digest != keep.digest:
         raise ConfigError(f"{path}: the list changed since the config was read; run the command again")
     return selection

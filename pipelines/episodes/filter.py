@@ -14,8 +14,8 @@ import numpy as np
 from gatokit.pipelines.episodes.returns import expert_return, window
 from gatokit.schemas.config import Keep
 from gatokit.schemas.errors import ConfigError, DataError
+from gatokit.schemas.filter import FILTER_REASONS, Candidates, apply_rules
 from gatokit.schemas.index import BAD_REASONS
-from gatokit.schemas.verdict import REASONS, Candidates, judge
 
 LEAST_BAD_ROWS = 10
 """The error budget is never smaller than this many rows."""
@@ -124,14 +124,14 @@ def judge_rows(
             )
         streams_of[code], best[code] = _streams(rows, sound, keep, rows.task_names[code])
     passes = None if where is None else where(best)
-    names = np.array([*REASONS, None], object)
+    names = np.array([*FILTER_REASONS, None], object)
     tasks = []
     for code in ordered:
         sound, name, expert = sound_of[code], rows.task_names[code], float(best[code])
         columns = {"success": rows.success, "listed": rows.listed, "hashes": rows.sample, "where": passes}
         marks = {key: None if column is None else column[sound] for key, column in columns.items()}
         empty, bad = rows.steps[sound] == 0, np.array([item is not None for item in rows.reason[sound]], bool)
-        verdict = judge(keep, Candidates(name, rows.returns[sound], expert, ~empty, **marks))
+        verdict = apply_rules(keep, Candidates(name, rows.returns[sound], expert, ~empty, **marks))
         fails = ~verdict.kept & ~bad
         reason[sound[fails]] = names[verdict.failed[fails]]
         reason[sound[empty & ~bad]] = "too_short"

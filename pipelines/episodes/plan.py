@@ -24,12 +24,12 @@ from gatokit.pipelines.planning.columns import Column
 from gatokit.pipelines.planning.plan import SCAN_UNIT_BYTES, DatasetPlan, Judged
 from gatokit.pipelines.planning.shard_task import ORDER, EpisodesHead, Settings, make_head
 from gatokit.schemas.config import BuildConfig, EpisodesConfig, Keep
+from gatokit.schemas.episode import EpisodeSpec, FieldSpec
 from gatokit.schemas.errors import ConfigError, DataError
+from gatokit.schemas.filter import sample_hash
 from gatokit.schemas.index import HELD_OUT, TRAIN
 from gatokit.schemas.manifest import DatasetFile, TaskEntry
-from gatokit.schemas.spec import EpisodeSpec, FieldSpec
 from gatokit.schemas.tokens import DISCRETE_VALUES
-from gatokit.schemas.verdict import sample_hash
 from gatokit.schemas.where import Column as WhereColumn
 from gatokit.schemas.where import Strings, Where
 from gatokit.storage import files

@@ -13,7 +13,7 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, SerializeAsAny
 
 from gatokit.pipelines.episodes.reader import EpisodeFile, RawEpisode, SourceFeatures, SourceField, Stored
-from gatokit.schemas.canonical import json_digest
+from gatokit.schemas.digests import json_digest
 from gatokit.schemas.errors import ConfigError, RejectedError
 
 SCANNED = pa.schema(

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from gatokit.pipelines.episodes.reader import SourceFeatures, SourceField
-from gatokit.schemas.config import EpisodesConfig, FieldRule, ImageSize
+from gatokit.schemas.config import EpisodeImages, EpisodesConfig, FieldRule
+from gatokit.schemas.episode import EpisodeSpec, FieldKind, FieldSpec, ImageSpec
 from gatokit.schemas.errors import ConfigError
-from gatokit.schemas.spec import EpisodeSpec, FieldKind, FieldSpec, ImageSpec
 from gatokit.schemas.tokens import NO_POSITION, PATCH
 
 _NO_RULE = FieldRule.model_validate({})
@@ -70,7 +70,7 @@ def check_rules(dataset: EpisodesConfig, sources: list[SourceFeatures], config: 
             raise ConfigError(f"{config}.fields: the source has no field {rule_path!r}; its fields are {known}")
 
 
-def _field(source: SourceField, rule: FieldRule, images: ImageSize, context: Context) -> FieldSpec | None:
+def _field(source: SourceField, rule: FieldRule, images: EpisodeImages, context: Context) -> FieldSpec | None:
     if rule.kind == "skip":
         return None
     if source.form == "unreadable":
@@ -142,7 +142,7 @@ def _check_rule(source: SourceField, rule: FieldRule, kind: FieldKind, is_action
         raise context.error(source, f"is {kind} and takes no images", "remove images")
 
 
-def _image(source: SourceField, images: ImageSize, context: Context) -> ImageSpec:
+def _image(source: SourceField, images: EpisodeImages, context: Context) -> ImageSpec:
     shape = source.shape
     if source.form != "string" and (source.dtype != "uint8" or len(shape) != 3 or shape[2] not in (1, 3)):
         raise context.error(

@@ -14,13 +14,12 @@ from gatokit.pipelines.episodes.reader import RawEpisode, SourceFeatures, Source
 from gatokit.pipelines.formats.records import ByteRange
 from gatokit.pipelines.planning.shard_task import EpisodesHead, Order
 from gatokit.pipelines.shards.writer import Made, Outside
-from gatokit.schemas.episode import FIRST, LAST, TERMINAL, EncodedImage, Episode
+from gatokit.schemas.episode import FIRST, LAST, TERMINAL, Episode, EpisodeSpec, FieldSpec, ImageSpec
 from gatokit.schemas.errors import RejectedError
-from gatokit.schemas.spec import EpisodeSpec, FieldSpec, ImageSpec
-from gatokit.schemas.tokens import TokenIds
-from gatokit.tokenizers.codec import fit
-from gatokit.tokenizers.continuous import count_outside
+from gatokit.schemas.tokens import EncodedImage, TokenIds
 from gatokit.tokenizers.episode import EpisodeTokenizer
+from gatokit.tokenizers.image_codec import fit
+from gatokit.tokenizers.tensors import count_outside
 from gatokit.tokenizers.text import TextTokenizer
 
 _RUN_BYTES = 1 << 20

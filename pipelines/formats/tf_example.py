@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from gatokit.schemas.wire import varint
+from gatokit.schemas.record import read_varint
 
 Span = tuple[int, int]
 
@@ -65,11 +65,11 @@ def _walk_features(data: bytes, at: int, end: int, found: dict[str, Span]) -> No
         while at < end:
             begin = at
             if data[at] == _ENTRY:
-                size, at = varint(data, at + 1)
+                size, at = read_varint(data, at + 1)
                 stop = at + size
                 key_end = at + 2 + data[at + 1]
                 if data[at] == _ENTRY and data[at + 1] < 0x80 and key_end < stop and data[key_end] == _ENTRY_VALUE:
-                    length, value = varint(data, key_end + 1)
+                    length, value = read_varint(data, key_end + 1)
                     if value + length == stop <= end:
                         raw = data[at + 2 : key_end]
                         key = keys.get(raw)
@@ -140,7 +140,7 @@ def byte_strings(data: bytes, span: Span) -> list[bytes]:
     try:
         # One plain list, as writers leave it; anything else goes the general way.
         if at < end and data[at] == _BYTES_LIST << 3 | _LENGTH:
-            size, at = varint(data, at + 1)
+            size, at = read_varint(data, at + 1)
             while at < end and data[at] == _ENTRY:
                 length = data[at + 1]
                 at += 2
@@ -149,7 +149,7 @@ def byte_strings(data: bytes, span: Span) -> list[bytes]:
                         length += (data[at] - 1) << 7
                         at += 1
                     else:
-                        length, at = varint(data, at - 1)
+                        length, at = read_varint(data, at - 1)
                 found.append(data[at : at + length])
                 at += length
             if at == end and size == end - span[0] - _width(size) - 1:
@@ -175,10 +175,10 @@ def _packed(data: bytes, span: Span, wanted: int) -> Span | None:
     try:
         if data[at] != wanted << 3 | _LENGTH:
             return None
-        size, at = varint(data, at + 1)
+        size, at = read_varint(data, at + 1)
         if at + size != end or data[at] != _ENTRY:
             return None
-        size, at = varint(data, at + 1)
+        size, at = read_varint(data, at + 1)
     except IndexError:
         return None
     return (at, end) if at + size == end else None
@@ -203,13 +203,13 @@ def _parts(data: bytes, at: int, end: int) -> Iterator[tuple[int, int, int, int]
             tag = data[at]
             at += 1
             if tag >= 0x80:
-                tag, at = varint(data, at - 1)
+                tag, at = read_varint(data, at - 1)
             wire = tag & 7
             if wire == _LENGTH:
                 size = data[at]
                 at += 1
                 if size >= 0x80:
-                    size, at = varint(data, at - 1)
+                    size, at = read_varint(data, at - 1)
                 stop = at + size
             elif wire == _VARINT:
                 stop = at
@@ -235,7 +235,7 @@ def _few_varints(data: bytes, at: int, end: int) -> np.ndarray:
     numbers = []
     try:
         while at < end:
-            number, at = varint(data, at)
+            number, at = read_varint(data, at)
             numbers.append(number & 0xFFFF_FFFF_FFFF_FFFF)
     except IndexError:
         at = end + 1

@@ -16,11 +16,11 @@ from gatokit.pipelines.documents.corpora import corpus_file_from_json
 from gatokit.pipelines.documents.reader import CorpusFile
 from gatokit.pipelines.episodes.formats import file_from_json, file_to_json
 from gatokit.pipelines.episodes.reader import EpisodeFile, SourceFeatures
-from gatokit.schemas.canonical import digest, json_digest
+from gatokit.schemas.digests import digest, json_digest
 from gatokit.schemas.document import DocumentRules
+from gatokit.schemas.episode import EpisodeSpec
 from gatokit.schemas.index import INDEX, INDEX_VERSION
 from gatokit.schemas.record import RECORD_VERSION
-from gatokit.schemas.spec import EpisodeSpec
 from gatokit.storage.files import read_rows, write_rows
 
 _PLANNED = [field for field in INDEX if field.name not in ("tokens", "part", "first_record", "record_tokens")]

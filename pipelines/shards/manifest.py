@@ -17,20 +17,20 @@ from gatokit.pipelines.planning.plan import Plan
 from gatokit.pipelines.shards.build import INDEX_SUFFIX
 from gatokit.pipelines.shards.garbage import Leftover, remove_leftovers
 from gatokit.pipelines.shards.writer import read_outside, read_parts
-from gatokit.schemas.canonical import json_digest
 from gatokit.schemas.config import BuildConfig
+from gatokit.schemas.digests import json_digest
 from gatokit.schemas.errors import DataError
 from gatokit.schemas.index import HELD_OUT, TASKS
 from gatokit.schemas.manifest import (
     MANIFEST,
     VOCABULARY,
-    Dataset,
+    DatasetEntry,
     FileEntry,
     Manifest,
-    Part,
-    Split,
-    Tokenizer,
-    Vocabulary,
+    ShardEntry,
+    SplitEntry,
+    TokenizerSettings,
+    VocabularyEntry,
 )
 from gatokit.schemas.tokens import TokenIds
 from gatokit.storage.files import arrow_file, exists, file_digest, is_directory, read_bytes, sizes, write_atomically
@@ -57,13 +57,13 @@ class Finished:
     """A dataset whose splits are all there: its totals, its two summary files, by reason what was rejected, and size
     and digest of each index."""
 
-    dataset: Dataset
+    dataset: DatasetEntry
     described: bytes
     tasks: bytes
     rejected: dict[str, int]
     indexes: dict[str, tuple[int, str]]
 
-    def summaries(self, dataset: Dataset) -> dict[str, bytes]:
+    def summaries(self, dataset: DatasetEntry) -> dict[str, bytes]:
         """Path and content of the summary files under the names that ``dataset`` gives them."""
         contents = {dataset.described_file: self.described, dataset.tasks_file: self.tasks}
         return {f"{dataset.directory}/{name}": content for name, content in contents.items()}
@@ -86,7 +86,7 @@ def finish_dataset(root: Path, plan: Plan, config: BuildConfig, content: Literal
         totals.add(table)
         indexes[name] = len(data), _digest(data, 32)
         splits.append(
-            Split(
+            SplitEntry(
                 fingerprint=order.fingerprint,
                 index=name,
                 rows=table.num_rows,
@@ -98,7 +98,7 @@ def finish_dataset(root: Path, plan: Plan, config: BuildConfig, content: Literal
     _check(totals, episodes, plan, config)
     pq.write_table(_tasks(totals, plan, content), sink := pa.BufferOutputStream())
     parts = [part for split in splits for part in split.parts]
-    described = Dataset(
+    described = DatasetEntry(
         name=dataset.name,
         kind=dataset.kind,
         directory=dataset.name,
@@ -129,7 +129,7 @@ def write_manifest(
     config: BuildConfig,
     described: dict[str, Any],
     finished: Sequence[Finished],
-    vocabulary: Vocabulary | None,
+    vocabulary: VocabularyEntry | None,
     content: Literal["build", "scan"],
     before: Manifest | None,
 ) -> tuple[Manifest, list[Leftover]]:
@@ -140,7 +140,7 @@ def write_manifest(
     ``before`` or an attempt that died left behind.
     """
 
-    def manifest(datasets: Sequence[Dataset]) -> Manifest:
+    def manifest(datasets: Sequence[DatasetEntry]) -> Manifest:
         return _manifest(root, config, described, finished, datasets, vocabulary, content)
 
     datasets = [item.dataset for item in finished]
@@ -166,7 +166,7 @@ def write_manifest(
     return last, removed or remove_leftovers(root, named)
 
 
-def _write(root: Path, finished: Sequence[Finished], datasets: Sequence[Dataset]) -> None:
+def _write(root: Path, finished: Sequence[Finished], datasets: Sequence[DatasetEntry]) -> None:
     """Writes the summary files that are not what they should be."""
     for item, dataset in zip(finished, datasets, strict=True):
         for path, data in item.summaries(dataset).items():
@@ -179,8 +179,8 @@ def _manifest(
     config: BuildConfig,
     described: dict[str, Any],
     finished: Sequence[Finished],
-    datasets: Sequence[Dataset],
-    vocabulary: Vocabulary | None,
+    datasets: Sequence[DatasetEntry],
+    vocabulary: VocabularyEntry | None,
     content: Literal["build", "scan"],
 ) -> Manifest:
     files = []
@@ -202,7 +202,7 @@ def _manifest(
         packages=packages(),
         config=described,
         config_digest=json_digest(described),
-        tokenizer=Tokenizer(
+        tokenizer=TokenizerSettings(
             discrete_offset=ids.discrete_offset,
             separator=ids.separator,
             vocabulary_size=ids.vocabulary_size,
@@ -219,7 +219,7 @@ def packages() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in _PACKAGES}
 
 
-def finished_orders(directory: Path, stems: Sequence[str]) -> dict[str, list[Part]]:
+def finished_orders(directory: Path, stems: Sequence[str]) -> dict[str, list[ShardEntry]]:
     """The parts of each split whose index stands, and every part that it names, at its size."""
     there = sizes(directory) if is_directory(directory) else {}
     begun = [stem for stem in stems if stem + INDEX_SUFFIX in there]
@@ -231,7 +231,7 @@ def finished_orders(directory: Path, stems: Sequence[str]) -> dict[str, list[Par
     }
 
 
-def _parts(index: Path) -> list[Part] | None:
+def _parts(index: Path) -> list[ShardEntry] | None:
     """The parts that an index names; None where it cannot be read."""
     try:
         with arrow_file(index) as file:
@@ -240,7 +240,7 @@ def _parts(index: Path) -> list[Part] | None:
         return None
 
 
-def _is_of(file: FileEntry, dataset: Dataset) -> bool:
+def _is_of(file: FileEntry, dataset: DatasetEntry) -> bool:
     """Whether a file is one of the dataset's summaries."""
     return file.path in (f"{dataset.directory}/{dataset.described_file}", f"{dataset.directory}/{dataset.tasks_file}")
 

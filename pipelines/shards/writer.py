@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from gatokit.schemas.manifest import Part
+from gatokit.schemas.manifest import ShardEntry
 from gatokit.storage.array_record import SEQUENTIAL, ArrayRecordError, ArrayRecordFile
 from gatokit.storage.files import commit, temporary_beside, write_atomically
 
@@ -94,7 +94,7 @@ class ShardWriter:
         self._temporary = ""
         self._checksums: list[int] = []
         self._held_out = self._tokens = 0
-        self.parts: list[Part] = []
+        self.parts: list[ShardEntry] = []
 
     def __enter__(self) -> "ShardWriter":
         return self
@@ -145,7 +145,7 @@ class ShardWriter:
         commit(self._temporary, self._directory / name)
         records = len(self._checksums)
         self.parts.append(
-            Part(
+            ShardEntry(
                 file=name,
                 size=size,
                 blake2b=digest,
@@ -194,7 +194,7 @@ def _os_errors(path: str) -> Iterator[None]:
         raise OSError(f"{path}: {error.reason}") from None
 
 
-def write_index(path: str | Path, rows: pa.Table, parts: list[Part], outside: Outside) -> None:
+def write_index(path: str | Path, rows: pa.Table, parts: list[ShardEntry], outside: Outside) -> None:
     """Writes the index of a split, whose presence marks the split as done.
 
     ``outside`` counts, per task and continuous action, the values outside of the range and all values.
@@ -209,9 +209,9 @@ def write_index(path: str | Path, rows: pa.Table, parts: list[Part], outside: Ou
     write_atomically(path, sink.getvalue().to_pybytes())
 
 
-def read_parts(metadata: dict[bytes, bytes]) -> list[Part]:
+def read_parts(metadata: dict[bytes, bytes]) -> list[ShardEntry]:
     """The parts that an index names in its metadata."""
-    return [Part(**part) for part in json.loads(metadata[_PARTS])]
+    return [ShardEntry(**part) for part in json.loads(metadata[_PARTS])]
 
 
 def read_outside(metadata: dict[bytes, bytes]) -> Outside:

@@ -19,7 +19,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 from gatokit.cli.main import main
 from gatokit.inspection import open_directory
 from gatokit.inspection.explorer.query import Filter, Order, find, page
-from gatokit.schemas.tokens import Kind
+from gatokit.schemas.tokens import TokenKind
 
 pytestmark = pytest.mark.browser
 
@@ -206,7 +206,7 @@ def test_its_tokens_are_those_of_its_records(opened, built):
     shown = [row for row in browser.deep(CELLS, "#opened") if "token" in row]
     assert [int(row["id"]) for row in shown] == episode.sequence.tokens[:50].tolist()
     assert [row["kind"] for row in shown] == [
-        Kind(kind).name.lower().replace("_", " ") for kind in episode.sequence.kinds[:50].tolist()
+        TokenKind(kind).name.lower().replace("_", " ") for kind in episode.sequence.kinds[:50].tolist()
     ]
 
 

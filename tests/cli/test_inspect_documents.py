@@ -11,7 +11,7 @@ import webdataset
 from PIL import Image
 
 from gatokit.inspection import open_directory
-from gatokit.tokenizers.codec import encode
+from gatokit.tokenizers.image_codec import encode
 
 CONFIG = """
 vocabulary: {vocabulary}

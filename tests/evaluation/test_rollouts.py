@@ -20,8 +20,8 @@ from gatokit.evaluation.rollout_jobs import Match, RolloutJob, play_jobs, play_m
 from gatokit.evaluation.rollout_log import RolloutLog
 from gatokit.evaluation.rollouts import Rollout, Scripted, play
 from gatokit.evaluation.videos import Videos, has_video
+from gatokit.schemas.episode import FieldSpec
 from gatokit.schemas.errors import ConfigError, DataError
-from gatokit.schemas.spec import FieldSpec
 
 FIRST = 1 << 30
 ROLLOUT = Rollout(number=0, seed=FIRST, episode_return=1.5, steps=3, seconds=0.25)

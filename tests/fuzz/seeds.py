@@ -9,8 +9,8 @@ import numpy as np
 from tensorflow_datasets.proto import tf_example_generated_pb2 as tf_example
 
 from gatokit.pipelines.formats.tfrecord import masked_crc
-from gatokit.schemas.episode import EncodedImage, PlacedImage, TokenSequence
 from gatokit.schemas.record import Record
+from gatokit.schemas.tokens import EncodedImage, PlacedImage, TokenSequence
 
 
 def frame(data: bytes) -> bytes:

@@ -15,7 +15,7 @@ from gatokit.schemas.errors import RejectedError
 from gatokit.schemas.record import Record
 from gatokit.schemas.record_pb2 import Record as RecordMessage
 from gatokit.storage.files import Ranges
-from gatokit.tokenizers.header import describe, probe
+from gatokit.tokenizers.image_header import describe, probe
 
 
 def record(data: bytes) -> None:

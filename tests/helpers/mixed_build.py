@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import webdataset
 
-from gatokit.tokenizers.codec import encode
+from gatokit.tokenizers.image_codec import encode
 
 CONFIG = """
 vocabulary: {vocabulary}

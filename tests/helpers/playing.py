@@ -9,15 +9,14 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from gatokit.policy.policy import Policy
-from gatokit.schemas.episode import EncodedImage, Episode
-from gatokit.schemas.manifest import Tokenizer
+from gatokit.schemas.episode import Episode, EpisodeSpec, FieldSpec, ImageSpec
+from gatokit.schemas.manifest import TokenizerSettings
 from gatokit.schemas.policy import PolicyDataset, PolicyFile, PolicyTask, Prompt
 from gatokit.schemas.record import Record
 from gatokit.schemas.run import ModelConfig, RunConfig
-from gatokit.schemas.spec import EpisodeSpec, FieldSpec, ImageSpec
-from gatokit.schemas.tokens import TokenIds
-from gatokit.tokenizers.codec import encode
+from gatokit.schemas.tokens import EncodedImage, TokenIds
 from gatokit.tokenizers.episode import EpisodeTokenizer
+from gatokit.tokenizers.image_codec import encode
 from gatokit.tokenizers.text import TextTokenizer
 from gatokit.trainer import parameters
 
@@ -109,7 +108,7 @@ def policy(
         prompt = Prompt(episode_id="d", agent="expert", episode_return=1.0, first_record=number, records=1)
         tasks[name] = PolicyTask(spec=spec.id, expert_return=1.0, prompt=prompt)
     writer.close()
-    tokenizer = Tokenizer(
+    tokenizer = TokenizerSettings(
         discrete_offset=offset, separator=ids.separator, vocabulary_size=ids.vocabulary_size, chunk_tokens=4096
     )
     dataset = PolicyDataset(kind="episodes", specs={ARM.id: ARM, ROOM.id: ROOM}, tasks=tasks, documents=None)

@@ -3,7 +3,7 @@
 import numpy as np
 
 from gatokit.loader.batch import NO_TOKEN, Batch
-from gatokit.schemas.tokens import IMAGE_ID, NO_POSITION, Kind
+from gatokit.schemas.tokens import IMAGE_ID, NO_POSITION, TokenKind
 
 VOCABULARY = 300
 """Ids of the random batches, the last being the separator."""
@@ -39,28 +39,36 @@ def random_batch(
         of_group = row // group
         room = slots - used[of_group]
         with_images = bool(room >= 2 and draw.random() < 0.5)
-        first = Kind.IMAGE if with_images else Kind.TEXT
+        first = TokenKind.IMAGE if with_images else TokenKind.TEXT
         kinds = np.tile(
-            [first, first, Kind.DISCRETE, Kind.CONTINUOUS, Kind.SEPARATOR, *[Kind.CONTINUOUS_ACTION] * 2], tokens
+            [
+                first,
+                first,
+                TokenKind.DISCRETE,
+                TokenKind.CONTINUOUS,
+                TokenKind.SEPARATOR,
+                *[TokenKind.CONTINUOUS_ACTION] * 2,
+            ],
+            tokens,
         )
         places = np.tile([0, 1, 2, 3, NO_POSITION, NO_POSITION, NO_POSITION], tokens)
         steps = np.repeat(np.arange(tokens), 7)
         begin = int(draw.integers(0, 7))
         kinds, places, steps = (array[begin : begin + tokens + 1] for array in (kinds, places, steps))
         ids = draw.integers(0, VOCABULARY - 1, tokens + 1)
-        ids[kinds == Kind.SEPARATOR] = VOCABULARY - 1
-        images = np.flatnonzero(kinds == Kind.IMAGE)
+        ids[kinds == TokenKind.SEPARATOR] = VOCABULARY - 1
+        images = np.flatnonzero(kinds == TokenKind.IMAGE)
         length = tokens if draw.random() < 0.7 else tokens - int(draw.integers(1, tokens // 2))
         if len(images) > room:
             length = min(length, int(images[room]))
         batch.kinds[row, :length] = kinds[:length]
-        batch.tokens[row, :length] = np.where(kinds == Kind.IMAGE, 0, ids)[:length]
+        batch.tokens[row, :length] = np.where(kinds == TokenKind.IMAGE, 0, ids)[:length]
         batch.positions[row, :length] = places[:length]
         ends = length if length == tokens else length - 1
-        is_target = np.isin(kinds[1 : ends + 1], (Kind.TEXT, Kind.CONTINUOUS_ACTION))
+        is_target = np.isin(kinds[1 : ends + 1], (TokenKind.TEXT, TokenKind.CONTINUOUS_ACTION))
         batch.targets[row, :ends] = np.where(is_target, ids[1 : ends + 1], 0)
         batch.target_kinds[row, :ends] = np.where(is_target, kinds[1 : ends + 1], 0)
-        actions = np.flatnonzero(batch.target_kinds[row] == Kind.CONTINUOUS_ACTION)
+        actions = np.flatnonzero(batch.target_kinds[row] == TokenKind.CONTINUOUS_ACTION)
         batch.first_action[row, actions[:2]] = True
         for place in images[images < length]:
             slot = used[of_group]
@@ -69,7 +77,7 @@ def random_batch(
             batch.patch_row[of_group, slot], batch.patch_column[of_group, slot] = draw.integers(0, 128, 2)
             used[of_group] += 1
         if hide and row % 2:
-            action = batch.kinds[row] == Kind.CONTINUOUS_ACTION
+            action = batch.kinds[row] == TokenKind.CONTINUOUS_ACTION
             last = action & ~np.append(action[1:], False)
             batch.hidden[row] = last
             batch.private[row] = np.where(action & ~last, 1 + steps[:tokens], 0)

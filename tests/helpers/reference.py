@@ -4,15 +4,15 @@ import numpy as np
 
 from gatokit.loader.batch import NO_TOKEN, Batch
 from gatokit.schemas.run import ModelConfig
-from gatokit.schemas.tokens import NO_POSITION, Kind
+from gatokit.schemas.tokens import NO_POSITION, TokenKind
 
 TINY = {"layers": 2, "width": 32, "heads": 2, "head_size": 8, "hidden": 48, "observation_positions": 8}
 RELATIVE = ModelConfig(**TINY, patch_channels=64, stochastic_depth=0)
 ROTARY = ModelConfig(**TINY, patch_channels=32, patch_stride=2, positions="rotary", stochastic_depth=0)
 VOCABULARY = 33_025
 
-T, P, D, C, S = Kind.TEXT, Kind.IMAGE, Kind.DISCRETE, Kind.CONTINUOUS, Kind.SEPARATOR
-DA, CA = Kind.DISCRETE_ACTION, Kind.CONTINUOUS_ACTION
+T, P, D, C, S = TokenKind.TEXT, TokenKind.IMAGE, TokenKind.DISCRETE, TokenKind.CONTINUOUS, TokenKind.SEPARATOR
+DA, CA = TokenKind.DISCRETE_ACTION, TokenKind.CONTINUOUS_ACTION
 N = NO_POSITION
 # (kind, id, position, hidden, private)
 HIDDEN_EPISODE = [
@@ -43,7 +43,7 @@ def batch_of(rows: list[list[tuple[int, ...]]], length: int = LENGTH, *, groups:
             fields[:, row, : len(tokens)] = np.array(tokens).T
     kinds, tokens, positions, hidden, private = fields
     patch_token = np.full((groups, slots), NO_TOKEN, np.int32)
-    for group, part in enumerate(np.split(kinds == Kind.IMAGE, groups)):
+    for group, part in enumerate(np.split(kinds == TokenKind.IMAGE, groups)):
         places = np.flatnonzero(part)
         patch_token[group, : len(places)] = places
     used = (patch_token != NO_TOKEN)[..., None, None, None]
@@ -120,9 +120,9 @@ def embed(p, batch, config):
                 continue
             if batch.hidden[b, t]:
                 x[b, t] += tables["hidden_action"]
-            elif kind != Kind.IMAGE:
+            elif kind != TokenKind.IMAGE:
                 x[b, t] += tables["token"][batch.tokens[b, t]]
-            if kind in (Kind.DISCRETE_ACTION, Kind.CONTINUOUS_ACTION):
+            if kind in (TokenKind.DISCRETE_ACTION, TokenKind.CONTINUOUS_ACTION):
                 x[b, t] += tables["action_position"]
             elif position != NO_POSITION:
                 x[b, t] += tables["observation_position"][position]

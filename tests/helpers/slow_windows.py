@@ -13,7 +13,7 @@ from array_record.python.array_record_module import ArrayRecordReader
 
 from gatokit.inspection import open_directory
 from gatokit.schemas.record import Record
-from gatokit.tokenizers.codec import decode
+from gatokit.tokenizers.image_codec import decode
 
 WORD = (1 << 64) - 1
 STEP = 0x9E3779B97F4A7C15

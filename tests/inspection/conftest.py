@@ -15,8 +15,8 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 from PIL import Image
 
 from gatokit.inspection import open_directory
-from gatokit.schemas.canonical import digest, json_digest
-from gatokit.tokenizers.codec import encode
+from gatokit.schemas.digests import digest, json_digest
+from gatokit.tokenizers.image_codec import encode
 
 CONFIG = """
 vocabulary: {vocabulary}

@@ -11,9 +11,9 @@ import sentencepiece
 from gatokit.inspection import open_directory, preview
 from gatokit.inspection.tables.contents import Contents, Effort, PictureSize, contents
 from gatokit.inspection.tables.summary import Lengths, drops, lengths
-from gatokit.schemas.episode import EncodedImage
 from gatokit.schemas.errors import ConfigError, DataError
-from gatokit.tokenizers.codec import decode, encode, resize
+from gatokit.schemas.tokens import EncodedImage
+from gatokit.tokenizers.image_codec import decode, encode, resize
 
 ALL = Effort(records=1000, bytes=1 << 30)
 

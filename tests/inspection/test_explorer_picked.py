@@ -17,7 +17,7 @@ from gatokit.inspection import open_directory, preview
 from gatokit.inspection.explorer.picked import Picked, config_lines
 from gatokit.inspection.explorer.query import Filter, find
 from gatokit.schemas.config import Keep
-from gatokit.schemas.selection import Selection
+from gatokit.schemas.episode_list import EpisodeList
 
 HOSTILE = ['<b>"x"</b>', "a,b", "line\nbreak", "two\r\nlines", " spaces ", "=1+1", "ünï", "'quoted'"]
 
@@ -68,7 +68,7 @@ def test_the_list_is_what_a_selection_reads(small, picked):
     data = b"".join(picked.csv())
     for name, ordinals in chosen.items():
         rows = list(datasets[name].rows())
-        selection = Selection(data, "episodes.csv", name)
+        selection = EpisodeList(data, "episodes.csv", name)
         listed = selection.find([row.episode_id for row in rows], [row.task for row in rows])
         assert np.flatnonzero(listed).tolist() == ordinals
         selection.check_found(name)
@@ -103,7 +103,7 @@ def test_ids_with_marks_of_csv_and_html_come_through(small, tmp_path):
     assert [line["episode_id"] for line in csv.DictReader(io.StringIO(data.decode(), newline=""))] == [
         row.episode_id for row in known
     ]
-    selection = Selection(data, "episodes.csv", "arm")
+    selection = EpisodeList(data, "episodes.csv", "arm")
     assert selection.find([row.episode_id for row in known], [row.task for row in known]).all()
 
 

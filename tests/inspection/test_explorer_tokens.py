@@ -8,7 +8,7 @@ from gatokit.inspection.explorer.playing import MOST_POINTS, PlayedEpisode
 from gatokit.inspection.read.tokens import SEPARATOR, DocumentTokens, EpisodeTokens
 from gatokit.loader.targets import find_targets
 from gatokit.schemas.record import Record
-from gatokit.schemas.tokens import IMAGE_ID, NO_POSITION, Kind
+from gatokit.schemas.tokens import IMAGE_ID, NO_POSITION, TokenKind
 
 
 def stored(dataset, row) -> list[Record]:
@@ -59,7 +59,7 @@ def test_values_are_those_that_are_decoded(small):
         assert [(token.field, token.value) for token in image] == [
             ("image", f"patch {patch_row}, {column}") for patch_row in range(2) for column in range(3)
         ]
-        texts = [token for token in found if token.kind == Kind.TEXT]
+        texts = [token for token in found if token.kind == TokenKind.TEXT]
         assert {token.field for token in texts} == {"mission"}
         assert "".join(token.value for token in texts).strip() == values["observation/mission"][step]
         numbers = found[len(texts) :]
@@ -105,9 +105,9 @@ def test_every_token_of_a_document_is_that_of_its_record(corpora, name):
         numbers = [number for number, record in enumerate(document.records) for _ in record.sequence.tokens]
         assert [token.id for token in found] == ids
         assert [token.record for token in found] == numbers
-        assert all(token.is_target == (token.kind == Kind.TEXT) == (token.id != IMAGE_ID) for token in found)
+        assert all(token.is_target == (token.kind == TokenKind.TEXT) == (token.id != IMAGE_ID) for token in found)
         assert {(token.step, token.position) for token in found} == {(None, None)}
-        pictures = [(token.field, token.value) for token in found if token.kind == Kind.IMAGE]
+        pictures = [(token.field, token.value) for token in found if token.kind == TokenKind.IMAGE]
         assert pictures == [
             (f"picture {number}", f"patch {patch_row}, {column}")
             for number, image in enumerate(document.images)
@@ -115,7 +115,7 @@ def test_every_token_of_a_document_is_that_of_its_record(corpora, name):
             for column in range(image.width // 16)
         ]
         texts = [part for part in document.parts if isinstance(part, str)]
-        written = "".join(token.value for token in found if token.kind == Kind.TEXT)
+        written = "".join(token.value for token in found if token.kind == TokenKind.TEXT)
         # The tests' vocabulary begins every text with a space.
         assert written.removesuffix("</s>").split() == " ".join(texts).split()
 

@@ -16,7 +16,7 @@ from gatokit.pipelines.vocabulary import train_vocabulary
 from gatokit.schemas.errors import ConfigError, DataError
 from gatokit.schemas.index import INDEX
 from gatokit.schemas.record import Record
-from gatokit.tokenizers.codec import decode
+from gatokit.tokenizers.image_codec import decode
 
 
 def positions(recorded, dataset, row):

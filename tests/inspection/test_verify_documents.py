@@ -11,10 +11,10 @@ import pytest
 
 from gatokit.inspection import open_directory
 from gatokit.inspection.verify.directory import verify
-from gatokit.schemas.episode import EncodedImage, PlacedImage
 from gatokit.schemas.record import Record
-from gatokit.tokenizers.codec import encode
+from gatokit.schemas.tokens import EncodedImage, PlacedImage
 from gatokit.tokenizers.document import DocumentTokenizer
+from gatokit.tokenizers.image_codec import encode
 from gatokit.tokenizers.text import TextTokenizer
 
 

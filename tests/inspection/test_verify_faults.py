@@ -12,10 +12,10 @@ import pytest
 from gatokit.inspection import Fault, open_directory
 from gatokit.inspection.verify.directory import verify
 from gatokit.inspection.verify.faults import MOST_OF_A_FILE, Faults
-from gatokit.schemas.episode import EncodedImage, PlacedImage
 from gatokit.schemas.errors import ConfigError
 from gatokit.schemas.record import Record
-from gatokit.tokenizers.codec import encode
+from gatokit.schemas.tokens import EncodedImage, PlacedImage
+from gatokit.tokenizers.image_codec import encode
 
 
 def flip(path, at, mask=0x01):

@@ -10,7 +10,7 @@ import pytest
 
 from gatokit.loader.mixture import open_mixture
 from gatokit.pipelines.run import scan
-from gatokit.schemas.canonical import digest, json_digest
+from gatokit.schemas.digests import digest, json_digest
 from gatokit.schemas.errors import ConfigError, DataError
 from gatokit.schemas.manifest import Manifest
 

@@ -13,7 +13,7 @@ from gatokit.loader.mixture import open_mixture
 from gatokit.loader.windows import Windows
 from gatokit.schemas.errors import ConfigError
 from gatokit.schemas.run import RunConfig
-from gatokit.schemas.tokens import Kind
+from gatokit.schemas.tokens import TokenKind
 
 
 def run_config(context: int = 64, batch: int = 16, seed: int = 0, **input: Any) -> RunConfig:
@@ -134,19 +134,23 @@ def test_rows_that_divide_a_patch_group_are_refused(mixed: Path) -> None:
 
 def test_only_texts_and_actions_are_predicted(mixed: Path) -> None:
     batch = Windows(open_mixture([mixed]), run_config(64, 800)).batch(0, range(800))
-    kinds = {Kind(kind) for kind in np.unique(batch.target_kinds) if kind}
-    assert kinds == {Kind.TEXT, Kind.DISCRETE_ACTION, Kind.CONTINUOUS_ACTION}
+    kinds = {TokenKind(kind) for kind in np.unique(batch.target_kinds) if kind}
+    assert kinds == {TokenKind.TEXT, TokenKind.DISCRETE_ACTION, TokenKind.CONTINUOUS_ACTION}
     assert not batch.targets[batch.target_kinds == 0].any()
     # Missions are texts that an agent observes.
     arm = batch.dataset == 0
-    assert {int(kind) for kind in np.unique(batch.target_kinds[arm])} == {0, Kind.TEXT, Kind.CONTINUOUS_ACTION}
+    assert {int(kind) for kind in np.unique(batch.target_kinds[arm])} == {
+        0,
+        TokenKind.TEXT,
+        TokenKind.CONTINUOUS_ACTION,
+    }
 
 
 def test_hidden_actions_are_seen_by_their_own_step_alone(mixed: Path) -> None:
     """What attention lets through: no later step sees an action, and each component sees those before it."""
     batch = Windows(open_mixture([mixed], {"grid": 1}), run_config(64, 16, hide_actions=1)).batch(0, range(16))
     for row in range(16):
-        actions = np.flatnonzero(batch.kinds[row] >= Kind.DISCRETE_ACTION)
+        actions = np.flatnonzero(batch.kinds[row] >= TokenKind.DISCRETE_ACTION)
         steps = np.cumsum(np.diff(actions, prepend=-2) > 1)
         for query in range(64):
             for key, step in zip(actions.tolist(), steps.tolist(), strict=True):

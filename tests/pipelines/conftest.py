@@ -14,9 +14,9 @@ import pytest
 import sentencepiece
 from array_record.python.array_record_module import ArrayRecordReader
 
-from gatokit.schemas.episode import EncodedImage, PlacedImage, TokenSequence
-from gatokit.schemas.manifest import Dataset, DatasetFile, Manifest, Part
+from gatokit.schemas.manifest import DatasetEntry, DatasetFile, Manifest, ShardEntry
 from gatokit.schemas.record import Record
+from gatokit.schemas.tokens import EncodedImage, PlacedImage, TokenSequence
 from gatokit.tokenizers.document import DocumentTokenizer
 from gatokit.tokenizers.text import TextTokenizer
 
@@ -120,7 +120,7 @@ class BuiltDocuments:
     """A dataset of a finished build: the index rows of all splits in order, and by id the texts and pictures of each
     kept document and the number of its records."""
 
-    totals: Dataset
+    totals: DatasetEntry
     described: DatasetFile
     rows: list[dict[str, Any]]
     parts: dict[str, list[str | EncodedImage]]
@@ -148,7 +148,7 @@ def _join(records: Sequence[Record]) -> TokenSequence:
     return TokenSequence(*arrays, images)
 
 
-def _read_shards(directory: Path, parts: Sequence[Part]) -> list[list[Record]]:
+def _read_shards(directory: Path, parts: Sequence[ShardEntry]) -> list[list[Record]]:
     shards = []
     for part in parts:
         reader = ArrayRecordReader(os.fspath(directory / part.file))

@@ -15,7 +15,7 @@ import sentencepiece
 
 from gatokit.inspection import open_directory
 from gatokit.pipelines.run import build, scan
-from gatokit.tokenizers.codec import decode
+from gatokit.tokenizers.image_codec import decode
 
 DATASETS = {
     "metaworld": ("metaworld", 0.8, True, True),

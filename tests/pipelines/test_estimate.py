@@ -12,12 +12,12 @@ from gatokit.pipelines import estimate as module
 from gatokit.pipelines.estimate import DatasetEstimate, estimate, spread_order
 from gatokit.pipelines.run import build
 from gatokit.schemas.errors import ConfigError, DataError
-from gatokit.schemas.manifest import Dataset, Manifest
+from gatokit.schemas.manifest import DatasetEntry, Manifest
 
 COUNTS = ("splits", "episodes", "kept", "shards", "tokens", "bytes")
 
 
-def facts(dataset: Dataset) -> dict[str, int]:
+def facts(dataset: DatasetEntry) -> dict[str, int]:
     """What a build of a dataset gave."""
     return {name: getattr(dataset, name) for name in COUNTS[1:]} | {"splits": len(dataset.splits)}
 
@@ -26,7 +26,7 @@ def counts(found: DatasetEstimate) -> dict[str, int]:
     return {name: getattr(found, name) for name in COUNTS}
 
 
-def manifest(out: Path) -> dict[str, Dataset]:
+def manifest(out: Path) -> dict[str, DatasetEntry]:
     return {dataset.name: dataset for dataset in Manifest.read(out).datasets}
 
 

@@ -10,16 +10,15 @@ import pytest
 
 from gatokit.policy.generate import Writing, generate
 from gatokit.policy.history import Span, batch_of, shown_pictures
-from gatokit.schemas.document import Document, DocumentRules
+from gatokit.schemas.document import Document, DocumentRules, ImageRule
 from gatokit.schemas.errors import ConfigError
-from gatokit.schemas.pictures import PictureRule
 from gatokit.schemas.policy import PolicyDataset
-from gatokit.tokenizers.codec import encode
 from gatokit.tokenizers.document import DocumentTokenizer
-from gatokit.tokenizers.pictures import prepare
+from gatokit.tokenizers.document_images import prepare
+from gatokit.tokenizers.image_codec import encode
 from gatokit.trainer import model
 
-RULES = DocumentRules(pictures=PictureRule(max_patches=6), end_of_document=True)
+RULES = DocumentRules(pictures=ImageRule(max_patches=6), end_of_document=True)
 PICTURE = encode(np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8))
 
 

@@ -14,10 +14,10 @@ from gatokit.loader.targets import find_targets
 from gatokit.policy.decode import pick
 from gatokit.policy.history import Shown, Span, batch_of
 from gatokit.policy.policy import Decoding, load_policy
+from gatokit.schemas.episode import EpisodeSpec, FieldSpec
 from gatokit.schemas.errors import ConfigError, DataError
 from gatokit.schemas.manifest import VOCABULARY
-from gatokit.schemas.spec import EpisodeSpec, FieldSpec
-from gatokit.schemas.tokens import CONTINUOUS_OFFSET, Kind
+from gatokit.schemas.tokens import CONTINUOUS_OFFSET, TokenKind
 from gatokit.tokenizers.episode import EpisodeTokenizer
 from gatokit.trainer import model
 
@@ -92,7 +92,7 @@ def test_actions_are_the_likeliest_of_a_training_window(make, task, spec, hide, 
     observations = [playing.observation(spec, step) for step in range(4)]
     logits, kinds, ids = full_pass(policy, spec, demonstrated, observations, actions, hide)
     lowest, number = (CONTINUOUS_OFFSET, 1024) if spec is ARM else (offset, 200)
-    acted = np.flatnonzero(np.isin(kinds, (Kind.CONTINUOUS_ACTION, Kind.DISCRETE_ACTION)))
+    acted = np.flatnonzero(np.isin(kinds, (TokenKind.CONTINUOUS_ACTION, TokenKind.DISCRETE_ACTION)))
     acted = acted[acted >= prompt]
     assert len(acted) == 4 * (3 if spec is ARM else 1)
     expected = logits[acted - 1, lowest : lowest + number].argmax(1) + lowest

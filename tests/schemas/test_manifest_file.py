@@ -7,23 +7,23 @@ from typing import Any
 
 import pytest
 
+from gatokit.schemas.episode import EpisodeSpec, FieldSpec
 from gatokit.schemas.errors import DataError
 from gatokit.schemas.manifest import (
-    Dataset,
+    DatasetEntry,
     DatasetFile,
     FileEntry,
     Manifest,
-    Part,
-    Split,
+    ShardEntry,
+    SplitEntry,
     TaskEntry,
-    Tokenizer,
-    Vocabulary,
+    TokenizerSettings,
+    VocabularyEntry,
 )
-from gatokit.schemas.spec import EpisodeSpec, FieldSpec
 
-PART = Part(file="a-1.arrayrecord", size=70, blake2b="p1", training=3, held_out=2, tokens=40)
-SPLIT = Split(fingerprint="1", index="a-1.index.parquet", rows=6, kept=5, parts=[PART])
-DATASET = Dataset(
+PART = ShardEntry(file="a-1.arrayrecord", size=70, blake2b="p1", training=3, held_out=2, tokens=40)
+SPLIT = SplitEntry(fingerprint="1", index="a-1.index.parquet", rows=6, kept=5, parts=[PART])
+DATASET = DatasetEntry(
     name="a",
     kind="episodes",
     directory="a",
@@ -45,8 +45,8 @@ MANIFEST = Manifest(
     packages={"numpy": "2.4.0"},
     config={"vocabulary": "v.model", "name": "Zürich"},
     config_digest="c0",
-    tokenizer=Tokenizer(discrete_offset=0, separator=33024, vocabulary_size=33025, chunk_tokens=4096),
-    vocabulary=Vocabulary(file="vocabulary.model", pieces=330, blake2b="v0"),
+    tokenizer=TokenizerSettings(discrete_offset=0, separator=33024, vocabulary_size=33025, chunk_tokens=4096),
+    vocabulary=VocabularyEntry(file="vocabulary.model", pieces=330, blake2b="v0"),
     datasets=[DATASET],
     files=[FileEntry(path="a/a-1.arrayrecord", size=70, blake2b="p1")],
 )

@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from gatokit.schemas.episode import EncodedImage, PlacedImage, TokenSequence
 from gatokit.schemas.record import Record
 from gatokit.schemas.record_pb2 import DESCRIPTOR
 from gatokit.schemas.record_pb2 import Record as RecordMessage
+from gatokit.schemas.tokens import EncodedImage, PlacedImage, TokenSequence
 
 # Worked out by hand from the protobuf wire format, field by field.
 GOLDEN = bytes.fromhex(

@@ -5,10 +5,10 @@ import json
 
 import pytest
 
-from gatokit.schemas.canonical import canonical_json, digest, json_digest
+from gatokit.schemas.digests import canonical_json, digest, json_digest
+from gatokit.schemas.episode import EpisodeSpec, FieldSpec, ImageSpec
 from gatokit.schemas.index import BAD_REASONS, INDEX, REASONS, RULE_REASONS, TASKS
-from gatokit.schemas.spec import EpisodeSpec, FieldSpec, ImageSpec
-from gatokit.schemas.tokens import IMAGE_ID, Kind, TokenIds
+from gatokit.schemas.tokens import IMAGE_ID, TokenIds, TokenKind
 
 FIELDS = [
     FieldSpec(
@@ -119,7 +119,7 @@ def test_another_discrete_offset_is_refused() -> None:
 
 
 def test_kinds_are_those_of_the_record_format() -> None:
-    assert {kind.name: kind.value for kind in Kind} == {
+    assert {kind.name: kind.value for kind in TokenKind} == {
         "TEXT": 1,
         "IMAGE": 2,
         "DISCRETE": 3,

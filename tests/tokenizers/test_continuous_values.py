@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gatokit.schemas.errors import ConfigError, RejectedError
-from gatokit.tokenizers.continuous import (
+from gatokit.tokenizers.mulaw import compand, expand
+from gatokit.tokenizers.tensors import (
     ActionRange,
     count_outside,
     decode_action,
@@ -14,7 +15,6 @@ from gatokit.tokenizers.continuous import (
     encode_action,
     encode_observation,
 )
-from gatokit.tokenizers.mulaw import compand, expand
 
 GOLDEN = [  # value, id as an observation, id as an action
     (-1000.0, 32000, 32000),

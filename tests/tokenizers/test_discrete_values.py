@@ -2,13 +2,13 @@ import numpy as np
 import pytest
 
 from gatokit.schemas.errors import RejectedError
-from gatokit.tokenizers import discrete
+from gatokit.tokenizers.tensors import decode_discrete, encode_discrete
 
 
 def encode(values, dtype=np.int64, **options):
     array = np.array(values, dtype)
     out = np.zeros((len(array), array.shape[1] + 2), np.uint16)[:, 1:-1]
-    discrete.encode(array, out, **options)
+    encode_discrete(array, out, **options)
     return out
 
 
@@ -17,7 +17,7 @@ def encode(values, dtype=np.int64, **options):
 def test_the_id_is_the_value_plus_the_offset(dtype, offset):
     ids = encode([[0, 1], [1, 0]], dtype, offset=offset)
     assert ids.tolist() == [[offset, offset + 1], [offset + 1, offset]]
-    values = discrete.decode(ids, offset=offset)
+    values = decode_discrete(ids, offset=offset)
     assert values.dtype == np.int64
     assert values.tolist() == [[0, 1], [1, 0]]
 
@@ -46,4 +46,4 @@ def test_a_value_out_of_range_is_named_and_never_clipped(values, dtype, num, det
 @pytest.mark.parametrize(("ids", "offset"), [([[7]], 0), ([[33023]], 33024), ([[33031]], 33024)])
 def test_an_id_of_no_value_is_refused(ids, offset):
     with pytest.raises(ValueError, match=f"field action has id {ids[0][0]}, "):
-        discrete.decode(np.array(ids, np.uint16), num=7, offset=offset, path="action")
+        decode_discrete(np.array(ids, np.uint16), num=7, offset=offset, path="action")

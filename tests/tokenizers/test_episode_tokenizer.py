@@ -9,11 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gatokit.schemas.episode import EncodedImage, Episode, PlacedImage, TokenSequence
+from gatokit.schemas.episode import Episode, EpisodeSpec, FieldSpec, ImageSpec
 from gatokit.schemas.errors import ConfigError, RejectedError
 from gatokit.schemas.record import Record
-from gatokit.schemas.spec import EpisodeSpec, FieldSpec, ImageSpec
-from gatokit.schemas.tokens import TokenIds
+from gatokit.schemas.tokens import EncodedImage, PlacedImage, TokenIds, TokenSequence
 from gatokit.tokenizers.episode import EpisodeTokenizer
 
 NONE = 65535

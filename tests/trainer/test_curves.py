@@ -10,7 +10,7 @@ from runs import config
 
 from gatokit.loader.mixture import open_mixture
 from gatokit.loader.windows import Windows
-from gatokit.schemas.tokens import Kind
+from gatokit.schemas.tokens import TokenKind
 from gatokit.trainer.entropy import unigram_entropies
 from gatokit.trainer.plots import draw_losses
 
@@ -23,7 +23,7 @@ def test_entropy_is_that_of_counted_targets(mixed: Path, tmp_path: Path) -> None
         batch = windows.batch(step, range(run.batch))
         for kind, target in zip(batch.target_kinds.ravel().tolist(), batch.targets.ravel().tolist(), strict=True):
             if kind:
-                of_kind = counts.setdefault(Kind(kind).name.lower(), {})
+                of_kind = counts.setdefault(TokenKind(kind).name.lower(), {})
                 of_kind[target] = of_kind.get(target, 0) + 1
     expected = {}
     for name, of_kind in counts.items():

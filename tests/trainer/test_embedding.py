@@ -7,7 +7,7 @@ import pytest
 from reference import CA, DA, RELATIVE, VOCABULARY, C, D, N, P, S, T, batch_of
 
 from gatokit.schemas.errors import DataError
-from gatokit.tokenizers.image import scale
+from gatokit.tokenizers.patches import scale
 from gatokit.trainer import embedding, parameters
 from gatokit.trainer.patches import patch_vectors
 

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gatokit.pipelines.documents.tokenize import document_cuts, document_records
-from gatokit.schemas.episode import EncodedImage, PlacedImage, TokenSequence
 from gatokit.schemas.record import Record
+from gatokit.schemas.tokens import EncodedImage, PlacedImage, TokenSequence
 
 TEXT, IMAGE, PATCH = 1, 2, 65535
 

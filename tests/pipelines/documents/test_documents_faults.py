@@ -22,9 +22,9 @@ from PIL import Image, ImageOps
 
 from gatokit.inspection.verify.directory import verify
 from gatokit.pipelines.run import build, scan
-from gatokit.schemas.episode import EncodedImage
 from gatokit.schemas.errors import DataError
-from gatokit.tokenizers.codec import encode
+from gatokit.schemas.tokens import EncodedImage
+from gatokit.tokenizers.image_codec import encode
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 

@@ -27,8 +27,8 @@ from pycocotools.coco import COCO
 
 from gatokit.inspection.verify.directory import verify
 from gatokit.pipelines.run import build
-from gatokit.schemas.episode import EncodedImage
-from gatokit.tokenizers.codec import encode
+from gatokit.schemas.tokens import EncodedImage
+from gatokit.tokenizers.image_codec import encode
 from gatokit.tokenizers.text import TextTokenizer
 
 

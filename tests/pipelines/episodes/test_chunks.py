@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gatokit.pipelines.episodes.chunks import cuts, records
-from gatokit.schemas.episode import EncodedImage, Episode, PlacedImage, TokenSequence
+from gatokit.schemas.episode import Episode
 from gatokit.schemas.record import Record
+from gatokit.schemas.tokens import EncodedImage, PlacedImage, TokenSequence
 
 
 def greedy(lengths: list[int], most: int) -> list[int]:

@@ -13,7 +13,7 @@ import tensorflow_datasets as tfds
 
 from gatokit.inspection import open_directory
 from gatokit.pipelines.run import build
-from gatokit.tokenizers.codec import decode
+from gatokit.tokenizers.image_codec import decode
 
 F = tfds.features
 FLAGS = {name: F.Scalar(dtype=np.bool_) for name in ("is_first", "is_last", "is_terminal")}

@@ -18,10 +18,10 @@ from gatokit.pipelines.config_loading import read_inputs
 from gatokit.pipelines.episodes.episode_lists import read_selection
 from gatokit.pipelines.episodes.filter import row_hash
 from gatokit.schemas.config import EpisodesConfig, Keep
+from gatokit.schemas.episode_list import EpisodeList
 from gatokit.schemas.errors import ConfigError
+from gatokit.schemas.filter import FILTER_REASONS, RULES, Candidates, apply_rules, sample_hash
 from gatokit.schemas.index import RULE_REASONS
-from gatokit.schemas.selection import Selection
-from gatokit.schemas.verdict import REASONS, RULES, Candidates, judge, sample_hash
 
 RETURNS = np.array([10.0, 8.0, 7.9, -1.0])
 
@@ -43,22 +43,22 @@ def candidates(expert: float = 10.0, success: list[bool] | None = None) -> Candi
     ],
 )
 def test_min_return(rule: dict[str, Any], expert: float, kept: list[bool], limit: float) -> None:
-    verdict = judge(Keep.model_validate(rule), candidates(expert))
+    verdict = apply_rules(Keep.model_validate(rule), candidates(expert))
     assert verdict.kept.tolist() == kept
-    assert {REASONS[place] for place in verdict.failed[~verdict.kept]} <= {"below_threshold"}
+    assert {FILTER_REASONS[place] for place in verdict.failed[~verdict.kept]} <= {"below_threshold"}
     assert verdict.threshold == limit
 
 
 def test_all_keeps_everything_and_has_no_threshold() -> None:
-    verdict = judge(Keep.model_validate({"all": True}), candidates())
+    verdict = apply_rules(Keep.model_validate({"all": True}), candidates())
     assert (verdict.kept.tolist(), verdict.failed.tolist(), verdict.threshold) == ([True] * 4, [-1] * 4, None)
 
 
 def test_success_goes_by_the_mark_and_not_by_the_return() -> None:
     marks = [False, True, False, True]
-    verdict = judge(Keep.model_validate({"success": "done"}), candidates(success=marks))
+    verdict = apply_rules(Keep.model_validate({"success": "done"}), candidates(success=marks))
     assert (verdict.kept.tolist(), verdict.threshold) == (marks, None)
-    assert [REASONS[place] for place in verdict.failed[~verdict.kept]] == ["not_success", "not_success"]
+    assert [FILTER_REASONS[place] for place in verdict.failed[~verdict.kept]] == ["not_success", "not_success"]
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_success_goes_by_the_mark_and_not_by_the_return() -> None:
     ],
 )
 def test_both_ends_of_a_range_are_in_it(ends: list[float | None], kept: list[bool]) -> None:
-    assert judge(Keep.model_validate({"return": ends}), candidates()).kept.tolist() == kept
+    assert apply_rules(Keep.model_validate({"return": ends}), candidates()).kept.tolist() == kept
 
 
 @pytest.mark.parametrize(
@@ -87,14 +87,14 @@ def test_both_ends_of_a_range_are_in_it(ends: list[float | None], kept: list[boo
     ],
 )
 def test_the_best(best: int | float, kept: list[int]) -> None:
-    found = judge(Keep.model_validate({"best": best}), Candidates("t", np.array([9.0, 1, 2, 8, 8]), 9.0))
+    found = apply_rules(Keep.model_validate({"best": best}), Candidates("t", np.array([9.0, 1, 2, 8, 8]), 9.0))
     assert np.flatnonzero(found.kept).tolist() == kept
-    assert {REASONS[place] for place in found.failed[~found.kept]} <= {"not_best"}
+    assert {FILTER_REASONS[place] for place in found.failed[~found.kept]} <= {"not_best"}
 
 
 def test_a_share_is_the_decimal_that_was_written() -> None:
     assert 0.07 * 100 > 7
-    assert judge(Keep.model_validate({"best": 0.07}), Candidates("t", np.arange(100.0), 1.0)).kept.sum() == 7
+    assert apply_rules(Keep.model_validate({"best": 0.07}), Candidates("t", np.arange(100.0), 1.0)).kept.sum() == 7
 
 
 def test_the_best_and_a_sample_are_of_what_the_others_leave() -> None:
@@ -102,24 +102,27 @@ def test_the_best_and_a_sample_are_of_what_the_others_leave() -> None:
     returns = np.array([9.0, 7, 5, 3, 1])
     hashes = np.array([0, 5, 1, 3, 2], np.uint64)
     keep = Keep.model_validate({"return": [None, 5], "best": 2, "sample": 1})
-    found = judge(keep, Candidates("t", returns, 9.0, playable, hashes=hashes))
+    found = apply_rules(keep, Candidates("t", returns, 9.0, playable, hashes=hashes))
     assert found.kept.tolist() == [False, False, True, False, False]
-    reasons = [REASONS[place] for place in found.failed[[0, 1, 3, 4]]]
+    reasons = [FILTER_REASONS[place] for place in found.failed[[0, 1, 3, 4]]]
     assert reasons == ["outside_range", "outside_range", "not_sampled", "not_best"]
     # An episode without a step takes nobody's place.
-    alone = judge(Keep.model_validate({"best": 1}), Candidates("t", returns, 9.0, playable))
+    alone = apply_rules(Keep.model_validate({"best": 1}), Candidates("t", returns, 9.0, playable))
     assert np.flatnonzero(alone.kept & playable).tolist() == [1]
 
 
 def test_a_sample_has_about_its_share_and_never_nothing() -> None:
     hashes = np.array([sample_hash(3, f"episode {number}") for number in range(10_000)], np.uint64)
     keep = Keep.model_validate({"sample": 0.2, "seed": 3})
-    found = judge(keep, Candidates("t", np.zeros(10_000), 0.0, hashes=hashes)).kept
+    found = apply_rules(keep, Candidates("t", np.zeros(10_000), 0.0, hashes=hashes)).kept
     assert abs(int(found.sum()) - 2_000) < 200  # five deviations
-    few = judge(keep, Candidates("t", np.zeros(3), 0.0, hashes=np.array([9, 8, 9], np.uint64) << np.uint64(60)))
+    few = apply_rules(keep, Candidates("t", np.zeros(3), 0.0, hashes=np.array([9, 8, 9], np.uint64) << np.uint64(60)))
     assert few.kept.tolist() == [False, True, False]
     # More rows move no other: each is decided by its own hash.
-    assert judge(keep, Candidates("t", np.zeros(500), 0.0, hashes=hashes[:500])).kept.tolist() == found[:500].tolist()
+    assert (
+        apply_rules(keep, Candidates("t", np.zeros(500), 0.0, hashes=hashes[:500])).kept.tolist()
+        == found[:500].tolist()
+    )
 
 
 def test_a_sample_says_nothing_of_what_is_held_out() -> None:
@@ -190,17 +193,19 @@ def test_all_rules_against_a_loop(rule: dict[str, Any], rows: list[tuple[Any, ..
         np.array([row[place] for row in rows], kind) for place, kind in enumerate((float, *[bool] * 4, np.uint64))
     ]
     returns, success, where, listed, playable, hashes = columns
-    found = judge(Keep.model_validate(rule), Candidates("t", returns, expert, playable, success, where, listed, hashes))
+    found = apply_rules(
+        Keep.model_validate(rule), Candidates("t", returns, expert, playable, success, where, listed, hashes)
+    )
     expected = brute_force(rule, rows, expert)
     for at in np.flatnonzero(playable).tolist():
-        assert (REASONS[found.failed[at]] if found.failed[at] >= 0 else None) == expected[at]
+        assert (FILTER_REASONS[found.failed[at]] if found.failed[at] >= 0 else None) == expected[at]
         assert found.kept[at] == (expected[at] is None)
 
 
 def test_every_rule_is_a_key_of_the_config_and_has_a_reason() -> None:
     assert set(RULES) | {"all"} <= set(Keep.model_fields)
-    assert set(REASONS) <= set(RULE_REASONS)
-    assert len(set(REASONS)) == len(RULES)
+    assert set(FILTER_REASONS) <= set(RULE_REASONS)
+    assert len(set(FILTER_REASONS)) == len(RULES)
 
 
 IDS = ["a#0", "a#1", "b#0"]
@@ -221,7 +226,7 @@ def written(path: Path, lines: list[dict[str, Any]]) -> Path:
 
 
 def listed(path: Path, dataset: str = "d") -> list[bool]:
-    selection = Selection(path.read_bytes(), str(path), dataset)
+    selection = EpisodeList(path.read_bytes(), str(path), dataset)
     found = selection.find(IDS, ["a", "a", None]).tolist()
     selection.check_found(dataset)
     return found
@@ -277,7 +282,7 @@ def test_an_id_that_matches_nothing_is_named(tmp_path: Path) -> None:
 )
 def test_what_is_no_list(name: str, data: bytes, said: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        Selection(data, name, "d")
+        EpisodeList(data, name, "d")
     assert str(caught.value).startswith(f"{name}: {said}")
 
 

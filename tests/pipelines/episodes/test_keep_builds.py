@@ -18,7 +18,7 @@ from gatokit.pipelines.estimate import estimate
 from gatokit.pipelines.run import build, scan
 from gatokit.schemas.config import Keep
 from gatokit.schemas.errors import ConfigError, DataError
-from gatokit.schemas.verdict import sample_hash
+from gatokit.schemas.filter import sample_hash
 
 STEPS = {
     "observation": {"state": tfds.features.Tensor(shape=(2,), dtype=np.float32)},

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gatokit.pipelines.episodes.returns import expert_return, window
-from gatokit.schemas.returns import reaches, threshold
+from gatokit.schemas.filter import at_or_above, return_threshold
 
 
 def best_window(returns: list[float], width: int) -> float:
@@ -102,36 +102,36 @@ def test_wide_windows_agree_with_the_loop(episodes: int) -> None:
     ],
 )
 def test_threshold(expert: float, fraction: float, random: float | None, limit: float) -> None:
-    assert threshold(expert, fraction, random) == pytest.approx(limit, rel=1e-15, abs=0)
+    assert return_threshold(expert, fraction, random) == pytest.approx(limit, rel=1e-15, abs=0)
 
 
 @given(st.floats(-1e6, 1e6), st.floats(0, 1))
 def test_the_expert_itself_is_always_kept(expert: float, fraction: float) -> None:
-    limit = threshold(expert, fraction)
-    assert reaches(np.array([expert]), limit).tolist() == [True]
+    limit = return_threshold(expert, fraction)
+    assert at_or_above(np.array([expert]), limit).tolist() == [True]
 
 
 @given(st.floats(1e-6, 1e6), st.floats(0, 1))
 def test_a_positive_expert_gives_the_plain_fraction(expert: float, fraction: float) -> None:
     exact = Fraction(expert) * Fraction(fraction)
-    assert abs(Fraction(threshold(expert, fraction)) - exact) <= Fraction(expert) / 2**52
+    assert abs(Fraction(return_threshold(expert, fraction)) - exact) <= Fraction(expert) / 2**52
 
 
 def test_equality_is_kept() -> None:
     returns = np.array([80.0, np.nextafter(80.0, 0), 79.999999, 80.1, -80.0])
-    assert reaches(returns, 80.0).tolist() == [True, True, False, True, False]
+    assert at_or_above(returns, 80.0).tolist() == [True, True, False, True, False]
 
 
 def test_tolerance_is_relative_and_one_in_a_thousand_million() -> None:
     for limit in (1e6, -1e6, 1e-6, -1e-6):
         inside, outside = limit - 0.9e-9 * abs(limit), limit - 1.1e-9 * abs(limit)
-        assert reaches(np.array([inside, outside]), limit).tolist() == [True, False]
+        assert at_or_above(np.array([inside, outside]), limit).tolist() == [True, False]
 
 
 def test_a_zero_threshold_has_no_tolerance() -> None:
-    assert reaches(np.array([0.0, -0.0, -5e-324, 1.0]), 0.0).tolist() == [True, True, False, True]
+    assert at_or_above(np.array([0.0, -0.0, -5e-324, 1.0]), 0.0).tolist() == [True, True, False, True]
 
 
 def test_the_rounding_of_eighty_percent_drops_nobody() -> None:
     expert = 0.7 + 0.1 + 0.2  # 0.9999999999999999
-    assert reaches(np.array([0.8 * expert]), threshold(expert, 0.8)).tolist() == [True]
+    assert at_or_above(np.array([0.8 * expert]), return_threshold(expert, 0.8)).tolist() == [True]

@@ -13,7 +13,7 @@ from gatokit.pipelines.episodes.envlogger import RiegeliFile
 from gatokit.pipelines.episodes.examples import ArrayRecordFile, TfRecordFile
 from gatokit.pipelines.episodes.reader import EpisodeFile, SourceFeatures, SourceField
 from gatokit.pipelines.planning.shard_task import ORDER, Order, Settings, make_head
-from gatokit.schemas.spec import EpisodeSpec, FieldSpec
+from gatokit.schemas.episode import EpisodeSpec, FieldSpec
 
 FEATURES = SourceFeatures(steps=(SourceField(path="action", dtype="float32", shape=(4,)),), metadata=())
 OTHER = SourceFeatures(steps=(SourceField(path="action", dtype="float64", shape=(4,)),), metadata=())

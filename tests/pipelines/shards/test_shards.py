@@ -16,7 +16,7 @@ from array_record.python.array_record_module import ArrayRecordReader
 
 from gatokit.pipelines.shards import writer as shards
 from gatokit.pipelines.shards.writer import ShardWriter, read_outside, read_parts, write_index
-from gatokit.schemas.manifest import Part
+from gatokit.schemas.manifest import ShardEntry
 
 
 def names(directory: Path) -> list[str]:
@@ -31,11 +31,13 @@ def stored(path: Path) -> list[bytes]:
     return records
 
 
-def part_of(path: Path, training: int, held_out: int, tokens: int) -> Part:
+def part_of(path: Path, training: int, held_out: int, tokens: int) -> ShardEntry:
     """What a writer has to say of this file."""
     data = path.read_bytes()
     digest = hashlib.blake2b(data, digest_size=32).hexdigest()
-    return Part(file=path.name, size=len(data), blake2b=digest, training=training, held_out=held_out, tokens=tokens)
+    return ShardEntry(
+        file=path.name, size=len(data), blake2b=digest, training=training, held_out=held_out, tokens=tokens
+    )
 
 
 def test_records_come_back_in_order_and_are_counted(tmp_path: Path) -> None:
@@ -224,7 +226,7 @@ def test_a_disk_that_takes_no_more_commits_nothing(tmp_path: Path) -> None:
 
 def test_an_index_holds_rows_parts_and_counts(tmp_path: Path) -> None:
     rows = pa.table({"a": [1, 2]}).replace_schema_metadata({"gatokit.index": "1"})
-    part = Part(file="demo-1.arrayrecord", size=9, blake2b="d", training=1, held_out=2, tokens=3)
+    part = ShardEntry(file="demo-1.arrayrecord", size=9, blake2b="d", training=1, held_out=2, tokens=3)
     outside = {"b": {"action": (1, 20)}, "a": {"action/x": (0, 4)}}
     path = tmp_path / "demo" / "demo-1.index.parquet"
     write_index(path, rows, [part], outside)

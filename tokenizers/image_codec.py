@@ -11,10 +11,10 @@ from typing import Literal
 import cv2
 import numpy as np
 
-from gatokit.schemas.episode import EncodedImage
+from gatokit.schemas.episode import ImageSpec
 from gatokit.schemas.errors import RejectedError
-from gatokit.schemas.spec import ImageSpec
-from gatokit.tokenizers.header import PNG_SIGNATURE, ImageHeader, probe
+from gatokit.schemas.tokens import EncodedImage
+from gatokit.tokenizers.image_header import PNG_SIGNATURE, ImageHeader, probe
 
 __all__ = ["MAX_PIXELS", "ImageHeader", "decode", "encode", "fit", "probe"]
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from gatokit.schemas.episode import ImageSpec
 from gatokit.schemas.errors import RejectedError
-from gatokit.schemas.spec import ImageSpec
-from gatokit.tokenizers import codec
-from gatokit.tokenizers.codec import ImageHeader
+from gatokit.tokenizers import image_codec
+from gatokit.tokenizers.image_codec import ImageHeader
 
 RGB = np.random.default_rng(0).integers(0, 256, (32, 48, 3), dtype=np.uint8)
 SMOOTH = cv2.resize(RGB[:4, :6], (48, 32), interpolation=cv2.INTER_CUBIC)
@@ -42,7 +42,7 @@ def exif(orientation: int) -> Image.Exif:
 
 def rejected(data, spec: ImageSpec | None = None) -> str:
     with pytest.raises(RejectedError) as error:
-        codec.decode(data) if spec is None else codec.fit(data, spec)
+        image_codec.decode(data) if spec is None else image_codec.fit(data, spec)
     assert error.value.reason in ("bad_image", "wrong_shape")
     return error.value.detail
 
@@ -68,8 +68,8 @@ PNG, JPEG = pillow(RGB, "PNG"), pillow(SMOOTH, "JPEG", quality=90)
     ],
 )
 def test_a_header_is_read_without_decoding(data, header):
-    assert codec.probe(data) == header
-    assert codec.probe(data[: max(data.find(b"IDAT"), data.find(b"\xff\xda")) + 10]) == header
+    assert image_codec.probe(data) == header
+    assert image_codec.probe(data[: max(data.find(b"IDAT"), data.find(b"\xff\xda")) + 10]) == header
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_a_header_is_read_without_decoding(data, header):
     ],
 )
 def test_pixels_are_those_that_pillow_decodes(data):
-    pixels = codec.decode(data)
+    pixels = image_codec.decode(data)
     assert pixels.dtype == np.uint8
     assert pixels.flags.c_contiguous
     assert np.array_equal(pixels, pillow_rgb(data))
@@ -101,19 +101,19 @@ def test_pixels_are_those_that_pillow_decodes(data):
     ],
 )
 def test_transparency_is_over_white(data):
-    assert np.array_equal(codec.decode(data), over_white(data))
+    assert np.array_equal(image_codec.decode(data), over_white(data))
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_sixteen_bits_are_cut_to_the_upper_eight(channels):
     deep = np.random.default_rng(1).integers(0, 65536, (32, 48, channels), dtype=np.uint16)
     data = bytes(cv2.imencode(".png", deep[..., ::-1])[1])
-    assert np.array_equal(codec.decode(data), np.broadcast_to(deep >> 8, (32, 48, 3)))
+    assert np.array_equal(image_codec.decode(data), np.broadcast_to(deep >> 8, (32, 48, 3)))
 
 
 def test_orientation_is_ignored_by_decode_and_does_not_fit():
     for data in (pillow(SMOOTH, "JPEG", exif=exif(6)), pillow(SMOOTH, "PNG", exif=exif(6))):
-        assert codec.decode(data).shape == (32, 48, 3)
+        assert image_codec.decode(data).shape == (32, 48, 3)
         assert rejected(data, SPEC) == "the image has EXIF orientation 6: rotate it when it is recorded"
 
 
@@ -127,7 +127,7 @@ def test_a_truncated_image_is_rejected(data):
 def test_a_thumbnail_does_not_hide_a_truncated_jpeg():
     thumbnail = b"\xff\xe1" + struct.pack(">H", 2 + len(JPEG)) + JPEG
     whole = JPEG[:2] + thumbnail + JPEG[2:]
-    assert np.array_equal(codec.decode(whole), pillow_rgb(JPEG))
+    assert np.array_equal(image_codec.decode(whole), pillow_rgb(JPEG))
     assert rejected(whole[:-40]) == "the JPEG is truncated: it has no end marker"
 
 
@@ -167,24 +167,24 @@ def test_what_cannot_be_decoded_says_why(data, detail):
 @pytest.mark.parametrize("shape", [(32, 48), (32, 48, 1), (32, 48, 3)])
 def test_png_is_exact(shape):
     pixels = RGB.reshape(-1)[: np.prod(shape)].reshape(shape)
-    data = codec.encode(pixels)
-    assert codec.probe(data) == ImageHeader("png", 32, 48, 3 if shape[-1] == 3 else 1, 8)
-    assert np.array_equal(codec.decode(data), np.broadcast_to(pixels.reshape(32, 48, -1), (32, 48, 3)))
-    assert codec.encode(pixels) == data
+    data = image_codec.encode(pixels)
+    assert image_codec.probe(data) == ImageHeader("png", 32, 48, 3 if shape[-1] == 3 else 1, 8)
+    assert np.array_equal(image_codec.decode(data), np.broadcast_to(pixels.reshape(32, 48, -1), (32, 48, 3)))
+    assert image_codec.encode(pixels) == data
 
 
 def test_jpeg_is_as_good_as_its_quality():
-    coarse, fine = codec.encode(SMOOTH, "jpeg", 20), codec.encode(SMOOTH, "jpeg", 95)
-    assert codec.probe(fine) == ImageHeader("jpeg", 32, 48, 3, 8)
+    coarse, fine = image_codec.encode(SMOOTH, "jpeg", 20), image_codec.encode(SMOOTH, "jpeg", 95)
+    assert image_codec.probe(fine) == ImageHeader("jpeg", 32, 48, 3, 8)
     assert len(coarse) < len(fine)
-    assert np.abs(codec.decode(fine).astype(int) - SMOOTH).mean() < 3
-    assert codec.encode(SMOOTH, "jpeg", 95) == fine
+    assert np.abs(image_codec.decode(fine).astype(int) - SMOOTH).mean() < 3
+    assert image_codec.encode(SMOOTH, "jpeg", 95) == fine
 
 
 @pytest.mark.parametrize("pixels", [np.zeros((4, 4), np.float32), np.zeros((4, 4, 2), np.uint8), np.uint8([1, 2])])
 def test_other_arrays_are_no_pixels(pixels):
     with pytest.raises(ValueError, match="pixels are uint8"):
-        codec.encode(pixels)
+        image_codec.encode(pixels)
     assert rejected(pixels, SPEC).startswith("the frame is ")
 
 
@@ -200,7 +200,7 @@ def test_other_arrays_are_no_pixels(pixels):
     ],
 )
 def test_what_fits_is_copied(data, wanted):
-    fitted = codec.fit(data, ImageSpec(height=32, width=48, codec=wanted))
+    fitted = image_codec.fit(data, ImageSpec(height=32, width=48, codec=wanted))
     assert fitted.data is data
     assert (fitted.height, fitted.width) == (32, 48)
 
@@ -218,28 +218,31 @@ def test_what_fits_is_copied(data, wanted):
     ],
 )
 def test_what_does_not_fit_becomes_a_plain_png(frame):
-    fitted = codec.fit(frame, SPEC)
-    header = codec.probe(fitted.data)
+    fitted = image_codec.fit(frame, SPEC)
+    header = image_codec.probe(fitted.data)
     assert header.plain
     assert (header.codec, header.height, header.width) == ("png", 32, 48)
-    pixels = codec.decode(frame) if isinstance(frame, bytes) else np.broadcast_to(frame.reshape(32, 48, -1), RGB.shape)
-    assert np.array_equal(codec.decode(fitted.data), pixels)
+    pixels = (
+        image_codec.decode(frame) if isinstance(frame, bytes) else np.broadcast_to(frame.reshape(32, 48, -1), RGB.shape)
+    )
+    assert np.array_equal(image_codec.decode(fitted.data), pixels)
 
 
 @pytest.mark.parametrize("frame", [PNG, JPEG, RGB, RGB[..., 0], pillow(RGB[..., 0], "PNG")])
 @pytest.mark.parametrize(("height", "width"), [(16, 16), (16, 32), (64, 80)])
 def test_another_size_is_resized_by_area(frame, height, width):
-    pixels = codec.decode(frame) if isinstance(frame, bytes) else frame
+    pixels = image_codec.decode(frame) if isinstance(frame, bytes) else frame
     expected = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA).reshape(height, width, -1)
-    fitted = codec.fit(frame, ImageSpec(height=height, width=width))
+    fitted = image_codec.fit(frame, ImageSpec(height=height, width=width))
     assert (fitted.height, fitted.width) == (height, width)
-    assert np.array_equal(codec.decode(fitted.data), np.broadcast_to(expected, (height, width, 3)))
-    assert codec.fit(frame, ImageSpec(height=height, width=width)).data == fitted.data
+    assert np.array_equal(image_codec.decode(fitted.data), np.broadcast_to(expected, (height, width, 3)))
+    assert image_codec.fit(frame, ImageSpec(height=height, width=width)).data == fitted.data
 
 
 def test_another_codec_is_encoded_anew():
     assert np.array_equal(
-        codec.decode(codec.fit(JPEG, ImageSpec(height=32, width=48, codec="png")).data), codec.decode(JPEG)
+        image_codec.decode(image_codec.fit(JPEG, ImageSpec(height=32, width=48, codec="png")).data),
+        image_codec.decode(JPEG),
     )
-    fitted = codec.fit(PNG, ImageSpec(height=32, width=48, codec="jpeg", quality=80))
-    assert fitted.data == codec.encode(RGB, "jpeg", 80)
+    fitted = image_codec.fit(PNG, ImageSpec(height=32, width=48, codec="jpeg", quality=80))
+    assert fitted.data == image_codec.encode(RGB, "jpeg", 80)

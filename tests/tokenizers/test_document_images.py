@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 from pydantic import ValidationError
 
-from gatokit.schemas.config import PictureSize
+from gatokit.schemas.config import DocumentImages
+from gatokit.schemas.document import ImageRule
 from gatokit.schemas.errors import RejectedError
 from gatokit.schemas.index import BAD_REASONS
-from gatokit.schemas.pictures import PictureRule
-from gatokit.tokenizers import codec
-from gatokit.tokenizers.header import PNG_SIGNATURE, WebpHeader, probe_webp
-from gatokit.tokenizers.pictures import describe, prepare, target_size
+from gatokit.tokenizers import image_codec
+from gatokit.tokenizers.document_images import describe, prepare, target_size
+from gatokit.tokenizers.image_header import PNG_SIGNATURE, WebpHeader, probe_webp
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 
@@ -26,7 +26,7 @@ RGB = RANDOM.integers(0, 256, (32, 48, 3), dtype=np.uint8)
 SMOOTH = cv2.resize(RGB[:4, :6], (48, 32), interpolation=cv2.INTER_CUBIC)
 ALPHA = cv2.resize(RGB[..., 0], (48, 32))
 RGBA = np.dstack([RGB, ALPHA])
-SAME, SMALL = PictureRule(size=(32, 48)), PictureRule(size=(16, 32))
+SAME, SMALL = ImageRule(size=(32, 48)), ImageRule(size=(16, 32))
 
 
 def pillow(pixels: np.ndarray | Image.Image, kind: str, **options) -> bytes:
@@ -59,15 +59,15 @@ def shown(data: bytes) -> np.ndarray:
     return np.asarray(image.convert("L" if image.mode in ("1", "L") else "RGB"))
 
 
-def stored(pixels: np.ndarray, rule: PictureRule, kind: str = "png") -> bytes:
+def stored(pixels: np.ndarray, rule: ImageRule, kind: str = "png") -> bytes:
     """Pixels resized and encoded by the libraries themselves."""
     height, width = target_size(*pixels.shape[:2], rule)
     if pixels.shape[:2] != (height, width):
         pixels = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
-    return codec.encode(np.ascontiguousarray(pixels), rule.codec or kind, rule.quality)
+    return image_codec.encode(np.ascontiguousarray(pixels), rule.codec or kind, rule.quality)
 
 
-def rejected(data: bytes, rule: PictureRule = SAME) -> tuple[str, str]:
+def rejected(data: bytes, rule: ImageRule = SAME) -> tuple[str, str]:
     with pytest.raises(RejectedError) as error:
         prepare(data, rule)
     assert error.value.reason in BAD_REASONS
@@ -175,7 +175,7 @@ def each(*groups: dict[str, bytes]):
     ],
 )
 def test_a_picture_keeps_its_shape_and_is_not_enlarged(height, width, patches, target):
-    assert target_size(height, width, PictureRule(max_patches=patches)) == target
+    assert target_size(height, width, ImageRule(max_patches=patches)) == target
 
 
 def test_a_size_is_every_pictures_size():
@@ -202,7 +202,7 @@ def brute_force(height: int, width: int, patches: int) -> set[tuple[int, int]]:
 @settings(max_examples=150)
 @given(st.integers(1, 700), st.integers(1, 700), st.integers(1, 300))
 def test_the_grid_is_the_one_that_trying_all_finds(height, width, patches):
-    rule = PictureRule(max_patches=patches)
+    rule = ImageRule(max_patches=patches)
     target = target_size(height, width, rule)
     assert target in brute_force(height, width, patches)
     assert target_size(width, height, rule) == target[::-1] or height == width
@@ -210,7 +210,7 @@ def test_the_grid_is_the_one_that_trying_all_finds(height, width, patches):
 
 @given(st.integers(1, 60_000), st.integers(1, 60_000), st.integers(1, 4096))
 def test_a_grid_never_has_more_patches_or_enlarges(height, width, patches):
-    rule = PictureRule(max_patches=patches)
+    rule = ImageRule(max_patches=patches)
     tall, wide = target_size(height, width, rule)
     assert tall % 16 == wide % 16 == 0
     assert tall * wide <= 256 * patches
@@ -220,17 +220,17 @@ def test_a_grid_never_has_more_patches_or_enlarges(height, width, patches):
 
 
 def test_a_rule_is_complete():
-    assert PictureRule.of(PictureSize()) == PictureRule(max_patches=64)
-    assert PictureRule.of(PictureSize(max_patches=9, codec="jpeg", quality=80)).model_dump(mode="json") == {
+    assert DocumentImages().rule() == ImageRule(max_patches=64)
+    assert DocumentImages(max_patches=9, codec="jpeg", quality=80).rule().model_dump(mode="json") == {
         "size": None,
         "max_patches": 9,
         "codec": "jpeg",
         "quality": 80,
         "resize": "area",
     }
-    rule = PictureRule.of(PictureSize(size=(32, 48)))
+    rule = DocumentImages(size=(32, 48)).rule()
     assert rule == SAME
-    assert PictureRule.model_validate_json(rule.model_dump_json()) == rule
+    assert ImageRule.model_validate_json(rule.model_dump_json()) == rule
 
 
 @pytest.mark.parametrize(
@@ -245,11 +245,11 @@ def test_a_rule_is_complete():
 )
 def test_an_unsound_rule_is_refused(values):
     with pytest.raises(ValidationError):
-        PictureRule(**values)
+        ImageRule(**values)
 
 
 @pytest.mark.parametrize("wanted", ["png", "jpeg", None])
-@pytest.mark.parametrize("rule", [SAME, PictureRule(max_patches=6), PictureRule(max_patches=64)])
+@pytest.mark.parametrize("rule", [SAME, ImageRule(max_patches=6), ImageRule(max_patches=64)])
 def test_what_fits_is_copied(rule, wanted):
     rule = rule.model_copy(update={"codec": wanted})
     files = [PNGS["rgb"], PNGS["gray"], PNGS["gamma, profile, text"]] if wanted != "jpeg" else []
@@ -262,14 +262,14 @@ def test_what_fits_is_copied(rule, wanted):
 
 @each(PNGS, JPEGS, WEBPS, OTHERS)
 def test_what_is_stored_is_plain_and_fits(data):
-    for rule in (SAME, SMALL, PictureRule(max_patches=64), PictureRule(max_patches=2, codec="jpeg")):
+    for rule in (SAME, SMALL, ImageRule(max_patches=64), ImageRule(max_patches=2, codec="jpeg")):
         picture = prepare(data, rule)
-        header = codec.probe(picture.data)
+        header = image_codec.probe(picture.data)
         assert header.plain
         assert (header.height, header.width) == (picture.height, picture.width)
         assert rule.codec in (None, header.codec)
         assert prepare(picture.data, rule).data is picture.data
-        assert codec.decode(picture.data).shape == (picture.height, picture.width, 3)
+        assert image_codec.decode(picture.data).shape == (picture.height, picture.width, 3)
 
 
 def test_much_besides_the_pixels_is_not_copied():
@@ -283,11 +283,11 @@ def test_much_besides_the_pixels_is_not_copied():
         (JPEGS["profile"], JPEGS["profile"]),
     ]:
         picture = prepare(data, SAME)
-        assert picture.data == stored(shown(clean), SAME, codec.probe(data).codec)
+        assert picture.data == stored(shown(clean), SAME, image_codec.probe(data).codec)
 
 
 @each(PNGS, OTHERS)
-@pytest.mark.parametrize("rule", [SMALL, PictureRule(size=(32, 48), codec="jpeg"), PictureRule(max_patches=4)])
+@pytest.mark.parametrize("rule", [SMALL, ImageRule(size=(32, 48), codec="jpeg"), ImageRule(max_patches=4)])
 def test_lossless_pictures_are_those_that_pillow_shows(data, rule):
     assert prepare(data, rule).data == stored(shown(data), rule)
 
@@ -295,14 +295,12 @@ def test_lossless_pictures_are_those_that_pillow_shows(data, rule):
 @each({name: PNGS[name] for name in PNGS if name not in ("rgb", "gray", "gamma, profile, text")}, OTHERS)
 def test_lossless_pictures_keep_every_pixel(data):
     pixels = shown(data)
-    decoded = codec.decode(prepare(data, SAME).data)
+    decoded = image_codec.decode(prepare(data, SAME).data)
     assert np.array_equal(decoded, np.broadcast_to(pixels.reshape(32, 48, -1), (32, 48, 3)))
 
 
 @each(JPEGS, {name: WEBPS[name] for name in ("lossy", "lossy alpha", "exif")})
-@pytest.mark.parametrize(
-    "rule", [SMALL, PictureRule(size=(32, 48), codec="png"), PictureRule(max_patches=4, quality=70)]
-)
+@pytest.mark.parametrize("rule", [SMALL, ImageRule(size=(32, 48), codec="png"), ImageRule(max_patches=4, quality=70)])
 def test_lossy_pictures_are_those_that_pillow_shows(data, rule):
     assert prepare(data, rule).data == stored(shown(data), rule, "jpeg")
 
@@ -315,7 +313,7 @@ def test_lossless_webp_becomes_png(data):
 @each({name: OTHERS[name] for name in ("gif", "gray gif", "bmp", "gray bmp", "palette bmp", "tiff", "lzw tiff")})
 def test_opencv_shows_the_same_as_pillow(data):
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
-    assert np.array_equal(codec.decode(prepare(data, SAME).data), pixels)
+    assert np.array_equal(image_codec.decode(prepare(data, SAME).data), pixels)
 
 
 def test_ink_is_inverted_as_adobe_stores_it():
@@ -330,18 +328,18 @@ def test_ink_is_inverted_as_adobe_stores_it():
     assert data[adobe] == 0
     turned = data[:adobe] + b"\2" + data[adobe + 1 :]
     for ycck in (plain, turned):
-        picture = prepare(ycck, PictureRule(size=(32, 48), codec="png"))
-        assert np.abs(codec.decode(picture.data) - expected).max() < 8
-        assert np.abs(codec.decode(picture.data) - expected).mean() < 1.5
+        picture = prepare(ycck, ImageRule(size=(32, 48), codec="png"))
+        assert np.abs(image_codec.decode(picture.data) - expected).max() < 8
+        assert np.abs(image_codec.decode(picture.data) - expected).mean() < 1.5
         assert picture.data == stored(shown(ycck), SAME)
-        assert codec.probe(prepare(ycck, SAME).data).codec == "jpeg"
+        assert image_codec.probe(prepare(ycck, SAME).data).codec == "jpeg"
 
 
 def test_every_colour_under_every_alpha_is_rounded_right():
     colour, alpha = np.meshgrid(np.arange(256, dtype=np.uint8), np.arange(256, dtype=np.uint8))
     rgba = np.dstack([colour, 255 - colour, colour // 2, alpha])
-    picture = prepare(pillow(rgba, "PNG"), PictureRule(size=(256, 256)))
-    assert np.array_equal(codec.decode(picture.data), over_white(rgba))
+    picture = prepare(pillow(rgba, "PNG"), ImageRule(size=(256, 256)))
+    assert np.array_equal(image_codec.decode(picture.data), over_white(rgba))
 
 
 @pytest.mark.parametrize("depth", [1, 2, 4, 8, 16])
@@ -352,7 +350,7 @@ def test_a_transparent_gray_is_white(depth):
     data = png(np.packbits(bits.reshape(32, -1), axis=1), depth, 0, chunk(b"tRNS", struct.pack(">H", clear)))
     gray = samples >> 8 if depth == 16 else samples * 255 // ((1 << depth) - 1)
     expected = np.where(samples == clear, 255, gray).astype(np.uint8)
-    assert prepare(data, SAME).data == codec.encode(expected)
+    assert prepare(data, SAME).data == image_codec.encode(expected)
 
 
 @pytest.mark.parametrize("depth", [8, 16])
@@ -365,7 +363,7 @@ def test_a_transparent_colour_is_white(depth):
     data = png(other.astype(f">u{depth // 8}"), depth, 2, chunk(b"tRNS", struct.pack(">3H", *samples[3, 5].tolist())))
     expected = (other >> (depth - 8)).astype(np.uint8)
     expected[3, 5] = expected[0, 0] = 255
-    assert prepare(data, SAME).data == codec.encode(expected)
+    assert prepare(data, SAME).data == image_codec.encode(expected)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -380,30 +378,30 @@ def test_a_picture_is_stored_upright(orientation):
         "tiff": pillow(RGB, "TIFF", exif=exif(orientation)),
         "cmyk": pillow(CMYK, "JPEG", exif=exif(orientation)),
     }
-    rule = PictureRule(max_patches=64, codec="png")
+    rule = ImageRule(max_patches=64, codec="png")
     for name, data in files.items():
         pixels = shown(data)
         picture = prepare(data, rule)
         assert pixels.shape[:2] == ((32, 48) if orientation < 5 else (48, 32)), name
         assert (picture.height, picture.width) == pixels.shape[:2], name
         assert (picture.data is data) == (orientation == 1 and "png" in name), name
-        decoded = codec.decode(picture.data)
+        decoded = image_codec.decode(picture.data)
         assert np.array_equal(decoded, np.broadcast_to(pixels.reshape(*pixels.shape[:2], -1), decoded.shape)), name
-        assert codec.probe(picture.data).orientation == 1, name
+        assert image_codec.probe(picture.data).orientation == 1, name
 
 
 def test_one_side_grows_without_skipping_pixels_of_the_other():
     wide = RANDOM.integers(0, 256, (10, 1000, 3), dtype=np.uint8)
     shrunk = cv2.resize(wide, (128, 10), interpolation=cv2.INTER_AREA)
     for pixels, narrow, turn in [(wide, shrunk, 0), (np.rot90(wide), np.rot90(shrunk), 1)]:
-        picture = prepare(pillow(np.ascontiguousarray(pixels), "PNG"), PictureRule(size=(128, 128)))
+        picture = prepare(pillow(np.ascontiguousarray(pixels), "PNG"), ImageRule(size=(128, 128)))
         expected = cv2.resize(np.ascontiguousarray(narrow), (128, 128), interpolation=cv2.INTER_AREA)
-        assert np.array_equal(codec.decode(picture.data), expected), turn
+        assert np.array_equal(image_codec.decode(picture.data), expected), turn
 
 
 @each(PNGS, JPEGS, WEBPS, OTHERS)
 def test_the_same_picture_gives_the_same_bytes(data):
-    rule = PictureRule(max_patches=4)
+    rule = ImageRule(max_patches=4)
     assert prepare(bytes(bytearray(data)), rule).data == prepare(data, rule).data
 
 
@@ -600,12 +598,12 @@ def with_right_checksums(data: bytes) -> bytes:
     return out + data[at:]
 
 
-def said(data: bytes, rule: PictureRule) -> str:
+def said(data: bytes, rule: ImageRule) -> str:
     try:
         picture = prepare(data, rule)
     except RejectedError as error:
         return str(error)
-    header = codec.probe(picture.data)
+    header = image_codec.probe(picture.data)
     assert header.plain
     assert (header.height, header.width) == (picture.height, picture.width)
     return "a picture"
@@ -638,7 +636,7 @@ def test_nothing_but_a_rejection_comes_out_of_a_damaged_file(draw):
     damaged = bytes(data)
     if damaged[:8] == PNG_SIGNATURE and draw.draw(st.booleans()):
         damaged = with_right_checksums(damaged)
-    rule = draw.draw(st.sampled_from([SAME, SMALL, PictureRule(max_patches=64)]))
+    rule = draw.draw(st.sampled_from([SAME, SMALL, ImageRule(max_patches=64)]))
     outcome = said(damaged, rule)
     # Nothing in a message differs from run to run.
     assert " at 0x" not in outcome

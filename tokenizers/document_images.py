@@ -18,12 +18,11 @@ from typing import Literal
 import cv2
 import numpy as np
 
-from gatokit.schemas.episode import EncodedImage
+from gatokit.schemas.document import ImageRule
 from gatokit.schemas.errors import RejectedError
-from gatokit.schemas.pictures import PictureRule
-from gatokit.schemas.tokens import PATCH
-from gatokit.tokenizers.codec import MAX_PIXELS, encode, resize
-from gatokit.tokenizers.header import PNG_SIGNATURE, ImageHeader, describe, exif_orientation, probe, probe_webp
+from gatokit.schemas.tokens import PATCH, EncodedImage
+from gatokit.tokenizers.image_codec import MAX_PIXELS, encode, resize
+from gatokit.tokenizers.image_header import PNG_SIGNATURE, ImageHeader, describe, exif_orientation, probe, probe_webp
 
 __all__ = ["describe", "is_copied", "prepare", "target_size"]
 
@@ -39,7 +38,7 @@ _UNCHECKED_DEFLATE = 1 << 21
 _BY_PILLOW = {"a GIF": "GIF", "a BMP": "BMP", "a TIFF": "TIFF"}
 
 
-def target_size(height: int, width: int, rule: PictureRule) -> tuple[int, int]:
+def target_size(height: int, width: int, rule: ImageRule) -> tuple[int, int]:
     """Height and width of a stored picture, multiples of 16, from those of the upright source.
 
     With ``max_patches`` each side becomes the nearest multiple of 16, where these have no more patches. A larger
@@ -52,7 +51,7 @@ def target_size(height: int, width: int, rule: PictureRule) -> tuple[int, int]:
     return _grid(height, width, rule.max_patches)
 
 
-def prepare(data: bytes, rule: PictureRule) -> EncodedImage:
+def prepare(data: bytes, rule: ImageRule) -> EncodedImage:
     """An image file as ``rule`` wants it stored.
 
     A JPEG or PNG of the right size and codec, 8 bits deep, gray or RGB, upright and whole, is passed on as it is
@@ -80,7 +79,7 @@ def prepare(data: bytes, rule: PictureRule) -> EncodedImage:
     return EncodedImage(encode(colours, rule.codec or codec, rule.quality), height, width)
 
 
-def is_copied(data: bytes, rule: PictureRule) -> bool:
+def is_copied(data: bytes, rule: ImageRule) -> bool:
     """Whether ``prepare`` passes the file on as it is."""
     try:
         header = probe(data)
@@ -89,7 +88,7 @@ def is_copied(data: bytes, rule: PictureRule) -> bool:
         return False
 
 
-def _fits(header: ImageHeader, rule: PictureRule) -> bool:
+def _fits(header: ImageHeader, rule: ImageRule) -> bool:
     size = header.height, header.width
     return header.plain and rule.codec in (None, header.codec) and target_size(*size, rule) == size
 

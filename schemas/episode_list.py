@@ -11,13 +11,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gatokit.schemas.canonical import digest
+from gatokit.schemas.digests import digest
 from gatokit.schemas.errors import ConfigError
 
 _COLUMNS = ("episode_id", "dataset", "task")
 
 
-class Selection:
+class EpisodeList:
     """The episodes of one dataset that a list names; it remembers which of them were found.
 
     The file's suffix says what it is: ``.jsonl``, ``.csv`` and ``.parquet`` have a column ``episode_id``, and perhaps

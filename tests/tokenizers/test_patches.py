@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from gatokit.tokenizers.image import (
+from gatokit.tokenizers.patches import (
     evaluation_positions,
     image,
     patch_grid,

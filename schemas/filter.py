@@ -1,0 +1,158 @@
+"""Which episodes a build keeps. A rule sees the episodes of one task and says which of them pass.
+
+The build applies the rules, and inspection asks what other rules would keep. A new rule is a function here, an entry
+in ``RULES``, a key of ``schemas.config.Keep`` and a reason in ``schemas.index``.
+
+Legend: N episodes of one task.
+"""
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+
+from gatokit.schemas.config import Keep
+
+TOLERANCE = 1e-9
+"""Relative: a return this close below the threshold is kept, so that rounding drops no episode."""
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The episodes of one task whose rewards parse and are finite, in source order.
+
+    ``returns`` is float64 (N,). The other arrays are (N,), and None if no rule needs them. ``success``, ``where`` and
+    ``listed`` are bool: what the source's mark, the expression and the list say of each episode. ``hashes`` is uint64
+    (``sample_hash``). ``playable`` is false if no step has an action: such an episode is never among the best and
+    never in a sample.
+    """
+
+    task: str
+    returns: np.ndarray
+    expert_return: float
+    playable: np.ndarray | None = None
+    success: np.ndarray | None = None
+    where: np.ndarray | None = None
+    listed: np.ndarray | None = None
+    hashes: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class FilterOutcome:
+    """What the rules decide: ``kept`` is bool (N,), ``threshold`` that of ``min_return``.
+
+    ``failed`` is int8 (N,): the index in ``FILTER_REASONS`` of the first rule that the episode fails, -1 if it is kept.
+    """
+
+    kept: np.ndarray
+    failed: np.ndarray
+    threshold: float | None
+
+
+def return_threshold(expert: float, fraction: float, random: float | None = None) -> float:
+    """The smallest return to keep.
+
+    Counted from zero it is E - (1 - fraction) |E|, which is fraction * E for E >= 0 and stays below E for a
+    negative one; with the return of a random policy it is random + fraction (E - random).
+    """
+    if random is not None:
+        return random + fraction * (expert - random)
+    return expert - (1 - fraction) * abs(expert)
+
+
+def at_or_above(returns: np.ndarray, limit: float | np.ndarray) -> np.ndarray:
+    """Which returns, float64 (N,), are at or above ``limit`` (one number, or one for each return): bool (N,)."""
+    reached: np.ndarray = returns >= limit - TOLERANCE * np.abs(limit)
+    return reached
+
+
+def min_return_threshold(keep: Keep, task: str, expert_return: float) -> float | None:
+    """The smallest return that ``min_return`` keeps of a task; None if ``keep`` does not have this rule."""
+    if keep.min_return is None:
+        return None
+    random = keep.random_return
+    return return_threshold(expert_return, keep.min_return, random.get(task) if isinstance(random, dict) else random)
+
+
+def in_range(keep: Keep, returns: np.ndarray) -> np.ndarray:
+    """Which returns, float64 (N,), lie within ``keep.returns``, both ends included: bool (N,)."""
+    assert keep.returns is not None
+    low, high = keep.returns
+    within: np.ndarray = (returns >= (-math.inf if low is None else low)) & (
+        returns <= (math.inf if high is None else high)
+    )
+    return within
+
+
+def _above_threshold(keep: Keep, episodes: Candidates, left: np.ndarray) -> np.ndarray:
+    """Returns of at least ``min_return`` of the windowed expert return."""
+    limit = min_return_threshold(keep, episodes.task, episodes.expert_return)
+    assert limit is not None
+    return at_or_above(episodes.returns, limit)
+
+
+def _best(keep: Keep, episodes: Candidates, left: np.ndarray) -> np.ndarray:
+    """The highest returns of those left; of equal returns the first in source order."""
+    assert keep.best is not None
+    return _lowest(left, -episodes.returns, keep.best)
+
+
+def _sample(keep: Keep, episodes: Candidates, left: np.ndarray) -> np.ndarray:
+    """A number takes the lowest hashes of those left; a share takes every hash below it, and at least the lowest."""
+    assert keep.sample is not None
+    assert episodes.hashes is not None
+    if isinstance(keep.sample, int):
+        return _lowest(left, episodes.hashes, keep.sample)
+    return _lowest(left, episodes.hashes, 1) | (episodes.hashes < np.uint64(keep.sample * 2.0**64))
+
+
+def _mark(marks: np.ndarray | None) -> np.ndarray:
+    assert marks is not None
+    return marks
+
+
+RULES: dict[str, tuple[str, Callable[[Keep, Candidates, np.ndarray], np.ndarray]]] = {
+    "success": ("not_success", lambda keep, episodes, left: _mark(episodes.success)),
+    "min_return": ("below_threshold", _above_threshold),
+    "returns": ("outside_range", lambda keep, episodes, left: in_range(keep, episodes.returns)),
+    "where": ("not_where", lambda keep, episodes, left: _mark(episodes.where)),
+    "episodes": ("not_listed", lambda keep, episodes, left: _mark(episodes.listed)),
+    "best": ("not_best", _best),
+    "sample": ("not_sampled", _sample),
+}
+"""For each field of ``Keep``: the reason for dropping, and the rule. The rules are applied in this order; a rule gets
+the config, the episodes and, bool (N,), those that the rules before it have left, and returns bool (N,)."""
+
+FILTER_REASONS: Sequence[str] = tuple(reason for reason, _ in RULES.values())
+
+
+def apply_rules(keep: Keep, candidates: Candidates) -> FilterOutcome:
+    """Applies all rules of the config, one after the other; each sees what those before it have left."""
+    total = len(candidates.returns)
+    playable = np.ones(total, bool) if candidates.playable is None else candidates.playable
+    left, failed = np.ones(total, bool), np.full(total, -1, np.int8)
+    for number, (key, (_, rule)) in enumerate(RULES.items()):
+        if getattr(keep, key) is not None:
+            passes = rule(keep, candidates, left & playable)
+            failed[left & ~passes] = number
+            left &= passes
+    return FilterOutcome(left, failed, min_return_threshold(keep, candidates.task, candidates.expert_return))
+
+
+def sample_hash(seed: int, id_: str) -> int:
+    """64 bits that decide if a sample takes an episode. They are independent of those that decide what is held out."""
+    return int.from_bytes(hashlib.blake2b(f"sample\0{seed}\0{id_}".encode(), digest_size=8).digest(), "big")
+
+
+def _lowest(left: np.ndarray, keys: np.ndarray, amount: int | float) -> np.ndarray:
+    """The ``amount`` (a number, or a share that is rounded up) of those left with the lowest keys, bool (N,); of equal
+    keys the first."""
+    among = np.flatnonzero(left)
+    # The share is the decimal number that was written: 0.07 of 100 is 7.
+    count = amount if isinstance(amount, int) else math.ceil(Fraction(repr(amount)) * len(among))
+    chosen = np.zeros(len(left), bool)
+    chosen[among[np.argsort(keys[among], kind="stable")[:count]]] = True
+    return chosen
