@@ -145,7 +145,7 @@ def write_built(job: tuple[str, int, str, list[tuple[str, str]]]) -> None:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    from gatokit.pipelines.planning.shard_task import Order
+    from gatokit.pipelines.planning.shard_task import ShardTask
     from gatokit.pipelines.shards.build import INDEX_SUFFIX
     from gatokit.pipelines.shards.writer import write_index
     from gatokit.schemas.index import HELD_OUT, INDEX
@@ -153,7 +153,7 @@ def write_built(job: tuple[str, int, str, list[tuple[str, str]]]) -> None:
 
     directory, size, digest, orders = job
     for path, stem in orders:
-        rows = Order.read(path).rows
+        rows = ShardTask.read(path).rows
         random = np.random.default_rng(int(stem[-8:], 16))
         kept = rows["kept"].to_numpy()
         records = np.where(kept, random.poisson(RECORDS - 1, len(kept)) + 1, 0)

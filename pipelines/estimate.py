@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +20,7 @@ from apache_beam.options.pipeline_options import WorkerOptions
 
 from gatokit.pipelines.beam import jobs
 from gatokit.pipelines.config_loading import read_inputs, read_vocabulary
+from gatokit.pipelines.dataset import ScanUnit
 from gatokit.pipelines.documents.image_folder import PictureFolderFile
 from gatokit.pipelines.documents.reader import CorpusFile
 from gatokit.pipelines.documents.webdataset import WebDatasetFile
@@ -29,10 +29,10 @@ from gatokit.pipelines.episodes.plan import EpisodesPlan
 from gatokit.pipelines.episodes.reader import EpisodeFile
 from gatokit.pipelines.formats.json_lines import LinesFile
 from gatokit.pipelines.planning.kinds import plan_dataset
-from gatokit.pipelines.planning.plan import DatasetPlan, Plan, Planned, Unit, make_plan
-from gatokit.pipelines.planning.shard_task import DocumentsHead, EpisodesHead, Order
+from gatokit.pipelines.planning.plan import DatasetPlan, Plan, Planned, make_plan
+from gatokit.pipelines.planning.shard_task import ShardTask
 from gatokit.pipelines.planning.splits import Splitter
-from gatokit.pipelines.shards.build import INDEX_SUFFIX, build_split
+from gatokit.pipelines.shards.build import INDEX_SUFFIX, build_shard
 from gatokit.pipelines.shards.writer import MOST_RECORDS, read_parts
 from gatokit.schemas.config import BuildConfig, EpisodesConfig, Keep
 from gatokit.schemas.errors import DataError
@@ -253,7 +253,7 @@ def spread_order(count: int) -> list[int]:
     return [number for number in mirrored if number < count]
 
 
-def _ordinals(units: Sequence[Unit], files: Sequence[EpisodeFile | CorpusFile]) -> list[range]:
+def _ordinals(units: Sequence[ScanUnit], files: Sequence[EpisodeFile | CorpusFile]) -> list[range]:
     """The files of each unit, which holds the next of them."""
     ordinals, begin = [], 0
     for unit in units:
@@ -268,10 +268,6 @@ def _stated(file: EpisodeFile | CorpusFile) -> int | None:
     """Episodes or Examples that the source says a file holds."""
     stated: int | None = getattr(file, "episodes", None) or getattr(file, "examples", None)
     return stated
-
-
-def _files(head: EpisodesHead | DocumentsHead) -> Sequence[EpisodeFile | CorpusFile]:
-    return head.episode_files() if isinstance(head, EpisodesHead) else head.corpus_files()
 
 
 def _divides(file: EpisodeFile | CorpusFile) -> bool:
@@ -338,7 +334,7 @@ def _build(plan: Plan, text: TextTokenizer, end: float, folder: Path) -> list[_B
     left, rate = sum(item.length for item in plan.orders), 0.0
     for done, number in enumerate(numbers):
         planned = plan.orders[number]
-        order = Order.read(planned.path)
+        order = ShardTask.read(planned.path)
         if not found:
             for _ in range(2):  # the first time pays for what is loaded and cached
                 first = _build_rows(order, planned, _FIRST_BYTES, text, folder)
@@ -352,7 +348,7 @@ def _build(plan: Plan, text: TextTokenizer, end: float, folder: Path) -> list[_B
     return found
 
 
-def _build_rows(order: Order[Any], planned: Planned, most_bytes: int, text: TextTokenizer, folder: Path) -> _Built:
+def _build_rows(order: ShardTask, planned: Planned, most_bytes: int, text: TextTokenizer, folder: Path) -> _Built:
     """Builds those rows of an order that are kept, or about ``most_bytes`` of them: from its beginning, or in stripes
     that lie evenly where its files can be read anywhere."""
     rows, whole = order.rows, planned.length <= most_bytes
@@ -360,11 +356,11 @@ def _build_rows(order: Order[Any], planned: Planned, most_bytes: int, text: Text
         kept = rows["kept"].to_numpy()
         sizes = np.where(kept, rows["length"].to_numpy(), 0)
         before = (np.cumsum(sizes) - sizes) / planned.length
-        stripes = _STRIPES if all(map(_divides, _files(order.head))) else 1
+        stripes = _STRIPES if all(map(_divides, order.header.source_files())) else 1
         rows = rows.filter(pa.array(kept & ((before * stripes) % 1 < most_bytes / planned.length)))
-    part: Order[Any] = Order(order.head, rows)
+    part = ShardTask(order.header, rows)
     begin_seconds = time.perf_counter()
-    build_split(part, folder, text)
+    build_shard(part, folder, text)
     seconds = time.perf_counter() - begin_seconds
     with pq.ParquetFile(folder / (part.stem + INDEX_SUFFIX)) as file:
         index = file.read(["kept", "tokens"])

@@ -16,9 +16,10 @@ import pyarrow as pa
 from gatokit.pipelines.beam import jobs
 from gatokit.pipelines.beam.forks import kept
 from gatokit.pipelines.config_loading import load_vocabulary, read_inputs, read_vocabulary
+from gatokit.pipelines.dataset import ScanUnit
 from gatokit.pipelines.planning.kinds import plan_dataset, unit_to_json
-from gatokit.pipelines.planning.plan import DatasetPlan, Plan, Unit, make_plan
-from gatokit.pipelines.planning.shard_task import Order
+from gatokit.pipelines.planning.plan import DatasetPlan, Plan, make_plan
+from gatokit.pipelines.planning.shard_task import ShardTask
 from gatokit.pipelines.shards.build import INDEX_SUFFIX
 from gatokit.pipelines.shards.garbage import WORK
 from gatokit.pipelines.shards.manifest import finish_dataset, finished_orders, packages, write_manifest
@@ -286,7 +287,7 @@ def _scan(
 ) -> list[list[Path]]:
     """The scanned rows of every dataset; units that a killed job finished are not scanned again."""
     directory = work / _SCANNED
-    units: dict[Path, Unit] = {}
+    units: dict[Path, ScanUnit] = {}
     results = []
     for plan in plans:
         paths = []
@@ -309,7 +310,7 @@ def _scan(
     return results
 
 
-def _write_units(units: dict[Path, Unit], path: Path) -> dict[Path, tuple[str, str, int, int]]:
+def _write_units(units: dict[Path, ScanUnit], path: Path) -> dict[Path, tuple[str, str, int, int]]:
     """Writes the units into one file; by result, what ``jobs.ScanFiles`` is given."""
     lines = [json.dumps(unit_to_json(unit)).encode() + b"\n" for unit in units.values()]
     write_atomically(path, b"".join(lines))
@@ -387,7 +388,7 @@ def _run_all(
 def _write_scan(planned: list[Plan], root: Path) -> None:
     for plan in planned:
         for order in plan.orders:
-            rows = Order.read(order.path).rows
+            rows = ShardTask.read(order.path).rows
             empty = pa.nulls(rows.num_rows)
             for name in ("tokens", "part", "first_record", "record_tokens"):
                 rows = rows.append_column(name, empty)

@@ -21,10 +21,10 @@ from typing import Any
 import pyarrow as pa
 
 from gatokit.pipelines.config_loading import load_vocabulary
+from gatokit.pipelines.dataset import ScanUnit
 from gatokit.pipelines.planning.kinds import unit_from_json, unit_to_json
-from gatokit.pipelines.planning.plan import Unit
-from gatokit.pipelines.planning.shard_task import Order
-from gatokit.pipelines.shards.build import Built, build_split, make_maker
+from gatokit.pipelines.planning.shard_task import ShardTask
+from gatokit.pipelines.shards.build import Built, build_shard, shard_builder
 from gatokit.schemas.errors import DataError, GatokitError
 from gatokit.storage import files
 
@@ -47,7 +47,7 @@ def attempt(note: Path) -> Iterator[bool]:
 
 
 def build(order: str | Path, directory: str | Path, vocabulary: str | Path) -> Built:
-    """As ``build_split``, of the order in a file; rows that end the process are dropped as ``crashed_decoder``.
+    """As ``build_shard``, of the order in a file; rows that end the process are dropped as ``crashed_decoder``.
 
     DataError where the process ends for another reason than one of the rows.
     """
@@ -60,10 +60,10 @@ def build(order: str | Path, directory: str | Path, vocabulary: str | Path) -> B
         before = len(crashed)
         _find(task, crashed)
         if len(crashed) == before:
-            raise DataError(_unexplained(Order.read(order), ended))
+            raise DataError(_unexplained(ShardTask.read(order), ended))
 
 
-def scan(unit: Unit, result: str | Path) -> int:
+def scan(unit: ScanUnit, result: str | Path) -> int:
     """Scans a unit into a file, as ``write_rows`` writes it; the number of its rows.
 
     DataError names the file with which the process ends.
@@ -88,7 +88,7 @@ def _find(task: dict[str, Any], crashed: dict[int, str]) -> None:
         said, ended = _run({**task, "do": "probe", "start": start, "crashed": list(crashed.items())})
         if ended is None:
             return
-        order = Order.read(task["order"])
+        order = ShardTask.read(task["order"])
         if not said:
             raise DataError(_unexplained(order, ended))
         at, row = map(int, said[-1].split())
@@ -103,16 +103,16 @@ def _find(task: dict[str, Any], crashed: dict[int, str]) -> None:
         start = at + 1
 
 
-def _named(order: Order, row: int) -> str:
+def _named(order: ShardTask, row: int) -> str:
     rows = order.rows
-    return f"{order.head.dataset}: {rows['episode_id'][row]} (in {rows['source_file'][row]})"
+    return f"{order.header.dataset}: {rows['episode_id'][row]} (in {rows['source_file'][row]})"
 
 
-def _unexplained(order: Order, ended: signal.Signals) -> str:
+def _unexplained(order: ShardTask, ended: signal.Signals) -> str:
     first, last = order.rows["source_file"][0], order.rows["source_file"][-1]
     files = f"{first}" if first == last else f"{first} to {last}"
     reason = "no single row does" if ended in _CRASHES else _KILLED
-    return f"{order.head.dataset}: making the shard {order.stem} of {files} ends in {ended.name}, {reason}"
+    return f"{order.header.dataset}: making the shard {order.stem} of {files} ends in {ended.name}, {reason}"
 
 
 # --- the process ---------------------------------------------------------------------------------------------
@@ -147,7 +147,7 @@ def _run(task: dict[str, Any]) -> tuple[list[bytes], signal.Signals | None]:
     return said, None
 
 
-def _single_files(value: dict[str, Any]) -> Iterator[Unit]:
+def _single_files(value: dict[str, Any]) -> Iterator[ScanUnit]:
     """A unit for each file of a unit."""
     for number, file in enumerate(value["files"]):
         own = {**value, "files": [file], "versions": value["versions"][number : number + 1]}
@@ -170,18 +170,18 @@ def _main(task: dict[str, Any], answers: int) -> None:
             files.write_rows(task["result"], rows)
             say(json.dumps({"rows": rows.num_rows}))
             return
-        text, order = load_vocabulary(task["vocabulary"]), Order.read(task["order"])
+        text, order = load_vocabulary(task["vocabulary"]), ShardTask.read(task["order"])
         crashed = dict(task["crashed"])
         if task["do"] == "build":
-            say(json.dumps(asdict(build_split(order, task["directory"], text, crashed))))
+            say(json.dumps(asdict(build_shard(order, task["directory"], text, crashed))))
             return
         columns = {name: order.rows[name].to_pylist() for name in order.rows.column_names}
-        maker = make_maker(order, text)
+        builder = shard_builder(order, text)
         kept = [row for row, split in enumerate(columns["split"]) if split is not None]
         for at, row in enumerate(kept):
             if at >= task["start"] and row not in crashed:
                 say(f"{at} {row}")
-                for _ in maker.make(columns, [row]):
+                for _ in builder.tokenize(columns, [row]):
                     pass
     except (GatokitError, OSError) as error:
         # As the message that would have been left without this process.

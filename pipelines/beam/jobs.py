@@ -35,8 +35,8 @@ from gatokit.pipelines.beam import crash_isolation as isolated
 from gatokit.pipelines.beam.local_workers import DIED, ProcessEnvironment, without_noise
 from gatokit.pipelines.config_loading import load_vocabulary
 from gatokit.pipelines.planning.kinds import unit_from_json
-from gatokit.pipelines.planning.shard_task import Order
-from gatokit.pipelines.shards.build import Built, build_split
+from gatokit.pipelines.planning.shard_task import ShardTask
+from gatokit.pipelines.shards.build import Built, build_shard
 from gatokit.schemas.digests import digest
 from gatokit.schemas.errors import ConfigError, DataError, GatokitError
 from gatokit.storage import files
@@ -145,7 +145,7 @@ class _BuildFn(beam.DoFn):
             if died:
                 built = isolated.build(path, directory, self._vocabulary)
             else:
-                built = build_split(Order.read(path), directory, text)
+                built = build_shard(ShardTask.read(path), directory, text)
             _count_built(built)
 
         _attempt(work, self._work, path)

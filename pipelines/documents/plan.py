@@ -11,6 +11,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict
 
+from gatokit.pipelines.dataset import (
+    DOCUMENT_TASK_ROWS,
+    SCAN_UNIT_BYTES,
+    GrowingArray,
+    Losses,
+    ShardSettings,
+    Stream,
+    Task,
+    check_budget,
+    row_hash,
+)
 from gatokit.pipelines.documents.corpora import (
     corpus_file_from_json,
     corpus_file_to_json,
@@ -18,10 +29,9 @@ from gatokit.pipelines.documents.corpora import (
     modification_times,
 )
 from gatokit.pipelines.documents.reader import CorpusFile, FoundDocument
-from gatokit.pipelines.episodes.filter import Losses, Stream, Task, check_budget, held_out, row_hash
-from gatokit.pipelines.planning.columns import Column
-from gatokit.pipelines.planning.plan import SCAN_UNIT_BYTES, DatasetPlan, Judged
-from gatokit.pipelines.planning.shard_task import DOCUMENT_ORDER, DocumentsHead, Settings
+from gatokit.pipelines.documents.tokenize import DocumentShardHeader
+from gatokit.pipelines.episodes.filter import held_out
+from gatokit.pipelines.planning.plan import DatasetPlan, Judged
 from gatokit.schemas.config import BuildConfig, CorpusConfig, TextConfig
 from gatokit.schemas.digests import json_digest
 from gatokit.schemas.document import DocumentRules
@@ -147,7 +157,7 @@ class DocumentsPlan(DatasetPlan):
         """See ``DatasetPlan``; the dataset is one task with one stream."""
         scanned = _Scanned(self, results, limit)
         losses, lost = Losses(), 0
-        hashes, contents, sound = Column(np.uint64), Column(np.uint64, 2), Column(bool)
+        hashes, contents, sound = GrowingArray(np.uint64), GrowingArray(np.uint64, 2), GrowingArray(bool)
         for table in scanned:
             ids = scanned.ids(table)
             if table["reason"].null_count < len(table):
@@ -189,9 +199,9 @@ class JudgedDocuments(Judged):
         self.whole = {ordinal for ordinal, file in enumerate(plan.files) if not file.divides}
         self._plan, self._kept, self._repeats, self._apart = plan, kept, repeats, apart
 
-    def head(self, files: list[int], rows: pa.Table, settings: Settings) -> DocumentsHead:
+    def head(self, files: list[int], rows: pa.Table, settings: ShardSettings) -> DocumentShardHeader:
         """See ``Judged``."""
-        return DocumentsHead(
+        return DocumentShardHeader(
             dataset=self._plan.config.name,
             settings=settings,
             rules=self._plan.rules,
@@ -235,8 +245,8 @@ class JudgedDocuments(Judged):
             "payload": scanned["payload"],
         }
         nothing = pa.nulls(rows)
-        table = pa.table({name: columns.get(name, nothing) for name in DOCUMENT_ORDER.names})
-        return table.cast(DOCUMENT_ORDER)
+        table = pa.table({name: columns.get(name, nothing) for name in DOCUMENT_TASK_ROWS.names})
+        return table.cast(DOCUMENT_TASK_ROWS)
 
 
 def plan_documents(dataset: CorpusConfig, field: str, base: Path) -> DocumentsPlan:

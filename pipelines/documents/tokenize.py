@@ -4,13 +4,14 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import groupby, pairwise
-from typing import Any
+from typing import Any, Literal
 
-from gatokit.pipelines.documents.corpora import text_separator
-from gatokit.pipelines.documents.reader import Part
+from pydantic import BaseModel
+
+from gatokit.pipelines.dataset import OutOfRange, ShardSettings, TokenizedRow
+from gatokit.pipelines.documents.corpora import corpus_file_from_json, text_separator
+from gatokit.pipelines.documents.reader import CorpusFile, Part
 from gatokit.pipelines.formats.records import ByteRange
-from gatokit.pipelines.planning.shard_task import DocumentsHead, Order
-from gatokit.pipelines.shards.writer import Made, Outside
 from gatokit.schemas.document import Document, DocumentRules
 from gatokit.schemas.errors import RejectedError
 from gatokit.schemas.record import document_record
@@ -27,18 +28,44 @@ _Encoded = tuple[int, str, TokenSequence | RejectedError, str | None]
 """Row, id, tokens or why there are none, remark."""
 
 
-class DocumentsMaker:
-    """Makes the records of an order's documents."""
+class DocumentShardHeader(BaseModel):
+    """Files of a shard of documents, and the rules for what they hold."""
 
-    def __init__(self, order: Order[DocumentsHead], text: TextTokenizer) -> None:
-        self._head, self._rules = order.head, order.head.rules
-        self._files = order.head.corpus_files()
+    kind: Literal["documents"] = "documents"
+    dataset: str
+    settings: ShardSettings
+    rules: DocumentRules
+    files: list[dict[str, Any]]
+
+    def source_files(self) -> list[CorpusFile]:
+        """The files, ready to be read."""
+        return [corpus_file_from_json(file) for file in self.files]
+
+    def identity(self) -> dict[str, Any]:
+        """What the shard depends on besides settings and rows. Files count by type, name, size and the fields that are
+        read of them."""
+        return {
+            "rules": self.rules.model_dump(mode="json"),
+            "files": [
+                (file["type"], item.identity()) for file, item in zip(self.files, self.source_files(), strict=True)
+            ],
+        }
+
+
+class DocumentShardBuilder:
+    """Makes the records of a shard's documents; see ``dataset.ShardBuilder``."""
+
+    def __init__(self, header: DocumentShardHeader, text: TextTokenizer) -> None:
+        self._header, self._rules = header, header.rules
+        self._files = header.source_files()
         self._separators = [text_separator(file) for file in self._files]
-        self._tokenizer = DocumentTokenizer(text, order.head.rules.end_of_document)
-        self.outside: Outside = {}
+        self._tokenizer = DocumentTokenizer(text, header.rules.end_of_document)
+        self.out_of_range: OutOfRange = {}
 
-    def make(self, columns: dict[str, list[Any]], rows: list[int]) -> Iterator[tuple[int, Made | RejectedError]]:
-        """See ``build.Maker``."""
+    def tokenize(
+        self, columns: dict[str, list[Any]], rows: list[int]
+    ) -> Iterator[tuple[int, TokenizedRow | RejectedError]]:
+        """See ``dataset.ShardBuilder``."""
         # Decoding pictures and tokenizing text let other threads run: these take the batches in which there is much of
         # it, while this one reads the next documents and writes the last ones.
         with ThreadPoolExecutor(_THREADS) as others:
@@ -76,11 +103,11 @@ class DocumentsMaker:
         found |= zip(documents, self._tokenizer.encode(list(documents.values())), strict=True)
         return [(row, ids[row], found[row], remarks.get(row)) for row, _ in batch]
 
-    def _made(self, encoded: "_Encoded") -> tuple[int, Made | RejectedError]:
+    def _made(self, encoded: "_Encoded") -> tuple[int, TokenizedRow | RejectedError]:
         row, id, sequence, remark = encoded
         if isinstance(sequence, RejectedError):
             return row, sequence
-        return row, Made(*document_records(id, sequence, self._head.settings.chunk_tokens), remark)
+        return row, TokenizedRow(*document_records(id, sequence, self._header.settings.chunk_tokens), remark)
 
     def _stored(self, columns: dict[str, list[Any]], rows: list[int]) -> Iterator[tuple[int, list[Part]]]:
         """(row, parts as stored), file by file."""

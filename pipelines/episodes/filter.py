@@ -3,48 +3,17 @@
 Legend: R rows of the dataset's scan.
 """
 
-import hashlib
-import math
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
+from gatokit.pipelines.dataset import Stream, Task
 from gatokit.pipelines.episodes.returns import expert_return, window
 from gatokit.schemas.config import Keep
 from gatokit.schemas.errors import ConfigError, DataError
 from gatokit.schemas.filter import FILTER_REASONS, Candidates, apply_rules
-from gatokit.schemas.index import BAD_REASONS
-
-LEAST_BAD_ROWS = 10
-"""The error budget is never smaller than this many rows."""
-
-
-@dataclass(frozen=True)
-class Stream:
-    """The sound episodes of one agent on one task: N, W and the best mean of W consecutive returns.
-
-    Documents have no returns: their dataset is one task with one stream, without window.
-    """
-
-    task: str
-    agent: str
-    episodes: int
-    window: int | None
-    stream_return: float | None
-
-
-@dataclass(frozen=True)
-class Task:
-    """A task's expert return (None of documents), threshold (None where the rule has none) and streams; ``is_left_out``
-    where the rules keep no episode of it."""
-
-    name: str
-    expert_return: float | None
-    threshold: float | None
-    streams: tuple[Stream, ...]
-    is_left_out: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,27 +37,6 @@ class Rows:
 
 Passes = Callable[[np.ndarray], np.ndarray]
 """Given the expert return of each task, in the order of ``task_names``, which rows the rule ``where`` is true for."""
-
-
-class Losses:
-    """Lost episodes or documents by reason, and the first id of each with its detail."""
-
-    def __init__(self) -> None:
-        self.counts: Counter[str] = Counter()
-        self.examples: dict[str, str] = {}
-
-    def add(
-        self,
-        reasons: Iterable[str | None],
-        lost: Iterable[int],
-        ids: Iterable[str],
-        details: Iterable[str | None],
-    ) -> None:
-        """Counts the next rows; those without a reason are not lost."""
-        for reason, number, id_, detail in zip(reasons, lost, ids, details, strict=True):
-            if reason is not None:
-                self.counts[reason] += number
-                self.examples.setdefault(reason, id_ if detail is None else f"{id_}: {detail}")
 
 
 def judge_rows(
@@ -183,23 +131,6 @@ def held_out(hashes: np.ndarray, kept: np.ndarray, task: np.ndarray, share: floa
     return apart
 
 
-def check_budget(losses: "Losses", rows: int, share: float, dataset: str, what: str = "episodes") -> None:
-    """DataError where more of the input is rotten than the error budget allows.
-
-    ``rows`` is the number of episodes (or ``what`` else), lost ones included.
-    """
-    bad = {reason: count for reason, count in losses.counts.items() if reason in BAD_REASONS}
-    total, allowed = sum(bad.values()), max(LEAST_BAD_ROWS, math.floor(share * rows + 1e-9))
-    if total > allowed:
-        parts = "; ".join(
-            f"{count} {reason} (first {losses.examples[reason]})" for reason, count in sorted(bad.items())
-        )
-        raise DataError(
-            f"{dataset}: {total} of {rows} {what} are bad, more than the {allowed} that max_bad_fraction "
-            f"{share:g} allows: {parts}. Mend the source or raise max_bad_fraction"
-        )
-
-
 def _streams(rows: Rows, sound: np.ndarray, keep: Keep, name: str) -> tuple[list[Stream], float]:
     """The streams of a task's sound episodes, each in collection order, and the best of their windows."""
     by_agent = _groups(rows.agent[sound])
@@ -228,8 +159,3 @@ def _groups(codes: np.ndarray) -> dict[int, np.ndarray]:
 def _summary(reasons: np.ndarray) -> str:
     counts = Counter(str(reason) for reason in reasons if reason is not None)
     return ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
-
-
-def row_hash(seed: int, id_: str) -> int:
-    """64 bits that decide whether the episode or document of this id is held out."""
-    return int.from_bytes(hashlib.blake2b(f"{seed}\0{id_}".encode(), digest_size=8).digest(), "big")

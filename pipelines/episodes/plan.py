@@ -13,16 +13,25 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from gatokit.pipelines.dataset import (
+    SCAN_UNIT_BYTES,
+    TASK_ROWS,
+    GrowingArray,
+    Losses,
+    ShardSettings,
+    Task,
+    check_budget,
+    row_hash,
+)
 from gatokit.pipelines.episodes.episode_lists import read_selection
-from gatokit.pipelines.episodes.filter import Losses, Passes, Rows, Task, check_budget, held_out, judge_rows, row_hash
+from gatokit.pipelines.episodes.filter import Passes, Rows, held_out, judge_rows
 from gatokit.pipelines.episodes.formats import READERS
 from gatokit.pipelines.episodes.reader import EpisodeFile, SourceDirectory, SourceFeatures
 from gatokit.pipelines.episodes.scan import ScanFile, ScanUnit, Wanted, wanted
 from gatokit.pipelines.episodes.spec import Context, check_rules, episode_spec
+from gatokit.pipelines.episodes.tokenize import EpisodeShardHeader
 from gatokit.pipelines.find import find, fixed_part, local_path, local_pattern
-from gatokit.pipelines.planning.columns import Column
-from gatokit.pipelines.planning.plan import SCAN_UNIT_BYTES, DatasetPlan, Judged
-from gatokit.pipelines.planning.shard_task import ORDER, EpisodesHead, Settings, make_head
+from gatokit.pipelines.planning.plan import DatasetPlan, Judged
 from gatokit.schemas.config import BuildConfig, EpisodesConfig, Keep
 from gatokit.schemas.episode import EpisodeSpec, FieldSpec
 from gatokit.schemas.errors import ConfigError, DataError
@@ -30,8 +39,7 @@ from gatokit.schemas.filter import sample_hash
 from gatokit.schemas.index import HELD_OUT, TRAIN
 from gatokit.schemas.manifest import DatasetFile, TaskEntry
 from gatokit.schemas.tokens import DISCRETE_VALUES
-from gatokit.schemas.where import Column as WhereColumn
-from gatokit.schemas.where import Strings, Where
+from gatokit.schemas.where import Column, Strings, Where
 from gatokit.storage import files
 from gatokit.storage.files import read_rows
 from gatokit.storage.prefetch import prefetch
@@ -149,12 +157,12 @@ class JudgedEpisodes(Judged):
         nothing = np.empty(0)
         self._rows = replace(rows, steps=nothing, success=None, reason=nothing, listed=None, sample=None)
 
-    def head(self, files: list[int], rows: pa.Table, settings: Settings) -> EpisodesHead:
+    def head(self, files: list[int], rows: pa.Table, settings: ShardSettings) -> EpisodeShardHeader:
         """See ``Judged``."""
         tasks = rows["task"].unique().to_pylist()
         specs = {self.specs[task].id: self.specs[task] for task in tasks if task is not None}
         found = [self._plan.files[number] for number in files]
-        return make_head(self._plan.config.name, settings, dict(sorted(specs.items())), found)
+        return EpisodeShardHeader.of(self._plan.config.name, settings, dict(sorted(specs.items())), found)
 
     def range_of(self, task: str, path: str) -> list[list[float]]:
         """See ``Judged``."""
@@ -203,7 +211,7 @@ class JudgedEpisodes(Judged):
             "length": scanned["length"],
             "crc": scanned["crc"],
         }
-        return pa.table(columns).select(ORDER.names).cast(ORDER)
+        return pa.table(columns).select(TASK_ROWS.names).cast(TASK_ROWS)
 
 
 def plan_episodes(dataset: EpisodesConfig, field: str, base: Path) -> EpisodesPlan:
@@ -329,7 +337,7 @@ class _Gathered:
 
     def __init__(self) -> None:
         self.tasks, self._agents, self._reasons = _Names(), _Names(), _Names()
-        self._columns = {name: Column(dtype) for name, dtype in self._COLUMNS.items()}
+        self._columns = {name: GrowingArray(dtype) for name, dtype in self._COLUMNS.items()}
         self._marked = False
         self.lost = 0
         self.directories: dict[int, set[int]] = {}
@@ -370,7 +378,7 @@ class _Gathered:
 
     def mark(self, name: str, values: np.ndarray) -> None:
         """Takes what a rule has to know of the same rows: a column of ``Rows`` that is not always there."""
-        self._columns.setdefault(name, Column(self._MARKS[name])).add(values)
+        self._columns.setdefault(name, GrowingArray(self._MARKS[name])).add(values)
 
     def _add_largest(self, task: np.ndarray, column: pa.ListArray) -> None:
         counts, values = column.value_lengths().fill_null(0).to_numpy(), column.flatten().to_numpy()
@@ -420,7 +428,7 @@ def _passes(scanned: _Scanned, rows: Rows, where: Where) -> Passes:
     return passes
 
 
-def _column(name: str, table: pa.Table, scanned: _Scanned, rows: Rows, part: slice, experts: np.ndarray) -> WhereColumn:
+def _column(name: str, table: pa.Table, scanned: _Scanned, rows: Rows, part: slice, experts: np.ndarray) -> Column:
     """The next rows' column as an index will hold it."""
     match name:
         case "episode_id":

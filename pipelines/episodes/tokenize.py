@@ -5,15 +5,16 @@ Legend: N recorded steps, the last one included; S steps that have an action.
 
 from collections.abc import Iterator
 from itertools import groupby
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
+from pydantic import BaseModel
 
+from gatokit.pipelines.dataset import OutOfRange, ShardSettings, TokenizedRow
 from gatokit.pipelines.episodes.chunks import records
-from gatokit.pipelines.episodes.reader import RawEpisode, SourceFeatures, SourceField, Values
+from gatokit.pipelines.episodes.formats import file_from_json, file_to_json
+from gatokit.pipelines.episodes.reader import EpisodeFile, RawEpisode, SourceFeatures, SourceField, Values
 from gatokit.pipelines.formats.records import ByteRange
-from gatokit.pipelines.planning.shard_task import EpisodesHead, Order
-from gatokit.pipelines.shards.writer import Made, Outside
 from gatokit.schemas.episode import FIRST, LAST, TERMINAL, Episode, EpisodeSpec, FieldSpec, ImageSpec
 from gatokit.schemas.errors import RejectedError
 from gatokit.schemas.tokens import EncodedImage, TokenIds
@@ -27,41 +28,90 @@ _Stored = tuple[int, RawEpisode, SourceFeatures]
 _Item = TypeVar("_Item", bound=tuple[int, *tuple[Any, ...]])
 
 
-class EpisodesMaker:
-    """Makes the records of an order's episodes."""
+class EpisodeShardHeader(BaseModel):
+    """Files, features and specs of a shard. ``features_of`` gives each file's index into ``features``."""
 
-    def __init__(self, order: Order[EpisodesHead], text: TextTokenizer) -> None:
-        self._head, self._files = order.head, order.head.episode_files()
-        ids = TokenIds(order.head.settings.discrete_offset)
-        self._tokenizers = {id_: EpisodeTokenizer(spec, ids, text) for id_, spec in order.head.specs.items()}
-        self.outside: Outside = {}
+    kind: Literal["episodes"] = "episodes"
+    dataset: str
+    settings: ShardSettings
+    specs: dict[str, EpisodeSpec]
+    features: list[SourceFeatures]
+    features_of: list[int]
+    files: list[dict[str, Any]]
 
-    def make(self, columns: dict[str, list[Any]], rows: list[int]) -> Iterator[tuple[int, Made | RejectedError]]:
-        """See ``build.Maker``."""
+    @staticmethod
+    def of(
+        dataset: str,
+        settings: ShardSettings,
+        specs: dict[str, EpisodeSpec],
+        files: list[tuple[EpisodeFile, SourceFeatures]],
+    ) -> "EpisodeShardHeader":
+        """The header of a shard with these files. Equal features are stored once."""
+        features: list[SourceFeatures] = []
+        features_of = []
+        for _, item in files:
+            if item not in features:
+                features.append(item)
+            features_of.append(features.index(item))
+        return EpisodeShardHeader(
+            dataset=dataset,
+            settings=settings,
+            specs=specs,
+            features=features,
+            features_of=features_of,
+            files=[file_to_json(file) for file, _ in files],
+        )
+
+    def source_files(self) -> list[EpisodeFile]:
+        """The files, ready to be read."""
+        return [file_from_json(file) for file in self.files]
+
+    def identity(self) -> dict[str, Any]:
+        """What the shard depends on besides settings and rows. Files count by name and size."""
+        return {
+            "specs": sorted(self.specs),
+            "features": [self.features[index].model_dump(mode="json") for index in self.features_of],
+            "files": [(file["name"], file["size"]) for file in self.files],
+        }
+
+
+class EpisodeShardBuilder:
+    """Makes the records of a shard's episodes; see ``dataset.ShardBuilder``."""
+
+    def __init__(self, header: EpisodeShardHeader, text: TextTokenizer) -> None:
+        self._header, self._files = header, header.source_files()
+        ids = TokenIds(header.settings.discrete_offset)
+        self._tokenizers = {id_: EpisodeTokenizer(spec, ids, text) for id_, spec in header.specs.items()}
+        self.out_of_range: OutOfRange = {}
+
+    def tokenize(
+        self, columns: dict[str, list[Any]], rows: list[int]
+    ) -> Iterator[tuple[int, TokenizedRow | RejectedError]]:
+        """See ``dataset.ShardBuilder``."""
         lengths = columns["length"]
         yield from _in_runs(self._made(columns, _in_runs(self._stored(columns, rows), lengths)), lengths)
 
     def _made(
         self, columns: dict[str, list[Any]], stored: Iterator[_Stored]
-    ) -> Iterator[tuple[int, Made | RejectedError]]:
-        chunk_tokens = self._head.settings.chunk_tokens
+    ) -> Iterator[tuple[int, TokenizedRow | RejectedError]]:
+        chunk_tokens = self._header.settings.chunk_tokens
         for row, raw, features in stored:
             spec_id = columns["spec"][row]
-            spec = self._head.specs[spec_id]
+            spec = self._header.specs[spec_id]
             try:
                 episode = to_episode(raw, features, spec, columns["episode_id"][row])
                 sequence = self._tokenizers[spec_id].encode(episode)
             except RejectedError as error:
                 yield row, error
                 continue
-            _count(self.outside.setdefault(columns["task"][row], {}), episode, spec)
-            yield row, Made(*records(episode, sequence, spec_id, chunk_tokens))
+            _count(self.out_of_range.setdefault(columns["task"][row], {}), episode, spec)
+            yield row, TokenizedRow(*records(episode, sequence, spec_id, chunk_tokens))
 
     def _stored(self, columns: dict[str, list[Any]], rows: list[int]) -> Iterator[_Stored]:
         """The episodes file by file."""
         for ordinal, rows_of_file in groupby(rows, key=lambda row: columns["file"][row]):
             own = list(rows_of_file)
-            features = self._head.features[self._head.features_of[ordinal]]
+            features = self._header.features[self._header.features_of[ordinal]]
             names = ("source_position", "offset", "length", "crc")
             places = [ByteRange(*(columns[name][row] for name in names)) for row in own]
             for row, raw in zip(own, self._files[ordinal].read_some(features, places), strict=True):

@@ -3,11 +3,12 @@
 from pathlib import Path
 from typing import Any
 
+from gatokit.pipelines.dataset import ScanUnit as Unit
 from gatokit.pipelines.documents.plan import DocumentUnit, plan_documents
 from gatokit.pipelines.episodes.formats import file_from_json, file_to_json
 from gatokit.pipelines.episodes.plan import plan_episodes
 from gatokit.pipelines.episodes.scan import ScanFile, ScanUnit
-from gatokit.pipelines.planning.plan import DatasetPlan, Unit
+from gatokit.pipelines.planning.plan import DatasetPlan
 from gatokit.schemas.config import BuildConfig, EpisodesConfig
 
 

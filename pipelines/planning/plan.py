@@ -10,41 +10,19 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
 
+from gatokit.pipelines.dataset import SCAN_UNIT_BYTES, ScanUnit, ShardSettings, Task
 from gatokit.pipelines.documents.reader import CorpusFile
-from gatokit.pipelines.episodes.filter import Task
 from gatokit.pipelines.episodes.reader import EpisodeFile
-from gatokit.pipelines.planning.shard_task import DocumentsHead, EpisodesHead, Order, Settings
+from gatokit.pipelines.planning.shard_task import ShardHeader, ShardTask
 from gatokit.pipelines.planning.splits import Splitter
 from gatokit.schemas.config import BuildConfig
 from gatokit.schemas.manifest import DatasetFile
 from gatokit.storage.files import side_by_side
-
-SCAN_UNIT_BYTES = 256 << 20
-"""Files are scanned together up to about this many bytes."""
-
-
-class Unit(Protocol):
-    """Files of a dataset that are scanned in one go."""
-
-    @property
-    def dataset(self) -> str:
-        """Name of the dataset."""
-
-    @property
-    def files(self) -> Sequence[Any]:
-        """The next of the dataset's files."""
-
-    @property
-    def fingerprint(self) -> str:
-        """Names the unit's result, so that an interrupted scan goes on where it stopped."""
-
-    def scan(self, most_bytes: int | None = None) -> pa.Table:
-        """The rows of the unit's files in order; with ``most_bytes`` to the one with which their lengths reach it."""
 
 
 class Judged(ABC):
@@ -72,7 +50,7 @@ class Judged(ABC):
         """Scanned rows, which are ``part`` of the dataset's, as an order holds them."""
 
     @abstractmethod
-    def head(self, files: list[int], rows: pa.Table, settings: Settings) -> EpisodesHead | DocumentsHead:
+    def head(self, files: list[int], rows: pa.Table, settings: ShardSettings) -> ShardHeader:
         """The head of an order of these rows, which lie in ``files``."""
 
     def range_of(self, task: str, path: str) -> list[list[float]]:
@@ -97,7 +75,7 @@ class DatasetPlan(ABC):
         """The dataset's files in order."""
 
     @abstractmethod
-    def units(self, max_bytes: int, unit_bytes: int = SCAN_UNIT_BYTES) -> Sequence[Unit]:
+    def units(self, max_bytes: int, unit_bytes: int = SCAN_UNIT_BYTES) -> Sequence[ScanUnit]:
         """The dataset's files in order, grouped into units of work of about ``unit_bytes``; episodes or documents above
         ``max_bytes`` are to be rejected."""
 
@@ -139,7 +117,7 @@ def make_plan(
     ``vocabulary`` is the model's digest, ``limit`` the number of episodes a task that are looked at. DataError
     where the error budget is exceeded, a task keeps nothing or two episodes share an id.
     """
-    settings = Settings(
+    settings = ShardSettings(
         chunk_tokens=config.chunk_tokens, discrete_offset=config.discrete_offset, vocabulary_digest=vocabulary
     )
     judged = dataset.judge(results, config, limit)
@@ -174,8 +152,8 @@ def _splits(judged: Judged, shard_bytes: int) -> Iterator[pa.Table]:
         yield pa.concat_tables(pending)
 
 
-def _order(judged: Judged, rows: pa.Table, settings: Settings) -> Order[Any]:
+def _order(judged: Judged, rows: pa.Table, settings: ShardSettings) -> ShardTask:
     used, local = np.unique(rows["file"].to_numpy(), return_inverse=True)
     at = rows.schema.get_field_index("file")
     rows = rows.set_column(at, rows.schema.field(at), pa.array(local, pa.int32()))
-    return Order(head=judged.head(used.tolist(), rows, settings), rows=rows)
+    return ShardTask(header=judged.head(used.tolist(), rows, settings), rows=rows)

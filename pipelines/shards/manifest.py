@@ -12,11 +12,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from gatokit.pipelines.episodes.filter import Losses, check_budget
+from gatokit.pipelines.dataset import Losses, check_budget
 from gatokit.pipelines.planning.plan import Plan
 from gatokit.pipelines.shards.build import INDEX_SUFFIX
 from gatokit.pipelines.shards.garbage import Leftover, remove_leftovers
-from gatokit.pipelines.shards.writer import read_outside, read_parts
+from gatokit.pipelines.shards.writer import read_out_of_range, read_parts
 from gatokit.schemas.config import BuildConfig
 from gatokit.schemas.digests import json_digest
 from gatokit.schemas.errors import DataError
@@ -267,7 +267,7 @@ class _Totals:
         self._count(kept.filter(pc.equal(kept["split"], HELD_OUT)), [("split", "count")])
         dropped = rows.filter(pc.is_valid(rows["reason"]))
         self.losses.add(*(dropped[name].to_pylist() for name in ("reason", "lost", "episode_id", "detail")))
-        for task, fields in read_outside(rows.schema.metadata).items():
+        for task, fields in read_out_of_range(rows.schema.metadata).items():
             for field, (beyond, total) in fields.items():
                 self.outside[task, field] += beyond
                 self.values[task, field] += total

@@ -7,13 +7,13 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
 
 import google_crc32c
 import pyarrow as pa
 import pyarrow.parquet as pq
 from array_record.python.array_record_module import ArrayRecordWriter
 
+from gatokit.pipelines.dataset import OutOfRange
 from gatokit.schemas.manifest import ShardEntry
 from gatokit.storage.array_record import SEQUENTIAL, ArrayRecordError, ArrayRecordFile
 from gatokit.storage.files import commit, temporary_beside, write_atomically
@@ -26,18 +26,6 @@ WRITER_OPTIONS = "group_size:1,zstd:-1"
 _READ_TOGETHER = 8
 _PARTS = b"gatokit.parts"
 _OUTSIDE = b"gatokit.outside"
-
-
-Outside = dict[str, dict[str, tuple[int, int]]]
-"""By task and continuous action: values outside of the range, and all."""
-
-
-class Made(NamedTuple):
-    """The serialized records of one episode or document, the tokens of each, and a remark for the index."""
-
-    records: list[bytes]
-    tokens: list[int]
-    remark: str | None = None
 
 
 class _GrowingDigest:
@@ -194,16 +182,16 @@ def _os_errors(path: str) -> Iterator[None]:
         raise OSError(f"{path}: {error.reason}") from None
 
 
-def write_index(path: str | Path, rows: pa.Table, parts: list[ShardEntry], outside: Outside) -> None:
+def write_index(path: str | Path, rows: pa.Table, parts: list[ShardEntry], out_of_range: OutOfRange) -> None:
     """Writes the index of a split, whose presence marks the split as done.
 
-    ``outside`` counts, per task and continuous action, the values outside of the range and all values.
+    ``out_of_range`` counts, per task and continuous action, the values outside of the range and all values.
     """
     sink = pa.BufferOutputStream()
     metadata = {
         **(rows.schema.metadata or {}),
         _PARTS: json.dumps([part.model_dump() for part in parts]).encode(),
-        _OUTSIDE: json.dumps(outside, sort_keys=True).encode(),
+        _OUTSIDE: json.dumps(out_of_range, sort_keys=True).encode(),
     }
     pq.write_table(rows.replace_schema_metadata(metadata), sink, compression="zstd")
     write_atomically(path, sink.getvalue().to_pybytes())
@@ -214,6 +202,6 @@ def read_parts(metadata: dict[bytes, bytes]) -> list[ShardEntry]:
     return [ShardEntry(**part) for part in json.loads(metadata[_PARTS])]
 
 
-def read_outside(metadata: dict[bytes, bytes]) -> Outside:
+def read_out_of_range(metadata: dict[bytes, bytes]) -> OutOfRange:
     """The counts of out-of-range action values that an index holds in its metadata."""
     return json.loads(metadata[_OUTSIDE])

@@ -24,13 +24,13 @@ if WORKER:
     "read": """
 if WORKER:
     from gatokit.pipelines.documents import tokenize as documents
-    real = documents.DocumentsMaker._stored
+    real = documents.DocumentShardBuilder._stored
     def stored(self, columns, rows):
         for number, item in enumerate(real(self, columns, rows)):
             if number == 5 and once():
                 die()
             yield item
-    documents.DocumentsMaker._stored = stored
+    documents.DocumentShardBuilder._stored = stored
 """,
     "write": """
 if WORKER:

@@ -11,10 +11,10 @@ import pytest
 from gatokit.inspection.verify.directory import verify
 from gatokit.pipelines.beam import crash_isolation as isolated
 from gatokit.pipelines.beam import jobs
-from gatokit.pipelines.planning.shard_task import Order
+from gatokit.pipelines.planning.shard_task import ShardTask
 from gatokit.pipelines.run import build
 from gatokit.pipelines.shards import writer as shards
-from gatokit.pipelines.shards.build import Built, build_split
+from gatokit.pipelines.shards.build import Built, build_shard
 from gatokit.tokenizers.text import TextTokenizer
 
 Attempt = Callable[[str, str], Built]
@@ -65,7 +65,7 @@ def test_two_threads(where, tmp_path, texts, vocabulary, contents, doubled, monk
     text = TextTokenizer.load(vocabulary)
     together(monkeypatch, where)
     monkeypatch.setattr(module, "write_index", shards.write_index)
-    found = doubled(lambda path, directory: build_split(Order.read(path), directory, text))
+    found = doubled(lambda path, directory: build_shard(ShardTask.read(path), directory, text))
     build(texts, tmp_path / "out")
     assert found
     assert all(one == other for one, other in found)

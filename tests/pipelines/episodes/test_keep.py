@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gatokit.pipelines.config_loading import read_inputs
+from gatokit.pipelines.dataset import row_hash
 from gatokit.pipelines.episodes.episode_lists import read_selection
-from gatokit.pipelines.episodes.filter import row_hash
 from gatokit.schemas.config import EpisodesConfig, Keep
 from gatokit.schemas.episode_list import EpisodeList
 from gatokit.schemas.errors import ConfigError

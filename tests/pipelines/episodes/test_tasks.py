@@ -7,17 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gatokit.pipelines.episodes.filter import (
-    LEAST_BAD_ROWS,
-    Losses,
-    Rows,
-    Stream,
-    Task,
-    check_budget,
-    held_out,
-    judge_rows,
-    row_hash,
-)
+from gatokit.pipelines.dataset import LEAST_BAD_ROWS, Losses, Stream, Task, check_budget, row_hash
+from gatokit.pipelines.episodes.filter import Rows, held_out, judge_rows
 from gatokit.schemas.config import Keep
 from gatokit.schemas.errors import ConfigError, DataError
 

@@ -15,7 +15,7 @@ import pytest
 from array_record.python.array_record_module import ArrayRecordReader
 
 from gatokit.pipelines.shards import writer as shards
-from gatokit.pipelines.shards.writer import ShardWriter, read_outside, read_parts, write_index
+from gatokit.pipelines.shards.writer import ShardWriter, read_out_of_range, read_parts, write_index
 from gatokit.schemas.manifest import ShardEntry
 
 
@@ -235,7 +235,7 @@ def test_an_index_holds_rows_parts_and_counts(tmp_path: Path) -> None:
     assert table.to_pydict() == {"a": [1, 2]}
     assert metadata[b"gatokit.index"] == b"1"
     assert read_parts(metadata) == [part]
-    assert read_outside(metadata) == {"a": {"action/x": [0, 4]}, "b": {"action": [1, 20]}}
+    assert read_out_of_range(metadata) == {"a": {"action/x": [0, 4]}, "b": {"action": [1, 20]}}
     before = path.read_bytes()
     write_index(path, rows, [part], dict(reversed(outside.items())))
     assert path.read_bytes() == before

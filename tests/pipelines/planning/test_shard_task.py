@@ -9,10 +9,12 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from gatokit.pipelines.dataset import TASK_ROWS, ShardSettings
 from gatokit.pipelines.episodes.envlogger import RiegeliFile
 from gatokit.pipelines.episodes.examples import ArrayRecordFile, TfRecordFile
 from gatokit.pipelines.episodes.reader import EpisodeFile, SourceFeatures, SourceField
-from gatokit.pipelines.planning.shard_task import ORDER, Order, Settings, make_head
+from gatokit.pipelines.episodes.tokenize import EpisodeShardHeader
+from gatokit.pipelines.planning.shard_task import ShardTask
 from gatokit.schemas.episode import EpisodeSpec, FieldSpec
 
 FEATURES = SourceFeatures(steps=(SourceField(path="action", dtype="float32", shape=(4,)),), metadata=())
@@ -60,12 +62,12 @@ def order(
     spec: EpisodeSpec = SPEC,
     dataset: str = "demo",
     **settings: Any,
-) -> Order:
+) -> ShardTask:
     """Four rows of two files; ``changes`` are those of row 2."""
     files = files or [(file(0), FEATURES), (file(1), FEATURES)]
     rows = [row(0), row(1), row(2, **(changes or {})), row(3)]
-    head = make_head(dataset, Settings.model_validate(SETTINGS | settings), {spec.id: spec}, files)
-    return Order(head=head, rows=pa.Table.from_pylist(rows, ORDER))
+    header = EpisodeShardHeader.of(dataset, ShardSettings.model_validate(SETTINGS | settings), {spec.id: spec}, files)
+    return ShardTask(header=header, rows=pa.Table.from_pylist(rows, TASK_ROWS))
 
 
 def test_fingerprint_of_a_literal_order() -> None:
@@ -124,8 +126,8 @@ def test_it_changes_with_the_files(files: list[tuple[EpisodeFile, SourceFeatures
 
 def test_it_changes_with_the_order_of_the_rows_and_their_number() -> None:
     whole = order()
-    turned = Order(head=whole.head, rows=whole.rows.take([1, 0, 2, 3]))
-    fewer = Order(head=whole.head, rows=whole.rows.slice(0, 3))
+    turned = ShardTask(header=whole.header, rows=whole.rows.take([1, 0, 2, 3]))
+    fewer = ShardTask(header=whole.header, rows=whole.rows.slice(0, 3))
     assert len({item.fingerprint for item in (whole, turned, fewer)}) == 3
 
 
@@ -136,11 +138,11 @@ def test_it_does_not_change_with_the_path() -> None:
 
 def test_it_does_not_change_with_how_features_are_shared_or_arrow_lays_out_rows() -> None:
     plain = order()
-    head = plain.head.model_copy(update={"features": [OTHER, FEATURES, FEATURES], "features_of": [2, 1]})
-    assert Order(head=head, rows=plain.rows).fingerprint == plain.fingerprint
+    header = plain.header.model_copy(update={"features": [OTHER, FEATURES, FEATURES], "features_of": [2, 1]})
+    assert ShardTask(header=header, rows=plain.rows).fingerprint == plain.fingerprint
     pieces = pa.concat_tables([plain.rows.slice(0, 1), plain.rows.slice(1, 3)])
     assert pieces["kept"].num_chunks == 2
-    assert Order(head=plain.head, rows=pieces).fingerprint == plain.fingerprint
+    assert ShardTask(header=plain.header, rows=pieces).fingerprint == plain.fingerprint
 
 
 def test_it_does_not_change_with_the_process() -> None:
@@ -158,8 +160,8 @@ def test_the_dataset_is_in_the_stem() -> None:
 
 
 def test_equal_features_are_stored_once() -> None:
-    head = order(files=[(file(0), FEATURES), (file(1), OTHER), (file(2), FEATURES)]).head
-    assert (head.features, head.features_of) == ([FEATURES, OTHER], [0, 1, 0])
+    header = order(files=[(file(0), FEATURES), (file(1), OTHER), (file(2), FEATURES)]).header
+    assert (header.features, header.features_of) == ([FEATURES, OTHER], [0, 1, 0])
 
 
 def test_round_trip_through_a_file(tmp_path: Path) -> None:
@@ -171,11 +173,11 @@ def test_round_trip_through_a_file(tmp_path: Path) -> None:
     ]
     written = order({"order": 0.1, "reason": "ü", "kept": False}, files)
     written.write(tmp_path / "orders" / "order.parquet")
-    again = Order.read(tmp_path / "orders" / "order.parquet")
-    assert again.head == written.head
+    again = ShardTask.read(tmp_path / "orders" / "order.parquet")
+    assert again.header == written.header
     assert again.rows.to_pylist() == written.rows.to_pylist()
-    assert again.rows.column_names == ORDER.names
+    assert again.rows.column_names == TASK_ROWS.names
     assert again.fingerprint == written.fingerprint
-    assert again.head.episode_files() == [item for item, _ in files]
-    assert [type(item) for item in again.head.episode_files()] == [TfRecordFile, ArrayRecordFile, RiegeliFile]
+    assert again.header.source_files() == [item for item, _ in files]
+    assert [type(item) for item in again.header.source_files()] == [TfRecordFile, ArrayRecordFile, RiegeliFile]
     assert [path.name for path in (tmp_path / "orders").iterdir()] == ["order.parquet"]
