@@ -3,8 +3,10 @@
 import ctypes
 import os
 import pydoc_data.topics
+import shutil
 import struct
-from collections.abc import Iterator
+import tempfile
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,21 @@ __all__ = ["mixed", "mixed_config"]
 # A busy machine is no failure.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
+
+QUICK_COMPILES = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Lets JAX compile quickly rather than well, and keeps what it compiles for all workers and child processes.
+
+    The variables are set before xdist starts its workers, which inherit them.
+    """
+    os.environ.setdefault("XLA_FLAGS", QUICK_COMPILES)
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        folder = tempfile.mkdtemp(prefix="gatokit-compiled-")
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
+        config.add_cleanup(partial(shutil.rmtree, folder, ignore_errors=True))
 
 
 def empty_library(soname: str) -> bytes:
@@ -138,20 +155,3 @@ def built(tmp_path_factory: pytest.TempPathFactory, recorded_config: Path) -> Pa
     out = tmp_path_factory.mktemp("built") / "out"
     build(recorded_config, out)
     return out
-
-
-@pytest.fixture(scope="session")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder that keeps what JAX compiles, here and in child processes."""
-    import jax
-
-    base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "compiled"
-    folder.mkdir(exist_ok=True)
-    names = {"jax_compilation_cache_dir": str(folder), "jax_persistent_cache_min_compile_time_secs": 0.0}
-    before = {name: getattr(jax.config, name) for name in names}
-    for name, value in names.items():
-        jax.config.update(name, value)
-    yield folder
-    for name, value in before.items():
-        jax.config.update(name, value)

@@ -32,6 +32,8 @@ CONFIG: dict[str, Any] = {
     "evaluation": {"every": 1000, "batches": 1},
     "checkpoint": {"every": 5},
 }
+ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(Path(__file__).parent)}
+"""Of programs that tests start: JAX on the CPU, and the helpers of tests where they are found."""
 TIMES = ("seconds", "tokens_per_second", "mfu", "input_wait")
 
 
@@ -67,24 +69,15 @@ def lines(out: Path) -> list[dict[str, Any]]:
     return [{key: value for key, value in line.items() if key not in TIMES} for line in found]
 
 
-def start(*words: Any, cache: Path, **environment: str) -> "subprocess.Popen[str]":
+def start(*words: Any, **environment: str) -> "subprocess.Popen[str]":
     """``gatokit train`` with these arguments, on the CPU; its progress comes line by line on standard error."""
     return subprocess.Popen(
         [sys.executable, "-m", "gatokit.cli.main", "train", *map(str, words)],
-        env=os.environ | cached(cache) | environment,
+        env=os.environ | ENVIRONMENT | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
-
-
-def cached(cache: Path) -> dict[str, str]:
-    """The environment of a process that keeps what it compiles."""
-    return {
-        "JAX_PLATFORMS": "cpu",
-        "JAX_COMPILATION_CACHE_DIR": str(cache),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
 
 
 def until(process: "subprocess.Popen[str]", text: str) -> str:

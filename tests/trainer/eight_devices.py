@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from tests.trainer.random_windows import VOCABULARY, random_batch
+from random_windows import VOCABULARY, random_batch
 
 from gatokit.schemas.run import RunConfig
 from gatokit.trainer.mesh import make_mesh, place

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from runs import ENVIRONMENT
 
 FLAGS = (
     "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 "
@@ -19,7 +20,7 @@ def run(*meshes: str) -> dict[str, Any]:
     """What ``eight_devices`` printed; virtual devices must be asked for before JAX starts."""
     process = subprocess.run(
         [sys.executable, "-m", "tests.trainer.eight_devices", *meshes],
-        env=os.environ | {"XLA_FLAGS": FLAGS, "JAX_PLATFORMS": "cpu"},
+        env=os.environ | ENVIRONMENT | {"XLA_FLAGS": FLAGS},
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,

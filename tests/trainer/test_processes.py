@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from one_process import STEPS, digest
-from runs import Silent, cached, config, lines, start, until, write_config
+from runs import ENVIRONMENT, Silent, config, lines, start, until, write_config
 
 from gatokit.loader.mixture import open_mixture
 from gatokit.loader.windows import Windows
@@ -30,14 +30,14 @@ def free_port() -> str:
         return f"127.0.0.1:{found.getsockname()[1]}"
 
 
-def of_processes(count: int, folder: Path, data: Path, out: Path, last: int, compiled: Path) -> dict[str, Any]:
+def of_processes(count: int, folder: Path, data: Path, out: Path, last: int) -> dict[str, Any]:
     """What the first of ``count`` processes says that train together."""
     at, path = free_port(), write_config(folder, batch=BATCH)
     script = Path(__file__).with_name("one_process.py")
     started = [
         subprocess.Popen(
             [sys.executable, *map(str, (script, at, count, number, path, data, out, last))],
-            env=os.environ | cached(compiled),
+            env=os.environ | ENVIRONMENT,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -49,21 +49,21 @@ def of_processes(count: int, folder: Path, data: Path, out: Path, last: int, com
     return json.loads(said[0][0].splitlines()[-1])
 
 
-def test_two_processes_make_the_same_batches_as_one(mixed: Path, tmp_path: Path, compiled: Path) -> None:
+def test_two_processes_make_the_same_batches_as_one(mixed: Path, tmp_path: Path) -> None:
     run = config(tmp_path, batch=BATCH)
     windows = Windows(open_mixture([str(mixed)], run.input.weights), run)
-    together = of_processes(2, tmp_path, mixed, tmp_path / "together", 0, compiled)
+    together = of_processes(2, tmp_path, mixed, tmp_path / "together", 0)
     assert (together["processes"], together["rows"]) == (2, 4)
     assert together["digests"] == [digest(windows.batch(step, range(BATCH))) for step in STEPS]
 
 
 @pytest.mark.slow
-def test_two_processes_then_four_then_one_train_as_one(mixed: Path, tmp_path: Path, compiled: Path) -> None:
+def test_two_processes_then_four_then_one_train_as_one(mixed: Path, tmp_path: Path) -> None:
     run, out = config(tmp_path, batch=BATCH), tmp_path / "together"
     windows = Windows(open_mixture([str(mixed)], run.input.weights), run)
     train(run, [str(mixed)], tmp_path / "alone", Silent(), steps=9)
-    of_processes(2, tmp_path, mixed, out, 3, compiled)
-    together = of_processes(4, tmp_path, mixed, out, 6, compiled)
+    of_processes(2, tmp_path, mixed, out, 3)
+    together = of_processes(4, tmp_path, mixed, out, 6)
     assert (together["processes"], together["rows"]) == (4, 2)
     assert together["digests"] == [digest(windows.batch(step, range(BATCH))) for step in STEPS]
     train(run, [str(mixed)], out, Silent(), steps=9)
@@ -77,10 +77,10 @@ def test_two_processes_then_four_then_one_train_as_one(mixed: Path, tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_sigterm_on_one_host_saves_on_all(mixed: Path, tmp_path: Path, compiled: Path) -> None:
+def test_sigterm_on_one_host_saves_on_all(mixed: Path, tmp_path: Path) -> None:
     at, path = free_port(), write_config(tmp_path, batch=BATCH)
     words = (path, "--data", mixed, "--out", tmp_path / "run", "--coordinator", at, "--processes", 2, "--process")
-    first, second = (start(*words, number, cache=compiled) for number in range(2))
+    first, second = (start(*words, number) for number in range(2))
     until(first, "step 3 of 1000")
     second.send_signal(signal.SIGTERM)
     said = [process.communicate()[1] for process in (first, second)]
@@ -93,10 +93,10 @@ def test_sigterm_on_one_host_saves_on_all(mixed: Path, tmp_path: Path, compiled:
 
 
 @pytest.mark.slow
-def test_the_host_that_hangs_is_named(mixed: Path, tmp_path: Path, compiled: Path) -> None:
+def test_the_host_that_hangs_is_named(mixed: Path, tmp_path: Path) -> None:
     at, path = free_port(), write_config(tmp_path, batch=BATCH)
     words = (path, "--data", mixed, "--out", tmp_path / "run", "--timeout", 40, "--coordinator", at, "--processes", 2)
-    first, second = (start(*words, "--process", number, cache=compiled) for number in range(2))
+    first, second = (start(*words, "--process", number) for number in range(2))
     until(first, "step 3 of 1000")
     second.send_signal(signal.SIGSTOP)
     try:
@@ -111,14 +111,14 @@ def test_the_host_that_hangs_is_named(mixed: Path, tmp_path: Path, compiled: Pat
 
 
 @pytest.mark.slow
-def test_a_host_that_fails_ends_the_others_with_its_sentence(mixed: Path, tmp_path: Path, compiled: Path) -> None:
+def test_a_host_that_fails_ends_the_others_with_its_sentence(mixed: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     shutil.copytree(mixed, broken)
     next((broken / "books").glob("*.arrayrecord")).unlink()
     at, path = free_port(), write_config(tmp_path, batch=BATCH)
     words = (path, "--out", tmp_path / "run", "--coordinator", at, "--processes", 2, "--process")
-    first = start(*words, 0, "--data", mixed, cache=compiled)
-    second = start(*words, 1, "--data", broken, cache=compiled)
+    first = start(*words, 0, "--data", mixed)
+    second = start(*words, 1, "--data", broken)
     said = [process.communicate()[1] for process in (first, second)]
     assert [first.returncode, second.returncode] == [1, 1]
     assert said[1].startswith("gatokit: the shard ")

@@ -8,12 +8,12 @@ from runs import Silent, config, lines, start, until, write_config
 from gatokit.trainer.train import train
 
 
-def test_stopped_and_killed_runs_go_on_bit_for_bit(mixed: Path, tmp_path: Path, compiled: Path) -> None:
+def test_stopped_and_killed_runs_go_on_bit_for_bit(mixed: Path, tmp_path: Path) -> None:
     changes = {"evaluation": {"every": 8, "batches": 1}, "log_every": 3, "checkpoint": {"every": 5, "keep_last": 2}}
     path, out = write_config(tmp_path, **changes), tmp_path / "run"
     words = (path, "--data", mixed, "--out", out)
 
-    process = start(*words, cache=compiled)
+    process = start(*words)
     until(process, "step 3 of 1000")
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate()
@@ -21,7 +21,7 @@ def test_stopped_and_killed_runs_go_on_bit_for_bit(mixed: Path, tmp_path: Path, 
     stopped = max(int(item.name) for item in (out / "checkpoints").iterdir())
     assert f"SIGTERM after step {stopped}, which is saved: run the same command to go on" in said
 
-    process = start(*words, cache=compiled)
+    process = start(*words)
     until(process, f"step {(stopped + 6) // 3 * 3} of 1000")
     process.kill()
     process.communicate()

@@ -22,7 +22,7 @@ from gatokit.trainer.train import train
 
 
 @pytest.fixture(scope="module")
-def trained(mixed: Path, tmp_path_factory: pytest.TempPathFactory, compiled: Path) -> Path:
+def trained(mixed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of seven steps. Not to be written to."""
     folder = tmp_path_factory.mktemp("trained")
     found = train(config(folder, steps=7, log_every=2), [str(mixed)], folder / "run", Silent())
@@ -74,14 +74,14 @@ def test_a_policy_can_be_made_of_the_checkpoint_alone(trained: Path, mixed: Path
     assert [record.chunk for record in found] == list(range(found[0].chunks))
 
 
-def test_a_finished_run_has_nothing_to_do(trained: Path, mixed: Path, compiled: Path) -> None:
+def test_a_finished_run_has_nothing_to_do(trained: Path, mixed: Path) -> None:
     report, before = Silent(), lines(trained)
     found = train(config(trained.parent, steps=7, log_every=2), [str(mixed)], trained, report)
     assert "step 7 is done already; nothing to do" in report.lines
     assert (found.line["step"], lines(trained)) == (7, before)
 
 
-def test_weights_go_out_and_in_bit_for_bit(trained: Path, mixed: Path, tmp_path: Path, compiled: Path) -> None:
+def test_weights_go_out_and_in_bit_for_bit(trained: Path, mixed: Path, tmp_path: Path) -> None:
     wanted = abstract(parameters.table(config(tmp_path).model, 33025))
     direct = flat(load_weights(trained, wanted))
     assert export(trained, tmp_path / "weights") == parameters.count(parameters.table(config(tmp_path).model, 33025))
@@ -115,7 +115,7 @@ def test_weights_of_another_model_are_refused_by_the_array(trained: Path, mixed:
         train(config(tmp_path, init_from="nowhere"), [str(mixed)], tmp_path / "other", Silent())
 
 
-def test_one_batch_is_learned_by_heart(mixed: Path, tmp_path: Path, compiled: Path) -> None:
+def test_one_batch_is_learned_by_heart(mixed: Path, tmp_path: Path) -> None:
     fast = {"learning_rate": 2e-2, "schedule": "constant", "warmup_steps": 5}
     found = train(
         config(tmp_path, optimizer=fast, log_every=20, batch=2),
@@ -132,7 +132,7 @@ def test_one_batch_is_learned_by_heart(mixed: Path, tmp_path: Path, compiled: Pa
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
-def test_a_loss_that_is_no_number_ends_the_run_with_its_records(mixed: Path, tmp_path: Path, compiled: Path) -> None:
+def test_a_loss_that_is_no_number_ends_the_run_with_its_records(mixed: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     wild = {"learning_rate": 1e30, "final_learning_rate": 1e30, "warmup_steps": 5, "warmup_from": 0, "clip": None}
     changed = config(tmp_path, optimizer=wild, checkpoint={"every": 1})
@@ -148,7 +148,7 @@ def test_a_loss_that_is_no_number_ends_the_run_with_its_records(mixed: Path, tmp
     assert max(int(item.name) for item in (out / "checkpoints").iterdir()) == step - 1
 
 
-def test_stopping_early_leaves_the_schedule(mixed: Path, tmp_path: Path, compiled: Path) -> None:
+def test_stopping_early_leaves_the_schedule(mixed: Path, tmp_path: Path) -> None:
     found = train(config(tmp_path, log_every=4), [str(mixed)], tmp_path / "run", Silent(), steps=3)
     assert (found.step, found.line["step"], found.line["partial"]) == (3, 3, True)
     found = train(config(tmp_path, log_every=4), [str(mixed)], tmp_path / "run", Silent(), steps=4)

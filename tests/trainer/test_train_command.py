@@ -9,9 +9,7 @@ from runs import write_config
 from gatokit.cli.main import main
 
 
-def test_train_and_export_print_one_object(
-    mixed: Path, tmp_path: Path, compiled: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_train_and_export_print_one_object(mixed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run, weights = str(tmp_path / "run"), str(tmp_path / "weights")
     words = ["train", str(write_config(tmp_path)), "--data", str(mixed), "--out", run, "--steps", "2"]
     assert main([*words, "--json"]) == 0
