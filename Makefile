@@ -1,71 +1,80 @@
-# Everything runs from .venv, which the first target that needs it makes.
-PYTHON ?= $(shell command -v python3.11 || command -v python3)
-FOLDERS := schemas tokenizers storage pipelines inspection loader trainer policy evaluation environments cli
-# A strict editable install links single files, so a new or removed file needs it again.
-LINKED := .venv/.linked-$(shell find $(FOLDERS) -name '*.py' -o -name '*.yaml' | sort | cksum | cut -d' ' -f1)
+# Everything runs from .venv, which the first target that needs it makes, of the Python that PYTHON names.
+PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(shell command -v $(name))))
 PIP := .venv/bin/python -m pip --disable-pip-version-check
+UV_INSTALL := .venv/bin/uv pip install -q --python .venv/bin/python
+UV_VERSION := $(shell sed -n 's/^\(uv==[^ ]*\).*/\1/p' requirements.lock)
+# A strict editable install links single files, so a new or removed file needs it again.
+FOLDERS := $(patsubst %/__init__.py,%,$(wildcard */__init__.py))
+LINKED := .venv/.linked-$(shell find $(FOLDERS) -name '*.py' -o -name '*.yaml' | sort | cksum | cut -d' ' -f1)
 
-.PHONY: install demo pictures test fuzz test-slow test-gpu test-tpu lint format proto benchmark clean
+.DEFAULT_GOAL := help
+.PHONY: help install lock demo pictures test fuzz test-slow test-gpu test-tpu lint format proto benchmark clean
 
-install: $(LINKED)
+help:  ## print this list
+	@awk -F ':.*## *' '/^[a-z-]+:.*##/ {printf "%-10s  %s\n", $$1, $$2}' Makefile
 
-.venv/.installed: setup.py constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and "gatokit needs Python 3.11: make PYTHON=/path/to/python3.11")'
+install: $(LINKED)  ## install gatokit and the locked packages into .venv, with uv or else with pip
+
+.venv/.installed: requirements.lock
+	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and "Python 3.11, 3.12 or 3.13 is needed: make PYTHON=/path/to/it")'
 	test -d .venv || $(PYTHON) -m venv .venv
-	$(PIP) install -q -c constraints.txt pip setuptools wheel
-	$(PIP) install -q -c constraints.txt --no-build-isolation --config-settings editable_mode=strict -e '.[demo,train,test]'
+	if ! { $(PIP) install -q $(UV_VERSION) && $(UV_INSTALL) --require-hashes -r requirements.lock; }; then \
+	  echo "without uv, pip installs the packages, which takes minutes"; \
+	  $(PIP) install -q --require-hashes -r requirements.lock; fi
 	rm -f .venv/.linked-*
 	touch $@
 
-$(LINKED): .venv/.installed
+$(LINKED): .venv/.installed setup.py
 	rm -rf build/__editable__.* .venv/.linked-*
 	$(PIP) install -q --no-deps --no-build-isolation --config-settings editable_mode=strict -e .
 	touch $@
 
+lock: .venv/.installed  ## write requirements.lock anew from setup.py, for all Pythons, keeping the versions that still fit
+	.venv/bin/uv pip compile -q --universal --generate-hashes --no-emit-index-url --no-annotate --python-version 3.11 \
+	  --custom-compile-command "make lock" --extra demo --extra train --extra test setup.py -o requirements.lock
+
 # The tunable gives XLA's large buffers large pages, which saves a sixth of a step's time on CPUs.
-demo: install
+demo: install  ## record, draw, scan, build, verify, inspect, train and play, in some eleven minutes on two cores
 	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 .venv/bin/gatokit demo --out demo
 
-# The README's pictures of the report and of the explorer, from the demo's folder; needs Chromium and chromedriver.
-pictures: install
+pictures: install  ## make README's pictures of report and explorer from the demo; needs Chromium and chromedriver
 	.venv/bin/python docs/pictures/pages.py demo
 
-test: lint
+test: lint  ## lint, types, import contracts and tests
 	.venv/bin/python -m pytest -n 2 --dist loadfile
 
-# Searches for bytes that a reader cannot stand, ten minutes a reader; see tests/fuzz/run.py.
-fuzz: install
-	$(PIP) install -q -c constraints.txt atheris
+fuzz: install  ## search for bytes that a reader cannot stand, ten minutes a reader; see tests/fuzz/run.py
+	$(PIP) install -q atheris==3.0.0
 	for target in record example tfrecord tar header; do .venv/bin/python tests/fuzz/run.py $$target 600 || exit 1; done
 
-test-slow: install
+test-slow: install  ## the tests that take long
 	.venv/bin/python -m pytest -m slow
 
-test-gpu: install
-	$(PIP) install -q -c constraints.txt 'jax[cuda12]'
+test-gpu: install  ## the tests that need a GPU
+	$(UV_INSTALL) -c requirements.lock 'jax[cuda12]'
 	.venv/bin/python -m pytest -m gpu
 
-test-tpu: install
-	$(PIP) install -q -c constraints.txt 'jax[tpu]'
+test-tpu: install  ## the tests that compile for TPU slices; they need no TPU
+	$(UV_INSTALL) -c requirements.lock 'jax[tpu]'
 	.venv/bin/python -m pytest -m tpu
 
-lint: install
+lint: install  ## ruff, mypy and the import contracts
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
-	.venv/bin/mypy $(FOLDERS:%=-p gatokit.%)
+	.venv/bin/mypy -p gatokit
 	.venv/bin/lint-imports
 
-format: install
+format: install  ## let ruff mend and format the code
 	.venv/bin/ruff check --fix .
 	.venv/bin/ruff format .
 
-proto: install
+proto: install  ## compile schemas/record.proto
 	.venv/bin/python -m grpc_tools.protoc -I schemas --python_out=schemas --pyi_out=schemas schemas/record.proto
 
-benchmark: install
+benchmark: install  ## the benchmarks that README quotes
 	.venv/bin/python benchmarks/episodes.py
 	.venv/bin/python benchmarks/corpora.py
 	.venv/bin/python benchmarks/loader.py
 
-clean:
+clean:  ## remove .venv, demo and everything built
 	rm -rf .venv build demo *.egg-info

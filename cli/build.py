@@ -5,19 +5,18 @@ from functools import partial
 from typing import Any
 
 from gatokit.cli import plan
-from gatokit.cli.console import Output, add_command, size
-from gatokit.cli.extras import needs
+from gatokit.cli.console import Output, needs, size
+
+TAKES_BEAM_OPTIONS = True
+
+EXAMPLE = (
+    "gatokit build demo.yaml --out built --workers 2\n\n"
+    "Every other option is Apache Beam's, such as --runner or --project."
+)
 
 
-def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Adds the command."""
-    parser = add_command(
-        commands,
-        "build",
-        "filter, tokenize and write sharded ArrayRecord files; run again to go on where it stopped",
-        "gatokit build demo.yaml --out built --workers 2\n\n"
-        "Every other option is Apache Beam's, such as --runner or --project.",
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's arguments."""
     add_job_arguments(parser)
     parser.add_argument(
         "--update",
@@ -25,7 +24,6 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         help="DIR may hold a finished build of another config or other source files: build what changed, keep the rest",
     )
     plan.add_arguments(parser)
-    parser.set_defaults(run=run)
 
 
 def add_job_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +33,6 @@ def add_job_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--only", metavar="DATASET", help="this dataset of the config alone")
     parser.add_argument("--limit", type=positive, metavar="N", help="look at the first N episodes of each task alone")
     parser.add_argument("--workers", type=positive, default=1, metavar="N", help="local processes (default: 1)")
-    parser.set_defaults(takes_beam_options=True)
 
 
 def positive(text: str) -> int:

@@ -1,6 +1,9 @@
-"""What the commands share: progress on standard error, tables and notices, one JSON object with ``--json``."""
+"""What the commands share: progress on standard error, tables and notices, one JSON object with ``--json``, and the
+packages that only some of them need.
 
-import argparse
+Rich is imported by the first command that prints, so that ``--help`` does not pay for it.
+"""
+
 import json
 import math
 import os
@@ -9,11 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
-
+from gatokit.schemas.errors import missing_package
 from gatokit.schemas.words import shown
 
 ProgressFunction = Callable[[str, int, int], None]
@@ -28,6 +27,8 @@ class Output:
     """
 
     def __init__(self, as_json: bool) -> None:
+        from rich.console import Console
+
         self.as_json = as_json
         self.width = Console().width if sys.stdout.isatty() or "COLUMNS" in os.environ else _PIPED_WIDTH
         """Characters of a line."""
@@ -37,16 +38,20 @@ class Output:
     def say(self, text: str) -> None:
         """A line for people."""
         if not self.as_json:
-            self._out.print(escape(text))
+            self._out.print(text, markup=False)
 
     def notice(self, text: str) -> None:
         """A line on standard error that a person should read."""
-        self._err.print(f"[yellow]note:[/yellow] {escape(text)}")
+        self._err.print("[yellow]note:[/yellow]", end=" ")
+        self._err.print(text, markup=False)
 
     def table(self, title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
         """A table for people; numbers stand right."""
         if self.as_json:
             return
+        from rich.markup import escape
+        from rich.table import Table
+
         rows = [list(row) for row in rows]
         table = Table(title=escape(title), title_justify="left", title_style="bold", header_style="bold")
         for number, column in enumerate(columns):
@@ -65,6 +70,8 @@ class Output:
     @contextmanager
     def progress(self) -> Iterator[ProgressFunction]:
         """A function (stage, done, total) that moves one bar a stage."""
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
         bar = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
@@ -93,20 +100,15 @@ def size(count: float) -> str:
     return f"{count:.1f} TiB"
 
 
-def add_command(
-    commands: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, does: str, example: str
-) -> argparse.ArgumentParser:
-    """A subparser with ``--json`` and an example at the end of its help."""
-    parser = commands.add_parser(
-        name,
-        help=does,
-        description=does[0].upper() + does[1:] + ".",
-        epilog="example:\n  " + example,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON object on standard output, nothing else")
-    return parser
+@contextmanager
+def needs(extra: str) -> Iterator[None]:
+    """Around imports: raises ConfigError if a package of ``extra`` is not installed."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("gatokit"):
+            raise
+        raise missing_package(error.name, extra) from None
 
 
 def _finite(value: Any) -> Any:

@@ -7,9 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from gatokit.cli.build import positive
-from gatokit.cli.console import Output, add_command
-from gatokit.cli.demo_train import forget_other_run, show_losses
-from gatokit.inspection import open_directory
+from gatokit.cli.console import Output
 
 VOCABULARY_PIECES = 4000
 """The demo's text is too short for 32,000."""
@@ -18,22 +16,19 @@ PLAYED = ("metaworld/button-press-topdown-v3", "metaworld/door-open-v3", "metawo
 ROLLOUTS = 10
 
 
-def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Adds the command."""
-    parser = add_command(
-        commands,
-        "demo",
-        "record real episodes, scan, build, verify and inspect them, train on them and play, in minutes on two cores",
-        "gatokit demo --out demo",
-    )
+EXAMPLE = "gatokit demo --out demo"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's arguments."""
     parser.add_argument("--out", default="demo", metavar="DIR", help="directory to write (default: demo)")
     parser.add_argument("--workers", type=positive, default=2, metavar="N", help="local processes (default: 2)")
-    parser.set_defaults(run=run, takes_beam_options=False)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs every stage; what is already there is not done again."""
     from gatokit.cli.demo_corpora import CAPTIONS_FILE, make_captions, make_text
+    from gatokit.cli.demo_train import forget_other_run, show_losses
     from gatokit.environments.demo import record_demo
     from gatokit.environments.progress import progress_bars
 
@@ -111,17 +106,24 @@ def stage(output: Output, text: str) -> None:
 
 
 def command(output: Output, words: list[str], *, quiet: bool) -> int:
-    """Shows and runs one gatokit command; ``quiet`` runs it with its output thrown away."""
+    """Shows and runs one gatokit command; ``quiet`` prints nothing but the JSON of one that fails."""
     import contextlib
     import io
 
     from gatokit.cli.main import main
 
     output.say(f"\n$ gatokit {' '.join(words)}")
-    with contextlib.redirect_stdout(io.StringIO()) if quiet else contextlib.nullcontext():
+    if not quiet:
         return main(words)
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        status = main([*words, "--json"])
+    if status:
+        print(printed.getvalue(), end="", flush=True)
+    return status
 
 
 def first_kept(built: str, dataset: str) -> str:
     """The id of a dataset's first kept episode."""
+    from gatokit.inspection import open_directory
+
     return next(open_directory(built).datasets[dataset].episodes(kept=True)).episode_id

@@ -14,7 +14,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from gatokit.cli.extras import needs
+from gatokit.cli.console import needs
 from gatokit.storage.files import write_atomically
 
 CAPTIONS_FILE = "00000.tar"

@@ -4,8 +4,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from gatokit.cli.console import Output
-from gatokit.cli.extras import needs
+from gatokit.cli.console import Output, needs
 from gatokit.schemas.run import read_run_config
 
 COUNTED_BATCHES = 200

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from gatokit.cli.build import positive
-from gatokit.cli.console import Output, add_command
-from gatokit.cli.extras import needs
+from gatokit.cli.console import Output, needs
 from gatokit.schemas.errors import ConfigError
 
-_ABOUT = """gatokit evaluate --checkpoint run --env metaworld/door-open-v3 --env babyai/GoToLocal-v0 --out scores
+EXAMPLE = """gatokit evaluate --checkpoint run --env metaworld/door-open-v3 --env babyai/GoToLocal-v0 --out scores
   gatokit evaluate --checkpoint run --all --rollouts 10 --memory window --out scores
   gatokit evaluate --ceiling --env dm_control/cartpole-swingup --out ceiling
 
@@ -20,9 +19,8 @@ seeds. Run the same command again to go on where it stopped; finished rollouts a
 ROLLOUTS = 50
 
 
-def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Adds the command."""
-    parser = add_command(commands, "evaluate", "play a policy in its environments and score it", _ABOUT)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's arguments."""
     parser.add_argument("--checkpoint", metavar="DIR", help="a run's directory, one of its checkpoints, or an export")
     parser.add_argument(
         "--env",
@@ -81,7 +79,6 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     parser.add_argument(
         "--ceiling", action="store_true", help="play the expert with actions and observations passed through tokens"
     )
-    parser.set_defaults(run=run, takes_beam_options=False)
 
 
 def run(arguments: argparse.Namespace) -> int:

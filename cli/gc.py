@@ -2,26 +2,22 @@
 
 import argparse
 
-from gatokit.cli.console import Output, add_command, size
-from gatokit.cli.extras import needs
+from gatokit.cli.console import Output, needs, size
+
+EXAMPLE = (
+    "gatokit gc built --dry-run\n\n"
+    "Temporary files go, and shards and indexes that the manifest does not name: those of an update that was not\n"
+    "finished too. Without a manifest shards stay, because a build that is run again goes on with them."
+)
 
 
-def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Adds the command."""
-    parser = add_command(
-        commands,
-        "gc",
-        "remove what killed builds left in a directory, and nothing that its manifest names",
-        "gatokit gc built --dry-run\n\n"
-        "Temporary files go, and shards and indexes that the manifest does not name: those of an update that was not\n"
-        "finished too. Without a manifest shards stay, because a build that is run again goes on with them.",
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's arguments."""
     parser.add_argument("directory", metavar="DIR", help="directory of a build or scan")
     parser.add_argument("--dry-run", action="store_true", help="say what would be removed, and remove nothing")
     parser.add_argument(
         "--all", action="store_true", help="also the scanned rows and orders from which an interrupted build goes on"
     )
-    parser.set_defaults(takes_beam_options=False, run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:

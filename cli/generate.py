@@ -4,17 +4,15 @@ import argparse
 from pathlib import Path
 
 from gatokit.cli.build import positive
-from gatokit.cli.console import Output, add_command
-from gatokit.cli.extras import needs
+from gatokit.cli.console import Output, needs
 from gatokit.schemas.errors import ConfigError
 
-_ABOUT = """gatokit generate --checkpoint run --text "The sum of two numbers"
+EXAMPLE = """gatokit generate --checkpoint run --text "The sum of two numbers"
   gatokit generate --checkpoint run --image cat.png --tokens 16"""
 
 
-def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Adds the command."""
-    parser = add_command(commands, "generate", "let a policy continue a text, or caption a picture", _ABOUT)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's arguments."""
     parser.add_argument(
         "--checkpoint", required=True, metavar="DIR", help="a run's directory, one of its checkpoints, or an export"
     )
@@ -29,7 +27,6 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         "--temperature", type=_temperature, default=0.9, metavar="T", help="of samples (default: 0.9, the paper's)"
     )
     parser.add_argument("--seed", type=int, default=0, help="of samples (default: 0)")
-    parser.set_defaults(run=run, takes_beam_options=False)
 
 
 def run(arguments: argparse.Namespace) -> int:

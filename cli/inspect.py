@@ -7,41 +7,32 @@ import re
 from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pyarrow.compute as pc
-
-from gatokit.cli.against import show_changes
-from gatokit.cli.console import Output, add_command
-from gatokit.cli.document import show_document
-from gatokit.cli.report import write_report
-from gatokit.cli.rules import read_keep, read_rule, shown
-from gatokit.cli.serve import DEFAULT_PORT, serve_explorer
-from gatokit.cli.steps import FIRST_STEPS, show_episode
-from gatokit.cli.training_step import show_step
-from gatokit.cli.views import show_at, show_directory, show_task
-from gatokit.inspection import DatasetReader, Directory, EpisodeRow, open_directory
-from gatokit.inspection.compare.directories import against, against_rules
-from gatokit.inspection.preview import Rule
+from gatokit.cli.console import Output
 from gatokit.schemas.errors import ConfigError
+
+if TYPE_CHECKING:
+    from gatokit.inspection import DatasetReader, Directory, EpisodeRow
+    from gatokit.inspection.preview import Rule
 
 _MOST_COMPARED = 20_000
 """Ids that are compared with an unknown one, so that a suggestion takes no longer than the answer."""
 
 
-def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Adds the command."""
-    parser = add_command(
-        commands,
-        "inspect",
-        "show what a finished build or scan holds, decode an episode or document, preview other rules, or compare",
-        "gatokit inspect built --task door-open-v3\n  gatokit inspect built --at 0.9\n"
-        "  gatokit inspect built --keep '{best: 100}'\n  gatokit inspect before --against built\n"
-        "  gatokit inspect built --at 0.8 --against 0.9\n"
-        "  gatokit inspect built --episode 'door-open-v3/door.tfrecord-00000#0' --steps 10:20\n"
-        "  gatokit inspect built --dataset captions\n"
-        "  gatokit inspect built --document '00000.tar#000000012' --images pictures\n"
-        "  gatokit inspect built --html report.html --card README.md\n  gatokit inspect built --serve",
-    )
+EXAMPLE = (
+    "gatokit inspect built --task door-open-v3\n  gatokit inspect built --at 0.9\n"
+    "  gatokit inspect built --keep '{best: 100}'\n  gatokit inspect before --against built\n"
+    "  gatokit inspect built --at 0.8 --against 0.9\n"
+    "  gatokit inspect built --episode 'door-open-v3/door.tfrecord-00000#0' --steps 10:20\n"
+    "  gatokit inspect built --dataset captions\n"
+    "  gatokit inspect built --document '00000.tar#000000012' --images pictures\n"
+    "  gatokit inspect built --html report.html --card README.md\n  gatokit inspect built --serve"
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's arguments."""
     parser.add_argument("directory", metavar="DIR", help="finished build or scan")
     parser.add_argument("--dataset", metavar="D", help="this dataset alone, in detail")
     parser.add_argument("--task", metavar="T", help="fields, returns and episodes of one task")
@@ -56,7 +47,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         "--steps",
         type=steps_range,
         metavar="A:B",
-        help=f"with --episode: steps A to B - 1 (default: the first {FIRST_STEPS}; all with --json)",
+        help="with --episode: steps A to B - 1 (default: the first 5; all with --json)",
     )
     parser.add_argument("--full", action="store_true", help="with --document: texts and parts whole, not shortened")
     parser.add_argument(
@@ -86,13 +77,19 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         "--port",
         type=int,
         metavar="N",
-        help=f"with --serve: its port, 0 for any that is free (default: {DEFAULT_PORT})",
+        help="with --serve: its port, 0 for any that is free (default: 5006)",
     )
-    parser.set_defaults(run=run, takes_beam_options=False)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Prints the one view that the arguments ask for."""
+    from gatokit.cli.report import write_report
+    from gatokit.cli.rules import read_keep
+    from gatokit.cli.serve import serve_explorer
+    from gatokit.cli.training_step import show_step
+    from gatokit.cli.views import show_at, show_directory, show_task
+    from gatokit.inspection import open_directory
+
     asked = [option for option in ("at", "keep", "against") if getattr(arguments, option) is not None]
     if asked and arguments.episode is not None:
         raise ConfigError(f"--{asked[0]} and --episode answer different questions: give one of them")
@@ -153,8 +150,13 @@ def _check_alone(option: str, arguments: argparse.Namespace, *others: str) -> No
         raise ConfigError("--run belongs to --step or --html: give the step to show, or a file for the report")
 
 
-def _show_against(output: Output, left: Directory, rule: Rule | None, arguments: argparse.Namespace) -> None:
+def _show_against(output: Output, left: "Directory", rule: "Rule | None", arguments: argparse.Namespace) -> None:
     """What changed from a directory, as it stands or by a rule, to another directory or by another rule."""
+    from gatokit.cli.against import show_changes
+    from gatokit.cli.rules import read_rule, shown
+    from gatokit.inspection import open_directory
+    from gatokit.inspection.compare.directories import against, against_rules
+
     name, task, detailed = arguments.dataset, arguments.task, arguments.dataset is not None
     if task is not None:
         raise ConfigError("--task: --against compares whole datasets; give --dataset, or leave --task out")
@@ -180,8 +182,11 @@ def _show_against(output: Output, left: Directory, rule: Rule | None, arguments:
     show_changes(output, changes, str(left.path), str(right.path), detailed)
 
 
-def _show_one(output: Output, dataset: DatasetReader, row: EpisodeRow, arguments: argparse.Namespace) -> None:
+def _show_one(output: Output, dataset: "DatasetReader", row: "EpisodeRow", arguments: argparse.Namespace) -> None:
     """One episode or document."""
+    from gatokit.cli.document import show_document
+    from gatokit.cli.steps import show_episode
+
     if not dataset.holds_documents:
         if arguments.full:
             raise ConfigError(f"--full: {row.episode_id} is an episode; --steps A:B shows more of it")
@@ -201,7 +206,7 @@ def steps_range(text: str) -> tuple[int, int | None]:
     return first, end
 
 
-def chosen_datasets(directory: Directory, dataset: str | None, task: str | None) -> list[DatasetReader]:
+def chosen_datasets(directory: "Directory", dataset: str | None, task: str | None) -> "list[DatasetReader]":
     """The datasets that have the named task, of those that the arguments leave; ConfigError where none is left."""
     datasets = list(directory.datasets.values())
     if dataset is not None:
@@ -220,7 +225,7 @@ def chosen_datasets(directory: Directory, dataset: str | None, task: str | None)
     return datasets
 
 
-def find_episode(datasets: list[DatasetReader], id_: str, task: str | None) -> tuple[DatasetReader, EpisodeRow]:
+def find_episode(datasets: "list[DatasetReader]", id_: str, task: str | None) -> "tuple[DatasetReader, EpisodeRow]":
     """The episode or document of an id and the dataset that has it; ConfigError where none or several have."""
     kinds = {dataset.holds_documents for dataset in datasets}
     what = "document" if kinds == {True} else "episode" if kinds == {False} else "episode or document"
@@ -231,6 +236,8 @@ def find_episode(datasets: list[DatasetReader], id_: str, task: str | None) -> t
         article = "a" if what == "document" else "an"
         raise ConfigError(f"{option} {id_}: {names} each have {article} {what} of this id; name one with --dataset")
     if not found:
+        import pyarrow.compute as pc
+
         where = None if task is None else pc.field("task") == task
         ids = (
             known

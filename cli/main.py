@@ -1,46 +1,132 @@
-"""The ``gatokit`` command: finds the verb, turns errors into a sentence and an exit status."""
+"""The ``gatokit`` command: finds the verb, turns errors into a sentence and an exit status.
+
+Only the module of the chosen verb is imported, and a verb's module imports what it needs when it runs, so that help and
+completion are quick.
+"""
 
 import argparse
 import importlib
+import json
 import logging
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
+import gatokit
 from gatokit.schemas.errors import ConfigError, GatokitError
+from gatokit.schemas.words import did_you_mean
 
-VERBS = ("demo", "vocab", "scan", "build", "inspect", "verify", "gc", "train", "export", "evaluate", "generate")
-"""Each is a module beside this one with ``add(commands)``; its parser's default ``run`` does the work."""
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}; see {self.prog} --help")
+VERBS = {
+    "demo": "record real episodes, build, verify and inspect them, train on them and play, in minutes on two cores",
+    "vocab": "train the SentencePiece model that a build tokenizes text with, on the config's text",
+    "scan": "read returns only and say what the filter would keep",
+    "build": "filter, tokenize and write sharded ArrayRecord files; run again to go on where it stopped",
+    "inspect": "show what a build or scan holds, decode an episode or document, preview other rules, or compare",
+    "verify": "check every file, record and index row of a finished build or scan; exit 1 and one line per fault",
+    "gc": "remove what killed builds left in a directory, and nothing that its manifest names",
+    "train": "train on built directories; run again to go on where it stopped",
+    "export": "write a run's weights as safetensors, with all that a policy needs beside them",
+    "evaluate": "play a policy in its environments and score it",
+    "generate": "let a policy continue a text, or caption a picture",
+    "completion": "print a script that completes gatokit's commands in a shell",
+}
+"""What each command does. Each is a module beside this one with ``EXAMPLE``, ``add_arguments(parser)`` and
+``run(arguments)``; ``TAKES_BEAM_OPTIONS`` if it passes unknown options to Beam, and ``RETIRED`` if options of it were
+renamed or dropped: what to write instead, by option."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command. 0: done; 1: the data failed a check; 2: the arguments or the config are wrong."""
-    parser = _Parser(prog="gatokit", description="The data side of a generalist agent.", allow_abbrev=False)
-    commands = parser.add_subparsers(dest="verb", required=True, metavar="COMMAND", parser_class=_Parser)
-    for verb in VERBS:
-        importlib.import_module(f"gatokit.cli.{verb}").add(commands)
+    words = list(sys.argv[1:] if arguments is None else arguments)
     logging.getLogger().setLevel(logging.ERROR)
     try:
-        known, rest = parser.parse_known_args(arguments)
-        if rest and not known.takes_beam_options:
-            raise ConfigError(f"unknown argument {rest[0]!r}; see gatokit {known.verb} --help")
-        if known.takes_beam_options:
-            known.beam_options = rest
-        return int(known.run(known) or 0)
+        return _run(words)
     except GatokitError as error:
-        print(f"gatokit: {error}", file=sys.stderr)
+        _report(words, error.code, error.problem, error.way_out)
         return error.exit_status
     except KeyboardInterrupt:
-        print("gatokit: interrupted; run the same command again to go on", file=sys.stderr)
+        _report(words, "interrupted", "interrupted", "run the same command again to go on")
         return 130
     except BrokenPipeError:
         sys.stderr.close()
         return 0
+
+
+def verb_parser(verb: str) -> argparse.ArgumentParser:
+    """The parser of a verb's arguments; imports the verb's module."""
+    module = importlib.import_module(f"gatokit.cli.{verb}")
+    does = VERBS[verb]
+    parser = _Parser(
+        prog=f"gatokit {verb}",
+        description=does[0].upper() + does[1:] + ".",
+        epilog=f"example:\n  {module.EXAMPLE}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object on standard output, nothing else")
+    module.add_arguments(parser)
+    parser.set_defaults(verb=verb)
+    return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(message, way_out=f"see {self.prog} --help", code="usage")
+
+
+def _run(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help"):
+        print(_overview())
+        return 0
+    if words[0] == "--version":
+        print(f"gatokit {gatokit.__version__}")
+        return 0
+    verb = words[0]
+    if verb not in VERBS:
+        way_out = did_you_mean(verb, VERBS) or "gatokit --help lists the commands"
+        raise ConfigError(f"there is no command {verb!r}", way_out=way_out, code="usage")
+    parser = verb_parser(verb)
+    module: Any = importlib.import_module(f"gatokit.cli.{verb}")
+    _refuse_retired(words[1:], getattr(module, "RETIRED", {}))
+    known, rest = parser.parse_known_args(words[1:])
+    if getattr(module, "TAKES_BEAM_OPTIONS", False):
+        known.beam_options = rest
+    elif rest:
+        name = rest[0].partition("=")[0]
+        way_out = did_you_mean(name, parser._option_string_actions) or f"see gatokit {verb} --help"
+        raise ConfigError(f"unknown argument {rest[0]!r}", way_out=way_out, code="usage")
+    return int(module.run(known) or 0)
+
+
+def _refuse_retired(words: list[str], retired: dict[str, str]) -> None:
+    for word in words:
+        name = word.partition("=")[0]
+        if name in retired:
+            raise ConfigError(f"there is no option {name} any more", way_out=retired[name], code="usage")
+
+
+def _overview() -> str:
+    """The help of ``gatokit`` itself."""
+    width = max(map(len, VERBS))
+    return "\n".join(
+        [
+            "usage: gatokit COMMAND ...",
+            "",
+            "The data side of a generalist agent, and the trainer that proves it.",
+            "",
+            *(f"  {verb:{width}}  {does}" for verb, does in VERBS.items()),
+            "",
+            "gatokit COMMAND --help shows a command's arguments and an example; gatokit --version the version.",
+        ]
+    )
+
+
+def _report(words: list[str], code: str, problem: str, way_out: str | None) -> None:
+    """Says on standard error what went wrong, and with ``--json`` on standard output too."""
+    print(f"gatokit: {problem}; {way_out}" if way_out else f"gatokit: {problem}", file=sys.stderr)
+    if "--json" in words:
+        error = {"code": code, "message": problem, "way_out": way_out}
+        print(json.dumps({"error": error}, ensure_ascii=False), flush=True)
 
 
 if __name__ == "__main__":

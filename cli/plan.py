@@ -5,8 +5,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-from gatokit.cli.console import Output, size
-from gatokit.cli.extras import needs
+from gatokit.cli.console import Output, needs, size
 from gatokit.schemas.errors import ConfigError
 
 _COUNTS = ("files", "source_bytes", "splits", "episodes", "kept", "shards", "tokens", "bytes", "worker_hours")

@@ -4,8 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from gatokit.cli.console import Output, size
-from gatokit.cli.extras import needs
+from gatokit.cli.console import Output, needs, size
 from gatokit.cli.files import write_whole
 from gatokit.inspection import DatasetReader, Directory
 from gatokit.inspection.card import card, markdown

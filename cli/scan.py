@@ -4,23 +4,17 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from gatokit.cli.build import add_job_arguments, run_job, summary
-from gatokit.cli.console import Output, add_command
-from gatokit.cli.extras import needs
+from gatokit.cli.console import Output, needs
+
+TAKES_BEAM_OPTIONS = True
+
+EXAMPLE = "gatokit scan demo.yaml --out scanned\n\nEvery other option is Apache Beam's, such as --runner or --project."
 
 
-def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Adds the command."""
-    parser = add_command(
-        commands,
-        "scan",
-        "read returns only and say what the filter would keep",
-        "gatokit scan demo.yaml --out scanned\n\nEvery other option is Apache Beam's, such as --runner or --project.",
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's arguments."""
     add_job_arguments(parser)
-    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -53,6 +47,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _tasks(path: Path) -> list[dict[str, Any]]:
+    import pyarrow.parquet as pq
+
     with needs("build"):
         from gatokit.storage.files import arrow_file
     with arrow_file(path) as file:

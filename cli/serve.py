@@ -2,8 +2,7 @@
 
 from collections.abc import Sequence
 
-from gatokit.cli.console import Output
-from gatokit.cli.extras import needs
+from gatokit.cli.console import Output, needs
 from gatokit.inspection import DatasetReader, Directory
 
 DEFAULT_PORT = 5006

@@ -9,24 +9,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
 from gatokit.cli.build import positive
-from gatokit.cli.console import Output, add_command
-from gatokit.cli.extras import needs
+from gatokit.cli.console import Output, needs
 from gatokit.schemas.errors import ConfigError
-from gatokit.schemas.run import presets, read_run_config
 
-_ABOUT = """gatokit train tiny --data demo/built --out run
+EXAMPLE = """gatokit train tiny --data demo/built --out run
   gatokit train run.yaml --data built --data new=more/built --out run
   gatokit train 1.2b --compile-only --topology v3:16x16
 
-RUN_CONFIG is a YAML file or one of the presets {presets}. The smallest file is
+RUN_CONFIG is a YAML file or one of the presets tiny, 79m, 364m and 1.2b. The smallest file is
 
   model: tiny
   steps: 2000
-  optimizer: {{warmup_steps: 100}}
+  optimizer: {warmup_steps: 100}
 
 Run the same command again to go on from the newest checkpoint in --out. SIGTERM or Ctrl-C writes a checkpoint first;
 a second one ends at once."""
@@ -34,10 +29,8 @@ a second one ends at once."""
 PROFILE_STEPS = 5
 
 
-def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Adds the command."""
-    about = _ABOUT.format(presets=", ".join(presets()))
-    parser = add_command(commands, "train", "train on built directories; run again to go on where it stopped", about)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's arguments."""
     parser.add_argument("config", metavar="RUN_CONFIG", help="run config (YAML), or a preset's name")
     parser.add_argument(
         "--data",
@@ -77,11 +70,12 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         metavar="SECONDS",
         help="end a run of several processes, naming the host, when no step ends for this long (default: 600)",
     )
-    parser.set_defaults(run=run, takes_beam_options=False)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Trains, or says what the config would take."""
+    from gatokit.schemas.run import read_run_config
+
     config = read_run_config(arguments.config)
     output = Output(arguments.json)
     for flag, option in (("compile_only", "topology"), ("plan", "device")):
@@ -162,7 +156,7 @@ def _plan(config: Any, arguments: argparse.Namespace, output: Output) -> int:
 class _Report:
     """Lines of a run, and one that moves: on a terminal a bar, elsewhere a line at each logged step."""
 
-    def __init__(self, output: Output, bar: Progress | None, console: Console, quiet: bool) -> None:
+    def __init__(self, output: Output, bar: Any, console: Any, quiet: bool) -> None:
         self._output, self._bar, self._console, self._quiet = output, bar, console, quiet
         self._task: Any = None
         self._shown = 0
@@ -189,6 +183,9 @@ class _Report:
 
 @contextmanager
 def _report(output: Output, quiet: bool) -> Iterator[_Report]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
     console = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
     if quiet or not console.is_terminal:
         yield _Report(output, None, console, quiet)

@@ -3,25 +3,21 @@
 import argparse
 import time
 
-from gatokit.cli.console import Output, add_command, size
-from gatokit.inspection import open_directory
-from gatokit.inspection.verify.directory import verify
+from gatokit.cli.console import Output, size
+
+EXAMPLE = "gatokit verify built"
 
 
-def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Adds the command."""
-    parser = add_command(
-        commands,
-        "verify",
-        "check every file, record and index row of a finished build or scan; exit 1 and one line per fault",
-        "gatokit verify built",
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's arguments."""
     parser.add_argument("directory", metavar="DIR", help="finished build or scan")
-    parser.set_defaults(run=run, takes_beam_options=False)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Verifies and prints the faults, one a line."""
+    from gatokit.inspection import open_directory
+    from gatokit.inspection.verify.directory import verify
+
     output = Output(arguments.json)
     begin = time.monotonic()
     with output.progress() as progress:

@@ -4,11 +4,10 @@ import argparse
 from dataclasses import asdict
 
 from gatokit.cli.build import positive
-from gatokit.cli.console import Output, add_command, size
-from gatokit.cli.extras import needs
+from gatokit.cli.console import Output, needs, size
 from gatokit.schemas.tokens import TEXT_IDS
 
-_ABOUT = """gatokit vocab corpora.yaml --out text.model
+EXAMPLE = """gatokit vocab corpora.yaml --out text.model
 
 Trains on the texts, captions, questions with answers and pages of the config's datasets, and on the text fields of its
 episodes, as a build keeps them for training: no duplicates, nothing held out. A config with more text than
@@ -19,14 +18,8 @@ for a space, becomes a space. Under nfkc compatibility forms are unified, and li
 space."""
 
 
-def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Adds the command."""
-    parser = add_command(
-        commands,
-        "vocab",
-        "train the SentencePiece model that a build tokenizes text with, on the config's text",
-        _ABOUT,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's arguments."""
     parser.add_argument("config", metavar="CONFIG", help="build config (YAML)")
     parser.add_argument("--out", required=True, metavar="FILE", help="model to write; the config's vocabulary")
     parser.add_argument(
@@ -45,7 +38,6 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         metavar="N",
         help="most text to train on, which takes 25 times as much memory (default: 60000000)",
     )
-    parser.set_defaults(run=run, takes_beam_options=False)
 
 
 def run(arguments: argparse.Namespace) -> int:

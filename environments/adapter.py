@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gatokit.schemas.episode import EpisodeSpec, FieldSpec
-from gatokit.schemas.errors import ConfigError
+from gatokit.schemas.errors import ConfigError, missing_package
+from gatokit.schemas.words import did_you_mean
 
 Observation = dict[str, Any]
 """Field name to value: an array of the declared dtype and shape, or ``str``."""
@@ -157,12 +158,12 @@ def need(module: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise ConfigError(
-            f"{module} cannot be imported ({error}); environments need it: pip install 'gatokit[demo]'"
-        ) from None
+        extras = {"envlogger": "envlogger", "tensorflow_datasets": "record"}
+        raise missing_package(f"{module} ({error})", extras.get(module.partition(".")[0], "environments")) from None
 
 
 def unknown_task(family: str, task: str, known: list[str]) -> ConfigError:
     """The error for a task that a family does not have."""
     shown = ", ".join(known[:8]) + (", …" if len(known) > 8 else "")
-    return ConfigError(f"{family} has no task {task!r}; it has {len(known)}: {shown}")
+    way_out = did_you_mean(task, known) or f"it has {len(known)}: {shown}"
+    return ConfigError(f"{family} has no task {task!r}", way_out=way_out)

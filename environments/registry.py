@@ -5,6 +5,7 @@ from typing import Any
 
 from gatokit.environments.adapter import Adapter
 from gatokit.schemas.errors import ConfigError
+from gatokit.schemas.words import did_you_mean
 
 FAMILIES = ("atari", "babyai", "dm_control", "metaworld")
 
@@ -32,5 +33,6 @@ def make(name: str, **options: Any) -> Adapter:
 
 def _module(family: str) -> Any:
     if family not in FAMILIES:
-        raise ConfigError(f"there is no environment family {family!r}; there are {', '.join(FAMILIES)}")
+        way_out = did_you_mean(family, FAMILIES) or f"there are {', '.join(FAMILIES)}"
+        raise ConfigError(f"there is no environment family {family!r}", way_out=way_out)
     return importlib.import_module(f"gatokit.environments.{family}")

@@ -1,12 +1,17 @@
-"""Reads a YAML file into a model; every error names the file, the field's path, the value and what is allowed."""
+"""Reads a YAML file into a model; every error names the file, the field's path, the value and what is allowed.
+
+A model may say what became of keys that it had once: ``retired: ClassVar[dict[str, str]]`` maps a key to what to write
+instead.
+"""
 
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from gatokit.schemas.errors import ConfigError
+from gatokit.schemas.words import did_you_mean
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -14,12 +19,12 @@ Model = TypeVar("Model", bound=BaseModel)
 def read_yaml(path: str | Path, model: type[Model], keys: str) -> Model:
     """The model whose YAML is the file at ``path``; ``keys`` says in an error what such a file holds.
 
-    ConfigError where it cannot be read, is no YAML or does not validate.
+    Raises ConfigError if the file cannot be read, is not YAML or does not validate.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: the config is no UTF-8 text: {error}; save it as UTF-8") from None
+        raise ConfigError(f"{path}: the config is not UTF-8 text: {error}; save it as UTF-8") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot read the config: {error.strerror}; give the path of a YAML file") from None
     try:
@@ -32,11 +37,18 @@ def read_yaml(path: str | Path, model: type[Model], keys: str) -> Model:
 
 
 def validated(model: type[Model], content: dict[str, Any], name: str) -> Model:
-    """The model of ``content``; ConfigError, which begins with ``name``, where it does not validate."""
+    """The model of ``content``; raises ConfigError, which begins with ``name``, if it does not validate."""
     try:
         return model.model_validate(content)
     except ValidationError as error:
-        raise ConfigError(f"{name}: {_sentences(error)}") from None
+        problems = _problems(error)
+        more = len(problems) - _MOST_ERRORS
+        sentences = [_sentence(model, item) for item in problems[:_MOST_ERRORS]]
+        way_out = None
+        if len(problems) == 1 and "; " in sentences[0]:
+            sentences[0], _, way_out = sentences[0].rpartition("; ")
+        text = "; ".join(sentences) + (f"; and {more} more" if more > 0 else "")
+        raise ConfigError(f"{name}: {text}", way_out=way_out) from None
 
 
 class _Loader(yaml.SafeLoader):
@@ -62,13 +74,12 @@ def _yaml_sentence(error: Exception) -> str:
         return where + (f"the tag {tag} is not allowed; write a plain value" if tag else str(problem))
     context = getattr(error, "context", None)
     what = ", ".join(str(part) for part in (context, problem) if part) or str(error).splitlines()[0]
-    return f"{where}this is no valid YAML: {what}"
+    return f"{where}this is not valid YAML: {what}"
 
 
 _KINDS = ("episodes", "text", "image_text", "image_question_answer", "interleaved")
 _MOST_ERRORS = 2
 _MESSAGES = {
-    "extra_forbidden": "unknown key; remove it or check its spelling",
     "missing": "this key is required",
     "invalid_key": "must be a string; quote it",
     "string_too_short": "must not be empty",
@@ -83,16 +94,41 @@ _MESSAGES = {
 }
 
 
-def _sentences(error: ValidationError) -> str:
+def _problems(error: ValidationError) -> list[Any]:
     errors = error.errors()
     # A list whose items failed is reported as too short as well.
     inner = {item["loc"][:length] for item in errors for length in range(len(item["loc"]))}
-    errors = [item for item in errors if not (item["type"] == "too_short" and item["loc"] in inner)]
-    more = len(errors) - _MOST_ERRORS
-    return "; ".join(map(_sentence, errors[:_MOST_ERRORS])) + (f"; and {more} more" if more > 0 else "")
+    return [item for item in errors if not (item["type"] == "too_short" and item["loc"] in inner)]
 
 
-def _sentence(item: Any) -> str:
+def _unknown_key(model: type[BaseModel], location: tuple[Any, ...]) -> str:
+    """What to say of the key at the end of ``location``, which the models there do not have."""
+    models, key = [model], location[-1]
+    for part in location[:-1]:
+        below = [item for each in models for item in _models(_fields(each).get(part))]
+        tagged = [each for each in models if part in get_args(_fields(each).get("kind"))]
+        models = below or tagged or models
+    for each in models:
+        if key in getattr(each, "retired", {}):
+            return f"there is no such key any more; {each.retired[key]}"  # type: ignore[attr-defined]
+    known = [name for each in models for name in _fields(each)]
+    return f"unknown key; {did_you_mean(str(key), known) or 'remove it or check its spelling'}"
+
+
+def _fields(model: type[BaseModel]) -> dict[str, Any]:
+    return {field.alias or name: field.annotation for name, field in model.model_fields.items()}
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    """The models in a type: ``list[A] | B`` has A and B."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return (
+        [] if get_origin(annotation) is Literal else [item for part in get_args(annotation) for item in _models(part)]
+    )
+
+
+def _sentence(model: type[BaseModel], item: Any) -> str:
     path = ""
     # Behind a dataset's number pydantic says which kind it took it for.
     for place, part in enumerate(item["loc"]):
@@ -101,6 +137,8 @@ def _sentence(item: Any) -> str:
         if part != "[key]":
             path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else str(part)
     value, message = item["input"], _MESSAGES.get(item["type"], item["msg"])
+    if item["type"] == "extra_forbidden":
+        message = _unknown_key(model, item["loc"])
     if item["type"] == "model_attributes_type":
         message = "must be a mapping"
     if item["type"].startswith("union_tag_"):

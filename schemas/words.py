@@ -1,4 +1,13 @@
-"""Values as people read them, in tables and on pages."""
+"""Values as people read them, in tables and on pages, and the word that was meant."""
+
+import difflib
+from collections.abc import Iterable
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """A question that names the known word nearest to ``word``, as "did you mean 'build'?"; "" if none is near."""
+    nearest = difflib.get_close_matches(word, list(known), n=1)
+    return f"did you mean {nearest[0]!r}?" if nearest else ""
 
 
 def shown(value: object) -> str:

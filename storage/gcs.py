@@ -15,7 +15,7 @@ from typing import Any
 
 import google_crc32c
 
-from gatokit.schemas.errors import ConfigError, DataError
+from gatokit.schemas.errors import ConfigError, DataError, install_hint
 
 _NAME = re.compile(r"gs:/{1,2}(?P<bucket>[^/]+)(?:/(?P<object>.*))?", re.DOTALL)
 _LEAST, _MOST = 1 << 16, 1 << 23
@@ -221,7 +221,9 @@ def _client() -> Any:
         try:
             _THREADS.client = FileSystems.get_filesystem("gs://")._gcsIO()
         except ValueError:
-            raise ConfigError("paths on gs:// need the extra: pip install 'gatokit[gcp]'") from None
+            raise ConfigError(
+                "paths on gs:// need an extra", way_out=install_hint("gcp"), code="missing_package"
+            ) from None
     return _THREADS.client
 
 

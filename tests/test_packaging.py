@@ -1,5 +1,6 @@
 """What is shipped, and what importing it brings along."""
 
+import email
 import json
 import re
 import shutil
@@ -10,33 +11,30 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import gatokit
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDERS = (
-    "schemas",
-    "tokenizers",
-    "storage",
-    "pipelines",
-    "inspection",
-    "loader",
-    "trainer",
-    "policy",
-    "evaluation",
-    "environments",
-    "cli",
-)
+FOLDERS = sorted(path.parent.name for path in ROOT.glob("*/__init__.py"))
+"""The folders that are installed; ``package`` as gatokit itself."""
+
+
+def tracked(*below: str) -> set[str]:
+    """The paths of the repository's files below folders."""
+    return {
+        path.relative_to(ROOT).as_posix()
+        for folder in below
+        for path in (ROOT / folder).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
 
 
 def shipped() -> set[str]:
     """Every file that has to be in a wheel, as paths below ``gatokit``."""
-    found = {
-        path.relative_to(ROOT).as_posix()
-        for folder in FOLDERS
-        for path in (ROOT / folder).rglob("*")
-        if path.is_file() and "__pycache__" not in path.parts
-    }
-    assert {"schemas/record.proto", "schemas/record_pb2.pyi", "pipelines/find.py"} <= found
-    assert {f"{folder}/py.typed" for folder in FOLDERS} <= found
+    found = {path.removeprefix("package/") for path in tracked(*FOLDERS)}
+    assert {"__init__.py", "__main__.py", "py.typed", "cli/main.py", "schemas/record.proto"} <= found
     return found
 
 
@@ -48,7 +46,7 @@ def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for path in ROOT.iterdir():
         if path.is_file():
             shutil.copy2(path, copy)
-    for folder in FOLDERS:
+    for folder in (*FOLDERS, "benchmarks", "deploy", "docs", "examples", "tests"):
         shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
     out = tmp_path_factory.mktemp("dist")
     command = [sys.executable, "setup.py", "-q", "sdist", "--dist-dir", str(out)]
@@ -71,40 +69,76 @@ def test_wheel_holds_every_file_below_one_name(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     files = {name for name in names if ".dist-info/" not in name}
     assert files == {f"gatokit/{name}" for name in shipped()}
-    assert {name.split("/")[0] for name in names} == {"gatokit", "gatokit-0.1.0.dist-info"}
+    assert {name.split("/")[0] for name in names} == {"gatokit", f"gatokit-{gatokit.__version__}.dist-info"}
 
 
 def test_wheel_names_the_command_and_its_requirements(wheel: Path) -> None:
     archive = zipfile.ZipFile(wheel)
-    entry_points = archive.read("gatokit-0.1.0.dist-info/entry_points.txt").decode()
+    entry_points = archive.read(f"gatokit-{gatokit.__version__}.dist-info/entry_points.txt").decode()
     assert entry_points == "[console_scripts]\ngatokit = gatokit.cli.main:main\n"
-    metadata = archive.read("gatokit-0.1.0.dist-info/METADATA").decode()
+    metadata = archive.read(f"gatokit-{gatokit.__version__}.dist-info/METADATA").decode()
     required = set(re.findall(r"^Requires-Dist: ([\w-]+)[^;\n]*$", metadata, re.M))
     assert {"numpy", "pyarrow", "pydantic", "sentencepiece", "array-record"} <= required
     assert not {"apache-beam", "tensorflow-datasets", "tensorflow-cpu", "jax", "envlogger"} & required
     extras = set(re.findall(r"^Provides-Extra: (\w+)$", metadata, re.M))
-    assert {"build", "train", "tpu", "demo", "test"} <= extras
+    assert {"build", "train", "tpu", "demo", "environments", "envlogger", "test"} <= extras
+    needed = re.findall(r"^Requires-Dist: ([\w-]+).*extra == .environments.", metadata, re.M)
+    assert {"metaworld", "minigrid", "ale-py", "dm-control", "gymnasium"} == set(needed)
 
 
-def test_sdist_holds_what_a_build_of_it_needs(sdist: Path) -> None:
+def test_the_metadata_says_what_a_stranger_asks(wheel: Path) -> None:
+    archive = zipfile.ZipFile(wheel)
+    folder = f"gatokit-{gatokit.__version__}.dist-info"
+    metadata = email.message_from_bytes(archive.read(f"{folder}/METADATA"))
+    assert metadata["Version"] == gatokit.__version__
+    assert metadata["License"] == "Apache-2.0"
+    assert metadata["Summary"]
+    assert metadata["Keywords"]
+    assert metadata["Requires-Python"] == ">=3.11"
+    assert metadata["Description-Content-Type"] == "text/markdown"
+    assert metadata.get_payload().startswith("# Gatokit\n")
+    named = {f"Programming Language :: Python :: 3.{minor}" for minor in (11, 12, 13)}
+    assert named < set(metadata.get_all("Classifier", []))
+    assert archive.read(f"{folder}/licenses/LICENSE") == (ROOT / "LICENSE").read_bytes()
+
+
+def test_sdist_holds_what_people_and_builds_of_it_need(sdist: Path) -> None:
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    assert shipped() | {"setup.py", "pyproject.toml"} <= names
+    files = {"setup.py", "pyproject.toml", "requirements.lock", "Makefile", "LICENSE", "README.md", "CHANGELOG.md"}
+    assert files | {"CONTRIBUTING.md", "CITATION.cff"} <= names
+    assert tracked(*FOLDERS, "benchmarks", "deploy", "docs", "examples", "tests") <= names
+
+
+def test_the_lock_has_every_package_of_the_extras_at_a_version_that_they_allow(wheel: Path) -> None:
+    locked: dict[str, list[str]] = {}
+    for line in re.findall(r"^(\S.*?) \\$", (ROOT / "requirements.lock").read_text(), re.M):
+        item = Requirement(line)
+        locked.setdefault(canonicalize_name(item.name), []).append(str(item.specifier).removeprefix("=="))
+    metadata = zipfile.ZipFile(wheel).read(f"gatokit-{gatokit.__version__}.dist-info/METADATA").decode()
+    for line in re.findall(r"^Requires-Dist: (.*)$", metadata, re.M):
+        item = Requirement(line)
+        if re.search(r"extra == .(tpu|examples).", line):
+            continue
+        assert locked[canonicalize_name(item.name)], line
+        for version in locked[canonicalize_name(item.name)]:
+            assert item.specifier.contains(version, prereleases=True), (line, version)
+    assert "://" not in (ROOT / "requirements.lock").read_text()
 
 
 def test_installed_wheel_works_away_from_the_checkout(wheel: Path, tmp_path: Path) -> None:
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
     program = (
-        "import gatokit.schemas.record as record, gatokit.pipelines.find as find, gatokit.cli.main as main\n"
-        "print(record.__file__, find.__file__, main.__file__, sep='\\n')"
+        "import gatokit, gatokit.schemas.record as record, gatokit.cli.main as main\n"
+        "print(gatokit.__file__, record.__file__, main.__file__, sep='\\n')"
     )
     environment = {"PYTHONPATH": str(tmp_path / "site"), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True, text=True)
     below = tmp_path / "site" / "gatokit"
     assert done.stdout.splitlines() == [
+        f"{below}/__init__.py",
         f"{below}/schemas/record.py",
-        f"{below}/pipelines/sources/find.py",
         f"{below}/cli/main.py",
     ]
 

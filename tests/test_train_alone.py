@@ -26,11 +26,11 @@ checkpoint: {every: 2}
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The programs of a fresh environment with ``gatokit[train]``."""
+    """The programs of a fresh environment with ``gatokit[train]`` at the locked versions."""
     folder = tmp_path_factory.mktemp("alone") / "venv"
     subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-    options = ["-q", "--disable-pip-version-check", "-c", str(ROOT / "constraints.txt")]
-    command = [folder / "bin" / "python", "-m", "pip", "install", *options, f"{ROOT}[train]"]
+    options = ["--python", str(folder / "bin" / "python"), "-c", str(ROOT / "requirements.lock")]
+    command = [sys.executable, "-m", "uv", "pip", "install", "-q", *options, f"{ROOT}[train]"]
     subprocess.run(command, check=True, cwd=folder)
     return folder / "bin"
 
@@ -61,4 +61,4 @@ def test_training_and_inspecting_need_neither_beam_nor_tensorflow(alone: Path, b
     assert exported["parameters"] > 0
     refused = subprocess.run([alone / "gatokit", "build", "x.yaml", "--out", "y"], capture_output=True, text=True)
     assert refused.returncode == 2
-    assert "is not installed: pip install 'gatokit[build]'" in refused.stderr
+    assert "is not installed; run in a checkout of gatokit: pip install '.[build]'" in refused.stderr

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
-from gatokit.schemas.errors import ConfigError
+from gatokit.schemas.errors import ConfigError, install_hint
 from gatokit.schemas.run import RunConfig
 from gatokit.schemas.tokens import TokenIds
 from gatokit.trainer import flops, parameters
@@ -142,7 +142,11 @@ def _devices(topology: str) -> tuple[str, list[jax.Device]]:
     if not _TOPOLOGY.fullmatch(topology):
         raise ConfigError(f"topology {topology!r} is no TPU slice such as v3:16x16 or v5e:4x4")
     if importlib.util.find_spec("libtpu") is None:
-        raise ConfigError("compiling for a TPU needs libtpu, with or without a TPU: pip install 'gatokit[tpu]'")
+        raise ConfigError(
+            "compiling for a TPU needs libtpu, with or without a TPU",
+            way_out=install_hint("tpu"),
+            code="missing_package",
+        )
     if ":" not in topology:
         if topology not in _WHOLE_SLICES:
             raise ConfigError(f"topology {topology!r}: name its shape too, such as {topology}:4x4")

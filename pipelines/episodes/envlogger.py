@@ -23,7 +23,7 @@ from gatokit.pipelines.episodes.reader import (
     too_large,
 )
 from gatokit.pipelines.formats.records import ByteRange
-from gatokit.schemas.errors import ConfigError, DataError
+from gatokit.schemas.errors import ConfigError, DataError, install_hint
 from gatokit.storage.files import is_remote
 
 MARKER = "metadata.riegeli"
@@ -195,8 +195,7 @@ def _load(log: str) -> _Shard:
         from envlogger.proto.storage_pb2 import Data
     except ModuleNotFoundError as error:
         raise ConfigError(
-            f"{log}: is an EnvLogger log, and EnvLogger is not installed ({error}); "
-            "run: pip install 'gatokit[envlogger]'"
+            f"{log}: is an EnvLogger log, and EnvLogger is not installed ({error}); {install_hint('envlogger')}"
         ) from None
     except ImportError as error:
         raise ConfigError(

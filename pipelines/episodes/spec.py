@@ -9,6 +9,7 @@ from gatokit.schemas.config import EpisodeImages, EpisodesConfig, FieldRule
 from gatokit.schemas.episode import EpisodeSpec, FieldKind, FieldSpec, ImageSpec
 from gatokit.schemas.errors import ConfigError
 from gatokit.schemas.tokens import NO_POSITION, PATCH
+from gatokit.schemas.words import did_you_mean
 
 _NO_RULE = FieldRule.model_validate({})
 
@@ -67,7 +68,8 @@ def check_rules(dataset: EpisodesConfig, sources: list[SourceFeatures], config: 
     for rule_path in dataset.fields:
         if not any(path == rule_path or path.startswith(rule_path + "/") for path in paths):
             known = ", ".join(sorted(path for path in paths if path.split("/")[0] in ("observation", "action")))
-            raise ConfigError(f"{config}.fields: the source has no field {rule_path!r}; its fields are {known}")
+            way_out = f"{did_you_mean(rule_path, paths)} its fields are {known}".lstrip()
+            raise ConfigError(f"{config}.fields: the source has no field {rule_path!r}", way_out=way_out)
 
 
 def _field(source: SourceField, rule: FieldRule, images: EpisodeImages, context: Context) -> FieldSpec | None:

@@ -1,6 +1,7 @@
 """The commands as a user meets them: exit status, sentences, and nothing but JSON with ``--json``."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -8,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from gatokit.cli.main import main
+import gatokit
+from gatokit.cli.main import VERBS, main
+from gatokit.schemas.run import presets
 
 GOOD = """
 vocabulary: {vocabulary}
@@ -35,7 +38,7 @@ def config(tmp_path: Path, recorded: Path, vocabulary: Path) -> Callable[..., Pa
 
 
 BAD = {
-    "unknown key": ("    fields:", "    feilds:", 2, "datasets[0].feilds: unknown key"),
+    "unknown key": ("    fields:", "    feilds:", 2, "datasets[0].feilds: unknown key; did you mean 'fields'?"),
     "unknown top key": ("vocabulary:", "seeds: 1\nvocabulary:", 2, "seeds: unknown key"),
     "empty glob": ("/babyai/*", "/baby/*", 2, "datasets[0].source: "),
     "a glob without sources": ("/babyai/*", "/babyai/*/*/*.json", 2, "holds a source of episodes"),
@@ -45,7 +48,7 @@ BAD = {
         "observation/grid",
         "observation/gird",
         2,
-        "the source has no field 'observation/gird'",
+        "the source has no field 'observation/gird'; did you mean 'observation/grid'?",
     ),
     "an image size": (
         "num: 7}}",
@@ -115,8 +118,10 @@ def test_wrong_arguments(config, tmp_path, capfd):
         (["build", str(tmp_path / "no.yaml"), "--out", out], "no.yaml: cannot read the config"),
         (["build", good, "--out", out, "--only", "x"], "--only x"),
         (["build", good, "--out", str(Path(good) / "out")], "cannot be written"),
-        (["bild"], "invalid choice: 'bild'"),
-        ([], "COMMAND"),
+        (["bild"], "there is no command 'bild'; did you mean 'build'?"),
+        (["zzz"], "there is no command 'zzz'; gatokit --help lists the commands"),
+        (["verify", out, "--jsn"], "unknown argument '--jsn'; did you mean '--json'?"),
+        (["inspect", out, "--colour"], "unknown argument '--colour'; see gatokit inspect --help"),
     ):
         assert main(words) == 2, words
         assert said in capfd.readouterr().err, words
@@ -146,6 +151,64 @@ def test_json_is_all_that_scan_and_build_print(config, tmp_path, recorded):
     assert set(built["datasets"][0]) == {"name", "episodes", "kept", "tokens", "records", "shards", "bytes"}
     assert built["datasets"][0]["kept"] == sum(row["kept"] for row in scanned["tasks"])
     assert built["seconds"] > 0
+
+
+def test_an_error_with_json_is_one_object(config, tmp_path, capfd):
+    path, out = config("    fields:", "    feilds:"), str(tmp_path / "out")
+    assert main(["build", str(path), "--out", out, "--json"]) == 2
+    captured = capfd.readouterr()
+    message = f"{path}: datasets[0].feilds: unknown key"
+    assert captured.out.count("\n") == 1
+    assert json.loads(captured.out) == {
+        "error": {"code": "config", "message": message, "way_out": "did you mean 'fields'?"}
+    }
+    assert captured.err.endswith(f"gatokit: {message}; did you mean 'fields'?\n")
+    assert main(["verify", "--json"]) == 2
+    assert json.loads(capfd.readouterr().out)["error"]["code"] == "usage"
+
+
+def test_gatokit_alone_says_what_it_can_do(capsys):
+    for words in ([], ["--help"], ["-h"]):
+        assert main(words) == 0
+        text = capsys.readouterr().out
+        assert all(f"  {verb:10}  {does}\n" in text for verb, does in VERBS.items())
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"gatokit {gatokit.__version__}\n"
+
+
+def test_python_m_gatokit_is_the_command():
+    done = subprocess.run([sys.executable, "-m", "gatokit", "--version"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, f"gatokit {gatokit.__version__}\n")
+
+
+def test_help_imports_nothing_that_takes_time():
+    program = """
+import sys
+from gatokit.cli.main import VERBS, main, verb_parser
+
+assert main(["--help"]) == 0
+for verb in VERBS:
+    assert verb_parser(verb).format_help()
+heavy = {"apache_beam", "cv2", "grain", "jax", "numpy", "pyarrow", "pydantic", "rich", "tensorflow_datasets", "yaml"}
+sys.exit(f"imported for help: {heavy & set(sys.modules)}" if heavy & set(sys.modules) else 0)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_help_of_train_names_the_presets(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    named = re.search(r"one of the presets (.*)\. The", capsys.readouterr().out)[1]
+    assert sorted(named.replace(" and ", ", ").split(", ")) == sorted(presets())
+
+
+def test_an_option_that_is_gone_says_what_to_write_instead(capsys, monkeypatch):
+    monkeypatch.setattr("gatokit.cli.verify.RETIRED", {"--fast": "leave it out: every check is fast"}, raising=False)
+    for words in (["--fast"], ["--fast=2"]):
+        assert main(["verify", "built", *words]) == 2
+        error = "gatokit: there is no option --fast any more; leave it out: every check is fast\n"
+        assert capsys.readouterr().err == error
 
 
 @pytest.mark.parametrize("verb", ["scan", "build", "vocab", "inspect", "verify", "demo"])

@@ -1,13 +1,14 @@
 """A command whose packages are not installed."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from gatokit.cli.console import needs
 from gatokit.cli.demo_corpora import make_captions
-from gatokit.cli.extras import needs
 from gatokit.schemas.errors import ConfigError
 
 WITHOUT = """
@@ -31,15 +32,26 @@ sys.exit(main(sys.argv[2:]))
 def test_what_is_not_installed_is_named_with_its_extra(words: str, package: str, tmp_path: Path) -> None:
     command = [sys.executable, "-c", WITHOUT, package, *words.split()]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.stderr == f"gatokit: {package} is not installed: pip install 'gatokit[build]'\n"
+    hint = "run in a checkout of gatokit: pip install '.[build]'"
+    assert done.stderr == f"gatokit: {package} is not installed; {hint}\n"
     assert (done.returncode, done.stdout) == (2, "")
     assert not list(tmp_path.iterdir())
+    as_json = subprocess.run([*command, "--json"], cwd=tmp_path, capture_output=True, text=True)
+    said = {"code": "missing_package", "message": f"{package} is not installed", "way_out": hint}
+    assert json.loads(as_json.stdout) == {"error": said}
 
 
 def test_the_demos_pictures_need_its_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "resvg_py", None)
-    with pytest.raises(ConfigError, match=r"^resvg_py is not installed: pip install 'gatokit\[demo\]'$"):
+    with pytest.raises(ConfigError, match=r"^resvg_py is not installed; .*: pip install '\.\[demo\]'$"):
         make_captions(tmp_path)
+
+
+def test_where_envlogger_cannot_be_had_the_hint_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    for version, said in (((3, 11, 9), r"pip install '\.\[envlogger\]'"), ((3, 12, 1), "wheels for Python 3.11 alone")):
+        monkeypatch.setattr(sys, "version_info", version)
+        with pytest.raises(ConfigError, match=rf"^no_envlogger is not installed; .*{said}"), needs("envlogger"):
+            import no_envlogger  # noqa: F401
 
 
 def test_a_part_of_gatokit_that_is_missing_is_a_fault_of_ours() -> None:

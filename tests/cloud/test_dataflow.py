@@ -223,11 +223,11 @@ def test_the_main_session_does_not_travel(submit: Submit, corpus: str, dataflow:
 def test_the_requirements_of_workers_without_an_image_travel(
     submit: Submit, corpus: str, dataflow: DataflowServer, bucket: Bucket
 ) -> None:
-    more = ("--requirements_file=dataflow/requirements.txt", "--requirements_cache=skip", "--setup_file=./setup.py")
+    more = ("--requirements_file=deploy/requirements.txt", "--requirements_cache=skip", "--setup_file=./setup.py")
     job = request(submit, corpus, dataflow, *more)
     packages = job.packages()
     assert {"requirements.txt", "workflow.tar.gz"} <= set(packages)
-    assert staged(bucket, packages["requirements.txt"]) == (ROOT / "dataflow" / "requirements.txt").read_bytes()
+    assert staged(bucket, packages["requirements.txt"]) == (ROOT / "deploy" / "requirements.txt").read_bytes()
 
 
 def test_a_job_that_fails_ends_the_build_with_its_reason(

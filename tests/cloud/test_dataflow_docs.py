@@ -1,6 +1,5 @@
 """docs/dataflow.md and the files beside it say what gatokit, Beam and the repository say."""
 
-import argparse
 import importlib
 import importlib.metadata
 import json
@@ -14,13 +13,13 @@ from apache_beam.options.pipeline_options import PipelineOptions, _BeamArgumentP
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from gatokit.cli.main import VERBS, _Parser
+from gatokit.cli.main import VERBS, verb_parser
 from gatokit.pipelines.beam.jobs import execution
 
 ROOT = Path(__file__).resolve().parents[2]
 DOC = (ROOT / "docs" / "dataflow.md").read_text()
 
-NOT_CHECKED = {"gcloud", "docker", "gcsfuse", "git", "cd", "export", "python3.11", ".venv/bin/pip", "."}
+NOT_CHECKED = {"gcloud", "docker", "gcsfuse", "git", "cd", "export", "python3.11", ".venv/bin/pip", ".venv/bin/uv", "."}
 """Programs of others, whose arguments are not checked. Every other command of the page must be gatokit."""
 
 
@@ -36,18 +35,8 @@ def gatokit_commands() -> list[list[str]]:
     return [words for words in commands() if words[0] not in NOT_CHECKED]
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line's own."""
-    made = _Parser(prog="gatokit", allow_abbrev=False)
-    verbs = made.add_subparsers(dest="verb", required=True, parser_class=_Parser)
-    for verb in VERBS:
-        importlib.import_module(f"gatokit.cli.{verb}").add(verbs)
-    return made
-
-
 def options_of_gatokit() -> set[str]:
-    [verbs] = [action for action in parser()._actions if isinstance(action, argparse._SubParsersAction)]
-    return {name for verb in verbs.choices.values() for action in verb._actions for name in action.option_strings}
+    return {name for verb in VERBS for action in verb_parser(verb)._actions for name in action.option_strings}
 
 
 def options_of_beam() -> set[str]:
@@ -59,8 +48,9 @@ def options_of_beam() -> set[str]:
 
 def check(arguments: list[str]) -> None:
     """ConfigError where neither gatokit nor Beam has an argument, or a value is none of its kind."""
-    known, rest = parser().parse_known_args(arguments)
-    assert not rest or known.takes_beam_options, rest
+    _, rest = verb_parser(arguments[0]).parse_known_args(arguments[1:])
+    module = importlib.import_module(f"gatokit.cli.{arguments[0]}")
+    assert not rest or module.TAKES_BEAM_OPTIONS, rest
     execution(rest, 1)
 
 
@@ -102,7 +92,7 @@ def test_the_arithmetic_is_right() -> None:
 
 
 def metadata() -> dict[str, Any]:
-    return json.loads((ROOT / "dataflow" / "metadata.json").read_text())
+    return json.loads((ROOT / "deploy" / "metadata.json").read_text())
 
 
 def test_the_templates_parameters_are_those_of_the_build() -> None:
@@ -123,7 +113,7 @@ def test_the_templates_parameters_are_those_of_the_build() -> None:
 
 
 def test_the_template_passes_every_parameter_to_the_build() -> None:
-    spec = importlib.util.spec_from_file_location("template", ROOT / "dataflow" / "template.py")
+    spec = importlib.util.spec_from_file_location("template", ROOT / "deploy" / "template.py")
     assert spec is not None
     assert spec.loader is not None
     template = importlib.util.module_from_spec(spec)
@@ -148,8 +138,13 @@ def test_the_commands_give_the_template_what_it_knows() -> None:
 
 
 def pins() -> dict[str, str]:
-    lines = (ROOT / "constraints.txt").read_text().split()
-    return {canonicalize_name(line.partition("==")[0]): line.partition("==")[2] for line in lines}
+    """The lock's version of each package on a worker, which has Python 3.11 on Linux."""
+    found = {}
+    for line in re.findall(r"^(\S.*?) \\$", (ROOT / "requirements.lock").read_text(), re.M):
+        item = Requirement(line)
+        if item.marker is None or item.marker.evaluate({"python_version": "3.11", "python_full_version": "3.11.7"}):
+            found[canonicalize_name(item.name)] = str(item.specifier).removeprefix("==")
+    return found
 
 
 def extras() -> dict[str, list[Requirement]]:
@@ -163,7 +158,7 @@ def extras() -> dict[str, list[Requirement]]:
 
 
 def test_workers_without_an_image_get_what_a_build_needs_at_the_pinned_versions() -> None:
-    lines = (ROOT / "dataflow" / "requirements.txt").read_text().splitlines()
+    lines = (ROOT / "deploy" / "requirements.txt").read_text().splitlines()
     listed = [Requirement(line) for line in lines if not line.startswith("#")]
     asked = {canonicalize_name(item.name) for item in [*extras()[""], *extras()["build"]]}
     assert {canonicalize_name(item.name) for item in listed} == asked - {"apache-beam"}
@@ -194,16 +189,17 @@ def test_the_image_has_neither_tensorflow_nor_jax() -> None:
 
 
 def test_the_dockerfile_takes_what_is_there() -> None:
-    text = (ROOT / "Dockerfile").read_text()
+    """The image's whole context is what .dockerignore lets through."""
+    text = (ROOT / "deploy" / "Dockerfile").read_text()
     assert f"FROM apache/beam_python3.11_sdk:{pins()['apache-beam']}\n" in text
-    sources = [word for line in re.findall(r"^COPY (.*) \S+$", text, re.M) for word in line.split()]
-    assert {"setup.py", "constraints.txt", "pipelines"} <= set(sources)
-    assert all((ROOT / source).exists() for source in sources)
-    packages = re.findall(r'^    "(\w+)[".]', (ROOT / "setup.py").read_text().partition(")")[0], re.M)
-    assert set(packages) <= set(sources)
+    assert re.findall(r"^COPY .*", text, re.M) == ["COPY . ."]
     ignored = (ROOT / ".dockerignore").read_text().split()
-    assert {f"!{source}" for source in sources} | {"!dataflow"} == {line for line in ignored if line.startswith("!")}
-    template = (ROOT / "dataflow" / "Dockerfile").read_text()
-    for source in re.findall(r"^COPY (dataflow/\S+)", template, re.M):
+    taken = {line.removeprefix("!") for line in ignored if line.startswith("!")}
+    assert ignored[0] == "*"
+    assert all((ROOT / source).exists() for source in taken)
+    folders = {path.parent.name for path in ROOT.glob("*/__init__.py")}
+    assert taken == folders | {"LICENSE", "README.md", "deploy", "pyproject.toml", "requirements.lock", "setup.py"}
+    template = (ROOT / "deploy" / "template.Dockerfile").read_text()
+    for source in re.findall(r"^COPY (deploy/\S+)", template, re.M):
         assert (ROOT / source).is_file()
     assert "/template/template.py\n" in template

@@ -203,5 +203,5 @@ def test_the_package_imports_without_any_environment() -> None:
 
 
 def test_a_missing_package_says_which_extra_to_install() -> None:
-    with pytest.raises(ConfigError, match=r"pip install 'gatokit\[demo\]'"):
+    with pytest.raises(ConfigError, match=r"pip install '\.\[environments\]'"):
         need("a_package_that_is_not_there")

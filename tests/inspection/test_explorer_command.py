@@ -121,7 +121,7 @@ def test_without_panel_the_extra_is_named(small):
         f"sys.exit(main({['inspect', str(small.built), '--serve']!r}))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert done.stderr == "gatokit: panel is not installed: pip install 'gatokit[serve]'\n"
+    assert done.stderr == "gatokit: panel is not installed; run in a checkout of gatokit: pip install '.[serve]'\n"
     assert (done.returncode, done.stdout) == (2, "")
 
 

@@ -375,5 +375,5 @@ def test_without_the_plotting_library_the_extra_is_named(small, tmp_path):
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (
         2,
-        "gatokit: vl_convert is not installed: pip install 'gatokit[report]'\n",
+        "gatokit: vl_convert is not installed; run in a checkout of gatokit: pip install '.[report]'\n",
     )

@@ -2,11 +2,14 @@
 
 import re
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
+from pydantic import BaseModel, ConfigDict
 
 from gatokit.schemas.config import BuildConfig, Keep, read_config
 from gatokit.schemas.errors import ConfigError
+from gatokit.schemas.reading import validated
 
 DATASET = "{name: a, kind: episodes, source: data/*"
 
@@ -180,7 +183,8 @@ NAME = "must be letters, digits, '_', '.' and '-', and begin with a letter or di
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("vocab: 3", f"vocab: {UNKNOWN}"),
+        ("vocab: 3", "vocab: unknown key; did you mean 'vocabulary'?"),
+        ("foo: 3", f"foo: {UNKNOWN}"),
         ("discrete_offset: 1024", "discrete_offset: must be 0 or 33024 (got 1024)"),
         ("chunk_tokens: 0", "chunk_tokens: must be greater than or equal to 1 (got 0)"),
         ("chunk_tokens: 16777217", "chunk_tokens: must be less than or equal to 16777216 (got 16777217)"),
@@ -209,6 +213,7 @@ def test_rules_of_the_build(tmp_path: Path, line: str, message: str) -> None:
     ("line", "message"),
     [
         ("foo: 1", f".foo: {UNKNOWN}"),
+        ("feilds: {}", ".feilds: unknown key; did you mean 'fields'?"),
         ("task: x", f".task: {ONE_OF_TASK} (got 'x')"),
         ("task: {}", f".task: {ONE_OF_TASK} (got {{}})"),
         ("task: {metadata: null}", f".task: {ONE_OF_TASK} (got {{'metadata': None}})"),
@@ -245,6 +250,7 @@ def test_rules_of_the_build(tmp_path: Path, line: str, message: str) -> None:
         ("keep: {min_return: true}", ".keep.min_return: must be a number (got True)"),
         ("keep: {min_return: 1, streams: x}", ".keep.streams: must be 'agent' or 'task' (got 'x')"),
         ("keep: {min_return: 1, x: 1}", f".keep.x: {UNKNOWN}"),
+        ("keep: {best: 1, sampel: 1}", ".keep.sampel: unknown key; did you mean 'sample'?"),
         ("keep: {all: false}", ".keep.all: must be True (got False)"),
         ("keep: {success: 3}", ".keep.success: must be a string; quote it (got 3)"),
         (
@@ -294,6 +300,7 @@ def test_rules_of_the_build(tmp_path: Path, line: str, message: str) -> None:
         ),
         ("fields: {action: skip}", ".fields.action: must be a mapping (got 'skip')"),
         ("fields: {action: {x: 1}}", f".fields.action.x: {UNKNOWN}"),
+        ("fields: {action: {rang: 1}}", ".fields.action.rang: unknown key; did you mean 'range'?"),
         (
             "fields: {observation/x: {as: box}}",
             ".fields.observation/x.as: must be 'skip', 'text', 'image', 'discrete' or 'continuous' (got 'box')",
@@ -419,23 +426,23 @@ def test_a_long_value_is_cut(tmp_path: Path) -> None:
         ("vocabulary: !mine v\n", ", line 1: the tag '!mine' is not allowed; write a plain value"),
         (
             "vocabulary: [v\ndatasets: x\n",
-            ", line 2: this is no valid YAML: while parsing a flow sequence, expected ',' or ']', but got ':'",
+            ", line 2: this is not valid YAML: while parsing a flow sequence, expected ',' or ']', but got ':'",
         ),
         (
             "vocabulary: v\n\tdatasets: x\n",
-            ", line 2: this is no valid YAML: while scanning for the next token, "
+            ", line 2: this is not valid YAML: while scanning for the next token, "
             "found character '\\t' that cannot start any token",
         ),
         (
             "vocabulary: v\n---\nvocabulary: w\n",
-            ", line 2: this is no valid YAML: expected a single document in the stream, but found another document",
+            ", line 2: this is not valid YAML: expected a single document in the stream, but found another document",
         ),
         (
             "vocabulary: \x01\n",
-            ": this is no valid YAML: unacceptable character #x0001: special characters are not allowed",
+            ": this is not valid YAML: unacceptable character #x0001: special characters are not allowed",
         ),
-        ("vocabulary: 2020-99-99\n", ": this is no valid YAML: month must be in 1..12"),
-        ("vocabulary: *other\n", ", line 1: this is no valid YAML: found undefined alias 'other'"),
+        ("vocabulary: 2020-99-99\n", ": this is not valid YAML: month must be in 1..12"),
+        ("vocabulary: *other\n", ", line 1: this is not valid YAML: found undefined alias 'other'"),
         ("? [a]\n: 1\n", ", line 1: found unhashable key"),
     ],
 )
@@ -445,7 +452,7 @@ def test_what_is_no_plain_yaml(tmp_path: Path, text: str, message: str) -> None:
 
 def test_endless_nesting_is_no_traceback(tmp_path: Path) -> None:
     path = written(tmp_path, "vocabulary: " + "[" * 3000)
-    with pytest.raises(ConfigError, match=re.escape(f"{path}: this is no valid YAML: maximum recursion depth")):
+    with pytest.raises(ConfigError, match=re.escape(f"{path}: this is not valid YAML: maximum recursion depth")):
         read_config(path)
 
 
@@ -463,6 +470,24 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
 def test_a_file_that_is_no_text(tmp_path: Path) -> None:
     path = tmp_path / "build.yaml"
     path.write_bytes(b"vocabulary: \xff\n")
-    said = f"{path}: the config is no UTF-8 text: 'utf-8' codec can't decode byte 0xff in position 12: "
+    said = f"{path}: the config is not UTF-8 text: 'utf-8' codec can't decode byte 0xff in position 12: "
     with pytest.raises(ConfigError, match=f"^{re.escape(said)}"):
         read_config(path)
+
+
+class _Inner(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    retired: ClassVar[dict[str, str]] = {"workers": "write threads, which means the same"}
+    threads: int = 1
+
+
+class _Outer(BaseModel):
+    inner: dict[str, list[_Inner]]
+
+
+def test_a_key_that_is_gone_says_what_to_write_instead() -> None:
+    with pytest.raises(ConfigError) as caught:
+        validated(_Outer, {"inner": {"a": [{"workers": 2}]}}, "c.yaml")
+    problem = "c.yaml: inner.a[0].workers: there is no such key any more"
+    assert str(caught.value) == f"{problem}; write threads, which means the same"
+    assert (caught.value.problem, caught.value.way_out) == (problem, "write threads, which means the same")

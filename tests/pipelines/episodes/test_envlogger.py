@@ -393,7 +393,7 @@ def run(code: str, *arguments: Path, **environment: str) -> str:
 def test_without_envlogger_one_sentence_says_what_to_install(tmp_path: Path) -> None:
     printed = run("import sys; sys.modules['envlogger'] = None\n" + READ, tmp_path)
     assert printed.startswith(f"ConfigError {tmp_path}: is an EnvLogger log, and EnvLogger is not installed (")
-    assert printed.endswith("; run: pip install 'gatokit[envlogger]'")
+    assert printed.endswith("; run in a checkout of gatokit: pip install '.[envlogger]'")
     assert len(printed.splitlines()) == 1
 
 

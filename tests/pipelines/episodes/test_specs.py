@@ -298,10 +298,14 @@ def test_a_rule_for_a_field_that_no_source_has() -> None:
         SourceFeatures(steps=(SourceField(path="observation/other", dtype="float32"), ACTION), metadata=()),
     ]
     check_rules(config(fields={"observation": {}, "observation/other": {}, "action": {}}), sources, "datasets[3]")
-    for path in ("observation/sta", "action/x", "observation/state/deeper"):
+    for path, meant in (
+        ("observation/sta", "did you mean 'observation/state'? "),
+        ("action/x", "did you mean 'action'? "),
+        ("observation/state/deeper", "did you mean 'observation/state'? "),
+    ):
         with pytest.raises(ConfigError) as caught:
             check_rules(config(fields={path: {}}), sources, "datasets[3]")
         assert str(caught.value) == (
             f"datasets[3].fields: the source has no field {path!r}; "
-            "its fields are action, observation/other, observation/state"
+            f"{meant}its fields are action, observation/other, observation/state"
         )

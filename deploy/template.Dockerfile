@@ -3,5 +3,5 @@ ARG IMAGE
 FROM gcr.io/dataflow-templates-base/python311-template-launcher-base:latest AS launcher
 FROM ${IMAGE}
 COPY --from=launcher /opt/google/dataflow/python_template_launcher /opt/google/dataflow/python_template_launcher
-COPY dataflow/template.py /template/template.py
+COPY deploy/template.py /template/template.py
 ENV FLEX_TEMPLATE_PYTHON_PY_FILE=/template/template.py

@@ -22,7 +22,7 @@ class RunBuild(beam.DoFn):
 
     def process(self, arguments: Sequence[str]) -> list[int]:
         """In a process of its own, for it has its own Beam."""
-        done = subprocess.run([sys.executable, "-m", "gatokit.cli.main", *arguments])
+        done = subprocess.run([sys.executable, "-m", "gatokit", *arguments])
         if done.returncode:
             raise RuntimeError(f"gatokit build ended with status {done.returncode}; its reason is in the worker's log")
         return [done.returncode]

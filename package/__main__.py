@@ -1,0 +1,7 @@
+"""``python -m gatokit`` is the ``gatokit`` command."""
+
+import sys
+
+from gatokit.cli.main import main
+
+sys.exit(main())
