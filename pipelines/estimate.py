@@ -24,7 +24,6 @@ from gatokit.pipelines.dataset import ScanUnit
 from gatokit.pipelines.documents.image_folder import PictureFolderFile
 from gatokit.pipelines.documents.reader import CorpusFile
 from gatokit.pipelines.documents.webdataset import WebDatasetFile
-from gatokit.pipelines.episodes.examples import TfRecordFile
 from gatokit.pipelines.episodes.plan import EpisodesPlan
 from gatokit.pipelines.episodes.reader import EpisodeFile
 from gatokit.pipelines.formats.json_lines import LinesFile
@@ -274,7 +273,7 @@ def _divides(file: EpisodeFile | CorpusFile) -> bool:
     """Whether a file can be read from any place, and the share of it that was read be told."""
     if isinstance(file, CorpusFile) and not file.divides:
         return False
-    by_offset = isinstance(file, TfRecordFile | LinesFile | WebDatasetFile)
+    by_offset = isinstance(file, LinesFile | WebDatasetFile)
     return by_offset or isinstance(file, PictureFolderFile) or _stated(file) is not None
 
 

@@ -231,7 +231,7 @@ def _texts(plan: DatasetPlan, file: int, rows: Iterator[_Row]) -> Iterator[list[
         return
     assert isinstance(plan, EpisodesPlan)
     (source, features), paths = plan.files[file], _text_fields(plan)[file]
-    for raw in source.read_some(features, (ByteRange(row.position, row.offset, row.length, row.crc) for row in rows)):
+    for raw in source.read_some(ByteRange(row.position, row.offset, row.length, row.crc) for row in rows):
         yield _texts_of_episode(raw, features, paths)
 
 

@@ -18,8 +18,8 @@ from gatokit.pipelines.documents.reader import CorpusFile
 from gatokit.pipelines.documents.text_rows import TextRowsFile
 from gatokit.pipelines.documents.vqa import VqaFile
 from gatokit.pipelines.documents.webdataset import WebDatasetFile
-from gatokit.pipelines.episodes import rlds as tfds
 from gatokit.pipelines.find import find, find_files, fixed_part, local_path, local_pattern
+from gatokit.pipelines.formats import tfds
 from gatokit.pipelines.formats.json_lines import CompressedTextLinesFile, TextLinesFile
 from gatokit.schemas.config import (
     CorpusConfig,

@@ -2,18 +2,19 @@
 ArrayRecord files. Metadata is read by TFDS itself, which needs no TensorFlow for it."""
 
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from typing import Any, ClassVar
 
 import tensorflow_datasets as tfds
 
 from gatokit.pipelines.documents.captions import captioned, decoded, rejected
 from gatokit.pipelines.documents.reader import CorpusFile, FoundDocument, Part, changed
-from gatokit.pipelines.episodes.rlds import shards
 from gatokit.pipelines.formats import tf_example as example
-from gatokit.pipelines.formats.array_record import ArrayRecords, Records, TfRecords
-from gatokit.pipelines.formats.records import ByteRange
+from gatokit.pipelines.formats.array_record import ArrayRecordFile
+from gatokit.pipelines.formats.records import ByteRange, RecordFile
+from gatokit.pipelines.formats.tfds import read_directory as read_tfds_directory
+from gatokit.pipelines.formats.tfrecord import TfRecordFile
 from gatokit.schemas.errors import DataError, RejectedError
-from gatokit.storage import files
 
 TEXT_FIELDS = ("caption", "text", "captions", "captions/text")
 """Features that are taken for captions where the config names none; the first that is there."""
@@ -23,7 +24,7 @@ class TfdsPicturesFile(CorpusFile):
     """A file of Examples, ``examples`` by the dataset's own count. ``listed`` says whether the feature
     ``text_field`` is a list of captions, each of which is a document."""
 
-    records: ClassVar[type[Records]]
+    records: ClassVar[type[RecordFile]]
 
     examples: int
     image_field: str
@@ -33,13 +34,13 @@ class TfdsPicturesFile(CorpusFile):
     def scan(self, max_bytes: int) -> Iterator[FoundDocument]:
         """See ``CorpusFile``."""
         for record in self._records().read_all(max_bytes):
-            place = record.place
+            place = record.byte_range
             key = str(place.position)
-            if record.data is None:
+            if record.value is None:
                 yield FoundDocument(place, key, None, None, record.reason, record.detail, record.lost)
                 continue
             try:
-                image, texts = self._image(record.data), self._texts(record.data)
+                image, texts = self._image(record.value), self._texts(record.value)
             except RejectedError as error:
                 yield rejected(place, key, error)
                 continue
@@ -64,7 +65,7 @@ class TfdsPicturesFile(CorpusFile):
                     raise changed(self, place)
                 yield [self._image(data), decoded(self._texts(data)[int(place.payload or 0)], self.text_field)]
 
-    def _records(self) -> Records:
+    def _records(self) -> RecordFile:
         return self.records(self.path, self.name, self.examples, "Examples")
 
     def _image(self, data: bytes) -> bytes:
@@ -87,13 +88,13 @@ class TfdsPicturesFile(CorpusFile):
 class TfdsTfRecordFile(TfdsPicturesFile):
     """A TFRecord file of Examples."""
 
-    records: ClassVar[type[Records]] = TfRecords
+    records: ClassVar[type[RecordFile]] = TfRecordFile
 
 
 class TfdsArrayRecordFile(TfdsPicturesFile):
     """An ArrayRecord file of Examples."""
 
-    records: ClassVar[type[Records]] = ArrayRecords
+    records: ClassVar[type[RecordFile]] = ArrayRecordFile
 
 
 _FILE_TYPES: dict[str, type[TfdsPicturesFile]] = {"tfrecord": TfdsTfRecordFile, "array_record": TfdsArrayRecordFile}
@@ -105,16 +106,11 @@ def read_directory(path: str, below: str, image_field: str, text_field: str | No
     DataError where TFDS cannot read it, a feature is not there or holds something else, its writing was never
     finished, or a file is missing.
     """
-    try:
-        with files.local_descriptions(path) as local:
-            info = tfds.builder_from_directory(local).info
-        file_format, splits = info.file_format.file_suffix, dict(info.splits)
-    except Exception as error:
-        # TFDS raises whatever its JSON, proto and feature code meets; the directory is the user's.
-        raise DataError(f"{path}: TFDS cannot read this directory: {str(error).splitlines()[0][:300]}") from None
+    directory = read_tfds_directory(path)
+    file_format = directory.file_format
     if file_format not in _FILE_TYPES:
         raise DataError(f"{path}: its files are {file_format}; Gatokit reads {' and '.join(sorted(_FILE_TYPES))}")
-    known = dict(_flat(info.features, "", False))
+    known = dict(_flat(directory.features, "", False))
     if known.get(image_field) != ("image", False):
         raise DataError(_other(path, "image_field", image_field, known, [("image", False)]))
     texts = [("text", False), ("text", True)]
@@ -123,11 +119,7 @@ def read_directory(path: str, below: str, image_field: str, text_field: str | No
     if known.get(text_field) not in texts:
         raise DataError(_other(path, "text_field", text_field, known, texts))
     fields: dict[str, Any] = {"image_field": image_field, "text_field": text_field, "listed": known[text_field][1]}
-    return tuple(
-        _FILE_TYPES[file_format](**place, examples=count, **fields)
-        for split in sorted(splits)
-        for place, count in shards(path, below, splits[split])
-    )
+    return tuple(_FILE_TYPES[file_format](**asdict(file), **fields) for file in directory.files(below))
 
 
 def _flat(feature: Any, path: str, listed: bool) -> Iterator[tuple[str, tuple[str, bool]]]:

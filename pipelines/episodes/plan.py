@@ -25,9 +25,9 @@ from gatokit.pipelines.dataset import (
 )
 from gatokit.pipelines.episodes.episode_lists import read_selection
 from gatokit.pipelines.episodes.filter import Passes, Rows, held_out, judge_rows
-from gatokit.pipelines.episodes.formats import READERS
+from gatokit.pipelines.episodes.formats import FORMATS
 from gatokit.pipelines.episodes.reader import EpisodeFile, SourceDirectory, SourceFeatures
-from gatokit.pipelines.episodes.scan import ScanFile, ScanUnit, Wanted, wanted
+from gatokit.pipelines.episodes.scan import ScanFields, ScanFile, ScanUnit, scan_fields
 from gatokit.pipelines.episodes.spec import Context, check_rules, episode_spec
 from gatokit.pipelines.episodes.tokenize import EpisodeShardHeader
 from gatokit.pipelines.find import find, fixed_part, local_path, local_pattern
@@ -55,7 +55,7 @@ class DirectoryPlan:
     directory: SourceDirectory
     task: str | None
     spec: EpisodeSpec
-    wanted: Wanted
+    scan_fields: ScanFields
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class EpisodesPlan(DatasetPlan):
                 if group and size + file.size > unit_bytes:
                     units.append(_unit(self.config.name, group, max_bytes))
                     group, size = [], 0
-                item = ScanFile(directory=ordinal, ordinal=number, task=directory.task, wanted=0, file=file)
+                item = ScanFile(directory=ordinal, ordinal=number, task=directory.task, fields=0, file=file)
                 group.append((directory, item))
                 size += file.size
         if group:
@@ -222,8 +222,8 @@ def plan_episodes(dataset: EpisodesConfig, field: str, base: Path) -> EpisodesPl
     pattern = local_pattern(dataset.source, base, f"{field}.source")
     below = fixed_part(pattern)
     directories = [
-        READERS[found.marker](found.path, found.name, below, dataset.splits)
-        for found in find(pattern, tuple(READERS), f"{field}.source")
+        FORMATS[found.marker].read_directory(found.path, found.name, below, dataset.splits)
+        for found in find(pattern, tuple(FORMATS), f"{field}.source")
     ]
     check_rules(dataset, [directory.features for directory in directories], field)
     plans = [_plan_directory(directory, dataset, field) for directory in directories]
@@ -245,7 +245,7 @@ def _plan_directory(directory: SourceDirectory, dataset: EpisodesConfig, field: 
     }
     task = dataset.task.constant or (None if dataset.task.metadata else directory.name)
     where = f"{directory.path}, {field}"
-    return DirectoryPlan(directory, task, spec, wanted(directory.features, keys, counted, where))
+    return DirectoryPlan(directory, task, spec, scan_fields(directory.features, keys, counted, where))
 
 
 def _check_tasks(tasks: list[tuple[str, str]], dataset: EpisodesConfig, field: str) -> None:
@@ -260,18 +260,12 @@ def _check_tasks(tasks: list[tuple[str, str]], dataset: EpisodesConfig, field: s
 
 
 def _unit(dataset: str, group: list[tuple[DirectoryPlan, ScanFile]], max_bytes: int) -> ScanUnit:
-    kinds: list[tuple[SourceFeatures, Wanted]] = []
-    items = []
-    for directory, item in group:
-        kind = (directory.directory.features, directory.wanted)
-        if kind not in kinds:
-            kinds.append(kind)
-        items.append(item.model_copy(update={"wanted": kinds.index(kind)}))
+    fields = list(dict.fromkeys(directory.scan_fields for directory, _ in group))
+    items = [item.model_copy(update={"fields": fields.index(directory.scan_fields)}) for directory, item in group]
     return ScanUnit(
         dataset=dataset,
         max_episode_bytes=max_bytes,
-        features=tuple(features for features, _ in kinds),
-        wanted=tuple(want for _, want in kinds),
+        fields=tuple(fields),
         files=tuple(items),
         versions=tuple(files.version(item.file.path) for item in items),
     )
@@ -512,7 +506,7 @@ def _task_specs(plan: EpisodesPlan, gathered: _Gathered) -> tuple[dict[str, Epis
                     f"{found[0].directory.path} ({_difference(found[0].spec, other.spec)}); give them "
                     "different tasks or equal fields"
                 )
-        spec, actions = found[0].spec, found[0].wanted.counted
+        spec, actions = found[0].spec, found[0].scan_fields.counted
         largest = gathered.largest.get(code, np.zeros(len(actions), np.int64))
         for counted, value in zip(actions, largest.tolist(), strict=True):
             num = min(DISCRETE_VALUES, max(1, value + 1))

@@ -1,19 +1,19 @@
 """What every source format of episodes offers: directories with files, and in them stored episodes.
 
-A format is a module with a function that recognises its directories (``find.py`` asks each) and a subclass of
-``EpisodeFile`` that reads its files. Legend: N recorded steps, the last one included.
+A format is a module with a subclass of ``EpisodeFile``; ``formats.py`` lists them. Legend: N recorded steps, the last
+one included.
 """
 
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from gatokit.pipelines.formats.records import ByteRange
+from gatokit.pipelines.formats.records import ByteRange, Stored
 from gatokit.schemas.errors import DataError
 
 Values = np.ndarray | list[bytes]
@@ -54,8 +54,13 @@ class SourceFeatures(BaseModel):
         """The step field at ``path``."""
         return self._by_path.get(path)
 
+    def step_scalar(self, path: str) -> SourceField | None:
+        """The step field at ``path`` if it is one number a step."""
+        field = self.step(path)
+        return field if field is not None and field.form == "tensor" and field.shape == () else None
+
     def metadata_field(self, key: str) -> SourceField | None:
-        """The metadata field whose path, or whose path's last component where that is unique, is ``key``."""
+        """The metadata field with the path ``key``, or the only one whose path ends in ``key``."""
         exact = [field for field in self.metadata if field.path == key]
         last = [field for field in self.metadata if field.path.split("/")[-1] == key]
         return exact[0] if exact else last[0] if len(last) == 1 else None
@@ -67,56 +72,14 @@ class RawEpisode(Protocol):
     def column(self, field: SourceField) -> Values:
         """The N values of a step field: an array (N, *shape), or N byte strings for strings and images.
 
-        RejectedError where they are absent, do not parse or have another size.
+        Raises RejectedError if they are absent, do not parse or have another size.
         """
 
     def metadata(self, field: SourceField) -> str | float | int | None:
-        """The value of a scalar metadata field; None where the episode has none."""
+        """The value of a scalar metadata field; None if the episode has none."""
 
 
-@dataclass(frozen=True)
-class Stored:
-    """An episode found in a file: readable, or rejected with ``reason`` and ``detail``, standing for ``lost``
-    episodes."""
-
-    place: ByteRange
-    episode: RawEpisode | None
-    reason: str | None = None
-    detail: str | None = None
-    lost: int = 1
-
-
-class EpisodeFile(BaseModel, ABC):
-    """A file of a source: ``path`` opens it, ``name`` is its path below the source, ``episodes`` the number
-    that the source states."""
-
-    model_config = ConfigDict(frozen=True)
-
-    path: str
-    name: str
-    size: int
-    episodes: int | None
-
-    @abstractmethod
-    def read_all(self, features: SourceFeatures, max_bytes: int) -> Iterator[Stored]:
-        """Every episode in file order; what is damaged or above ``max_bytes`` comes as a rejection."""
-
-    @abstractmethod
-    def read_some(self, features: SourceFeatures, places: Iterable[ByteRange]) -> Iterator[RawEpisode]:
-        """The episodes at ``places``, in their order.
-
-        DataError where the file no longer holds what a scan found there.
-        """
-
-
-def too_large(place: ByteRange, max_bytes: int) -> Stored:
-    """The rejection of an episode above ``max_bytes``."""
-    return Stored(place, None, "too_large", f"{place.length} bytes are above max_episode_bytes {max_bytes}")
-
-
-def changed(file: EpisodeFile, place: ByteRange) -> DataError:
-    """The error of a file that no longer holds what a scan found at ``place``."""
-    return DataError(f"{file.name}: episode {place.position} changed between scan and build. Run the build again")
+StoredEpisode = Stored[RawEpisode]
 
 
 @dataclass(frozen=True)
@@ -126,4 +89,45 @@ class SourceDirectory:
     path: str
     name: str
     features: SourceFeatures
-    files: tuple[EpisodeFile, ...]
+    files: tuple["EpisodeFile", ...]
+
+
+class EpisodeFile(BaseModel, ABC):
+    """A file of a source: ``path`` opens it, ``name`` is its path below the source, ``size`` its bytes, ``episodes``
+    the number that the source states. It travels to workers as JSON, in which ``format`` tells the subclasses apart."""
+
+    model_config = ConfigDict(frozen=True)
+
+    marker: ClassVar[str]
+    """The name of the file that marks a directory of this format."""
+
+    format: str
+    path: str
+    name: str
+    size: int
+    episodes: int | None
+
+    @staticmethod
+    @abstractmethod
+    def read_directory(path: str, name: str, below: str, splits: tuple[str, ...] | None) -> SourceDirectory:
+        """The features and files of a directory of this format.
+
+        ``below`` is the path that file names are relative to; ``splits`` None means all of them. Raises ConfigError if
+        a split does not exist, DataError if the directory cannot be read or is incomplete.
+        """
+
+    @abstractmethod
+    def read_all(self, max_bytes: int) -> Iterator[StoredEpisode]:
+        """Yields every episode in file order. Damaged episodes and those above ``max_bytes`` are rejections."""
+
+    @abstractmethod
+    def read_some(self, byte_ranges: Iterable[ByteRange]) -> Iterator[RawEpisode]:
+        """Yields the episodes at ``byte_ranges``, in their order.
+
+        Raises DataError (``changed``) if the file no longer holds what a scan found there.
+        """
+
+
+def changed(file: EpisodeFile, byte_range: ByteRange) -> DataError:
+    """The error of a file that no longer holds what a scan found at ``byte_range``."""
+    return DataError(f"{file.name}: episode {byte_range.position} changed between scan and build. Run the build again")

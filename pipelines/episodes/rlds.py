@@ -1,125 +1,187 @@
-"""TFDS and RLDS directories: ``features.json`` and ``dataset_info.json`` beside TFRecord or ArrayRecord files.
+"""RLDS episodes as TFDS stores them: a directory with metadata, and files with one ``tf.train.Example`` an episode.
 
-Metadata is read by TFDS itself, which needs no TensorFlow for it; its parts are called one by one, because a builder
-takes much longer and there may be thousands of directories.
+Legend: N recorded steps, the last one included.
 """
 
 import functools
-import json
-import os
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, Literal
+import math
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from typing import Any, ClassVar, Literal
 
 import numpy as np
-import tensorflow_datasets as tfds
-from etils import epath
-from tensorflow_datasets.core import dataset_info, naming
-from tensorflow_datasets.core.splits import SplitDict, SplitInfo
+from tensorflow_datasets.core.features import FeatureConnector, FeaturesDict
 
-from gatokit.pipelines.episodes.examples import ArrayRecordFile, TfRecordFile
-from gatokit.pipelines.episodes.reader import EpisodeFile, SourceDirectory, SourceFeatures, SourceField
-from gatokit.schemas.errors import ConfigError, DataError
-from gatokit.storage import files
+from gatokit.pipelines.episodes.reader import (
+    EpisodeFile,
+    RawEpisode,
+    SourceDirectory,
+    SourceFeatures,
+    SourceField,
+    StoredEpisode,
+    Values,
+    changed,
+)
+from gatokit.pipelines.formats import tf_example, tfds
+from gatokit.pipelines.formats.records import ByteRange, RecordFile, Stored
+from gatokit.schemas.errors import ConfigError, RejectedError
 
-MARKER = "features.json"
-INFO = "dataset_info.json"
-
-_FORMATS: dict[str, type[EpisodeFile]] = {"tfrecord": TfRecordFile, "array_record": ArrayRecordFile}
+_READABLE = {"Tensor", "Scalar", "ClassLabel", "Text", "BBoxFeature", "LabeledImage"}
 _ENCODINGS: dict[str, Literal["bytes", "zlib"]] = {"bytes": "bytes", "zlib": "zlib"}
 
 
-def read_directory(path: str, name: str, below: str, splits: tuple[str, ...] | None) -> SourceDirectory:
-    """The features and files of a TFDS directory.
+class RldsFile(EpisodeFile):
+    """A TFRecord or ArrayRecord file of a TFDS directory."""
 
-    ``below`` is the path to which file names are relative; ``splits`` None means all of them. ConfigError
-    where a split does not exist or the directory holds no episodes; DataError where its writing was never
-    finished or a file is missing.
-    """
-    try:
-        with files.local_descriptions(path) as local:
-            info = dataset_info.read_from_json(epath.Path(local) / INFO)
-            features = _features(Path(local, MARKER).read_bytes())
-        template = naming.ShardedFileTemplate(
-            data_dir=epath.Path(path), dataset_name=info.name, filetype_suffix=info.file_format or "tfrecord"
+    marker: ClassVar[str] = tfds.MARKER
+    format: Literal["tfrecord", "array_record"]
+
+    @staticmethod
+    def read_directory(path: str, name: str, below: str, splits: tuple[str, ...] | None) -> SourceDirectory:
+        """See ``EpisodeFile``. Also raises ConfigError if the directory holds no episodes."""
+        directory = tfds.read_directory(path, splits)
+        features = _source_features(directory.features)
+        if features is None:
+            raise ConfigError(f"{path}: no RLDS dataset, for its features have no `steps`; leave it out of `source`")
+        format_ = directory.file_format
+        if format_ not in tfds.RECORD_FILES:
+            known = " and ".join(sorted(tfds.RECORD_FILES))
+            raise ConfigError(f"{path}: its files are {format_}; Gatokit reads {known}")
+        files = ({**asdict(file), "format": format_, "episodes": file.examples} for file in directory.files(below))
+        return SourceDirectory(path, name, features, tuple(map(RldsFile.model_validate, files)))
+
+    def read_all(self, max_bytes: int) -> Iterator[StoredEpisode]:
+        """See ``EpisodeFile``."""
+        for record in self._records().read_all(max_bytes):
+            if record.value is None:
+                yield Stored(record.byte_range, None, record.reason, record.detail, record.lost)
+                continue
+            try:
+                yield Stored(record.byte_range, ExampleEpisode(record.value))
+            except ValueError as error:
+                yield Stored(record.byte_range, None, "corrupt_record", f"no tf.train.Example: {error}")
+
+    def read_some(self, byte_ranges: Iterable[ByteRange]) -> Iterator[RawEpisode]:
+        """See ``EpisodeFile``."""
+        with self._records().opened() as read:
+            for byte_range in byte_ranges:
+                data = read(byte_range)
+                if data is None:
+                    raise changed(self, byte_range)
+                yield ExampleEpisode(data)
+
+    def _records(self) -> RecordFile:
+        return tfds.RECORD_FILES[self.format](self.path, self.name, self.episodes, "episodes")
+
+
+class ExampleEpisode:
+    """An Example whose features are decoded when asked for. Raises ValueError if the bytes are no Example."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._spans = tf_example.walk(data)
+
+    def column(self, field: SourceField) -> Values:
+        """See ``RawEpisode``."""
+        span = self._spans.get(f"steps/{field.path}")
+        if span is None:
+            raise RejectedError("missing_field", f"steps/{field.path} is absent from the episode")
+        try:
+            if field.form == "tensor" and field.encoding == "none":
+                return _tensor(field, self._numbers(field, span))
+            strings = tf_example.byte_strings(self._data, span)
+            return _unpacked(field, strings) if field.form == "tensor" else strings
+        except (ValueError, zlib.error) as error:
+            raise RejectedError("corrupt_record", f"steps/{field.path}: {error}") from None
+
+    def metadata(self, field: SourceField) -> str | float | int | None:
+        """See ``RawEpisode``."""
+        span = self._spans.get(field.path)
+        if span is None:
+            return None
+        try:
+            if field.form == "string":
+                strings = tf_example.byte_strings(self._data, span)
+                return str(strings[0], "utf-8") if strings else None
+            numbers = self._numbers(field, span)
+            return numbers[0].item() if len(numbers) else None
+        except UnicodeDecodeError:
+            raise RejectedError("not_utf8", f"{field.path} is not valid UTF-8") from None
+        except ValueError as error:
+            raise RejectedError("corrupt_record", f"{field.path}: {error}") from None
+
+    def _numbers(self, field: SourceField, span: tf_example.Span) -> np.ndarray:
+        read = tf_example.floats if np.dtype(field.dtype).kind == "f" else tf_example.integers
+        return read(self._data, span)
+
+
+def _tensor(field: SourceField, flat: np.ndarray) -> np.ndarray:
+    """The values of all steps in the field's dtype and shape, (N, *shape)."""
+    dtype = np.dtype(field.dtype)
+    if dtype.kind == "b":
+        flat = flat.astype(bool)
+    elif dtype.kind in "iu" and dtype != flat.dtype:
+        wide, flat = flat, flat.astype(dtype)
+        if not np.array_equal(wide, flat):
+            raise ValueError(f"holds a value that is no {dtype.name}")
+    if not field.shape:
+        return flat
+    shape = [side for side in field.shape if side is not None]
+    size = math.prod(shape)
+    if size == 0 or len(flat) % size:
+        raise RejectedError(
+            "wrong_shape", f"steps/{field.path} holds {len(flat)} values, no multiple of its {size} a step"
         )
-        split_infos = SplitDict.from_proto(info.splits, template)
-    except Exception as error:
-        # TFDS raises whatever its JSON, proto and feature code meets; the directory is the user's.
-        raise DataError(f"{path}: TFDS cannot read this directory: {str(error).splitlines()[0][:300]}") from None
-    if features is None:
-        raise ConfigError(f"{path}: no RLDS dataset, for its features have no `steps`; leave it out of `source`")
-    unknown = sorted(set(splits or ()) - set(split_infos))
-    if unknown:
-        raise ConfigError(f"{path}: has no split {unknown[0]!r}, only {', '.join(sorted(split_infos))}")
-    file_type = _FORMATS.get(template.filetype_suffix)
-    if file_type is None:
-        raise ConfigError(
-            f"{path}: its files are {template.filetype_suffix}; Gatokit reads {' and '.join(sorted(_FORMATS))}"
-        )
-    sources = tuple(
-        file_type(**place, episodes=episodes)
-        for split in sorted(splits or split_infos)
-        for place, episodes in shards(path, below, split_infos[split])
-    )
-    return SourceDirectory(path, name, features, sources)
+    return flat.reshape(-1, *shape)
 
 
-def shards(path: str, below: str, split: SplitInfo) -> Iterator[tuple[dict[str, Any], int]]:
-    """Path, name below ``below`` and size of each file of a split of the directory ``path``, and its Examples.
-
-    DataError where its writing was never finished or a file is missing.
-    """
-    if not split.shard_lengths:
-        raise DataError(
-            f"{path}: split {split.name!r} states no shard lengths, so its writing was never finished. "
-            "Write it again, or leave it out of `source`"
-        )
-    sizes = files.sizes(path)
-    for filename, examples in zip(split.filenames, split.shard_lengths, strict=True):
-        name = os.path.basename(filename)
-        file = os.path.join(path, name)
-        if name not in sizes:
-            raise DataError(f"{file}: is missing, though dataset_info.json lists it")
-        yield {"path": file, "name": os.path.relpath(file, below), "size": sizes[name]}, examples
+def _unpacked(field: SourceField, strings: list[bytes]) -> np.ndarray:
+    """Tensors that TFDS stored as raw or zlib-compressed bytes, one string a step."""
+    if field.encoding == "zlib":
+        strings = [zlib.decompress(string) for string in strings]
+    shape = [side for side in field.shape if side is not None]
+    dtype = np.dtype(field.dtype)
+    size = math.prod(shape) * dtype.itemsize
+    if any(len(string) != size for string in strings):
+        raise RejectedError("wrong_shape", f"steps/{field.path} holds tensors of another size than {shape}")
+    return np.frombuffer(b"".join(strings), dtype).reshape(len(strings), *shape)
 
 
 @functools.lru_cache(maxsize=256)
-def _features(content: bytes) -> SourceFeatures | None:
-    """The fields that a ``features.json`` describes; None where there are no steps. Tasks often share one."""
-    features = tfds.features.FeatureConnector.from_json(json.loads(content))
-    if "steps" not in features or type(features["steps"]).__name__ != "Dataset":
+def _source_features(features: FeatureConnector) -> SourceFeatures | None:
+    """The fields of the steps and of the episode; None if there are no steps. Many tasks share one object."""
+    if not isinstance(features, FeaturesDict) or "steps" not in features:
         return None
-    steps = _flatten(features["steps"].feature, "")
-    metadata = [field for key in sorted(features) if key != "steps" for field in _flatten(features[key], key)]
-    return SourceFeatures(steps=tuple(steps), metadata=tuple(metadata))
+    if type(features["steps"]).__name__ != "Dataset":
+        return None
+    metadata = [field for key in sorted(features) if key != "steps" for field in _fields(features[key], key)]
+    return SourceFeatures(steps=tuple(_fields(features["steps"].feature, "")), metadata=tuple(metadata))
 
 
-def _flatten(feature: Any, path: str) -> list[SourceField]:
-    if isinstance(feature, tfds.features.FeaturesDict):
-        return [field for key in sorted(feature) for field in _flatten(feature[key], f"{path}/{key}" if path else key)]
-    return [_field(feature, path)]
-
-
-def _field(feature: Any, path: str) -> SourceField:
-    kind = type(feature).__name__
-    if kind == "Image":
-        return SourceField(
-            path=path, dtype=np.dtype(feature.np_dtype).name, shape=feature.shape, form="image", type_name=kind
-        )
-    if kind in ("Tensor", "Scalar", "ClassLabel", "Text", "BBoxFeature", "LabeledImage"):
-        is_string = feature.np_dtype in (object, str, bytes)
+def _fields(feature: Any, path: str) -> Iterator[SourceField]:
+    """The fields of a feature, sorted by path."""
+    type_name = type(feature).__name__
+    if isinstance(feature, FeaturesDict):
+        for key in sorted(feature):
+            yield from _fields(feature[key], f"{path}/{key}" if path else key)
+    elif type_name == "Image":
+        dtype = np.dtype(feature.np_dtype).name
+        yield SourceField(path=path, dtype=dtype, shape=feature.shape, form="image", type_name=type_name)
+    elif type_name not in _READABLE:
+        yield SourceField(path=path, dtype="", form="unreadable", type_name=type_name)
+    elif feature.np_dtype in (object, str, bytes):
+        yield SourceField(path=path, dtype="str", shape=tuple(feature.shape), form="string", type_name=type_name)
+    else:
         shape = tuple(feature.shape)
-        if is_string:
-            return SourceField(path=path, dtype="str", shape=shape, form="string", type_name=kind)
+        is_fixed = None not in shape
         encoding = getattr(getattr(feature, "_encoding", None), "value", "none")
-        return SourceField(
+        yield SourceField(
             path=path,
             dtype=np.dtype(feature.np_dtype).name,
             shape=shape,
-            form="unreadable" if None in shape else "tensor",
+            form="tensor" if is_fixed else "unreadable",
             encoding=_ENCODINGS.get(encoding, "none"),
             num=getattr(feature, "num_classes", None),
-            type_name=kind if None not in shape else f"{kind} of shape {shape}",
+            type_name=type_name if is_fixed else f"{type_name} of shape {shape}",
         )
-    return SourceField(path=path, dtype="", form="unreadable", type_name=kind)

@@ -1,35 +1,37 @@
 """From stored episodes to the records of a shard.
 
-Legend: N recorded steps, the last one included; S steps that have an action.
+Legend: N recorded steps, the last one included; S steps that have an action; T tokens.
 """
 
+from bisect import bisect_right
 from collections.abc import Iterator
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import Any, Literal, TypeVar
 
 import numpy as np
 from pydantic import BaseModel
 
 from gatokit.pipelines.dataset import OutOfRange, ShardSettings, TokenizedRow
-from gatokit.pipelines.episodes.chunks import records
-from gatokit.pipelines.episodes.formats import file_from_json, file_to_json
+from gatokit.pipelines.episodes.formats import AnyEpisodeFile
 from gatokit.pipelines.episodes.reader import EpisodeFile, RawEpisode, SourceFeatures, SourceField, Values
 from gatokit.pipelines.formats.records import ByteRange
 from gatokit.schemas.episode import FIRST, LAST, TERMINAL, Episode, EpisodeSpec, FieldSpec, ImageSpec
 from gatokit.schemas.errors import RejectedError
-from gatokit.schemas.tokens import EncodedImage, TokenIds
+from gatokit.schemas.record import Record
+from gatokit.schemas.tokens import EncodedImage, TokenIds, TokenSequence
 from gatokit.tokenizers.episode import EpisodeTokenizer
 from gatokit.tokenizers.image_codec import fit
 from gatokit.tokenizers.tensors import count_outside
 from gatokit.tokenizers.text import TextTokenizer
 
 _RUN_BYTES = 1 << 20
-_Stored = tuple[int, RawEpisode, SourceFeatures]
+_StoredRow = tuple[int, RawEpisode, SourceFeatures]
 _Item = TypeVar("_Item", bound=tuple[int, *tuple[Any, ...]])
 
 
 class EpisodeShardHeader(BaseModel):
-    """Files, features and specs of a shard. ``features_of`` gives each file's index into ``features``."""
+    """What the episodes of a shard are read and tokenized with; ``features_of`` gives each file's index into
+    ``features``, and ``specs`` are by id."""
 
     kind: Literal["episodes"] = "episodes"
     dataset: str
@@ -37,7 +39,7 @@ class EpisodeShardHeader(BaseModel):
     specs: dict[str, EpisodeSpec]
     features: list[SourceFeatures]
     features_of: list[int]
-    files: list[dict[str, Any]]
+    files: list[AnyEpisodeFile]
 
     @staticmethod
     def of(
@@ -46,40 +48,35 @@ class EpisodeShardHeader(BaseModel):
         specs: dict[str, EpisodeSpec],
         files: list[tuple[EpisodeFile, SourceFeatures]],
     ) -> "EpisodeShardHeader":
-        """The header of a shard with these files. Equal features are stored once."""
-        features: list[SourceFeatures] = []
-        features_of = []
-        for _, item in files:
-            if item not in features:
-                features.append(item)
-            features_of.append(features.index(item))
+        """The header over ``files`` with their features; equal features are stored once."""
+        features = list(dict.fromkeys(features for _, features in files))
         return EpisodeShardHeader(
             dataset=dataset,
             settings=settings,
             specs=specs,
             features=features,
-            features_of=features_of,
-            files=[file_to_json(file) for file, _ in files],
+            features_of=[features.index(item) for _, item in files],
+            files=[file for file, _ in files],
         )
 
     def source_files(self) -> list[EpisodeFile]:
         """The files, ready to be read."""
-        return [file_from_json(file) for file in self.files]
+        return self.files
 
     def identity(self) -> dict[str, Any]:
-        """What the shard depends on besides settings and rows. Files count by name and size."""
+        """What the shard depends on besides settings and rows; files by name and size."""
         return {
             "specs": sorted(self.specs),
             "features": [self.features[index].model_dump(mode="json") for index in self.features_of],
-            "files": [(file["name"], file["size"]) for file in self.files],
+            "files": [(file.name, file.size) for file in self.files],
         }
 
 
 class EpisodeShardBuilder:
-    """Makes the records of a shard's episodes; see ``dataset.ShardBuilder``."""
+    """Makes the records of a shard's episodes."""
 
     def __init__(self, header: EpisodeShardHeader, text: TextTokenizer) -> None:
-        self._header, self._files = header, header.source_files()
+        self._header = header
         ids = TokenIds(header.settings.discrete_offset)
         self._tokenizers = {id_: EpisodeTokenizer(spec, ids, text) for id_, spec in header.specs.items()}
         self.out_of_range: OutOfRange = {}
@@ -89,12 +86,22 @@ class EpisodeShardBuilder:
     ) -> Iterator[tuple[int, TokenizedRow | RejectedError]]:
         """See ``dataset.ShardBuilder``."""
         lengths = columns["length"]
-        yield from _in_runs(self._made(columns, _in_runs(self._stored(columns, rows), lengths)), lengths)
+        yield from _in_runs(self._tokenized(columns, _in_runs(self._read(columns, rows), lengths)), lengths)
 
-    def _made(
-        self, columns: dict[str, list[Any]], stored: Iterator[_Stored]
+    def _read(self, columns: dict[str, list[Any]], rows: list[int]) -> Iterator[_StoredRow]:
+        """The episodes file by file."""
+        header = self._header
+        for ordinal, group in groupby(rows, key=lambda row: columns["file"][row]):
+            rows_of_file = list(group)
+            features = header.features[header.features_of[ordinal]]
+            names = ("source_position", "offset", "length", "crc")
+            byte_ranges = [ByteRange(*(columns[name][row] for name in names)) for row in rows_of_file]
+            for row, raw in zip(rows_of_file, header.files[ordinal].read_some(byte_ranges), strict=True):
+                yield row, raw, features
+
+    def _tokenized(
+        self, columns: dict[str, list[Any]], stored: Iterator[_StoredRow]
     ) -> Iterator[tuple[int, TokenizedRow | RejectedError]]:
-        chunk_tokens = self._header.settings.chunk_tokens
         for row, raw, features in stored:
             spec_id = columns["spec"][row]
             spec = self._header.specs[spec_id]
@@ -104,18 +111,17 @@ class EpisodeShardBuilder:
             except RejectedError as error:
                 yield row, error
                 continue
-            _count(self.out_of_range.setdefault(columns["task"][row], {}), episode, spec)
-            yield row, TokenizedRow(*records(episode, sequence, spec_id, chunk_tokens))
+            self._count_out_of_range(columns["task"][row], episode, spec)
+            yield row, TokenizedRow(*records(episode, sequence, spec_id, self._header.settings.chunk_tokens))
 
-    def _stored(self, columns: dict[str, list[Any]], rows: list[int]) -> Iterator[_Stored]:
-        """The episodes file by file."""
-        for ordinal, rows_of_file in groupby(rows, key=lambda row: columns["file"][row]):
-            own = list(rows_of_file)
-            features = self._header.features[self._header.features_of[ordinal]]
-            names = ("source_position", "offset", "length", "crc")
-            places = [ByteRange(*(columns[name][row] for name in names)) for row in own]
-            for row, raw in zip(own, self._files[ordinal].read_some(features, places), strict=True):
-                yield row, raw, features
+    def _count_out_of_range(self, task: str, episode: Episode, spec: EpisodeSpec) -> None:
+        counts = self.out_of_range.setdefault(task, {})
+        for field in spec.action:
+            if field.range is not None:
+                values = episode.values[field.path]
+                assert isinstance(values, np.ndarray)
+                outside, total = counts.get(field.path, (0, 0))
+                counts[field.path] = outside + count_outside(values, field.range), total + values.size
 
 
 def _in_runs(items: Iterator[_Item], lengths: list[int]) -> Iterator[_Item]:
@@ -133,34 +139,26 @@ def _in_runs(items: Iterator[_Item], lengths: list[int]) -> Iterator[_Item]:
     yield from run
 
 
-def _count(counts: dict[str, tuple[int, int]], episode: Episode, spec: EpisodeSpec) -> None:
-    for field in spec.action:
-        if field.range is not None:
-            values = episode.values[field.path]
-            assert isinstance(values, np.ndarray)
-            before, total = counts.get(field.path, (0, 0))
-            counts[field.path] = before + count_outside(values, field.range), total + values.size
-
-
 def to_episode(raw: RawEpisode, features: SourceFeatures, spec: EpisodeSpec, id: str) -> Episode:
-    """The S steps of a stored episode that have an action, frames fitted to the spec.
+    """The S steps of a stored episode that have an action, with frames that fit the spec.
 
-    RejectedError names the field that is absent, of another length, no UTF-8 or no image.
+    Raises RejectedError, which names the field, if one is absent, has another length, or holds no UTF-8 or no image.
     """
     is_last = _flag(raw, features, "is_last")
     assert is_last is not None
     recorded = len(is_last)
     steps = recorded - int(np.count_nonzero(is_last))
     values = {field.path: _values(raw, features, field, recorded, steps) for field in spec.fields}
-    reward = _number(raw, features, "reward", recorded, steps)
+    reward = _numbers(raw, features, "reward", recorded, steps)
     assert reward is not None
-    return Episode(
-        id=id,
-        values=values,
-        reward=reward,
-        discount=_number(raw, features, "discount", recorded, steps),
-        flags=_flags(is_last, _flag(raw, features, "is_terminal"), steps),
-    )
+    discount = _numbers(raw, features, "discount", recorded, steps)
+    flags = np.zeros(steps, np.uint8)
+    is_terminal = _flag(raw, features, "is_terminal")
+    if steps:
+        flags[0] |= FIRST
+        flags[-1] |= LAST if is_last.any() else 0
+        flags[-1] |= TERMINAL if is_terminal is not None and is_terminal[-1] else 0
+    return Episode(id=id, values=values, reward=reward, discount=discount, flags=flags)
 
 
 def _values(
@@ -187,14 +185,14 @@ def _column(raw: RawEpisode, source: SourceField, recorded: int) -> Values:
 
 
 def _texts(column: list[bytes], path: str) -> list[str]:
-    known: dict[bytes, str] = {}
+    decoded: dict[bytes, str] = {}
     for step, data in enumerate(column):
-        if data not in known:
+        if data not in decoded:
             try:
-                known[data] = str(data, "utf-8")
+                decoded[data] = str(data, "utf-8")
             except UnicodeDecodeError:
                 raise RejectedError("not_utf8", f"{path} is not valid UTF-8 at step {step}") from None
-    return [known[data] for data in column]
+    return [decoded[data] for data in column]
 
 
 def _images(column: Values, spec: ImageSpec, path: str) -> list[EncodedImage]:
@@ -207,29 +205,52 @@ def _images(column: Values, spec: ImageSpec, path: str) -> list[EncodedImage]:
     return images
 
 
-def _number(raw: RawEpisode, features: SourceFeatures, path: str, recorded: int, steps: int) -> np.ndarray | None:
-    source = features.step(path)
-    if source is None or source.form != "tensor" or source.shape != ():
+def _numbers(raw: RawEpisode, features: SourceFeatures, path: str, recorded: int, steps: int) -> np.ndarray | None:
+    """A scalar field of the S steps in float64; None if the source has none."""
+    source = features.step_scalar(path)
+    if source is None:
         return None
     values = np.asarray(_column(raw, source, recorded)[:steps], np.float64)
-    if not np.isfinite(values).all():
-        step = int(np.argmin(np.isfinite(values)))
+    finite = np.isfinite(values)
+    if not finite.all():
+        step = int(np.argmin(finite))
         raise RejectedError("not_finite", f"{path} is {values[step]} at step {step}")
     return values
 
 
 def _flag(raw: RawEpisode, features: SourceFeatures, path: str) -> np.ndarray | None:
-    source = features.step(path)
-    if source is None or source.form != "tensor" or source.shape != ():
-        return None
-    return np.asarray(raw.column(source)).astype(bool)
+    source = features.step_scalar(path)
+    return None if source is None else np.asarray(raw.column(source)).astype(bool)
 
 
-def _flags(is_last: np.ndarray, is_terminal: np.ndarray | None, steps: int) -> np.ndarray:
-    flags = np.zeros(steps, np.uint8)
-    if steps:
-        flags[0] |= FIRST
-        flags[-1] |= LAST if is_last.any() else 0
-        if is_terminal is not None:
-            flags[-1] |= TERMINAL if is_terminal[-1] else 0
-    return flags
+def records(episode: Episode, sequence: TokenSequence, spec: str, chunk_tokens: int) -> tuple[list[bytes], list[int]]:
+    """The serialized records of a tokenized episode in order, and how many tokens each has; S > 0."""
+    starts = chunk_starts(sequence.step_begin, len(sequence.tokens), chunk_tokens)
+    record = Record(
+        owner=episode.id,
+        chunk=0,
+        chunks=1,
+        first_step=0,
+        spec=spec,
+        sequence=sequence,
+        reward=episode.reward,
+        discount=episode.discount,
+        flags=episode.flags,
+    )
+    begins = [*sequence.step_begin[starts].tolist(), len(sequence.tokens)]
+    return record.divided(starts), [end - begin for begin, end in pairwise(begins)]
+
+
+def chunk_starts(step_begin: np.ndarray, tokens: int, chunk_tokens: int) -> list[int]:
+    """The steps at which chunks begin: each has as many whole steps as fit into ``chunk_tokens``, at least one.
+
+    ``step_begin`` is (S,), ``tokens`` is T.
+    """
+    begins = step_begin.data  # a memoryview: its items are plain numbers
+    starts, step, steps = [], 0, len(begins)
+    while step < steps:
+        starts.append(step)
+        limit = begins[step] + chunk_tokens
+        fits = steps if tokens <= limit else bisect_right(begins, limit, step + 1) - 1
+        step = max(step + 1, fits)
+    return starts

@@ -1,142 +1,54 @@
-"""The records of TFRecord and ArrayRecord files: where each is stored, its bytes, and what damage costs."""
+"""ArrayRecord files, read by ordinal: damage loses one record, or all of them if the end of the file is damaged."""
 
 import contextlib
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import google_crc32c
-from array_record.python.array_record_module import ArrayRecordReader
 
-from gatokit.pipelines.formats import tfrecord
-from gatokit.pipelines.formats.records import ByteRange
-from gatokit.storage import files
-
-_READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
+from gatokit.pipelines.formats.records import ByteRange, RecordFile, Stored, too_large
+from gatokit.storage import array_record
+from gatokit.storage.files import local_copy
 
 
-@dataclass(frozen=True)
-class Record:
-    """A record, or why it cannot be had; ``lost`` records stand behind it."""
+class ArrayRecordFile(RecordFile):
+    """An ArrayRecord file."""
 
-    place: ByteRange
-    data: bytes | None
-    reason: str | None = None
-    detail: str | None = None
-    lost: int = 1
-
-
-@dataclass(frozen=True)
-class Records(ABC):
-    """The records of the file at ``path``, of which its dataset states ``stated``; ``name`` and ``what`` name the
-    file and its records in messages."""
-
-    path: str
-    name: str
-    stated: int | None
-    what: str
-
-    @abstractmethod
-    def read_all(self, max_bytes: int) -> Iterator[Record]:
-        """Every record in file order; what is damaged or above ``max_bytes`` comes without its bytes."""
-
-    @abstractmethod
-    def opened(self) -> contextlib.AbstractContextManager[Callable[[ByteRange], bytes | None]]:
-        """A function that reads the record at a place; None where that is no longer what a scan found there."""
-
-
-class TfRecords(Records):
-    """Those of a TFRecord file."""
-
-    def read_all(self, max_bytes: int) -> Iterator[Record]:
-        """See ``Records``."""
-        position = 0
-        with self._file() as (read, size):
-            end = size
-            try:
-                for frame in tfrecord.frames(read, size, max_bytes):
-                    place = ByteRange(position, frame.offset, frame.length, frame.crc)
-                    if frame.data is None:
-                        yield _too_large(place, max_bytes)
-                    elif not frame.sound:
-                        yield Record(place, None, "corrupt_record", "the payload does not match its checksum")
-                    else:
-                        yield Record(place, frame.data)
-                    position += 1
-                detail = f"the file ends after {position} of the {self.stated} {self.what} that its dataset states"
-            except tfrecord.DamagedLengthError as error:
-                end, detail = error.offset, str(error)
-        lost = (self.stated or 0) - position
-        if lost > 0 or end < size:
-            yield Record(ByteRange(position, end, size - end, 0), None, "corrupt_length", detail, max(1, lost))
-
-    @contextlib.contextmanager
-    def opened(self) -> Iterator[Callable[[ByteRange], bytes | None]]:
-        """See ``Records``."""
-        with self._file() as (read, _):
-
-            def at(place: ByteRange) -> bytes | None:
-                data, crc = tfrecord.read_frame(read, place.offset, place.length)
-                return data if crc == place.crc == tfrecord.masked_crc(data) else None
-
-            yield at
-
-    @contextlib.contextmanager
-    def _file(self) -> Iterator[files.Ranges]:
-        with files.ranges(self.path) as file:
-            yield file
-
-
-class ArrayRecords(Records):
-    """Those of an ArrayRecord file."""
-
-    def read_all(self, max_bytes: int) -> Iterator[Record]:
-        """See ``Records``."""
-        with self._file() as reader:
-            records = reader.num_records() if reader.ok() else 0
+    def read_all(self, max_bytes: int) -> Iterator[Stored[bytes]]:
+        """See ``RecordFile``."""
+        with self._file() as file:
+            records = file.records
             for position in range(records):
                 try:
-                    data = reader.read(position, position + 1)[0]
-                except Exception as error:
-                    # The native reader raises many types; each means that this record cannot be had.
-                    detail = (str(error).strip().splitlines() or [type(error).__name__])[0]
-                    detail = detail.replace(self.path, self.name)[:200]
-                    yield Record(ByteRange(position, 0, 0, 0), None, "corrupt_record", detail)
+                    data = file.read(position, position + 1)[0]
+                except array_record.ArrayRecordError as error:
+                    detail = error.reason.replace(self.path, self.name)[:200]
+                    yield Stored(ByteRange(position, 0, 0, 0), None, "corrupt_record", detail)
                     continue
-                place = ByteRange(position, 0, len(data), google_crc32c.value(data))
-                yield _too_large(place, max_bytes) if len(data) > max_bytes else Record(place, data)
-        # A file of which nobody states the number should have one.
-        stated = 1 if self.stated is None else self.stated
-        if records < stated:
-            detail = f"the file holds {records} of the {stated} {self.what} that its dataset states"
-            yield Record(ByteRange(records, 0, 0, 0), None, "corrupt_length", detail, stated - records)
+                byte_range = ByteRange(position, 0, len(data), google_crc32c.value(data))
+                yield too_large(byte_range, max_bytes) if len(data) > max_bytes else Stored(byte_range, data)
+        # A file without a declared number of records should have at least one.
+        declared = 1 if self.declared is None else self.declared
+        if records < declared:
+            detail = f"the file holds {records} of the {declared} {self.noun} that its dataset states"
+            yield Stored(ByteRange(records, 0, 0, 0), None, "corrupt_length", detail, declared - records)
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[Callable[[ByteRange], bytes | None]]:
-        """See ``Records``."""
-        with self._file() as reader:
+        """See ``RecordFile``."""
+        with self._file() as file:
 
-            def at(place: ByteRange) -> bytes | None:
+            def read(byte_range: ByteRange) -> bytes | None:
                 try:
-                    data: bytes = reader.read(place.position, place.position + 1)[0]
-                except (RuntimeError, ValueError, IndexError):
+                    data = file.read(byte_range.position, byte_range.position + 1)[0]
+                except array_record.ArrayRecordError:
                     return None
-                return data if len(data) == place.length and google_crc32c.value(data) == place.crc else None
+                is_same = len(data) == byte_range.length and google_crc32c.value(data) == byte_range.crc
+                return data if is_same else None
 
-            yield at
+            yield read
 
     @contextlib.contextmanager
-    def _file(self) -> Iterator[ArrayRecordReader]:
-        # The library's own reader of gs:// waits for ever where it reaches no server.
-        with files.local_copy(self.path) as path:
-            reader = ArrayRecordReader(path, _READER_OPTIONS)
-            try:
-                yield reader
-            finally:
-                # Closing a damaged file raises again what was wrong with it.
-                with contextlib.suppress(RuntimeError):
-                    reader.close()
-
-
-def _too_large(place: ByteRange, max_bytes: int) -> Record:
-    return Record(place, None, "too_large", f"{place.length} bytes are above max_episode_bytes {max_bytes}")
+    def _file(self) -> Iterator[array_record.ArrayRecordFile]:
+        # The library's own reader of gs:// waits for ever if it reaches no server.
+        with local_copy(self.path) as path, array_record.ArrayRecordFile(path) as file:
+            yield file

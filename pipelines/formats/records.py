@@ -1,6 +1,12 @@
-"""Where a stored episode or document is, in any format."""
+"""What every format gives of a file: where each record or document is stored, what it holds, or why it is rejected."""
 
-from typing import NamedTuple
+import contextlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Generic, NamedTuple, TypeVar
+
+_Value = TypeVar("_Value", covariant=True)
 
 
 class ByteRange(NamedTuple):
@@ -16,3 +22,43 @@ class ByteRange(NamedTuple):
     length: int
     crc: int
     payload: str | None = None
+
+
+@dataclass(frozen=True)
+class Stored(Generic[_Value]):
+    """A record or an episode of a file. If it is rejected, ``value`` is None, ``reason`` is one of the index's reasons,
+    and ``lost`` is the number of records that cannot be read because of it."""
+
+    byte_range: ByteRange
+    value: _Value | None
+    reason: str | None = None
+    detail: str | None = None
+    lost: int = 1
+
+
+def too_large(byte_range: ByteRange, max_bytes: int) -> Stored[Any]:
+    """The rejection of a record of more than ``max_bytes``."""
+    detail = f"{byte_range.length} bytes are above max_episode_bytes {max_bytes}"
+    return Stored(byte_range, None, "too_large", detail)
+
+
+@dataclass(frozen=True)
+class RecordFile(ABC):
+    """A file of records at ``path``.
+
+    ``declared`` is the number of records that the metadata of the dataset gives, if any. Messages call the file
+    ``name`` and its records ``noun``.
+    """
+
+    path: str
+    name: str
+    declared: int | None
+    noun: str
+
+    @abstractmethod
+    def read_all(self, max_bytes: int) -> Iterator[Stored[bytes]]:
+        """Yields every record in file order. Damaged records and those above ``max_bytes`` are rejections."""
+
+    @abstractmethod
+    def opened(self) -> contextlib.AbstractContextManager[Callable[[ByteRange], bytes | None]]:
+        """Opens the file. Gives a function that reads one record, or returns None if it has changed since the scan."""

@@ -5,9 +5,8 @@ from typing import Any
 
 from gatokit.pipelines.dataset import ScanUnit as Unit
 from gatokit.pipelines.documents.plan import DocumentUnit, plan_documents
-from gatokit.pipelines.episodes.formats import file_from_json, file_to_json
 from gatokit.pipelines.episodes.plan import plan_episodes
-from gatokit.pipelines.episodes.scan import ScanFile, ScanUnit
+from gatokit.pipelines.episodes.scan import ScanUnit
 from gatokit.pipelines.planning.plan import DatasetPlan
 from gatokit.schemas.config import BuildConfig, EpisodesConfig
 
@@ -26,8 +25,7 @@ def unit_to_json(unit: Unit) -> dict[str, Any]:
     if isinstance(unit, DocumentUnit):
         return {"kind": "documents", **unit.model_dump(mode="json")}
     assert isinstance(unit, ScanUnit)
-    files = [{**item.model_dump(mode="json", exclude={"file"}), "file": file_to_json(item.file)} for item in unit.files]
-    return {"kind": "episodes", **unit.model_dump(mode="json", exclude={"files"}), "files": files}
+    return {"kind": "episodes", **unit.model_dump(mode="json")}
 
 
 def unit_from_json(value: dict[str, Any]) -> Unit:
@@ -35,5 +33,4 @@ def unit_from_json(value: dict[str, Any]) -> Unit:
     fields = dict(value)
     if fields.pop("kind") == "documents":
         return DocumentUnit.model_validate(fields)
-    files = [ScanFile(**{**file, "file": file_from_json(file["file"])}) for file in fields.pop("files")]
-    return ScanUnit.model_validate({**fields, "files": files})
+    return ScanUnit.model_validate(fields)

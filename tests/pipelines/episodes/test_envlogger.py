@@ -9,10 +9,9 @@ import dm_env
 import numpy as np
 import pytest
 
-from gatokit.pipelines.episodes import envlogger as source
-from gatokit.pipelines.episodes import rlds as tfds_source
-from gatokit.pipelines.episodes.envlogger import RiegeliFile
-from gatokit.pipelines.episodes.reader import RawEpisode, SourceDirectory, SourceField, Stored
+from gatokit.pipelines.episodes.envlogger import EnvLoggerFile
+from gatokit.pipelines.episodes.reader import RawEpisode, SourceDirectory, SourceField, StoredEpisode
+from gatokit.pipelines.episodes.rlds import RldsFile
 from gatokit.pipelines.formats.records import ByteRange
 from gatokit.schemas.errors import ConfigError, DataError, RejectedError
 
@@ -71,16 +70,16 @@ def copied(log: Path, tmp_path: Path) -> Path:
 
 
 def read(path: Path) -> SourceDirectory:
-    return source.read_directory(str(path), "log", str(path.parent), None)
+    return EnvLoggerFile.read_directory(str(path), "log", str(path.parent), None)
 
 
-def rows(directory: SourceDirectory, max_bytes: int = LARGE) -> list[Stored]:
-    return [row for file in directory.files for row in file.read_all(directory.features, max_bytes)]
+def rows(directory: SourceDirectory, max_bytes: int = LARGE) -> list[StoredEpisode]:
+    return [row for file in directory.files for row in file.read_all(max_bytes)]
 
 
-def episode_of(row: Stored) -> RawEpisode:
-    assert row.episode is not None, row.detail
-    return row.episode
+def episode_of(row: StoredEpisode) -> RawEpisode:
+    assert row.value is not None, row.detail
+    return row.value
 
 
 def at(value: Any, path: str) -> Any:
@@ -95,7 +94,7 @@ def same(ours: Any, theirs: Sequence[Any]) -> bool:
     return bool(np.array_equal(ours, np.array(theirs)))
 
 
-def lists(directory: SourceDirectory, row: Stored) -> dict[str, list[Any]]:
+def lists(directory: SourceDirectory, row: StoredEpisode) -> dict[str, list[Any]]:
     """Every field's values."""
     return {field.path: list(episode_of(row).column(field)) for field in directory.features.steps}
 
@@ -148,7 +147,7 @@ def test_both_backends_give_the_same_episodes(log: Path, tmp_path: Path) -> None
         writer.set_episode_metadata(metadata or {})
     writer.close()
 
-    ours, theirs = read(log), tfds_source.read_directory(str(path), "tfds", str(tmp_path), None)
+    ours, theirs = read(log), RldsFile.read_directory(str(path), "tfds", str(tmp_path), None)
     assert [file.name for file in theirs.files] == [f"tfds/0.0.1/recorded-train.tfrecord-0000{i}" for i in range(3)]
     assert [file.episodes for file in theirs.files] == [2, 2, 1]
     described = [(field.path, field.dtype, field.shape, field.form, field.num) for field in ours.features.steps]
@@ -210,7 +209,7 @@ def test_a_log_of_the_environment_wrapper(native_envlogger: Path, tmp_path: Path
 
 def test_a_shard_is_a_file(log: Path) -> None:
     directory = read(log)
-    assert [len(list(file.read_all(directory.features, LARGE))) for file in directory.files] == [2, 2, 1]
+    assert [len(list(file.read_all(LARGE))) for file in directory.files] == [2, 2, 1]
     for file in directory.files:
         assert file.name == os.path.relpath(file.path, log.parent)
         assert file.size == os.path.getsize(file.path)
@@ -220,8 +219,8 @@ def test_a_shard_is_a_file(log: Path) -> None:
 def test_read_some_gives_what_read_all_found(log: Path) -> None:
     directory = read(log)
     file = directory.files[0]
-    whole = list(file.read_all(directory.features, LARGE))
-    again = list(file.read_some(directory.features, [row.place for row in reversed(whole)]))
+    whole = list(file.read_all(LARGE))
+    again = list(file.read_some([row.byte_range for row in reversed(whole)]))
     for row, episode in zip(reversed(whole), again, strict=True):
         for field in directory.features.steps:
             assert same(episode.column(field), list(episode_of(row).column(field)))
@@ -229,7 +228,7 @@ def test_read_some_gives_what_read_all_found(log: Path) -> None:
 
 def test_places_identify_content(log: Path, tmp_path: Path, write_riegeli: Callable) -> None:
     one, two, other = (
-        [row.place for row in rows(read(write_riegeli(tmp_path / name, recorded((4, 2), seed=seed))))]
+        [row.byte_range for row in rows(read(write_riegeli(tmp_path / name, recorded((4, 2), seed=seed))))]
         for name, seed in (("one", 0), ("two", 0), ("other", 1))
     )
     assert one == two
@@ -238,25 +237,25 @@ def test_places_identify_content(log: Path, tmp_path: Path, write_riegeli: Calla
     metadata = episodes[0][1]
     assert metadata is not None
     metadata["agent_id"] = "another"
-    relabelled = [row.place for row in rows(read(write_riegeli(tmp_path / "relabelled", episodes)))]
+    relabelled = [row.byte_range for row in rows(read(write_riegeli(tmp_path / "relabelled", episodes)))]
     assert (relabelled[0] != one[0], relabelled[1] == one[1]) == (True, True)
 
 
 def test_a_file_changed_after_the_scan_is_an_error(copied: Path) -> None:
     directory = read(copied)
     file = directory.files[1]
-    place = next(iter(file.read_all(directory.features, LARGE))).place
-    assert isinstance(file, RiegeliFile)
+    place = next(iter(file.read_all(LARGE))).byte_range
+    assert isinstance(file, EnvLoggerFile)
     for changed in (
         ByteRange(place.position, 0, place.length, place.crc ^ 1),
         ByteRange(place.position, 0, place.length - 1, place.crc),
         ByteRange(9, 0, place.length, place.crc),
     ):
         with pytest.raises(DataError, match=rf"^{file.name}: episode \d changed between scan and build"):
-            list(file.read_some(directory.features, [changed]))
+            list(file.read_some([changed]))
     Path(file.path).write_bytes(b"")
     with pytest.raises(DataError, match=rf"^{file.name}: episode 0 changed between scan and build"):
-        list(file.read_some(directory.features, [place]))
+        list(file.read_some([place]))
 
 
 def test_a_killed_recording_is_one_row(copied: Path) -> None:
@@ -281,23 +280,23 @@ def test_a_damaged_shard_loses_its_own_episodes_and_says_so(copied: Path, part: 
     for offset in range(0, len(data), max(1, len(data) // 40)):
         damaged.write_bytes(data[:offset] + bytes([data[offset] ^ 0x10]) + data[offset + 1 :])
         found = rows(directory)
-        assert [row.place for row in found[-3:]] == [row.place for row in sound[-3:]]
-        bad = [row for row in found if row.episode is None]
+        assert [row.byte_range for row in found[-3:]] == [row.byte_range for row in sound[-3:]]
+        bad = [row for row in found if row.value is None]
         if part == "episode_metadata":
-            assert [row.place.position for row in found[:-3]] == [0, 1]
-            assert [row.place for row in found] != [row.place for row in sound]
+            assert [row.byte_range.position for row in found[:-3]] == [0, 1]
+            assert [row.byte_range for row in found] != [row.byte_range for row in sound]
         else:
             assert bad
             assert sum(row.lost for row in bad) in (1, 2)
-            good = [row.place for row in found[:-3] if row.episode is not None]
-            assert {place.crc for place in good} <= {row.place.crc for row in sound}
+            good = [row.byte_range for row in found[:-3] if row.value is not None]
+            assert {place.crc for place in good} <= {row.byte_range.crc for row in sound}
             assert sum(row.lost for row in found[:-3]) in (1, 2)
             assert all(str(copied) not in (row.detail or "") for row in bad)
 
 
 def test_an_episode_above_the_limit_is_rejected(log: Path) -> None:
     directory = read(log)
-    lengths = [row.place.length for row in rows(directory)]
+    lengths = [row.byte_range.length for row in rows(directory)]
     found = rows(directory, max_bytes=sorted(lengths)[-2])
     assert [row.reason for row in found] == [None, None, "too_large", None, None]
 
@@ -358,7 +357,7 @@ def test_metadata_of_early_versions_is_in_the_first_step(tmp_path: Path, write_r
 
 def test_a_log_has_no_splits(log: Path) -> None:
     with pytest.raises(ConfigError, match=r"log: an EnvLogger log has no splits; leave out `splits: \[train\]`$"):
-        source.read_directory(str(log), "log", str(log.parent), ("train",))
+        EnvLoggerFile.read_directory(str(log), "log", str(log.parent), ("train",))
 
 
 def test_a_log_without_episodes_is_an_error(copied: Path) -> None:
@@ -369,16 +368,16 @@ def test_a_log_without_episodes_is_an_error(copied: Path) -> None:
 
 
 def test_corrupt_metadata_of_a_log_is_an_error(copied: Path) -> None:
-    (copied / source.MARKER).write_bytes(b"no Riegeli file")
+    (copied / EnvLoggerFile.marker).write_bytes(b"no Riegeli file")
     with pytest.raises(DataError, match=r"log/metadata.riegeli: EnvLogger cannot read it: "):
         read(copied)
 
 
 READ = """
 import sys
-from gatokit.pipelines.episodes import envlogger
+from gatokit.pipelines.episodes.envlogger import EnvLoggerFile
 try:
-    print(len(envlogger.read_directory(sys.argv[1], "log", ".", None).files))
+    print(len(EnvLoggerFile.read_directory(sys.argv[1], "log", ".", None).files))
 except Exception as error:
     print(type(error).__name__, error)
 """

@@ -10,9 +10,9 @@ import pyarrow as pa
 import pytest
 
 from gatokit.pipelines.dataset import TASK_ROWS, ShardSettings
-from gatokit.pipelines.episodes.envlogger import RiegeliFile
-from gatokit.pipelines.episodes.examples import ArrayRecordFile, TfRecordFile
+from gatokit.pipelines.episodes.envlogger import EnvLoggerFile
 from gatokit.pipelines.episodes.reader import EpisodeFile, SourceFeatures, SourceField
+from gatokit.pipelines.episodes.rlds import RldsFile
 from gatokit.pipelines.episodes.tokenize import EpisodeShardHeader
 from gatokit.pipelines.planning.shard_task import ShardTask
 from gatokit.schemas.episode import EpisodeSpec, FieldSpec
@@ -26,7 +26,7 @@ SETTINGS = {"chunk_tokens": 4096, "discrete_offset": 0, "vocabulary_digest": "v"
 
 def file(number: int, **changes: Any) -> EpisodeFile:
     fields = {"path": f"/mnt/data/f{number}", "name": f"reach/f{number}", "size": 100 + number, "episodes": 2}
-    return TfRecordFile.model_validate(fields | changes)
+    return RldsFile.model_validate({"format": "tfrecord"} | fields | changes)
 
 
 def row(number: int, **changes: Any) -> dict[str, Any]:
@@ -167,9 +167,9 @@ def test_equal_features_are_stored_once() -> None:
 def test_round_trip_through_a_file(tmp_path: Path) -> None:
     fields = {"path": "/p", "name": "n", "size": 1, "episodes": None}
     files: list[tuple[EpisodeFile, SourceFeatures]] = [
-        (TfRecordFile.model_validate(fields), FEATURES),
-        (ArrayRecordFile.model_validate(fields), OTHER),
-        (RiegeliFile.model_validate(fields), FEATURES),
+        (RldsFile.model_validate({"format": "tfrecord"} | fields), FEATURES),
+        (RldsFile.model_validate({"format": "array_record"} | fields), OTHER),
+        (EnvLoggerFile.model_validate(fields), FEATURES),
     ]
     written = order({"order": 0.1, "reason": "ü", "kept": False}, files)
     written.write(tmp_path / "orders" / "order.parquet")
@@ -179,5 +179,5 @@ def test_round_trip_through_a_file(tmp_path: Path) -> None:
     assert again.rows.column_names == TASK_ROWS.names
     assert again.fingerprint == written.fingerprint
     assert again.header.source_files() == [item for item, _ in files]
-    assert [type(item) for item in again.header.source_files()] == [TfRecordFile, ArrayRecordFile, RiegeliFile]
+    assert [type(item) for item in again.header.source_files()] == [RldsFile, RldsFile, EnvLoggerFile]
     assert [path.name for path in (tmp_path / "orders").iterdir()] == ["order.parquet"]

@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 import pytest
 
-from gatokit.pipelines.episodes import rlds as source
-from gatokit.pipelines.episodes.reader import EpisodeFile, RawEpisode, SourceDirectory, SourceField, Stored
+from gatokit.pipelines.episodes.reader import EpisodeFile, RawEpisode, SourceDirectory, SourceField, StoredEpisode
+from gatokit.pipelines.episodes.rlds import RldsFile
 from gatokit.pipelines.formats import tfrecord
 from gatokit.schemas.errors import ConfigError, DataError, RejectedError
 
@@ -127,12 +127,12 @@ def simple(request: pytest.FixtureRequest, tmp_path: Path, write_tfds: Callable)
 
 
 def read(path: Path, splits: tuple[str, ...] | None = None) -> SourceDirectory:
-    return source.read_directory(str(path), "task", str(path.parent), splits)
+    return RldsFile.read_directory(str(path), "task", str(path.parent), splits)
 
 
-def stored(directory: SourceDirectory, max_bytes: int = LARGE) -> Iterator[tuple[EpisodeFile, Stored]]:
+def stored(directory: SourceDirectory, max_bytes: int = LARGE) -> Iterator[tuple[EpisodeFile, StoredEpisode]]:
     for file in directory.files:
-        for found in file.read_all(directory.features, max_bytes):
+        for found in file.read_all(max_bytes):
             yield file, found
 
 
@@ -177,7 +177,7 @@ def assert_same(field: SourceField, ours: Any, theirs: list[Any]) -> None:
 
 def test_every_value_is_that_of_tfds(rich: Path) -> None:
     directory = read(rich)
-    episodes = [found.episode for _, found in stored(directory)]
+    episodes = [found.value for _, found in stored(directory)]
     truth = oracle(rich)
     assert [len(steps) for _, steps in truth] == list(LENGTHS)
     assert len(episodes) == len(truth)
@@ -237,9 +237,9 @@ def test_bare_tensors_are_observation_and_action(simple: Path) -> None:
     directory = read(simple)
     assert [field.path for field in directory.features.steps] == ["action", "is_last", "observation", "reward"]
     for (_, found), (_, steps) in zip(stored(directory), oracle(simple), strict=True):
-        assert found.episode is not None
+        assert found.value is not None
         for field in directory.features.steps:
-            assert_same(field, found.episode.column(field), [step[field.path] for step in steps])
+            assert_same(field, found.value.column(field), [step[field.path] for step in steps])
 
 
 def test_files_are_named_below_the_source_and_counted(simple: Path) -> None:
@@ -249,20 +249,20 @@ def test_files_are_named_below_the_source_and_counted(simple: Path) -> None:
         (f"simple/recorded-train.{suffix}-0000{i}", n, (simple / f"recorded-train.{suffix}-0000{i}").stat().st_size)
         for i, n in enumerate((2, 2, 1))
     ]
-    assert [found.place.position for _, found in stored(directory)] == [0, 1, 0, 1, 0]
+    assert [found.byte_range.position for _, found in stored(directory)] == [0, 1, 0, 1, 0]
 
 
 def test_read_some_gives_what_read_all_found(rich: Path) -> None:
     directory = read(rich)
     fields = [field for field in directory.features.steps if field.form != "unreadable"]
     for file in directory.files:
-        whole = list(file.read_all(directory.features, LARGE))
-        again = list(file.read_some(directory.features, [found.place for found in reversed(whole)]))
+        whole = list(file.read_all(LARGE))
+        again = list(file.read_some([found.byte_range for found in reversed(whole)]))
         assert len(again) == len(whole)
         for first, second in zip(reversed(whole), again, strict=True):
-            assert first.episode is not None
+            assert first.value is not None
             for field in fields:
-                assert np.array_equal(first.episode.column(field), second.column(field))
+                assert np.array_equal(first.value.column(field), second.column(field))
 
 
 def test_places_identify_content(tmp_path: Path, write_tfds: Callable) -> None:
@@ -270,7 +270,7 @@ def test_places_identify_content(tmp_path: Path, write_tfds: Callable) -> None:
         write_tfds(tmp_path / name, simple_steps(), simple_episodes(lengths))
         for name, lengths in (("one", (3, 4)), ("two", (3, 5)))
     )
-    first, second = ([found.place for _, found in stored(read(path))] for path in (one, two))
+    first, second = ([found.byte_range for _, found in stored(read(path))] for path in (one, two))
     assert first[0] == second[0]
     assert first[1].crc != second[1].crc
 
@@ -289,17 +289,17 @@ def test_splits_are_all_or_those_named(tmp_path: Path, write_tfds: Callable) -> 
 
 
 def test_an_episode_above_the_limit_is_rejected_unread(simple: Path) -> None:
-    limit = sorted(found.place.length for _, found in stored(read(simple)))[-2]
-    rejected = [found for _, found in stored(read(simple), limit) if found.episode is None]
-    assert [(found.reason, found.place.position, found.lost) for found in rejected] == [("too_large", 0, 1)]
-    assert rejected[0].detail == f"{rejected[0].place.length} bytes are above max_episode_bytes {limit}"
+    limit = sorted(found.byte_range.length for _, found in stored(read(simple)))[-2]
+    rejected = [found for _, found in stored(read(simple), limit) if found.value is None]
+    assert [(found.reason, found.byte_range.position, found.lost) for found in rejected] == [("too_large", 0, 1)]
+    assert rejected[0].detail == f"{rejected[0].byte_range.length} bytes are above max_episode_bytes {limit}"
 
 
 @pytest.mark.parametrize("change", ["payload", "shorter", "another"])
 def test_a_file_changed_after_the_scan_is_an_error(simple: Path, change: str) -> None:
     directory = read(simple)
     file = directory.files[0]
-    places = [found.place for found in file.read_all(directory.features, LARGE)]
+    places = [found.byte_range for found in file.read_all(LARGE)]
     data = bytearray(Path(file.path).read_bytes())
     if change == "payload":
         data[places[1].offset + 20 if places[1].offset else data.rindex(b"reward") + 12] ^= 1
@@ -309,7 +309,7 @@ def test_a_file_changed_after_the_scan_is_an_error(simple: Path, change: str) ->
         data = bytearray(Path(directory.files[1].path).read_bytes())
     Path(file.path).write_bytes(bytes(data))
     with pytest.raises(DataError, match=rf"^{file.name}: episode \d changed between scan and build"):
-        list(file.read_some(directory.features, places))
+        list(file.read_some(places))
 
 
 def test_a_missing_shard_is_named(simple: Path) -> None:
@@ -359,18 +359,18 @@ def test_a_dataset_without_episodes_is_named(tmp_path: Path) -> None:
 def test_a_corrupt_payload_costs_one_row(tmp_path: Path, write_tfds: Callable) -> None:
     path = write_tfds(tmp_path / "a", simple_steps(), simple_episodes(), max_examples_per_shard=5)
     directory = read(path)
-    places = [found.place for _, found in stored(directory)]
+    places = [found.byte_range for _, found in stored(directory)]
     flip(Path(directory.files[0].path), places[2].offset + tfrecord.HEADER + 30)
     rows = [found for _, found in stored(directory)]
     assert [row.reason for row in rows] == [None, None, "corrupt_record", None, None]
     assert rows[2].detail == "the payload does not match its checksum"
-    assert [row.place.position for row in rows] == [0, 1, 2, 3, 4]
+    assert [row.byte_range.position for row in rows] == [0, 1, 2, 3, 4]
 
 
 def test_a_corrupt_length_costs_the_rest_of_the_file(tmp_path: Path, write_tfds: Callable) -> None:
     path = write_tfds(tmp_path / "a", simple_steps(), simple_episodes(), max_examples_per_shard=5)
     directory = read(path)
-    places = [found.place for _, found in stored(directory)]
+    places = [found.byte_range for _, found in stored(directory)]
     flip(Path(directory.files[0].path), places[2].offset)
     rows = [found for _, found in stored(directory)]
     assert [(row.reason, row.lost) for row in rows] == [(None, 1), (None, 1), ("corrupt_length", 3)]
@@ -380,7 +380,7 @@ def test_a_corrupt_length_costs_the_rest_of_the_file(tmp_path: Path, write_tfds:
 def test_a_file_cut_between_records_tells_what_is_lost(tmp_path: Path, write_tfds: Callable) -> None:
     path = write_tfds(tmp_path / "a", simple_steps(), simple_episodes(), max_examples_per_shard=5)
     directory = read(path)
-    places = [found.place for _, found in stored(directory)]
+    places = [found.byte_range for _, found in stored(directory)]
     os.truncate(directory.files[0].path, places[1].offset)
     rows = [found for _, found in stored(directory)]
     assert [(row.reason, row.lost) for row in rows] == [(None, 1), ("corrupt_length", 4)]
@@ -396,7 +396,7 @@ def test_a_truncated_array_record_file_is_one_row(tmp_path: Path, write_tfds: Ca
     file = directory.files[0]
     os.truncate(file.path, int(size if size >= 1 else size * file.size))
     rows = [found for _, found in stored(directory)]
-    assert [(row.reason, row.lost, row.place.position) for row in rows] == [("corrupt_length", 5, 0)]
+    assert [(row.reason, row.lost, row.byte_range.position) for row in rows] == [("corrupt_length", 5, 0)]
     assert rows[0].detail == "the file holds 0 of the 5 episodes that its dataset states"
 
 
@@ -406,18 +406,18 @@ def test_a_flipped_bit_of_an_array_record_file_costs_one_row_or_the_file(tmp_pat
     )
     directory = read(path)
     file = Path(directory.files[0].path)
-    sound = [found.place for _, found in stored(directory)]
+    sound = [found.byte_range for _, found in stored(directory)]
     written = file.read_bytes()
     seen = set()
     for offset in np.flatnonzero(np.frombuffer(written, np.uint8))[::9]:
         flip(file, int(offset))
         rows = [found for _, found in stored(directory)]
-        bad = [row for row in rows if row.episode is None]
+        bad = [row for row in rows if row.value is None]
         assert str(tmp_path) not in str([row.detail for row in bad])
         seen.add(tuple((row.reason, row.lost) for row in bad))
         if not bad or bad[0].reason == "corrupt_record":
-            assert [row.place.position for row in rows] == [0, 1, 2]
-            assert all(row.place == sound[row.place.position] for row in rows if row.episode is not None)
+            assert [row.byte_range.position for row in rows] == [0, 1, 2]
+            assert all(row.byte_range == sound[row.byte_range.position] for row in rows if row.value is not None)
         file.write_bytes(written)
     assert seen == {(), (("corrupt_record", 1),), (("corrupt_length", 3),)}
 
@@ -483,7 +483,7 @@ def test_metadata_that_is_no_text_is_a_rejection(tmp_path: Path, write_tfds: Cal
 
 
 def first(path: Path) -> RawEpisode:
-    episode = next(found.episode for _, found in stored(read(path)))
+    episode = next(found.value for _, found in stored(read(path)))
     assert episode is not None
     return episode
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gatokit.pipelines.episodes.chunks import cuts, records
+from gatokit.pipelines.episodes.tokenize import chunk_starts, records
 from gatokit.schemas.episode import Episode
 from gatokit.schemas.record import Record
 from gatokit.schemas.tokens import EncodedImage, PlacedImage, TokenSequence
@@ -43,14 +43,14 @@ def begins(lengths: list[int]) -> np.ndarray:
     ],
 )
 def test_cuts(lengths: list[int], most: int, expected: list[int]) -> None:
-    assert cuts(begins(lengths), sum(lengths), most) == expected
+    assert chunk_starts(begins(lengths), sum(lengths), most) == expected
     assert greedy(lengths, most) == expected
 
 
 @settings(max_examples=150)
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=60), st.integers(1, 60))
 def test_cuts_agree_with_the_loop(lengths: list[int], most: int) -> None:
-    starts = cuts(begins(lengths), sum(lengths), most)
+    starts = chunk_starts(begins(lengths), sum(lengths), most)
     assert starts == greedy(lengths, most)
     for first, last in zip(starts, [*starts[1:], len(lengths)], strict=True):
         assert sum(lengths[first:last]) <= most or last == first + 1
