@@ -42,14 +42,19 @@ def test_frames_are_those_of_tensorflow(written: bytes) -> None:
     found, error = read(written)
     assert error is None
     assert len(written) == SIZE
-    assert [(frame.offset, frame.length, frame.data, frame.sound) for frame in found] == [
+    assert [(frame.offset, frame.length, frame.data, frame.is_sound) for frame in found] == [
         (offset, len(payload), payload, True) for offset, payload in zip(OFFSETS, PAYLOADS, strict=True)
     ]
 
 
-def test_read_frame_returns_what_frames_found(written: bytes) -> None:
-    for frame in read(written)[0]:
-        assert tfrecord.read_frame(reading(written), frame.offset, frame.length) == (frame.data, frame.crc)
+def test_a_record_is_read_alone_while_it_is_what_the_scan_found(written: bytes, tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(written)
+    file = tfrecord.TfRecordFile(str(tmp_path / "f"), "f", None, "records")
+    stored = list(file.read_all(1 << 20))
+    with file.opened() as read_one:
+        assert [read_one(item.byte_range) for item in stored] == [item.value for item in stored] == PAYLOADS
+        for changed in ({"crc": 1}, {"offset": 1}, {"length": 4}):
+            assert read_one(stored[0].byte_range._replace(**changed)) is None
 
 
 @pytest.mark.parametrize("at", range(SIZE))
@@ -64,7 +69,7 @@ def test_a_flipped_bit_costs_one_record_or_the_rest_of_the_file(written: bytes, 
         assert [frame.data for frame in found] == PAYLOADS[:hit]
     else:
         assert error is None
-        assert [frame.sound for frame in found] == [ordinal != hit for ordinal in range(len(PAYLOADS))]
+        assert [frame.is_sound for frame in found] == [ordinal != hit for ordinal in range(len(PAYLOADS))]
 
 
 @pytest.mark.parametrize("size", range(SIZE))
@@ -72,7 +77,7 @@ def test_a_truncated_file_keeps_its_whole_records(written: bytes, size: int) -> 
     whole = sum(end <= size for end in [*OFFSETS[1:], SIZE])
     found, error = read(written[:size])
     assert [frame.data for frame in found] == PAYLOADS[:whole]
-    assert all(frame.sound for frame in found)
+    assert all(frame.is_sound for frame in found)
     if size in (*OFFSETS, SIZE):
         assert error is None
     else:
