@@ -1,188 +1,316 @@
-"""Captions in a JSON file, their pictures in a folder: what COCO and VQA have in common.
+"""Captions in a JSON file and their images in a folder: COCO (cocodataset.org), VQAv2 (visualqa.org) and OK-VQA
+(okvqa.allenai.org).
 
-Documents are ordered by picture, so that each picture is opened once for all its texts.
+Documents are ordered by image, so that each image is opened once for all its texts.
 """
 
-import errno
-import functools
+import itertools
 import json
 import os
-import stat
+import string
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import ClassVar
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import google_crc32c
 
-from gatokit.pipelines.documents.captions import captioned, printable, rejected, too_large
-from gatokit.pipelines.documents.reader import CorpusFile, FoundDocument, Part, changed
+from gatokit.pipelines.documents.image_files import ImageFolder, image_folder
+from gatokit.pipelines.documents.reader import (
+    DocumentFile,
+    Part,
+    ScannedDocument,
+    captioned,
+    image_directory,
+    printable,
+    rejected,
+    source_files,
+    string_of,
+    too_large,
+    value_of,
+)
+from gatokit.pipelines.formats.json_lines import read_object
 from gatokit.pipelines.formats.records import ByteRange
-from gatokit.schemas.errors import DataError, RejectedError
-from gatokit.storage import files
-from gatokit.storage.files import is_remote
+from gatokit.schemas.config import ImageQuestionAnswerConfig, ImageTextConfig
+from gatokit.schemas.errors import ConfigError, DataError, RejectedError
 
-_NOT_THERE = {errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES}
-_NO_FILE = {errno.EISDIR, errno.ENXIO}
+SUFFIXES = (".jpg", ".png", ".jpeg", ".webp")
+"""Suffixes under which an image of VQA is looked for if it is not there under its own."""
+
+_COCO_HINT = "give a captions JSON of COCO, such as captions_train2017.json (test sets have no captions)"
+_QUESTIONS_HINT = "give the questions JSON of VQAv2 or OK-VQA as `questions`"
+_ANSWERS_HINT = "give the answers JSON of the same questions as `annotations` (test sets have no public answers)"
+
+Id = int | str
 
 
-@dataclass(frozen=True)
-class Caption:
-    """A document as the JSON describes it: its text and its picture's file name, or why it is rejected."""
+class Caption(NamedTuple):
+    """A document as the JSON describes it: its text and the name of its image's file, or why it is rejected."""
 
     key: str
     text: str = ""
-    picture: str = ""
-    why: RejectedError | None = None
+    image: str = ""
+    error: RejectedError | None = None
 
 
-class PictureFolderFile(CorpusFile):
-    """A JSON file that names pictures in the folder ``image_dir``."""
+def find(
+    config: ImageTextConfig | ImageQuestionAnswerConfig, field: str, base: Path
+) -> list["CocoFile"] | list["VqaFile"]:
+    """See ``reader.find_documents``."""
+    if isinstance(config, ImageTextConfig):
+        assert config.image_dir is not None
+        files = source_files(config.source, f"{field}.source", base, (".json",))
+        folder = image_directory(config.image_dir, f"{field}.image_dir", base)
+        return [CocoFile(**file, image_dir=folder) for file in files]
+    sources = {}
+    for key, pattern in (("questions", config.questions), ("annotations", config.annotations)):
+        files = source_files(pattern, f"{field}.{key}", base)
+        if len(files) != 1:
+            raise ConfigError(f"{field}.{key}: matches {len(files)} files; name one, and make a dataset of each")
+        sources[key] = files[0]
+    return [
+        VqaFile(
+            **sources["questions"],
+            annotations=sources["annotations"]["path"],
+            image_dir=image_directory(config.image_dir, f"{field}.image_dir", base),
+            image_name=config.image_name,
+            template=config.template,
+        )
+    ]
+
+
+class ImageFolderFile(DocumentFile):
+    """A JSON file that names images in the folder ``image_dir``."""
 
     image_dir: str
 
-    folder: ClassVar[bool] = True
-
     @abstractmethod
     def captions(self) -> Iterator[Caption]:
-        """Every document of the JSON file, those of one picture one after the other."""
+        """Every document of the JSON file, those of one image one after the other."""
 
-    def scan(self, max_bytes: int) -> Iterator[FoundDocument]:
-        """See ``CorpusFile``."""
-        folder = picture_folder(self.image_dir)
-        opened: str | None = None
-        picture: bytes | RejectedError = b""
+    def scan(self, max_bytes: int) -> Iterator[ScannedDocument]:
+        """See ``DocumentFile``."""
+        folder = image_folder(self.image_dir)
+        name: str | None = None
+        image: bytes | RejectedError = b""
         crc = 0
         for position, document in enumerate(self.captions()):
             place = ByteRange(position, 0, 0, 0)
-            if document.why is not None:
-                yield rejected(place, document.key, document.why)
+            if document.error is not None:
+                yield rejected(place, document.key, document.error)
                 continue
-            if document.picture != opened:
-                opened, picture = document.picture, _tried(folder, document.picture, max_bytes)
-                crc = 0 if isinstance(picture, RejectedError) else google_crc32c.value(picture)
-            group = printable(document.picture)
-            if isinstance(picture, RejectedError):
-                yield rejected(place, document.key, picture, group)
+            if document.image != name:
+                name = document.image
+                try:
+                    image = folder.read(name, max_bytes)
+                    crc = google_crc32c.value(image)
+                except RejectedError as error:
+                    image = error
+            group = printable(document.image)
+            if isinstance(image, RejectedError):
+                yield rejected(place, document.key, image, group)
                 continue
             text = document.text.encode("utf-8", "replace")
-            length = len(picture) + len(text)
-            payload = json.dumps([document.picture, document.text], separators=(",", ":"))
+            length = len(image) + len(text)
+            payload = json.dumps([document.image, document.text], separators=(",", ":"))
             place = ByteRange(position, 0, length, google_crc32c.extend(crc, text), payload)
             if length > max_bytes:
-                yield rejected(place, document.key, too_large(length, max_bytes), group)
+                yield rejected(place, document.key, too_large(max_bytes, f"{length} bytes are"), group)
             else:
-                yield captioned(place, document.key, picture, document.text, group=group)
+                yield captioned(place, document.key, image, document.text, group=group)
 
     def read(self, places: Iterable[ByteRange]) -> Iterator[list[Part]]:
-        """See ``CorpusFile``."""
-        folder = picture_folder(self.image_dir)
-        opened, picture, crc = None, b"", 0
+        """See ``DocumentFile``."""
+        folder = image_folder(self.image_dir)
+        last, image, crc = None, b"", 0
         for place in places:
             name, text = json.loads(place.payload or "")
-            if name != opened:
+            if name != last:
                 try:
-                    picture = folder.read(name, place.length)
+                    image = folder.read(name, place.length)
                 except RejectedError:
-                    raise changed(self, place) from None
-                opened, crc = name, google_crc32c.value(picture)
+                    raise self.changed(place) from None
+                last, crc = name, google_crc32c.value(image)
             if google_crc32c.extend(crc, text.encode()) != place.crc:
-                raise changed(self, place)
-            yield [picture, text]
+                raise self.changed(place)
+            yield [image, text]
 
 
-def picture_folder(path: str) -> "PictureFolder | ObjectFolder":
-    """The folder of pictures at ``path``; DataError where there is none."""
-    if not _is_folder(path):
-        raise DataError(f"{path}: is no folder; set `image_dir` to the folder of the pictures")
-    return ObjectFolder(path) if is_remote(path) else PictureFolder(path)
+class _Captions:
+    """The documents of a JSON file, in the order in which their images are first mentioned; rejected ones last."""
 
+    def __init__(self) -> None:
+        self.images: dict[Id, None] = {}
+        self.keys: set[str] = set()
+        self._captions: list[tuple[Id, Caption]] = []
+        self._rejected: list[Caption] = []
 
-def _is_folder(path: str) -> bool:
-    return _has_objects(path) if is_remote(path) else os.path.isdir(path)
+    def add(self, key: str, text: str, image: Id) -> None:
+        """Adds a document. Raises RejectedError if there is one with its key."""
+        if key in self.keys:
+            raise RejectedError("duplicate_id", f"the id {key!r:.200} comes a second time")
+        self.keys.add(key)
+        self.images.setdefault(image)
+        self._captions.append((image, Caption(key, text)))
 
+    def reject(self, key: str, error: RejectedError) -> None:
+        """Adds a rejected document."""
+        self.keys.add(key)
+        self._rejected.append(Caption(key, error=error.with_traceback(None)))
 
-@functools.lru_cache(maxsize=64)
-def _has_objects(path: str) -> bool:
-    return files.is_directory(path)
-
-
-class PictureFolder:
-    """Reads pictures by name; no name leads out of the folder."""
-
-    def __init__(self, path: str) -> None:
-        self._path, self._root = path, os.path.realpath(path)
-
-    def has(self, name: str) -> bool:
-        """Whether there is something of that name."""
-        return os.path.lexists(os.path.join(self._path, name))
-
-    def read(self, name: str, most: int) -> bytes:
-        """The bytes of the file ``name``.
-
-        RejectedError where it is missing, is no file or lies elsewhere (``missing_image``), or is above ``most``
-        bytes.
-        """
-        try:
-            with open(name, "rb", buffering=0, opener=self._open) as file:
-                about = os.fstat(file.fileno())
-                if not stat.S_ISREG(about.st_mode):
-                    raise RejectedError("missing_image", f"{name!r:.200} is no file")
-                if about.st_size > most:
-                    raise too_large(about.st_size, most)
-                return file.read(about.st_size)
-        except ValueError:
-            raise RejectedError("missing_image", f"{name!r:.200} is no name of a file") from None
-        except OSError as error:
-            if error.errno in _NO_FILE:
-                raise RejectedError("missing_image", f"{name!r:.200} is no file") from None
-            if error.errno not in _NOT_THERE:
-                raise
-            raise RejectedError("missing_image", f"{name!r:.200} is not in image_dir: {error.strerror}") from None
-
-    def _open(self, name: str, flags: int) -> int:
-        path = os.path.join(self._root, name)
-        if "/" not in name:
+    def by_image(self, file_name: Callable[[Id], str]) -> Iterator[Caption]:
+        """All documents; ``file_name`` gives the name of an image's file, or raises RejectedError."""
+        order = {image: number for number, image in enumerate(self.images)}
+        self._captions.sort(key=lambda item: order[item[0]])
+        for image, items in itertools.groupby(self._captions, lambda item: item[0]):
             try:
-                return os.open(path, flags | os.O_NONBLOCK | os.O_NOFOLLOW)
-            except OSError as error:
-                if error.errno != errno.ELOOP:
-                    raise
-        real = os.path.realpath(path)
-        if os.path.isabs(name) or ".." in name.split("/") or not real.startswith(os.path.join(self._root, "")):
-            raise RejectedError("missing_image", f"{name!r:.200} leads out of image_dir")
-        return os.open(real, flags | os.O_NONBLOCK)
+                name, problem = file_name(image), None
+            except RejectedError as error:
+                name, problem = "", error
+            for _, caption in items:
+                yield caption._replace(image=name, error=problem)
+        yield from self._rejected
 
 
-class ObjectFolder:
-    """The same of objects."""
+class CocoFile(ImageFolderFile):
+    """A captions JSON of COCO; every annotation is a document, and its id the key."""
 
-    def __init__(self, path: str) -> None:
-        self._path = path
+    type: str = "coco"
 
-    def has(self, name: str) -> bool:
-        """See ``PictureFolder``."""
-        return _stays_inside(name) and files.exists(f"{self._path}/{name}")
+    def captions(self) -> Iterator[Caption]:
+        """See ``ImageFolderFile``."""
+        names: dict[Id, str] = {}
+        captions = _Captions()
+        lists, fields = ("images", "annotations"), {"id", "file_name", "caption", "image_id"}
+        content = read_object(self.path, self.name, lists, fields, hint=_COCO_HINT)
+        for list_name, entries in content.items():  # in the file's order, which may begin with either
+            for number, entry in enumerate(entries):
+                key = f"annotations[{number}]"
+                try:
+                    id = _id(entry, "id")
+                    if list_name == "images":
+                        names[id] = string_of(entry, "file_name")
+                        captions.images.setdefault(id)
+                    else:
+                        key = printable(str(id))
+                        captions.add(key, string_of(entry, "caption"), _id(entry, "image_id"))
+                except RejectedError as error:
+                    if list_name == "annotations":  # an image without a name is reported by its annotations
+                        captions.reject(key, error)
 
-    def read(self, name: str, most: int) -> bytes:
-        """See ``PictureFolder``."""
-        if not _stays_inside(name):
-            raise RejectedError("missing_image", f"{name!r:.200} leads out of image_dir")
+        def file_name(image: Id) -> str:
+            if image not in names:
+                raise RejectedError(
+                    "missing_field", f"`images` has no entry with id {image!r:.200} and a file_name"
+                )
+            return names[image]
+
+        yield from captions.by_image(file_name)
+
+
+class VqaFile(ImageFolderFile):
+    """A questions JSON of VQA; every question is a document, and its ``question_id`` the key.
+
+    ``annotations`` is the JSON file of the answers, ``image_name`` makes the name of an image's file from
+    ``data_subtype`` and ``image_id``, and ``template`` makes the text from ``question`` and ``answer``.
+    """
+
+    type: str = "vqa"
+    annotations: str
+    image_name: str
+    template: str
+
+    def captions(self) -> Iterator[Caption]:
+        """See ``ImageFolderFile``."""
+        answers, faulty = self._answers()
+        fields = {"question_id", "question", "image_id"}
+        content = read_object(
+            self.path, self.name, ("questions",), fields, values=("data_subtype",), hint=_QUESTIONS_HINT
+        )
+        subtype = self._subtype(content)
+        captions = _Captions()
+        for number, entry in enumerate(content["questions"]):
+            key = f"questions[{number}]"
+            try:
+                id = _id(entry, "question_id")
+                key = printable(str(id))
+                question = _not_blank(string_of(entry, "question"), "question")
+                answer = answers.get(id, RejectedError("missing_field", "no annotation has this question_id"))
+                if isinstance(answer, RejectedError):
+                    raise answer
+                # Only the template's braces have a meaning: those of questions and answers stay as they are.
+                captions.add(key, self.template.format(question=question, answer=answer), _id(entry, "image_id"))
+            except RejectedError as error:
+                captions.reject(key, error)
+        for key, error in faulty:
+            captions.reject(key, error)
+        for key in (printable(str(id)) for id in answers):
+            if key not in captions.keys:
+                captions.reject(key, RejectedError("missing_field", "no question has this question_id"))
+        folder = image_folder(self.image_dir)
+        yield from captions.by_image(lambda image: self._file_name(folder, subtype, image))
+
+    def _answers(self) -> tuple[dict[Id, str | RejectedError], list[tuple[str, RejectedError]]]:
+        """The answer of each question or what is wrong with it, and the annotations that belong to no question."""
+        answers: dict[Id, str | RejectedError] = {}
+        faulty: list[tuple[str, RejectedError]] = []
+        fields = {"question_id", "multiple_choice_answer", "answers", "answer"}
+        name = os.path.basename(self.annotations)
+        content = read_object(self.annotations, name, ("annotations",), fields, hint=_ANSWERS_HINT)
+        for number, entry in enumerate(content["annotations"]):
+            try:
+                id = _id(entry, "question_id")
+                if id in answers:
+                    raise RejectedError("duplicate_id", f"a second annotation has question_id {id!r:.200}")
+            except RejectedError as error:
+                faulty.append((f"annotations[{number}]", error))
+                continue
+            try:
+                answers[id] = _not_blank(_answer(entry), "answer")
+            except RejectedError as error:
+                answers[id] = error
+        return answers, faulty
+
+    def _subtype(self, content: dict[str, Any]) -> str:
+        subtype = content.get("data_subtype")
+        used = any(name == "data_subtype" for _, name, _, _ in string.Formatter().parse(self.image_name))
+        if used and not isinstance(subtype, str):
+            raise DataError(
+                f"{self.name}: has no 'data_subtype', which `image_name` uses; write it out in `image_name`"
+            )
+        return str(subtype)
+
+    def _file_name(self, folder: ImageFolder, subtype: str, image: Id) -> str:
+        """The name of an image's file, with another suffix if it is there with that one only."""
         try:
-            size = files.size(f"{self._path}/{name}")
-            if size > most:
-                raise too_large(size, most)
-            return files.read_bytes(f"{self._path}/{name}")
-        except FileNotFoundError:
-            raise RejectedError("missing_image", f"{name!r:.200} is not in image_dir") from None
+            name = self.image_name.format(data_subtype=subtype, image_id=image)
+        except ValueError as error:
+            raise RejectedError("wrong_shape", f"image_id {image!r:.200} does not fit `image_name`: {error}") from None
+        stem = os.path.splitext(name)[0]
+        names = [name, *(stem + suffix for suffix in SUFFIXES)]
+        return next((name for name in names if folder.has(name)), name)
 
 
-def _stays_inside(name: str) -> bool:
-    return not {"", ".", ".."} & set(name.split("/")) and "\0" not in name
+def _id(entry: Any, field: str) -> Id:
+    """The id that a JSON object has under ``field``. Raises RejectedError if there is none."""
+    value = value_of(entry, field)
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise RejectedError("wrong_shape", f"{field!r} holds neither a whole number nor a string")
+    return value
 
 
-def _tried(folder: PictureFolder | ObjectFolder, name: str, most: int) -> bytes | RejectedError:
-    try:
-        return folder.read(name, most)
-    except RejectedError as error:
-        return error
+def _answer(entry: dict[str, Any]) -> str:
+    """The answer that the file names, else the one that most annotators gave, the first of several such."""
+    if entry.get("multiple_choice_answer") is not None:
+        return string_of(entry, "multiple_choice_answer")
+    answers = entry.get("answers")
+    if not isinstance(answers, list) or not answers:
+        raise RejectedError("missing_field", "the annotation has neither 'multiple_choice_answer' nor 'answers'")
+    return Counter(string_of(answer, "answer") for answer in answers).most_common(1)[0][0]
+
+
+def _not_blank(text: str, subject: str) -> str:
+    if not text.strip():
+        raise RejectedError("empty", f"the {subject} is empty")
+    return text

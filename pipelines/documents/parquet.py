@@ -1,116 +1,172 @@
-"""Parquet of captioned pictures in the layout of Hugging Face ``datasets``: a column of pictures as bytes, or as
-structs of ``bytes`` and ``path``, and a column of captions or of lists of captions."""
+"""Documents in Parquet rows: what all formats of them share, and captioned images.
+
+Captioned images are as Hugging Face ``datasets`` stores them: a column of images as bytes, or as structs of ``bytes``
+and ``path``, and a column of captions or of lists of captions.
+"""
 
 import itertools
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import google_crc32c
 import pyarrow as pa
 
-from gatokit.pipelines.documents.captions import captioned, decoded, rejected, too_large
-from gatokit.pipelines.documents.reader import CorpusFile, FoundDocument, Part, changed
+from gatokit.pipelines.documents.reader import (
+    DocumentFile,
+    Part,
+    ScannedDocument,
+    captioned,
+    decode,
+    rejected,
+    source_files,
+    too_large,
+)
 from gatokit.pipelines.formats.parquet import (
     DamagedFileError,
-    DamagedRows,
     Row,
     column_type,
-    damage,
-    read_places,
-    read_rows,
-    read_schema,
+    holds_text,
+    is_binary,
+    is_list,
+    open_rows,
 )
 from gatokit.pipelines.formats.records import ByteRange
+from gatokit.schemas.config import ImageTextConfig
 from gatokit.schemas.errors import DataError, RejectedError
 
 TEXT_FIELDS = ("caption", "text")
-"""Columns that are taken for captions where the config names none; the first that is there."""
-
-_Captions = list[tuple[int | None, bytes | None]]
+"""Columns that are taken for captions if the config names none; the first that is there."""
 
 
-class PictureRowsFile(CorpusFile):
-    """A Parquet file of pictures and captions; every caption of a row is a document, and its picture the same."""
+def find(config: ImageTextConfig, field: str, base: Path) -> list["ImageRowsFile"]:
+    """See ``reader.find_documents``."""
+    files = source_files(config.source, f"{field}.source", base, (".parquet",))
+    return [ImageRowsFile(**file, image_field=config.image_field, text_field=config.text_field) for file in files]
 
+
+class RowsFile(DocumentFile):
+    """A Parquet file whose rows hold documents; the ``offset`` of a document is its row group."""
+
+    @abstractmethod
+    def columns(self, schema: pa.Schema) -> dict[str, pa.DataType]:
+        """The columns to read and their types. Raises DataError if one is not there or holds something else."""
+
+    @abstractmethod
+    def documents(self, row: Row, columns: dict[str, pa.DataType], max_bytes: int) -> Iterator[ScannedDocument]:
+        """The documents of a row."""
+
+    def scan(self, max_bytes: int) -> Iterator[ScannedDocument]:
+        """See ``DocumentFile``."""
+        try:
+            with open_rows(self.path, self.name) as file:
+                columns = self.columns(file.schema)
+                for row in file.read(list(columns)):
+                    if isinstance(row, Row):
+                        yield from self.documents(row, columns, max_bytes)
+                    else:
+                        damage = RejectedError("corrupt_record", f"row group {row.group} is damaged: {row.detail}")
+                        place = ByteRange(row.position, row.group, 0, 0)
+                        yield rejected(place, str(row.position), damage, lost=row.rows)
+        except DamagedFileError as error:
+            damage = RejectedError("corrupt_length", f"the file's footer is damaged or missing: {error}")
+            yield rejected(ByteRange(0, 0, 0, 0), "0", damage)
+
+    def rows_at(
+        self, places: Iterable[ByteRange]
+    ) -> Iterator[tuple[ByteRange, dict[str, Any], dict[str, pa.DataType]]]:
+        """Ascending places, each with the values of the columns there, and the columns' types.
+
+        Raises DataError if the rows can no longer be read.
+        """
+        try:
+            with open_rows(self.path, self.name) as file:
+                try:
+                    columns = self.columns(file.schema)
+                except DataError as error:
+                    raise DamagedFileError(str(error)) from None
+                for group, members in itertools.groupby(places, lambda place: place.offset):
+                    rows = file.read(list(columns), [group])
+                    for place in members:
+                        row = next((row for row in rows if row.position >= place.position), None)
+                        if not isinstance(row, Row) or row.position != place.position:
+                            raise self.changed(place)
+                        yield place, row.values, columns
+        except DamagedFileError as error:
+            raise DataError(f"{self.name}: changed between scan and build: {error}. Run the build again") from None
+
+
+class ImageRowsFile(RowsFile):
+    """A Parquet file of images and captions; every caption of a row is a document, with the row's image."""
+
+    type: str = "picture_rows"
     image_field: str
     text_field: str | None = None
 
-    def scan(self, max_bytes: int) -> Iterator[FoundDocument]:
-        """See ``CorpusFile``."""
-        try:
-            columns = self._columns()
-            for row in read_rows(self, columns):
-                if isinstance(row, DamagedRows):
-                    yield damage(row)
-                else:
-                    yield from self._found(row, columns, max_bytes)
-        except DamagedFileError as error:
-            yield damage(error)
-
-    def read(self, places: Iterable[ByteRange]) -> Iterator[list[Part]]:
-        """See ``CorpusFile``."""
-        same_row: list[ByteRange] = []
-
-        def rows() -> Iterator[ByteRange]:
-            for _, members in itertools.groupby(places, lambda place: (place.offset, place.position)):
-                same_row[:] = members
-                yield same_row[0]
-
-        try:
-            columns = self._columns()
-        except DamagedFileError as error:
-            raise DataError(f"{self.name}: {error}. Run the build again") from None
-        for _, values in read_places(self, columns, rows()):
-            image, captions = values[columns[0]], dict(_captions(values[columns[1]]))
-            for place in same_row:
-                text = captions.get(None if place.payload is None else int(place.payload))
-                try:
-                    data = self._picture(image)
-                except RejectedError:
-                    raise changed(self, place) from None
-                if text is None or google_crc32c.extend(google_crc32c.value(data), text) != place.crc:
-                    raise changed(self, place)
-                yield [data, decoded(text, columns[1])]
-
-    def _columns(self) -> list[str]:
-        """The columns of pictures and of texts. DataError where one is not there or holds something else."""
-        schema = read_schema(self)
+    def columns(self, schema: pa.Schema) -> dict[str, pa.DataType]:
+        """See ``RowsFile``; first the column of images, then that of texts."""
         text_field = self.text_field or next((name for name in TEXT_FIELDS if name in schema.names), TEXT_FIELDS[0])
-        image = column_type(self, schema, self.image_field, "image_field")
-        if not (_is_bytes(image) or (pa.types.is_struct(image) and image.get_field_index("bytes") >= 0)):
+        image = column_type(self.name, schema, self.image_field, "image_field")
+        if not (is_binary(image) or (pa.types.is_struct(image) and image.get_field_index("bytes") >= 0)):
             raise DataError(
                 f"{self.name}: column {self.image_field!r} holds {image}; set `image_field` to a column of bytes or of "
                 "structs with `bytes`"
             )
-        text = column_type(self, schema, text_field, "text_field")
-        if not (_is_text(text) or (_is_list(text) and _is_text(text.value_type))):
+        text = column_type(self.name, schema, text_field, "text_field")
+        if not (holds_text(text) or (is_list(text) and holds_text(text.value_type))):
             raise DataError(
                 f"{self.name}: column {text_field!r} holds {text}; set `text_field` to a column of strings or of lists "
                 "of strings"
             )
-        return [self.image_field, text_field]
+        return {self.image_field: image, text_field: text}
 
-    def _found(self, row: Row, columns: list[str], max_bytes: int) -> Iterator[FoundDocument]:
-        image, captions = row.values[columns[0]], _captions(row.values[columns[1]])
-        for ordinal, text in captions:
+    def documents(self, row: Row, columns: dict[str, pa.DataType], max_bytes: int) -> Iterator[ScannedDocument]:
+        """See ``RowsFile``."""
+        image, text_field = row.values[self.image_field], list(columns)[-1]
+        for ordinal, text in _captions(row.values[text_field]):
             key = str(row.position) if ordinal is None else f"{row.position}.{ordinal}"
             group = None if ordinal is None else f"{self.name}#{row.position}"
             place = ByteRange(row.position, row.group, 0, 0)
             try:
-                data = self._picture(image)
+                data = self._image(image)
                 if text is None:
-                    raise RejectedError("missing_field", f"{columns[1]!r} is null or empty")
+                    raise RejectedError("missing_field", f"{text_field!r} is null or empty")
                 length = len(data) + len(text)
                 crc = google_crc32c.extend(google_crc32c.value(data), text)
                 payload = None if ordinal is None else str(ordinal)
                 place = ByteRange(row.position, row.group, length, crc, payload)
                 if length > max_bytes:
-                    raise too_large(length, max_bytes)
-                yield captioned(place, key, data, decoded(text, repr(columns[1])), group=group)
+                    raise too_large(max_bytes, f"{length} bytes are")
+                caption = decode(text, f"{text_field!r} is not valid UTF-8 at byte")
+                yield captioned(place, key, data, caption, group=group)
             except RejectedError as error:
                 yield rejected(place, key, error, group)
 
-    def _picture(self, value: Any) -> bytes:
+    def read(self, places: Iterable[ByteRange]) -> Iterator[list[Part]]:
+        """See ``DocumentFile``."""
+        same_row: list[ByteRange] = []
+
+        def rows() -> Iterator[ByteRange]:
+            """The first place of each row; all of its places are in ``same_row`` meanwhile."""
+            for _, members in itertools.groupby(places, lambda place: (place.offset, place.position)):
+                same_row[:] = members
+                yield same_row[0]
+
+        for _, values, columns in self.rows_at(rows()):
+            image, text_field = values[self.image_field], list(columns)[-1]
+            texts = dict(_captions(values[text_field]))
+            for place in same_row:
+                text = texts.get(None if place.payload is None else int(place.payload))
+                try:
+                    data = self._image(image)
+                except RejectedError:
+                    raise self.changed(place) from None
+                if text is None or google_crc32c.extend(google_crc32c.value(data), text) != place.crc:
+                    raise self.changed(place)
+                yield [data, decode(text, f"{text_field} is not valid UTF-8 at byte")]
+
+    def _image(self, value: Any) -> bytes:
         data, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
         if isinstance(data, bytes):
             return data
@@ -120,23 +176,8 @@ class PictureRowsFile(CorpusFile):
         raise RejectedError("missing_field", f"{self.image_field!r} is null")
 
 
-def _captions(value: Any) -> _Captions:
-    """The captions of a row with their ordinals, which a caption that is no list's has not."""
+def _captions(value: Any) -> list[tuple[int | None, bytes | None]]:
+    """The captions of a row with their ordinals; a caption that does not stand in a list has none."""
     if isinstance(value, list) and value:
         return list(enumerate(value))
     return [(None, None if isinstance(value, list) else value)]
-
-
-def _is_list(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    if pa.types.is_dictionary(kind):
-        return _is_text(kind.value_type)
-    is_string = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-    return bool(is_string or _is_bytes(kind) or pa.types.is_null(kind))
-
-
-def _is_bytes(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))

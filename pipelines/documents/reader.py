@@ -1,32 +1,62 @@
-"""What every source format of documents offers: files, and in them stored documents.
+"""What every format of documents offers: files, and in them stored documents.
 
-A document is a text, a picture with its caption, a picture with a question and its answer, or a page. A format is
-a module with a subclass of ``CorpusFile`` that scans and reads its files; ``corpora.py`` says which format reads
-what. A scan reads everything once, so that all that a source can do wrong is a row with a reason before a build
-begins; only the pictures themselves are first decoded by the build.
+A document is a text, an image with its caption, an image with a question and its answer, or a page of texts and images.
+A format is a module beside this one with a function ``find`` and a subclass of ``DocumentFile``, and a line in
+``FORMATS``. A scan reads everything once, so that whatever can be wrong with a source is a row with a reason before a
+build begins; only the images themselves are decoded for the first time by the build.
 """
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
+from importlib import import_module
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import xxhash
 from pydantic import BaseModel, ConfigDict
 
+from gatokit.pipelines import find
 from gatokit.pipelines.formats.records import ByteRange
-from gatokit.schemas.errors import DataError
+from gatokit.schemas.config import CorpusConfig
+from gatokit.schemas.errors import ConfigError, DataError, RejectedError
+from gatokit.storage import files as storage
 
 Part = str | bytes
-"""A text, or an encoded picture as it is stored."""
+"""A text, or an encoded image as it is stored."""
+
+FORMATS: dict[str, tuple[str, dict[str, str]]] = {
+    "text": (
+        "text",
+        {
+            "lines": "TextLinesFile",
+            "compressed_lines": "TextLinesFile",
+            "plain": "PlainTextFile",
+            "rows": "TextRowsFile",
+        },
+    ),
+    "webdataset": ("webdataset", {"webdataset": "WebDatasetFile"}),
+    "coco": ("image_folder", {"coco": "CocoFile"}),
+    "image_question_answer": ("image_folder", {"vqa": "VqaFile"}),
+    "parquet": ("parquet", {"picture_rows": "ImageRowsFile"}),
+    "tfds": ("tfds_images", {"tfds_tfrecord": "TfdsImagesFile", "tfds_array_record": "TfdsImagesFile"}),
+    "mmc4": ("interleaved", {"mmc4": "Mmc4File", "compressed_mmc4": "Mmc4File"}),
+    "obelics": ("interleaved", {"obelics": "ObelicsFile", "obelics_folder": "ObelicsFile"}),
+}
+"""By a config's format, or its kind where that has one format only: the module that reads the format, and the class for
+each type of file. A module is imported when it is first used. Types are part of fingerprints and never change."""
+
+JSON_LINES, PLAIN_TEXT, COMPRESSIONS = (".jsonl", ".ndjson", ".json"), (".txt", ".text", ".md", ".rst"), (".gz", ".zst")
+"""Suffixes of files; that of a compression follows another one."""
 
 
-class FoundDocument(NamedTuple):
+class ScannedDocument(NamedTuple):
     """A document as a scan finds it, or what was wrong with it.
 
-    ``key`` names it in its file: its position, or the format's own key, unique in the file. ``content`` is a
-    16-byte digest of its parts (``content_digest``), None for a rejected one. ``group`` names documents that are held
-    out together because they share a picture (None: on its own). ``lost`` documents of the source stand behind a
-    rejected row. ``detail`` may also note what a document that stays has lost (a skipped picture).
+    ``key`` names it in its file: its position, or the format's own key, unique in the file. ``content`` is a 16-byte
+    digest of its parts (``content_digest``), None for a rejected one. ``group`` names documents that are held out
+    together because they share an image (None: on its own). A rejected row stands for ``lost`` documents of the source.
+    ``detail`` may also say what a document that stays has lost, such as a skipped image.
     """
 
     place: ByteRange
@@ -38,56 +68,189 @@ class FoundDocument(NamedTuple):
     lost: int = 1
 
 
-class CorpusFile(BaseModel, ABC):
-    """A file of a corpus: ``path`` opens it, ``name`` is its path below the source, ``size`` its bytes.
+class DocumentFile(BaseModel, ABC):
+    """A file of documents: ``path`` opens it, ``name`` is its path below the source, ``size`` its bytes.
 
-    Subclasses add what the config says (the field that holds the text, the folder of the pictures). They are written
-    to JSON and back on their way to a worker.
+    Subclasses add what the config says, such as the field that holds the text. Files are written to JSON on their way
+    to a worker (``model_dump(mode="json")``), and ``file_from_json`` reads them back.
     """
 
     model_config = ConfigDict(frozen=True)
 
+    type: str
+    """The name of the file's type in ``FORMATS``."""
     path: str
     name: str
     size: int
 
-    divides: ClassVar[bool] = True
-    """Whether documents in the middle of the file can be read without reading what is before them."""
-    folder: ClassVar[bool] = False
-    """Whether documents also read files that the JSON in ``path`` names, which ``size`` does not count."""
+    separator: ClassVar[str] = "\n\n"
+    """Joins two texts of a page that become neighbours because an image between them is left out."""
+
+    @property
+    def divides(self) -> bool:
+        """Whether documents in the middle of the file can be read without reading what is before them."""
+        return not self.type.startswith("compressed_")
 
     def identity(self) -> dict[str, Any]:
-        """Everything but where the file and its pictures lie on this machine."""
-        return self.model_dump(mode="json", exclude={"path", "image_dir", "annotations"})
+        """Everything but the type and where the file and its images lie on this machine."""
+        return self.model_dump(mode="json", exclude={"type", "path", "image_dir", "annotations"})
+
+    def versions(self) -> tuple[int, ...]:
+        """Modification times in nanoseconds of the file and of what else is read with it."""
+        paths = [getattr(self, field, None) for field in ("path", "annotations", "image_dir")]
+        return tuple(storage.version(path) for path in paths if path is not None)
 
     @abstractmethod
-    def scan(self, max_bytes: int) -> Iterator[FoundDocument]:
-        """Every document in file order, in memory that does not grow with the file; what is damaged, empty or above
-        ``max_bytes`` comes as a rejection. DataError only where the file is not of this format at all."""
+    def scan(self, max_bytes: int) -> Iterator[ScannedDocument]:
+        """Every document in file order, in memory that does not grow with the file.
+
+        A document that is damaged, empty or above ``max_bytes`` comes as a rejection. Raises DataError only if the file
+        is not of this format at all.
+        """
 
     @abstractmethod
     def read(self, places: Iterable[ByteRange]) -> Iterator[list[Part]]:
         """The parts of the documents at ``places`` (ascending, found by ``scan`` and not rejected), in their order.
 
-        Neighbouring texts are one part. DataError (``changed``) where the file no longer holds what the scan found.
+        Neighbouring texts are one part. Raises DataError (``changed``) if the file no longer holds what the scan found.
         """
 
+    def changed(self, place: ByteRange) -> DataError:
+        """The error of a file that no longer holds what a scan found at ``place``."""
+        return DataError(f"{self.name}: document {place.position} changed between scan and build. Run the build again")
 
-_KIND = {str: b"s", bytes: b"b"}
+
+def find_documents(config: CorpusConfig, field: str, base: Path) -> list[DocumentFile]:
+    """The files of a dataset in order of their names; relative paths start at ``base``.
+
+    Raises ConfigError, naming the key below ``field``, if there are none or one has a suffix of another format.
+    """
+    module, _ = FORMATS[getattr(config, "format", config.kind)]
+    files: list[DocumentFile] = import_module(f"{__package__}.{module}").find(config, field, base)
+    return files
+
+
+def file_from_json(value: dict[str, Any]) -> DocumentFile:
+    """The file whose ``model_dump(mode="json")`` is ``value``."""
+    module, classes = next(format for format in FORMATS.values() if value["type"] in format[1])
+    file: DocumentFile = getattr(import_module(f"{__package__}.{module}"), classes[value["type"]]).model_validate(value)
+    return file
+
+
+def source_files(
+    pattern: str, field: str, base: Path, suffixes: tuple[str, ...] = (), compressions: tuple[str, ...] = ()
+) -> list[dict[str, Any]]:
+    """Path, name and size of the files that a pattern matches.
+
+    Raises ConfigError, naming ``field``, if there are none or one has none of ``suffixes`` (any suffix if there are
+    none), which one of ``compressions`` may follow.
+    """
+    found = find.find_files(find.local_pattern(pattern, base, field), field)
+    for path, _ in found:
+        name, is_compressed = suffix(path)
+        if suffixes and (name not in suffixes or (is_compressed and not compressions)):
+            raise other_suffix(path, field, suffixes, compressions)
+    return [{"path": path, "name": name, "size": storage.size(path)} for path, name in found]
+
+
+def image_directory(path: str, field: str, base: Path) -> str:
+    """The folder of images that a config names. Raises ConfigError if there is none."""
+    folder = find.local_path(path, base, field)
+    if not storage.is_directory(folder):
+        problem = "is a file" if storage.exists(folder) else "does not exist"
+        raise ConfigError(f"{field}: {folder} {problem}; give the folder of the images, relative to the config file")
+    return folder
+
+
+def suffix(path: str) -> tuple[str, bool]:
+    """The suffix of a file, and whether that of a compression follows it."""
+    stem, last = os.path.splitext(os.path.basename(path).lower())
+    return (os.path.splitext(stem)[1], True) if last in COMPRESSIONS else (last, False)
+
+
+def other_suffix(path: str, field: str, suffixes: tuple[str, ...], compressions: tuple[str, ...] = ()) -> ConfigError:
+    """The error of a file whose suffix no format of its kind has."""
+    known = ", ".join(suffixes) + (f", and {' or '.join(compressions)} behind" if compressions else "")
+    return ConfigError(f"{field}: {path} has none of the suffixes {known}; narrow source, or rename the file")
+
+
+def captioned(
+    place: ByteRange, key: str, image: bytes, text: str, *, group: str | None = None, detail: str | None = None
+) -> ScannedDocument:
+    """The document [image, text], rejected if one of them is empty or the text cannot be written as UTF-8."""
+    if not image:
+        return rejected(place, key, RejectedError("bad_image", "the picture has no bytes"), group)
+    if not text.strip():
+        return rejected(place, key, RejectedError("empty", "the text is empty"), group)
+    try:
+        content = content_digest([image, text])
+    except UnicodeEncodeError:
+        return rejected(place, key, RejectedError("not_utf8", "the text holds half of a surrogate pair"), group)
+    return ScannedDocument(place, key, content, group, detail=detail)
+
+
+def rejected(
+    place: ByteRange, key: str, error: RejectedError, group: str | None = None, lost: int = 1
+) -> ScannedDocument:
+    """The row of a document that cannot be used."""
+    return ScannedDocument(place, key, None, group, error.reason, error.detail, lost)
+
+
+def too_large(max_bytes: int, subject: str = "the document is") -> RejectedError:
+    """The rejection of a document that was not read."""
+    return RejectedError("too_large", f"{subject} above max_episode_bytes {max_bytes}")
+
+
+def decode(data: bytes, complaint: str) -> str:
+    """A stored text. Raises RejectedError with ``complaint`` and the number of the first bad byte if it is not UTF-8."""
+    try:
+        return str(data, "utf-8")
+    except UnicodeDecodeError as error:
+        raise RejectedError("not_utf8", f"{complaint} {error.start}") from None
+
+
+def string_of(entry: Any, field: str) -> str:
+    """The string that a JSON object has under ``field``. Raises RejectedError if there is none."""
+    value = value_of(entry, field)
+    if not isinstance(value, str):
+        raise RejectedError("wrong_shape", f"{field!r} holds no string")
+    return value
+
+
+def value_of(entry: Any, field: str) -> Any:
+    """The value that a JSON object has under ``field``. Raises RejectedError if it is absent or null."""
+    value = entry.get(field) if isinstance(entry, dict) else None
+    if value is None:
+        raise RejectedError("missing_field", f"the JSON has no {field!r}")
+    return value
+
+
+def printable(name: str | bytes) -> str:
+    """A name as a key; what is not UTF-8 in it is written as escapes."""
+    if isinstance(name, bytes):
+        return str(name, "utf-8", "backslashreplace")
+    return name if name.isascii() else str(name.encode("utf-8", "backslashreplace"), "utf-8")
+
+
+_MARKS = {str: b"s", bytes: b"b"}
 
 
 def content_digest(parts: Iterable[Part]) -> bytes:
-    """16 bytes that are equal for equal parts alone, as long as nobody forges two that agree (XXH3)."""
+    """16 bytes that are equal only for equal parts, as long as nobody forges two that agree (XXH3)."""
     content = xxhash.xxh3_128()
     update = content.update
     for part in parts:
         data = part.encode() if isinstance(part, str) else part
-        # Its kind and length come first, so that no two lists of parts are the same bytes.
-        update(_KIND[part.__class__] + len(data).to_bytes(8, "little"))
+        # Mark and length come first, so that no two lists of parts are the same bytes.
+        update(_MARKS[part.__class__] + len(data).to_bytes(8, "little"))
         update(data)
     return content.digest()
 
 
-def changed(file: CorpusFile, place: ByteRange) -> DataError:
-    """The error of a file that no longer holds what a scan found at ``place``."""
-    return DataError(f"{file.name}: document {place.position} changed between scan and build. Run the build again")
+def text_digest(parts: Iterable[Part]) -> bytes:
+    """``content_digest``. Raises RejectedError if JSON held half a surrogate pair, which UTF-8 cannot hold."""
+    try:
+        return content_digest(parts)
+    except UnicodeEncodeError as error:
+        half = ascii(error.object[error.start])
+        raise RejectedError("not_utf8", f"a text holds {half}, half a surrogate pair") from None

@@ -1,7 +1,7 @@
-"""JSONL: one document a line, in plain or compressed files.
+"""JSON: an object a line, in plain or compressed files, and whole files that are one object.
 
-A plain file divides at its newlines. A compressed one is read from its start, and the offsets are those of the
-uncompressed stream.
+A plain file of lines divides at its newlines. A compressed one is read from its start, and the offsets are those of the
+decompressed stream.
 """
 
 import contextlib
@@ -9,25 +9,22 @@ import gzip
 import io
 import json
 import zlib
-from abc import abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, BinaryIO, ClassVar
+from typing import Any, BinaryIO
 
-import google_crc32c
 import zstandard
 
-from gatokit.pipelines.documents.reader import CorpusFile, FoundDocument, Part, changed, content_digest
 from gatokit.pipelines.formats.records import ByteRange
 from gatokit.schemas.errors import DataError, RejectedError
-from gatokit.storage import files
+from gatokit.storage import files as storage
 
 UTF8_MARK = b"\xef\xbb\xbf"
-STREAM_ERRORS = (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError)
-"""What a truncated or damaged compressed stream raises, after everything before the damage was read."""
+LARGEST_OBJECT = 2 << 30
+"""Bytes of a file that is read as one object."""
 _BUFFER_BYTES = 1 << 18
 _SKIP_BYTES = 1 << 20
-_ZSTD_INPUT_BYTES = 1 << 12  # a few bytes may stand for 128 KiB, so that larger pieces could become gigabytes
+_ZSTD_INPUT_BYTES = 1 << 12  # a few bytes may stand for 128 KiB, so that larger inputs could become gigabytes
 _MAGIC = {
     ".gz": [b"\x1f\x8b"],
     ".zst": [zstandard.FRAME_HEADER, *(bytes([0x50 + number, 0x2A, 0x4D, 0x18]) for number in range(16))],
@@ -35,9 +32,16 @@ _MAGIC = {
 _ZIP = b"PK\x03\x04"
 
 
+class DamagedStreamError(ValueError):
+    """A compressed stream is damaged or ends early; everything before the damage was read."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(f"the compressed stream is damaged or ends early: {str(error)[:200]}")
+
+
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A line that is not blank, without its newline; ``data`` is None where it is longer than the bound."""
+    """A line that is not blank, without its newline; ``data`` is None if it is longer than the bound."""
 
     position: int
     offset: int
@@ -45,126 +49,11 @@ class Line:
     data: bytes | None
 
 
-class LinesFile(CorpusFile):
-    """A file with a JSON object a line."""
-
-    @abstractmethod
-    def document(self, line: bytes, place: ByteRange, max_bytes: int) -> FoundDocument:
-        """The document in a line at ``place``. RejectedError where there is something wrong with it."""
-
-    def scan(self, max_bytes: int) -> Iterator[FoundDocument]:
-        """See ``CorpusFile``."""
-        position = offset = 0
-        with opened(self) as stream:
-            try:
-                for line in split_lines(stream, max_bytes):
-                    position, offset = line.position + 1, line.offset + line.length + 1
-                    yield self._found(line, max_bytes)
-            except STREAM_ERRORS as error:
-                place = ByteRange(position, offset, 0, 0)
-                yield FoundDocument(place, str(position), None, None, "corrupt_length", damaged_stream(error))
-
-    def _found(self, line: Line, max_bytes: int) -> FoundDocument:
-        crc = 0 if line.data is None else google_crc32c.value(line.data)
-        place = ByteRange(line.position, line.offset, line.length, crc)
-        try:
-            if line.data is None:
-                raise too_large(max_bytes)
-            return self.document(line.data, place, max_bytes)
-        except RejectedError as error:
-            return FoundDocument(place, str(place.position), None, reason=error.reason, detail=error.detail)
-
-
-class TextLinesFile(LinesFile):
-    """JSONL of texts: the string of the key ``field`` is the document."""
-
-    field: str
-
-    def document(self, line: bytes, place: ByteRange, max_bytes: int) -> FoundDocument:
-        """See ``LinesFile``."""
-        return FoundDocument(place, str(place.position), digest_of([self._text(line)]))
-
-    def read(self, places: Iterable[ByteRange]) -> Iterator[list[Part]]:
-        """See ``CorpusFile``."""
-        for place, line in read_lines(self, ((place, place.length) for place in places)):
-            if google_crc32c.value(line) != place.crc:
-                raise changed(self, place)
-            yield [self._text(line)]
-
-    def _text(self, line: bytes) -> str:
-        return checked_text(text_of(parse_object(line), self.field), self.field)
-
-
-class CompressedTextLinesFile(TextLinesFile):
-    """The same, compressed with gzip (``.gz``) or Zstandard (``.zst``)."""
-
-    divides: ClassVar[bool] = False
-
-
-def too_large(max_bytes: int) -> RejectedError:
-    """The rejection of a document above ``max_bytes``."""
-    return RejectedError("too_large", f"the document is above max_episode_bytes {max_bytes}")
-
-
-def damaged_stream(error: Exception) -> str:
-    """What was wrong with a compressed stream."""
-    return f"the compressed stream is damaged or ends early: {str(error)[:200]}"
-
-
-def parse_object(line: bytes) -> dict[str, Any]:
-    """The JSON object of a line. RejectedError where it holds none."""
-    try:
-        value = json.loads(line.decode())
-    except UnicodeDecodeError as error:
-        raise RejectedError("not_utf8", f"the line is not valid UTF-8 at its byte {error.start}") from None
-    except (ValueError, RecursionError) as error:
-        raise RejectedError("corrupt_record", f"the line is no JSON: {str(error)[:200]}") from None
-    if not isinstance(value, dict):
-        raise RejectedError("corrupt_record", f"the line holds no JSON object but {_kind(value)}")
-    return value
-
-
-def value_of(record: dict[str, Any], key: str) -> Any:
-    """The value of a key. RejectedError where it is absent or null."""
-    value = record.get(key)
-    if value is None:
-        there = ", ".join(map(repr, record))[:200] or "none"
-        raise RejectedError("missing_field", f"{key!r} is {'null' if key in record else f'not among the keys {there}'}")
-    return value
-
-
-def text_of(record: dict[str, Any], key: str) -> str:
-    """The string of a key. RejectedError where it is absent, null or no string."""
-    value = value_of(record, key)
-    if not isinstance(value, str):
-        raise RejectedError("wrong_shape", f"{key!r} holds no string but {_kind(value)}")
-    return value
-
-
-def checked_text(text: str, field: str) -> str:
-    """A text that has tokens. RejectedError where it holds nothing but white space."""
-    if not text or text.isspace():
-        raise RejectedError("empty", f"{field!r} holds nothing but white space")
-    return text
-
-
-def digest_of(parts: list[Part]) -> bytes:
-    """``content_digest``. RejectedError where JSON held half a surrogate pair, which UTF-8 cannot hold."""
-    try:
-        return content_digest(parts)
-    except UnicodeEncodeError as error:
-        half = ascii(error.object[error.start])
-        raise RejectedError("not_utf8", f"a text holds {half}, half a surrogate pair") from None
-
-
-def _kind(value: Any) -> str:
-    names = {"dict": "an object", "list": "a list", "str": "a string", "bool": "true or false", "NoneType": "null"}
-    return names.get(type(value).__name__, "a number")
-
-
 def split_lines(stream: BinaryIO, max_bytes: int) -> Iterator[Line]:
-    """Every line that is not blank; positions count blank ones too. Of a longer one than ``max_bytes`` only the
-    length is kept. Errors of the stream pass through."""
+    """Every line that is not blank; positions count blank ones too.
+
+    Of a line that is longer than ``max_bytes`` only the length is kept.
+    """
     position = offset = 0
     while data := stream.readline(max_bytes + 1):
         begin, kept = offset, data.removesuffix(b"\n")
@@ -184,13 +73,12 @@ def split_lines(stream: BinaryIO, max_bytes: int) -> Iterator[Line]:
         position += 1
 
 
-def read_lines(file: CorpusFile, lines: Iterable[tuple[ByteRange, int]]) -> Iterator[tuple[ByteRange, bytes]]:
-    """The bytes at the offset of each place, as many as are asked for; fewer where the file ends before.
-
-    DataError where a compressed stream is damaged.
-    """
+def read_lines(
+    path: str, name: str, lines: Iterable[tuple[ByteRange, int]]
+) -> Iterator[tuple[ByteRange, bytes]]:
+    """So many bytes from the begin of each place, ascending; fewer if the file ends before or is damaged there."""
     at = 0
-    with opened(file) as stream:
+    with open_stream(path, name) as stream:
         for place, length in lines:
             try:
                 if stream.seekable():
@@ -199,29 +87,100 @@ def read_lines(file: CorpusFile, lines: Iterable[tuple[ByteRange, int]]) -> Iter
                     while skipped := stream.read(min(_SKIP_BYTES, place.offset - at)):
                         at += len(skipped)
                 data = stream.read(length)
-            except STREAM_ERRORS:
-                raise changed(file, place) from None
+            except DamagedStreamError:
+                data = b""
             at += len(data)
             yield place, data
 
 
-@contextlib.contextmanager
-def opened(file: CorpusFile) -> Iterator[BinaryIO]:
-    """The bytes of a file, decompressed where its suffix says so.
+def read_object(
+    path: str, name: str, lists: tuple[str, ...], fields: set[str], *, values: tuple[str, ...] = (), hint: str
+) -> dict[str, Any]:
+    """Of the object that a JSON file holds, its ``lists`` and ``values`` that are there, in the file's order.
 
-    DataError where its first bytes say something else.
+    Objects in the lists keep only ``fields``, so that memory holds no more than is used. Bytes that are not UTF-8
+    become surrogates (``surrogateescape``), so that a bad text does not cost the others. Raises DataError, with
+    ``hint``, if the file cannot be read, is damaged or above 2 GiB, or lacks a list.
     """
-    suffix = next((suffix for suffix in _MAGIC if file.path.lower().endswith(suffix)), None)
-    with io.BufferedReader(files.stream(file.path), _BUFFER_BYTES) as plain:
+    used = {*lists, *values, *fields}
+    try:
+        size = storage.size(path)
+        if size > LARGEST_OBJECT:
+            raise DataError(f"{name}: has {size} bytes, more than the 2 GiB that are read as one; divide it; {hint}")
+        text = str(storage.read_bytes(path), "utf-8-sig", "surrogateescape")
+    except OSError as error:
+        raise DataError(f"{name}: cannot be read: {error.strerror or error}; {hint}") from None
+    try:
+        content = json.loads(
+            text, object_hook=lambda entry: {key: value for key, value in entry.items() if key in used}
+        )
+    except RecursionError:
+        raise DataError(f"{name}: is damaged: values are nested too deeply; {hint}") from None
+    except json.JSONDecodeError as error:
+        problem = "the text ends early" if error.pos == len(text) else error.msg
+        raise DataError(f"{name}: is damaged at character {error.pos}: {problem}; {hint}") from None
+    except ValueError as error:
+        raise DataError(f"{name}: is damaged: {error}; {hint}") from None
+    if not isinstance(content, dict):
+        raise DataError(f"{name}: holds no JSON object but {_kind(content)}; {hint}")
+    for key in sorted(lists):
+        if not isinstance(content.get(key), list):
+            raise DataError(f"{name}: has no list {key!r}; {hint}")
+    return {key: value for key, value in content.items() if key in lists or key in values}
+
+
+def parse_object(line: bytes) -> dict[str, Any]:
+    """The JSON object of a line. Raises RejectedError if it holds none."""
+    try:
+        value = json.loads(line.decode())
+    except UnicodeDecodeError as error:
+        raise RejectedError("not_utf8", f"the line is not valid UTF-8 at its byte {error.start}") from None
+    except (ValueError, RecursionError) as error:
+        raise RejectedError("corrupt_record", f"the line is no JSON: {str(error)[:200]}") from None
+    if not isinstance(value, dict):
+        raise RejectedError("corrupt_record", f"the line holds no JSON object but {_kind(value)}")
+    return value
+
+
+def key_value(record: dict[str, Any], key: str) -> Any:
+    """The value of a key. Raises RejectedError if it is absent or null."""
+    value = record.get(key)
+    if value is None:
+        there = ", ".join(map(repr, record))[:200] or "none"
+        raise RejectedError("missing_field", f"{key!r} is {'null' if key in record else f'not among the keys {there}'}")
+    return value
+
+
+def key_text(record: dict[str, Any], key: str) -> str:
+    """The string of a key. Raises RejectedError if it is absent, null or not a string."""
+    value = key_value(record, key)
+    if not isinstance(value, str):
+        raise RejectedError("wrong_shape", f"{key!r} holds no string but {_kind(value)}")
+    return value
+
+
+def _kind(value: Any) -> str:
+    names = {"dict": "an object", "list": "a list", "str": "a string", "bool": "true or false", "NoneType": "null"}
+    return names.get(type(value).__name__, "a number")
+
+
+@contextlib.contextmanager
+def open_stream(path: str, name: str) -> Iterator[BinaryIO]:
+    """The bytes of a file, decompressed if its suffix says so; reading them may raise DamagedStreamError.
+
+    Raises DataError if the first bytes are not what the suffix says.
+    """
+    suffix = next((suffix for suffix in _MAGIC if path.lower().endswith(suffix)), None)
+    with io.BufferedReader(storage.stream(path), _BUFFER_BYTES) as plain:
         begin = plain.peek(4)[:4]
         if begin == _ZIP:
-            raise DataError(f"{file.name}: is a zip archive; unpack it")
+            raise DataError(f"{name}: is a zip archive; unpack it")
         if suffix is None:
             for other, magic in _MAGIC.items():
                 if any(map(begin.startswith, magic)):
-                    raise DataError(f"{file.name}: is compressed; give it a name that ends in {other}")
+                    raise DataError(f"{name}: is compressed; give it a name that ends in {other}")
         elif not any(known.startswith(begin) or begin.startswith(known) for known in _MAGIC[suffix]):
-            raise DataError(f"{file.name}: is not compressed as {suffix} files are; give it its right name")
+            raise DataError(f"{name}: is not compressed as {suffix} files are; give it its right name")
         if suffix == ".gz":
             yield io.BufferedReader(_GzipStream(plain), _BUFFER_BYTES)
         elif suffix == ".zst":
@@ -241,13 +200,16 @@ class _GzipStream(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         # read1 and not read: what stands before damage comes in a call of its own.
-        data = self._members.read1(len(buffer))
+        try:
+            data = self._members.read1(len(buffer))
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise DamagedStreamError(error) from None
         buffer[: len(data)] = data
         return len(data)
 
 
 class _ZstdStream(io.RawIOBase):
-    """All frames of a Zstandard file, one after the other; EOFError where the last one is not whole."""
+    """All frames of a Zstandard file, one after the other."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -267,13 +229,17 @@ class _ZstdStream(io.RawIOBase):
         return size
 
     def _advance(self) -> bool:
+        """Decompresses the next bytes; false at the end of the file."""
         data = self._input or self._file.read(_ZSTD_INPUT_BYTES)
-        if not data:
-            if self._frame is not None:
-                raise EOFError("the file ends inside a Zstandard frame")
+        if not data and self._frame is None:
             return False
-        self._frame = self._frame or self._decompressor.decompressobj()
-        self._output = memoryview(self._frame.decompress(data))
+        try:
+            if not data:
+                raise EOFError("the file ends inside a Zstandard frame")
+            self._frame = self._frame or self._decompressor.decompressobj()
+            self._output = memoryview(self._frame.decompress(data))
+        except (EOFError, zstandard.ZstdError) as error:
+            raise DamagedStreamError(error) from None
         self._input = self._frame.unused_data if self._frame.eof else b""
         if self._frame.eof:
             self._frame = None

@@ -1,0 +1,341 @@
+"""Pages of texts and images: MMC4 (github.com/allenai/mmc4) and OBELICS (huggingface.co/datasets/HuggingFaceM4/OBELICS).
+
+A page of MMC4 is a JSON object a line with a list of sentences and a list of images, which are files in a folder; an
+image stands before the sentence that it was matched to. A page of OBELICS is a Parquet row with the lists ``images``
+and ``texts``, of which one has a value wherever the other has null.
+"""
+
+import json
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import google_crc32c
+import pyarrow as pa
+
+from gatokit.pipelines.documents.image_files import image_folder
+from gatokit.pipelines.documents.parquet import RowsFile
+from gatokit.pipelines.documents.reader import (
+    COMPRESSIONS,
+    JSON_LINES,
+    Part,
+    ScannedDocument,
+    decode,
+    image_directory,
+    rejected,
+    source_files,
+    suffix,
+    text_digest,
+    too_large,
+)
+from gatokit.pipelines.documents.text import LinesFile
+from gatokit.pipelines.formats.json_lines import key_value, parse_object, read_lines
+from gatokit.pipelines.formats.parquet import Row, is_binary, is_list, is_string
+from gatokit.pipelines.formats.records import ByteRange
+from gatokit.schemas.config import InterleavedConfig
+from gatokit.schemas.errors import DataError, RejectedError
+
+
+def find(config: InterleavedConfig, field: str, base: Path) -> list["Mmc4File"] | list["ObelicsFile"]:
+    """See ``reader.find_documents``."""
+    folder = None if config.image_dir is None else image_directory(config.image_dir, f"{field}.image_dir", base)
+    options = {"image_dir": folder, "skip_bad": config.bad_images == "skip"}
+    if config.format == "obelics":
+        files = source_files(config.source, f"{field}.source", base, (".parquet",))
+        return [ObelicsFile(**file, **options, type="obelics_folder" if folder else "obelics") for file in files]
+    files = source_files(config.source, f"{field}.source", base, JSON_LINES, COMPRESSIONS)
+    types = {False: "mmc4", True: "compressed_mmc4"}
+    return [Mmc4File(**file, **options, type=types[suffix(file["path"])[1]]) for file in files]
+
+
+# --- pages of any format ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Image:
+    """An image of a page: its ordinal there, the field that holds it, and the name of its file or its bytes."""
+
+    ordinal: int
+    field: str
+    name: str | None = None
+    data: bytes | None = None
+
+
+@dataclass(frozen=True)
+class Page:
+    """The parts of a page in reading order, and the ordinals of images that were left out, each with the reason."""
+
+    parts: list[Part]
+    left_out: dict[int, str]
+
+    @property
+    def crc(self) -> int:
+        """CRC-32C of the parts, with a mark before each that says what it is."""
+        crc = 0
+        for part in self.parts:
+            mark, data = (b"text", part.encode()) if isinstance(part, str) else (b"image", part)
+            crc = google_crc32c.extend(google_crc32c.extend(crc, mark), data)
+        return crc
+
+    @property
+    def images(self) -> list[bytes]:
+        """The parts that are images."""
+        return [part for part in self.parts if isinstance(part, bytes)]
+
+    @property
+    def note(self) -> str | None:
+        """A sentence about what was left out."""
+        if not self.left_out:
+            return None
+        first = next(iter(self.left_out.values()))
+        return f"without {len(self.left_out)} of its pictures: {first}"
+
+
+def assemble(
+    pieces: Iterable[str | Image],
+    separator: str,
+    image_dir: str | None,
+    room: int,
+    *,
+    skip: bool = False,
+    left_out: Collection[int] = (),
+) -> Page:
+    """The page of ``pieces``: neighbouring texts are joined with ``separator``, blank ones are left out.
+
+    The images ``left_out`` are not looked for; with ``skip`` missing ones are left out too. Raises RejectedError if the
+    images together are above ``room`` bytes, if one is missing, or if nothing remains; DataError if there is no folder
+    ``image_dir``.
+    """
+    parts: list[Part] = []
+    missing = {}
+    for piece in pieces:
+        if isinstance(piece, Image):
+            if piece.ordinal in left_out:
+                continue
+            try:
+                image = _image_bytes(piece, image_dir, room)
+            except RejectedError as error:
+                if not skip or error.reason != "missing_image":
+                    raise
+                missing[piece.ordinal] = error.detail
+                continue
+            room -= len(image)
+            parts.append(image)
+        elif piece and not piece.isspace():
+            if parts and isinstance(parts[-1], str):
+                parts[-1] += separator + piece
+            else:
+                parts.append(piece)
+    page = Page(parts, missing)
+    if not parts:
+        raise RejectedError("empty", page.note or "the page holds neither text nor pictures")
+    return page
+
+
+def _image_bytes(image: Image, image_dir: str | None, room: int) -> bytes:
+    """The stored bytes of an image. Raises RejectedError above ``room`` or if there is no such file in ``image_dir``."""
+    data, name = image.data, image.name
+    if data is None:
+        if not name:
+            raise RejectedError("missing_image", f"{image.field} has no name")
+        if "://" in name:
+            raise RejectedError("missing_image", f"{image.field}: {name!r:.200} is a URL; pictures come from files")
+        if image_dir is None:
+            raise RejectedError("missing_image", f"{image.field}: {name!r:.200} is a file; set `image_dir`")
+        try:
+            data = image_folder(image_dir).read(name, room)
+        except RejectedError as error:
+            if error.reason == "missing_image":
+                raise RejectedError(error.reason, f"{image.field}: {error.detail}") from None
+            raise _page_too_large() from None
+    if len(data) > room:
+        raise _page_too_large()
+    return data
+
+
+def _page_too_large() -> RejectedError:
+    return RejectedError("too_large", "the page with its pictures is above max_episode_bytes")
+
+
+# --- MMC4 ------------------------------------------------------------------------------------------------------
+
+
+class Mmc4File(LinesFile):
+    """A JSONL file of MMC4; ``image_dir`` is the folder of its images. With ``skip_bad`` a page stays without an image
+    that is missing."""
+
+    type: str = "mmc4"
+    image_dir: str
+    skip_bad: bool = False
+
+    separator: ClassVar[str] = " "
+
+    def document(self, line: bytes, place: ByteRange, max_bytes: int) -> ScannedDocument:
+        """See ``LinesFile``."""
+        room = max_bytes - len(line)
+        page = assemble(_sentences(parse_object(line)), self.separator, self.image_dir, room, skip=self.skip_bad)
+        digest = text_digest(page.parts)
+        place = ByteRange(
+            place.position,
+            place.offset,
+            len(line) + sum(map(len, page.images)),
+            _extend_crc(place.crc, page.images),
+            json.dumps([len(line), *page.left_out], separators=(",", ":")),
+        )
+        return ScannedDocument(place, str(place.position), digest, detail=page.note)
+
+    def read(self, places: Iterable[ByteRange]) -> Iterator[list[Part]]:
+        """See ``DocumentFile``."""
+        lines = ((place, _line_length_and_left_out(place)[0]) for place in places)
+        for place, line in read_lines(self.path, self.name, lines):
+            length, *left_out = _line_length_and_left_out(place)
+            try:
+                pieces = _sentences(parse_object(line))
+                page = assemble(pieces, self.separator, self.image_dir, place.length - length, left_out=left_out)
+            except RejectedError:
+                raise self.changed(place) from None
+            if _extend_crc(google_crc32c.value(line), page.images) != place.crc:
+                raise self.changed(place)
+            yield page.parts
+
+
+def _extend_crc(crc: int, images: list[bytes]) -> int:
+    for image in images:
+        crc = google_crc32c.extend(crc, image)
+    return crc
+
+
+def _line_length_and_left_out(place: ByteRange) -> list[int]:
+    """Bytes of the line, then the ordinals of the images that the scan left out."""
+    assert place.payload is not None
+    numbers: list[int] = json.loads(place.payload)
+    return numbers
+
+
+def _sentences(record: dict[str, Any]) -> list[str | Image]:
+    """Sentences and images of a page of MMC4 in reading order."""
+    sentences = key_value(record, "text_list")
+    if not isinstance(sentences, list) or not all(isinstance(sentence, str) for sentence in sentences):
+        raise RejectedError("wrong_shape", "'text_list' is no list of strings")
+    infos = key_value(record, "image_info")
+    if not isinstance(infos, list) or not all(isinstance(info, dict) for info in infos):
+        raise RejectedError("wrong_shape", "'image_info' is no list of objects")
+    images_before: list[list[Image]] = [[] for _ in sentences]
+    for ordinal, info in enumerate(infos):
+        field = f"image_info[{ordinal}]"
+        index, name = info.get("matched_text_index"), info.get("image_name")
+        if type(index) is not int or not 0 <= index < len(sentences):
+            problem = f"'matched_text_index' is {index!r:.50}, no sentence of {len(sentences)}"
+            raise RejectedError("corrupt_record", f"{field}: {problem}")
+        if name is not None and not isinstance(name, str):
+            raise RejectedError("wrong_shape", f"{field}: 'image_name' is {name!r:.50}, no string")
+        images_before[index].append(Image(ordinal, field, name))
+    return [piece for sentence, images in zip(sentences, images_before, strict=True) for piece in (*images, sentence)]
+
+
+# --- OBELICS ---------------------------------------------------------------------------------------------------
+
+
+class ObelicsFile(RowsFile):
+    """A Parquet file of pages whose images are embedded, as structs of ``bytes`` and ``path`` or as plain bytes, or lie
+    in files of the folder ``image_dir``. With ``skip_bad`` a page stays without an image that is missing."""
+
+    type: str = "obelics"
+    image_dir: str | None = None
+    skip_bad: bool = False
+
+    def columns(self, schema: pa.Schema) -> dict[str, pa.DataType]:
+        """See ``RowsFile``; the types are those of the lists' items."""
+        items: dict[str, pa.DataType] = {}
+        for column in ("images", "texts"):
+            if schema.names.count(column) != 1:
+                there = ", ".join(map(repr, schema.names)) or "none"
+                raise DataError(f"{self.name}: needs one column {column!r}; its columns are: {there}")
+            type_ = schema.field(column).type
+            items[column] = type_.value_type if is_list(type_) else pa.int8()  # a type that fits neither column
+        images, texts = items.values()
+        if not _is_string(texts):
+            raise DataError(f"{self.name}: column 'texts' must hold lists of strings, not {schema.field('texts').type}")
+        if pa.types.is_struct(images):
+            fields = {field.name: field.type for field in images}
+            is_embedded = _is_binary(fields.get("bytes", pa.binary())) and _is_string(fields.get("path", pa.string()))
+            is_known = is_embedded and bool(fields.keys() & {"bytes", "path"})
+        else:
+            is_known = _is_string(images) or _is_binary(images)
+        if not is_known:
+            raise DataError(
+                f"{self.name}: column 'images' must hold lists of structs of `bytes` and `path`, of bytes, or of names "
+                f"of files, not {schema.field('images').type}"
+            )
+        return items
+
+    def documents(self, row: Row, columns: dict[str, pa.DataType], max_bytes: int) -> Iterator[ScannedDocument]:
+        """See ``RowsFile``."""
+        place = ByteRange(row.position, row.group, 0, 0)
+        try:
+            pieces = _pieces(row.values, are_names=_is_string(columns["images"]))
+            room = max_bytes - sum(len(piece.encode()) for piece in pieces if isinstance(piece, str))
+            if room < 0:
+                raise too_large(max_bytes)
+            page = assemble(pieces, self.separator, self.image_dir, room, skip=self.skip_bad)
+            digest = text_digest(page.parts)
+        except RejectedError as error:
+            yield rejected(place, str(row.position), error)
+            return
+        length = sum(len(part.encode() if isinstance(part, str) else part) for part in page.parts)
+        payload = json.dumps([*page.left_out], separators=(",", ":")) if page.left_out else None
+        place = ByteRange(row.position, row.group, length, page.crc, payload)
+        yield ScannedDocument(place, str(row.position), digest, detail=page.note)
+
+    def read(self, places: Iterable[ByteRange]) -> Iterator[list[Part]]:
+        """See ``DocumentFile``."""
+        for place, values, columns in self.rows_at(places):
+            try:
+                pieces = _pieces(values, are_names=_is_string(columns["images"]))
+                left_out = json.loads(place.payload or "[]")
+                page = assemble(pieces, self.separator, self.image_dir, place.length, left_out=left_out)
+            except RejectedError:
+                raise self.changed(place) from None
+            if page.crc != place.crc:
+                raise self.changed(place)
+            yield page.parts
+
+
+def _pieces(values: dict[str, Any], *, are_names: bool) -> list[str | Image]:
+    """Texts and images of a page of OBELICS in reading order; ``are_names`` says what images that are bytes are."""
+    images, texts = values["images"], values["texts"]
+    if images is None or texts is None:
+        raise RejectedError("missing_field", f"{'images' if images is None else 'texts'!r} is null")
+    if len(images) != len(texts):
+        raise RejectedError("wrong_shape", f"'images' has {len(images)} entries and 'texts' {len(texts)}")
+    pieces: list[str | Image] = []
+    for ordinal, (stored, text) in enumerate(zip(images, texts, strict=True)):
+        image = _embedded_image(ordinal, stored, are_names)
+        if (image is None) == (text is None):
+            both = "neither" if text is None else "both"
+            raise RejectedError("corrupt_record", f"entry {ordinal} has {both} of image and text")
+        pieces.append(image if image is not None else _decoded(text, f"texts[{ordinal}]"))
+    return pieces
+
+
+def _embedded_image(ordinal: int, value: Any, is_name: bool) -> Image | None:
+    field = f"images[{ordinal}]"
+    if isinstance(value, bytes):
+        return Image(ordinal, field, name=_decoded(value, field)) if is_name else Image(ordinal, field, data=value)
+    data, path = (value.get("bytes"), value.get("path")) if value is not None else (None, None)
+    if data is not None:
+        return Image(ordinal, field, data=data)
+    return Image(ordinal, field, name=_decoded(path, field)) if path is not None else None
+
+
+def _decoded(data: bytes, field: str) -> str:
+    return decode(data, f"{field} is not valid UTF-8 at its byte")
+
+
+def _is_string(type_: pa.DataType) -> bool:
+    return is_string(type_) or bool(pa.types.is_null(type_))
+
+
+def _is_binary(type_: pa.DataType) -> bool:
+    return is_binary(type_) or bool(pa.types.is_null(type_))

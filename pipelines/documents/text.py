@@ -1,0 +1,208 @@
+"""Texts: a JSON line, a Parquet row or a plain text file (``.txt``, ``.text``, ``.md``, ``.rst``) is one document.
+
+Files of lines and plain text may be compressed with gzip (``.gz``) or Zstandard (``.zst``).
+"""
+
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import google_crc32c
+import pyarrow as pa
+
+from gatokit.pipelines.documents.parquet import RowsFile
+from gatokit.pipelines.documents.reader import (
+    COMPRESSIONS,
+    JSON_LINES,
+    PLAIN_TEXT,
+    DocumentFile,
+    Part,
+    ScannedDocument,
+    content_digest,
+    decode,
+    other_suffix,
+    rejected,
+    source_files,
+    suffix,
+    text_digest,
+    too_large,
+)
+from gatokit.pipelines.formats.json_lines import (
+    UTF8_MARK,
+    DamagedStreamError,
+    Line,
+    key_text,
+    open_stream,
+    parse_object,
+    read_lines,
+    split_lines,
+)
+from gatokit.pipelines.formats.parquet import Row, column_type, holds_text
+from gatokit.pipelines.formats.records import ByteRange
+from gatokit.schemas.config import TextConfig
+from gatokit.schemas.errors import DataError, RejectedError
+
+_READ_BYTES = 1 << 20
+
+
+def find(config: TextConfig, field: str, base: Path) -> list[DocumentFile]:
+    """See ``reader.find_documents``; a file's suffix says what it holds."""
+    suffixes = (*JSON_LINES, ".parquet", *PLAIN_TEXT)
+    files: list[DocumentFile] = []
+    for file in source_files(config.source, f"{field}.source", base, suffixes, COMPRESSIONS):
+        name, is_compressed = suffix(file["path"])
+        if name in JSON_LINES:
+            files.append(
+                TextLinesFile(**file, type="compressed_lines" if is_compressed else "lines", field=config.field)
+            )
+        elif name in PLAIN_TEXT:
+            files.append(PlainTextFile(**file))
+        elif is_compressed:
+            raise other_suffix(file["path"], f"{field}.source", suffixes, COMPRESSIONS)
+        else:
+            files.append(TextRowsFile(**file, field=config.field))
+    return files
+
+
+class LinesFile(DocumentFile):
+    """A file with a JSON object a line."""
+
+    @abstractmethod
+    def document(self, line: bytes, place: ByteRange, max_bytes: int) -> ScannedDocument:
+        """The document in a line at ``place``. Raises RejectedError if there is something wrong with it."""
+
+    def scan(self, max_bytes: int) -> Iterator[ScannedDocument]:
+        """See ``DocumentFile``."""
+        position = offset = 0
+        with open_stream(self.path, self.name) as stream:
+            try:
+                for line in split_lines(stream, max_bytes):
+                    position, offset = line.position + 1, line.offset + line.length + 1
+                    yield self._scanned(line, max_bytes)
+            except DamagedStreamError as error:
+                place = ByteRange(position, offset, 0, 0)
+                yield rejected(place, str(position), RejectedError("corrupt_length", str(error)))
+
+    def _scanned(self, line: Line, max_bytes: int) -> ScannedDocument:
+        crc = 0 if line.data is None else google_crc32c.value(line.data)
+        place = ByteRange(line.position, line.offset, line.length, crc)
+        try:
+            if line.data is None:
+                raise too_large(max_bytes)
+            return self.document(line.data, place, max_bytes)
+        except RejectedError as error:
+            return rejected(place, str(place.position), error)
+
+
+class TextLinesFile(LinesFile):
+    """JSONL of texts: the string of the key ``field`` is the document."""
+
+    type: str = "lines"
+    field: str
+
+    def document(self, line: bytes, place: ByteRange, max_bytes: int) -> ScannedDocument:
+        """See ``LinesFile``."""
+        return ScannedDocument(place, str(place.position), text_digest([self._text(line)]))
+
+    def read(self, places: Iterable[ByteRange]) -> Iterator[list[Part]]:
+        """See ``DocumentFile``."""
+        for place, line in read_lines(self.path, self.name, ((place, place.length) for place in places)):
+            if google_crc32c.value(line) != place.crc:
+                raise self.changed(place)
+            yield [self._text(line)]
+
+    def _text(self, line: bytes) -> str:
+        return _not_blank(key_text(parse_object(line), self.field), self.field)
+
+
+class TextRowsFile(RowsFile):
+    """A Parquet file whose column ``field`` holds texts, as strings or as bytes of UTF-8."""
+
+    type: str = "rows"
+    field: str
+
+    def columns(self, schema: pa.Schema) -> dict[str, pa.DataType]:
+        """See ``RowsFile``."""
+        type_ = column_type(self.name, schema, self.field, "field")
+        if not holds_text(type_):
+            texts = ", ".join(repr(column.name) for column in schema if holds_text(column.type)) or "none"
+            raise DataError(
+                f"{self.name}: column {self.field!r} holds {type_}, no text; set `field` to one that does: {texts}"
+            )
+        return {self.field: type_}
+
+    def documents(self, row: Row, columns: dict[str, pa.DataType], max_bytes: int) -> Iterator[ScannedDocument]:
+        """See ``RowsFile``."""
+        data = row.values[self.field]
+        place = ByteRange(row.position, row.group, len(data or b""), google_crc32c.value(data or b""))
+        try:
+            if data is None:
+                raise RejectedError("missing_field", f"{self.field!r} is null")
+            if len(data) > max_bytes:
+                raise too_large(max_bytes)
+            yield ScannedDocument(place, str(row.position), content_digest([self._text(data)]))
+        except RejectedError as error:
+            yield rejected(place, str(row.position), error)
+
+    def read(self, places: Iterable[ByteRange]) -> Iterator[list[Part]]:
+        """See ``DocumentFile``."""
+        for place, values, _ in self.rows_at(places):
+            data = values[self.field]
+            if data is None or google_crc32c.value(data) != place.crc:
+                raise self.changed(place)
+            yield [self._text(data)]
+
+    def _text(self, data: bytes) -> str:
+        return _not_blank(decode(data, f"{self.field!r} is not valid UTF-8 at its byte"), self.field)
+
+
+class PlainTextFile(DocumentFile):
+    """A file whose whole content is one text, to the byte: line ends stay as they are."""
+
+    type: str = "plain"
+
+    def scan(self, max_bytes: int) -> Iterator[ScannedDocument]:
+        """See ``DocumentFile``."""
+        data = b""
+        try:
+            data = self._data(max_bytes)
+            if len(data) > max_bytes:
+                raise too_large(max_bytes)
+            content = content_digest([self._text(data)])
+        except RejectedError as error:
+            yield rejected(ByteRange(0, 0, len(data), 0), "0", error)
+        else:
+            yield ScannedDocument(ByteRange(0, 0, len(data), google_crc32c.value(data)), "0", content)
+
+    def read(self, places: Iterable[ByteRange]) -> Iterator[list[Part]]:
+        """See ``DocumentFile``."""
+        for place in places:
+            try:
+                data = self._data(place.length)
+                if len(data) != place.length or google_crc32c.value(data) != place.crc:
+                    raise self.changed(place)
+                yield [self._text(data)]
+            except RejectedError:
+                raise self.changed(place) from None
+
+    def _data(self, max_bytes: int) -> bytes:
+        """The content; of a longer one than ``max_bytes`` the first ``max_bytes + 1`` bytes."""
+        pieces, room = [], max_bytes + 1
+        with open_stream(self.path, self.name) as stream:
+            try:
+                while piece := stream.read(min(_READ_BYTES, room)):
+                    pieces.append(piece)
+                    room -= len(piece)
+            except DamagedStreamError as error:
+                raise RejectedError("corrupt_length", str(error)) from None
+        return b"".join(pieces)
+
+    def _text(self, data: bytes) -> str:
+        text = decode(data.removeprefix(UTF8_MARK), "the file is not valid UTF-8 at its byte")
+        return _not_blank(text, "the file")
+
+
+def _not_blank(text: str, field: str) -> str:
+    if not text or text.isspace():
+        raise RejectedError("empty", f"{field!r} holds nothing but white space")
+    return text
