@@ -21,12 +21,12 @@ from apache_beam.options.pipeline_options import WorkerOptions
 from gatokit.pipelines.beam import jobs
 from gatokit.pipelines.config_loading import read_inputs, read_vocabulary
 from gatokit.pipelines.dataset import ScanUnit
-from gatokit.pipelines.documents.image_folder import PictureFolderFile
-from gatokit.pipelines.documents.reader import CorpusFile
+from gatokit.pipelines.documents.image_folder import ImageFolderFile
+from gatokit.pipelines.documents.reader import DocumentFile
+from gatokit.pipelines.documents.text import LinesFile
 from gatokit.pipelines.documents.webdataset import WebDatasetFile
 from gatokit.pipelines.episodes.plan import EpisodesPlan
 from gatokit.pipelines.episodes.reader import EpisodeFile
-from gatokit.pipelines.formats.json_lines import LinesFile
 from gatokit.pipelines.planning.kinds import plan_dataset
 from gatokit.pipelines.planning.plan import DatasetPlan, Plan, Planned, make_plan
 from gatokit.pipelines.planning.shard_task import ShardTask
@@ -252,7 +252,7 @@ def spread_order(count: int) -> list[int]:
     return [number for number in mirrored if number < count]
 
 
-def _ordinals(units: Sequence[ScanUnit], files: Sequence[EpisodeFile | CorpusFile]) -> list[range]:
+def _ordinals(units: Sequence[ScanUnit], files: Sequence[EpisodeFile | DocumentFile]) -> list[range]:
     """The files of each unit, which holds the next of them."""
     ordinals, begin = [], 0
     for unit in units:
@@ -263,28 +263,28 @@ def _ordinals(units: Sequence[ScanUnit], files: Sequence[EpisodeFile | CorpusFil
     return ordinals
 
 
-def _stated(file: EpisodeFile | CorpusFile) -> int | None:
+def _stated(file: EpisodeFile | DocumentFile) -> int | None:
     """Episodes or Examples that the source says a file holds."""
     stated: int | None = getattr(file, "episodes", None) or getattr(file, "examples", None)
     return stated
 
 
-def _divides(file: EpisodeFile | CorpusFile) -> bool:
+def _divides(file: EpisodeFile | DocumentFile) -> bool:
     """Whether a file can be read from any place, and the share of it that was read be told."""
-    if isinstance(file, CorpusFile) and not file.divides:
+    if isinstance(file, DocumentFile) and not file.divides:
         return False
     by_offset = isinstance(file, LinesFile | WebDatasetFile)
-    return by_offset or isinstance(file, PictureFolderFile) or _stated(file) is not None
+    return by_offset or isinstance(file, ImageFolderFile) or _stated(file) is not None
 
 
-def _share(file: EpisodeFile | CorpusFile, rows: pa.Table) -> float:
+def _share(file: EpisodeFile | DocumentFile, rows: pa.Table) -> float:
     """The share of a file that its first rows are."""
     if not rows.num_rows:
         return 1.0
     position, offset, length = (rows[name][-1].as_py() for name in ("position", "offset", "length"))
     if stated := _stated(file):
         return min(1.0, (position + 1) / stated)
-    if isinstance(file, PictureFolderFile):
+    if isinstance(file, ImageFolderFile):
         return min(1.0, (position + 1) / sum(1 for _ in file.captions()))
     return min(1.0, (offset + length) / max(1, file.size))
 
@@ -454,7 +454,7 @@ def _splits(dataset: DatasetPlan, config: BuildConfig, sample: _Sample, bytes_a_
     """The stored bytes of each split; a file that was not scanned has ``bytes_a_byte`` of its size."""
     files, splitter = dataset.sources(), Splitter(config.shard_bytes)
     names = [file.name for file in files]
-    whole = {ordinal for ordinal, file in enumerate(files) if isinstance(file, CorpusFile) and not file.divides}
+    whole = {ordinal for ordinal, file in enumerate(files) if isinstance(file, DocumentFile) and not file.divides}
     sizes = np.zeros(1024)
     last = -1
     for ordinal, file in enumerate(files):

@@ -8,7 +8,7 @@ import stat
 from gatokit.pipelines.documents.reader import too_large
 from gatokit.schemas.errors import DataError, RejectedError
 from gatokit.storage import files as storage
-from gatokit.storage.gcs import is_remote
+from gatokit.storage.files import is_remote
 
 _NOT_THERE = {errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES}
 _NO_FILE = {errno.EISDIR, errno.ENXIO}

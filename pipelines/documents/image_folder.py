@@ -96,9 +96,9 @@ class ImageFolderFile(DocumentFile):
         image: bytes | RejectedError = b""
         crc = 0
         for position, document in enumerate(self.captions()):
-            place = ByteRange(position, 0, 0, 0)
+            byte_range = ByteRange(position, 0, 0, 0)
             if document.error is not None:
-                yield rejected(place, document.key, document.error)
+                yield rejected(byte_range, document.key, document.error)
                 continue
             if document.image != name:
                 name = document.image
@@ -109,31 +109,31 @@ class ImageFolderFile(DocumentFile):
                     image = error
             group = printable(document.image)
             if isinstance(image, RejectedError):
-                yield rejected(place, document.key, image, group)
+                yield rejected(byte_range, document.key, image, group)
                 continue
             text = document.text.encode("utf-8", "replace")
             length = len(image) + len(text)
             payload = json.dumps([document.image, document.text], separators=(",", ":"))
-            place = ByteRange(position, 0, length, google_crc32c.extend(crc, text), payload)
+            byte_range = ByteRange(position, 0, length, google_crc32c.extend(crc, text), payload)
             if length > max_bytes:
-                yield rejected(place, document.key, too_large(max_bytes, f"{length} bytes are"), group)
+                yield rejected(byte_range, document.key, too_large(max_bytes, f"{length} bytes are"), group)
             else:
-                yield captioned(place, document.key, image, document.text, group=group)
+                yield captioned(byte_range, document.key, image, document.text, group=group)
 
-    def read(self, places: Iterable[ByteRange]) -> Iterator[list[Part]]:
+    def read(self, byte_ranges: Iterable[ByteRange]) -> Iterator[list[Part]]:
         """See ``DocumentFile``."""
         folder = image_folder(self.image_dir)
         last, image, crc = None, b"", 0
-        for place in places:
-            name, text = json.loads(place.payload or "")
+        for byte_range in byte_ranges:
+            name, text = json.loads(byte_range.payload or "")
             if name != last:
                 try:
-                    image = folder.read(name, place.length)
+                    image = folder.read(name, byte_range.length)
                 except RejectedError:
-                    raise self.changed(place) from None
+                    raise self.changed(byte_range) from None
                 last, crc = name, google_crc32c.value(image)
-            if google_crc32c.extend(crc, text.encode()) != place.crc:
-                raise self.changed(place)
+            if google_crc32c.extend(crc, text.encode()) != byte_range.crc:
+                raise self.changed(byte_range)
             yield [image, text]
 
 
@@ -201,9 +201,7 @@ class CocoFile(ImageFolderFile):
 
         def file_name(image: Id) -> str:
             if image not in names:
-                raise RejectedError(
-                    "missing_field", f"`images` has no entry with id {image!r:.200} and a file_name"
-                )
+                raise RejectedError("missing_field", f"`images` has no entry with id {image!r:.200} and a file_name")
             return names[image]
 
         yield from captions.by_image(file_name)
@@ -243,8 +241,8 @@ class VqaFile(ImageFolderFile):
                 captions.add(key, self.template.format(question=question, answer=answer), _id(entry, "image_id"))
             except RejectedError as error:
                 captions.reject(key, error)
-        for key, error in faulty:
-            captions.reject(key, error)
+        for key, problem in faulty:
+            captions.reject(key, problem)
         for key in (printable(str(id)) for id in answers):
             if key not in captions.keys:
                 captions.reject(key, RejectedError("missing_field", "no question has this question_id"))

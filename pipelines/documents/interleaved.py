@@ -1,4 +1,4 @@
-"""Pages of texts and images: MMC4 (github.com/allenai/mmc4) and OBELICS (huggingface.co/datasets/HuggingFaceM4/OBELICS).
+"""Pages of texts and images: MMC4 (github.com/allenai/mmc4) and OBELICS (hf.co/datasets/HuggingFaceM4/OBELICS).
 
 A page of MMC4 is a JSON object a line with a list of sentences and a list of images, which are files in a folder; an
 image stands before the sentence that it was matched to. A page of OBELICS is a Parquet row with the lists ``images``
@@ -40,7 +40,7 @@ from gatokit.schemas.errors import DataError, RejectedError
 def find(config: InterleavedConfig, field: str, base: Path) -> list["Mmc4File"] | list["ObelicsFile"]:
     """See ``reader.find_documents``."""
     folder = None if config.image_dir is None else image_directory(config.image_dir, f"{field}.image_dir", base)
-    options = {"image_dir": folder, "skip_bad": config.bad_images == "skip"}
+    options: dict[str, Any] = {"image_dir": folder, "skip_bad": config.bad_images == "skip"}
     if config.format == "obelics":
         files = source_files(config.source, f"{field}.source", base, (".parquet",))
         return [ObelicsFile(**file, **options, type="obelics_folder" if folder else "obelics") for file in files]
@@ -134,7 +134,7 @@ def assemble(
 
 
 def _image_bytes(image: Image, image_dir: str | None, room: int) -> bytes:
-    """The stored bytes of an image. Raises RejectedError above ``room`` or if there is no such file in ``image_dir``."""
+    """The stored bytes of an image. Raises RejectedError above ``room`` or if ``image_dir`` has no such file."""
     data, name = image.data, image.name
     if data is None:
         if not name:
@@ -171,32 +171,32 @@ class Mmc4File(LinesFile):
 
     separator: ClassVar[str] = " "
 
-    def document(self, line: bytes, place: ByteRange, max_bytes: int) -> ScannedDocument:
+    def document(self, line: bytes, byte_range: ByteRange, max_bytes: int) -> ScannedDocument:
         """See ``LinesFile``."""
         room = max_bytes - len(line)
         page = assemble(_sentences(parse_object(line)), self.separator, self.image_dir, room, skip=self.skip_bad)
         digest = text_digest(page.parts)
-        place = ByteRange(
-            place.position,
-            place.offset,
+        byte_range = ByteRange(
+            byte_range.position,
+            byte_range.offset,
             len(line) + sum(map(len, page.images)),
-            _extend_crc(place.crc, page.images),
+            _extend_crc(byte_range.crc, page.images),
             json.dumps([len(line), *page.left_out], separators=(",", ":")),
         )
-        return ScannedDocument(place, str(place.position), digest, detail=page.note)
+        return ScannedDocument(byte_range, str(byte_range.position), digest, detail=page.note)
 
-    def read(self, places: Iterable[ByteRange]) -> Iterator[list[Part]]:
+    def read(self, byte_ranges: Iterable[ByteRange]) -> Iterator[list[Part]]:
         """See ``DocumentFile``."""
-        lines = ((place, _line_length_and_left_out(place)[0]) for place in places)
-        for place, line in read_lines(self.path, self.name, lines):
-            length, *left_out = _line_length_and_left_out(place)
+        lines = ((byte_range, _line_length_and_left_out(byte_range)[0]) for byte_range in byte_ranges)
+        for byte_range, line in read_lines(self.path, self.name, lines):
+            length, *left_out = _line_length_and_left_out(byte_range)
             try:
                 pieces = _sentences(parse_object(line))
-                page = assemble(pieces, self.separator, self.image_dir, place.length - length, left_out=left_out)
+                page = assemble(pieces, self.separator, self.image_dir, byte_range.length - length, left_out=left_out)
             except RejectedError:
-                raise self.changed(place) from None
-            if _extend_crc(google_crc32c.value(line), page.images) != place.crc:
-                raise self.changed(place)
+                raise self.changed(byte_range) from None
+            if _extend_crc(google_crc32c.value(line), page.images) != byte_range.crc:
+                raise self.changed(byte_range)
             yield page.parts
 
 
@@ -206,10 +206,10 @@ def _extend_crc(crc: int, images: list[bytes]) -> int:
     return crc
 
 
-def _line_length_and_left_out(place: ByteRange) -> list[int]:
+def _line_length_and_left_out(byte_range: ByteRange) -> list[int]:
     """Bytes of the line, then the ordinals of the images that the scan left out."""
-    assert place.payload is not None
-    numbers: list[int] = json.loads(place.payload)
+    assert byte_range.payload is not None
+    numbers: list[int] = json.loads(byte_range.payload)
     return numbers
 
 
@@ -272,7 +272,7 @@ class ObelicsFile(RowsFile):
 
     def documents(self, row: Row, columns: dict[str, pa.DataType], max_bytes: int) -> Iterator[ScannedDocument]:
         """See ``RowsFile``."""
-        place = ByteRange(row.position, row.group, 0, 0)
+        byte_range = ByteRange(row.position, row.group, 0, 0)
         try:
             pieces = _pieces(row.values, are_names=_is_string(columns["images"]))
             room = max_bytes - sum(len(piece.encode()) for piece in pieces if isinstance(piece, str))
@@ -281,24 +281,24 @@ class ObelicsFile(RowsFile):
             page = assemble(pieces, self.separator, self.image_dir, room, skip=self.skip_bad)
             digest = text_digest(page.parts)
         except RejectedError as error:
-            yield rejected(place, str(row.position), error)
+            yield rejected(byte_range, str(row.position), error)
             return
         length = sum(len(part.encode() if isinstance(part, str) else part) for part in page.parts)
         payload = json.dumps([*page.left_out], separators=(",", ":")) if page.left_out else None
-        place = ByteRange(row.position, row.group, length, page.crc, payload)
-        yield ScannedDocument(place, str(row.position), digest, detail=page.note)
+        byte_range = ByteRange(row.position, row.group, length, page.crc, payload)
+        yield ScannedDocument(byte_range, str(row.position), digest, detail=page.note)
 
-    def read(self, places: Iterable[ByteRange]) -> Iterator[list[Part]]:
+    def read(self, byte_ranges: Iterable[ByteRange]) -> Iterator[list[Part]]:
         """See ``DocumentFile``."""
-        for place, values, columns in self.rows_at(places):
+        for byte_range, values, columns in self.rows_at(byte_ranges):
             try:
                 pieces = _pieces(values, are_names=_is_string(columns["images"]))
-                left_out = json.loads(place.payload or "[]")
-                page = assemble(pieces, self.separator, self.image_dir, place.length, left_out=left_out)
+                left_out = json.loads(byte_range.payload or "[]")
+                page = assemble(pieces, self.separator, self.image_dir, byte_range.length, left_out=left_out)
             except RejectedError:
-                raise self.changed(place) from None
-            if page.crc != place.crc:
-                raise self.changed(place)
+                raise self.changed(byte_range) from None
+            if page.crc != byte_range.crc:
+                raise self.changed(byte_range)
             yield page.parts
 
 

@@ -67,16 +67,16 @@ class RowsFile(DocumentFile):
                         yield from self.documents(row, columns, max_bytes)
                     else:
                         damage = RejectedError("corrupt_record", f"row group {row.group} is damaged: {row.detail}")
-                        place = ByteRange(row.position, row.group, 0, 0)
-                        yield rejected(place, str(row.position), damage, lost=row.rows)
+                        byte_range = ByteRange(row.position, row.group, 0, 0)
+                        yield rejected(byte_range, str(row.position), damage, lost=row.rows)
         except DamagedFileError as error:
             damage = RejectedError("corrupt_length", f"the file's footer is damaged or missing: {error}")
             yield rejected(ByteRange(0, 0, 0, 0), "0", damage)
 
     def rows_at(
-        self, places: Iterable[ByteRange]
+        self, byte_ranges: Iterable[ByteRange]
     ) -> Iterator[tuple[ByteRange, dict[str, Any], dict[str, pa.DataType]]]:
-        """Ascending places, each with the values of the columns there, and the columns' types.
+        """Ascending byte_ranges, each with the values of the columns there, and the columns' types.
 
         Raises DataError if the rows can no longer be read.
         """
@@ -86,13 +86,13 @@ class RowsFile(DocumentFile):
                     columns = self.columns(file.schema)
                 except DataError as error:
                     raise DamagedFileError(str(error)) from None
-                for group, members in itertools.groupby(places, lambda place: place.offset):
+                for group, members in itertools.groupby(byte_ranges, lambda byte_range: byte_range.offset):
                     rows = file.read(list(columns), [group])
-                    for place in members:
-                        row = next((row for row in rows if row.position >= place.position), None)
-                        if not isinstance(row, Row) or row.position != place.position:
-                            raise self.changed(place)
-                        yield place, row.values, columns
+                    for byte_range in members:
+                        row = next((row for row in rows if row.position >= byte_range.position), None)
+                        if not isinstance(row, Row) or row.position != byte_range.position:
+                            raise self.changed(byte_range)
+                        yield byte_range, row.values, columns
         except DamagedFileError as error:
             raise DataError(f"{self.name}: changed between scan and build: {error}. Run the build again") from None
 
@@ -127,7 +127,7 @@ class ImageRowsFile(RowsFile):
         for ordinal, text in _captions(row.values[text_field]):
             key = str(row.position) if ordinal is None else f"{row.position}.{ordinal}"
             group = None if ordinal is None else f"{self.name}#{row.position}"
-            place = ByteRange(row.position, row.group, 0, 0)
+            byte_range = ByteRange(row.position, row.group, 0, 0)
             try:
                 data = self._image(image)
                 if text is None:
@@ -135,35 +135,37 @@ class ImageRowsFile(RowsFile):
                 length = len(data) + len(text)
                 crc = google_crc32c.extend(google_crc32c.value(data), text)
                 payload = None if ordinal is None else str(ordinal)
-                place = ByteRange(row.position, row.group, length, crc, payload)
+                byte_range = ByteRange(row.position, row.group, length, crc, payload)
                 if length > max_bytes:
                     raise too_large(max_bytes, f"{length} bytes are")
                 caption = decode(text, f"{text_field!r} is not valid UTF-8 at byte")
-                yield captioned(place, key, data, caption, group=group)
+                yield captioned(byte_range, key, data, caption, group=group)
             except RejectedError as error:
-                yield rejected(place, key, error, group)
+                yield rejected(byte_range, key, error, group)
 
-    def read(self, places: Iterable[ByteRange]) -> Iterator[list[Part]]:
+    def read(self, byte_ranges: Iterable[ByteRange]) -> Iterator[list[Part]]:
         """See ``DocumentFile``."""
         same_row: list[ByteRange] = []
 
         def rows() -> Iterator[ByteRange]:
-            """The first place of each row; all of its places are in ``same_row`` meanwhile."""
-            for _, members in itertools.groupby(places, lambda place: (place.offset, place.position)):
+            """The first byte range of each row; all of the row's are in ``same_row`` meanwhile."""
+            for _, members in itertools.groupby(
+                byte_ranges, lambda byte_range: (byte_range.offset, byte_range.position)
+            ):
                 same_row[:] = members
                 yield same_row[0]
 
         for _, values, columns in self.rows_at(rows()):
             image, text_field = values[self.image_field], list(columns)[-1]
             texts = dict(_captions(values[text_field]))
-            for place in same_row:
-                text = texts.get(None if place.payload is None else int(place.payload))
+            for byte_range in same_row:
+                text = texts.get(None if byte_range.payload is None else int(byte_range.payload))
                 try:
                     data = self._image(image)
                 except RejectedError:
-                    raise self.changed(place) from None
-                if text is None or google_crc32c.extend(google_crc32c.value(data), text) != place.crc:
-                    raise self.changed(place)
+                    raise self.changed(byte_range) from None
+                if text is None or google_crc32c.extend(google_crc32c.value(data), text) != byte_range.crc:
+                    raise self.changed(byte_range)
                 yield [data, decode(text, f"{text_field} is not valid UTF-8 at byte")]
 
     def _image(self, value: Any) -> bytes:

@@ -22,13 +22,7 @@ from gatokit.pipelines.dataset import (
     check_budget,
     row_hash,
 )
-from gatokit.pipelines.documents.corpora import (
-    corpus_file_from_json,
-    corpus_file_to_json,
-    corpus_files,
-    modification_times,
-)
-from gatokit.pipelines.documents.reader import CorpusFile, FoundDocument
+from gatokit.pipelines.documents.reader import DocumentFile, ScannedDocument, file_from_json, find_documents
 from gatokit.pipelines.documents.tokenize import DocumentShardHeader
 from gatokit.pipelines.episodes.filter import held_out
 from gatokit.pipelines.planning.plan import DatasetPlan, Judged
@@ -82,7 +76,7 @@ class DocumentUnit(BaseModel):
         """The rows of the unit's documents (schema ``FOUND``); see ``plan.Unit``."""
         batches, lines, size = [], [], 0
         for ordinal, found in self._found():
-            place = found.place
+            place = found.byte_range
             lines.append(
                 (
                     *(ordinal, found.key, place.position, place.offset, place.length, place.crc, place.payload),
@@ -97,9 +91,9 @@ class DocumentUnit(BaseModel):
                 break
         return pa.Table.from_batches([*batches, _batch(lines)], FOUND)
 
-    def _found(self) -> Iterator[tuple[int, FoundDocument]]:
+    def _found(self) -> Iterator[tuple[int, ScannedDocument]]:
         for ordinal, file in zip(self.ordinals, self.files, strict=True):
-            for found in corpus_file_from_json(file).scan(self.max_bytes):
+            for found in file_from_json(file).scan(self.max_bytes):
                 yield ordinal, found
 
 
@@ -115,7 +109,7 @@ class DocumentsPlan(DatasetPlan):
 
     config: CorpusConfig
     field: str
-    files: tuple[CorpusFile, ...]
+    files: tuple[DocumentFile, ...]
     what: ClassVar[str] = "documents"
 
     @cached_property
@@ -128,7 +122,7 @@ class DocumentsPlan(DatasetPlan):
             bad_images=getattr(self.config, "bad_images", "reject"),
         )
 
-    def sources(self) -> tuple[CorpusFile, ...]:
+    def sources(self) -> tuple[DocumentFile, ...]:
         """See ``DatasetPlan``."""
         return self.files
 
@@ -147,8 +141,8 @@ class DocumentsPlan(DatasetPlan):
                 dataset=self.config.name,
                 max_bytes=max_bytes,
                 ordinals=tuple(group),
-                files=tuple(corpus_file_to_json(self.files[ordinal]) for ordinal in group),
-                versions=tuple(modification_times(self.files[ordinal]) for ordinal in group),
+                files=tuple(self.files[ordinal].model_dump(mode="json") for ordinal in group),
+                versions=tuple(self.files[ordinal].versions() for ordinal in group),
             )
             for group in groups
         ]
@@ -205,7 +199,7 @@ class JudgedDocuments(Judged):
             dataset=self._plan.config.name,
             settings=settings,
             rules=self._plan.rules,
-            files=[corpus_file_to_json(self._plan.files[number]) for number in files],
+            files=[self._plan.files[number].model_dump(mode="json") for number in files],
         )
 
     def describe(self, episodes: int, kept: int) -> DatasetFile:
@@ -251,7 +245,7 @@ class JudgedDocuments(Judged):
 
 def plan_documents(dataset: CorpusConfig, field: str, base: Path) -> DocumentsPlan:
     """Finds the files of a dataset; ConfigError where there are none. Relative paths start at ``base``."""
-    return DocumentsPlan(dataset, field, tuple(corpus_files(dataset, field, base)))
+    return DocumentsPlan(dataset, field, tuple(find_documents(dataset, field, base)))
 
 
 class _Scanned:

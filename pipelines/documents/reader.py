@@ -59,7 +59,7 @@ class ScannedDocument(NamedTuple):
     ``detail`` may also say what a document that stays has lost, such as a skipped image.
     """
 
-    place: ByteRange
+    byte_range: ByteRange
     key: str
     content: bytes | None
     group: str | None = None
@@ -109,15 +109,17 @@ class DocumentFile(BaseModel, ABC):
         """
 
     @abstractmethod
-    def read(self, places: Iterable[ByteRange]) -> Iterator[list[Part]]:
-        """The parts of the documents at ``places`` (ascending, found by ``scan`` and not rejected), in their order.
+    def read(self, byte_ranges: Iterable[ByteRange]) -> Iterator[list[Part]]:
+        """The parts of the documents at ``byte_ranges`` (ascending, from ``scan``, not rejected), in their order.
 
         Neighbouring texts are one part. Raises DataError (``changed``) if the file no longer holds what the scan found.
         """
 
-    def changed(self, place: ByteRange) -> DataError:
-        """The error of a file that no longer holds what a scan found at ``place``."""
-        return DataError(f"{self.name}: document {place.position} changed between scan and build. Run the build again")
+    def changed(self, byte_range: ByteRange) -> DataError:
+        """The error of a file that no longer holds what a scan found at ``byte_range``."""
+        return DataError(
+            f"{self.name}: document {byte_range.position} changed between scan and build. Run the build again"
+        )
 
 
 def find_documents(config: CorpusConfig, field: str, base: Path) -> list[DocumentFile]:
@@ -175,25 +177,25 @@ def other_suffix(path: str, field: str, suffixes: tuple[str, ...], compressions:
 
 
 def captioned(
-    place: ByteRange, key: str, image: bytes, text: str, *, group: str | None = None, detail: str | None = None
+    byte_range: ByteRange, key: str, image: bytes, text: str, *, group: str | None = None, detail: str | None = None
 ) -> ScannedDocument:
     """The document [image, text], rejected if one of them is empty or the text cannot be written as UTF-8."""
     if not image:
-        return rejected(place, key, RejectedError("bad_image", "the picture has no bytes"), group)
+        return rejected(byte_range, key, RejectedError("bad_image", "the picture has no bytes"), group)
     if not text.strip():
-        return rejected(place, key, RejectedError("empty", "the text is empty"), group)
+        return rejected(byte_range, key, RejectedError("empty", "the text is empty"), group)
     try:
         content = content_digest([image, text])
     except UnicodeEncodeError:
-        return rejected(place, key, RejectedError("not_utf8", "the text holds half of a surrogate pair"), group)
-    return ScannedDocument(place, key, content, group, detail=detail)
+        return rejected(byte_range, key, RejectedError("not_utf8", "the text holds half of a surrogate pair"), group)
+    return ScannedDocument(byte_range, key, content, group, detail=detail)
 
 
 def rejected(
-    place: ByteRange, key: str, error: RejectedError, group: str | None = None, lost: int = 1
+    byte_range: ByteRange, key: str, error: RejectedError, group: str | None = None, lost: int = 1
 ) -> ScannedDocument:
     """The row of a document that cannot be used."""
-    return ScannedDocument(place, key, None, group, error.reason, error.detail, lost)
+    return ScannedDocument(byte_range, key, None, group, error.reason, error.detail, lost)
 
 
 def too_large(max_bytes: int, subject: str = "the document is") -> RejectedError:
@@ -202,7 +204,7 @@ def too_large(max_bytes: int, subject: str = "the document is") -> RejectedError
 
 
 def decode(data: bytes, complaint: str) -> str:
-    """A stored text. Raises RejectedError with ``complaint`` and the number of the first bad byte if it is not UTF-8."""
+    """A stored text. Raises RejectedError, ``complaint`` and the number of the first bad byte, if it is not UTF-8."""
     try:
         return str(data, "utf-8")
     except UnicodeDecodeError as error:

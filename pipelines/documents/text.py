@@ -68,8 +68,8 @@ class LinesFile(DocumentFile):
     """A file with a JSON object a line."""
 
     @abstractmethod
-    def document(self, line: bytes, place: ByteRange, max_bytes: int) -> ScannedDocument:
-        """The document in a line at ``place``. Raises RejectedError if there is something wrong with it."""
+    def document(self, line: bytes, byte_range: ByteRange, max_bytes: int) -> ScannedDocument:
+        """The document in a line at ``byte_range``. Raises RejectedError if there is something wrong with it."""
 
     def scan(self, max_bytes: int) -> Iterator[ScannedDocument]:
         """See ``DocumentFile``."""
@@ -80,18 +80,18 @@ class LinesFile(DocumentFile):
                     position, offset = line.position + 1, line.offset + line.length + 1
                     yield self._scanned(line, max_bytes)
             except DamagedStreamError as error:
-                place = ByteRange(position, offset, 0, 0)
-                yield rejected(place, str(position), RejectedError("corrupt_length", str(error)))
+                byte_range = ByteRange(position, offset, 0, 0)
+                yield rejected(byte_range, str(position), RejectedError("corrupt_length", str(error)))
 
     def _scanned(self, line: Line, max_bytes: int) -> ScannedDocument:
         crc = 0 if line.data is None else google_crc32c.value(line.data)
-        place = ByteRange(line.position, line.offset, line.length, crc)
+        byte_range = ByteRange(line.position, line.offset, line.length, crc)
         try:
             if line.data is None:
                 raise too_large(max_bytes)
-            return self.document(line.data, place, max_bytes)
+            return self.document(line.data, byte_range, max_bytes)
         except RejectedError as error:
-            return rejected(place, str(place.position), error)
+            return rejected(byte_range, str(byte_range.position), error)
 
 
 class TextLinesFile(LinesFile):
@@ -100,15 +100,17 @@ class TextLinesFile(LinesFile):
     type: str = "lines"
     field: str
 
-    def document(self, line: bytes, place: ByteRange, max_bytes: int) -> ScannedDocument:
+    def document(self, line: bytes, byte_range: ByteRange, max_bytes: int) -> ScannedDocument:
         """See ``LinesFile``."""
-        return ScannedDocument(place, str(place.position), text_digest([self._text(line)]))
+        return ScannedDocument(byte_range, str(byte_range.position), text_digest([self._text(line)]))
 
-    def read(self, places: Iterable[ByteRange]) -> Iterator[list[Part]]:
+    def read(self, byte_ranges: Iterable[ByteRange]) -> Iterator[list[Part]]:
         """See ``DocumentFile``."""
-        for place, line in read_lines(self.path, self.name, ((place, place.length) for place in places)):
-            if google_crc32c.value(line) != place.crc:
-                raise self.changed(place)
+        for byte_range, line in read_lines(
+            self.path, self.name, ((byte_range, byte_range.length) for byte_range in byte_ranges)
+        ):
+            if google_crc32c.value(line) != byte_range.crc:
+                raise self.changed(byte_range)
             yield [self._text(line)]
 
     def _text(self, line: bytes) -> str:
@@ -134,22 +136,22 @@ class TextRowsFile(RowsFile):
     def documents(self, row: Row, columns: dict[str, pa.DataType], max_bytes: int) -> Iterator[ScannedDocument]:
         """See ``RowsFile``."""
         data = row.values[self.field]
-        place = ByteRange(row.position, row.group, len(data or b""), google_crc32c.value(data or b""))
+        byte_range = ByteRange(row.position, row.group, len(data or b""), google_crc32c.value(data or b""))
         try:
             if data is None:
                 raise RejectedError("missing_field", f"{self.field!r} is null")
             if len(data) > max_bytes:
                 raise too_large(max_bytes)
-            yield ScannedDocument(place, str(row.position), content_digest([self._text(data)]))
+            yield ScannedDocument(byte_range, str(row.position), content_digest([self._text(data)]))
         except RejectedError as error:
-            yield rejected(place, str(row.position), error)
+            yield rejected(byte_range, str(row.position), error)
 
-    def read(self, places: Iterable[ByteRange]) -> Iterator[list[Part]]:
+    def read(self, byte_ranges: Iterable[ByteRange]) -> Iterator[list[Part]]:
         """See ``DocumentFile``."""
-        for place, values, _ in self.rows_at(places):
+        for byte_range, values, _ in self.rows_at(byte_ranges):
             data = values[self.field]
-            if data is None or google_crc32c.value(data) != place.crc:
-                raise self.changed(place)
+            if data is None or google_crc32c.value(data) != byte_range.crc:
+                raise self.changed(byte_range)
             yield [self._text(data)]
 
     def _text(self, data: bytes) -> str:
@@ -174,16 +176,16 @@ class PlainTextFile(DocumentFile):
         else:
             yield ScannedDocument(ByteRange(0, 0, len(data), google_crc32c.value(data)), "0", content)
 
-    def read(self, places: Iterable[ByteRange]) -> Iterator[list[Part]]:
+    def read(self, byte_ranges: Iterable[ByteRange]) -> Iterator[list[Part]]:
         """See ``DocumentFile``."""
-        for place in places:
+        for byte_range in byte_ranges:
             try:
-                data = self._data(place.length)
-                if len(data) != place.length or google_crc32c.value(data) != place.crc:
-                    raise self.changed(place)
+                data = self._data(byte_range.length)
+                if len(data) != byte_range.length or google_crc32c.value(data) != byte_range.crc:
+                    raise self.changed(byte_range)
                 yield [self._text(data)]
             except RejectedError:
-                raise self.changed(place) from None
+                raise self.changed(byte_range) from None
 
     def _data(self, max_bytes: int) -> bytes:
         """The content; of a longer one than ``max_bytes`` the first ``max_bytes + 1`` bytes."""

@@ -45,37 +45,37 @@ class TfdsImagesFile(DocumentFile):
     def scan(self, max_bytes: int) -> Iterator[ScannedDocument]:
         """See ``DocumentFile``."""
         for record in self._records().read_all(max_bytes):
-            place = record.byte_range
-            key = str(place.position)
+            byte_range = record.byte_range
+            key = str(byte_range.position)
             if record.value is None:
-                yield ScannedDocument(place, key, None, None, record.reason, record.detail, record.lost)
+                yield ScannedDocument(byte_range, key, None, None, record.reason, record.detail, record.lost)
                 continue
             try:
                 image, texts = self._strings(record.value, self.image_field)[0], self._texts(record.value)
             except RejectedError as error:
-                yield rejected(place, key, error)
+                yield rejected(byte_range, key, error)
                 continue
             group = f"{self.name}#{key}" if self.listed else None
             for ordinal, text in enumerate(texts):
                 if self.listed:
-                    key = f"{place.position}.{ordinal}"
-                    place = place._replace(payload=str(ordinal))
+                    key = f"{byte_range.position}.{ordinal}"
+                    byte_range = byte_range._replace(payload=str(ordinal))
                 try:
                     caption = decode(text, f"{self.text_field!r} is not valid UTF-8 at byte")
-                    yield captioned(place, key, image, caption, group=group)
+                    yield captioned(byte_range, key, image, caption, group=group)
                 except RejectedError as error:
-                    yield rejected(place, key, error, group)
+                    yield rejected(byte_range, key, error, group)
 
-    def read(self, places: Iterable[ByteRange]) -> Iterator[list[Part]]:
+    def read(self, byte_ranges: Iterable[ByteRange]) -> Iterator[list[Part]]:
         """See ``DocumentFile``."""
         position, data = -1, None
         with self._records().opened() as read:
-            for place in places:
-                if place.position != position:
-                    position, data = place.position, read(place)
+            for byte_range in byte_ranges:
+                if byte_range.position != position:
+                    position, data = byte_range.position, read(byte_range)
                 if data is None:
-                    raise self.changed(place)
-                text = self._texts(data)[int(place.payload or 0)]
+                    raise self.changed(byte_range)
+                text = self._texts(data)[int(byte_range.payload or 0)]
                 yield [
                     self._strings(data, self.image_field)[0],
                     decode(text, f"{self.text_field} is not valid UTF-8 at byte"),

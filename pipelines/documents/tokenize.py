@@ -9,8 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel
 
 from gatokit.pipelines.dataset import OutOfRange, ShardSettings, TokenizedRow
-from gatokit.pipelines.documents.corpora import corpus_file_from_json, text_separator
-from gatokit.pipelines.documents.reader import CorpusFile, Part
+from gatokit.pipelines.documents.reader import DocumentFile, Part, file_from_json
 from gatokit.pipelines.formats.records import ByteRange
 from gatokit.schemas.document import Document, DocumentRules
 from gatokit.schemas.errors import RejectedError
@@ -37,9 +36,9 @@ class DocumentShardHeader(BaseModel):
     rules: DocumentRules
     files: list[dict[str, Any]]
 
-    def source_files(self) -> list[CorpusFile]:
+    def source_files(self) -> list[DocumentFile]:
         """The files, ready to be read."""
-        return [corpus_file_from_json(file) for file in self.files]
+        return [file_from_json(file) for file in self.files]
 
     def identity(self) -> dict[str, Any]:
         """What the shard depends on besides settings and rows. Files count by type, name, size and the fields that are
@@ -58,7 +57,7 @@ class DocumentShardBuilder:
     def __init__(self, header: DocumentShardHeader, text: TextTokenizer) -> None:
         self._header, self._rules = header, header.rules
         self._files = header.source_files()
-        self._separators = [text_separator(file) for file in self._files]
+        self._separators = [file.separator for file in self._files]
         self._tokenizer = DocumentTokenizer(text, header.rules.end_of_document)
         self.out_of_range: OutOfRange = {}
 

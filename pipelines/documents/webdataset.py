@@ -85,19 +85,19 @@ class WebDatasetFile(DocumentFile):
                     seen.add(sample.key)
                     position += 1
             except tar.DamagedTarError as error:
-                place = ByteRange(position, error.offset, reader.size - error.offset, 0)
-                yield rejected(place, f"byte {error.offset}", RejectedError("corrupt_length", str(error)))
+                byte_range = ByteRange(position, error.offset, reader.size - error.offset, 0)
+                yield rejected(byte_range, f"byte {error.offset}", RejectedError("corrupt_length", str(error)))
 
-    def read(self, places: Iterable[ByteRange]) -> Iterator[list[Part]]:
+    def read(self, byte_ranges: Iterable[ByteRange]) -> Iterator[list[Part]]:
         """See ``DocumentFile``."""
         with storage.ranges(self.path) as file:
             read = file.read_at
-            for place in places:
-                image_begin, image_size, text_begin, text_size, suffix = (place.payload or "").split()
+            for byte_range in byte_ranges:
+                image_begin, image_size, text_begin, text_size, suffix = (byte_range.payload or "").split()
                 image = read(int(image_begin), int(image_size))
                 stored = read(int(text_begin), int(text_size))
-                if google_crc32c.extend(google_crc32c.value(image), stored) != place.crc:
-                    raise self.changed(place)
+                if google_crc32c.extend(google_crc32c.value(image), stored) != byte_range.crc:
+                    raise self.changed(byte_range)
                 yield [image, self._text(stored, suffix.encode())]
 
     def _check(self, begin: bytes) -> None:
@@ -132,8 +132,8 @@ class WebDatasetFile(DocumentFile):
         payload = f"{image_begin} {image_size} {text_begin} {text_size} {caption.decode()}"
         others = [f".{suffix.decode()}" for suffix in sample.members if suffix in IMAGES and suffix != image]
         detail = f"of its pictures .{image.decode()} is read, {', '.join(others)} is not" if others else None
-        place = ByteRange(position, sample.offset, length, crc, payload)
-        return captioned(place, key, data, text, detail=detail)
+        byte_range = ByteRange(position, sample.offset, length, crc, payload)
+        return captioned(byte_range, key, data, text, detail=detail)
 
     def _text(self, stored: bytes, suffix: bytes) -> str:
         text = decode(stored, f".{suffix.decode()} is not valid UTF-8 at byte")

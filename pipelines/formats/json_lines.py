@@ -73,24 +73,22 @@ def split_lines(stream: BinaryIO, max_bytes: int) -> Iterator[Line]:
         position += 1
 
 
-def read_lines(
-    path: str, name: str, lines: Iterable[tuple[ByteRange, int]]
-) -> Iterator[tuple[ByteRange, bytes]]:
-    """So many bytes from the begin of each place, ascending; fewer if the file ends before or is damaged there."""
+def read_lines(path: str, name: str, lines: Iterable[tuple[ByteRange, int]]) -> Iterator[tuple[ByteRange, bytes]]:
+    """So many bytes from the begin of each byte range, ascending; fewer if the file ends before or is damaged there."""
     at = 0
     with open_stream(path, name) as stream:
-        for place, length in lines:
+        for byte_range, length in lines:
             try:
                 if stream.seekable():
-                    stream.seek(place.offset)
+                    stream.seek(byte_range.offset)
                 else:
-                    while skipped := stream.read(min(_SKIP_BYTES, place.offset - at)):
+                    while skipped := stream.read(min(_SKIP_BYTES, byte_range.offset - at)):
                         at += len(skipped)
                 data = stream.read(length)
             except DamagedStreamError:
                 data = b""
             at += len(data)
-            yield place, data
+            yield byte_range, data
 
 
 def read_object(

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from gatokit.pipelines.dataset import SCAN_UNIT_BYTES, ScanUnit, ShardSettings, Task
-from gatokit.pipelines.documents.reader import CorpusFile
+from gatokit.pipelines.documents.reader import DocumentFile
 from gatokit.pipelines.episodes.reader import EpisodeFile
 from gatokit.pipelines.planning.shard_task import ShardHeader, ShardTask
 from gatokit.pipelines.planning.splits import Splitter
@@ -71,7 +71,7 @@ class DatasetPlan(ABC):
     """What its rows are, in the plural."""
 
     @abstractmethod
-    def sources(self) -> Sequence[EpisodeFile | CorpusFile]:
+    def sources(self) -> Sequence[EpisodeFile | DocumentFile]:
         """The dataset's files in order."""
 
     @abstractmethod

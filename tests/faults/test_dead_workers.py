@@ -211,7 +211,7 @@ if WORKER or CHILD:
 def test_a_file_that_crashes_its_scan_is_named(tmp_path, texts, gatokit, fresh, contents):
     fault = """
 if WORKER or CHILD:
-    from gatokit.pipelines.formats import json_lines as lines
+    from gatokit.pipelines.documents import text as lines
     real = lines.LinesFile.scan
     def scan(self, max_bytes):
         if self.name.endswith("6.jsonl"):

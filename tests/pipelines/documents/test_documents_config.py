@@ -15,7 +15,7 @@ import pytest
 import webdataset
 import zstandard
 
-from gatokit.pipelines.documents.corpora import corpus_files
+from gatokit.pipelines.documents.reader import find_documents
 from gatokit.pipelines.run import build
 from gatokit.schemas.config import TextConfig
 from gatokit.schemas.errors import ConfigError, DataError
@@ -119,15 +119,15 @@ WRONG = [
     ),
     (
         COCO.replace("image_dir: images", "image_dir: pictures"),
-        ".image_dir: ROOT/pictures does not exist; give the folder of the pictures, relative to the config file",
+        ".image_dir: ROOT/pictures does not exist; give the folder of the images, relative to the config file",
     ),
     (
         VQA.replace("image_dir: images", "image_dir: q.json"),
-        ".image_dir: ROOT/q.json is a file; give the folder of the pictures, relative to the config file",
+        ".image_dir: ROOT/q.json is a file; give the folder of the images, relative to the config file",
     ),
     (
         f"{OBELICS}, image_dir: /no/such",
-        ".image_dir: /no/such does not exist; give the folder of the pictures, relative to the config file",
+        ".image_dir: /no/such does not exist; give the folder of the images, relative to the config file",
     ),
     # Questions.
     (f"{VQA}, template: '{{question}}'", ".template: must hold {answer} (got '{question}')"),
@@ -227,8 +227,8 @@ def test_a_wrong_dataset_is_one_sentence(dataset, sentence, root, run):
 )
 def test_suffixes_may_be_capitals(name: str, data: bytes, store: Callable[[bytes], bytes], tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(store(data))
-    [file] = corpus_files(TextConfig(name="second", kind="text", source=name), "datasets[1]", tmp_path)
-    assert list(file.read([found.place for found in file.scan(1000)])) == [["one"]]
+    [file] = find_documents(TextConfig(name="second", kind="text", source=name), "datasets[1]", tmp_path)
+    assert list(file.read([found.byte_range for found in file.scan(1000)])) == [["one"]]
 
 
 DIFFERENT = [

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gatokit.pipelines.documents.coco import CocoFile
-from gatokit.pipelines.documents.reader import FoundDocument, content_digest
+from gatokit.pipelines.documents.image_folder import CocoFile
+from gatokit.pipelines.documents.reader import ScannedDocument, content_digest
 from gatokit.pipelines.formats.records import ByteRange
 from gatokit.schemas.errors import DataError
 
@@ -56,7 +56,7 @@ def rows(file: CocoFile, max_bytes: int = LARGE) -> list[tuple[str, str | None]]
 
 
 def kept(file: CocoFile) -> list[ByteRange]:
-    return [found.place for found in file.scan(LARGE) if found.reason is None]
+    return [found.byte_range for found in file.scan(LARGE) if found.reason is None]
 
 
 def test_captions_in_full(tmp_path: Path) -> None:
@@ -64,17 +64,17 @@ def test_captions_in_full(tmp_path: Path) -> None:
     crc = google_crc32c.value(picture(7) + "zwei ö".encode())
     size = len(picture(7)) + 7
     found = list(file.scan(LARGE))
-    assert found[0] == FoundDocument(
+    assert found[0] == ScannedDocument(
         ByteRange(0, 0, size, crc, '["000000000007.jpg","zwei \\u00f6"]'),
         "11",
         content_digest([picture(7), "zwei ö"]),
         "000000000007.jpg",
     )
-    assert [(one.key, one.group, one.place.position) for one in found[1:]] == [
+    assert [(one.key, one.group, one.byte_range.position) for one in found[1:]] == [
         ("10", "000000000005.jpg", 1),
         ("9", "000000000005.jpg", 2),
     ]
-    assert list(file.read(one.place for one in found)) == [
+    assert list(file.read(one.byte_range for one in found)) == [
         [picture(7), "zwei ö"],
         [picture(5), "a"],
         [picture(5), "c"],
@@ -114,9 +114,9 @@ def test_captions_are_those_of_pycocotools(
         for one in peer.loadAnns(peer.getAnnIds())
     }
     found = list(file.scan(LARGE))
-    assert dict(zip([one.key for one in found], file.read(one.place for one in found), strict=True)) == expected
+    assert dict(zip([one.key for one in found], file.read(one.byte_range for one in found), strict=True)) == expected
     chosen = [one for one in found if data.draw(st.booleans())]
-    assert list(file.read(one.place for one in chosen)) == [expected[one.key] for one in chosen]
+    assert list(file.read(one.byte_range for one in chosen)) == [expected[one.key] for one in chosen]
 
 
 def test_each_fault_has_its_reason(tmp_path: Path) -> None:
@@ -227,7 +227,7 @@ HINT = "give a captions JSON of COCO, such as captions_train2017.json (test sets
             '{"images": [], "annotations": [{"id": 1',
             f"captions.json: is damaged at character 39: the text ends early; {HINT}",
         ),
-        ("\x89PNG", f"captions.json: is damaged at character 0: '{{' is missing; {HINT}"),
+        ("\x89PNG", f"captions.json: is damaged at character 0: Expecting value; {HINT}"),
     ],
 )
 def test_other_files_are_refused(tmp_path: Path, text: str, sentence: str) -> None:
@@ -240,7 +240,7 @@ def test_other_files_are_refused(tmp_path: Path, text: str, sentence: str) -> No
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     file = coco(tmp_path, [], []).model_copy(update={"image_dir": "/no/such"})
-    with pytest.raises(DataError, match="/no/such: is no folder; set `image_dir` to the folder of the pictures"):
+    with pytest.raises(DataError, match="/no/such: is no folder; set `image_dir` to the folder of the images"):
         list(file.scan(LARGE))
 
 

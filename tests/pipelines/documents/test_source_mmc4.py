@@ -12,8 +12,8 @@ import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gatokit.pipelines.documents.mmc4 import CompressedMmc4File, Mmc4File
-from gatokit.pipelines.documents.reader import FoundDocument, Part, content_digest
+from gatokit.pipelines.documents.interleaved import Mmc4File
+from gatokit.pipelines.documents.reader import Part, ScannedDocument, content_digest
 from gatokit.schemas.errors import DataError
 
 BOUND = 1 << 20
@@ -48,20 +48,24 @@ def stored(path: Path, *pages: Any, skip_bad: bool = False) -> Mmc4File:
     data = "".join(json.dumps(content) + "\n" for content in pages).encode()
     store = {".gz": gzip.compress, ".zst": zstandard.compress}.get(path.suffix, bytes)
     path.write_bytes(store(data))
-    file_type = Mmc4File if path.suffix == ".jsonl" else CompressedMmc4File
-    return file_type(
-        path=str(path), name=path.name, size=path.stat().st_size, image_dir=str(pictures), skip_bad=skip_bad
+    return Mmc4File(
+        type="mmc4" if path.suffix == ".jsonl" else "compressed_mmc4",
+        path=str(path),
+        name=path.name,
+        size=path.stat().st_size,
+        image_dir=str(pictures),
+        skip_bad=skip_bad,
     )
 
 
 def parts(file: Mmc4File) -> list[list[Part]]:
     sound = [document for document in file.scan(BOUND) if document.reason is None]
-    read = list(file.read([document.place for document in sound]))
+    read = list(file.read([document.byte_range for document in sound]))
     assert [content_digest(part) for part in read] == [document.content for document in sound]
     return read
 
 
-def only(file: Mmc4File, max_bytes: int = BOUND) -> FoundDocument:
+def only(file: Mmc4File, max_bytes: int = BOUND) -> ScannedDocument:
     [found] = file.scan(max_bytes)
     return found
 
@@ -89,16 +93,15 @@ def test_pictures_stand_before_their_sentences(tmp_path: Path, name: str) -> Non
     assert parts(file) == expected
     found = list(file.scan(BOUND))
     assert [document.key for document in found] == ["0", "1", "2", "3", "4"]
-    assert [document.place for document in found[1:3]] == [found[1].place, found[2].place]
-    assert list(file.read([found[0].place, found[3].place])) == [expected[0], expected[3]]
+    assert [document.byte_range for document in found[1:3]] == [found[1].byte_range, found[2].byte_range]
+    assert list(file.read([found[0].byte_range, found[3].byte_range])) == [expected[0], expected[3]]
     assert {document.detail for document in found} == {None}
     lines = [len(json.dumps(content)) for content in (page(["One."], image("ü [*].webp", 0)),)]
-    assert found[2].place.length == lines[0] + len(U)
+    assert found[2].byte_range.length == lines[0] + len(U)
 
 
-def test_the_folder_is_read_and_compressed_files_do_not_divide() -> None:
-    assert (Mmc4File.folder, Mmc4File.divides) == (True, True)
-    assert (CompressedMmc4File.folder, CompressedMmc4File.divides) == (True, False)
+def test_compressed_files_do_not_divide(tmp_path: Path) -> None:
+    assert [stored(tmp_path / name).divides for name in ("a.jsonl", "a.jsonl.gz")] == [True, False]
 
 
 BAD_PAGES = [
@@ -195,7 +198,7 @@ def test_links_inside_the_folder_are_followed(tmp_path: Path) -> None:
 
 def test_what_the_scan_left_out_stays_out(tmp_path: Path) -> None:
     file = stored(tmp_path / "a.jsonl", page(["One."], image("late.jpg", 0), image("a.jpg", 0)), skip_bad=True)
-    place = only(file).place
+    place = only(file).byte_range
     (Path(file.image_dir) / "late.jpg").write_bytes(b"late")
     assert list(file.read([place])) == [[A, "One."]]
     assert parts(file) == [[b"late", A, "One."]]
@@ -206,7 +209,7 @@ def test_pictures_count_into_the_bound(tmp_path: Path, skip_bad: bool) -> None:
     content = page(["One."], image("a.jpg", 0), image("b.png", 0))
     file = stored(tmp_path / "a.jsonl", content, skip_bad=skip_bad)
     size = len(json.dumps(content)) + len(A) + len(B)
-    assert (only(file, size).reason, only(file, size).place.length) == (None, size)
+    assert (only(file, size).reason, only(file, size).byte_range.length) == (None, size)
     for bound in (size - 1, size - len(B), size - len(B) - 1):
         assert (only(file, bound).reason, only(file, bound).content) == ("too_large", None)
     assert only(file, len(json.dumps(content)) - 1).detail == (
@@ -217,7 +220,7 @@ def test_pictures_count_into_the_bound(tmp_path: Path, skip_bad: bool) -> None:
 @pytest.mark.parametrize("data", [b"bytes of A.jpg", b"bytes of a.jp", b"bytes of a.jpgs", b"", None])
 def test_a_changed_picture_is_an_error(tmp_path: Path, data: bytes | None) -> None:
     file = stored(tmp_path / "a.jsonl", page(["One."], image("a.jpg", 0)), page(["Two."]))
-    places = [document.place for document in file.scan(BOUND)]
+    places = [document.byte_range for document in file.scan(BOUND)]
     picture = Path(file.image_dir) / "a.jpg"
     picture.write_bytes(data) if data is not None else picture.unlink()
     assert list(file.read(places[1:])) == [["Two."]]
@@ -228,7 +231,7 @@ def test_a_changed_picture_is_an_error(tmp_path: Path, data: bytes | None) -> No
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst"])
 def test_a_changed_line_is_an_error(tmp_path: Path, name: str) -> None:
     file = stored(tmp_path / name, page(["One."], image("a.jpg", 0)))
-    places = [only(file).place]
+    places = [only(file).byte_range]
     for content in (page(["Two."], image("a.jpg", 0)), page(["One."], image("b.png", 0)), page(["One"]), {}):
         stored(tmp_path / name, content)
         with pytest.raises(DataError, match="changed between scan and build"):
@@ -237,7 +240,7 @@ def test_a_changed_line_is_an_error(tmp_path: Path, name: str) -> None:
 
 def test_archives_and_folders_that_are_none_are_errors(tmp_path: Path) -> None:
     file = stored(tmp_path / "a.jsonl", page(["One."], image("a.jpg", 0)))
-    with pytest.raises(DataError, match="set `image_dir` to the folder of the pictures"):
+    with pytest.raises(DataError, match="set `image_dir` to the folder of the images"):
         list(file.model_copy(update={"image_dir": str(tmp_path / "none")}).scan(BOUND))
     (tmp_path / "a.jsonl").write_bytes(b"PK\x03\x04 and so on")
     with pytest.raises(DataError, match=r"a\.jsonl: is a zip archive; unpack it"):
@@ -275,4 +278,4 @@ def test_pages_come_back_in_reading_order(tmp_path: Path, pages: list, name: str
     sound = [number for number, reading in enumerate(expected) if reading]
     assert parts(file) == [expected[number] for number in sound]
     chosen = sorted(data.draw(st.sets(st.sampled_from(sound)))) if sound else []
-    assert list(file.read([found[number].place for number in chosen])) == [expected[number] for number in chosen]
+    assert list(file.read([found[number].byte_range for number in chosen])) == [expected[number] for number in chosen]

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gatokit.pipelines.documents.obelics import ObelicsFile, ObelicsFolderFile
-from gatokit.pipelines.documents.reader import FoundDocument, Part, content_digest
+from gatokit.pipelines.documents.interleaved import ObelicsFile
+from gatokit.pipelines.documents.reader import Part, ScannedDocument, content_digest
 from gatokit.schemas.errors import DataError
 
 BOUND = 1 << 20
@@ -42,21 +42,18 @@ def stored(
     pictures = path.parent / "pictures" / "below"
     pictures.mkdir(parents=True, exist_ok=True)
     (pictures / "ü.png").write_bytes(b"in a file")
-    if not folder:
-        return ObelicsFile(path=str(path), name=path.name, size=path.stat().st_size, **options)
-    return ObelicsFolderFile(
-        path=str(path), name=path.name, size=path.stat().st_size, image_dir=str(path.parent / "pictures"), **options
-    )
+    image_dir = str(path.parent / "pictures") if folder else None
+    return ObelicsFile(path=str(path), name=path.name, size=path.stat().st_size, image_dir=image_dir, **options)
 
 
 def parts(file: ObelicsFile) -> list[list[Part]]:
     sound = [document for document in file.scan(BOUND) if document.reason is None]
-    read = list(file.read([document.place for document in sound]))
+    read = list(file.read([document.byte_range for document in sound]))
     assert [content_digest(part) for part in read] == [document.content for document in sound]
     return read
 
 
-def only(file: ObelicsFile, max_bytes: int = BOUND) -> FoundDocument:
+def only(file: ObelicsFile, max_bytes: int = BOUND) -> ScannedDocument:
     [found] = file.scan(max_bytes)
     return found
 
@@ -81,13 +78,13 @@ def test_embedded_pictures_in_reading_order(tmp_path: Path) -> None:
     expected: list[list[Part]] = [["One.\n\n1\n\nTwo.", b"a", b"b", "3"], ["One.\n\nTwo."], [b"c"]]
     assert parts(file) == expected
     found = list(file.scan(BOUND))
-    assert [(document.place.position, document.place.offset, document.key) for document in found] == [
+    assert [(document.byte_range.position, document.byte_range.offset, document.key) for document in found] == [
         (0, 0, "0"),
         (1, 0, "1"),
         (2, 1, "2"),
     ]
-    assert [document.place.length for document in found] == [len("One.\n\n1\n\nTwo.") + 3, 10, 1]
-    assert list(file.read([found[1].place, found[2].place])) == expected[1:]
+    assert [document.byte_range.length for document in found] == [len("One.\n\n1\n\nTwo.") + 3, 10, 1]
+    assert list(file.read([found[1].byte_range, found[2].byte_range])) == expected[1:]
 
 
 @pytest.mark.parametrize(
@@ -121,7 +118,6 @@ def test_names_of_files(tmp_path: Path, kind: pa.DataType) -> None:
 def test_embedded_and_linked_pictures_of_one_page(tmp_path: Path) -> None:
     pages: list[list[Entry] | None] = [[(embedded(b"a", "x.png"), None), (linked("below/ü.png"), None)]]
     assert parts(stored(tmp_path / "a.parquet", pages, folder=True)) == [[b"a", b"in a file"]]
-    assert (ObelicsFile.folder, ObelicsFolderFile.folder) == (False, True)
 
 
 @pytest.mark.parametrize(
@@ -222,7 +218,7 @@ def test_pictures_count_into_the_bound(tmp_path: Path) -> None:
     ]
     file = stored(tmp_path / "a.parquet", pages, folder=True)
     size = len("One.") + 5 + len("Two.\n\n3") + len(b"in a file")
-    assert (only(file).reason, only(file).place.length) == (None, size)
+    assert (only(file).reason, only(file).byte_range.length) == (None, size)
     # Separators are not in the source, so they do not count.
     assert only(file, size - 2).reason is None
     for bound in (size - 3, 8, 0):
@@ -241,7 +237,7 @@ def test_a_truncated_file_is_one_row(tmp_path: Path) -> None:
 )
 def test_a_changed_page_is_an_error(tmp_path: Path, page: list[Entry] | None) -> None:
     file = stored(tmp_path / "a.parquet", [[(embedded(b"a"), None)], [(None, "Two.")]])
-    places = [document.place for document in file.scan(BOUND)]
+    places = [document.byte_range for document in file.scan(BOUND)]
     stored(tmp_path / "a.parquet", [page, [(None, "Two.")]])
     assert list(file.read(places[1:])) == [["Two."]]
     with pytest.raises(DataError, match=r"a\.parquet: document 0 changed between scan and build"):
@@ -250,7 +246,7 @@ def test_a_changed_page_is_an_error(tmp_path: Path, page: list[Entry] | None) ->
 
 def test_a_changed_picture_of_the_folder_is_an_error(tmp_path: Path) -> None:
     file = stored(tmp_path / "a.parquet", [[(linked("below/ü.png"), None)]], folder=True)
-    places = [only(file).place]
+    places = [only(file).byte_range]
     for data in (b"in A file", b"in a file!", b""):
         (tmp_path / "pictures" / "below" / "ü.png").write_bytes(data)
         with pytest.raises(DataError, match="changed between scan and build"):
@@ -286,4 +282,4 @@ def test_pages_come_back_in_reading_order(tmp_path: Path, drawn: list, data: st.
     sound = [number for number, reading in enumerate(expected) if reading]
     assert parts(file) == [expected[number] for number in sound]
     chosen = sorted(data.draw(st.sets(st.sampled_from(sound)))) if sound else []
-    assert list(file.read([found[number].place for number in chosen])) == [expected[number] for number in chosen]
+    assert list(file.read([found[number].byte_range for number in chosen])) == [expected[number] for number in chosen]

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gatokit.pipelines.documents.parquet import PictureRowsFile
-from gatokit.pipelines.documents.reader import FoundDocument, content_digest
+from gatokit.pipelines.documents.parquet import ImageRowsFile
+from gatokit.pipelines.documents.reader import ScannedDocument, content_digest
 from gatokit.pipelines.formats.records import ByteRange
 from gatokit.schemas.errors import DataError
 
@@ -33,27 +33,30 @@ def write(path: Path, rows: list[dict[str, Any]], row_group: int = 2, **columns:
     return path
 
 
-def opened(path: Path, **options: Any) -> PictureRowsFile:
+def opened(path: Path, **options: Any) -> ImageRowsFile:
     options = {"image_field": "image", **options}
-    return PictureRowsFile(path=os.fspath(path), name=path.name, size=path.stat().st_size, **options)
+    return ImageRowsFile(path=os.fspath(path), name=path.name, size=path.stat().st_size, **options)
 
 
 def row(data: bytes | None, path: str | None = None, **more: Any) -> dict[str, Any]:
     return {"image": {"bytes": data, "path": path}, **more}
 
 
-def kept(file: PictureRowsFile) -> list[ByteRange]:
-    return [found.place for found in file.scan(LARGE) if found.reason is None]
+def kept(file: ImageRowsFile) -> list[ByteRange]:
+    return [found.byte_range for found in file.scan(LARGE) if found.reason is None]
 
 
 def test_rows_in_full(tmp_path: Path) -> None:
     rows = [row(b"one", "1.png", caption="ä"), row(b"two", caption="b"), row(b"three", caption="c")]
     file = opened(write(tmp_path / "a.parquet", rows, image=IMAGE, caption=pa.string()))
     found = list(file.scan(LARGE))
-    assert found[0] == FoundDocument(
+    assert found[0] == ScannedDocument(
         ByteRange(0, 0, 5, google_crc32c.value(b"one\xc3\xa4")), "0", content_digest([b"one", "ä"])
     )
-    assert [(one.key, one.place.position, one.place.offset) for one in found[1:]] == [("1", 1, 0), ("2", 2, 1)]
+    assert [(one.key, one.byte_range.position, one.byte_range.offset) for one in found[1:]] == [
+        ("1", 1, 0),
+        ("2", 2, 1),
+    ]
     assert list(file.read(kept(file))) == [[b"one", "ä"], [b"two", "b"], [b"three", "c"]]
 
 
@@ -61,7 +64,7 @@ def test_lists_of_captions_in_full(tmp_path: Path) -> None:
     rows = [row(b"one", captions=["a", "b"]), row(b"two", captions=["c"]), row(b"three", captions=["d", "e", "f"])]
     file = opened(write(tmp_path / "a.parquet", rows, image=IMAGE, captions=LISTS), text_field="captions")
     found = list(file.scan(LARGE))
-    assert [(one.key, one.group, one.place.payload) for one in found] == [
+    assert [(one.key, one.group, one.byte_range.payload) for one in found] == [
         ("0.0", "a.parquet#0", "0"),
         ("0.1", "a.parquet#0", "1"),
         ("1.0", "a.parquet#1", "0"),
@@ -69,7 +72,7 @@ def test_lists_of_captions_in_full(tmp_path: Path) -> None:
         ("2.1", "a.parquet#2", "1"),
         ("2.2", "a.parquet#2", "2"),
     ]
-    places = [one.place for one in found]
+    places = [one.byte_range for one in found]
     parts = [[b"one", "a"], [b"one", "b"], [b"two", "c"], [b"three", "d"], [b"three", "e"], [b"three", "f"]]
     assert list(file.read(places)) == parts
     assert list(file.read(places[at] for at in (1, 3, 5))) == [parts[at] for at in (1, 3, 5)]

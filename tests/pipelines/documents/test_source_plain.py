@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from gatokit.pipelines.documents.plain import PlainTextFile
 from gatokit.pipelines.documents.reader import content_digest
+from gatokit.pipelines.documents.text import PlainTextFile
 from gatokit.schemas.errors import DataError
 
 
@@ -31,9 +31,9 @@ STORES = {"a b [1] ü.txt": bytes, "a.md.gz": gzip.compress, "a.rst.zst": zstand
 def test_a_file_is_one_text_to_the_byte(tmp_path: Path, name: str, data: bytes, text: str) -> None:
     file = plain(tmp_path / name, STORES[name](data))
     [found] = file.scan(len(data))
-    assert (found.reason, found.key, found.place.position, found.place.length) == (None, "0", 0, len(data))
+    assert (found.reason, found.key, found.byte_range.position, found.byte_range.length) == (None, "0", 0, len(data))
     assert found.content == content_digest([text])
-    assert list(file.read([found.place])) == [[text]]
+    assert list(file.read([found.byte_range])) == [[text]]
     assert list(file.read([])) == []
 
 
@@ -66,4 +66,4 @@ def test_a_change_after_the_scan_is_an_error(tmp_path: Path) -> None:
     for data in (b"same text", b"some text!", b"some tex", b"", b"\xff" * 9):
         (tmp_path / "a.txt").write_bytes(data)
         with pytest.raises(DataError, match=r"a\.txt: document 0 changed between scan and build"):
-            list(file.read([found.place]))
+            list(file.read([found.byte_range]))

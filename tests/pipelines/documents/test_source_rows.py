@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gatokit.pipelines.documents.reader import content_digest
-from gatokit.pipelines.documents.text_rows import TextRowsFile
-from gatokit.pipelines.formats.parquet import BATCH_ROWS, DamagedRows, Row, read_rows
+from gatokit.pipelines.documents.text import TextRowsFile
+from gatokit.pipelines.formats.parquet import BATCH_ROWS, DamagedRows, Row, open_rows
 from gatokit.pipelines.formats.records import ByteRange
 from gatokit.schemas.errors import DataError
 
@@ -25,7 +25,7 @@ def stored(path: Path, column: pa.Array, name: str = "text", **options: object) 
 
 def texts(file: TextRowsFile) -> list[str]:
     sound = [document for document in file.scan(BOUND) if document.reason is None]
-    parts = list(file.read([document.place for document in sound]))
+    parts = list(file.read([document.byte_range for document in sound]))
     assert [content_digest(part) for part in parts] == [document.content for document in sound]
     return [str(part) for [part] in parts]
 
@@ -47,7 +47,7 @@ def test_every_kind_of_text_column_is_read(tmp_path: Path, kind: pa.DataType, st
     column = pa.array(["one", "ü\0\r\n", None, "", " \n", "one", "x" * 101]).cast(kind)
     file = stored(tmp_path / "a b [*] ü.parquet", column, row_group_size=3, store_schema=store_schema)
     found = list(file.scan(100))
-    assert [(document.place.position, document.place.offset, document.reason) for document in found] == [
+    assert [(document.byte_range.position, document.byte_range.offset, document.reason) for document in found] == [
         (0, 0, None),
         (1, 0, None),
         (2, 0, "missing_field"),
@@ -57,8 +57,8 @@ def test_every_kind_of_text_column_is_read(tmp_path: Path, kind: pa.DataType, st
         (6, 2, "too_large"),
     ]
     assert [document.key for document in found] == ["0", "1", "2", "3", "4", "5", "6"]
-    assert [document.place.length for document in found] == [3, 5, 0, 0, 2, 3, 101]
-    sound = [document.place for document in found if document.reason is None]
+    assert [document.byte_range.length for document in found] == [3, 5, 0, 0, 2, 3, 101]
+    sound = [document.byte_range for document in found if document.reason is None]
     assert list(file.read(sound)) == [["one"], ["ü\0\r\n"], ["one"]]
     assert list(file.read(sound[1:])) == [["ü\0\r\n"], ["one"]]
 
@@ -110,7 +110,7 @@ def test_a_truncated_file_is_one_row(tmp_path: Path) -> None:
     for size in range(0, len(whole), 7):
         path.write_bytes(whole[:size])
         [found] = TextRowsFile(path=str(path), name="a.parquet", size=size, field="text").scan(BOUND)
-        assert (found.reason, found.lost, found.place.position) == ("corrupt_length", 1, 0)
+        assert (found.reason, found.lost, found.byte_range.position) == ("corrupt_length", 1, 0)
         assert str(found.detail).startswith("the file's footer is damaged or missing: ")
 
 
@@ -124,14 +124,14 @@ def test_a_damaged_row_group_is_one_row_and_the_others_stay(tmp_path: Path) -> N
     data[chunk.data_page_offset + chunk.total_compressed_size - 10] ^= 1
     path.write_bytes(data)
     found = list(file.scan(BOUND))
-    assert [(document.place.position, document.reason, document.lost) for document in found] == [
+    assert [(document.byte_range.position, document.reason, document.lost) for document in found] == [
         *((number, None, 1) for number in range(10)),
         (10, "corrupt_record", 10),
         *((number, None, 1) for number in range(20, 30)),
     ]
     assert str(found[10].detail).startswith("row group 1 is damaged: ")
     assert texts(file) == [column[number].as_py() for number in (*range(10), *range(20, 30))]
-    places = [document.place for document in before]
+    places = [document.byte_range for document in before]
     assert len(list(file.read(places[:10] + places[20:]))) == 20
     with pytest.raises(DataError, match=r"a\.parquet: document 15 changed between scan and build"):
         list(file.read(places[15:]))
@@ -173,7 +173,7 @@ def test_random_damage_is_rows_or_an_error(tmp_path: Path) -> None:
             assert [document.content for document in found] == [document.content for document in sound.values()]
         for document in found:
             if document.reason is None:
-                assert document.content == sound[document.place.position].content
+                assert document.content == sound[document.byte_range.position].content
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def test_a_change_after_the_scan_is_an_error(
     tmp_path: Path, rows: list[str | None], places: list[ByteRange] | None
 ) -> None:
     file = stored(tmp_path / "a.parquet", pa.array(["a", "b", "c"]))
-    scanned = [document.place for document in file.scan(BOUND)]
+    scanned = [document.byte_range for document in file.scan(BOUND)]
     stored(tmp_path / "a.parquet", pa.array(rows, pa.string()))
     with pytest.raises(DataError, match="changed between scan and build"):
         list(file.read(places or scanned[1:]))
@@ -219,8 +219,9 @@ def test_rows_of_some_groups_with_nested_values(tmp_path: Path) -> None:
         }
     )
     pq.write_table(table, path, row_group_size=2)
-    file = TextRowsFile(path=str(path), name="a", size=1, field="names")
-    rows = list(read_rows(file, ["image", "names", "class", "number"]))
+    with open_rows(str(path), "a") as file:
+        rows = list(file.read(["image", "names", "class", "number"]))
+        some = list(file.read(["number"], [1]))
     assert [(row.position, row.group) for row in rows] == [(0, 0), (1, 0), (2, 1), (3, 1)]
     assert [row.values for row in rows if isinstance(row, Row)] == [
         {"image": {"bytes": b"\xff\0", "path": "ü.png".encode()}, "names": [b"a", None], "class": b"x", "number": 1},
@@ -228,7 +229,7 @@ def test_rows_of_some_groups_with_nested_values(tmp_path: Path) -> None:
         {"image": {"bytes": None, "path": b"b"}, "names": None, "class": b"x", "number": None},
         {"image": {"bytes": b"", "path": None}, "names": ["ü".encode()], "class": b"y", "number": 4},
     ]
-    assert list(read_rows(file, ["number"], [1])) == [Row(2, 1, {"number": None}), Row(3, 1, {"number": 4})]
+    assert some == [Row(2, 1, {"number": None}), Row(3, 1, {"number": 4})]
     assert not any(isinstance(row, DamagedRows) for row in rows)
 
 
@@ -245,6 +246,6 @@ def test_what_pyarrow_writes_is_read(
     column = pa.array(documents, pa.string())
     file = stored(tmp_path / "a.parquet", column, row_group_size=group_size, compression=compression)
     assert texts(file) == documents
-    places = [document.place for document in file.scan(BOUND)]
+    places = [document.byte_range for document in file.scan(BOUND)]
     chosen = sorted(data.draw(st.sets(st.sampled_from(range(len(places)))))) if places else []
     assert list(file.read([places[number] for number in chosen])) == [[documents[number]] for number in chosen]

@@ -7,8 +7,8 @@ import cv2
 import numpy as np
 import pytest
 
-from gatokit.pipelines.documents.reader import FoundDocument, content_digest
-from gatokit.pipelines.documents.tfds_images import TfdsPicturesFile, read_directory
+from gatokit.pipelines.documents.reader import ScannedDocument, content_digest
+from gatokit.pipelines.documents.tfds_images import TfdsImagesFile, read_directory
 from gatokit.pipelines.formats.records import ByteRange
 from gatokit.schemas.errors import DataError
 
@@ -69,11 +69,11 @@ def several(inner: Any) -> Any:
     return tfds.features.Sequence(inner)
 
 
-def files(path: Path, image_field: str = "image", text_field: str | None = None) -> tuple[TfdsPicturesFile, ...]:
+def files(path: Path, image_field: str = "image", text_field: str | None = None) -> tuple[TfdsImagesFile, ...]:
     return read_directory(os.fspath(path), os.fspath(path.parent), image_field, text_field)
 
 
-def found(path: Path, max_bytes: int = LARGE, **options: Any) -> Iterator[tuple[TfdsPicturesFile, FoundDocument]]:
+def found(path: Path, max_bytes: int = LARGE, **options: Any) -> Iterator[tuple[TfdsImagesFile, ScannedDocument]]:
     for file in files(path, **options):
         for document in file.scan(max_bytes):
             yield file, document
@@ -102,7 +102,7 @@ def test_captions_in_full(tmp_path: Path, file_format: str) -> None:
         (f"1.0.0/captions-train.{file_format}-00001", "0", None),
     ]
     for at, (file, one) in enumerate(everything):
-        (parts,) = file.read([one.place])
+        (parts,) = file.read([one.byte_range])
         assert shown(parts) == (at, texts[at])
         assert one.content == content_digest(parts)
 
@@ -138,10 +138,10 @@ def test_every_caption_of_a_list_is_a_document(tmp_path: Path, file_format: str,
         ("0.1", f"{second.name}#0"),
         ("0.2", f"{second.name}#0"),
     ]
-    places = [one.place for file, one in everything if file == first]
+    places = [one.byte_range for file, one in everything if file == first]
     assert list(map(shown, first.read(places))) == [(0, "a"), (0, "b"), (1, "c")]
     assert list(map(shown, first.read(places[1:]))) == [(0, "b"), (1, "c")]
-    places = [one.place for file, one in everything if file == second]
+    places = [one.byte_range for file, one in everything if file == second]
     assert list(map(shown, second.read([places[0], places[2]]))) == [(2, "d"), (2, "f")]
 
 
@@ -153,7 +153,7 @@ def test_pictures_are_copied_as_they_are_stored(tmp_path: Path, file_format: str
     examples = [{"photo": {"jpeg": os.fspath(tmp_path / "x.jpg")}, "text": "x"}]
     path = write(tmp_path / "1.0.0", features, examples, file_format)
     ((file, one),) = found(path, image_field="photo/jpeg")
-    assert list(file.read([one.place])) == [[data, "x"]]
+    assert list(file.read([one.byte_range])) == [[data, "x"]]
 
 
 def test_each_fault_has_its_reason(tmp_path: Path, file_format: str) -> None:
@@ -176,12 +176,12 @@ def test_a_damaged_payload_costs_its_example_and_a_damaged_end_the_rest(tmp_path
     examples = [{"image": pixels(at), "text": "x"} for at in range(2)]
     path = write(tmp_path / "1.0.0", image_and(text=text()), examples, "tfrecord")
     (file,) = files(path)
-    first, second = (one.place for one in file.scan(LARGE))
+    first, second = (one.byte_range for one in file.scan(LARGE))
     whole = Path(file.path).read_bytes()
     data = bytearray(whole)
     data[first.offset + 40] ^= 1
     Path(file.path).write_bytes(data)
-    assert [(one.key, one.reason, one.place) for one in file.scan(LARGE)] == [
+    assert [(one.key, one.reason, one.byte_range) for one in file.scan(LARGE)] == [
         ("0", "corrupt_record", first),
         ("1", None, second),
     ]
@@ -191,14 +191,14 @@ def test_a_damaged_payload_costs_its_example_and_a_damaged_end_the_rest(tmp_path
     assert [(one.key, one.reason, one.lost) for one in file.scan(LARGE)] == [("0", None, 1), ("1", "corrupt_length", 1)]
     Path(file.path).write_bytes(whole[: second.offset])
     rest = list(file.scan(LARGE))[1]
-    assert (rest.reason, rest.place) == ("corrupt_length", ByteRange(1, second.offset, 0, 0))
+    assert (rest.reason, rest.byte_range) == ("corrupt_length", ByteRange(1, second.offset, 0, 0))
 
 
 def test_damaged_array_records(tmp_path: Path) -> None:
     examples = [{"image": pixels(at), "text": "x"} for at in range(2)]
     path = write(tmp_path / "1.0.0", image_and(text=text()), examples, "array_record")
     (file,) = files(path)
-    places = [one.place for one in file.scan(LARGE)]
+    places = [one.byte_range for one in file.scan(LARGE)]
     Path(file.path).write_bytes(Path(file.path).read_bytes()[:-70000])
     assert [(one.key, one.reason, one.lost) for one in file.scan(LARGE)] == [("0", "corrupt_length", 2)]
     with pytest.raises(DataError, match=r"document 0 changed between scan and build"):

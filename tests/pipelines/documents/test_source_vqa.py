@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gatokit.pipelines.documents.image_folder import VqaFile
 from gatokit.pipelines.documents.reader import content_digest
-from gatokit.pipelines.documents.vqa import VqaFile
 from gatokit.pipelines.formats.records import ByteRange
 from gatokit.schemas.errors import DataError
 
@@ -55,7 +55,7 @@ def rows(file: VqaFile) -> dict[str, str | None]:
 
 
 def kept(file: VqaFile) -> list[ByteRange]:
-    return [found.place for found in file.scan(LARGE) if found.reason is None]
+    return [found.byte_range for found in file.scan(LARGE) if found.reason is None]
 
 
 def test_questions_in_full(tmp_path: Path) -> None:
@@ -66,7 +66,7 @@ def test_questions_in_full(tmp_path: Path) -> None:
         {"COCO_val2014_000000000042.jpg": b"forty-two", "COCO_val2014_000000000007.jpg": b"seven"},
     )
     found = list(file.scan(LARGE))
-    assert [(one.key, one.group, one.place.position) for one in found] == [
+    assert [(one.key, one.group, one.byte_range.position) for one in found] == [
         ("420000", "COCO_val2014_000000000042.jpg", 0),
         ("420001", "COCO_val2014_000000000042.jpg", 1),
         ("7000", "COCO_val2014_000000000007.jpg", 2),
@@ -77,7 +77,7 @@ def test_questions_in_full(tmp_path: Path) -> None:
         [b"seven", "Q: Why {answer}? A: {question}"],
     ]
     assert [one.content for one in found] == [content_digest(parts) for parts in expected]
-    assert list(file.read(one.place for one in found)) == expected
+    assert list(file.read(one.byte_range for one in found)) == expected
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_any_pairs_come_back_in_any_selection(
     assert sorted(int(one.key) for one in found) == list(range(len(pairs)))
     chosen = [one for one in found if data.draw(st.booleans())]
     expected = [pairs[int(one.key)] for one in chosen]
-    assert list(file.read(one.place for one in chosen)) == [
+    assert list(file.read(one.byte_range for one in chosen)) == [
         [bytes([image] * 9), best + "|" + question + "|{}"] for image, question, best in expected
     ]
 

@@ -13,7 +13,7 @@ import webdataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gatokit.pipelines.documents.reader import FoundDocument, content_digest
+from gatokit.pipelines.documents.reader import ScannedDocument, content_digest
 from gatokit.pipelines.documents.webdataset import WebDatasetFile
 from gatokit.pipelines.formats.records import ByteRange
 from gatokit.schemas.errors import DataError
@@ -51,7 +51,7 @@ def rows(file: WebDatasetFile, max_bytes: int = LARGE) -> list[tuple[str, str | 
 
 
 def kept(file: WebDatasetFile) -> list[ByteRange]:
-    return [found.place for found in file.scan(LARGE) if found.reason is None]
+    return [found.byte_range for found in file.scan(LARGE) if found.reason is None]
 
 
 def sample(key: str, image: bytes = b"image", text: bytes = b"a text") -> list[tuple[str, bytes]]:
@@ -71,18 +71,18 @@ def test_a_shard_of_img2dataset_in_full(tmp_path: Path) -> None:
     )
     first, second = file.scan(LARGE)
     text = "two dogs — à table".encode()
-    assert first == FoundDocument(
+    assert first == ScannedDocument(
         ByteRange(0, 0, 7 + len(text), google_crc32c.value(b"\xff\xd8first" + text), "1536 7 5632 21 txt"),
         "000000000",
         content_digest([b"\xff\xd8first", "two dogs — à table"]),
     )
     stored = json.dumps(meta, indent=4).encode()
-    assert second == FoundDocument(
-        ByteRange(1, 6144, 10 + len(stored), google_crc32c.value(b"RIFFsecond" + stored), second.place.payload),
+    assert second == ScannedDocument(
+        ByteRange(1, 6144, 10 + len(stored), google_crc32c.value(b"RIFFsecond" + stored), second.byte_range.payload),
         "000000001",
         content_digest([b"RIFFsecond", "of the JSON"]),
     )
-    assert list(file.read([first.place, second.place])) == [
+    assert list(file.read([first.byte_range, second.byte_range])) == [
         [b"\xff\xd8first", "two dogs — à table"],
         [b"RIFFsecond", "of the JSON"],
     ]
@@ -239,7 +239,7 @@ def test_a_truncated_archive_keeps_what_is_before(tmp_path: Path) -> None:
         path.write_bytes(whole[:end])
         found = list(opened(path).scan(LARGE))
         assert ["".join(one.key for one in found[:-1]), found[-1].reason] == [before, "corrupt_length"], end
-        assert found[-1].place == ByteRange(len(before), 2048 * len(before), end - 2048 * len(before), 0)
+        assert found[-1].byte_range == ByteRange(len(before), 2048 * len(before), end - 2048 * len(before), 0)
         file = opened(path)
         assert list(file.read(kept(file))) == [[b"image", "a text"]] * len(before)
 
@@ -258,7 +258,7 @@ def test_a_damaged_header_costs_the_rest(tmp_path: Path) -> None:
 def test_a_sample_that_the_archive_ends_in_is_lost_with_the_rest(tmp_path: Path) -> None:
     path = tar(tmp_path / "a.tar", [("a.jpg", b"x"), ("a.json", b'{"caption": "other"}'), ("a.txt", b"text")])
     path.write_bytes(path.read_bytes()[: 5 * 512 + 2])
-    assert [(one.reason, one.place.offset) for one in opened(path).scan(LARGE)] == [("corrupt_length", 0)]
+    assert [(one.reason, one.byte_range.offset) for one in opened(path).scan(LARGE)] == [("corrupt_length", 0)]
 
 
 def test_an_empty_archive_has_no_samples_and_an_empty_file_is_damaged(tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gatokit.pipelines.documents.reader import FoundDocument, content_digest
-from gatokit.pipelines.formats.json_lines import CompressedTextLinesFile, TextLinesFile
+from gatokit.pipelines.documents.reader import ScannedDocument, content_digest
+from gatokit.pipelines.documents.text import TextLinesFile
 from gatokit.schemas.errors import DataError
 
 BOUND = 1 << 20
@@ -22,8 +22,10 @@ def plain(path: Path, field: str = "text") -> TextLinesFile:
     return TextLinesFile(path=str(path), name=path.name, size=path.stat().st_size, field=field)
 
 
-def compressed(path: Path) -> CompressedTextLinesFile:
-    return CompressedTextLinesFile(path=str(path), name=path.name, size=path.stat().st_size, field="text")
+def compressed(path: Path) -> TextLinesFile:
+    return TextLinesFile(
+        type="compressed_lines", path=str(path), name=path.name, size=path.stat().st_size, field="text"
+    )
 
 
 def written(path: Path, data: bytes) -> Path:
@@ -31,16 +33,16 @@ def written(path: Path, data: bytes) -> Path:
     return path
 
 
-def rows(found: list[FoundDocument]) -> list[tuple[int, str | None]]:
-    return [(document.place.position, document.reason) for document in found]
+def rows(found: list[ScannedDocument]) -> list[tuple[int, str | None]]:
+    return [(document.byte_range.position, document.reason) for document in found]
 
 
 def texts(file: TextLinesFile, max_bytes: int = BOUND) -> list[str]:
     """The texts of all sound documents, after comparing them with what the scan said of them."""
     sound = [document for document in file.scan(max_bytes) if document.reason is None]
-    parts = list(file.read([document.place for document in sound]))
+    parts = list(file.read([document.byte_range for document in sound]))
     assert [content_digest(part) for part in parts] == [document.content for document in sound]
-    assert [document.key for document in sound] == [str(document.place.position) for document in sound]
+    assert [document.key for document in sound] == [str(document.byte_range.position) for document in sound]
     assert all(len(part) == 1 and isinstance(part[0], str) for part in parts)
     return [str(part[0]) for part in parts]
 
@@ -48,8 +50,8 @@ def texts(file: TextLinesFile, max_bytes: int = BOUND) -> list[str]:
 def test_places_count_lines_and_bytes(tmp_path: Path) -> None:
     path = written(tmp_path / "a b [*] ü.jsonl", b'\xef\xbb\xbf{"text":"one"}\r\n\n  \n{"text":"two","n":NaN}')
     first, second = plain(path).scan(BOUND)
-    assert (first.place.position, first.place.offset, first.place.length) == (0, 3, 15)
-    assert (second.place.position, second.place.offset, second.place.length) == (3, 23, 22)
+    assert (first.byte_range.position, first.byte_range.offset, first.byte_range.length) == (0, 3, 15)
+    assert (second.byte_range.position, second.byte_range.offset, second.byte_range.length) == (3, 23, 22)
     assert texts(plain(path)) == ["one", "two"]
 
 
@@ -86,7 +88,7 @@ def test_a_bad_line_is_one_row_with_a_reason(tmp_path: Path, line: bytes, reason
     path = written(tmp_path / "a.jsonl", b'{"text":"before"}\n' + line + b'\n{"text":"after"}\n')
     found = list(plain(path).scan(BOUND))
     assert rows(found) == [(0, None), (1, reason), (2, None)]
-    assert (found[1].content, found[1].lost, found[1].place.length) == (None, 1, len(line))
+    assert (found[1].content, found[1].lost, found[1].byte_range.length) == (None, 1, len(line))
     assert str(found[1].detail).startswith(detail)
     assert texts(plain(path)) == ["before", "after"]
 
@@ -108,7 +110,7 @@ def test_bound_counts_the_line_without_its_newline(tmp_path: Path, end: bytes) -
     first, *_ = plain(path).scan(100)
     assert (len(line), first.reason) == (100, None)
     first, *others = plain(path).scan(99)
-    assert (first.reason, first.place.length) == ("too_large", 100)
+    assert (first.reason, first.byte_range.length) == ("too_large", 100)
     assert rows(others) == ([(1, None)] if b"x" in end else [])
 
 
@@ -121,7 +123,7 @@ def test_lines_above_the_bound_are_not_held(tmp_path: Path) -> None:
     tracemalloc.start()
     found = list(compressed(path).scan(1 << 16))
     assert rows(found) == [(0, "too_large"), (1, None)]
-    assert found[0].place.length == 256 << 20
+    assert found[0].byte_range.length == 256 << 20
     assert tracemalloc.get_traced_memory()[1] < 16 << 20
     tracemalloc.stop()
 
@@ -153,8 +155,8 @@ CONTAINERS = {
 def test_compressed_files_are_read_to_their_end(tmp_path: Path, name: str) -> None:
     path = written(tmp_path / name, CONTAINERS[name])
     assert texts(compressed(path)) == [line["text"] for line in LINES]
-    there = [document.place for document in plain(written(tmp_path / "a.jsonl", DATA)).scan(BOUND)]
-    places = [document.place for document in compressed(path).scan(BOUND)]
+    there = [document.byte_range for document in plain(written(tmp_path / "a.jsonl", DATA)).scan(BOUND)]
+    places = [document.byte_range for document in compressed(path).scan(BOUND)]
     assert places == there
     assert list(compressed(path).read(places[7::9])) == [[line["text"]] for line in LINES[7::9]]
 
@@ -179,7 +181,7 @@ def test_truncated_streams_keep_what_is_before(tmp_path: Path, name: str) -> Non
         sound = [document for document in found if document.reason is None]
         if [document.reason for document in found[len(sound) :]] == ["corrupt_length"]:
             assert found[-1].lost == 1
-            assert found[-1].place.position == len(sound)
+            assert found[-1].byte_range.position == len(sound)
             assert str(found[-1].detail).startswith("the compressed stream is damaged or ends early: ")
         else:
             # Only where a member or frame ends can nobody see that there was more; the cut line is no JSON then.
@@ -235,7 +237,7 @@ def test_a_change_after_the_scan_is_an_error(tmp_path: Path, name: str) -> None:
 
     path = written(tmp_path / name, stored(DATA))
     file = plain(path)
-    places = [document.place for document in file.scan(BOUND)]
+    places = [document.byte_range for document in file.scan(BOUND)]
     written(path, stored(DATA.replace(b"document 30", b"document 3O")))
     assert list(file.read(places[:30])) == [[line["text"]] for line in LINES[:30]]
     with pytest.raises(DataError, match=f"{name}: document 30 changed between scan and build. Run the build again"):
@@ -263,7 +265,7 @@ def test_what_json_writes_is_read(
     stored = "".join(json.dumps({"id": 1, "text": text}, ensure_ascii=ascii) + "\n" for text in documents).encode()
     file = (plain if name == "a.jsonl" else compressed)(written(tmp_path / name, store(stored)))
     assert texts(file) == documents
-    places = [document.place for document in file.scan(BOUND)]
+    places = [document.byte_range for document in file.scan(BOUND)]
     chosen = sorted(data.draw(st.sets(st.sampled_from(range(len(places)))))) if places else []
     assert list(file.read([places[number] for number in chosen])) == [[documents[number]] for number in chosen]
 
@@ -277,13 +279,13 @@ def test_a_flipped_bit_costs_only_the_lines_it_touches(tmp_path: Path, bit: int)
     data = bytearray(DATA)
     data[bit // 8] ^= 1 << bit % 8
     written(path, bytes(data))
-    after = {document.place for document in file.scan(BOUND) if document.reason is None}
+    after = {document.byte_range for document in file.scan(BOUND) if document.reason is None}
     for document, line in zip(before, LINES, strict=True):
-        begin = document.place.offset
-        if begin <= bit // 8 < begin + document.place.length:
+        begin = document.byte_range.offset
+        if begin <= bit // 8 < begin + document.byte_range.length:
             with pytest.raises(DataError):
-                list(file.read([document.place]))
+                list(file.read([document.byte_range]))
         else:
-            assert list(file.read([document.place])) == [[line["text"]]]
-    lost = {document.place.offset for document in before} - {place.offset for place in after}
+            assert list(file.read([document.byte_range])) == [[line["text"]]]
+    lost = {document.byte_range.offset for document in before} - {place.offset for place in after}
     assert len(lost) <= 2
