@@ -1,5 +1,13 @@
-"""Trains a SentencePiece model: on given sentences, or on a sample of a config's text."""
+"""Trains a SentencePiece model: on given sentences, or on a sample of a config's text.
 
+The sample is taken from what a build of the config keeps for training: rows are dropped as damaged or duplicate and
+held out as in a build. Documents, and the distinct texts of an episode, are taken by the hash of their id: those with
+the lowest hashes, as many as fit. So each dataset has its share by bytes, and neither the order of files nor where they
+lie matters. A document of more than ``LONGEST_CHARACTERS`` is cut into pieces, each with a hash of its own.
+"""
+
+import hashlib
+import heapq
 import io
 import json
 import logging
@@ -8,27 +16,42 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import sentencepiece
 
 from gatokit.pipelines.config_loading import read_inputs
+from gatokit.pipelines.documents.plan import DocumentsPlan
+from gatokit.pipelines.episodes.plan import EpisodesPlan
+from gatokit.pipelines.episodes.reader import RawEpisode, SourceFeatures
 from gatokit.pipelines.find import local_path
-from gatokit.pipelines.vocabulary_sample import CUT, LONGEST_CHARACTERS, Piece, Progress, draw, sentences
-from gatokit.schemas.errors import ConfigError, DataError
+from gatokit.pipelines.formats.records import ByteRange
+from gatokit.pipelines.planning.kinds import plan_dataset
+from gatokit.pipelines.planning.plan import DatasetPlan, Judged
+from gatokit.schemas.config import BuildConfig
+from gatokit.schemas.errors import ConfigError, DataError, RejectedError
+from gatokit.schemas.index import HELD_OUT, TRAIN
 from gatokit.schemas.tokens import TEXT_IDS
-from gatokit.storage.files import write_atomically
+from gatokit.storage.files import write_atomically, write_rows
 from gatokit.tokenizers.text import TextTokenizer
 
+Progress = Callable[[str, int, int], None]
+"""Called with a stage, the units that are done and their number."""
 Normalization = Literal["identity", "nfkc"]
+
 FEWEST_PIECES = 260
 """256 bytes, three signs and one character."""
 SAMPLE_BYTES = 60_000_000
 FEWEST_SAMPLE_BYTES = 1_000_000
+LONGEST_CHARACTERS = 1 << 14
+"""The longest sentence for SentencePiece, which drops longer ones than it is told; at most four times as many bytes."""
+CUT = "\0"
+"""Stands between the sentences of a sampled text."""
 
 _NORMALIZATIONS: dict[Normalization, dict[str, Any]] = {
     # Without a space put in front of every text, the texts of a document's records join to the document's text.
@@ -41,15 +64,18 @@ _NORMALIZATIONS: dict[Normalization, dict[str, Any]] = {
     "nfkc": {"normalization_rule_name": "nmt_nfkc"},
 }
 _THREADS = 4
-"""Of the training on a sample. The model's bytes depend on it, so it does not follow the machine."""
+"""Threads of the training on a sample. The model's bytes depend on it, so it does not follow the machine."""
 _MEASURED_BYTES = 1_000_000
 _FAILED = 3
-_READ_BYTES = 1 << 20
+# SentencePiece drops a sentence that holds its own sign for rare characters, takes NUL for the end of one, and writes
+# its sign for a space where the text has a space: no sentence can hold any of the three.
+_SIGNS = re.compile("[\0\u2581\u2585]+")
+_BATCH_ROWS = 8192
 
 
 @dataclass(frozen=True)
 class Sampled:
-    """What the sample holds of a dataset: documents of it (or episodes), of how many, and bytes of text."""
+    """What the sample holds of a dataset: documents (or episodes), of how many, and bytes of text."""
 
     name: str
     documents: int
@@ -62,7 +88,7 @@ class TrainedVocabulary:
     """A model on disk, what it was trained on, and sentences that a person should read.
 
     ``characters_per_token`` is measured on a million bytes of the sample, ``held_out_characters_per_token`` on up to
-    as many of held-out documents (None where there are none).
+    as many of held-out documents (None if there are none).
     """
 
     file: str
@@ -83,8 +109,8 @@ def train_vocabulary(
 ) -> int:
     """Trains a unigram model with byte fallback, and writes it to ``path``; texts that are too long are cut.
 
-    A corpus too small for ``pieces`` gives a smaller model, with a warning in the log. Returns the number of
-    pieces; ConfigError where there is no text at all.
+    A corpus too small for ``pieces`` gives a smaller model, with a warning in the log. Returns the number of pieces.
+    Raises ConfigError if there is no text at all.
     """
     try:
         model = _train((sentence for text in texts for sentence in sentences(text)), pieces, normalization)
@@ -109,7 +135,7 @@ def make_vocabulary(
     """Trains a model on a sample of a config's text and writes it to ``out``.
 
     The same sources and arguments give the same sample, whatever the paths, and the same model on the same machine.
-    ConfigError where the config has no text or the arguments make no sense; DataError as in a scan.
+    Raises ConfigError if the config has no text or the arguments make no sense, DataError as a scan does.
     """
     begin = time.monotonic()
     if not FEWEST_PIECES <= pieces <= TEXT_IDS:
@@ -124,7 +150,7 @@ def make_vocabulary(
     if not drawn.train:
         raise ConfigError(f"{config_path}: its datasets hold no text to train a vocabulary on; add one that does")
     report("train", 0, 1)
-    model = _train_apart([piece.text for piece in drawn.train], pieces, normalization)
+    model = _train_in_child([piece.text for piece in drawn.train], pieces, normalization)
     report("train", 1, 1)
     text = TextTokenizer(model)
     write_atomically(out, model)
@@ -134,8 +160,8 @@ def make_vocabulary(
         warnings.append(
             f"the text gives {text.pieces:,} pieces instead of {pieces:,}: {size:,} bytes are too few for more"
         )
-    named = Path(local_path(config.vocabulary, base, "vocabulary"))
-    if named.resolve() != Path(out).resolve():
+    configured = Path(local_path(config.vocabulary, base, "vocabulary"))
+    if configured.resolve() != Path(out).resolve():
         warnings.append(f"{config_path} names another vocabulary, {config.vocabulary}; builds use that one")
     return TrainedVocabulary(
         file=str(out),
@@ -144,7 +170,7 @@ def make_vocabulary(
         normalization=normalization,
         sentences=sum(piece.text.count(CUT) + 1 for piece in drawn.train),
         bytes=size,
-        datasets=_counted(drawn.train, drawn.names, drawn.documents),
+        datasets=drawn.counts(),
         characters_per_token=_characters_per_token(text, drawn.train) or 0.0,
         held_out_characters_per_token=_characters_per_token(text, drawn.held_out),
         warnings=tuple(warnings),
@@ -153,7 +179,7 @@ def make_vocabulary(
 
 
 def _check_out(out: str | Path) -> None:
-    """ConfigError where the model cannot be written, before minutes are spent on it."""
+    """Raises ConfigError if the model cannot be written, before minutes are spent on it."""
     path = Path(out)
     if "://" in str(out):
         raise ConfigError(f"--out {out}: no local path; write to a local or mounted directory")
@@ -170,15 +196,235 @@ def _check_out(out: str | Path) -> None:
         raise ConfigError(f"--out {path}: cannot be written: {error.strerror}; choose another file") from None
 
 
-def _counted(sample: list[Piece], names: list[str], documents: list[int]) -> tuple[Sampled, ...]:
-    taken = Counter(dataset for dataset, _ in {(piece.dataset, piece.document) for piece in sample})
-    sizes: Counter[int] = Counter()
-    for piece in sample:
-        sizes[piece.dataset] += piece.size
-    return tuple(
-        Sampled(name, taken[number], of, sizes[number])
-        for number, (name, of) in enumerate(zip(names, documents, strict=True))
-    )
+# --- the sample ------------------------------------------------------------------------------------------------
+
+
+class Piece(NamedTuple):
+    """A document, or a part of a long one: its dataset's and its own number, its sentences with ``CUT`` between them,
+    and their size as UTF-8."""
+
+    dataset: int
+    document: int
+    text: str
+    size: int
+
+
+class Sample:
+    """The pieces with the lowest keys, as many as ``most_bytes`` holds, whatever the order they come in."""
+
+    def __init__(self, most_bytes: int) -> None:
+        self._left = most_bytes
+        self._heap: list[tuple[int, Piece]] = []
+        self._lowest_dropped: int | None = None
+
+    def wants(self, key: int) -> bool:
+        """Whether a piece of this key still has a chance."""
+        return self._lowest_dropped is None or key < self._lowest_dropped
+
+    def add(self, key: int, piece: Piece) -> None:
+        """Takes a piece; if there is no room, those with the highest keys are dropped."""
+        if self.wants(key):
+            heapq.heappush(self._heap, (-key, piece))
+            self._left -= piece.size
+            while self._left < 0:
+                negative_key, dropped = heapq.heappop(self._heap)
+                self._lowest_dropped = -negative_key
+                self._left += dropped.size
+
+    def pieces(self) -> list[Piece]:
+        """The pieces in the sample, by key."""
+        return [piece for _, piece in sorted(self._heap, reverse=True)]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A sample of the training part and one of what is held out; ``names`` are those of the datasets that have text,
+    ``documents`` how many training documents each has."""
+
+    train: list[Piece]
+    held_out: list[Piece]
+    names: list[str]
+    documents: list[int]
+
+    def counts(self) -> tuple[Sampled, ...]:
+        """What the training sample holds of each dataset."""
+        sampled = Counter(dataset for dataset, _ in {(piece.dataset, piece.document) for piece in self.train})
+        sizes: Counter[int] = Counter()
+        for piece in self.train:
+            sizes[piece.dataset] += piece.size
+        return tuple(
+            Sampled(name, sampled[number], self.documents[number], sizes[number])
+            for number, name in enumerate(self.names)
+        )
+
+
+def draw(
+    config: BuildConfig, base: Path, work: Path, most_bytes: int, held_out_bytes: int, progress: Progress
+) -> Drawn:
+    """Reads the config's datasets that have text; paths start at ``base``, and ``work`` takes the scanned rows.
+
+    Errors are those of a scan of the same config.
+    """
+    plans = [plan_dataset(config, number, base) for number in range(len(config.datasets))]
+    plans = [plan for plan in plans if isinstance(plan, DocumentsPlan) or any(_text_fields(plan))]
+    units = [(plan, unit) for plan in plans for unit in plan.units(config.max_episode_bytes)]
+    results: dict[str, list[Path]] = {plan.config.name: [] for plan in plans}
+    rows = 0
+    for done, (plan, unit) in enumerate(units):
+        progress("scan", done, len(units))
+        table = unit.scan()
+        rows += table.num_rows
+        results[plan.config.name].append(work / f"{unit.fingerprint}.arrow")
+        write_rows(results[plan.config.name][-1], table)
+    progress("scan", len(units), len(units))
+    reading = _Reading({TRAIN: Sample(most_bytes), HELD_OUT: Sample(held_out_bytes)}, config.seed, rows, progress)
+    for plan in plans:
+        reading.read(plan, plan.judge(results[plan.config.name], config, None))
+    progress("sample", rows, rows)
+    names = [plan.config.name for plan in plans]
+    return Drawn(reading.samples[TRAIN].pieces(), reading.samples[HELD_OUT].pieces(), names, reading.documents)
+
+
+class _Row(NamedTuple):
+    number: int
+    id: str
+    split: str
+    file: int
+    byte_range: ByteRange
+
+
+class _Reading:
+    """Reads the documents that have a chance into the sample of their split."""
+
+    def __init__(self, samples: dict[str, Sample], seed: int, rows: int, progress: Progress) -> None:
+        self.samples = samples
+        self.documents: list[int] = []
+        """How many training documents each dataset has."""
+        self._seed, self._rows, self._progress = seed, rows, progress
+        self._done = 0
+
+    def read(self, plan: DatasetPlan, judged: Judged) -> None:
+        """Reads the next dataset."""
+        dataset, name = len(self.documents), plan.config.name
+        self.documents.append(0)
+        for file, rows in groupby(self._kept(judged), key=lambda row: row.file):
+            waiting: deque[_Row] = deque()
+            for texts in _texts(plan, file, self._with_a_chance(name, rows, waiting)):
+                row = waiting.popleft()
+                for ordinal, pack in enumerate(_packed(texts)):
+                    size = sum(len(sentence.encode()) for sentence in pack)
+                    piece = Piece(dataset, row.number, CUT.join(pack), size)
+                    self.samples[row.split].add(self._key(name, row.id, ordinal), piece)
+
+    def _kept(self, judged: Judged) -> Iterator[_Row]:
+        number = 0
+        for table in judged.tables():
+            for batch in table.to_batches(max_chunksize=_BATCH_ROWS):
+                self._progress("sample", self._done, self._rows)
+                self._done += batch.num_rows
+                names = ["episode_id", "split", "file", "source_position", "offset", "length", "crc"]
+                names += ["payload"] if "payload" in table.schema.names else []
+                columns = (batch.column(name).to_pylist() for name in names)
+                for id_, split, file, *stored in zip(*columns, strict=True):
+                    number += 1
+                    if split is not None:
+                        self.documents[-1] += split == TRAIN
+                        yield _Row(number, id_, split, file, ByteRange(*stored))
+
+    def _with_a_chance(self, dataset: str, rows: Iterator[_Row], waiting: deque[_Row]) -> Iterator[ByteRange]:
+        """The byte ranges of rows that may still come into the sample when they are asked for; the rows are put into
+        ``waiting``."""
+        for row in rows:
+            # Two packs that follow each other hold more than LONGEST_CHARACTERS, and none more than its stored bytes.
+            packs = 2 * row.byte_range.length // LONGEST_CHARACTERS + 1
+            sample = self.samples[row.split]
+            if any(sample.wants(self._key(dataset, row.id, ordinal)) for ordinal in range(packs)):
+                waiting.append(row)
+                yield row.byte_range
+
+    def _key(self, dataset: str, id_: str, ordinal: int) -> int:
+        name = f"{self._seed}\0vocabulary\0{dataset}\0{id_}\0{ordinal}"
+        return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=16).digest(), "big")
+
+
+def _texts(plan: DatasetPlan, file: int, byte_ranges: Iterator[ByteRange]) -> Iterator[list[str]]:
+    """The texts of each document or episode of a file."""
+    if isinstance(plan, DocumentsPlan):
+        for parts in plan.files[file].read(byte_ranges):
+            yield [part for part in parts if isinstance(part, str)]
+        return
+    assert isinstance(plan, EpisodesPlan)
+    (source, features), fields = plan.files[file], _text_fields(plan)[file]
+    for episode in source.read_some(byte_ranges):
+        yield _texts_of_episode(episode, features, fields)
+
+
+def _text_fields(plan: DatasetPlan) -> list[list[str]]:
+    """Per file of a dataset of episodes the step fields that are text."""
+    assert isinstance(plan, EpisodesPlan)
+    return [
+        [field.path for field in directory.spec.fields if field.kind == "text"]
+        for directory in plan.directories
+        for _ in directory.directory.files
+    ]
+
+
+def _texts_of_episode(episode: RawEpisode, features: SourceFeatures, fields: Sequence[str]) -> list[str]:
+    """The distinct texts of an episode's steps; none of a field that the build will reject."""
+    texts: dict[Any, None] = {}
+    for path in fields:
+        field = features.step(path)
+        try:
+            texts |= dict.fromkeys([] if field is None else list(episode.column(field)))
+        except RejectedError:
+            continue
+    return [text.decode(errors="ignore") for text in texts]
+
+
+# --- sentences -------------------------------------------------------------------------------------------------
+
+
+def sentences(text: str) -> Iterator[str]:
+    """What SentencePiece gets of a text: everything but its own signs, in sentences that it does not drop.
+
+    It removes line ends from the end of a sentence, so cuts are made before them, not behind.
+    """
+    for part in _SIGNS.split(text):
+        begin = 0
+        while len(part) - begin > LONGEST_CHARACTERS:
+            end = _cut_between(part, begin + LONGEST_CHARACTERS // 2, begin + LONGEST_CHARACTERS)
+            yield part[begin:end]
+            begin = end
+        if begin < len(part):
+            yield part[begin:]
+
+
+def _cut_between(text: str, low: int, high: int) -> int:
+    """Where to cut: before the last line ends, else before the last space, else at ``high``."""
+    cut = text.rfind("\n", low, high)
+    while cut > low and text[cut - 1] in "\r\n":
+        cut -= 1
+    if cut <= low:
+        cut = text.rfind(" ", low, high)
+    return cut if cut > low else high
+
+
+def _packed(texts: Iterable[str]) -> Iterator[list[str]]:
+    """The sentences of a document in packs, each together up to ``LONGEST_CHARACTERS``."""
+    pack: list[str] = []
+    room = LONGEST_CHARACTERS
+    for text in texts:
+        for sentence in sentences(text):
+            if pack and len(sentence) > room:
+                yield pack
+                pack, room = [], LONGEST_CHARACTERS
+            pack.append(sentence)
+            room -= len(sentence)
+    if pack:
+        yield pack
+
+
+# --- the training ----------------------------------------------------------------------------------------------
 
 
 def _characters_per_token(text: TextTokenizer, sample: list[Piece]) -> float | None:
@@ -194,7 +440,7 @@ def _characters_per_token(text: TextTokenizer, sample: list[Piece]) -> float | N
 
 
 def _train(lines: Iterable[str | bytes], pieces: int, normalization: Normalization, threads: int = 1) -> bytes:
-    """The bytes of a model; RuntimeError where SentencePiece makes none of these sentences."""
+    """The bytes of a model. Raises RuntimeError if SentencePiece cannot make one of these sentences."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(lines),
@@ -211,57 +457,29 @@ def _train(lines: Iterable[str | bytes], pieces: int, normalization: Normalizati
     return model.getvalue()
 
 
-def _train_apart(texts: Sequence[str], pieces: int, normalization: Normalization) -> bytes:
-    """A model that is trained in a process of its own: nothing else runs beside it, no progress and no Ctrl-C."""
+def _train_in_child(texts: Sequence[str], pieces: int, normalization: Normalization) -> bytes:
+    """A model that a child process trains, because SentencePiece prints, ignores Ctrl-C and may end its process."""
     command = [sys.executable, "-P", "-m", __name__, json.dumps([pieces, normalization])]
-    with (
-        tempfile.TemporaryFile() as said,
-        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said) as process,
-    ):
-        assert process.stdin is not None
-        assert process.stdout is not None
-        try:
-            _send(texts, process.stdin)
-            model = process.stdout.read()
-            status = process.wait()
-        finally:
-            process.kill()
-        said.seek(0)
-        sentence = said.read().decode(errors="replace").strip()
-    if not status:
-        return model
+    child = subprocess.run(command, input=CUT.join(texts).encode(), capture_output=True)
+    if not child.returncode:
+        return child.stdout
+    sentence = child.stderr.decode(errors="replace").strip()
     if needed := re.search(r"smaller than required_chars\. \d+ vs (\d+)", sentence):
         raise ConfigError(f"--pieces {pieces}: the characters of the sample alone need {needed[1]}; give more")
-    if status == _FAILED:
+    if child.returncode == _FAILED:
         raise DataError(f"no vocabulary can be trained on this text: {sentence}")
     lines = sentence.splitlines() or ["no memory left?"]
-    raise DataError(f"the training ended with status {status}: {lines[-1]}. Lower --sample-bytes")
-
-
-def _send(texts: Sequence[str], stream: IO[bytes]) -> None:
-    try:
-        with stream:
-            for text in texts:
-                stream.write(text.encode() + CUT.encode())
-    except BrokenPipeError:
-        pass  # the process has ended, and its status says why
-
-
-def _received(stream: IO[bytes]) -> Iterator[bytes]:
-    rest = b""
-    while data := stream.read(_READ_BYTES):
-        *whole, rest = (rest + data).split(CUT.encode())
-        yield from whole
+    raise DataError(f"the training ended with status {child.returncode}: {lines[-1]}. Lower --sample-bytes")
 
 
 def _main() -> int:
     import signal
 
-    # The terminal sends Ctrl-C to both processes, and the other one ends this one.
+    # The terminal sends Ctrl-C to both processes, and the parent ends this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     pieces, normalization = json.loads(sys.argv[1])
     try:
-        model = _train(_received(sys.stdin.buffer), pieces, normalization, _THREADS)
+        model = _train(sys.stdin.buffer.read().split(CUT.encode()), pieces, normalization, _THREADS)
     except RuntimeError as error:
         print(error, file=sys.stderr)
         return _FAILED

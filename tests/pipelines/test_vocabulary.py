@@ -113,4 +113,4 @@ def test_a_child_that_dies_is_named(monkeypatch):
 
     monkeypatch.setattr(vocabulary.sys, "executable", "/bin/false")
     with pytest.raises(DataError, match="the training ended with status 1: no memory left"):
-        vocabulary._train_apart(["a" * (1 << 20)] * 4, 300, "identity")
+        vocabulary._train_in_child(["a" * (1 << 20)] * 4, 300, "identity")

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gatokit.pipelines.vocabulary_sample import CUT, LONGEST_CHARACTERS, Drawn, Piece, Sample, draw, sentences
+from gatokit.pipelines.vocabulary import CUT, LONGEST_CHARACTERS, Drawn, Piece, Sample, draw, sentences
 from gatokit.schemas.config import read_config
 
 
