@@ -19,7 +19,7 @@ import numpy as np
 from harness import machine
 
 from gatokit.schemas.run import SIZES, ModelConfig
-from gatokit.trainer import flops, parameters, transformer
+from gatokit.trainer import flops, model
 
 CASES = {
     "tiny": {"size": "tiny", "layers": 4, "rows": 8, "context": 256},
@@ -32,8 +32,8 @@ SCHEMES = ("relative", "rotary")
 def program(case: dict[str, Any], positions: str, precision: str) -> tuple[Callable[[], Any], flops.Flops]:
     """A function that runs a training pass over the blocks once, and its operations."""
     config = ModelConfig(**SIZES[case["size"]] | {"layers": case["layers"], "positions": positions})
-    table = parameters.table(config, 33_025)["layers"]
-    layers = jax.jit(lambda: parameters.initialize(table, 0))()
+    table = model.parameter_table(config, 33_025)["layers"]
+    layers = jax.jit(lambda: model.initialize(table, 0))()
     rows = np.arange(case["rows"])
     vectors = np.random.default_rng(0).normal(size=(case["rows"], case["context"], config.width))
     inputs = jnp.asarray(vectors, precision)
@@ -41,7 +41,7 @@ def program(case: dict[str, Any], positions: str, precision: str) -> tuple[Calla
     @jax.jit
     @jax.grad
     def gradient(layers: Any) -> jax.Array:
-        found = transformer.stack(inputs, layers, config, visible=None, remat="none", key=jax.random.key(0), rows=rows)
+        found = model.apply_layers(inputs, layers, config, visible=None, remat="none", key=jax.random.key(0), rows=rows)
         return jnp.square(found.astype(jnp.float32)).mean()
 
     count = flops.train_step(

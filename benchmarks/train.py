@@ -134,7 +134,7 @@ def gradients(run: Case) -> dict[str, Callable[[], Any]]:
     key = jax.random.key(0)
 
     def hidden(params: Any, batch: Batch) -> jax.Array:
-        return model.hidden(params, batch, config.model, dtype=trainer.dtype, remat=config.remat, key=key)
+        return model.forward(params, batch, config.model, dtype=trainer.dtype, remat=config.remat, key=key)
 
     def logits(params: Any, vectors: jax.Array) -> jax.Array:
         return model.logits(params, vectors, trainer.vocabulary_size)

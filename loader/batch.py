@@ -23,7 +23,7 @@ class Batch(NamedTuple):
     tokens: np.ndarray
     """uint16 (B, L): ids of the table; 0 for patches, padding and hidden actions."""
     kinds: np.ndarray
-    """uint8 (B, L): ``Kind``; 0 for padding, which stands at the end of a row."""
+    """uint8 (B, L): ``TokenKind``; 0 for padding, which stands at the end of a row."""
     positions: np.ndarray
     """uint16 (B, L): index within the step's observation; 65535 for none."""
     hidden: np.ndarray

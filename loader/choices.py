@@ -17,6 +17,8 @@ from gatokit.loader.mixture import MixedDataset
 from gatokit.schemas.index import TRAIN
 from gatokit.schemas.run import InputConfig
 
+PROMPT_END_SHARE = 0.5
+"""Share of the prompts that are taken from the end of their episode (Gato, section 2.3)."""
 BLOCK = 65_536
 """Samples that draw from the same shards, where there are more shards than may be open."""
 
@@ -165,7 +167,7 @@ class Chooser:
         prompted = u[:, draws.PROMPTED] < self._config.prompt.share
         prompt_all = index.tokens(prompt)
         prompt_tokens = np.minimum(self._prompt_tokens, prompt_all)
-        at_end = u[:, draws.PROMPT_END] < self._config.prompt.end_share
+        at_end = u[:, draws.PROMPT_END] < PROMPT_END_SHARE
         prompt_start = np.where(
             at_end,
             prompt_all - prompt_tokens,

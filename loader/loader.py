@@ -14,6 +14,11 @@ from gatokit.loader.batch import Batch
 from gatokit.loader.windows import Windows
 from gatokit.schemas.run import InputConfig
 
+_READY = 4
+"""Batches that are kept ready."""
+_THREADS = 2
+"""Threads that assemble batches if there are no worker processes."""
+
 
 class _Batches:
     """Grain's source: element k is the part of step k's batch that one process trains on."""
@@ -32,7 +37,7 @@ class _Batches:
 
 
 class Loader:
-    """The batches of steps ``first`` to ``last`` - 1 in order, ``input.prefetch`` of them made ahead.
+    """The batches of steps ``first`` to ``last`` - 1 in order, ``_READY`` of them made ahead.
 
     Use as a context manager; leaving it ends its threads or processes. Errors of ``Windows.batch`` come where the
     batch is asked for.
@@ -47,13 +52,12 @@ class Loader:
             # Grain's processes are started by absl, which wants the command line parsed.
             flags.FLAGS.mark_as_parsed()
             found = steps.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))
-            ahead = max(1, -(-input.prefetch // input.workers))
+            ahead = max(1, -(-_READY // input.workers))
             found = found.mp_prefetch(
                 grain.MultiprocessingOptions(num_workers=input.workers, per_worker_buffer_size=ahead)
             )
         else:
-            threads = min(input.threads, input.prefetch)
-            found = steps.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=input.prefetch))
+            found = steps.to_iter_dataset(grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_READY))
         self._iterator: Any = iter(found)
 
     def __iter__(self) -> Iterator[Batch]:

@@ -36,8 +36,6 @@ def find_targets(
     prompt: np.ndarray,
     cut_action: np.ndarray,
     hide: np.ndarray,
-    *,
-    prompt_loss: bool,
 ) -> Targets:
     """The targets of windows, and what is hidden in them.
 
@@ -50,8 +48,6 @@ def find_targets(
     prompted = np.flatnonzero(prompt)
     # What follows a prompt is another episode's.
     predicted[prompted, prompt[prompted] - 1] = False
-    if not prompt_loss:
-        predicted &= np.arange(context) >= prompt[:, None]
     action = _ACTION[kinds]
     begins = action.copy()
     begins[:, 1:] &= ~action[:, :-1]

@@ -69,7 +69,7 @@ class Windows:
         """
         self._arguments = mixture, config, split, dataset, training
         self._config, self._mixture, self._training = config, mixture, training
-        self._context, self._group_rows = config.context, config.input.patch_group_rows
+        self._context, self._group_rows = config.context, config.patch_group_rows
         self._key = draws.key(config.seed, split != TRAIN)
         self._chooser = Chooser(
             mixture.datasets, _weights(mixture, split, dataset), split, self._key, config.context, config.input
@@ -153,7 +153,6 @@ class Windows:
             canvas.prompt,
             canvas.cut_action,
             drawn.choices.hide,
-            prompt_loss=self._config.input.prompt.loss,
         )
 
     def _samples(self, step: int, rows: range) -> np.ndarray:

@@ -15,8 +15,8 @@ from gatokit.loader.batch import PADDING, Batch
 from gatokit.schemas.run import ModelConfig
 from gatokit.schemas.tokens import DISCRETE_VALUES, NO_POSITION, PATCH, TokenKind
 from gatokit.trainer import model
-from gatokit.trainer.memory import Cache
-from gatokit.trainer.parameters import Tree
+from gatokit.trainer.attention import Tree
+from gatokit.trainer.decoding import Cache, extend
 
 Rule = Literal["sample", "greedy", "median"]
 
@@ -68,7 +68,7 @@ def read(
     parameters: Tree, batch: Batch, cache: Cache, *, config: ModelConfig, dtype: Any, distances: jax.Array | None
 ) -> tuple[jax.Array, Cache]:
     """The hidden state (B, D) of each row's last new token, and the cache that has them all."""
-    states, cache = model.extend(parameters, batch, config, cache, dtype=dtype, distances=distances)
+    states, cache = extend(parameters, batch, config, cache, dtype=dtype, distances=distances)
     last = (jnp.asarray(batch.kinds) != PADDING).sum(1) - 1
     return jnp.take_along_axis(states, jnp.maximum(last, 0)[:, None, None], axis=1)[:, 0], cache
 
@@ -116,7 +116,7 @@ def decide(
         state, cache = carry
         ids = choose(state, *token)
         one = _one(ids, jnp.where(active, token[0].kinds, PADDING), private)
-        states, cache = model.extend(parameters, one, config, cache, dtype=dtype, distances=distances)
+        states, cache = extend(parameters, one, config, cache, dtype=dtype, distances=distances)
         return (states[:, 0], cache), ids
 
     tokens = Head(*(jnp.asarray(array) for array in head))
@@ -159,5 +159,5 @@ def write(
     values = model.logits({"embedding": {"token": rows}}, state, pieces)
     ids = pick(values, jax.random.split(key, len(state)), temperature, rule, jnp.array(False))
     one = _one(ids, jnp.full(ids.shape, TokenKind.TEXT), jnp.zeros_like(ids))
-    states, cache = model.extend(parameters, one, config, cache, dtype=dtype, distances=distances)
+    states, cache = extend(parameters, one, config, cache, dtype=dtype, distances=distances)
     return ids, states[:, 0], cache

@@ -31,11 +31,10 @@ from gatokit.schemas.policy import PROMPTS, PolicyFile
 from gatokit.schemas.run import RunConfig
 from gatokit.schemas.tokens import EncodedImage, TokenIds
 from gatokit.tokenizers.text import TextTokenizer
-from gatokit.trainer import parameters
-from gatokit.trainer.embedding import check_positions
+from gatokit.trainer.attention import Tree
+from gatokit.trainer.decoding import Cache, distance_keys, empty_cache
 from gatokit.trainer.export import abstract, load_weights, policy_folder
-from gatokit.trainer.memory import Cache, all_distances, empty_cache
-from gatokit.trainer.parameters import Tree
+from gatokit.trainer.model import check_positions, parameter_table
 
 _PIECE = 128
 """Tokens that are read at a time."""
@@ -98,8 +97,8 @@ class Policy:
 
     @cached_property
     def distances(self) -> jax.Array | None:
-        """``all_distances`` of the memory."""
-        make = jax.jit(all_distances, static_argnums=(1, 2, 3))
+        """``distance_keys`` of the memory."""
+        make = jax.jit(distance_keys, static_argnums=(1, 2, 3))
         return make(self.params, self.config.model, self.config.context, self.dtype)
 
     def read(self, span: Span) -> tuple[jax.Array | None, Cache]:
@@ -108,7 +107,7 @@ class Policy:
         slots = _PIECE if len(span.shown.token) else 0
         for begin in range(0, span.size, _PIECE):
             batch = batch_of([span.part(begin, min(begin + _PIECE, span.size))], _PIECE, slots)
-            check_positions(batch, self.config.model)
+            check_positions(batch)
             state, cache = read(
                 self.params, batch, cache, config=self.config.model, dtype=self.dtype, distances=self.distances
             )
@@ -166,7 +165,7 @@ def load_policy(path: Path) -> Policy:
     text = TextTokenizer.load(folder / VOCABULARY)
     if digest(text.model) != file.vocabulary_blake2b:
         raise DataError(f"{folder / VOCABULARY} is not the vocabulary that policy.json names: it was replaced")
-    table = parameters.table(file.config.model, file.tokenizer.vocabulary_size)
+    table = parameter_table(file.config.model, file.tokenizer.vocabulary_size)
     return Policy(path, file, load_weights(path, abstract(table)), text, folder / PROMPTS)
 
 
@@ -333,7 +332,7 @@ class Player:
         else:
             length, slots = -(-longest // _MULTIPLE) * _MULTIPLE, self._senses.patches
         batch = batch_of(spans, length, slots)
-        check_positions(batch, self._policy.config.model)
+        check_positions(batch)
         ids, cache = decide(
             self._policy.params,
             batch,

@@ -21,6 +21,11 @@ def read_yaml(path: str | Path, model: type[Model], keys: str) -> Model:
 
     Raises ConfigError if the file cannot be read, is not YAML or does not validate.
     """
+    return validated(model, read_mapping(path, keys), str(path))
+
+
+def read_mapping(path: str | Path, keys: str) -> dict[str, Any]:
+    """The mapping in the YAML file at ``path``; arguments and errors as in ``read_yaml``."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -33,7 +38,7 @@ def read_yaml(path: str | Path, model: type[Model], keys: str) -> Model:
         raise ConfigError(f"{path}{_yaml_sentence(error)}") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: must be a mapping with {keys}")
-    return validated(model, content, str(path))
+    return content
 
 
 def validated(model: type[Model], content: dict[str, Any], name: str) -> Model:

@@ -1,29 +1,24 @@
 """The run config: the model, the input and the schedule of one training run, checked before any work begins."""
 
+import math
+from collections.abc import Iterator
+from copy import deepcopy
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from gatokit.schemas.config import Number, Positive, Text, WholeNumber
 from gatokit.schemas.errors import ConfigError
-from gatokit.schemas.reading import read_yaml
+from gatokit.schemas.reading import read_mapping, validated
 
 Count = Annotated[WholeNumber, Field(ge=1)]
 Share = Annotated[Number, Field(ge=0, le=1)]
 Chance = Annotated[Number, Field(ge=0, lt=1)]
 
 SIZES: dict[str, dict[str, Any]] = {
-    "tiny": {
-        "layers": 4,
-        "width": 128,
-        "heads": 4,
-        "head_size": 32,
-        "hidden": 512,
-        "patch_channels": 32,
-        "patch_stride": 2,
-    },
+    "tiny": {"layers": 4, "width": 128, "heads": 4, "head_size": 32, "hidden": 512},
     "79m": {"layers": 8, "width": 768, "heads": 24, "head_size": 32, "hidden": 3072},
     "364m": {"layers": 12, "width": 1536, "heads": 12, "head_size": 128, "hidden": 6144},
     "1.2b": {"layers": 24, "width": 2048, "heads": 16, "head_size": 128, "hidden": 8192},
@@ -39,7 +34,7 @@ class ModelConfig(_Model):
     """The network (Gato, section 2.2 and appendix C)."""
 
     size: Text | None = None
-    """A name of ``SIZES``, whose values stand where the config gives none."""
+    """A name of ``SIZES``, whose values fill the fields that the config does not give."""
     layers: Count
     width: Count
     heads: Count
@@ -47,18 +42,10 @@ class ModelConfig(_Model):
     """Width of a head's keys and values."""
     hidden: Count
     """Width of the feed-forward layer before GEGLU halves it."""
-    patch_channels: Count = 64
-    """Channels of the residual block, a multiple of the 32 groups of its norms."""
-    patch_stride: Literal[1, 2, 4] = 1
-    """Stride of the residual block's first convolution."""
-    observation_positions: Annotated[WholeNumber, Field(ge=1, le=65_535)] = 512
-    """Rows of the table of positions within a step's observation."""
-    action_position: StrictBool = True
-    """Action tokens share one learned position."""
     positions: Literal["relative", "rotary"] = "relative"
-    """How attention knows distances: Transformer-XL's relative positions, or rotary ones."""
+    """How attention encodes distances: Transformer-XL's relative positions, or rotary positions."""
     attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"
-    """The attention backend; auto takes the fastest that is right for the device."""
+    """The attention backend; auto takes the fastest correct one for the device."""
     stochastic_depth: Chance = 0.1
     """Chance that a sub-layer is skipped for a sequence in training (appendix C)."""
     dropout: Chance = 0.0
@@ -77,50 +64,63 @@ class ModelConfig(_Model):
 
     @model_validator(mode="after")
     def _divides(self) -> "ModelConfig":
-        if self.patch_channels % 32:
-            raise ValueError(f"patch_channels must be a multiple of 32, not {self.patch_channels}")
         if self.hidden % 2:
             raise ValueError(f"hidden must be even, since GEGLU halves it, not {self.hidden}")
         if self.positions == "rotary" and self.head_size % 2:
             raise ValueError(f"rotary positions need an even head_size, not {self.head_size}")
         return self
 
+    @property
+    def patch_channels(self) -> int:
+        """Channels of the residual block for patches, a multiple of the 32 groups of its norms."""
+        return patch_block(self.width)[0]
+
+    @property
+    def patch_stride(self) -> int:
+        """Stride of that block's first convolution."""
+        return patch_block(self.width)[1]
+
+
+def patch_block(width: int) -> tuple[int, int]:
+    """Channels and stride of the residual block for patches in a model of this width.
+
+    The paper's sizes have 64 channels at full resolution; the block of a small model would cost more than the rest of
+    it, so it is smaller.
+    """
+    if width >= 256:
+        return 64, 1
+    return 32, 2 if width >= 64 else 4
+
 
 class PromptConfig(_Model):
     """Demonstrations in front of windows of episodes (Gato, section 2.3)."""
 
     share: Share = 0.25
-    """Of the windows of episodes."""
-    end_share: Share = 0.5
-    """Of the prompts: taken from the end of their episode, the others from anywhere in it."""
+    """Share of the windows of episodes that begin with a prompt: half of the prompts are taken from the end of their
+    episode, the others from anywhere in it."""
     tokens: Count = 512
-    """At most this many, and at most half of the context."""
-    loss: StrictBool = True
-    """A prompt's actions and texts are targets too."""
+    """Most tokens of a prompt, which takes at most half of the context."""
 
 
 class InputConfig(_Model):
     """How windows are drawn from the shards."""
 
     weights: dict[Text, Annotated[Number, Field(ge=0)]] | None = None
-    """Share of windows by dataset, normalised; default: the weights of the build. A dataset left out is not drawn."""
+    """Share of windows by dataset, normalized; default: the weights of the build. A dataset left out is not drawn."""
     align: Literal["token", "step"] = "token"
     """Where a window of an episode begins: at any token, or at the beginning of a time step."""
     prompt: PromptConfig = PromptConfig()
     hide_actions: Share = 0.0
     """Share of the windows of episodes whose past actions are hidden from later steps."""
-    patch_group_rows: Count = 8
-    """Rows that share patch slots; it divides each process's part of a microbatch."""
+    patch_group_rows: Count | None = None
+    """Rows that share patch slots; it divides the rows of a microbatch on each device. Default: 8, or the largest
+    power of two below it that does."""
     patch_slots: Count | None = None
-    """Patch slots of a group; default: what the first windows need, with room to spare."""
+    """Patch slots of a group; default: what the first windows need, and an eighth more."""
     open_shards: Count = 1024
-    """Shards of which a process draws at a time; each open one holds 13 bytes a record."""
+    """Shards from which a process draws at a time; each open shard holds 13 bytes a record."""
     workers: Annotated[WholeNumber, Field(ge=0)] = 0
-    """Processes that assemble batches; 0 for threads in the trainer's own."""
-    threads: Count = 2
-    """Threads that assemble batches where there are no worker processes."""
-    prefetch: Count = 4
-    """Batches that are kept ready."""
+    """Processes that assemble batches; 0: two threads in the trainer's own process."""
 
 
 class OptimizerConfig(_Model):
@@ -130,7 +130,6 @@ class OptimizerConfig(_Model):
     final_learning_rate: Positive = 1e-5
     schedule: Literal["cosine", "constant"] = "cosine"
     warmup_steps: Annotated[WholeNumber, Field(ge=0)] = 15_000
-    warmup_from: Annotated[Number, Field(ge=0)] = 1e-7
     beta1: Chance = 0.9
     beta2: Chance = 0.95
     epsilon: Positive = 1e-8
@@ -157,15 +156,12 @@ class EvaluationConfig(_Model):
 
 
 class CheckpointConfig(_Model):
-    """What is kept of a run."""
+    """The checkpoints of a run."""
 
     every: Count = 1000
     """Steps between checkpoints; one is always written at the end, and on SIGTERM."""
     keep_last: Count = 3
-    keep_every: Count | None = None
-    """Steps whose multiples are kept for good."""
-    keep_best: StrictBool = True
-    """The checkpoint of the lowest held-out loss is kept too."""
+    """The newest checkpoints that are kept; the one of the lowest held-out loss is kept as well."""
 
 
 class RunConfig(_Model):
@@ -195,18 +191,94 @@ class RunConfig(_Model):
     init_from: Text | None = None
     """A checkpoint or exported weights to start from, with this run's own schedule and data."""
 
+    @property
+    def patch_group_rows(self) -> int:
+        """``input.patch_group_rows``, or its default for this batch and mesh."""
+        device_rows = self.batch // self.microbatches // (max(1, self.mesh.data) * self.mesh.fsdp)
+        return self.input.patch_group_rows or math.gcd(8, device_rows)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_dropped(cls, value: Any) -> Any:
+        """Accepts the ``run.json`` of an older run if its dropped options had the values that are now fixed."""
+        if not isinstance(value, dict):
+            return value
+        value = deepcopy(value)
+        for path, parent, option in list(_find_dropped(value)):
+            fixed = option.fixed(parent) if callable(option.fixed) else option.fixed
+            given = parent.pop(path.rpartition(".")[2])
+            if fixed is not _ANY and given != fixed:
+                raise ValueError(_sentence(path, option))
+        return value
+
     @model_validator(mode="after")
     def _fits(self) -> "RunConfig":
         if self.batch % self.microbatches:
             raise ValueError(f"batch {self.batch} must be a multiple of microbatches {self.microbatches}")
-        if (self.batch // self.microbatches) % self.input.patch_group_rows:
+        if (self.batch // self.microbatches) % self.patch_group_rows:
             raise ValueError(
-                f"a microbatch has {self.batch // self.microbatches} rows, no multiple of "
-                f"input.patch_group_rows {self.input.patch_group_rows}"
+                f"a microbatch has {self.batch // self.microbatches} rows, which is not a multiple of "
+                f"input.patch_group_rows {self.patch_group_rows}"
             )
         if self.optimizer.warmup_steps >= self.steps and self.optimizer.schedule == "cosine":
             raise ValueError(f"optimizer.warmup_steps {self.optimizer.warmup_steps} must be below steps {self.steps}")
         return self
+
+
+_ANY = object()
+
+
+class _Dropped(NamedTuple):
+    """An option that the run config no longer has."""
+
+    fixed: Any
+    """The value that is now fixed, or a function of the mapping that held it; ``_ANY`` if no result depended on it."""
+    advice: str
+
+
+_PATCHES = (
+    "remove it; channels and stride follow from model.width: 64 and 1 from width 256 on, 32 and 2 from width 64 on, "
+    "32 and 4 below"
+)
+_DROPPED = {
+    "model.patch_channels": _Dropped(lambda model: patch_block(_width(model))[0], _PATCHES),
+    "model.patch_stride": _Dropped(lambda model: patch_block(_width(model))[1], _PATCHES),
+    "model.observation_positions": _Dropped(
+        512, "remove it; there are 512. For longer observations build with smaller images (images.size) or fewer fields"
+    ),
+    "model.action_position": _Dropped(True, "remove it; action tokens always share one learned position"),
+    "input.prompt.end_share": _Dropped(0.5, "remove it; half of the prompts come from the end of their episode"),
+    "input.prompt.loss": _Dropped(True, "remove it; a prompt's actions and texts are always targets"),
+    "input.threads": _Dropped(
+        _ANY, "set input.workers instead: a number of processes, or 0 for two threads in the trainer's own process"
+    ),
+    "input.prefetch": _Dropped(_ANY, "remove it; four batches are kept ready, and input.workers makes them faster"),
+    "optimizer.warmup_from": _Dropped(1e-7, "remove it; warm-up begins at a learning rate of 1e-7"),
+    "checkpoint.keep_every": _Dropped(
+        _ANY, "raise checkpoint.keep_last instead, or copy the checkpoints that are to stay"
+    ),
+    "checkpoint.keep_best": _Dropped(_ANY, "remove it; the checkpoint of the lowest held-out loss is always kept"),
+}
+
+
+def _width(model: dict[str, Any]) -> int:
+    width: int = (SIZES.get(model.get("size", ""), {}) | model).get("width", 0)
+    return width
+
+
+def _find_dropped(content: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], _Dropped]]:
+    """The dropped options in a config: each one's path, the mapping that holds it, and what to do about it."""
+    for path, option in _DROPPED.items():
+        parent: Any = content
+        *groups, key = path.split(".")
+        for group in groups:
+            parent = parent.get(group) if isinstance(parent, dict) else None
+        if isinstance(parent, dict) and key in parent:
+            yield path, parent, option
+
+
+def _sentence(path: str, option: _Dropped) -> str:
+    return f"{path} is no longer an option: {option.advice}"
 
 
 def presets() -> list[str]:
@@ -216,12 +288,16 @@ def presets() -> list[str]:
 
 
 def read_run_config(path_or_preset: str | Path) -> RunConfig:
-    """The run config of a YAML file, or of a preset's name; ConfigError names the file, the field and the value."""
+    """The run config of a YAML file, or of a preset's name.
+
+    Raises ConfigError, which names the file, the field and the value.
+    """
     path = Path(path_or_preset)
     if not path.exists() and path.parent == Path() and path.suffix != ".yaml":
         if str(path) not in presets():
             raise ConfigError(f"{path} is no file and no preset; presets are {', '.join(presets())}")
         path = Path(str(files("gatokit.schemas").joinpath("presets", f"{path}.yaml")))
-    return read_yaml(
-        path, RunConfig, "the key model and what differs from its defaults; gatokit train --help shows one"
-    )
+    content = read_mapping(path, "the key model and what differs from its defaults; gatokit train --help shows one")
+    for name, _, option in _find_dropped(content):
+        raise ConfigError(f"{path}: {_sentence(name, option)}")
+    return validated(RunConfig, content, str(path))

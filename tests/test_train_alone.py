@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = """
-model: {layers: 1, width: 16, heads: 2, head_size: 8, hidden: 32, patch_channels: 32, patch_stride: 4}
+model: {layers: 1, width: 16, heads: 2, head_size: 8, hidden: 32}
 context: 96
 batch: 2
 steps: 3

@@ -22,7 +22,6 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import (
     AnyPreservationPolicy,
-    EveryNSteps,
     LatestN,
     PolicyCheckpointInfo,
     PreservationContext,
@@ -97,14 +96,8 @@ class Checkpoints:
 
     def __init__(self, out: Path, config: CheckpointConfig) -> None:
         self.directory = out.absolute() / CHECKPOINTS
-        policies: list[Any] = [LatestN(config.keep_last)]
-        if config.keep_every is not None:
-            policies.append(EveryNSteps(config.keep_every))
-        if config.keep_best:
-            policies.append(_Best())
-        options = ocp.CheckpointManagerOptions(
-            preservation_policy=AnyPreservationPolicy(policies), cleanup_tmp_directories=True
-        )
+        kept = AnyPreservationPolicy([LatestN(config.keep_last), _Best()])
+        options = ocp.CheckpointManagerOptions(preservation_policy=kept, cleanup_tmp_directories=True)
         self._manager = ocp.CheckpointManager(self.directory, options=options)
         self._writing: int | None = None
 

@@ -13,7 +13,7 @@ from jax.experimental import topologies
 from gatokit.schemas.errors import ConfigError, install_hint
 from gatokit.schemas.run import RunConfig
 from gatokit.schemas.tokens import TokenIds
-from gatokit.trainer import flops, parameters
+from gatokit.trainer import flops, model
 from gatokit.trainer.collectives import Collectives, find_collectives
 from gatokit.trainer.devices import device_named
 from gatokit.trainer.mesh import make_mesh
@@ -95,7 +95,7 @@ def compile_only(config: RunConfig, topology: str) -> Compiled:
     """
     topology, devices = _devices(topology)
     mesh = make_mesh(config.mesh, devices)
-    group = config.input.patch_group_rows
+    group = config.patch_group_rows
     slots = config.input.patch_slots or group * config.context // PATCH_SHARE
     ids = TokenIds().vocabulary_size
     trainer = Trainer(config, ids, datasets=1, patch_slots=slots, mesh=mesh)
@@ -127,7 +127,7 @@ def compile_only(config: RunConfig, topology: str) -> Compiled:
         remat=config.remat,
         patch_slots=slots,
         vocabulary_size=ids,
-        parameters=parameters.count(trainer.table),
+        parameters=model.count(trainer.table),
         argument_bytes=memory.argument_size_in_bytes,
         temporary_bytes=memory.temp_size_in_bytes,
         output_bytes=memory.output_size_in_bytes,

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 from gatokit.schemas.errors import ConfigError, DataError
 from gatokit.schemas.manifest import VOCABULARY
 from gatokit.schemas.policy import PolicyFile
-from gatokit.trainer import parameters
+from gatokit.trainer import model
 from gatokit.trainer.checkpoint import check_shapes, find_checkpoint, flat, restore_params
 from gatokit.trainer.policy_files import POLICY_FOLDER
 
@@ -34,7 +34,7 @@ def export(run: Path, out: Path) -> int:
     if out.exists():
         raise ConfigError(f"{out} is there already: give another --out, or remove it")
     policy = PolicyFile.read(checkpoint / POLICY_FOLDER)
-    table = parameters.table(policy.config.model, policy.tokenizer.vocabulary_size)
+    table = model.parameter_table(policy.config.model, policy.tokenizer.vocabulary_size)
     params = restore_params(checkpoint, abstract(table))
     arrays = {name: np.asarray(leaf) for name, leaf in flat(params).items()}
     temporary = out.with_name(f".{out.name}.tmp")
@@ -55,7 +55,7 @@ def export(run: Path, out: Path) -> int:
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise DataError(f"{out} cannot be written: {error}") from None
-    return parameters.count(table)
+    return model.count(table)
 
 
 def load_weights(path: Path, wanted: Any) -> Any:
@@ -93,11 +93,7 @@ def policy_folder(path: Path) -> Path:
 def abstract(table: Mapping[str, Any]) -> Any:
     """Shapes of the parameters, on this process's first device."""
     sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return jax.tree.map(
-        lambda parameter: jax.ShapeDtypeStruct(parameter.shape, np.float32, sharding=sharding),
-        table,
-        is_leaf=lambda leaf: isinstance(leaf, parameters.Parameter),
-    )
+    return jax.tree.map(lambda parameter: jax.ShapeDtypeStruct(parameter.shape, np.float32, sharding=sharding), table)
 
 
 def nested(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:

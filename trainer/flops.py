@@ -7,7 +7,7 @@ from dataclasses import astuple, dataclass
 
 from gatokit.schemas.run import ModelConfig
 from gatokit.schemas.tokens import PATCH
-from gatokit.trainer.parameters import POOLED
+from gatokit.trainer.model import POOLED
 
 BACKWARD = 2
 """A backward pass costs this many forward passes: one for the inputs' gradients, one for the parameters'."""

@@ -11,10 +11,10 @@ from gatokit.loader.mixture import Mixture
 from gatokit.loader.windows import Windows
 from gatokit.schemas.run import RunConfig
 from gatokit.schemas.tokens import TokenKind
-from gatokit.trainer.embedding import check_positions
 from gatokit.trainer.loss import Sums
 from gatokit.trainer.mesh import place
 from gatokit.trainer.metrics import KIND_NAMES, Line, as_sums, losses, perplexity
+from gatokit.trainer.model import check_positions
 from gatokit.trainer.step import Trainer
 
 
@@ -63,7 +63,7 @@ class HeldOut:
         found: list[Sums] = []
         with batches(windows, 0, self._config.evaluation.batches, self._rows, self._config.input) as ready:
             for batch in ready:
-                check_positions(batch, self._config.model)
+                check_positions(batch)
                 # Not read before the next batch is on its way.
                 found.append(trainer.evaluate(params, place(self._padded(batch), trainer.mesh)))
         return [

@@ -57,7 +57,7 @@ def check_mesh(mesh: Mesh | AbstractMesh, config: RunConfig) -> None:
     ):
         if value % size:
             raise ConfigError(f"mesh.{axis} {size} does not divide {name} {value}: choose a divisor of {value}")
-    microbatch, group = config.batch // config.microbatches, config.input.patch_group_rows
+    microbatch, group = config.batch // config.microbatches, config.patch_group_rows
     if microbatch % (shards(mesh) * group):
         raise ConfigError(
             f"mesh (data {mesh.shape['data']}, fsdp {fsdp}) does not divide the {microbatch} rows of a microbatch into "

@@ -1,22 +1,388 @@
-"""The whole network: hidden states of windows, logits, and decoding with a memory of keys and values.
+"""The whole network, top to bottom (Gato, section 2.2 and appendix C): parameters, embedding, patches, layers, logits.
 
-Legend: B rows, L tokens of a window, S keys, D width, V rows of the embedding table, M tokens of memory, T new tokens.
+Legend: B rows, L tokens of a row, D width, N layers, H heads, K head size, F half of the feed-forward width, V rows of
+the embedding table, G groups of rows, P patch slots of a group, C patch channels.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from hashlib import blake2b
+from math import prod
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec
 
-from gatokit.loader.batch import Batch
+from gatokit.loader.batch import PADDING, Batch
+from gatokit.schemas.errors import DataError
 from gatokit.schemas.run import ModelConfig
-from gatokit.trainer import memory, transformer
-from gatokit.trainer.embedding import embed
-from gatokit.trainer.memory import Cache
-from gatokit.trainer.parameters import Tree
+from gatokit.schemas.tokens import NO_POSITION, PATCH, TokenKind
+from gatokit.tokenizers.patches import POSITION_INTERVALS
+from gatokit.trainer.attention import Tree, sees, self_attention
+from gatokit.trainer.mesh import ROWS
+
+UNDIVIDED = PartitionSpec()
+"""Of an array that every device holds whole."""
+ROW_MULTIPLE = 256
+"""The embedding table is padded to a multiple of this many rows, so that mesh axes divide it."""
+OBSERVATION_POSITIONS = 512
+"""Rows of the table of positions within a time step's observation."""
+POOLED = 4
+"""A patch's features are averaged over a grid of 4×4 cells before the last projection."""
+NORM_GROUPS = 32
+"""Groups of the patch block's norms (appendix C.2)."""
+EPSILON = 1e-6
+"""Added to the variance in norms."""
+ATTENTION, FEED_FORWARD, DROPOUT = 0, 1, 2
+"""Sub-layers of a layer, as random keys count them; the key of a sub-layer's dropout adds ``DROPOUT``."""
+
+# ---- parameters --------------------------------------------------------------------------------------------------
 
 
-def hidden(
+@dataclass(frozen=True)
+class Parameter:
+    """One array of parameters, before it exists."""
+
+    shape: tuple[int, ...]
+    spec: PartitionSpec = UNDIVIDED
+    """The mesh axis that divides each dimension; dimensions behind the last are not divided."""
+    std: float = 0.0
+    """Standard deviation of the normal initial values."""
+    mean: float = 0.0
+    padding: int = 0
+    """Rows at the end that never take part; their initial values are zeros."""
+
+    @property
+    def decays(self) -> bool:
+        """Whether weight decay acts on it: on all parameters but norms and biases."""
+        return self.std > 0
+
+
+def parameter_table(config: ModelConfig, vocabulary_size: int) -> dict[str, Any]:
+    """Every parameter of the model, float32, as a nested dict of ``Parameter``; layers are stacked on a leading axis.
+
+    The sizes are those of Gato, table 5; ``vocabulary_size`` is the number of token ids. Token, position and
+    masked-action vectors have deviation 1/√D and are multiplied by √D in ``embed``; a matrix keeps the variance of its
+    inputs, and what adds to the residual stream is divided by the root of its 2N additions.
+    """
+    width, layers, heads, size = config.width, config.layers, config.heads, config.head_size
+    half, channels = config.hidden // 2, config.patch_channels
+    pooled = POOLED * POOLED * channels // 2
+    residual = (2 * layers) ** -0.5
+    padding = -vocabulary_size % ROW_MULTIPLE
+
+    def spec(*axes: str | None) -> PartitionSpec:
+        return PartitionSpec(*axes)
+
+    def vectors(*rows: int) -> Parameter:
+        return Parameter((*rows, width), std=width**-0.5)
+
+    def norm(*shape: int) -> dict[str, Parameter]:
+        return {"scale": Parameter(shape, mean=1.0), "bias": Parameter(shape)}
+
+    projection = Parameter((layers, width, heads, size), spec(None, "fsdp", "tensor"), std=width**-0.5)
+    head_bias = Parameter((layers, heads, size), spec(None, "tensor"))
+    convolution = Parameter((3, 3, channels, channels), std=(9 * channels) ** -0.5)
+    out_std = residual * (heads * size) ** -0.5
+    attention = {
+        "query": projection,
+        "key": projection,
+        "value": projection,
+        "out": Parameter((layers, heads, size, width), spec(None, "tensor", None, "fsdp"), std=out_std),
+    }
+    if config.positions == "relative":
+        attention |= {"relative": projection, "content_bias": head_bias, "position_bias": head_bias}
+    token_shape = vocabulary_size + padding, width
+    return {
+        "embedding": {
+            "token": Parameter(token_shape, spec("tensor", "fsdp"), std=width**-0.5, padding=padding),
+            "observation_position": vectors(OBSERVATION_POSITIONS),
+            "action_position": vectors(),
+            "hidden_action": vectors(),
+        },
+        "patches": {
+            "stem": Parameter((3, channels), std=4 * 3**-0.5),
+            "stem_bias": Parameter((channels,)),
+            "norm_1": norm(channels),
+            "convolution_1": convolution,
+            "norm_2": norm(channels),
+            "convolution_2": convolution,
+            "reduce": Parameter((channels, channels // 2), std=channels**-0.5),
+            "out": Parameter((pooled, width), spec(None, "fsdp"), std=pooled**-0.5),
+            "row": vectors(POSITION_INTERVALS),
+            "column": vectors(POSITION_INTERVALS),
+        },
+        "layers": {
+            "attention_norm": norm(layers, width),
+            "attention": attention,
+            "feed_forward_norm": norm(layers, width),
+            "feed_forward": {
+                "in": Parameter((layers, width, 2, half), spec(None, "fsdp", None, "tensor"), std=width**-0.5),
+                "out": Parameter((layers, half, width), spec(None, "tensor", "fsdp"), std=residual * half**-0.5),
+            },
+        },
+        "norm": norm(width),
+    }
+
+
+def count(table: Tree) -> int:
+    """The number of parameters; rows that only pad the embedding table are not counted."""
+    return sum(prod((leaf.shape[0] - leaf.padding, *leaf.shape[1:])) for leaf in jax.tree.leaves(table))
+
+
+def initialize(table: Tree, seed: int) -> dict[str, Any]:
+    """The initial parameters, float32; may be called inside ``jax.jit``.
+
+    An element's value follows from the seed, its array's path and its place in the array alone, so that neither the
+    mesh nor other parameters change it.
+    """
+
+    def initial(path: Any, parameter: Parameter) -> jax.Array:
+        if parameter.std == 0.0:
+            return jnp.full(parameter.shape, parameter.mean, jnp.float32)
+        name = "/".join(str(key.key) for key in path)
+        values = parameter.mean + parameter.std * _normal(f"{seed} {name}", parameter.shape)
+        real = parameter.shape[0] - parameter.padding
+        return jnp.where(jax.lax.broadcasted_iota(jnp.int32, parameter.shape, 0) < real, values, 0.0)
+
+    parameters: dict[str, Any] = jax.tree_util.tree_map_with_path(initial, table)
+    return parameters
+
+
+def _normal(name: str, shape: tuple[int, ...]) -> jax.Array:
+    """Normal draws, each a hash of the name and its place; JAX's own take eight times as long to compile on CPUs."""
+    digest = blake2b(name.encode(), digest_size=8).digest()
+    first, second = (np.uint32(int.from_bytes(half, "little")) for half in (digest[:4], digest[4:]))
+    place = jnp.zeros(shape, jnp.uint32)
+    for axis in range(len(shape)):
+        place += jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * np.uint32(prod(shape[axis + 1 :]))
+    bits = _mix(_mix(place ^ first) ^ second)
+    # 2^23 values between -1 and 1, each exact in float32: with one bit more, adding the half would round the last to 1,
+    # whose normal is infinite.
+    uniform = ((bits >> 9).astype(jnp.float32) + 0.5) * 2.0**-22 - 1.0
+    return jax.lax.erf_inv(uniform) * np.float32(2**0.5)
+
+
+def _mix(bits: jax.Array) -> jax.Array:
+    """A bijection of 32 bits in which each bit changes all others about half the time (Wellons' lowbias32)."""
+    bits = (bits ^ (bits >> 16)) * np.uint32(0x7FEB352D)
+    bits = (bits ^ (bits >> 15)) * np.uint32(0x846CA68B)
+    return bits ^ (bits >> 16)
+
+
+# ---- embedding ---------------------------------------------------------------------------------------------------
+
+
+def check_positions(batch: Batch) -> None:
+    """Raises DataError if a token's position in its observation lies beyond the table of positions."""
+    positions = np.asarray(batch.positions)
+    beyond = (positions >= OBSERVATION_POSITIONS) & (positions != NO_POSITION)
+    if beyond.any():
+        raise DataError(
+            f"a time step's observation has at least {int(positions[beyond].max()) + 1} tokens, and the model has "
+            f"{OBSERVATION_POSITIONS} positions: build the data with smaller images (images.size) or fewer fields"
+        )
+
+
+def embed(parameters: Tree, batch: Batch, config: ModelConfig, *, dtype: Any) -> jax.Array:
+    """The vectors of a batch's tokens (B, L, D) of ``dtype``; zeros for padding.
+
+    Kinds decide, never ids: an image token's vector comes from its patch slot, any other token's from the table, and
+    a masked action's is the learned one. Observation tokens, patches included, add the vector of their position
+    within the observation; action tokens add one vector that they share (appendix C.3); separators and documents add
+    none. Looked-up vectors are multiplied by √D. The cost of patches follows the number of slots.
+    """
+    tables = parameters["embedding"]
+    kinds, positions, masked = jnp.asarray(batch.kinds), jnp.asarray(batch.positions), jnp.asarray(batch.hidden)
+
+    def where(mask: jax.Array, vectors: jax.Array) -> jax.Array:
+        return jnp.where(mask[..., None], vectors, 0.0)
+
+    in_table = (kinds != PADDING) & (kinds != TokenKind.IMAGE) & ~masked
+    vectors = where(in_table, by_rows(tables["token"][batch.tokens]))
+    vectors += where(masked, tables["hidden_action"])
+    is_action = (kinds == TokenKind.DISCRETE_ACTION) | (kinds == TokenKind.CONTINUOUS_ACTION)
+    vectors += where(is_action, tables["action_position"])
+    observed = (positions != NO_POSITION) & (kinds != PADDING)
+    vectors += where(observed, tables["observation_position"][jnp.where(observed, positions, 0)])
+    vectors = by_rows((vectors * config.width**0.5).astype(dtype))
+    if batch.patches.shape[1] == 0:
+        return vectors
+    patches = by_rows(patch_vectors(parameters["patches"], batch, config, dtype=dtype))
+    groups, slots = batch.patch_token.shape
+    grouped = vectors.reshape(groups, -1, config.width)
+    # Unused slots point beyond the end, each elsewhere, so that all indices are distinct and ascending.
+    tokens = jnp.asarray(batch.patch_token)
+    tokens = jnp.where(tokens < 0, grouped.shape[1] + jnp.arange(slots), tokens)
+
+    def add(rows: jax.Array, index: jax.Array, patches: jax.Array) -> jax.Array:
+        return rows.at[index].add(patches, mode="drop", unique_indices=True, indices_are_sorted=True)
+
+    return by_rows(jax.vmap(add)(grouped, tokens, patches).reshape(vectors.shape))
+
+
+def by_rows(array: jax.Array) -> jax.Array:
+    """The array, whose first dimension counts rows or groups of rows, divided as a batch's rows are on the mesh in use
+    (``jax.sharding.use_abstract_mesh``); without a mesh, the array itself.
+
+    Without this the compiler may divide the width as the parameters are divided, and hold every row everywhere.
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return array
+    return jax.lax.with_sharding_constraint(array, PartitionSpec(ROWS))
+
+
+def patch_vectors(parameters: Tree, batch: Batch, config: ModelConfig, *, dtype: Any) -> jax.Array:
+    """A vector for each patch slot (G, P, D) of ``dtype``, in the scale of the first layer's inputs.
+
+    One residual block with norms first and GELU (appendix C.2), plus the vectors of the patch's row and column
+    (appendix C.3). The pixels come as uint8 and are scaled here, to [-1, 1] and by 1/√16 (section 2.1). Unused slots
+    get vectors too, which are never used.
+    """
+    groups, slots = batch.patch_row.shape
+    pixels = jnp.asarray(batch.patches).reshape(groups * slots, PATCH, PATCH, 3)
+    scaled = (pixels.astype(jnp.float32) / 127.5 - 1.0) / 4.0
+    features = scaled.astype(dtype) @ parameters["stem"].astype(dtype) + parameters["stem_bias"].astype(dtype)
+    stride = config.patch_stride
+    branch = _convolve(_norm_and_gelu(features, parameters["norm_1"]), parameters["convolution_1"], stride)
+    branch = _convolve(_norm_and_gelu(branch, parameters["norm_2"]), parameters["convolution_2"], 1)
+    features = _average(features, PATCH // stride) + branch
+    cells = _average(features, POOLED) @ parameters["reduce"].astype(dtype)
+    vectors = cells.reshape(groups, slots, -1) @ parameters["out"].astype(dtype)
+    positions = parameters["row"][batch.patch_row] + parameters["column"][batch.patch_column]
+    return vectors + (positions * config.width**0.5).astype(dtype)
+
+
+def _norm_and_gelu(features: jax.Array, norm: Tree) -> jax.Array:
+    """GELU of the group-normalised features (patches, side, side, C), computed in float32.
+
+    Sums run over cells first and over a group's channels last: eight times as fast on CPUs as all at once.
+    """
+    patches, _, _, channels = features.shape
+
+    def group_means(values: jax.Array) -> jax.Array:
+        means = values.mean((1, 2)).reshape(patches, NORM_GROUPS, -1).mean(-1)
+        return jnp.repeat(means, channels // NORM_GROUPS, axis=-1)[:, None, None]
+
+    centred = features.astype(jnp.float32)
+    centred = centred - group_means(centred)
+    scale = jax.lax.rsqrt(group_means(jnp.square(centred)) + EPSILON) * norm["scale"]
+    return jax.nn.gelu(centred * scale + norm["bias"]).astype(features.dtype)
+
+
+def _convolve(features: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    """3×3 convolution, zeros beyond the border; output cell (0, 0) is centred on input cell (0, 0)."""
+    strides, padding, layout = (stride, stride), [(1, 1), (1, 1)], ("NHWC", "HWIO", "NHWC")
+    kernel = kernel.astype(features.dtype)
+    return jax.lax.conv_general_dilated(features, kernel, strides, padding, dimension_numbers=layout)
+
+
+def _average(features: jax.Array, side: int) -> jax.Array:
+    """Means over equal cells: (patches, n, n, C) → (patches, side, side, C)."""
+    patches, before, _, channels = features.shape
+    if before == side:
+        return features
+    cells = features.reshape(patches, side, before // side, side, before // side, channels)
+    return cells.mean((2, 4), dtype=jnp.float32).astype(features.dtype)
+
+
+# ---- layers ------------------------------------------------------------------------------------------------------
+
+
+def norm(vectors: jax.Array, parameters: Tree) -> jax.Array:
+    """Layer norm over the last axis, computed in float32, in the dtype of its input."""
+    values = vectors.astype(jnp.float32)
+    values = values - values.mean(-1, keepdims=True)
+    values = values * jax.lax.rsqrt(jnp.square(values).mean(-1, keepdims=True) + EPSILON)
+    return (values * parameters["scale"] + parameters["bias"]).astype(vectors.dtype)
+
+
+def feed_forward(inputs: jax.Array, parameters: Tree) -> jax.Array:
+    """What the feed-forward sub-layer adds (B, L, D): GEGLU, whose gate and values each take half of the width."""
+    both = jnp.einsum("bld,dcf->bclf", inputs, parameters["in"].astype(inputs.dtype))
+    return (jax.nn.gelu(both[:, 0]) * both[:, 1]) @ parameters["out"].astype(inputs.dtype)
+
+
+def apply_layer(
+    vectors: jax.Array,
+    parameters: Tree,
+    attention: Callable[[jax.Array, Tree], tuple[jax.Array, Any]],
+    regularize: Callable[[jax.Array, int], jax.Array] = lambda added, sub_layer: added,
+) -> tuple[jax.Array, Any]:
+    """One layer over (B, L, D): what each sub-layer computes from its normed input, regularized, is added to the input.
+
+    ``attention`` takes normed inputs and its parameters, and returns what it adds and anything else, which comes back
+    as the second result.
+    """
+    added, extra = attention(norm(vectors, parameters["attention_norm"]), parameters["attention"])
+    vectors = by_rows(vectors + regularize(added, ATTENTION))
+    added = feed_forward(norm(vectors, parameters["feed_forward_norm"]), parameters["feed_forward"])
+    return by_rows(vectors + regularize(added, FEED_FORWARD)), extra
+
+
+def apply_layers(
+    vectors: jax.Array,
+    layers: Tree,
+    config: ModelConfig,
+    *,
+    visible: jax.Array | None,
+    remat: Literal["none", "dots", "full"],
+    key: jax.Array | None,
+    rows: jax.Array,
+) -> jax.Array:
+    """All layers over (B, L, D), by a scan.
+
+    ``remat`` says what the backward pass computes again: nothing, all but the products with parameters, or whole
+    layers. Without ``key`` it is evaluation: nothing is skipped or dropped.
+    """
+
+    def body(vectors: jax.Array, layer: tuple[Tree, jax.Array]) -> tuple[jax.Array, None]:
+        parameters, number = layer
+
+        def regularize(added: jax.Array, sub_layer: int) -> jax.Array:
+            return added if key is None else _regularize(added, key, number, sub_layer, rows, config)
+
+        def attention(inputs: jax.Array, parameters: Tree) -> tuple[jax.Array, None]:
+            return self_attention(inputs, parameters, config, visible), None
+
+        return apply_layer(vectors, parameters, attention, regularize)
+
+    if remat == "dots":
+        body = jax.checkpoint(body, prevent_cse=False, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable)
+    elif remat == "full":
+        body = jax.checkpoint(body, prevent_cse=False)
+    return jax.lax.scan(body, vectors, (layers, jnp.arange(config.layers)))[0]
+
+
+def _regularize(
+    added: jax.Array, key: jax.Array, layer: jax.Array, sub_layer: int, rows: jax.Array, config: ModelConfig
+) -> jax.Array:
+    """Stochastic depth (appendix C) and dropout (appendix E) of what a sub-layer adds, both with inverted scaling.
+
+    A row's draws follow from the key, the layer, the sub-layer and the row's global number alone, so that a mesh or
+    microbatches change nothing.
+    """
+
+    def keep(chance: float, stream: int, shape: tuple[int, ...]) -> jax.Array:
+        stream_key = jax.random.fold_in(jax.random.fold_in(key, layer), stream)
+        row_keys = jax.vmap(lambda row: jax.random.fold_in(stream_key, row))(rows)
+        return jax.vmap(lambda row_key: jax.random.bernoulli(row_key, 1 - chance, shape))(row_keys)
+
+    if config.dropout > 0:
+        kept = keep(config.dropout, sub_layer + DROPOUT, added.shape[1:])
+        added = jnp.where(kept, added / (1 - config.dropout), 0)
+    if config.stochastic_depth > 0:
+        kept = keep(config.stochastic_depth, sub_layer, (1, 1))
+        added = jnp.where(kept, added / (1 - config.stochastic_depth), 0)
+    return added
+
+
+# ---- the network -------------------------------------------------------------------------------------------------
+
+
+def forward(
     parameters: Tree,
     batch: Batch,
     config: ModelConfig,
@@ -27,74 +393,28 @@ def hidden(
     rows: jax.Array | None = None,
     hide: bool = False,
 ) -> jax.Array:
-    """The final hidden states (B, L, D) of ``dtype``, normed; those of padding mean nothing.
+    """The final states (B, L, D) of ``dtype``, normed; those of padding mean nothing.
 
     ``key``, folded with seed and step, makes it a training pass; ``rows``, int32 (B,), are the rows' numbers in the
-    global batch, by default 0, 1, …. ``hide`` obeys ``batch.private``; without it all are taken for 0.
+    global batch, by default 0, 1, …. ``hide`` obeys ``batch.private``; without it every private number counts as 0.
     """
     vectors = embed(parameters, batch, config, dtype=dtype)
     private = jnp.asarray(batch.private)
-    vectors = transformer.stack(
+    vectors = apply_layers(
         vectors,
         parameters["layers"],
         config,
-        visible=_visible(private, private) if hide else None,
+        visible=sees(private, private) if hide else None,
         remat=remat,
         key=key,
         rows=jnp.arange(vectors.shape[0]) if rows is None else rows,
     )
-    return transformer.norm(vectors, parameters["norm"])
+    return norm(vectors, parameters["norm"])
 
 
-def _visible(queries: jax.Array, keys: jax.Array) -> jax.Array:
-    """bool (B, T, S): a private key is seen only by queries of the same number."""
-    return (keys[:, None] == 0) | (keys[:, None] == queries[:, :, None])
-
-
-def logits(parameters: Tree, hidden: jax.Array, vocabulary_size: int) -> jax.Array:
-    """float32 logits (…, V) of hidden states (…, D), by the embedding table, the only parameter that is read; −∞ for
-    rows that only pad the table."""
+def logits(parameters: Tree, states: jax.Array, vocabulary_size: int) -> jax.Array:
+    """float32 logits (…, V) of states (…, D), by the embedding table, the only parameter that is read; −∞ for rows
+    that only pad the table."""
     table = parameters["embedding"]["token"]
-    values = jnp.einsum("...d,vd->...v", hidden, table.astype(hidden.dtype), preferred_element_type=jnp.float32)
+    values = jnp.einsum("...d,vd->...v", states, table.astype(states.dtype), preferred_element_type=jnp.float32)
     return jnp.where(jnp.arange(table.shape[0]) < vocabulary_size, values, -jnp.inf)
-
-
-def extend(
-    parameters: Tree,
-    batch: Batch,
-    config: ModelConfig,
-    cache: Cache,
-    *,
-    dtype: Any,
-    distances: jax.Array | None = None,
-) -> tuple[jax.Array, Cache]:
-    """The final hidden states (B, T, D) of new tokens behind those remembered, and the cache that has them.
-
-    ``batch`` holds the new tokens, fewer in some rows than in others where padding stands at a row's end. They equal
-    those of a full pass, whatever parts the tokens come in, in which a query sees M tokens, itself included.
-    ``batch.private`` is obeyed: a number n > 0 must not come back in a row while tokens of n are remembered.
-    ``distances`` are ``memory.all_distances``, computed anew where they are not given.
-    """
-    stand, counts = memory.places(batch, cache)
-    if distances is None:
-        distances = memory.all_distances(parameters, config, cache.private.shape[1], dtype)
-
-    def body(vectors: jax.Array, layer: tuple[Tree, jax.Array, jax.Array, jax.Array | None]) -> tuple[jax.Array, Any]:
-        parameters, keys, values, far = layer
-
-        def attend_memory(inputs: jax.Array, parameters: Tree) -> tuple[jax.Array, Any]:
-            added, *new = memory.attention(inputs, parameters, config, keys, values, stand, far)
-            return added, new
-
-        return transformer.block(vectors, parameters, attend_memory)
-
-    vectors = embed(parameters, batch, config, dtype=dtype)
-    vectors, new = jax.lax.scan(body, vectors, (parameters["layers"], cache.keys, cache.values, distances))
-    # Written when all layers have read, and in place: within the scan each layer would copy the whole memory.
-    rows = jnp.arange(len(counts))[:, None]
-    keys, values = (
-        old.at[:, rows, :, stand.slot].set(jnp.moveaxis(fresh, 0, 2), mode="drop")
-        for old, fresh in zip((cache.keys, cache.values), new, strict=True)
-    )
-    private = cache.private.at[rows, stand.slot].set(jnp.asarray(batch.private, jnp.int32), mode="drop")
-    return transformer.norm(vectors, parameters["norm"]), Cache(keys, values, private, cache.length + counts)

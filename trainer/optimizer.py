@@ -8,15 +8,18 @@ import optax
 
 from gatokit.schemas.run import OptimizerConfig
 
+WARMUP_FROM = 1e-7
+"""The learning rate of step 0 (appendix D)."""
+
 
 def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """The learning rate of a step, from 0: linear warm-up from ``warmup_from``, then a half cosine to
+    """The learning rate of a step, from 0: linear warm-up from ``WARMUP_FROM``, then a half cosine to
     ``final_learning_rate`` that begins at the end of warm-up and ends at ``steps``, or a constant."""
     peak, final, warmup = config.learning_rate, config.final_learning_rate, config.warmup_steps
 
     def rate(step: jax.Array) -> jax.Array:
         step = jnp.asarray(step, jnp.float32)
-        rising = config.warmup_from + (peak - config.warmup_from) * step / max(1, warmup)
+        rising = WARMUP_FROM + (peak - WARMUP_FROM) * step / max(1, warmup)
         if config.schedule == "constant":
             falling = jnp.full_like(step, peak)
         else:

@@ -15,11 +15,13 @@ import jax
 from gatokit.schemas.errors import ConfigError
 from gatokit.schemas.run import RunConfig
 from gatokit.schemas.tokens import PATCH, TokenIds
-from gatokit.trainer import flops, parameters
+from gatokit.trainer import flops
+from gatokit.trainer.attention import Tree
 from gatokit.trainer.compile import PATCH_SHARE
 from gatokit.trainer.devices import DEVICES, device_named
 from gatokit.trainer.loss import BLOCK
 from gatokit.trainer.mesh import AXES, check_mesh
+from gatokit.trainer.model import count, parameter_table
 
 Remat = Literal["none", "dots", "full"]
 
@@ -96,11 +98,11 @@ def plan(config: RunConfig, device: str) -> Plan:
         raise ConfigError(f"device {device!r} is not one of {', '.join(item.name for item in DEVICES)}")
     shards = max(1, config.mesh.data) * config.mesh.fsdp
     devices = shards * config.mesh.tensor
-    group = config.input.patch_group_rows
+    group = config.patch_group_rows
     abstract = jax.sharding.AbstractMesh((max(1, config.mesh.data), config.mesh.fsdp, config.mesh.tensor), AXES)
     check_mesh(abstract, config.model_copy(update={"microbatches": 1}))
     rows = config.batch // shards
-    table = parameters.table(config.model, TokenIds().vocabulary_size)
+    table = parameter_table(config.model, TokenIds().vocabulary_size)
     work = flops.train_step(
         config.model,
         rows=config.batch,
@@ -117,7 +119,7 @@ def plan(config: RunConfig, device: str) -> Plan:
                 device=known.name,
                 device_bytes=known.memory,
                 devices=devices,
-                parameters=parameters.count(table),
+                parameters=count(table),
                 microbatches=rows // part,
                 microbatch_rows=part,
                 remat=remat,
@@ -149,7 +151,7 @@ def estimate(config: RunConfig, *, rows: int, microbatches: int, remat: Remat, b
     model, mesh = config.model, config.mesh
     width, heads, half, context = model.width, model.heads * model.head_size, model.hidden // 2, config.context
     size = 2 if config.precision == "bfloat16" else 4
-    table = parameters.table(model, TokenIds().vocabulary_size)
+    table = parameter_table(model, TokenIds().vocabulary_size)
     held = _held(table, mesh.fsdp, mesh.tensor)
     tokens = rows * context
     # A layer's vectors: norms, queries, keys, values, what attention took, its output; gate, values and their product.
@@ -162,7 +164,7 @@ def estimate(config: RunConfig, *, rows: int, microbatches: int, remat: Remat, b
         "none": size * (products + others) * tokens + (4 + size) * scores,
     }
     saved = model.layers * (size * tokens * width + of_layer[remat])
-    slots = rows // config.input.patch_group_rows * _slots(config)
+    slots = rows // config.patch_group_rows * _slots(config)
     features = PATCH * PATCH * model.patch_channels
     vocabulary = table["embedding"]["token"].shape[0] // mesh.tensor
     return Memory(
@@ -177,12 +179,12 @@ def estimate(config: RunConfig, *, rows: int, microbatches: int, remat: Remat, b
 
 def _slots(config: RunConfig) -> int:
     """Patch slots of a group; a guess where the config has none."""
-    return config.input.patch_slots or config.input.patch_group_rows * config.context // PATCH_SHARE
+    return config.input.patch_slots or config.patch_group_rows * config.context // PATCH_SHARE
 
 
-def _held(table: parameters.Tree, fsdp: int, tensor: int) -> int:
+def _held(table: Tree, fsdp: int, tensor: int) -> int:
     """Parameters of one device."""
     sizes = {"fsdp": fsdp, "tensor": tensor}
     return sum(
-        math.prod(leaf.shape) // math.prod(sizes[axis] for axis in leaf.axes if axis) for leaf in jax.tree.leaves(table)
+        math.prod(leaf.shape) // math.prod(sizes[axis] for axis in leaf.spec if axis) for leaf in jax.tree.leaves(table)
     )

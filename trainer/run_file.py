@@ -25,8 +25,6 @@ CHANGEABLE = (
     "init_from",
     "model.attention",
     "input.workers",
-    "input.threads",
-    "input.prefetch",
 )
 """Fields that may change when a run goes on; ``steps`` only upwards. They change no batch and no loss but by rounding,
 or, as ``steps``, only what is still to come."""

@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from gatokit.loader.batch import Batch
 from gatokit.schemas.run import RunConfig
 from gatokit.schemas.tokens import PATCH
-from gatokit.trainer import model, parameters
+from gatokit.trainer import model
 from gatokit.trainer.loss import Sums, target_losses
 from gatokit.trainer.mesh import check_mesh, replicated, row_sharding, split
 from gatokit.trainer.optimizer import learning_rate, make_optimizer
@@ -27,7 +27,7 @@ class State(NamedTuple):
     step: Any
     """int32 (): steps done, so also the batches consumed. (Of shardings and of shapes, ``State`` holds those.)"""
     params: Any
-    """The tree of ``parameters.table``, float32."""
+    """The tree of ``model.parameter_table``, float32."""
     optimizer: Any
     """The tree of ``optimizer.make_optimizer``."""
 
@@ -57,9 +57,9 @@ class Trainer:
         check_mesh(mesh, config)
         self.config, self.mesh = config, mesh
         self.vocabulary_size, self.datasets, self.patch_slots = vocabulary_size, datasets, patch_slots
-        self.table = parameters.table(config.model, vocabulary_size)
+        self.table = model.parameter_table(config.model, vocabulary_size)
         self.rate = learning_rate(config.optimizer, config.steps)
-        self.optimizer = make_optimizer(config.optimizer, parameters.decayed(self.table))
+        self.optimizer = make_optimizer(config.optimizer, jax.tree.map(lambda parameter: parameter.decays, self.table))
         self.dtype = jnp.dtype(config.precision)
         self.shardings = self._shardings()
         rows, everywhere = row_sharding(mesh), replicated(mesh)
@@ -93,7 +93,7 @@ class Trainer:
     def abstract_batch(self) -> Batch:
         """The shapes, dtypes and shardings of a placed batch."""
         rows, tokens = self.config.batch, self.config.context
-        groups, slots = rows // self.config.input.patch_group_rows, self.patch_slots
+        groups, slots = rows // self.config.patch_group_rows, self.patch_slots
 
         def array(dtype: Any, *shape: int) -> Any:
             return jax.ShapeDtypeStruct(shape, dtype, sharding=row_sharding(self.mesh))
@@ -116,11 +116,7 @@ class Trainer:
         )
 
     def _shardings(self) -> State:
-        of_params = jax.tree.map(
-            lambda spec: NamedSharding(self.mesh, spec),
-            parameters.specs(self.table),
-            is_leaf=lambda leaf: isinstance(leaf, PartitionSpec),
-        )
+        of_params = jax.tree.map(lambda parameter: NamedSharding(self.mesh, parameter.spec), self.table)
         shapes = jax.eval_shape(self._init)
         of_optimizer = optax.tree_utils.tree_map_params(
             self.optimizer,
@@ -132,7 +128,7 @@ class Trainer:
         return State(replicated(self.mesh), of_params, of_optimizer)
 
     def _init(self) -> State:
-        return self._begin(parameters.initialize(self.table, self.config.seed))
+        return self._begin(model.initialize(self.table, self.config.seed))
 
     def _begin(self, params: Any) -> State:
         return State(jnp.zeros((), jnp.int32), params, self.optimizer.init(params))
@@ -143,7 +139,7 @@ class Trainer:
         token = jax.lax.with_sharding_constraint(params["embedding"]["token"], ids)
         params = {**params, "embedding": {**params["embedding"], "token": token}}
         with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
-            hidden = model.hidden(
+            states = model.forward(
                 params,
                 batch,
                 self.config.model,
@@ -153,9 +149,9 @@ class Trainer:
                 rows=rows,
                 hide=self.config.input.hide_actions > 0,
             )
-        hidden = jax.lax.with_sharding_constraint(hidden, row_sharding(self.mesh))
+        states = jax.lax.with_sharding_constraint(states, row_sharding(self.mesh))
         output = {"embedding": {"token": token}}
-        return target_losses(self._logits, output, hidden, batch, self.config.loss_weight, self.datasets, self.mesh)
+        return target_losses(self._logits, output, states, batch, self.config.loss_weight, self.datasets, self.mesh)
 
     def _logits(self, output: Any, hidden: jax.Array) -> jax.Array:
         return model.logits(output, hidden, self.vocabulary_size)

@@ -23,14 +23,15 @@ from gatokit.loader.mixture import open_mixture
 from gatokit.loader.windows import Windows
 from gatokit.schemas.errors import ConfigError, DataError, GatokitError
 from gatokit.schemas.run import RunConfig
-from gatokit.trainer import flops, parameters
+from gatokit.trainer import flops
 from gatokit.trainer.checkpoint import Checkpoints, RunState
 from gatokit.trainer.distributed import Agreement, Watch, is_first
-from gatokit.trainer.embedding import check_positions
 from gatokit.trainer.export import load_weights, trained_with
 from gatokit.trainer.heldout import HeldOut
 from gatokit.trainer.mesh import make_mesh, place, process_rows
 from gatokit.trainer.metrics import Clock, Interval, Line, MetricsFile, as_sums, read_metrics
+from gatokit.trainer.model import check_positions
+from gatokit.trainer.model import count as parameter_count
 from gatokit.trainer.peaks import peak
 from gatokit.trainer.plots import draw_losses
 from gatokit.trainer.policy_files import POLICY_FOLDER, write_policy_files
@@ -252,7 +253,7 @@ class _Run:
             best = self.run.best
             if loss is not None and (best is None or loss < best):
                 self.run = RunState(**vars(self.run) | {"best": loss, "best_step": done})
-                saves = saves or self.config.checkpoint.keep_best
+                saves = True
             self._draw()
         if saves and self.checkpoints is not None:
             self.watch.at(done, f"writing the checkpoint of step {done}")
@@ -291,7 +292,7 @@ class _Run:
 
     def _introduce(self) -> None:
         config, devices = self.config, jax.devices()
-        count = parameters.count(self.trainer.table)
+        count = parameter_count(self.trainer.table)
         axes = ", ".join(f"{name} {size}" for name, size in self.mesh.shape.items() if size > 1) or "one device"
         hosts = f" on {jax.process_count()} hosts" if jax.process_count() > 1 else ""
         weights = ", ".join(
@@ -303,7 +304,7 @@ class _Run:
         )
         self.report.say(
             f"{config.batch} windows of {config.context} tokens a step, {self.windows.patch_slots} patch slots for "
-            f"{config.input.patch_group_rows} of them; {weights}"
+            f"{config.patch_group_rows} of them; {weights}"
         )
         without = sorted(set(self.mixture.names) - set(self.held_out.names))
         if without:
@@ -348,7 +349,7 @@ class _Run:
         begin = time.monotonic()
         batch = next(ready)
         self.clock.waited += time.monotonic() - begin
-        check_positions(batch, self.config.model)
+        check_positions(batch)
         return place(batch, self.mesh)
 
     def _not_finite(self, done: int, values: Metrics) -> DataError:
@@ -404,4 +405,5 @@ def _profiled(out: Path, first: int, steps: int | None) -> Iterator[Any]:
 
 def _resolved(config: RunConfig, patch_slots: int) -> RunConfig:
     """The config with what was derived from the data filled in."""
-    return config.model_copy(update={"input": config.input.model_copy(update={"patch_slots": patch_slots})})
+    derived = {"patch_slots": patch_slots, "patch_group_rows": config.patch_group_rows}
+    return config.model_copy(update={"input": config.input.model_copy(update=derived)})

@@ -18,7 +18,7 @@ from gatokit.schemas.tokens import EncodedImage, TokenIds
 from gatokit.tokenizers.episode import EpisodeTokenizer
 from gatokit.tokenizers.image_codec import encode
 from gatokit.tokenizers.text import TextTokenizer
-from gatokit.trainer import parameters
+from gatokit.trainer.model import parameter_table
 
 ARM = EpisodeSpec.ordered(
     [
@@ -42,7 +42,7 @@ ROOM = EpisodeSpec.ordered(
     ]
 )
 """Text of any length, two patches, one action token."""
-MODEL = {"layers": 2, "width": 32, "heads": 2, "head_size": 8, "hidden": 48, "patch_channels": 32, "patch_stride": 4}
+MODEL = {"layers": 2, "width": 32, "heads": 2, "head_size": 8, "hidden": 48}
 
 
 def observation(spec: EpisodeSpec, seed: int) -> dict:
@@ -114,10 +114,9 @@ def policy(
     dataset = PolicyDataset(kind="episodes", specs={ARM.id: ARM, ROOM.id: ROOM}, tasks=tasks, documents=None)
     file = PolicyFile(config=config, tokenizer=tokenizer, vocabulary_blake2b=text.digest, datasets={"rooms": dataset})
     random = np.random.default_rng(5)
-    table = parameters.table(config.model, ids.vocabulary_size)
+    table = parameter_table(config.model, ids.vocabulary_size)
     params = jax.tree.map(
         lambda leaf: jnp.asarray(leaf.mean + random.normal(0, leaf.std + 0.2, leaf.shape), jnp.float32),
         table,
-        is_leaf=lambda leaf: isinstance(leaf, parameters.Parameter),
     )
     return Policy(folder, file, params, text, folder / "prompts.arrayrecord")

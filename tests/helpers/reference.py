@@ -6,9 +6,10 @@ from gatokit.loader.batch import NO_TOKEN, Batch
 from gatokit.schemas.run import ModelConfig
 from gatokit.schemas.tokens import NO_POSITION, TokenKind
 
-TINY = {"layers": 2, "width": 32, "heads": 2, "head_size": 8, "hidden": 48, "observation_positions": 8}
-RELATIVE = ModelConfig(**TINY, patch_channels=64, stochastic_depth=0)
-ROTARY = ModelConfig(**TINY, patch_channels=32, patch_stride=2, positions="rotary", stochastic_depth=0)
+TINY = {"layers": 2, "width": 32, "heads": 2, "head_size": 8, "hidden": 48}
+RELATIVE = ModelConfig(**TINY, stochastic_depth=0)
+ROTARY = ModelConfig(**TINY | {"width": 64}, positions="rotary", stochastic_depth=0)
+"""Of these widths the patch blocks have strides 4 and 2."""
 VOCABULARY = 33_025
 
 T, P, D, C, S = TokenKind.TEXT, TokenKind.IMAGE, TokenKind.DISCRETE, TokenKind.CONTINUOUS, TokenKind.SEPARATOR

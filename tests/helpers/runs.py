@@ -12,15 +12,7 @@ import yaml
 from gatokit.schemas.run import RunConfig, read_run_config
 
 CONFIG: dict[str, Any] = {
-    "model": {
-        "layers": 1,
-        "width": 16,
-        "heads": 2,
-        "head_size": 8,
-        "hidden": 32,
-        "patch_channels": 32,
-        "patch_stride": 4,
-    },
+    "model": {"layers": 1, "width": 16, "heads": 2, "head_size": 8, "hidden": 32},
     "context": 48,
     "batch": 4,
     "steps": 1000,

@@ -98,7 +98,6 @@ class SlowWindows:
         prompt_tokens: int = 512,
         prompt_share: float = 0.25,
         end_share: float = 0.5,
-        prompt_loss: bool = True,
         hide: float = 0.0,
         training: bool = True,
     ) -> None:
@@ -262,7 +261,7 @@ class SlowWindows:
                     else:
                         into["private"][column] = 1 + steps.index(step)
             predicted = column > 0 and (is_action or token.kind == TEXT) and column != row.prompt
-            if predicted and (self.prompt_loss or not in_prompt):
+            if predicted:
                 into["targets"][column - 1], into["target_kinds"][column - 1] = token.id, token.kind
                 into["first_action"][column - 1] = is_action and steps.index(step) == 0
 

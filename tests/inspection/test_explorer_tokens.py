@@ -85,7 +85,7 @@ def test_targets_are_those_that_the_trainer_finds(small, name):
     tokens = EpisodeTokens(episode, episode.decode(), directory.text)
     ids, kinds = (array[None] for array in (episode.sequence.tokens, episode.sequence.kinds))
     none = np.zeros(1, np.int64)
-    found = find_targets(ids, kinds, none, none.astype(bool), none.astype(bool), prompt_loss=True)
+    found = find_targets(ids, kinds, none, none.astype(bool), none.astype(bool))
     # A window begins with a token that nothing predicts.
     marked = [token.is_target for token in tokens.named(range(1, len(tokens)))]
     assert marked == (found.target_kinds[0] > 0).tolist()

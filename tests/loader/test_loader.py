@@ -17,7 +17,7 @@ def equal(one: Batch, other: Batch) -> bool:
     return all(a.dtype == b.dtype and np.array_equal(a, b) for a, b in zip(one, other, strict=True))
 
 
-@pytest.mark.parametrize("input", [{}, {"threads": 3, "prefetch": 7}, {"workers": 2, "prefetch": 3}])
+@pytest.mark.parametrize("input", [{}, {"workers": 2}])
 def test_batches_come_in_order_from_the_first_step_asked_for(mixed: Path, input: dict[str, int]) -> None:
     config = run_config(64, 32, **input)
     windows = Windows(open_mixture([mixed], {"arm": 1, "books": 1}), config)

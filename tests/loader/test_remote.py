@@ -259,7 +259,7 @@ def test_the_command_asks_for_a_cache(
 def test_a_run_on_a_bucket_is_the_run_on_a_disk(uploaded: Bucket, mixed: Path, tmp_path: Path) -> None:
     config = tmp_path / "run.yaml"
     config.write_text(
-        "model: {layers: 1, width: 16, heads: 2, head_size: 8, hidden: 32, patch_channels: 32, patch_stride: 4}\n"
+        "model: {layers: 1, width: 16, heads: 2, head_size: 8, hidden: 32}\n"
         "context: 96\nbatch: 2\nsteps: 3\nprecision: float32\nlog_every: 1\ninput: {patch_group_rows: 1}\n"
         "optimizer: {warmup_steps: 1}\nevaluation: {every: 3, batches: 1}\ncheckpoint: {every: 2}\n"
     )

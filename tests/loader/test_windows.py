@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from slow_windows import SlowWindows
 
+from gatokit.loader import choices
 from gatokit.loader.batch import Batch
 from gatokit.loader.mixture import open_mixture
 from gatokit.loader.windows import Windows
@@ -46,18 +47,18 @@ def assert_same(batch: Batch, slow: dict[str, Any]) -> None:
         (37, {"hide_actions": 0.5, "prompt": {"share": 0.8}}, {"hide": 0.5, "prompt_share": 0.8}),
         (
             50,
-            {"align": "step", "hide_actions": 1, "prompt": {"share": 1, "tokens": 20, "loss": False}},
-            {"align": "step", "hide": 1.0, "prompt_share": 1.0, "prompt_tokens": 20, "prompt_loss": False},
+            {"align": "step", "hide_actions": 1, "prompt": {"share": 1, "tokens": 20}},
+            {"align": "step", "hide": 1.0, "prompt_share": 1.0, "prompt_tokens": 20},
         ),
         (
             200,
-            {"align": "step", "prompt": {"share": 0.9, "end_share": 0}, "patch_group_rows": 4},
+            {"align": "step", "prompt": {"share": 0.9}, "patch_group_rows": 4},
             {"align": "step", "prompt_share": 0.9, "end_share": 0.0, "group_rows": 4},
         ),
         (
             300,
-            {"prompt": {"share": 0.9, "end_share": 1, "loss": False}, "hide_actions": 0.7},
-            {"prompt_share": 0.9, "end_share": 1.0, "prompt_loss": False, "hide": 0.7},
+            {"prompt": {"share": 0.9}, "hide_actions": 0.7},
+            {"prompt_share": 0.9, "end_share": 1.0, "hide": 0.7},
         ),
         (
             40,
@@ -67,8 +68,9 @@ def assert_same(batch: Batch, slow: dict[str, Any]) -> None:
     ],
 )
 def test_batches_are_those_of_the_slow_way(
-    mixed: Path, context: int, input: dict[str, Any], slow: dict[str, Any]
+    mixed: Path, context: int, input: dict[str, Any], slow: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(choices, "PROMPT_END_SHARE", slow.get("end_share", choices.PROMPT_END_SHARE))
     windows = Windows(open_mixture([mixed]), run_config(context, 96, 5, **input))
     expected = SlowWindows(mixed, context=context, seed=5, **slow)
     for step in (0, 2):

@@ -46,7 +46,7 @@ def test_pieces_are_the_likeliest_of_a_training_window(make, text, picture, posi
     while len(expected) < 5:
         span = Span.of(ids, kinds, np.full(len(ids), 65_535, np.uint16), pictures)
         batch = batch_of([span], len(ids), len(pictures.token))
-        states = model.hidden(policy.params, batch, policy.config.model, dtype=jnp.float32)
+        states = model.forward(policy.params, batch, policy.config.model, dtype=jnp.float32)
         scores = np.asarray(model.logits(policy.params, states, policy.ids.vocabulary_size))[0, -1]
         likeliest = int(scores[: policy.text.pieces].argmax())
         if likeliest == policy.text.end_id:

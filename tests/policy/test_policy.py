@@ -69,10 +69,9 @@ def full_pass(policy, spec, demonstrated, observations, actions, hide):
         np.array([prompt]),
         np.array([False]),
         np.array([hide]),
-        prompt_loss=True,
     )
     span = Span(ids, kinds, positions, found.hidden[0], found.private[0], shown)
-    states = model.hidden(
+    states = model.forward(
         policy.params, batch_of([span], span.size, len(shown.token)), policy.config.model, dtype=jnp.float32, hide=hide
     )
     return np.asarray(model.logits(policy.params, states, policy.ids.vocabulary_size))[0], kinds, ids

@@ -27,15 +27,14 @@ ROWS, TOKENS, DATASETS, SLOTS = 16, 16, 3, 4
 def make_trainer(data: int, fsdp: int, tensor: int, microbatches: int) -> Trainer:
     config = RunConfig(
         model={
-            "layers": 2, "width": 32, "heads": 4, "head_size": 8, "hidden": 64, "patch_channels": 32,
-            "patch_stride": 2, "observation_positions": 8, "stochastic_depth": 0.5,
+            "layers": 2, "width": 32, "heads": 4, "head_size": 8, "hidden": 64, "stochastic_depth": 0.5,
         },
         context=TOKENS,
         batch=ROWS,
         microbatches=microbatches,
         steps=100,
         input={"patch_group_rows": 1, "hide_actions": 0.5},
-        optimizer={"warmup_steps": 2, "warmup_from": 1e-3, "epsilon": 1e-4},
+        optimizer={"warmup_steps": 2, "epsilon": 1e-4},
         mesh={"data": data, "fsdp": fsdp, "tensor": tensor},
         precision="float32",
         loss_weight="sequence",

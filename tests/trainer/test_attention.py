@@ -71,8 +71,8 @@ def test_choice(backend, changes, expected):
     [
         ("cudnn", {}, "it needs a GPU, and this is cpu"),
         ("cudnn", {"platform": "gpu", "dtype": "float32"}, "it needs precision bfloat16, not float32"),
-        ("cudnn", {"platform": "gpu", "head_size": 20}, "it needs heads of a multiple of 8 and at most 128, not 20"),
-        ("cudnn", {"platform": "gpu", "queries": 1}, "it serves no cached decoding"),
+        ("cudnn", {"platform": "gpu", "head_size": 20}, "it needs heads of a multiple of 8 up to 128, not 20"),
+        ("cudnn", {"platform": "gpu", "queries": 1}, "it does not support decoding with a cache"),
         ("cudnn", {"platform": "gpu", "queries": 255, "keys": 255, "relative": True}, "it needs an even context"),
         ("splash", {"platform": "TPU v3"}, "it needs a TPU of generation 4 or later, and this is TPU v3"),
         ("splash", {"platform": V5E, "relative": True}, "it needs rotary positions"),
@@ -80,12 +80,12 @@ def test_choice(backend, changes, expected):
         ("splash", {"platform": V5E, "queries": 96, "keys": 96}, "it needs a context of a multiple of 128, not 96"),
     ],
 )
-def test_a_backend_that_cannot_be_had_gives_way_with_one_warning(backend, changes, reason):
+def test_a_backend_that_cannot_be_had_is_replaced_with_one_warning(backend, changes, reason):
     attention._warn.cache_clear()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         assert [choose(backend, **(PLAIN | changes)) for _ in range(2)] == ["xla", "xla"]
-    assert [str(item.message).startswith(f"attention {backend} gives way to xla: {reason}") for item in caught] == [
+    assert [str(item.message).startswith(f"attention {backend} is replaced by xla: {reason}") for item in caught] == [
         True
     ]
 

@@ -4,25 +4,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import reference
 from reference import CA, DA, RELATIVE, VOCABULARY, C, D, N, P, S, T, batch_of
 
 from gatokit.schemas.errors import DataError
+from gatokit.schemas.run import ModelConfig, patch_block
 from gatokit.tokenizers.patches import scale
-from gatokit.trainer import embedding, parameters
-from gatokit.trainer.patches import patch_vectors
+from gatokit.trainer import model
+from gatokit.trainer.model import patch_vectors
 
 WIDTH = RELATIVE.width
-TABLE = parameters.table(RELATIVE, VOCABULARY)
+TABLE = model.parameter_table(RELATIVE, VOCABULARY)
 VALUES = jax.tree.map(
     lambda leaf: np.random.default_rng(leaf.shape[0]).normal(leaf.mean, 0.1, leaf.shape).astype(np.float32), TABLE
 )
 TOKENS = VALUES["embedding"]
 
 
-def embed(rows, **options):
-    batch = batch_of(rows, 6, groups=1, slots=options.pop("slots", 0))
-    config = RELATIVE.model_copy(update=options)
-    return batch, np.asarray(embedding.embed(VALUES, batch, config, dtype=jnp.float32))
+def embed(rows, slots=0):
+    batch = batch_of(rows, 6, groups=1, slots=slots)
+    return batch, np.asarray(model.embed(VALUES, batch, RELATIVE, dtype=jnp.float32))
 
 
 def test_kinds_decide_and_not_ids():
@@ -45,12 +46,6 @@ def test_a_hidden_action_shows_its_place_only():
     _, found = embed([[(CA, 33_000, N, 1, 0), (DA, 3, N, 1, 0)]])
     expected = np.sqrt(WIDTH) * (TOKENS["hidden_action"] + TOKENS["action_position"])
     np.testing.assert_allclose(found[0, :2], [expected, expected], rtol=1e-5, atol=1e-6)
-
-
-def test_actions_without_a_position():
-    _, found = embed([[(DA, 3, N, 0, 0), (DA, 0, N, 1, 0)]], action_position=False)
-    expected = np.sqrt(WIDTH) * np.array([TOKENS["token"][3], TOKENS["hidden_action"]])
-    np.testing.assert_allclose(found[0, :2], expected, rtol=1e-5, atol=1e-6)
 
 
 def test_patches_go_to_their_tokens():
@@ -78,6 +73,27 @@ def test_pixels_are_scaled_as_the_tokenizer_says():
 
 
 def test_positions_beyond_the_table_are_the_datas_fault():
-    embedding.check_positions(batch_of([[(T, 0, 7, 0, 0), (S, 0, N, 0, 0)]], groups=1), RELATIVE)
-    with pytest.raises(DataError, match=r"has at least 41 tokens, .* is 8: make it 41 or more"):
-        embedding.check_positions(batch_of([[(T, 0, 8, 0, 0)], [(T, 0, 40, 0, 0)]], groups=1), RELATIVE)
+    model.check_positions(batch_of([[(T, 0, 511, 0, 0), (S, 0, N, 0, 0)]], groups=1))
+    with pytest.raises(DataError, match=r"has at least 541 tokens, .* has 512 positions: build .* smaller images"):
+        model.check_positions(batch_of([[(T, 0, 512, 0, 0)], [(T, 0, 540, 0, 0)]], groups=1))
+
+
+def test_the_patch_block_of_a_large_model_is_that_of_the_definitions():
+    """64 channels at full resolution, against float64 NumPy; the small blocks are part of ``test_model``."""
+    config = ModelConfig(layers=1, width=256, heads=1, head_size=8, hidden=8)
+    table = model.parameter_table(config, VOCABULARY)["patches"]
+    random = np.random.default_rng(3)
+    values = jax.tree.map(lambda leaf: random.normal(leaf.mean, leaf.std + 0.1, leaf.shape).astype(np.float32), table)
+    batch = batch_of([[(P, 0, N, 0, 0)] * 3], 6, groups=1, slots=3)
+    found = np.asarray(patch_vectors(values, batch, config, dtype=jnp.float32))[0]
+    exact = jax.tree.map(lambda leaf: leaf.astype(np.float64), values)
+    expected = [
+        reference.patch_vector(exact, pixels, row, column, stride=1)
+        for pixels, row, column in zip(batch.patches[0], batch.patch_row[0], batch.patch_column[0], strict=True)
+    ]
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-3)
+
+
+def test_the_patch_block_follows_from_the_width():
+    blocks = [patch_block(width) for width in (16, 63, 64, 128, 255, 256, 2048)]
+    assert blocks == [(32, 4), (32, 4), (32, 2), (32, 2), (32, 2), (64, 1), (64, 1)]

@@ -7,8 +7,9 @@ import pytest
 
 from gatokit.loader.batch import Batch
 from gatokit.schemas.run import ModelConfig
-from gatokit.trainer import flops, parameters, transformer
-from gatokit.trainer.patches import patch_vectors
+from gatokit.trainer import flops, model
+from gatokit.trainer.attention import self_attention
+from gatokit.trainer.model import patch_vectors
 
 
 def test_the_largest_size_by_hand():
@@ -54,15 +55,15 @@ def test_layers_against_xla(positions, layers):
         for number in range(layers):
 
             def attend(inputs, values):
-                return transformer.attention(inputs, values, config, visible=None)[0], None
+                return self_attention(inputs, values, config, None), None
 
             one = jax.tree.map(lambda leaf, number=number: leaf[number], stacked)
-            vectors, _ = transformer.block(vectors, one, attend)
+            vectors, _ = model.apply_layer(vectors, one, attend)
         return jnp.square(vectors).sum()
 
     shapes = (
         jax.ShapeDtypeStruct((rows, context, 512), jnp.float32),
-        abstract(parameters.table(config, 33_025)["layers"]),
+        abstract(model.parameter_table(config, 33_025)["layers"]),
     )
     sizes = {"rows": rows, "context": context, "patch_slots": 0, "targets": 0, "vocabulary_size": 33_025}
     assert counted(total, *shapes) == pytest.approx(flops.forward(config, **sizes).total, rel=0.03)
@@ -84,6 +85,6 @@ def test_patches_against_xla():
     def vectors(values, batch):
         return patch_vectors(values, batch, config, dtype=jnp.float32)
 
-    found = counted(vectors, abstract(parameters.table(config, 33_025)["patches"]), batch)
+    found = counted(vectors, abstract(model.parameter_table(config, 33_025)["patches"]), batch)
     expected = flops.forward(config, rows=0, context=0, patch_slots=slots, targets=0, vocabulary_size=0)
     assert found == pytest.approx(expected.total, rel=0.1)

@@ -10,8 +10,7 @@ import reference
 from reference import RELATIVE, ROTARY, ROWS, VOCABULARY, batch_of
 
 from gatokit.loader.batch import Batch
-from gatokit.trainer import memory as remembering
-from gatokit.trainer import model, parameters
+from gatokit.trainer import decoding, model
 
 SCHEMES = pytest.mark.parametrize("config", [RELATIVE, ROTARY], ids=["relative", "rotary"])
 
@@ -24,12 +23,12 @@ def values(config):
     def draw(leaf):
         return (leaf.mean + random.normal(0, leaf.std + 0.1, leaf.shape)).astype(np.float32)
 
-    return jax.tree.map(draw, parameters.table(config, VOCABULARY))
+    return jax.tree.map(draw, model.parameter_table(config, VOCABULARY))
 
 
 @cache
 def jitted(config, hide=True, dtype=jnp.float32):
-    return jax.jit(partial(model.hidden, config=config, dtype=dtype, hide=hide))
+    return jax.jit(partial(model.forward, config=config, dtype=dtype, hide=hide))
 
 
 def real(batch):
@@ -89,12 +88,12 @@ def test_gradients_flow_to_a_tokens_own_past_only():
     @jax.grad
     def of_query(positions):
         tables = values(config)["embedding"] | {"observation_position": positions}
-        states = model.hidden(values(config) | {"embedding": tables}, batch, config, dtype=jnp.float32, hide=True)
+        states = model.forward(values(config) | {"embedding": tables}, batch, config, dtype=jnp.float32, hide=True)
         return states[2, 5].sum()
 
     gradient = np.asarray(of_query(values(config)["embedding"]["observation_position"]))
     # Before place 5 of its row stand positions 0, 1 and 2; 3 stands in row 0 only, 7 behind the query.
-    assert (np.abs(gradient).sum(1) > 0).tolist() == [True, True, True, False, False, False, False, False]
+    assert np.flatnonzero(np.abs(gradient).sum(1)).tolist() == [0, 1, 2]
 
 
 def test_rows_that_pad_the_table_have_no_chance():
@@ -145,11 +144,11 @@ def parts_of(batch: Batch, cuts: list[int]) -> list[Batch]:
 
 @cache
 def jitted_extend(config):
-    return jax.jit(partial(model.extend, config=config, dtype=jnp.float32))
+    return jax.jit(partial(decoding.extend, config=config, dtype=jnp.float32))
 
 
 def decoded(config, batch, cuts, memory):
-    kept = remembering.empty_cache(config, len(batch.tokens), memory, jnp.float32)
+    kept = decoding.empty_cache(config, len(batch.tokens), memory, jnp.float32)
     found = []
     for part in parts_of(batch, cuts):
         states, kept = jitted_extend(config)(values(config), part, cache=kept)
@@ -172,7 +171,7 @@ def test_rows_of_unequal_parts_go_on_where_they_ended():
     tokens = [(token[0], token[1], reference.N, 0, 0) for token in reference.EPISODE]
     prompts = batch_of([tokens[:count] for count in counts], 6)
     more = batch_of([tokens[count : count + 4] for count in counts], 6)
-    kept = remembering.empty_cache(RELATIVE, 4, 20, jnp.float32)
+    kept = decoding.empty_cache(RELATIVE, 4, 20, jnp.float32)
     _, kept = jitted_extend(RELATIVE)(values(RELATIVE), prompts, cache=kept)
     found, kept = jitted_extend(RELATIVE)(values(RELATIVE), more, cache=kept)
     assert kept.length.tolist() == [10, 6, 4, 9]

@@ -59,7 +59,7 @@ def test_a_mesh_divides_rows_and_state() -> None:
         ({}, "abacus", "device 'abacus' is not one of v3, v4, v5e,"),
         ({"model": "1.2b", "context": 1024}, "v3", r"the smallest cut takes 3\d\.\d GiB of a v3's 16: raise mesh.fsdp"),
         ({"mesh": {"tensor": 3}}, "v3", "mesh.tensor 3 does not divide model.heads 4"),
-        ({"mesh": {"data": 8}}, "v3", r"make batch / microbatches a multiple of 64"),
+        ({"mesh": {"data": 8}, "input": {"patch_group_rows": 8}}, "v3", r"make batch / microbatches a multiple of 64"),
     ],
 )
 def test_what_cannot_be_planned(changes: dict[str, Any], device: str, message: str) -> None:

@@ -24,7 +24,7 @@ def test_what_may_change(tmp_path: Path) -> None:
         mesh={"fsdp": 2},
         evaluation={"every": 3, "batches": 2},
         checkpoint={"every": 7, "keep_last": 1},
-        input=CONFIG["input"] | {"workers": 2, "threads": 1},
+        input=CONFIG["input"] | {"workers": 2},
     )
     check_same(run_file(tmp_path), changed, tmp_path)
 

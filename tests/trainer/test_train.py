@@ -14,7 +14,7 @@ from gatokit.policy.policy import load_policy
 from gatokit.schemas.errors import ConfigError, DataError
 from gatokit.schemas.policy import PolicyFile
 from gatokit.schemas.record import Record
-from gatokit.trainer import parameters
+from gatokit.trainer import model
 from gatokit.trainer.checkpoint import flat
 from gatokit.trainer.export import abstract, export, load_weights
 from gatokit.trainer.run_file import read_run
@@ -82,9 +82,9 @@ def test_a_finished_run_has_nothing_to_do(trained: Path, mixed: Path) -> None:
 
 
 def test_weights_go_out_and_in_bit_for_bit(trained: Path, mixed: Path, tmp_path: Path) -> None:
-    wanted = abstract(parameters.table(config(tmp_path).model, 33025))
+    wanted = abstract(model.parameter_table(config(tmp_path).model, 33025))
     direct = flat(load_weights(trained, wanted))
-    assert export(trained, tmp_path / "weights") == parameters.count(parameters.table(config(tmp_path).model, 33025))
+    assert export(trained, tmp_path / "weights") == model.count(model.parameter_table(config(tmp_path).model, 33025))
     assert {item.name for item in (tmp_path / "weights").iterdir()} == {
         "config.json", "model.safetensors", "policy.json", "prompts.arrayrecord", "vocabulary.model"
     }  # fmt: skip
@@ -134,7 +134,7 @@ def test_one_batch_is_learned_by_heart(mixed: Path, tmp_path: Path) -> None:
 
 def test_a_loss_that_is_no_number_ends_the_run_with_its_records(mixed: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    wild = {"learning_rate": 1e30, "final_learning_rate": 1e30, "warmup_steps": 5, "warmup_from": 0, "clip": None}
+    wild = {"learning_rate": 1e30, "final_learning_rate": 1e30, "warmup_steps": 5, "clip": None}
     changed = config(tmp_path, optimizer=wild, checkpoint={"every": 1})
     with pytest.raises(DataError) as found:
         train(changed, [str(mixed)], out, Silent(), steps=9)
@@ -171,10 +171,12 @@ def test_a_missing_shard_ends_in_a_sentence(mixed: Path, tmp_path: Path) -> None
         train(config(tmp_path, mesh={"tensor": 2}), [str(mixed)], tmp_path / "run", Silent())
 
 
-def test_an_observation_longer_than_the_table_of_positions(mixed: Path, tmp_path: Path) -> None:
-    model = CONFIG["model"] | {"observation_positions": 4}
-    with pytest.raises(DataError, match=r"has at least \d+ tokens, and model.observation_positions is 4: make it"):
-        train(config(tmp_path, steps=7, model=model), [str(mixed)], tmp_path / "run", Silent())
+def test_an_observation_longer_than_the_table_of_positions(
+    mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model, "OBSERVATION_POSITIONS", 4)
+    with pytest.raises(DataError, match=r"has at least \d+ tokens, and the model has 4 positions: build the data with"):
+        train(config(tmp_path, steps=7), [str(mixed)], tmp_path / "run", Silent())
 
 
 def test_the_checkpoint_writes_and_plays(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from reference import RELATIVE, VOCABULARY
 
-from gatokit.trainer import parameters, transformer
+from gatokit.trainer import model
 
 ROWS, LENGTH = 6, 5
 INPUTS = np.random.default_rng(0).normal(size=(ROWS, LENGTH, RELATIVE.width)).astype(np.float32)
@@ -17,14 +17,14 @@ INPUTS = np.random.default_rng(0).normal(size=(ROWS, LENGTH, RELATIVE.width)).as
 @cache
 def layers():
     random = np.random.default_rng(1)
-    table = parameters.table(RELATIVE, VOCABULARY)["layers"]
+    table = model.parameter_table(RELATIVE, VOCABULARY)["layers"]
     return jax.tree.map(lambda leaf: random.normal(leaf.mean, 0.2, leaf.shape).astype(np.float32), table)
 
 
 def stack(vectors, layers, *, remat="none", key=None, rows=None, **options):
     rows = np.arange(len(vectors)) if rows is None else rows
     config = RELATIVE.model_copy(update=options)
-    return transformer.stack(vectors, layers, config, visible=None, remat=remat, key=key, rows=rows)
+    return model.apply_layers(vectors, layers, config, visible=None, remat=remat, key=key, rows=rows)
 
 
 @cache
@@ -62,7 +62,7 @@ def test_draws_follow_a_rows_global_number():
 def regularized(ones, *, layer=0, sub_layer=0, key=0, **options):
     config = RELATIVE.model_copy(update=options)
     rows = np.arange(len(ones))
-    return np.asarray(transformer._regularize(ones, jax.random.key(key), layer, sub_layer, rows, config))
+    return np.asarray(model._regularize(ones, jax.random.key(key), layer, sub_layer, rows, config))
 
 
 def test_stochastic_depth_skips_whole_rows_and_scales_the_others():
