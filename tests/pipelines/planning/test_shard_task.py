@@ -146,7 +146,7 @@ def test_it_does_not_change_with_how_features_are_shared_or_arrow_lays_out_rows(
 
 
 def test_it_does_not_change_with_the_process() -> None:
-    program = f"import sys; sys.path.insert(0, {os.path.dirname(__file__)!r}); import test_orders as t"
+    program = f"import sys; sys.path.insert(0, {os.path.dirname(__file__)!r}); import test_shard_task as t"
     program += "; print(t.order().fingerprint)"
     for seed in ("1", "2"):
         environment = os.environ | {"PYTHONHASHSEED": seed}
