@@ -1,4 +1,4 @@
-"""Finds the source directories below a glob pattern and names them."""
+"""Finds the files and directories that a path or glob pattern of the config names. Local and ``gs://``."""
 
 import glob
 import os
@@ -16,9 +16,9 @@ _ESCAPED = re.compile(r"\[([*?[])\]")
 
 
 @dataclass(frozen=True)
-class Found:
-    """A directory that a format recognised: ``name`` is its path below the pattern's fixed part, without
-    version directories, and ``marker`` the file that gave it away."""
+class FoundDirectory:
+    """A source directory: ``name`` is its path below the pattern's fixed part, without version directories, and
+    ``marker`` the file that shows its format."""
 
     path: str
     name: str
@@ -26,8 +26,10 @@ class Found:
 
 
 def local_path(path: str, base: str | Path, field: str) -> str:
-    """A path of the config, which starts at ``base``, local or on ``gs://``; ConfigError, naming ``field``, where it
-    is another URL."""
+    """A path of the config, local or on ``gs://``; a relative one starts at ``base``.
+
+    Raises ConfigError, naming ``field``, if it is another URL.
+    """
     if is_remote(path):
         return gcs.canonical(path)
     if "://" in path:
@@ -39,27 +41,27 @@ def local_path(path: str, base: str | Path, field: str) -> str:
 
 
 def local_pattern(source: str, base: Path, field: str) -> str:
-    """``local_path`` of a glob pattern; what is special in ``base`` stands for itself."""
+    """``local_path`` of a glob pattern; special characters in ``base`` are escaped."""
     return local_path(source, glob.escape(os.fspath(base)), field)
 
 
 def fixed_part(pattern: str) -> str:
-    """The part of ``pattern`` above its first component with a wildcard, or all of it where there is none.
+    """The part of ``pattern`` above its first component with a wildcard; all of it if it has none.
 
     Names of files and tasks are paths below it.
     """
     components = pattern.rstrip("/").split("/")
     for count, component in enumerate(components):
         if _has_wildcard(component):
-            return _literal("/".join(components[:count])) or ("/" if pattern.startswith("/") else ".")
-    return _literal("/".join(components)) or "/"
+            return _unescaped("/".join(components[:count])) or ("/" if pattern.startswith("/") else ".")
+    return _unescaped("/".join(components)) or "/"
 
 
 def find_files(pattern: str, field: str) -> list[tuple[str, str]]:
-    """(path, name) of the files that ``pattern`` matches, in order of name: the path below its fixed part, or of a
-    file that the pattern names itself its last component.
+    """(path, name) of the files that ``pattern`` matches, sorted by name.
 
-    ConfigError, naming ``field``, where nothing matches or a match is a directory.
+    The name is the path below the fixed part, or the last component if the pattern has no wildcard. Raises
+    ConfigError, naming ``field``, if nothing matches or a match is a directory.
     """
     below = fixed_part(pattern)
     found = []
@@ -73,41 +75,42 @@ def find_files(pattern: str, field: str) -> list[tuple[str, str]]:
     return sorted(found, key=lambda item: (item[1], item[0]))
 
 
-def find(pattern: str, markers: tuple[str, ...], field: str, what: str = "a source of episodes") -> list[Found]:
-    """Directories at or below the matches of ``pattern`` that hold one of ``markers``, in order of name.
+def find_directories(
+    pattern: str, markers: tuple[str, ...], field: str, noun: str = "a source of episodes"
+) -> list[FoundDirectory]:
+    """Directories at or below the matches of ``pattern`` that hold one of ``markers``, sorted by name.
 
-    Of several version directories beside each other the highest is taken, unless the pattern ends in one.
-    ConfigError, naming ``field``, where nothing matches or no match holds a source.
+    Of version directories beside each other only the highest is taken, unless the pattern ends in a version. Raises
+    ConfigError, naming ``field``, if nothing matches or no match holds a source.
     """
-    matches = _matches(pattern, field)
     below = fixed_part(pattern)
-    named_version = _VERSION.fullmatch(os.path.basename(pattern.rstrip("/"))) is not None
-    found: dict[str, tuple[tuple[int, ...], Found]] = {}
-    for match in matches:
+    names_version = bool(_version(os.path.basename(pattern.rstrip("/"))))
+    found: dict[str, tuple[tuple[int, ...], FoundDirectory]] = {}
+    for match in _matches(pattern, field):
         for path, marker in _walk(match, markers, field):
-            components = os.path.relpath(path, below).split("/")
-            name = _name(components) or _name(os.path.abspath(path).split("/")).split("/")[-1]
+            # A pattern that names the source itself leaves no name below its fixed part.
+            name = _name(os.path.relpath(path, below)) or _name(os.path.abspath(path)).split("/")[-1]
             version = _version(os.path.basename(path))
-            rival = found.get(os.path.dirname(path) if version else path)
-            if rival is None or named_version or version > rival[0]:
-                found[os.path.dirname(path) if version else path] = (version, Found(path, name, marker))
+            key = os.path.dirname(path) if version else path
+            if names_version or key not in found or version > found[key][0]:
+                found[key] = version, FoundDirectory(path, name, marker)
     if not found:
-        raise ConfigError(f"{field}: no directory below {_literal(pattern)} holds {what} ({' or '.join(markers)})")
+        raise ConfigError(f"{field}: no directory below {_unescaped(pattern)} holds {noun} ({' or '.join(markers)})")
     return sorted((item for _, item in found.values()), key=lambda item: (item.name, item.path))
 
 
 def _matches(pattern: str, field: str) -> list[str]:
     matches = files.matching(pattern)
     if not matches:
-        what = "matches nothing" if _has_wildcard(pattern) else "does not exist"
-        raise ConfigError(f"{field}: {_literal(pattern)} {what}; paths are relative to the config file")
+        problem = "matches nothing" if _has_wildcard(pattern) else "does not exist"
+        raise ConfigError(f"{field}: {_unescaped(pattern)} {problem}; paths are relative to the config file")
     return matches
 
 
 def _walk(
     path: str, markers: tuple[str, ...], field: str, above: frozenset[str] = frozenset()
 ) -> Iterator[tuple[str, str]]:
-    """(directory, marker) at or below ``path``; links are followed, but not back into a directory above them."""
+    """Yields (directory, marker) at or below ``path``. Follows links, but not back into a directory of ``above``."""
     if is_remote(path):
         yield from _walk_remote(path, markers)
         return
@@ -120,12 +123,13 @@ def _walk(
         return
     except OSError as error:
         raise ConfigError(f"{field}: {path} cannot be read: {error.strerror}; mend it or narrow source") from None
-    marker = next((marker for marker in markers if any(entry.name == marker for entry in entries)), None)
+    names = {entry.name for entry in entries}
+    marker = next((marker for marker in markers if marker in names), None)
     if marker is not None:
         yield path, marker
         return
     for entry in entries:
-        # A name that begins with a dot is a recording in progress, or none of ours.
+        # A name that begins with a dot is a recording in progress, or belongs to another program.
         if entry.is_dir() and not entry.name.startswith("."):
             yield from _walk(entry.path, markers, field, above | {real})
 
@@ -136,23 +140,24 @@ def _walk_remote(path: str, markers: tuple[str, ...]) -> Iterator[tuple[str, str
         directory, _, name = item.path.rpartition("/")
         if name in markers and "/." not in directory[len(path) :]:
             found.setdefault(directory, set()).add(name)
-    for directory, there in sorted(found.items()):
+    for directory, names in sorted(found.items()):
         if not any(directory.startswith(f"{other}/") for other in found):
-            yield directory, next(marker for marker in markers if marker in there)
+            yield directory, next(marker for marker in markers if marker in names)
 
 
 def _has_wildcard(pattern: str) -> bool:
     return glob.has_magic(_ESCAPED.sub("", pattern))
 
 
-def _literal(pattern: str) -> str:
+def _unescaped(pattern: str) -> str:
     return _ESCAPED.sub(r"\1", pattern)
 
 
-def _name(components: list[str]) -> str:
-    """The path without version directories; of a source that the pattern names itself nothing is left."""
-    return "/".join(part for part in components if part != "." and not _VERSION.fullmatch(part))
+def _name(path: str) -> str:
+    """The path without its version directories."""
+    return "/".join(part for part in path.split("/") if part != "." and not _version(part))
 
 
 def _version(component: str) -> tuple[int, ...]:
+    """The numbers of a version directory such as ``1.0.0``; empty if the name is no version."""
     return tuple(map(int, component.split("."))) if _VERSION.fullmatch(component) else ()

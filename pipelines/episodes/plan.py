@@ -28,9 +28,9 @@ from gatokit.pipelines.episodes.filter import Passes, Rows, held_out, judge_rows
 from gatokit.pipelines.episodes.formats import FORMATS
 from gatokit.pipelines.episodes.reader import EpisodeFile, SourceDirectory, SourceFeatures
 from gatokit.pipelines.episodes.scan import ScanFields, ScanFile, ScanUnit, scan_fields
-from gatokit.pipelines.episodes.spec import Context, check_rules, episode_spec
+from gatokit.pipelines.episodes.spec import check_rules, episode_spec
 from gatokit.pipelines.episodes.tokenize import EpisodeShardHeader
-from gatokit.pipelines.find import find, fixed_part, local_path, local_pattern
+from gatokit.pipelines.find import find_directories, fixed_part, local_path, local_pattern
 from gatokit.pipelines.planning.plan import DatasetPlan, Judged
 from gatokit.schemas.config import BuildConfig, EpisodesConfig, Keep
 from gatokit.schemas.episode import EpisodeSpec, FieldSpec
@@ -223,7 +223,7 @@ def plan_episodes(dataset: EpisodesConfig, field: str, base: Path) -> EpisodesPl
     below = fixed_part(pattern)
     directories = [
         FORMATS[found.marker].read_directory(found.path, found.name, below, dataset.splits)
-        for found in find(pattern, tuple(FORMATS), f"{field}.source")
+        for found in find_directories(pattern, tuple(FORMATS), f"{field}.source")
     ]
     check_rules(dataset, [directory.features for directory in directories], field)
     plans = [_plan_directory(directory, dataset, field) for directory in directories]
@@ -234,7 +234,7 @@ def plan_episodes(dataset: EpisodesConfig, field: str, base: Path) -> EpisodesPl
 
 
 def _plan_directory(directory: SourceDirectory, dataset: EpisodesConfig, field: str) -> DirectoryPlan:
-    spec = episode_spec(directory.features, dataset, Context(field, directory.path))
+    spec = episode_spec(directory.features, dataset, field, directory.path)
     counted = tuple(item.path for item in spec.action if item.kind == "discrete" and item.num is None)
     keys = {
         "task": dataset.task.metadata,

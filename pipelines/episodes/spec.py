@@ -1,6 +1,7 @@
 """From a source's description of its fields and the config's rules to a task's spec."""
 
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -11,91 +12,83 @@ from gatokit.schemas.errors import ConfigError
 from gatokit.schemas.tokens import NO_POSITION, PATCH
 from gatokit.schemas.words import did_you_mean
 
+_ROLES = ("observation", "action")
 _NO_RULE = FieldRule.model_validate({})
+_SKIP = "give it {as: skip}"
 
 
-@dataclass(frozen=True)
-class Context:
-    """Where a spec is made, for error messages: the config path of the dataset and the source directory."""
-
-    config: str
-    directory: str
-
-    def error(self, field: SourceField, problem: str, way_out: str) -> ConfigError:
-        """An error about ``field`` that says what to write into the config."""
-        return ConfigError(f"{self.directory}: field {field.path} {problem}; {way_out} under {self.config}.fields")
+class _FieldError(Exception):
+    """A field cannot become tokens: its problem, and what to write into the config."""
 
 
-def episode_spec(features: SourceFeatures, dataset: EpisodesConfig, context: Context) -> EpisodeSpec:
-    """The spec of a directory's tasks.
+def episode_spec(features: SourceFeatures, dataset: EpisodesConfig, config_path: str, directory: str) -> EpisodeSpec:
+    """The spec of a directory's tasks; ``config_path`` is where the config describes the dataset.
 
-    ``num`` of a discrete action stays None where neither source nor config knows it. ConfigError names the
-    field that cannot become tokens and what to do about it.
+    ``num`` of a discrete action stays None if neither source nor config knows it. Raises ConfigError, which names the
+    field and what to do about it, if one cannot become tokens.
     """
     fields = []
     for source in features.steps:
-        if source.path.split("/")[0] not in ("observation", "action"):
+        if source.path.split("/")[0] not in _ROLES:
             continue
-        field = _field(source, rule_of(dataset, source.path), dataset.images, context)
+        try:
+            field = _field_spec(source, rule_of(dataset, source.path), dataset.images)
+        except _FieldError as error:
+            problem, way_out = error.args
+            raise ConfigError(
+                f"{directory}: field {source.path} {problem}; {way_out} under {config_path}.fields"
+            ) from None
         if field is not None:
             fields.append(field)
     spec = EpisodeSpec.ordered(fields)
-    for role, found in (("observation", spec.observation), ("action", spec.action)):
-        if not found:
-            raise ConfigError(f"{context.directory}: no {role} field is left to tokenize; see {context.config}.fields")
+    for role, fields_of_role in zip(_ROLES, (spec.observation, spec.action), strict=True):
+        if not fields_of_role:
+            raise ConfigError(f"{directory}: no {role} field is left to tokenize; see {config_path}.fields")
     fixed = sum(field.tokens or 0 for field in spec.observation)
     if fixed >= NO_POSITION:
         raise ConfigError(
-            f"{context.directory}: a step's observation has {fixed} tokens, more than {NO_POSITION - 1}; "
-            f"skip a field or give smaller images.size under {context.config}"
+            f"{directory}: a step's observation has {fixed} tokens, more than {NO_POSITION - 1}; "
+            f"skip a field or give smaller images.size under {config_path}"
         )
     return spec
 
 
 def rule_of(dataset: EpisodesConfig, path: str) -> FieldRule:
     """The config's rule for a field: that of its path, or of the closest path above it."""
-    parts = path.split("/")
-    for count in range(len(parts), 0, -1):
-        rule = dataset.fields.get("/".join(parts[:count]))
-        if rule is not None:
-            return rule
-    return _NO_RULE
+    while path and path not in dataset.fields:
+        path = path.rpartition("/")[0]
+    return dataset.fields.get(path, _NO_RULE)
 
 
-def check_rules(dataset: EpisodesConfig, sources: list[SourceFeatures], config: str) -> None:
-    """ConfigError where a rule names a field that no directory of the dataset has."""
+def check_rules(dataset: EpisodesConfig, sources: Iterable[SourceFeatures], config_path: str) -> None:
+    """Raises ConfigError if a rule names a field that no directory of the dataset has."""
     paths = {field.path for features in sources for field in features.steps}
     for rule_path in dataset.fields:
         if not any(path == rule_path or path.startswith(rule_path + "/") for path in paths):
-            known = ", ".join(sorted(path for path in paths if path.split("/")[0] in ("observation", "action")))
+            known = ", ".join(sorted(path for path in paths if path.split("/")[0] in _ROLES))
             way_out = f"{did_you_mean(rule_path, paths)} its fields are {known}".lstrip()
-            raise ConfigError(f"{config}.fields: the source has no field {rule_path!r}", way_out=way_out)
+            raise ConfigError(f"{config_path}.fields: the source has no field {rule_path!r}", way_out=way_out)
 
 
-def _field(source: SourceField, rule: FieldRule, images: EpisodeImages, context: Context) -> FieldSpec | None:
+def _field_spec(source: SourceField, rule: FieldRule, images: EpisodeImages) -> FieldSpec | None:
+    """The spec of a field, None if the rule skips it. Raises _FieldError."""
     if rule.kind == "skip":
         return None
     if source.form == "unreadable":
-        raise context.error(source, f"is a {source.type_name}, which has no tokens", "give it {as: skip}")
+        raise _FieldError(f"is a {source.type_name}, which has no tokens", _SKIP)
     kind = rule.kind or _default_kind(source)
     is_action = source.path.split("/")[0] == "action"
-    _check_kind(source, kind, is_action, context)
-    _check_rule(source, rule, kind, is_action, context)
+    _check_kind(source, kind, is_action)
+    _check_rule(source, rule, kind, is_action)
     shape = tuple(side for side in source.shape if side is not None)
     if kind == "image":
-        return FieldSpec(
-            path=source.path,
-            kind=kind,
-            dtype="uint8",
-            shape=shape,
-            image=_image(source, rule.images or images, context),
-        )
+        image = _image_spec(source, rule.images or images)
+        return FieldSpec(path=source.path, kind=kind, dtype="uint8", shape=shape, image=image)
     if kind == "continuous":
         pairs = (rule.pairs or ((-1.0, 1.0),)) if is_action else None
-        if pairs is not None and len(pairs) not in (1, int(np.prod(shape))):
-            raise context.error(
-                source, f"has {int(np.prod(shape))} components and range has {len(pairs)} pairs", "give one or as many"
-            )
+        size = math.prod(shape)
+        if pairs is not None and len(pairs) not in (1, size):
+            raise _FieldError(f"has {size} components and range has {len(pairs)} pairs", "give one or as many")
         return FieldSpec(path=source.path, kind=kind, dtype=source.dtype, shape=shape, range=pairs)
     if kind == "discrete":
         num = 2 if source.dtype == "bool" else rule.num or source.num
@@ -104,66 +97,60 @@ def _field(source: SourceField, rule: FieldRule, images: EpisodeImages, context:
 
 
 def _default_kind(source: SourceField) -> FieldKind:
-    if source.form == "image":
-        return "image"
     if source.form == "string":
         return "text"
-    if source.dtype == "uint8" and len(source.shape) == 3 and source.shape[2] in (1, 3):
+    if source.form == "image" or _is_image_array(source):
         return "image"
     return "continuous" if np.dtype(source.dtype).kind == "f" else "discrete"
 
 
-def _check_kind(source: SourceField, kind: FieldKind, is_action: bool, context: Context) -> None:
-    is_float = source.form == "tensor" and np.dtype(source.dtype).kind == "f"
-    is_number = source.form == "tensor" and np.dtype(source.dtype).kind in "biuf"
-    allowed = {
-        "text": source.form == "string" and source.shape == (),
-        "image": source.form == "image" or source.dtype == "uint8" or (source.form == "string" and not source.shape),
-        "discrete": is_number and not is_float,
-        "continuous": is_number and source.dtype != "bool",
+def _is_image_array(source: SourceField) -> bool:
+    return source.dtype == "uint8" and len(source.shape) == 3 and source.shape[2] in (1, 3)
+
+
+def _check_kind(source: SourceField, kind: FieldKind, is_action: bool) -> None:
+    type_code = np.dtype(source.dtype).kind if source.form == "tensor" else ""
+    is_scalar_string = source.form == "string" and not source.shape
+    is_possible = {
+        "text": is_scalar_string,
+        "image": source.form == "image" or source.dtype == "uint8" or is_scalar_string,
+        "discrete": type_code in ("b", "i", "u"),
+        "continuous": type_code in ("i", "u", "f"),
     }[kind]
     if is_action and kind in ("text", "image"):
-        raise context.error(
-            source,
-            f"is {'a text' if kind == 'text' else 'an image'}, and actions are discrete or continuous",
-            "give it {as: skip}",
-        )
-    if not allowed:
-        shape = list(source.shape)
-        raise context.error(source, f"of dtype {source.dtype} and shape {shape} cannot be {kind}", "give it {as: skip}")
-    if 0 in source.shape:
-        raise context.error(source, f"is empty: its shape is {list(source.shape)}", "give it {as: skip}")
+        problem = f"is {'a text' if kind == 'text' else 'an image'}, and actions are discrete or continuous"
+    elif not is_possible:
+        problem = f"of dtype {source.dtype} and shape {list(source.shape)} cannot be {kind}"
+    elif 0 in source.shape:
+        problem = f"is empty: its shape is {list(source.shape)}"
+    else:
+        return
+    raise _FieldError(problem, _SKIP)
 
 
-def _check_rule(source: SourceField, rule: FieldRule, kind: FieldKind, is_action: bool, context: Context) -> None:
+def _check_rule(source: SourceField, rule: FieldRule, kind: FieldKind, is_action: bool) -> None:
     if rule.range is not None and not (kind == "continuous" and is_action):
-        raise context.error(source, "is no continuous action and takes no range", "remove range")
+        raise _FieldError("is no continuous action and takes no range", "remove range")
     if rule.num is not None and (kind != "discrete" or source.dtype == "bool"):
-        raise context.error(source, f"of dtype {source.dtype} as {kind} takes no num", "remove num")
+        raise _FieldError(f"of dtype {source.dtype} as {kind} takes no num", "remove num")
     if rule.images is not None and kind != "image":
-        raise context.error(source, f"is {kind} and takes no images", "remove images")
+        raise _FieldError(f"is {kind} and takes no images", "remove images")
 
 
-def _image(source: SourceField, images: EpisodeImages, context: Context) -> ImageSpec:
+def _image_spec(source: SourceField, images: EpisodeImages) -> ImageSpec:
     shape = source.shape
-    if source.form != "string" and (source.dtype != "uint8" or len(shape) != 3 or shape[2] not in (1, 3)):
-        raise context.error(
-            source,
-            f"of dtype {source.dtype} and shape {list(shape)} is no image of one or three 8-bit channels",
-            "give it {as: skip}",
-        )
+    if source.form != "string" and not _is_image_array(source):
+        problem = f"of dtype {source.dtype} and shape {list(shape)} is no image of one or three 8-bit channels"
+        raise _FieldError(problem, _SKIP)
     size = images.size
     if size is None:
         if source.form == "string" or None in shape:
-            raise context.error(source, "has frames of unknown size", "give it {images: {size: [H, W]}}")
+            raise _FieldError("has frames of unknown size", "give it {images: {size: [H, W]}}")
         height, width = int(shape[0] or 0), int(shape[1] or 0)
         if height % PATCH or width % PATCH:
             near = [max(PATCH, PATCH * round(side / PATCH)) for side in (height, width)]
-            raise context.error(
-                source,
-                f"has frames of {height}x{width}, no multiple of {PATCH}",
-                f"give it {{images: {{size: {near}}}}}"
-                + ("" if source.form == "image" else ", or {as: discrete} if it is no picture,"),
-            )
+            problem = f"has frames of {height}x{width}, no multiple of {PATCH}"
+            other = "" if source.form == "image" else ", or {as: discrete} if it is no image,"
+            raise _FieldError(problem, f"give it {{images: {{size: {near}}}}}{other}")
         size = (height, width)
     return ImageSpec(height=size[0], width=size[1], codec=images.codec, quality=images.quality)

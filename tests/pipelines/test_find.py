@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gatokit.pipelines.find import Found, find, fixed_part, local_path, local_pattern
+from gatokit.pipelines.find import FoundDirectory, find_directories, fixed_part, local_path, local_pattern
 from gatokit.schemas.errors import ConfigError
 
 TFDS, LOG = "features.json", "metadata.riegeli"
@@ -22,7 +22,7 @@ def tree(root: Path, *files: str) -> None:
 
 def found(root: Path, pattern: str) -> dict[str, str]:
     """Name of each source and its path below ``root``."""
-    items = find(f"{root}/{pattern}", (TFDS, LOG), "datasets[0].source")
+    items = find_directories(f"{root}/{pattern}", (TFDS, LOG), "datasets[0].source")
     names = {item.name: os.path.relpath(item.path, root) for item in items}
     assert len(names) == len(items)
     assert list(names) == sorted(names)
@@ -31,7 +31,7 @@ def found(root: Path, pattern: str) -> dict[str, str]:
 
 def refused(pattern: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        find(pattern, (TFDS, LOG), "datasets[2].source")
+        find_directories(pattern, (TFDS, LOG), "datasets[2].source")
     assert str(caught.value) == f"datasets[2].source: {message}"
 
 
@@ -56,9 +56,9 @@ def test_wildcards_at_different_places(tmp_path: Path, pattern: str, expected: d
 
 def test_the_marker_says_which_format(tmp_path: Path) -> None:
     tree(tmp_path, f"a/{TFDS}", f"b/{LOG}")
-    assert find(f"{tmp_path}/*", (TFDS, LOG), "source") == [
-        Found(f"{tmp_path}/a", "a", TFDS),
-        Found(f"{tmp_path}/b", "b", LOG),
+    assert find_directories(f"{tmp_path}/*", (TFDS, LOG), "source") == [
+        FoundDirectory(f"{tmp_path}/a", "a", TFDS),
+        FoundDirectory(f"{tmp_path}/b", "b", LOG),
     ]
 
 
@@ -102,7 +102,7 @@ def test_what_only_looks_like_a_version_is_a_name(tmp_path: Path) -> None:
 def test_spaces_brackets_and_unicode_in_names(tmp_path: Path) -> None:
     root = tmp_path / "mit Leerzeichen [v2] *"
     tree(root, f"data/größe ü/{TFDS}", f"data/レベル 1/{LOG}", f"data/it's #1/{TFDS}")
-    items = find(f"{glob.escape(str(root))}/data/*", (TFDS, LOG), "source")
+    items = find_directories(f"{glob.escape(str(root))}/data/*", (TFDS, LOG), "source")
     assert [item.name for item in items] == ["größe ü", "it's #1", "レベル 1"]
     assert [item.path for item in items] == [f"{root}/data/{item.name}" for item in items]
     assert fixed_part(f"{glob.escape(str(root))}/data/*") == f"{root}/data"
@@ -120,8 +120,8 @@ def test_relative_patterns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.chdir(tmp_path)
     for pattern, below in [("data/*", "data"), ("data", "data"), ("*", "."), ("./data/a/*", "./data/a")]:
         assert fixed_part(pattern) == below
-    assert find("data/*", (TFDS,), "source") == [Found("data/a", "a", TFDS)]
-    assert find("*", (TFDS,), "source") == [Found("data/a", "data/a", TFDS)]
+    assert find_directories("data/*", (TFDS,), "source") == [FoundDirectory("data/a", "a", TFDS)]
+    assert find_directories("*", (TFDS,), "source") == [FoundDirectory("data/a", "data/a", TFDS)]
 
 
 @pytest.mark.parametrize(

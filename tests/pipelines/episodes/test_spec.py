@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from gatokit.pipelines.episodes.reader import SourceFeatures, SourceField
-from gatokit.pipelines.episodes.spec import Context, check_rules, episode_spec, rule_of
+from gatokit.pipelines.episodes.spec import check_rules, episode_spec, rule_of
 from gatokit.schemas.config import EpisodesConfig
 from gatokit.schemas.episode import EpisodeSpec, FieldSpec, ImageSpec
 from gatokit.schemas.errors import ConfigError
@@ -20,7 +20,7 @@ def config(**changes: Any) -> EpisodesConfig:
 
 def spec_of(*fields: SourceField, **changes: Any) -> EpisodeSpec:
     features = SourceFeatures(steps=fields, metadata=())
-    return episode_spec(features, config(**changes), Context("datasets[0]", "/data/reach"))
+    return episode_spec(features, config(**changes), "datasets[0]", "/data/reach")
 
 
 def source(dtype: str, *shape: int | None, **rest: Any) -> SourceField:
@@ -213,7 +213,7 @@ SKIP = "; give it {as: skip} under datasets[0].fields"
             source("uint8", 7, 7, 3),
             {},
             "observation/x has frames of 7x7, no multiple of 16; "
-            "give it {images: {size: [16, 16]}}, or {as: discrete} if it is no picture, under datasets[0].fields",
+            "give it {images: {size: [16, 16]}}, or {as: discrete} if it is no image, under datasets[0].fields",
         ),
         (
             source("float32", 3),
