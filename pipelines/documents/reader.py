@@ -43,11 +43,14 @@ FORMATS: dict[str, tuple[str, dict[str, str]]] = {
     "mmc4": ("interleaved", {"mmc4": "Mmc4File", "compressed_mmc4": "Mmc4File"}),
     "obelics": ("interleaved", {"obelics": "ObelicsFile", "obelics_folder": "ObelicsFile"}),
 }
-"""By a config's format, or its kind where that has one format only: the module that reads the format, and the class for
-each type of file. A module is imported when it is first used. Types are part of fingerprints and never change."""
+"""The formats of documents: the module that reads each, and in it the class of each type of file.
+
+A key is the config's ``format``, or its ``kind`` if the kind has only one format. A module is imported when it is first
+used. The names of types are part of fingerprints and must not change.
+"""
 
 JSON_LINES, PLAIN_TEXT, COMPRESSIONS = (".jsonl", ".ndjson", ".json"), (".txt", ".text", ".md", ".rst"), (".gz", ".zst")
-"""Suffixes of files; that of a compression follows another one."""
+"""Suffixes of files; the suffix of a compression follows another one."""
 
 
 class ScannedDocument(NamedTuple):

@@ -1,4 +1,4 @@
-"""From stored documents to the records of a shard: pictures fitted, texts tokenized, long documents cut."""
+"""From stored documents to the records of a shard: images are fitted, texts tokenized, long documents cut."""
 
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -20,11 +20,12 @@ from gatokit.tokenizers.document_images import is_copied, prepare
 from gatokit.tokenizers.text import TextTokenizer
 
 _BATCH_DOCUMENTS, _BATCH_CHARACTERS, _BATCH_BYTES = 256, 1 << 18, 1 << 19
-"""Documents are tokenized together up to this many, this much text and this much of pictures."""
+"""Documents are tokenized together up to this many, this much text and this many bytes of images."""
 _THREADS, _HEAVY_CHARACTERS = 2, 1 << 16
-"""Threads beside a worker's own, and the text of a batch that is worth one: handing over costs where there is less."""
-_Encoded = tuple[int, str, TokenSequence | RejectedError, str | None]
-"""Row, id, tokens or why there are none, remark."""
+"""Threads beside a worker's own, and the text of a batch that is worth one: handing over less costs more."""
+_Batch = list[tuple[int, list[Part]]]
+"""Rows, each with the stored parts of its document."""
+_Tokenized = list[tuple[int, TokenizedRow | RejectedError]]
 
 
 class DocumentShardHeader(BaseModel):
@@ -57,7 +58,6 @@ class DocumentShardBuilder:
     def __init__(self, header: DocumentShardHeader, text: TextTokenizer) -> None:
         self._header, self._rules = header, header.rules
         self._files = header.source_files()
-        self._separators = [file.separator for file in self._files]
         self._tokenizer = DocumentTokenizer(text, header.rules.end_of_document)
         self.out_of_range: OutOfRange = {}
 
@@ -65,65 +65,63 @@ class DocumentShardBuilder:
         self, columns: dict[str, list[Any]], rows: list[int]
     ) -> Iterator[tuple[int, TokenizedRow | RejectedError]]:
         """See ``dataset.ShardBuilder``."""
-        # Decoding pictures and tokenizing text let other threads run: these take the batches in which there is much of
+        # Decoding images and tokenizing text release the interpreter lock: other threads take the batches with much of
         # it, while this one reads the next documents and writes the last ones.
         with ThreadPoolExecutor(_THREADS) as others:
-            before: deque[Future[list[_Encoded]]] = deque()
+            waiting: deque[Future[_Tokenized]] = deque()
             for batch in _batches(self._stored(columns, rows)):
                 if self._is_heavy(batch):
-                    before.append(others.submit(self._encode, columns, batch))
-                    if len(before) > _THREADS:
-                        yield from map(self._made, before.popleft().result())
+                    waiting.append(others.submit(self._tokenize, columns, batch))
+                    if len(waiting) > _THREADS:
+                        yield from waiting.popleft().result()
                 else:
-                    while before:
-                        yield from map(self._made, before.popleft().result())
-                    yield from map(self._made, self._encode(columns, batch))
-            for last in before:
-                yield from map(self._made, last.result())
+                    while waiting:
+                        yield from waiting.popleft().result()
+                    yield from self._tokenize(columns, batch)
+            for last in waiting:
+                yield from last.result()
 
-    def _is_heavy(self, batch: list[tuple[int, list[Part]]]) -> bool:
-        """Whether there is much text, or a picture, judged by the first, that must be decoded."""
+    def _is_heavy(self, batch: _Batch) -> bool:
+        """Whether there is much text, or an image, judged by the first, that must be decoded."""
         if sum(len(part) for _, parts in batch for part in parts if isinstance(part, str)) >= _HEAVY_CHARACTERS:
             return True
-        picture = next((part for _, parts in batch for part in parts if isinstance(part, bytes)), None)
+        image = next((part for _, parts in batch for part in parts if isinstance(part, bytes)), None)
         rule = self._rules.pictures
-        return picture is not None and rule is not None and not is_copied(picture, rule)
+        return image is not None and rule is not None and not is_copied(image, rule)
 
-    def _encode(self, columns: dict[str, list[Any]], batch: list[tuple[int, list[Part]]]) -> list["_Encoded"]:
+    def _tokenize(self, columns: dict[str, list[Any]], batch: _Batch) -> _Tokenized:
+        """The rows of a batch, each with its records or the error that says why it has none."""
         ids, files = columns["episode_id"], columns["file"]
         documents, remarks = {}, {}
-        found: dict[int, TokenSequence | RejectedError] = {}
+        tokenized: dict[int, TokenizedRow | RejectedError] = {}
         for row, parts in batch:
             try:
-                fitted, remarks[row] = fit_pictures(parts, self._rules, self._separators[files[row]])
+                fitted, remarks[row] = fit_images(parts, self._rules, self._files[files[row]].separator)
                 documents[row] = Document(ids[row], fitted)
             except RejectedError as error:
-                found[row] = error
-        found |= zip(documents, self._tokenizer.encode(list(documents.values())), strict=True)
-        return [(row, ids[row], found[row], remarks.get(row)) for row, _ in batch]
-
-    def _made(self, encoded: "_Encoded") -> tuple[int, TokenizedRow | RejectedError]:
-        row, id, sequence, remark = encoded
-        if isinstance(sequence, RejectedError):
-            return row, sequence
-        return row, TokenizedRow(*document_records(id, sequence, self._header.settings.chunk_tokens), remark)
+                tokenized[row] = error
+        for row, sequence in zip(documents, self._tokenizer.encode(list(documents.values())), strict=True):
+            if isinstance(sequence, RejectedError):
+                tokenized[row] = sequence
+            else:
+                records, sizes = document_records(ids[row], sequence, self._header.settings.chunk_tokens)
+                tokenized[row] = TokenizedRow(records, sizes, remarks[row])
+        return [(row, tokenized[row]) for row, _ in batch]
 
     def _stored(self, columns: dict[str, list[Any]], rows: list[int]) -> Iterator[tuple[int, list[Part]]]:
         """(row, parts as stored), file by file."""
-        for ordinal, rows_of_file in groupby(rows, key=lambda row: columns["file"][row]):
-            own = list(rows_of_file)
-            names = ("source_position", "offset", "length", "crc", "payload")
-            places = [ByteRange(*(columns[name][row] for name in names)) for row in own]
-            yield from zip(own, self._files[ordinal].read(places), strict=True)
+        names = ("source_position", "offset", "length", "crc", "payload")
+        for ordinal, members in groupby(rows, key=lambda row: columns["file"][row]):
+            rows_of_file = list(members)
+            byte_ranges = [ByteRange(*(columns[name][row] for name in names)) for row in rows_of_file]
+            yield from zip(rows_of_file, self._files[ordinal].read(byte_ranges), strict=True)
 
 
-def fit_pictures(
-    parts: list[Part], rules: DocumentRules, separator: str
-) -> tuple[list[str | EncodedImage], str | None]:
-    """The parts with their pictures as the rules want them stored, and what was left out; ``separator`` joins texts
-    that become neighbours by it.
+def fit_images(parts: list[Part], rules: DocumentRules, separator: str) -> tuple[list[str | EncodedImage], str | None]:
+    """The parts with their images as the rules want them stored, and a remark on images that were left out.
 
-    RejectedError where a picture is damaged, unless the rules leave it out, and where nothing is left.
+    ``separator`` joins texts that become neighbours by that. Raises RejectedError if an image is damaged, unless the
+    rules leave it out, or if nothing is left.
     """
     if rules.pictures is None:
         return [part for part in parts if isinstance(part, str)], None
@@ -150,8 +148,8 @@ def fit_pictures(
 
 
 def document_cuts(tokens: int, images: list[PlacedImage], chunk_tokens: int) -> list[int]:
-    """Tokens with which the records of a document begin: ``chunk_tokens`` each, cut before a picture that would be
-    divided, or behind it where it alone is larger."""
+    """Tokens with which the records of a document begin: every ``chunk_tokens``, or earlier, before an image that would
+    be divided, or behind an image that alone is larger."""
     starts, image = [0], 0
     while starts[-1] + chunk_tokens < tokens:
         cut = starts[-1] + chunk_tokens
@@ -168,7 +166,7 @@ def document_cuts(tokens: int, images: list[PlacedImage], chunk_tokens: int) -> 
 def document_records(id: str, sequence: TokenSequence, chunk_tokens: int) -> tuple[list[bytes], list[int]]:
     """The serialized records of a tokenized document in order, and how many tokens each has."""
     starts = document_cuts(len(sequence.tokens), sequence.images, chunk_tokens)
-    packed, sizes = [], []
+    records, sizes = [], []
     for chunk, (begin, end) in enumerate(pairwise([*starts, len(sequence.tokens)])):
         part = (
             sequence
@@ -181,17 +179,17 @@ def document_records(id: str, sequence: TokenSequence, chunk_tokens: int) -> tup
                 images=[PlacedImage(token - begin, image) for token, image in sequence.images if begin <= token < end],
             )
         )
-        packed.append(document_record(id, chunk, len(starts), part))
+        records.append(document_record(id, chunk, len(starts), part))
         sizes.append(end - begin)
-    return packed, sizes
+    return records, sizes
 
 
 def _end(placed: PlacedImage) -> int:
     return placed.token + patch_count(placed.image)
 
 
-def _batches(documents: Iterable[tuple[int, list[Part]]]) -> Iterator[list[tuple[int, list[Part]]]]:
-    batch: list[tuple[int, list[Part]]] = []
+def _batches(documents: Iterable[tuple[int, list[Part]]]) -> Iterator[_Batch]:
+    batch: _Batch = []
     characters = size = 0
     for row, parts in documents:
         batch.append((row, parts))

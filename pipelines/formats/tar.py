@@ -1,7 +1,7 @@
-"""Where the regular files of a tar archive lie: ustar, GNU and pax headers are walked, payloads are stepped over.
+"""Where the regular files of a tar archive are: ustar, GNU and pax headers are read, contents are stepped over.
 
-Names are bytes to compare and show, never paths to open. A damaged header costs the rest of the archive, for nothing
-says where the next one begins.
+Names are bytes to compare and show, never paths to open. A damaged header costs the rest of the archive, because
+nothing says where the next header begins. Python's ``tarfile`` is several times slower and does not report damage.
 """
 
 import struct
@@ -36,10 +36,10 @@ class Member(NamedTuple):
 
 
 class DamagedTarError(ValueError):
-    """The archive cannot be read from ``offset`` on; ``name`` is the member's that the file ends in."""
+    """The archive cannot be read from ``offset`` on; if the file ends inside a member, ``name`` is the member's."""
 
-    def __init__(self, offset: int, why: str, name: bytes | None = None) -> None:
-        super().__init__(f"{why} at byte {offset}")
+    def __init__(self, offset: int, problem: str, name: bytes | None = None) -> None:
+        super().__init__(f"{problem} at byte {offset}")
         self.offset = offset
         self.name = name
 
@@ -53,7 +53,7 @@ class Reader:
         self._window = b""
 
     def read(self, offset: int, length: int) -> bytes:
-        """``length`` bytes at ``offset``; fewer where the file ends before."""
+        """``length`` bytes at ``offset``; fewer if the file ends before."""
         begin = offset - self._base
         if begin < 0 or begin + length > len(self._window):
             if length > WINDOW // 2:
@@ -74,8 +74,8 @@ def is_tar(block: bytes) -> bool:
 def members(reader: Reader) -> Iterator[Member]:
     """Every regular file of an archive, in its order.
 
-    DamagedTarError where a header is damaged, where the file ends before the end marker, where more than padding
-    follows the end marker, and at a sparse file.
+    Raises DamagedTarError if a header is damaged, the file ends before the end marker, more than padding follows the
+    end marker, or a file is sparse.
     """
     read, unpack, total = reader.read, _HEADER.unpack, reader.size
     at = offset = 0
@@ -85,20 +85,20 @@ def members(reader: Reader) -> Iterator[Member]:
         if len(header) < BLOCK:
             # It may end inside the padding of its last member.
             raise DamagedTarError(min(offset, total), "the file ends before the archive's end marker")
-        name, stated, checksum, kind, magic, prefix = unpack(header)
+        name, size_field, checksum, member_type, magic, prefix = unpack(header)
         try:
             if not _is_sound(header, checksum):
                 if _is_zero(header) and not extended:
                     break
                 raise ValueError("a header does not match its checksum")
-            size = _number(stated)
+            size = _number(size_field)
             at += BLOCK
-            if kind in _EXTENDED:
+            if member_type in _EXTENDED:
                 # The first of several headers before a file wins, as in Python's tarfile.
-                extended = _fields(kind, read(at, min(size, _MOST_EXTENDED)), size) | extended
+                extended = _fields(member_type, read(at, min(size, _MOST_EXTENDED)), size) | extended
                 at += _padded(size)
                 continue
-            if kind == _SPARSE or b"GNU.sparse" in extended:
+            if member_type == _SPARSE or b"GNU.sparse" in extended:
                 raise ValueError("a sparse file; write the archive without --sparse,")
             if extended.get(b"size"):
                 size = _decimal(extended[b"size"])
@@ -109,10 +109,10 @@ def members(reader: Reader) -> Iterator[Member]:
             name = prefix.partition(b"\0")[0] + b"/" + name
         if extended:
             name, extended = extended.get(b"path", name), {}
-        end = at if kind in _WITHOUT_DATA else at + size
+        end = at if member_type in _WITHOUT_DATA else at + size
         if end > total:
             raise DamagedTarError(offset, "the file ends inside a member", name)
-        if kind in _REGULAR and name[-1:] != b"/":
+        if member_type in _REGULAR and name[-1:] != b"/":
             yield Member(name, offset, at, size)
         at = offset = -(-end // BLOCK) * BLOCK
     for rest in range(at, total, WINDOW):
@@ -121,7 +121,7 @@ def members(reader: Reader) -> Iterator[Member]:
 
 
 def _is_sound(header: bytes, checksum: bytes) -> bool:
-    """Whether a header matches its checksum, of unsigned bytes or, as old writers have it, of signed ones."""
+    """Whether a header matches its checksum: the sum of unsigned bytes or, from old writers, of signed ones."""
     # The low half of an Adler-32 is one more than the sum of the bytes, modulo a prime: ten times as fast as sum.
     excess = (zlib.adler32(header) & 0xFFFF) - 1 - sum(checksum) + _BLANKS - _number(checksum)
     if excess % _ADLER == 0:
@@ -131,7 +131,7 @@ def _is_sound(header: bytes, checksum: bytes) -> bool:
 
 
 def _number(field: bytes) -> int:
-    """An octal number, or a binary one where the first byte says so."""
+    """An octal number, or a binary one if the first byte says so."""
     digits = field.partition(b"\0")[0].strip()
     if digits.isdigit():
         return int(digits, 8)
@@ -148,15 +148,15 @@ def _decimal(value: bytes) -> int:
     return int(value)
 
 
-def _fields(kind: bytes, data: bytes, size: int) -> dict[bytes, bytes]:
-    """What an extended header says of the next file's name and size, and whether it is sparse."""
+def _fields(member_type: bytes, data: bytes, size: int) -> dict[bytes, bytes]:
+    """What an extended header says about the next file's name and size, and whether it is sparse."""
     if len(data) < size:
         raise ValueError("the file ends inside an extended header, or its length is damaged,")
-    if kind == _LONG_NAME:
+    if member_type == _LONG_NAME:
         return {b"path": data.partition(b"\0")[0]}
     fields: dict[bytes, bytes] = {}
     at = 0
-    while kind == _PAX and at < size and data[at]:
+    while member_type == _PAX and at < size and data[at]:
         # length " " key "=" value "\n", the length counting all of it
         length, space, _ = data[at : at + 21].partition(b" ")
         end = at + _decimal(length)

@@ -5,6 +5,7 @@ import json
 import os
 import re
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 import cv2
@@ -15,7 +16,7 @@ import pytest
 import webdataset
 import zstandard
 
-from gatokit.pipelines.documents.reader import find_documents
+from gatokit.pipelines.documents.reader import FORMATS, file_from_json, find_documents
 from gatokit.pipelines.run import build
 from gatokit.schemas.config import TextConfig
 from gatokit.schemas.errors import ConfigError, DataError
@@ -277,3 +278,15 @@ def test_files_that_hold_something_else_end_the_scan_by_name(dataset, content, s
     assert raised.value.exit_status == 1
     assert str(raised.value) == sentence
     assert not (root / "out" / "manifest.json").exists()
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_every_format_of_the_table_can_be_found_and_read(format):
+    module_name, classes = FORMATS[format]
+    module = import_module(f"gatokit.pipelines.documents.{module_name}")
+    assert callable(module.find)
+    for type_, class_name in classes.items():
+        fields = dict.fromkeys(getattr(module, class_name).model_fields, "1") | {"type": type_, "skip_bad": False}
+        file = getattr(module, class_name)(**{name: fields[name] for name in getattr(module, class_name).model_fields})
+        assert file_from_json(json.loads(json.dumps(file.model_dump(mode="json")))) == file
+        assert file.divides == (not type_.startswith("compressed"))
