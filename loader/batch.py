@@ -1,4 +1,4 @@
-"""One batch of windows, as the input makes it and the model takes it.
+"""One batch of windows, as the loader makes it and the model takes it, and which of its tokens are targets.
 
 Legend: B rows (windows), L tokens of a window, G groups of consecutive rows that share patch slots, P slots of a group.
 """
@@ -7,40 +7,42 @@ from typing import NamedTuple
 
 import numpy as np
 
+from gatokit.schemas.tokens import PREDICTED, TokenKind
+
 PADDING = 0
 """Kind of a position without a token."""
 NO_TOKEN = -1
-"""Of ``patch_token``: an unused slot."""
+"""``patch_token`` of an unused slot."""
 
 
 class Batch(NamedTuple):
     """Windows with their targets; a tuple of arrays, so that it crosses to devices as one tree.
 
-    A position's target is the token behind it: the target of the last one is the token behind the window, where
+    The target of a position is the token behind it. The target of the last position is the token behind the window, if
     there is one.
     """
 
     tokens: np.ndarray
-    """uint16 (B, L): ids of the table; 0 for patches, padding and hidden actions."""
+    """uint16 (B, L): ids of the embedding table; 0 for patches, padding and hidden actions."""
     kinds: np.ndarray
     """uint8 (B, L): ``TokenKind``; 0 for padding, which stands at the end of a row."""
     positions: np.ndarray
     """uint16 (B, L): index within the step's observation; 65535 for none."""
     hidden: np.ndarray
-    """bool (B, L): the learned vector of a hidden action stands here, the last action token of a step."""
+    """bool (B, L): the learned vector of a hidden action stands here, for the last action token of a step."""
     private: np.ndarray
-    """uint16 (B, L): n > 0 for a token that only tokens of the same n see, 0 for one that all later ones see."""
+    """uint16 (B, L): n > 0 if only tokens of the same n see this token, 0 if all later ones see it."""
     targets: np.ndarray
-    """uint16 (B, L): id of the token behind the position; 0 where it is no target."""
+    """uint16 (B, L): id of the token behind the position; 0 if that is no target."""
     target_kinds: np.ndarray
-    """uint8 (B, L): kind of that token; 0 where it is no target."""
+    """uint8 (B, L): kind of that token; 0 if it is no target."""
     first_action: np.ndarray
-    """bool (B, L): the target belongs to the first action of its row, before which no other was seen."""
+    """bool (B, L): the target belongs to the first action of its row."""
     dataset: np.ndarray
     """int32 (B,): ordinal of the row's dataset in the mixture."""
     redrawn: np.ndarray
-    """int32 (B,): ordinal of the dataset whose window was given up, because the group's patch slots were full, before
-    this one was drawn; -1 where none was."""
+    """int32 (B,): ordinal of the dataset whose window was given up before this one was drawn, because the group's patch
+    slots were full; -1 if none was."""
     patches: np.ndarray
     """uint8 (G, P, 16, 16, 3): pixels of patches; zeros in unused slots."""
     patch_token: np.ndarray
@@ -49,3 +51,65 @@ class Batch(NamedTuple):
     """uint8 (G, P): row of the table of patch rows (Gato, appendix C.3)."""
     patch_column: np.ndarray
     """uint8 (G, P): row of the table of patch columns."""
+
+
+class Targets(NamedTuple):
+    """The fields of a batch that say what is predicted and what is hidden."""
+
+    targets: np.ndarray
+    target_kinds: np.ndarray
+    first_action: np.ndarray
+    hidden: np.ndarray
+    private: np.ndarray
+
+
+def _table(*kinds: TokenKind) -> np.ndarray:
+    """bool (256,): whether a kind is one of ``kinds``."""
+    table = np.zeros(256, bool)
+    table[list(kinds)] = True
+    return table
+
+
+_IS_PREDICTED = _table(*PREDICTED)
+IS_ACTION = _table(TokenKind.DISCRETE_ACTION, TokenKind.CONTINUOUS_ACTION)
+"""bool (256,): whether tokens of a kind are actions."""
+
+
+def find_targets(
+    ids: np.ndarray, kinds: np.ndarray, prompt_tokens: np.ndarray, cut_action: np.ndarray, hide: np.ndarray
+) -> Targets:
+    """The targets of windows, and what is hidden in them.
+
+    Gato, section 2.3: text and logged actions are predicted, by kind and never by id. ``ids`` uint16 and ``kinds``
+    uint8 (B, L + 1) hold one token more than the windows. Of each row, ``prompt_tokens`` (B,) counts the tokens of its
+    prompt, ``cut_action`` (B,) says whether the prompt ends inside an action, ``hide`` (B,) whether past actions are
+    hidden.
+    """
+    context = ids.shape[1] - 1
+    is_target = _IS_PREDICTED[kinds[:, 1:]]
+    prompted = np.flatnonzero(prompt_tokens)
+    # The token behind a prompt belongs to another episode.
+    is_target[prompted, prompt_tokens[prompted] - 1] = False
+    is_action = IS_ACTION[kinds]
+    begins = is_action.copy()
+    begins[:, 1:] &= ~is_action[:, :-1]
+    begins[prompted, prompt_tokens[prompted]] |= is_action[prompted, prompt_tokens[prompted]]
+    # Of an action token the ordinal of its action in the row, from 1; 0 for other tokens.
+    ordinal = np.cumsum(begins, axis=1, dtype=np.uint16)
+    ordinal *= is_action
+    hidden, private = np.zeros((len(ids), context), bool), np.zeros((len(ids), context), np.uint16)
+    hiding = np.flatnonzero(hide)
+    if len(hiding):
+        actions = is_action[hiding]
+        last = actions[:, :-1] & (~actions[:, 1:] | begins[hiding, 1:])
+        cut = np.flatnonzero(cut_action[hiding])
+        last[cut, prompt_tokens[hiding[cut]] - 1] = False
+        hidden[hiding] = last
+        private[hiding] = ordinal[hiding, :-1] * ~last
+    return Targets(
+        targets=ids[:, 1:] * is_target,
+        target_kinds=kinds[:, 1:] * is_target,
+        first_action=is_target & (ordinal[:, 1:] == 1),
+        hidden=hidden,
+        private=private,
+    )

@@ -1,4 +1,4 @@
-"""The index of a dataset's episodes in memory: where each one's tokens are, and which belong to a task and agent.
+"""The index of a dataset's episodes in memory: where the tokens of each are stored, and its task and agent.
 
 Legend: E episodes, N records of them, R runs.
 """
@@ -20,11 +20,15 @@ _COLUMNS = ["task", "agent", "split", "steps", "part", "first_record", "record_t
 _VERSION = b"gatokit.index"
 
 
+RECORD_RANGE = np.dtype([("shard", np.int64), ("first", np.int64), ("stop", np.int64), ("skip", np.int64)])
+"""Records [first, stop) of a shard, without the first ``skip`` tokens of the first record."""
+
+
 @dataclass(frozen=True)
 class EpisodeIndex:
-    """Episodes sorted by task, agent, shard and first record, so that each of these is a range of them.
+    """Episodes sorted by task, agent, shard and first record, so that each of these is a range of episodes.
 
-    A run is what one agent has of one task in one shard. No ids are held: a record names its owner.
+    A run is what one agent has of one task in one shard. Ids are not kept: a record names its episode.
     """
 
     tasks: tuple[str, ...]
@@ -74,27 +78,22 @@ class EpisodeIndex:
         """The task of a group."""
         return self.tasks[int(np.searchsorted(self.task_begin, self.group_begin[group], "right")) - 1]
 
-    def locate(self, episodes: np.ndarray, begin: np.ndarray, end: np.ndarray) -> "Ranges":
-        """The records that hold the tokens [begin, end) of each of ``episodes``; ``end`` is above ``begin``."""
+    def record_ranges(self, episodes: np.ndarray, begin: np.ndarray, end: np.ndarray) -> np.ndarray:
+        """The records that hold the tokens [begin, end) of each of ``episodes``, as RECORD_RANGE.
+
+        ``end`` is above ``begin``.
+        """
         first = self.record_begin[episodes]
-        before = self.token_end[first]
-        records = np.searchsorted(self.token_end, np.stack([before + begin, before + end - 1]), "right") - 1
-        at = self.first_record[episodes].astype(np.int64) - first
-        return Ranges(
-            shard=self.run_shard[self.run_of(episodes)].astype(np.int64),
-            first=at + records[0],
-            stop=at + records[1] + 1,
-            skip=before + begin - self.token_end[records[0]],
-        )
-
-
-class Ranges(NamedTuple):
-    """Records [first, stop) of ``shard``, and the tokens of the first of them to ``skip``: int64 arrays."""
-
-    shard: np.ndarray
-    first: np.ndarray
-    stop: np.ndarray
-    skip: np.ndarray
+        tokens_before = self.token_end[first]
+        records = np.searchsorted(self.token_end, np.stack([tokens_before + begin, tokens_before + end - 1]), "right")
+        records -= 1
+        in_shard = self.first_record[episodes].astype(np.int64) - first
+        ranges = np.empty(len(episodes), RECORD_RANGE)
+        ranges["shard"] = self.run_shard[self.run_of(episodes)]
+        ranges["first"] = in_shard + records[0]
+        ranges["stop"] = in_shard + records[1] + 1
+        ranges["skip"] = tokens_before + begin - self.token_end[records[0]]
+        return ranges
 
 
 class _Run(NamedTuple):
@@ -110,7 +109,7 @@ class _Run(NamedTuple):
 def load_index(paths: Sequence[str], first_shards: Sequence[int], split: str) -> EpisodeIndex:
     """The kept episodes of one split (``train`` or ``held_out``) of a dataset.
 
-    ``paths`` are its index files, and ``first_shards`` the ordinals of the first shard of each. DataError where one
+    ``paths`` are its index files, and ``first_shards`` the ordinals of the first shard of each. Raises DataError if one
     cannot be read.
     """
     runs = [run for path, shard in zip(paths, first_shards, strict=True) for run in _runs(path, shard, split)]
@@ -124,12 +123,12 @@ def load_index(paths: Sequence[str], first_shards: Sequence[int], split: str) ->
         group_begin=_begins([sum(len(run.steps) for run in of) for _, of in groups]),
         run_shard=np.array([run.shard for run in runs], np.int32),
         run_begin=_begins([len(run.steps) for run in runs]),
-        first_record=_joined([run.first_record for run in runs], np.uint32),
-        steps=_joined([run.steps for run in runs], np.uint32),
+        first_record=_concatenated([run.first_record for run in runs], np.uint32),
+        steps=_concatenated([run.steps for run in runs], np.uint32),
         record_begin=_sums([run.records for run in runs]),
         token_end=_sums([run.record_tokens for run in runs]),
     )
-    # Arrow would keep the memory of what it has read for the next time.
+    # Arrow would keep the memory of the tables for its next read.
     del runs, tasks, groups
     pa.default_memory_pool().release_unused()
     return index
@@ -178,26 +177,26 @@ def _runs(path: str, shard: int, split: str) -> Iterator[_Run]:
 
 
 def _codes(column: pa.ChunkedArray) -> tuple[list[str], np.ndarray]:
-    """The distinct strings of a column in order, and the place of each row's among them."""
+    """The distinct strings of a column, sorted, and the ordinal of each row's string among them."""
     encoded = column.combine_chunks()
     if isinstance(encoded, pa.ChunkedArray):
         encoded = encoded.unify_dictionaries().chunk(0)
     names = [name or "" for name in encoded.dictionary.to_pylist()]
     indices = encoded.indices.fill_null(len(names)).to_numpy()
     known = sorted({*names, ""})
-    places = {name: place for place, name in enumerate(known)}
-    return known, np.array([places[name] for name in [*names, ""]], np.int64)[indices]
+    ordinals = {name: ordinal for ordinal, name in enumerate(known)}
+    return known, np.array([ordinals[name] for name in [*names, ""]], np.int64)[indices]
 
 
 def _begins(counts: Sequence[int] | np.ndarray) -> np.ndarray:
-    """The running sum of ``counts`` from 0, int64, one longer than they are."""
+    """The sums of the first 0, 1, 2, ... ``counts``, int64."""
     begins = np.zeros(len(counts) + 1, np.int64)
     np.cumsum(counts, out=begins[1:])
     return begins
 
 
 def _sums(arrays: list[np.ndarray]) -> np.ndarray:
-    """``_begins`` of the arrays one behind the other, which are never joined."""
+    """``_begins`` of the concatenated arrays, without a copy of them."""
     begins = np.zeros(sum(map(len, arrays)) + 1, np.int64)
     end = 0
     for array in arrays:
@@ -207,5 +206,5 @@ def _sums(arrays: list[np.ndarray]) -> np.ndarray:
     return begins
 
 
-def _joined(arrays: list[np.ndarray], dtype: type) -> np.ndarray:
+def _concatenated(arrays: list[np.ndarray], dtype: type) -> np.ndarray:
     return np.concatenate([np.empty(0, dtype), *arrays]).astype(dtype, copy=False)

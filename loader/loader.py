@@ -1,10 +1,9 @@
-"""Batches of windows made ahead of the trainer, carried by Grain.
+"""Batches of windows made ahead of the trainer, by threads or processes of Grain.
 
-The state of the input is the number of steps done: what Grain remembers is never saved.
+The state of the input is the number of steps done: Grain's own state is never saved.
 """
 
 from collections.abc import Iterator
-from types import TracebackType
 from typing import Any
 
 import grain
@@ -12,7 +11,6 @@ import numpy as np
 
 from gatokit.loader.batch import Batch
 from gatokit.loader.windows import Windows
-from gatokit.schemas.run import InputConfig
 
 _READY = 4
 """Batches that are kept ready."""
@@ -37,49 +35,42 @@ class _Batches:
 
 
 class Loader:
-    """The batches of steps ``first`` to ``last`` - 1 in order, ``_READY`` of them made ahead.
+    """``rows`` of the batches of steps ``first`` to ``last`` - 1, in order.
 
-    Use as a context manager; leaving it ends its threads or processes. Errors of ``Windows.batch`` come where the
-    batch is asked for.
+    Use it as a context manager; leaving it ends its threads or processes. Errors of ``Windows.batch`` are raised when
+    the batch is asked for.
     """
 
-    def __init__(self, windows: Windows, first: int, last: int, rows: range, input: InputConfig) -> None:
-        self._windows, self._rows, self._input = windows, rows, input
+    def __init__(self, windows: Windows, first: int, last: int, rows: range, workers: int = 0) -> None:
+        """``workers`` processes assemble the batches; with 0, threads of this process do."""
+        self._workers = workers
         steps = grain.MapDataset.source(_Batches(windows, rows, last))[first:]
-        if input.workers:
+        if workers:
             from absl import flags
 
             # Grain's processes are started by absl, which wants the command line parsed.
             flags.FLAGS.mark_as_parsed()
-            found = steps.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))
-            ahead = max(1, -(-_READY // input.workers))
-            found = found.mp_prefetch(
-                grain.MultiprocessingOptions(num_workers=input.workers, per_worker_buffer_size=ahead)
+            batches = steps.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))
+            batches = batches.mp_prefetch(
+                grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=max(1, -(-_READY // workers)))
             )
         else:
-            found = steps.to_iter_dataset(grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_READY))
-        self._iterator: Any = iter(found)
+            batches = steps.to_iter_dataset(grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_READY))
+        self._iterator: Any = iter(batches)
 
     def __iter__(self) -> Iterator[Batch]:
         return self
 
     def __next__(self) -> Batch:
-        found: Batch = next(self._iterator)
-        # Arrays of another process lie in shared memory, which is given back as soon as nobody holds them.
-        return Batch(*map(np.array, found)) if self._input.workers else found
+        batch: Batch = next(self._iterator)
+        # Arrays of another process lie in shared memory, which is given back as soon as nothing refers to them.
+        return Batch(*map(np.array, batch)) if self._workers else batch
 
     def __enter__(self) -> "Loader":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         close = getattr(self._iterator, "close", None)
         if close is not None:
             close()
         self._iterator = iter(())
-
-
-def batches(windows: Windows, first: int, last: int, rows: range, input: InputConfig) -> Loader:
-    """The batches of steps ``first`` to ``last`` - 1, of which this process trains on ``rows``; see ``Loader``."""
-    return Loader(windows, first, last, rows, input)

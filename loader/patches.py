@@ -1,4 +1,4 @@
-"""Cuts the patches that windows show out of the pictures of their records.
+"""Cuts the patches that windows show out of the images of their records.
 
 Legend: B rows, L tokens of a window, G groups of rows, P patch slots of a group.
 """
@@ -9,10 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gatokit.loader import rng as draws
 from gatokit.loader.batch import NO_TOKEN
-from gatokit.loader.canvas import Canvas
-from gatokit.loader.records import Readers
+from gatokit.loader.records import OpenShards, Span
+from gatokit.loader.sampler import PATCH_LANES, Rng, below
 from gatokit.schemas.errors import RejectedError
 from gatokit.schemas.tokens import PATCH
 from gatokit.tokenizers.image_codec import decode
@@ -29,7 +28,7 @@ class Patches(NamedTuple):
 
 
 class _Shown(NamedTuple):
-    """Patches of one picture that a window shows: its n from ``number`` on stand at ``column`` and behind it."""
+    """Patches of one image that a window shows: those from ``number`` on, which stand from ``column`` on."""
 
     column: int
     number: int
@@ -38,21 +37,21 @@ class _Shown(NamedTuple):
 
 
 def cut_patches(
-    canvas: Canvas,
-    readers: Readers,
+    spans: list[list[Span]],
+    shards: OpenShards,
+    rng: Rng,
     samples: np.ndarray,
     attempts: np.ndarray,
-    key: np.uint64,
     *,
     group_rows: int,
     slots: int,
     context: int,
     training: bool,
 ) -> Patches:
-    """The patches of a canvas whose groups of ``group_rows`` rows need at most ``slots`` each.
+    """The patches of B rows, made of ``spans``, whose groups of ``group_rows`` rows need at most ``slots`` each.
 
-    A patch's place in its picture is drawn anew from the intervals of its row and column in training, and their mean
-    in evaluation (Gato, appendix C.3). ``samples`` and ``attempts`` (B,) say what for.
+    In training a patch takes a random row and column of the position tables from the intervals of its place in the
+    image, in evaluation their mean (Gato, appendix C.3); ``samples`` and ``attempts`` (B,) determine them.
     """
     groups = len(samples) // group_rows
     pixels = np.zeros((groups, slots, PATCH, PATCH, 3), np.uint8)
@@ -60,14 +59,14 @@ def cut_patches(
     low = np.zeros((2, groups, slots), np.int64)
     size = np.ones((2, groups, slots), np.int64)
     used = [0] * groups
-    for row in np.flatnonzero(canvas.images).tolist():
+    for row, row_spans in enumerate(spans):
         group = row // group_rows
-        for column, number, grid, shown in _shown(canvas, readers, row, context):
+        for column, number, grid, shown in _shown(row_spans, shards, context):
             begin = used[group]
             used[group] = end = begin + len(shown)
             pixels[group, begin:end] = shown
             token[group, begin:end] = row % group_rows * context + column + np.arange(len(shown))
-            low[:, group, begin:end], size[:, group, begin:end] = _places(grid, training)[
+            low[:, group, begin:end], size[:, group, begin:end] = _intervals(grid, training)[
                 :, :, number : number + len(shown)
             ]
     if training and any(used):
@@ -75,31 +74,31 @@ def cut_patches(
         rows, columns = np.divmod(token[taken].astype(np.int64), context)
         rows += taken[0] * group_rows
         for axis in (0, 1):
-            u = draws.uniform(key, samples[rows], attempts[rows], draws.PATCHES + 2 * columns + axis)
-            low[axis][taken] += draws.below(u, size[axis][taken])
+            u = rng.uniform(samples[rows], attempts[rows], PATCH_LANES + 2 * columns + axis)
+            low[axis][taken] += below(u, size[axis][taken])
     return Patches(pixels, token, low[0].astype(np.uint8), low[1].astype(np.uint8))
 
 
-def _shown(canvas: Canvas, readers: Readers, row: int, context: int) -> Iterator[_Shown]:
-    """The pictures of a row, decoded, in order of their columns."""
-    for part in canvas.parts[row]:
-        stop = part.skip + min(part.take, context - part.column)
+def _shown(spans: list[Span], shards: OpenShards, context: int) -> Iterator[_Shown]:
+    """The images of a row, decoded, in order of their columns."""
+    for span in spans:
+        stop = span.skip + min(span.take, context - span.column)
         try:
-            for picture in part.chunk.pictures(part.skip, stop):
-                begin = max(part.skip - picture.token, 0)
-                cut = patches(decode(picture.data))[begin : stop - picture.token]
-                grid = picture.height // PATCH, picture.width // PATCH
-                if begin + len(cut) != min(grid[0] * grid[1], stop - picture.token):
-                    raise ValueError(f"a picture has no {picture.height} x {picture.width} pixels")
-                yield _Shown(part.column + max(picture.token - part.skip, 0), begin, grid, cut)
+            for image in span.view.images(span.skip, stop):
+                begin = max(span.skip - image.token, 0)
+                cut = patches(decode(image.data))[begin : stop - image.token]
+                grid = image.height // PATCH, image.width // PATCH
+                if begin + len(cut) != min(grid[0] * grid[1], stop - image.token):
+                    raise ValueError(f"an image does not have {image.height} x {image.width} pixels")
+                yield _Shown(span.column + max(image.token - span.skip, 0), begin, grid, cut)
         except (RejectedError, ValueError) as error:
-            raise readers.damage(part.shard, part.record, part.record + 1, str(error)) from None
+            raise shards.damaged_record(span.shard, span.record, error) from None
 
 
 @functools.lru_cache(maxsize=1024)
-def _places(grid: tuple[int, int], training: bool) -> np.ndarray:
-    """Of the patches of a picture in raster order, the first table row that each may take and the number of them:
-    int64 (2, axes, patches)."""
+def _intervals(grid: tuple[int, int], training: bool) -> np.ndarray:
+    """For the patches of an image in raster order, the first row of the position table that each may take and the
+    number of such rows: int64 (2, axes, patches)."""
     found = []
     for count in grid:
         if training:

@@ -1,18 +1,17 @@
-"""What a row of a batch was made of, for people to read: which records of whom, and how many tokens count."""
+"""What a row of a batch was made of, for people to read: which records of which owner, and how many tokens count."""
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import Any
 
-from gatokit.loader.canvas import Part
-from gatokit.loader.records import Shard
+from gatokit.loader.records import Shard, Span
 
 
 @dataclass(frozen=True)
 class Segment:
-    """Tokens of one episode or document: those of [``begin``, ``end``), counted from the beginning of the first of
-    the records ``first_record`` to ``last_record`` of the file ``shard``."""
+    """Tokens [``begin``, ``end``) of one episode or document, counted from the beginning of the first of the records
+    ``first_record`` to ``last_record`` of the file ``shard``."""
 
     owner: str
     shard: str
@@ -23,8 +22,8 @@ class Segment:
 
 
 @dataclass(frozen=True)
-class Sample:
-    """One window: ``task`` and ``agent`` are None of documents, ``prompt`` where there is none.
+class Provenance:
+    """One window: ``task`` and ``agent`` are None for documents, ``prompt`` is None without one.
 
     ``redraws`` counts the windows that were given up for this one because the group's patch slots were full.
     """
@@ -52,25 +51,21 @@ class Sample:
         return asdict(self) | {"owner": self.owner}
 
 
-def segments_of(parts: Iterable[Part], shards: list[Shard], context: int) -> tuple[Segment, ...]:
-    """The segments that consecutive parts of a row make, without the token behind its window."""
+def segments_of(spans: Iterable[Span], shards: list[Shard], context: int) -> tuple[Segment, ...]:
+    """The segments of consecutive spans of a row, without the token behind its window."""
     found = []
-    shown = [part._replace(take=min(part.take, context - part.column)) for part in parts if part.column < context]
-    for _, group in groupby(enumerate(shown), lambda item: _document(*item)):
-        of = [part for _, part in group]
+    shown = [span._replace(take=min(span.take, context - span.column)) for span in spans if span.column < context]
+    # Records of one owner have the same first record.
+    for _, group in groupby(shown, lambda span: (span.shard, span.record - span.view.chunk)):
+        of_owner = list(group)
         found.append(
             Segment(
-                owner=of[0].chunk.owner,
-                shard=shards[of[0].shard].path,
-                first_record=of[0].record,
-                last_record=of[-1].record,
-                begin=of[0].skip,
-                end=of[0].skip + sum(part.take for part in of),
+                owner=of_owner[0].view.owner,
+                shard=shards[of_owner[0].shard].path,
+                first_record=of_owner[0].record,
+                last_record=of_owner[-1].record,
+                begin=of_owner[0].skip,
+                end=of_owner[0].skip + sum(span.take for span in of_owner),
             )
         )
     return tuple(found)
-
-
-def _document(number: int, part: Part) -> tuple[int, int]:
-    """The same for consecutive records of one owner."""
-    return part.shard, part.record - part.chunk.chunk

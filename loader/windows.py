@@ -1,56 +1,88 @@
-"""The windows of a run: sample i is a function of (seed, i) alone, whatever the step, process or order.
+"""The windows of a run: sample i is a function of (seed, i) alone, in whatever step, process or order it is made.
 
 Legend: B rows, L tokens of a window, G groups of rows, P patch slots of a group.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
+from itertools import count
 from typing import Any
 
 import numpy as np
 
-from gatokit.loader import rng as draws
-from gatokit.loader.batch import Batch
-from gatokit.loader.canvas import Canvas, Part
-from gatokit.loader.choices import Choices, Chooser, Source
+from gatokit.loader.batch import IS_ACTION, PADDING, Batch, Targets, find_targets
 from gatokit.loader.mixture import Mixture
 from gatokit.loader.patches import cut_patches
-from gatokit.loader.provenance import Sample, Segment, segments_of
-from gatokit.loader.records import Readers
-from gatokit.loader.targets import Targets, find_targets
+from gatokit.loader.provenance import Provenance, segments_of
+from gatokit.loader.records import OpenShards, RecordView, Span
+from gatokit.loader.sampler import PAIR_LANES, Draws, Lane, SampledDataset, Sampler, below
 from gatokit.schemas.errors import ConfigError
 from gatokit.schemas.index import TRAIN
 from gatokit.schemas.run import RunConfig
-from gatokit.schemas.tokens import TokenKind
+from gatokit.schemas.tokens import NO_POSITION, TokenKind
 
 _ATTEMPTS = 64
-"""Draws of a row, after which its group's patch slots are too few."""
+"""Draws of a row; if its group's patch slots are still full then, they are too few."""
 _TRIED = 512
-"""Samples whose patches decide how many slots a group gets."""
+"""Samples whose patches decide how many slots a group gets by default."""
 _SLOTS = 8
-"""Slots come in multiples of this."""
+"""The default number of slots is a multiple of this."""
 
 
 @dataclass
-class _Drawn:
-    """Rows that are filled and fit their patch slots."""
+class _Rows:
+    """B rows while they are drawn and filled. They have L + 1 tokens: the last one is the last position's target."""
 
     samples: np.ndarray
+    """int64 (B,)."""
     attempts: np.ndarray
-    choices: Choices
-    canvas: Canvas
+    """int64 (B,): how often the row was drawn again."""
+    draws: Draws
+    ids: np.ndarray
+    """uint16 (B, L + 1)."""
+    kinds: np.ndarray
+    """uint8 (B, L + 1)."""
+    positions: np.ndarray
+    """uint16 (B, L + 1)."""
+    prompt_tokens: np.ndarray
+    """int64 (B,)."""
+    cut_action: np.ndarray
+    """bool (B,): the prompt ends inside an action."""
     redrawn: np.ndarray
+    """int64 (B,): see ``Batch``."""
+    spans: list[list[Span]]
+    """What each row is made of."""
+
+    def clear(self, row: int, column: int = 0) -> None:
+        """Removes the tokens of a row from ``column`` on."""
+        self.ids[row, column:], self.kinds[row, column:], self.positions[row, column:] = 0, PADDING, NO_POSITION
+        self.spans[row] = [
+            span._replace(take=min(span.take, column - span.column)) for span in self.spans[row] if span.column < column
+        ]
+
+    def put(self, row: int, span: Span) -> None:
+        """Copies the tokens of a record into a row."""
+        begin, end, skip, stop = span.column, span.column + span.take, span.skip, span.skip + span.take
+        self.ids[row, begin:end] = span.view.tokens[skip:stop]
+        self.kinds[row, begin:end] = span.view.kinds[skip:stop]
+        self.positions[row, begin:end] = span.view.positions[skip:stop]
+        self.spans[row].append(span)
+
+    def patch_counts(self) -> np.ndarray:
+        """Patches in each row's window, int64 (B,)."""
+        return np.count_nonzero(self.kinds[:, :-1] == TokenKind.IMAGE, axis=1)
+
+    def targets(self) -> Targets:
+        """What the windows predict and hide."""
+        return find_targets(self.ids, self.kinds, self.prompt_tokens, self.cut_action, self.draws.hide)
 
 
 class Windows:
-    """Makes the batches of a run from a mixture; threads may share one, and it travels to other processes.
-
-    ``dataset`` draws from that one alone, for evaluation.
-    """
+    """Makes the batches of a run from a mixture. Threads may share it, and it can be pickled."""
 
     patch_slots: int
-    """Of a group: the config's, or for one dataset alone, or without one in the config, as many as the first windows
-    need with an eighth to spare, and as one window can."""
+    """Slots of a group: those of the config. If it gives none, or with ``dataset``, as many as the first windows need
+    and an eighth more, and at least the tokens of one window."""
 
     def __init__(
         self,
@@ -62,238 +94,270 @@ class Windows:
         training: bool = True,
         patch_slots: int | None = None,
     ) -> None:
-        """``split`` is ``train`` or ``held_out``; ``training`` draws the positions of patches; ``patch_slots`` stands
-        before the config's.
+        """``split`` is ``train`` or ``held_out``. ``dataset`` draws from that one alone, for evaluation. ``training``
+        draws the positions of patches. ``patch_slots`` replaces those of the config.
 
-        ConfigError where the context is too short or there is nothing to draw from.
+        Raises ConfigError if the context is too short or there is nothing to draw from.
         """
-        self._arguments = mixture, config, split, dataset, training
-        self._config, self._mixture, self._training = config, mixture, training
-        self._context, self._group_rows = config.context, config.patch_group_rows
-        self._key = draws.key(config.seed, split != TRAIN)
-        self._chooser = Chooser(
-            mixture.datasets, _weights(mixture, split, dataset), split, self._key, config.context, config.input
+        options = {"split": split, "dataset": dataset, "training": training}
+        self._arguments = mixture, config, options
+        self._batch, self._context, self._group_rows = config.batch, config.context, config.patch_group_rows
+        self._aligned, self._training = config.input.align == "step", training
+        self._sampler = Sampler(mixture, config, split, dataset)
+        self._shards = OpenShards(
+            [shard for item in mixture.datasets for shard in item.shards], config.input.open_shards
         )
-        _check_context(self._chooser, config)
-        self._shards = [shard for item in mixture.datasets for shard in item.shards]
-        self._readers = Readers(self._shards, config.input.open_shards)
         if patch_slots is None and dataset is None:
             patch_slots = config.input.patch_slots
         self.patch_slots = self._group_rows * self._context if patch_slots is None else patch_slots
         if patch_slots is None:
             self.patch_slots = self._needed_slots()
 
-    def batch(self, step: int, rows: range) -> Batch:
-        """Rows of the global batch of a step; sample i is ``step * config.batch + row``.
+    def __reduce__(self) -> tuple[Any, ...]:
+        mixture, config, options = self._arguments
+        return partial(Windows, patch_slots=self.patch_slots, **options), (mixture, config)
 
-        ValueError for rows that are not whole patch groups; DataError where a record is damaged; ConfigError where
-        the patch slots are too few.
+    def batch(self, step: int, rows: range) -> Batch:
+        """``rows`` of the batch of a step, from 0; sample i is ``step * config.batch + row``.
+
+        Raises ValueError if the rows are not whole patch groups, DataError if a record is damaged, ConfigError if the
+        patch slots are too few.
         """
-        drawn = self._drawn(self._samples(step, rows))
-        canvas, found = drawn.canvas, self._targets(drawn)
-        kinds = np.ascontiguousarray(canvas.kinds[:, :-1])
-        tokens = canvas.ids[:, :-1] * ((kinds != TokenKind.IMAGE) & ~found.hidden)
+        filled = self._filled(self._samples(step, rows))
+        targets = filled.targets()
+        kinds = np.ascontiguousarray(filled.kinds[:, :-1])
         patches = cut_patches(
-            canvas,
-            self._readers,
-            drawn.samples,
-            drawn.attempts,
-            self._key,
+            filled.spans,
+            self._shards,
+            self._sampler.rng,
+            filled.samples,
+            filled.attempts,
             group_rows=self._group_rows,
             slots=self.patch_slots,
             context=self._context,
             training=self._training,
         )
         return Batch(
-            tokens=tokens,
+            tokens=filled.ids[:, :-1] * ((kinds != TokenKind.IMAGE) & ~targets.hidden),
             kinds=kinds,
-            positions=np.ascontiguousarray(canvas.positions[:, :-1]),
-            **found._asdict(),
-            dataset=drawn.choices.dataset.astype(np.int32),
-            redrawn=drawn.redrawn.astype(np.int32),
+            positions=np.ascontiguousarray(filled.positions[:, :-1]),
+            **targets._asdict(),
+            dataset=filled.draws.dataset.astype(np.int32),
+            redrawn=filled.redrawn.astype(np.int32),
             **patches._asdict(),
         )
 
-    def trace(self, step: int, rows: range) -> list[Sample]:
-        """What the rows of a step's batch are made of; arguments and errors as ``batch``."""
-        drawn = self._drawn(self._samples(step, rows))
-        targets, images = self._targets(drawn).target_kinds, drawn.canvas.images
+    def trace(self, step: int, rows: range) -> list[Provenance]:
+        """What the rows of a step's batch are made of; arguments and errors as for ``batch``."""
+        filled = self._filled(self._samples(step, rows))
+        tokens = np.count_nonzero(filled.kinds[:, :-1], axis=1).tolist()
+        targets = np.count_nonzero(filled.targets().target_kinds, axis=1).tolist()
+        patches = filled.patch_counts().tolist()
         found = []
         for at, row in enumerate(rows):
-            parts, prompt = drawn.canvas.parts[at], int(drawn.canvas.prompt[at])
-            source = self._chooser.sources[drawn.choices.dataset[at]]
-            assert source is not None
-            index, group = source.index, int(drawn.choices.group[at])
+            sampled = self._sampler.datasets[int(filled.draws.dataset[at])]
+            index, group = sampled.index, int(filled.draws.group[at])
+            spans, prompt = filled.spans[at], int(filled.prompt_tokens[at])
+            in_prompt, behind = (
+                segments_of([span for span in spans if (span.column < prompt) == flag], self._shards.shards, self._context)
+                for flag in (True, False)
+            )
             found.append(
-                Sample(
+                Provenance(
                     row=row,
-                    sample=int(drawn.samples[at]),
-                    dataset=source.dataset.name,
+                    sample=int(filled.samples[at]),
+                    dataset=sampled.dataset.name,
                     task=None if index is None else index.task_of(group),
                     agent=None if index is None else index.agents[group],
-                    prompt=next(iter(self._segments(part for part in parts if part.column < prompt)), None),
-                    segments=self._segments(part for part in parts if part.column >= prompt),
-                    tokens=int(np.count_nonzero(drawn.canvas.kinds[at, :-1])),
-                    targets=int(np.count_nonzero(targets[at])),
-                    patches=int(images[at]),
-                    hides_actions=bool(drawn.choices.hide[at]),
-                    redraws=int(drawn.attempts[at]),
+                    prompt=next(iter(in_prompt), None),
+                    segments=behind,
+                    tokens=tokens[at],
+                    targets=targets[at],
+                    patches=patches[at],
+                    hides_actions=bool(filled.draws.hide[at]),
+                    redraws=int(filled.attempts[at]),
                 )
             )
         return found
 
-    def _segments(self, parts: Iterable[Part]) -> tuple[Segment, ...]:
-        return segments_of(parts, self._shards, self._context)
-
-    def _targets(self, drawn: _Drawn) -> Targets:
-        canvas = drawn.canvas
-        return find_targets(
-            canvas.ids,
-            canvas.kinds,
-            canvas.prompt,
-            canvas.cut_action,
-            drawn.choices.hide,
-        )
-
     def _samples(self, step: int, rows: range) -> np.ndarray:
         if rows.step != 1 or rows.start % self._group_rows or rows.stop % self._group_rows:
             raise ValueError(f"{rows} are no whole groups of {self._group_rows} rows")
-        return np.arange(rows.start, rows.stop) + step * self._config.batch
+        return np.arange(rows.start, rows.stop) + step * self._batch
 
-    def _drawn(self, samples: np.ndarray) -> _Drawn:
-        """The samples' rows; where the patches of a group are more than its slots, its last row with any is drawn
-        again, until they fit."""
+    # --- drawing ---------------------------------------------------------------------------------------------------
+
+    def _filled(self, samples: np.ndarray) -> _Rows:
+        """Draws and fills the rows of these samples, int64 (B,).
+
+        As long as the patches of a group are more than its slots, its last row with any is drawn again.
+        """
         attempts = np.zeros(len(samples), np.int64)
-        choices = self._chooser.choose(samples, attempts)
-        canvas = Canvas(len(samples), self._context, self._readers)
-        drawn = _Drawn(samples, attempts, choices, canvas, np.full(len(samples), -1))
-        self._fill(drawn, np.arange(len(samples)))
+        shape = len(samples), self._context + 1
+        rows = _Rows(
+            samples=samples,
+            attempts=attempts,
+            draws=self._sampler.draw(samples, attempts),
+            ids=np.zeros(shape, np.uint16),
+            kinds=np.full(shape, PADDING, np.uint8),
+            positions=np.full(shape, NO_POSITION, np.uint16),
+            prompt_tokens=np.zeros(len(samples), np.int64),
+            cut_action=np.zeros(len(samples), bool),
+            redrawn=np.full(len(samples), -1),
+            spans=[[] for _ in samples],
+        )
+        self._fill(rows, np.arange(len(samples)))
         while True:
-            images = canvas.images.reshape(-1, self._group_rows)
-            full = np.flatnonzero(images.sum(axis=1) > self.patch_slots)
+            counts = rows.patch_counts().reshape(-1, self._group_rows)
+            full = np.flatnonzero(counts.sum(axis=1) > self.patch_slots)
             if not len(full):
-                return drawn
-            last = self._group_rows - 1 - np.argmax(images[full, ::-1] > 0, axis=1)
-            rows = full * self._group_rows + last
-            self._draw_again(drawn, rows)
+                return rows
+            last = self._group_rows - 1 - np.argmax(counts[full, ::-1] > 0, axis=1)
+            self._draw_again(rows, full * self._group_rows + last)
 
-    def _draw_again(self, drawn: _Drawn, rows: np.ndarray) -> None:
-        drawn.redrawn[rows] = np.where(drawn.attempts[rows], drawn.redrawn[rows], drawn.choices.dataset[rows])
-        drawn.attempts[rows] += 1
-        if drawn.attempts[rows].max() >= _ATTEMPTS:
+    def _draw_again(self, rows: _Rows, again: np.ndarray) -> None:
+        """Replaces the rows ``again``."""
+        first_time = rows.attempts[again] == 0
+        rows.redrawn[again] = np.where(first_time, rows.draws.dataset[again], rows.redrawn[again])
+        rows.attempts[again] += 1
+        if rows.attempts[again].max() >= _ATTEMPTS:
             raise ConfigError(
-                f"input.patch_slots: {self.patch_slots} are too few for the pictures of {self._group_rows} windows of "
+                f"input.patch_slots: {self.patch_slots} are too few for the images of {self._group_rows} windows of "
                 f"{self._context} tokens; raise it, or leave it out"
             )
-        for row in rows.tolist():
-            drawn.canvas.clear(row)
-        drawn.choices.put(rows, self._chooser.choose(drawn.samples[rows], drawn.attempts[rows]))
-        self._fill(drawn, rows)
-
-    def _fill(self, drawn: _Drawn, rows: np.ndarray) -> None:
-        """Puts the tokens of the samples' records into their rows."""
-        choices, canvas, snap = drawn.choices, drawn.canvas, self._config.input.align == "step"
-        places = np.stack([choices.shard, choices.first, choices.stop, choices.skip], axis=1)[rows].tolist()
-        prompts = np.stack(
-            [choices.prompt_shard, choices.prompt_first, choices.prompt_stop, choices.prompt_skip], axis=1
-        )[rows].tolist()
-        prompt_tokens, prompt_end = choices.prompt_tokens[rows].tolist(), choices.prompt_end[rows].tolist()
-        hides = choices.hide[rows].tolist()
-        episodes, datasets = (choices.group[rows] >= 0).tolist(), choices.dataset[rows].tolist()
-        for at, row in enumerate(rows.tolist()):
-            source = self._chooser.sources[datasets[at]]
-            assert source is not None
-            if episodes[at]:
-                column = 0
-                if prompt_tokens[at]:
-                    column = canvas.demonstrate(
-                        row, prompt_tokens[at], prompts[at], at_end=prompt_end[at], snap=snap, hide=hides[at]
-                    )
-                canvas.episode(row, column, places[at], snap)
-            elif source.dataset.pairs is None:
-                canvas.document(row, float(choices.start[row]), places[at][0], places[at][1])
-            else:
-                self._pairs(drawn, row, source, source.dataset.pairs)
-
-    def _pairs(self, drawn: _Drawn, row: int, source: Source, pairs: int) -> None:
-        """Fills a row with distinct documents of a dataset, ``pairs`` of them where it has so many (Gato, section
-        2.3: five question-answer pairs, padded or randomly cropped)."""
-        sample, attempt = int(drawn.samples[row]), int(drawn.attempts[row])
-        u = draws.uniform(self._key, sample, attempt, np.array([draws.CROP, *range(draws.PAIRS, draws.PAIRS + pairs)]))
-        begin, left = int(drawn.choices.among[row]), int(drawn.choices.count[row])
-        taken: list[tuple[int, int]] = []
-        documents: list[list[Part]] = []
-        while left and len(documents) < pairs:
-            record = begin + int(draws.below(u[1 + len(documents)], left))
-            for first, count in sorted(taken):
-                record += count if record >= first else 0
-            shard, ordinal = source.locate(record)
-            documents.append(drawn.canvas.whole(shard, ordinal))
-            taken.append((record - (ordinal - documents[-1][0].record), len(documents[-1])))
-            left -= len(documents[-1])
-        drawn.canvas.documents(row, documents, float(u[0]))
+        for row in again.tolist():
+            rows.clear(row)
+        rows.prompt_tokens[again], rows.cut_action[again] = 0, False
+        rows.draws.put(again, self._sampler.draw(rows.samples[again], rows.attempts[again]))
+        self._fill(rows, again)
 
     def _needed_slots(self) -> int:
-        if not self._shows_pictures():
+        if not any(sampled.dataset.has_images for sampled in self._sampler.datasets.values()):
             return _SLOTS
         groups = -(-_TRIED // self._group_rows)
-        drawn = self._drawn(np.arange(groups * self._group_rows))
-        images = drawn.canvas.images.reshape(groups, self._group_rows)
-        wanted = max(self._context, int(images.sum(axis=1).max()) * 9 // 8)
+        rows = self._filled(np.arange(groups * self._group_rows))
+        largest = int(rows.patch_counts().reshape(groups, self._group_rows).sum(axis=1).max())
+        wanted = max(self._context, largest * 9 // 8)
         return min(-(-wanted // _SLOTS) * _SLOTS, self.patch_slots)
 
-    def _shows_pictures(self) -> bool:
-        """Whether any dataset has pictures."""
-        for source in self._chooser.sources:
-            if source is None:
-                continue
-            described = source.dataset.described
-            if described.documents is not None and described.documents.pictures is not None:
-                return True
-            if any(field.kind == "image" for spec in described.specs.values() for field in spec.fields):
-                return True
-        return False
+    # --- filling ---------------------------------------------------------------------------------------------------
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _again, (*self._arguments, self.patch_slots)
-
-
-def _again(
-    mixture: Mixture, config: RunConfig, split: str, dataset: str | None, training: bool, patch_slots: int
-) -> Windows:
-    """The windows that another process had."""
-    return Windows(mixture, config, split=split, dataset=dataset, training=training, patch_slots=patch_slots)
-
-
-def _weights(mixture: Mixture, split: str, dataset: str | None) -> np.ndarray:
-    """Share of each of the mixture's datasets; zero for those that are not drawn."""
-    if dataset is not None and dataset not in mixture.names:
-        raise ConfigError(f"{dataset} is no dataset of this run; there are {', '.join(mixture.names)}")
-    weights = mixture.weights * [
-        (dataset in (None, item.name)) and item.records(split) > 0 for item in mixture.datasets
-    ]
-    if not weights.any():
-        raise ConfigError(f"{dataset or ', '.join(mixture.names)}: no records of the split {split}")
-    return weights / weights.sum()
-
-
-def _check_context(chooser: Chooser, config: RunConfig) -> None:
-    """ConfigError where a window may miss every action of a task: it must hold two steps, or one that begins it."""
-    steps, word = (1, "one step") if config.input.align == "step" else (2, "two steps")
-    for source in chooser.sources:
-        if source is None or source.index is None:
-            continue
-        index, specs = source.index, source.dataset.specs
-        for place, task in enumerate(index.tasks):
-            sizes = [field.tokens for field in specs[task].fields]
-            begin, end = index.task_begin[place], index.task_begin[place + 1]
-            if None in sizes:
-                tokens = index.token_end[index.record_begin[end]] - index.token_end[index.record_begin[begin]]
-                step = -(-int(tokens) // int(index.steps[begin:end].sum(dtype=np.int64)))
+    def _fill(self, rows: _Rows, numbers: np.ndarray) -> None:
+        """Puts the tokens of what was drawn into the rows of these numbers."""
+        draws = rows.draws
+        columns = draws.dataset, draws.window, draws.prompt_tokens
+        for row, dataset, window, prompt_tokens in zip(
+            numbers.tolist(), *(column[numbers].tolist() for column in columns), strict=True
+        ):
+            sampled = self._sampler.datasets[dataset]
+            shard, first, stop, skip = window
+            if sampled.index is not None:
+                column = self._fill_prompt(rows, row, prompt_tokens) if prompt_tokens else 0
+                views = self._shards.read(shard, first, stop)
+                if self._aligned:
+                    skip = _step_of(views[0], skip)
+                self._copy(rows, row, column, self._context + 1, shard, first, skip, views)
+            elif sampled.dataset.pairs is None:
+                views = self._shards.read(shard, first, stop)
+                skip = int(below(float(draws.start[row]), len(views[0].tokens)))
+                self._copy(rows, row, 0, self._context + 1, shard, first, skip, views)
             else:
-                step = sum(size for size in sizes if size is not None) + 1
-            if steps * step > config.context:
-                raise ConfigError(
-                    f"context: {config.context} tokens hold less than {word} of {source.dataset.name}, task {task}, "
-                    f"which has {step} a step; give at least {steps * step}"
-                )
+                self._fill_pairs(rows, row, sampled, sampled.dataset.pairs)
+
+    def _fill_prompt(self, rows: _Rows, row: int, tokens: int) -> int:
+        """Puts a prompt of at most ``tokens`` tokens at the beginning of a row, and returns its length.
+
+        With ``align: step`` it has whole steps: from the beginning of the drawn token's step on or, if the prompt is
+        the end of its episode, from the next step on. A step that is longer than the prompt is cut.
+        """
+        draws = rows.draws
+        shard, first, stop, skip = draws.prompt[row].item()
+        views = self._shards.read(shard, first, stop)
+        if self._aligned and not draws.prompt_end[row]:
+            skip = _step_of(views[0], skip)
+        elif self._aligned:
+            later = int(np.searchsorted(views[0].step_begin, skip))
+            if later < len(views[0].step_begin):
+                skip = int(views[0].step_begin[later])
+            elif len(views) > 1:
+                first, skip, views = first + 1, 0, views[1:]
+        # One token more tells whether the prompt ends inside a step or an action.
+        wanted = tokens + int(self._aligned or draws.hide[row])
+        end = self._copy(rows, row, 0, wanted, shard, first, skip, views)
+        length = min(end, tokens)
+        if self._aligned and end > tokens:
+            length = _last_step(rows.spans[row], tokens) or tokens
+        if length < end:
+            rows.cut_action[row] = IS_ACTION[rows.kinds[row, length - 1 : length + 1]].all()
+            rows.clear(row, length)
+        rows.prompt_tokens[row] = length
+        return length
+
+    def _fill_pairs(self, rows: _Rows, row: int, sampled: SampledDataset, pairs: int) -> None:
+        """Fills a row with distinct documents, ``pairs`` of them if there are so many, padded or cropped at a random
+        place (Gato, section 2.3: five question-answer pairs)."""
+        lanes = np.array([Lane.CROP, *range(PAIR_LANES, PAIR_LANES + pairs)])
+        crop, *u = self._sampler.rng.uniform(int(rows.samples[row]), int(rows.attempts[row]), lanes).tolist()
+        begin, left = int(rows.draws.candidates_begin[row]), int(rows.draws.candidates[row])
+        taken: list[tuple[int, int]] = []
+        """First record, among those of the split, and number of records of each document."""
+        spans: list[Span] = []
+        while left and len(taken) < pairs:
+            record = begin + int(below(u[len(taken)], left))
+            for first, records in sorted(taken):
+                record += records if record >= first else 0
+            shard, in_shard, _, _ = sampled.record_ranges(np.array([record]))[0].item()
+            document = self._document(shard, in_shard)
+            spans += document
+            taken.append((record - (in_shard - document[0].record), len(document)))
+            left -= len(document)
+        surplus = sum(span.take for span in spans) - self._context - 1
+        column = -int(below(crop, max(surplus, 0) + 1))
+        for span in spans:
+            skip = max(-column, 0)
+            take = min(span.take - skip, self._context + 1 - (column + skip))
+            if take > 0:
+                rows.put(row, span._replace(column=column + skip, skip=skip, take=take))
+            column += span.take
+
+    def _document(self, shard: int, record: int) -> list[Span]:
+        """All records of the document that a record belongs to."""
+        views = self._shards.read(shard, record, record + 1)
+        first = record - views[0].chunk
+        if views[0].chunks > 1:
+            views = self._shards.read(shard, first, first + views[0].chunks)
+        return [Span(0, 0, len(view.tokens), shard, number, view) for number, view in enumerate(views, first)]
+
+    def _copy(
+        self, rows: _Rows, row: int, column: int, stop: int, shard: int, first: int, skip: int, views: list[RecordView]
+    ) -> int:
+        """Copies tokens to the columns [column, stop) of a row, from ``skip`` of the record ``first`` on, and returns
+        the column behind the last one.
+
+        ``views`` are the records from ``first`` on; if they end early, those of the same owner behind them are read.
+        """
+        for record in count(first):
+            if record - first == len(views):
+                views = views + self._shards.read(shard, record, record + 1)
+            view = views[record - first]
+            take = min(stop - column, len(view.tokens) - skip)
+            rows.put(row, Span(column, skip, take, shard, record, view))
+            column, skip = column + take, 0
+            if column == stop or view.chunk + 1 == view.chunks:
+                break
+        return column
+
+
+def _step_of(view: RecordView, token: int) -> int:
+    """The token at which the step of a token begins."""
+    return int(view.step_begin[np.searchsorted(view.step_begin, token, "right") - 1])
+
+
+def _last_step(spans: list[Span], tokens: int) -> int:
+    """The last column up to ``tokens`` at which a step begins; 0 if the first step is the only one."""
+    for span in reversed(spans):
+        columns = span.view.step_begin.astype(np.int64) - span.skip + span.column
+        columns = columns[(columns >= span.column) & (columns <= min(tokens, span.column + span.take))]
+        if len(columns):
+            return int(columns[-1])
+    return 0

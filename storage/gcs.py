@@ -1,19 +1,20 @@
 """Objects on ``gs://``, read and written with the client that Beam sets up (its options, credentials and retries).
 
+Without Beam it is Google's own client with its defaults: that is enough to read the data of a training run.
+
 ``pathlib`` writes ``gs:/`` for ``gs://``; both are accepted. An error of the service is raised as an ObjectError: it
 is an OSError, like that of a disk, and its message is a sentence for the user that names the object.
 """
 
 import base64
+import os
 import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import google_crc32c
+from typing import Any, BinaryIO
 
 from gatokit.schemas.errors import ConfigError, DataError, install_hint
 
@@ -65,7 +66,7 @@ def below(directory: str | Path) -> Iterator[Object]:
     bucket, name = _parsed(directory)
     prefix = name if not name or name.endswith("/") else name + "/"
     with _os_errors(directory):
-        for blob in _client().client.list_blobs(bucket, prefix=prefix, retry=_retry()):
+        for blob in _client().list_blobs(bucket, prefix=prefix, retry=_retry()):
             if not blob.name.endswith("/"):
                 yield _object(blob)
 
@@ -100,9 +101,17 @@ def download(path: str | Path, local: str | Path) -> None:
         _blob(path).download_to_filename(str(local), checksum="crc32c", retry=_retry())
 
 
+def download_into(path: str | Path, file: BinaryIO) -> None:
+    """Writes the content of an object to an open file, unchecked: the connection may have ended early."""
+    with _os_errors(path):
+        _blob(path).download_to_file(file, checksum=None, retry=_retry())
+
+
 def upload(local: str | Path, path: str | Path) -> None:
     """Sends a local file. Afterwards the object is complete and its checksum is right, or an error is raised and there
     is no new object."""
+    import google_crc32c
+
     crc = google_crc32c.Checksum()
     with open(local, "rb") as file:
         for _ in crc.consume(file, 1 << 20):
@@ -120,6 +129,8 @@ def write(path: str | Path, data: bytes | memoryview, *, new: bool = False) -> i
 
     Raises ReplacedObjectError if ``new`` is set and the object exists already.
     """
+    import google_crc32c
+
     with _os_errors(path):
         blob = _blob(path)
         match = {"if_generation_match": 0} if new else {}
@@ -214,26 +225,36 @@ def _component(pattern: str) -> str:
 
 
 def _client() -> Any:
-    """Beam's own wrapper of the storage client, one per thread."""
+    """A storage client for this thread: Beam's or, if Beam is not installed, Google's own."""
     if not hasattr(_THREADS, "client"):
-        from apache_beam.io.filesystems import FileSystems
-
         try:
-            _THREADS.client = FileSystems.get_filesystem("gs://")._gcsIO()
+            from apache_beam.io.filesystems import FileSystems
+        except ModuleNotFoundError:
+            from google.cloud import storage
+            from google.cloud.storage.retry import DEFAULT_RETRY
+
+            # Reading needs no project, and without one the client looks for it.
+            _THREADS.client = storage.Client(project=os.environ.get("GOOGLE_CLOUD_PROJECT", "none"))
+            _THREADS.retry = DEFAULT_RETRY
+            return _THREADS.client
+        try:
+            beam = FileSystems.get_filesystem("gs://")._gcsIO()
         except ValueError:
             raise ConfigError(
                 "paths on gs:// need an extra", way_out=install_hint("gcp"), code="missing_package"
             ) from None
+        _THREADS.client, _THREADS.retry = beam.client, beam._storage_client_retry
     return _THREADS.client
 
 
 def _retry() -> Any:
-    return _client()._storage_client_retry
+    _client()
+    return _THREADS.retry
 
 
 def _blob(path: str | Path) -> Any:
     bucket, name = _parsed(path)
-    return _client().client.bucket(bucket).blob(name)
+    return _client().bucket(bucket).blob(name)
 
 
 def _object(blob: Any) -> Object:
@@ -258,10 +279,14 @@ def _checked(blob: Any, crc: bytes) -> Iterator[None]:
 @contextmanager
 def _os_errors(path: str | Path) -> Iterator[None]:
     """Raises the service's errors as ObjectError."""
-    from google.api_core import exceptions
-    from google.auth.exceptions import GoogleAuthError
-    from google.cloud.storage.exceptions import DataCorruption, InvalidResponse
-
+    try:
+        from google.api_core import exceptions
+        from google.auth.exceptions import GoogleAuthError
+        from google.cloud.storage.exceptions import DataCorruption, InvalidResponse
+        from requests import RequestException
+    except ImportError:
+        raise ConfigError("paths on gs:// need Google's client: pip install google-cloud-storage") from None
+    failures = (exceptions.GoogleAPIError, GoogleAuthError, RequestException, ConnectionError, DataCorruption)
     try:
         yield
     except exceptions.NotFound:
@@ -270,7 +295,7 @@ def _os_errors(path: str | Path) -> Iterator[None]:
         raise ReplacedObjectError(f"{canonical(path)}: was replaced, or exists already") from None
     except (exceptions.Forbidden, exceptions.Unauthorized) as error:
         raise ObjectError(f"{canonical(path)}: access denied: {_first_line(error)}") from None
-    except (exceptions.GoogleAPIError, GoogleAuthError, ConnectionError, DataCorruption, InvalidResponse) as error:
+    except (*failures, InvalidResponse) as error:
         raise ObjectError(f"{canonical(path)}: {_first_line(error)}") from None
 
 
