@@ -119,16 +119,16 @@ def windows_of(built: Path, **input: Any) -> Any:
 
 def our_reads(path: str, records: int, count: int) -> Once:
     """Single records at random places, as the windows read them."""
-    from gatokit.loader.records import Readers, Shard
+    from gatokit.loader.records import OpenShards, Shard
 
-    readers = Readers([Shard(path, records, 0)], 1)
+    shards = OpenShards([Shard(path, records, 0)], 1)
     places = np.random.default_rng(0).integers(0, records, count).tolist()
-    readers.read(0, 0, 1)
+    shards.read_bytes(0, 0, 1)
 
     def once() -> float:
         begin = time.perf_counter()
         for place in places:
-            readers.read(0, place, place + 1)
+            shards.read_bytes(0, place, place + 1)
         return (time.perf_counter() - begin) / count
 
     return once
@@ -169,28 +169,25 @@ def batches_of(windows: Any, count: int) -> Once:
 
 def reads_of_batches(windows: Any, count: int) -> Once:
     """The ranges that the same batches read, and nothing but reading and decoding their records, as windows do."""
-    from gatokit.loader.record_view import Chunk
-
     ranges, step = [], 0
-    readers = windows._readers
-    whole = type(readers).read
+    shards = windows._shards
+    read = type(shards).read
 
-    def noted(self: Any, shard: int, begin: int, end: int) -> list[bytes]:
+    def noted(self: Any, shard: int, begin: int, end: int) -> Any:
         ranges.append((shard, begin, end))
-        return whole(self, shard, begin, end)
+        return read(self, shard, begin, end)
 
     def once() -> float:
         nonlocal step
         ranges.clear()
-        type(readers).read = noted
+        type(shards).read = noted
         for _ in range(count):
             windows.batch(step, range(ROWS))
             step += 1
-        type(readers).read = whole
+        type(shards).read = read
         begin = time.perf_counter()
         for shard, first, stop in ranges:
-            for data in readers.read(shard, first, stop):
-                Chunk(data)
+            shards.read(shard, first, stop)
         return (time.perf_counter() - begin) / (count * ROWS)
 
     return once
@@ -257,12 +254,11 @@ def resident() -> int:
 
 def measure_memory(work: Path, batches: int) -> dict[str, Any]:
     """Resident memory after 200 batches and after many, through the loader."""
-    from gatokit.loader.loader import batches as load
-    from gatokit.schemas.run import InputConfig
+    from gatokit.loader.loader import Loader
 
     windows = windows_of(build_states(work))
     sizes = {}
-    with load(windows, 0, batches, range(8), InputConfig()) as ready:
+    with Loader(windows, 0, batches, range(8)) as ready:
         for number, _ in enumerate(ready, 1):
             if number in (200, batches):
                 sizes[number] = resident()

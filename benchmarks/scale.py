@@ -293,18 +293,17 @@ def stage_index(work: Path) -> Callable[[], Any]:
 
 def stage_draw(work: Path) -> Callable[[], Any]:
     """What the first batch is made of."""
-    from gatokit.loader import rng as draws
-    from gatokit.loader.choices import Chooser
     from gatokit.loader.mixture import open_mixture
+    from gatokit.loader.sampler import Sampler
     from gatokit.schemas.index import TRAIN
-    from gatokit.schemas.run import InputConfig
+    from gatokit.schemas.run import RunConfig
 
     mixture = open_mixture([work / "out"])
     mixture.datasets[0].index(TRAIN)
 
     def run() -> int:
-        chooser = Chooser(mixture.datasets, np.ones(1), TRAIN, draws.key(0, False), 1024, InputConfig())
-        return len(chooser.choose(np.arange(BATCH), np.zeros(BATCH, np.int64)).first)
+        sampler = Sampler(mixture, RunConfig.model_validate({"model": "tiny"}))
+        return len(sampler.draw(np.arange(BATCH), np.zeros(BATCH, np.int64)).window)
 
     return run
 

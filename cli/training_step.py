@@ -5,7 +5,7 @@ from typing import Any
 
 from gatokit.cli.console import Output
 from gatokit.loader.mixture import open_mixture
-from gatokit.loader.provenance import Sample, Segment
+from gatokit.loader.provenance import Provenance, Segment
 from gatokit.loader.windows import Windows
 from gatokit.schemas.errors import ConfigError
 from gatokit.schemas.run import RunConfig, read_run_config
@@ -55,7 +55,7 @@ def _run_of(directory: str, run: str | None) -> tuple[RunConfig, list[str], RunF
     return read_run_config(run) if found is None else found.config, [directory], found
 
 
-def _lines(sample: Sample) -> list[list[Any]]:
+def _lines(sample: Provenance) -> list[list[Any]]:
     """One line for each episode or document of a window; what counts for the window stands in the first."""
     prompt = "" if sample.prompt is None else f"{sample.prompt.owner} {_tokens(sample.prompt)}"
     first: list[Any] = [sample.row, sample.dataset, sample.task or ""]

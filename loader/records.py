@@ -72,9 +72,7 @@ class OpenShards:
 
     def read(self, shard: int, begin: int, end: int) -> "list[RecordView]":
         """The records [begin, end) of ``shards[shard]``. Raises DataError, which names the file and the records."""
-        return [
-            self.view(data, shard, record) for record, data in enumerate(self.read_bytes(shard, begin, end), begin)
-        ]
+        return [self.view(data, shard, record) for record, data in enumerate(self.read_bytes(shard, begin, end), begin)]
 
     def read_bytes(self, shard: int, begin: int, end: int) -> list[bytes]:
         """The serialized records; arguments and errors as for ``read``."""
@@ -176,7 +174,7 @@ _ByteRange = tuple[int, int]
 
 
 class ImageView(NamedTuple):
-    """An image of a record: its encoded bytes, its size in pixels, and the index of its first patch among the tokens."""
+    """An image of a record: its encoded bytes, its size in pixels, and the token of its first patch."""
 
     data: bytes
     height: int

@@ -63,9 +63,7 @@ class Rng:
         words = np.array([seed, held_out], np.uint64)
         self._key = np.uint64(_mix(_mix(words[:1]) + _STEP * (words[1:] + np.uint64(1)))[0])
 
-    def uniform(
-        self, sample: np.ndarray | int, attempt: np.ndarray | int, lane: np.ndarray | int
-    ) -> np.ndarray:
+    def uniform(self, sample: np.ndarray | int, attempt: np.ndarray | int, lane: np.ndarray | int) -> np.ndarray:
         """Multiples of 2^-53 in [0, 1), float64 in the common shape of ``sample``, ``attempt`` and ``lane``.
 
         ``attempt`` is below 2^24 and ``lane`` below 2^40. Each sample has a stream of its own, and attempt and lane

@@ -99,8 +99,8 @@ class Windows:
 
         Raises ConfigError if the context is too short or there is nothing to draw from.
         """
-        options = {"split": split, "dataset": dataset, "training": training}
-        self._arguments = mixture, config, options
+        self._mixture, self._config = mixture, config
+        self._options: dict[str, Any] = {"split": split, "dataset": dataset, "training": training}
         self._batch, self._context, self._group_rows = config.batch, config.context, config.patch_group_rows
         self._aligned, self._training = config.input.align == "step", training
         self._sampler = Sampler(mixture, config, split, dataset)
@@ -114,8 +114,7 @@ class Windows:
             self.patch_slots = self._needed_slots()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        mixture, config, options = self._arguments
-        return partial(Windows, patch_slots=self.patch_slots, **options), (mixture, config)
+        return partial(Windows, **self._options, patch_slots=self.patch_slots), (self._mixture, self._config)
 
     def batch(self, step: int, rows: range) -> Batch:
         """``rows`` of the batch of a step, from 0; sample i is ``step * config.batch + row``.
@@ -158,10 +157,7 @@ class Windows:
             sampled = self._sampler.datasets[int(filled.draws.dataset[at])]
             index, group = sampled.index, int(filled.draws.group[at])
             spans, prompt = filled.spans[at], int(filled.prompt_tokens[at])
-            in_prompt, behind = (
-                segments_of([span for span in spans if (span.column < prompt) == flag], self._shards.shards, self._context)
-                for flag in (True, False)
-            )
+            in_prompt = [span for span in spans if span.column < prompt]
             found.append(
                 Provenance(
                     row=row,
@@ -169,8 +165,8 @@ class Windows:
                     dataset=sampled.dataset.name,
                     task=None if index is None else index.task_of(group),
                     agent=None if index is None else index.agents[group],
-                    prompt=next(iter(in_prompt), None),
-                    segments=behind,
+                    prompt=next(iter(segments_of(in_prompt, self._shards.shards, self._context)), None),
+                    segments=segments_of(spans[len(in_prompt) :], self._shards.shards, self._context),
                     tokens=tokens[at],
                     targets=targets[at],
                     patches=patches[at],

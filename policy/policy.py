@@ -18,8 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gatokit.environments.adapter import Action, Observation
-from gatokit.loader.record_view import Chunk
-from gatokit.loader.records import Readers, Shard
+from gatokit.loader.records import OpenShards, Shard
 from gatokit.policy.decode import Choice, Rule, decide, read
 from gatokit.policy.history import PRIVATE_NUMBERS, Span, batch_of, joined, shown_pictures
 from gatokit.policy.step_codec import Senses, Task, check_same_spec
@@ -185,18 +184,17 @@ def demonstration(policy: Policy, task: Task, senses: Senses, tokens: int, hide:
             "a prompt"
         )
     records = sum(task.prompt.records for task in policy.tasks)
-    readers = Readers([Shard(str(path), records, 0)], 1)
+    shards = OpenShards([Shard(str(path), records, 0)], 1)
     left = tokens
     for ordinal in range(prompt.first_record, prompt.first_record + prompt.records):
-        record = readers.read(0, ordinal, ordinal + 1)[0]
+        [chunk] = shards.read(0, ordinal, ordinal + 1)
         try:
-            chunk = Chunk(record)
             pictures = [
                 (picture.token, EncodedImage(picture.data, picture.height, picture.width))
-                for picture in chunk.pictures(0, len(chunk.tokens))
+                for picture in chunk.images(0, len(chunk.tokens))
             ]
         except ValueError as error:
-            raise readers.damage(0, ordinal, ordinal + 1, str(error)) from None
+            raise shards.damaged_record(0, ordinal, error) from None
         begins = chunk.step_begin.astype(np.int64).tolist()
         for begin, end in zip(begins, [*begins[1:], len(chunk.tokens)], strict=True):
             if end - begin > left:

@@ -285,7 +285,9 @@ def _os_errors(path: str | Path) -> Iterator[None]:
         from google.cloud.storage.exceptions import DataCorruption, InvalidResponse
         from requests import RequestException
     except ImportError:
-        raise ConfigError("paths on gs:// need Google's client: pip install google-cloud-storage") from None
+        raise ConfigError(
+            "paths on gs:// need Google's client", way_out="pip install google-cloud-storage", code="missing_package"
+        ) from None
     failures = (exceptions.GoogleAPIError, GoogleAuthError, RequestException, ConnectionError, DataCorruption)
     try:
         yield

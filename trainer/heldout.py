@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from gatokit.loader.batch import NO_TOKEN, Batch
-from gatokit.loader.loader import batches
+from gatokit.loader.loader import Loader
 from gatokit.loader.mixture import Mixture
 from gatokit.loader.windows import Windows
 from gatokit.schemas.run import RunConfig
@@ -61,7 +61,7 @@ class HeldOut:
 
     def _sums(self, trainer: Trainer, params: Any, windows: Windows) -> list[np.ndarray]:
         found: list[Sums] = []
-        with batches(windows, 0, self._config.evaluation.batches, self._rows, self._config.input) as ready:
+        with Loader(windows, 0, self._config.evaluation.batches, self._rows, self._config.input.workers) as ready:
             for batch in ready:
                 check_positions(batch)
                 # Not read before the next batch is on its way.

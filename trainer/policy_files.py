@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from gatokit.loader.mixture import MixedDataset, Mixture
-from gatokit.loader.records import Readers
+from gatokit.loader.records import OpenShards
 from gatokit.schemas.errors import DataError
 from gatokit.schemas.index import TRAIN
 from gatokit.schemas.manifest import VOCABULARY
@@ -46,7 +46,7 @@ def write_policy_files(mixture: Mixture, config: RunConfig, out: Path) -> Path:
         (temporary / VOCABULARY).write_bytes(mixture.vocabulary)
         datasets = _write_prompts(mixture, temporary / PROMPTS)
         policy = PolicyFile(
-            config=config, tokenizer=mixture.tokenizer, vocabulary_blake2b=mixture.digest, datasets=datasets
+            config=config, tokenizer=mixture.tokenizer, vocabulary_blake2b=mixture.vocabulary_digest, datasets=datasets
         )
         (temporary / POLICY).write_bytes(policy.to_bytes())
         os.replace(temporary, folder)
@@ -62,10 +62,10 @@ def _write_prompts(mixture: Mixture, path: Path) -> dict[str, PolicyDataset]:
     found = {}
     for dataset in mixture.datasets:
         described = dataset.described
-        readers = Readers(dataset.shards, 16)
+        shards = OpenShards(dataset.shards, 16)
         tasks = {}
         for task, best in sorted(_best_episodes(dataset).items() if dataset.holds_episodes else ()):
-            for record in readers.read(best.shard, best.first_record, best.first_record + best.records):
+            for record in shards.read_bytes(best.shard, best.first_record, best.first_record + best.records):
                 writer.write(record)
             prompt = Prompt(
                 episode_id=best.episode_id,

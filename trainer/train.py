@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from gatokit.loader.batch import Batch
-from gatokit.loader.loader import batches
+from gatokit.loader.loader import Loader
 from gatokit.loader.mixture import open_mixture
 from gatokit.loader.windows import Windows
 from gatokit.schemas.errors import ConfigError, DataError, GatokitError
@@ -331,7 +331,7 @@ class _Run:
                 f"init_from: {source} was trained with discrete_offset {policy.tokenizer.discrete_offset} and the data "
                 f"was built with {self.mixture.tokenizer.discrete_offset}: build the data with the former"
             )
-        if policy.vocabulary_blake2b != self.mixture.digest:
+        if policy.vocabulary_blake2b != self.mixture.vocabulary_digest:
             self.report.notice(f"{source} was trained with another vocabulary, so its text tokens mean something else")
         self.report.say(f"begins with the weights of {source}")
         return self.trainer.begin(params), fresh
@@ -342,7 +342,7 @@ class _Run:
         if self.overfit_one_batch:
             yield itertools.repeat(self.windows.batch(0, self.rows))
             return
-        with batches(self.windows, first, last, self.rows, self.config.input) as found:
+        with Loader(self.windows, first, last, self.rows, self.config.input.workers) as found:
             yield iter(found)
 
     def _next(self, ready: Iterator[Batch]) -> Batch:

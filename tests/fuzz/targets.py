@@ -8,7 +8,7 @@ import numpy as np
 from google.protobuf.message import DecodeError
 from tensorflow_datasets.proto import tf_example_generated_pb2 as tf_example
 
-from gatokit.loader.record_view import Chunk
+from gatokit.loader.records import RecordView
 from gatokit.pipelines.formats import tar, tfrecord
 from gatokit.pipelines.formats import tf_example as example
 from gatokit.schemas.errors import RejectedError
@@ -28,9 +28,9 @@ def record(data: bytes) -> None:
         assert again.sequence.tokens.tolist() == whole.sequence.tokens.tolist()
         assert (again.owner, again.chunk, again.chunks) == (whole.owner, whole.chunk, whole.chunks)
     try:
-        view = Chunk(data)
+        view = RecordView(data)
         owner, begins = view.owner, view.step_begin
-        pictures = view.pictures(0, len(view.tokens))
+        pictures = view.images(0, len(view.tokens))
     except ValueError:
         return
     assert all(len(picture.data) <= len(data) for picture in pictures)

@@ -70,21 +70,21 @@ def test_episodes_are_ranges_by_task_agent_and_shard(
     for begins in (index.task_begin, index.group_begin, index.run_begin):
         assert (begins[0], begins[-1]) == (0, len(rows))
         assert np.all(np.diff(begins) > 0)
-    check_places(index, rows)
+    check_ranges(index, rows)
 
 
-def check_places(index: EpisodeIndex, rows: list[dict[str, Any]]) -> None:
-    """Every range of tokens of every episode lies where the records say."""
+def check_ranges(index: EpisodeIndex, rows: list[dict[str, Any]]) -> None:
+    """Every range of tokens of every episode is found in the right records."""
     for episode, row in enumerate(rows):
         record = np.repeat(np.arange(len(row["record_tokens"])), row["record_tokens"])
         begins = np.cumsum([0, *row["record_tokens"]])
         wanted = [(begin, end) for begin in range(len(record)) for end in range(begin + 1, len(record) + 1)]
         begin, end = np.array(wanted).T
-        found = index.locate(np.full(len(wanted), episode), begin, end)
-        assert np.all(found.shard == row["shard"])
-        assert np.array_equal(found.first, row["first_record"] + record[begin])
-        assert np.array_equal(found.stop, row["first_record"] + record[end - 1] + 1)
-        assert np.array_equal(found.skip, begin - begins[record[begin]])
+        found = index.record_ranges(np.full(len(wanted), episode), begin, end)
+        assert np.all(found["shard"] == row["shard"])
+        assert np.array_equal(found["first"], row["first_record"] + record[begin])
+        assert np.array_equal(found["stop"], row["first_record"] + record[end - 1] + 1)
+        assert np.array_equal(found["skip"], begin - begins[record[begin]])
 
 
 def test_an_episode_of_gatos_mix_costs_less_than_a_hundred_bytes(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ import os
 import pickle
 import re
 import shutil
-import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,14 +14,14 @@ import pytest
 from array_record.python.array_record_module import ArrayRecordReader
 
 from gatokit.cli.main import main
-from gatokit.loader import records as readers
-from gatokit.loader import remote
+from gatokit.loader import records
 from gatokit.loader.mixture import Mixture, open_mixture
-from gatokit.loader.records import Readers
-from gatokit.loader.remote import CacheFullError, is_remote, open_remote
+from gatokit.loader.records import OpenShards
+from gatokit.loader.remote import is_remote, open_remote
 from gatokit.loader.windows import Windows
 from gatokit.schemas.errors import ConfigError, DataError
 from gatokit.schemas.run import RunConfig
+from gatokit.storage.cache import CacheFullError
 from tests.google.fixtures import Bucket, bucket, impatient, private_key
 
 __all__ = ["bucket", "impatient", "private_key"]
@@ -30,10 +29,8 @@ URL = "gs://bucket/a/built"
 
 
 @pytest.fixture
-def uploaded(bucket: Bucket, mixed: Path, monkeypatch: pytest.MonkeyPatch) -> Bucket:
+def uploaded(bucket: Bucket, mixed: Path) -> Bucket:
     """The bucket with a build below ``a/built``."""
-    # Clients of an earlier test know the port of its server.
-    monkeypatch.setattr(remote, "_THREADS", threading.local())
     for path in sorted(mixed.rglob("*")):
         if path.is_file():
             bucket.put(f"a/built/{path.relative_to(mixed)}", path.read_bytes())
@@ -44,8 +41,8 @@ def opened(cache: Path, most_bytes: int | None = None) -> Mixture:
     return open_mixture([open_remote(URL, cache, most_bytes)])
 
 
-def readers_of(mixture: Mixture, limit: int = 100) -> Readers:
-    return Readers([shard for dataset in mixture.datasets for shard in dataset.shards], limit)
+def shards_of(mixture: Mixture, limit: int = 100) -> OpenShards:
+    return OpenShards([shard for dataset in mixture.datasets for shard in dataset.shards], limit)
 
 
 def cached(cache: Path) -> dict[str, int]:
@@ -63,8 +60,8 @@ def whole(directory: Path) -> list[list[bytes]]:
     return [ArrayRecordReader(shard.path).read_all() for shard in shards]
 
 
-def check(readers: Readers, shard: int, expected: list[list[bytes]]) -> None:
-    assert readers.read(shard, 0, len(expected[shard])) == expected[shard]
+def check(shards: OpenShards, shard: int, expected: list[list[bytes]]) -> None:
+    assert shards.read_bytes(shard, 0, len(expected[shard])) == expected[shard]
 
 
 @pytest.mark.parametrize(
@@ -73,6 +70,7 @@ def check(readers: Readers, shard: int, expected: list[list[bytes]]) -> None:
         (URL, True),
         (f"new={URL}/", True),
         ("gs://bucket/", True),
+        ("gs://bucket", True),
         ("built", False),
         ("new=built", False),
         ("gs:/bucket/x", False),
@@ -111,12 +109,12 @@ def test_a_shard_comes_once_for_all_and_after_a_restart_not_again(
     uploaded: Bucket, mixed: Path, tmp_path: Path
 ) -> None:
     expected = whole(mixed)
-    one = readers_of(opened(tmp_path))
-    together = [one, pickle.loads(pickle.dumps(one)), readers_of(opened(tmp_path))]
+    one = shards_of(opened(tmp_path))
+    together = [one, pickle.loads(pickle.dumps(one)), shards_of(opened(tmp_path))]
     with ThreadPoolExecutor(12) as pool:
         list(pool.map(lambda number: check(together[number % 3], 1, expected), range(12)))
     assert downloads(uploaded) == 1
-    check(readers_of(opened(tmp_path)), 1, expected)
+    check(shards_of(opened(tmp_path)), 1, expected)
     assert downloads(uploaded) == 1
 
 
@@ -125,7 +123,7 @@ def test_the_cache_keeps_to_its_bound_and_what_was_used_last(uploaded: Bucket, m
     paths = [Path(shard.path) for dataset in mixture.datasets for shard in dataset.shards]
     sizes = [path.stat().st_size for path in paths]
     most = sum(sorted(sizes)[-3:])
-    one = readers_of(opened(tmp_path, most), limit=1)
+    one = shards_of(opened(tmp_path, most), limit=1)
     for number in range(len(paths)):
         check(one, number, expected)
         found = cached(tmp_path)
@@ -139,7 +137,7 @@ def test_the_cache_keeps_to_its_bound_and_what_was_used_last(uploaded: Bucket, m
 
 
 def test_what_is_open_stays(uploaded: Bucket, mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readers, "_FULL_SECONDS", 0.0)
+    monkeypatch.setattr(records, "_FULL_SECONDS", 0.0)
     expected, mixture = whole(mixed), open_mixture([mixed])
     sizes = [Path(shard.path).stat().st_size for dataset in mixture.datasets for shard in dataset.shards]
     other = 1 + int(np.argmax(sizes[1:]))
@@ -150,16 +148,16 @@ def test_what_is_open_stays(uploaded: Bucket, mixed: Path, tmp_path: Path, monke
     held = first.hold()
     said = rf"^--cache-bytes {most}: all that is in {re.escape(str(tmp_path))} is open, and there is no room for gs://b"
     with pytest.raises(CacheFullError, match=said):
-        check(readers_of(mixture), other, expected)
+        check(shards_of(mixture), other, expected)
     assert list(cached(tmp_path).values()) == [sizes[0]]
     del held
-    # Readers of one process close their shards for each other.
-    one, two = readers_of(mixture), readers_of(mixture)
+    # One process closes its open shards for its others.
+    one, two = shards_of(mixture), shards_of(mixture)
     for each in (one, two, two, one):
         check(each, 0, expected)
         check(each, other, expected)
         assert len(cached(tmp_path)) == 1
-    assert (one.open, two.open) == (1, 0)
+    assert (one.open_count, two.open_count) == (1, 0)
 
 
 def test_leftovers_of_a_killed_download_go_and_those_of_a_live_one_stay(
@@ -171,17 +169,22 @@ def test_leftovers_of_a_killed_download_go_and_those_of_a_live_one_stay(
     dead, alive = folder / ".tmp-0-x.arrayrecord", folder / ".tmp-1-x.arrayrecord"
     dead.write_bytes(bytes(5000))
     alive.write_bytes(bytes(100))
+    foreign = tmp_path / "built" / "x.arrayrecord"
+    foreign.parent.mkdir()
+    foreign.write_bytes(bytes(5000))
     with open(alive, "rb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         for number in range(len(expected)):
-            check(readers_of(mixture), number, expected)
+            check(shards_of(mixture), number, expected)
     assert alive.exists()
     assert not dead.exists()
+    # What lies beside the cached builds is not the cache's.
+    assert foreign.exists()
 
 
 def test_a_shard_larger_than_the_bound_is_an_error(uploaded: Bucket, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"^--cache-bytes 10: gs://bucket/a/built/\S+ has \d+ bytes; give room for"):
-        readers_of(opened(tmp_path, 10)).read(0, 0, 1)
+        shards_of(opened(tmp_path, 10)).read(0, 0, 1)
 
 
 FAULTS: dict[str, Callable[[Bucket], object]] = {
@@ -199,7 +202,7 @@ def test_a_bad_day_of_the_service_shows_nowhere(uploaded: Bucket, mixed: Path, t
     mixture = opened(tmp_path)
     uploaded.server.heal()
     FAULTS[fault](uploaded)
-    check(readers_of(mixture), 0, expected)
+    check(shards_of(mixture), 0, expected)
     assert list(tmp_path.rglob(".tmp-*")) == []
 
 
@@ -213,20 +216,20 @@ def test_what_is_not_what_the_manifest_says_is_never_taken(uploaded: Bucket, mix
     ):
         uploaded.put(name, wrong)
         with pytest.raises(DataError, match=f"^gs://bucket/{name}: {said}"):
-            check(readers_of(mixture), 0, expected)
+            check(shards_of(mixture), 0, expected)
         assert cached(tmp_path) == {}
     uploaded.remove(name)
-    with pytest.raises(DataError, match=f"^gs://bucket/{name} is not there, or not any more"):
-        check(readers_of(mixture), 0, expected)
+    with pytest.raises(DataError, match=f"^gs://bucket/{name}: does not exist"):
+        check(shards_of(mixture), 0, expected)
     uploaded.server.fail(1_000_000)
     with pytest.raises(DataError, match=f"^gs://bucket/{name}: "):
-        check(readers_of(mixture), 0, expected)
+        check(shards_of(mixture), 0, expected)
     uploaded.server.heal()
     uploaded.put(name, right)
-    check(readers_of(mixture), 0, expected)
+    check(shards_of(mixture), 0, expected)
     # What was cut off in the cache comes again.
     os.truncate(mixture.datasets[0].shards[0].path, 100)
-    check(readers_of(mixture), 0, expected)
+    check(shards_of(mixture), 0, expected)
 
 
 def test_an_updated_build_has_a_directory_of_its_own(uploaded: Bucket, mixed: Path, tmp_path: Path) -> None:
@@ -252,7 +255,7 @@ def test_the_command_asks_for_a_cache(
     words = ["--data", "gs://bucket/none", "--cache", str(tmp_path / "cache"), "--out", str(tmp_path / "run")]
     assert main(["train", "tiny", *words]) == 1
     said = " ".join(capsys.readouterr().err.split())
-    assert "gs://bucket/none/manifest.json is not there, or not any more: give a finished build" in said
+    assert "gs://bucket/none/manifest.json does not exist: give a finished build" in said
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from slow_windows import SlowWindows
 
-from gatokit.loader import choices
+from gatokit.loader import sampler
 from gatokit.loader.batch import Batch
 from gatokit.loader.mixture import open_mixture
 from gatokit.loader.windows import Windows
@@ -70,7 +70,7 @@ def assert_same(batch: Batch, slow: dict[str, Any]) -> None:
 def test_batches_are_those_of_the_slow_way(
     mixed: Path, context: int, input: dict[str, Any], slow: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(choices, "PROMPT_END_SHARE", slow.get("end_share", choices.PROMPT_END_SHARE))
+    monkeypatch.setattr(sampler, "PROMPT_END_SHARE", slow.get("end_share", sampler.PROMPT_END_SHARE))
     windows = Windows(open_mixture([mixed]), run_config(context, 96, 5, **input))
     expected = SlowWindows(mixed, context=context, seed=5, **slow)
     for step in (0, 2):

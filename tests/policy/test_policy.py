@@ -10,7 +10,7 @@ import playing
 import pytest
 from playing import ARM, ROOM
 
-from gatokit.loader.targets import find_targets
+from gatokit.loader.batch import find_targets
 from gatokit.policy.decode import pick
 from gatokit.policy.history import Shown, Span, batch_of
 from gatokit.policy.policy import Decoding, load_policy

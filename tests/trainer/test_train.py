@@ -9,7 +9,7 @@ import pytest
 from runs import CONFIG, Silent, config, lines
 
 from gatokit.cli.main import main
-from gatokit.loader.records import Readers, Shard
+from gatokit.loader.records import OpenShards, Shard
 from gatokit.policy.policy import load_policy
 from gatokit.schemas.errors import ConfigError, DataError
 from gatokit.schemas.policy import PolicyFile
@@ -68,8 +68,8 @@ def test_a_policy_can_be_made_of_the_checkpoint_alone(trained: Path, mixed: Path
     assert policy.datasets["books"].documents is not None
     [grid] = policy.datasets["grid"].tasks.values()
     assert [field.path for field in policy.datasets["grid"].specs[grid.spec].observation] == ["observation"]
-    records = Readers([Shard(str(folder / "prompts.arrayrecord"), grid.prompt.records, 0)], 1)
-    found = [Record.from_bytes(data) for data in records.read(0, 0, grid.prompt.records)]
+    shards = OpenShards([Shard(str(folder / "prompts.arrayrecord"), grid.prompt.records, 0)], 1)
+    found = [Record.from_bytes(data) for data in shards.read_bytes(0, 0, grid.prompt.records)]
     assert {record.owner for record in found} == {grid.prompt.episode_id}
     assert [record.chunk for record in found] == list(range(found[0].chunks))
 

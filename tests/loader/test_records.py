@@ -9,12 +9,12 @@ import pytest
 from array_record.python.array_record_module import ArrayRecordReader
 
 from gatokit.loader.mixture import open_mixture
-from gatokit.loader.record_view import Chunk
-from gatokit.loader.records import Readers
+from gatokit.loader.records import OpenShards, RecordView
 from gatokit.loader.windows import Windows
 from gatokit.schemas.errors import DataError
 from gatokit.schemas.record import Record
 from gatokit.schemas.run import RunConfig
+from gatokit.storage.array_record import ArrayRecordFile
 
 
 def all_records(directory: Path) -> list[list[bytes]]:
@@ -24,71 +24,72 @@ def all_records(directory: Path) -> list[list[bytes]]:
 
 
 def test_views_of_a_record_are_what_protobuf_reads(mixed: Path) -> None:
-    pictures = 0
+    images = 0
     for data in (data for shard in all_records(mixed) for data in shard):
-        record, chunk = Record.from_bytes(data), Chunk(data)
+        record, view = Record.from_bytes(data), RecordView(data)
         sequence = record.sequence
         for name in ("tokens", "kinds", "positions", "step_begin"):
-            found, expected = getattr(chunk, name), getattr(sequence, name)
+            found, expected = getattr(view, name), getattr(sequence, name)
             assert found.dtype == expected.dtype
             assert found.tolist() == expected.tolist()
-        assert (chunk.owner, chunk.chunk, chunk.chunks) == (record.owner, record.chunk, record.chunks)
-        found_pictures = chunk.pictures(0, len(chunk.tokens))
-        assert [(each.token, each.data, each.height, each.width) for each in found_pictures] == [
+        assert (view.owner, view.chunk, view.chunks) == (record.owner, record.chunk, record.chunks)
+        found_images = view.images(0, len(view.tokens))
+        assert [(each.token, each.data, each.height, each.width) for each in found_images] == [
             (placed.token, *placed.image) for placed in sequence.images
         ]
-        pictures += len(found_pictures)
-        if found_pictures:
-            first = found_pictures[0]
+        images += len(found_images)
+        if found_images:
+            first = found_images[0]
             behind = first.token + first.height * first.width // 256
-            assert chunk.pictures(behind - 1, behind) == found_pictures[:1]
-            assert first not in chunk.pictures(behind, len(chunk.tokens) + 1)
-            assert chunk.pictures(0, first.token) == []
-            assert chunk.pictures(0, first.token + 1) == found_pictures[:1]
-    assert pictures > 300
+            assert view.images(behind - 1, behind) == found_images[:1]
+            assert first not in view.images(behind, len(view.tokens) + 1)
+            assert view.images(0, first.token) == []
+            assert view.images(0, first.token + 1) == found_images[:1]
+    assert images > 300
 
 
 def test_bytes_that_are_no_record_are_refused(mixed: Path) -> None:
     data = all_records(mixed)[0][0]
     for damaged in (data[:-1], data[:40], b"\xff" + data, b"\x12" + data, b""):
         with pytest.raises(ValueError, match="the record"):
-            Chunk(damaged)
+            RecordView(damaged)
     with pytest.raises(ValueError, match="format version 9 and this gatokit reads up to 1"):
-        Chunk(data.replace(b"\x08\x01", b"\x08\x09", 1))
+        RecordView(data.replace(b"\x08\x01", b"\x08\x09", 1))
 
 
 def test_threads_share_readers_of_which_few_are_open(mixed: Path) -> None:
     shards = [shard for dataset in open_mixture([mixed]).datasets for shard in dataset.shards]
     expected = all_records(mixed)
-    readers: Readers = pickle.loads(pickle.dumps(Readers(shards, 3)))
+    open_shards: OpenShards = pickle.loads(pickle.dumps(OpenShards(shards, 3)))
 
     def read(number: int) -> bool:
         shard = number * 7 % len(shards)
         first = number % len(expected[shard])
-        return readers.read(shard, first, first + 1) == expected[shard][first : first + 1] and readers.open <= 3
+        found = open_shards.read_bytes(shard, first, first + 1)
+        return found == expected[shard][first : first + 1] and open_shards.open_count <= 3
 
     with ThreadPoolExecutor(4) as threads:
         assert all(threads.map(read, range(400)))
-    assert readers.open == 3
+    assert open_shards.open_count == 3
 
 
 def test_a_shard_that_two_threads_open_at_once_closes_no_other(mixed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shards = [shard for dataset in open_mixture([mixed]).datasets for shard in dataset.shards]
-    readers = Readers(shards, 2)
-    readers.read(0, 0, 1)
+    open_shards = OpenShards(shards, 2)
+    open_shards.read_bytes(0, 0, 1)
     opened = []
 
-    def another_opens_it_first(path: str, options: str) -> ArrayRecordReader:
+    def another_opens_it_first(path: str) -> ArrayRecordFile:
         opened.append(path)
         if len(opened) == 1:
-            readers.read(1, 0, 1)
-        return ArrayRecordReader(path, options)
+            open_shards.read_bytes(1, 0, 1)
+        return ArrayRecordFile(path)
 
-    monkeypatch.setattr("gatokit.loader.records.ArrayRecordReader", another_opens_it_first)
-    assert readers.read(1, 0, 1) == [ArrayRecordReader(shards[1].path).read(0, 1)[0]]
+    monkeypatch.setattr("gatokit.loader.records.ArrayRecordFile", another_opens_it_first)
+    assert open_shards.read_bytes(1, 0, 1) == [ArrayRecordReader(shards[1].path).read(0, 1)[0]]
     assert opened == [shards[1].path] * 2
-    assert readers.open == 2
-    readers.read(0, 0, 1)
+    assert open_shards.open_count == 2
+    open_shards.read_bytes(0, 0, 1)
     assert len(opened) == 2
 
 

@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 from slow_windows import number
 
-from gatokit.loader import rng as draws
-from gatokit.loader.choices import BLOCK, Choices, Chooser
 from gatokit.loader.index import EpisodeIndex
 from gatokit.loader.mixture import open_mixture
-from gatokit.schemas.run import InputConfig
+from gatokit.loader.sampler import BLOCK, PIVOT_LANES, Draws, Lane, Rng, Sampler, below
+from gatokit.schemas.run import RunConfig
 
 SAMPLES = 100_000
 
@@ -23,34 +22,36 @@ def assert_shares(counts: Sequence[int] | np.ndarray, shares: Sequence[float] | 
     assert np.all(np.abs(np.asarray(counts) / total - expected) <= 5 * errors), (counts, expected)
 
 
-def drawn(mixed: Path, samples: np.ndarray | None = None, **input: Any) -> tuple[Choices, Chooser]:
-    mixture = open_mixture([mixed])
-    config = InputConfig.model_validate(input)
-    chooser = Chooser(mixture.datasets, mixture.weights, "train", draws.key(4, 0), 64, config)
+def drawn(mixed: Path, samples: np.ndarray | None = None, **input: Any) -> tuple[Draws, Sampler]:
+    config = RunConfig.model_validate({"model": "tiny", "context": 64, "seed": 4, "input": input})
+    sampler = Sampler(open_mixture([mixed]), config)
     samples = np.arange(SAMPLES) if samples is None else samples
-    return chooser.choose(samples, np.zeros_like(samples)), chooser
+    return sampler.draw(samples, np.zeros_like(samples)), sampler
 
 
-def index_of(chooser: Chooser, dataset: int) -> EpisodeIndex:
-    source = chooser.sources[dataset]
-    assert source is not None
-    assert source.index is not None
-    return source.index
+def index_of(sampler: Sampler, dataset: int) -> EpisodeIndex:
+    index = sampler.datasets[dataset].index
+    assert index is not None
+    return index
 
 
 def test_a_draw_is_the_hash_written_out() -> None:
-    samples, attempts, lanes = np.array([0, 1, 2**40]), np.array([0, 3, 7]), np.array([0, 10, (1 << 38) + 5])
-    found = draws.uniform(draws.key(7, 1), samples, attempts, lanes)
+    samples, attempts, lanes = (
+        np.array([0, 1, 2**40]),
+        np.array([0, 3, 7]),
+        np.array([Lane.DATASET, Lane.CROP, PIVOT_LANES + 5]),
+    )
+    found = Rng(7, True).uniform(samples, attempts, lanes)
     expected = [
         number(7, True, *each) for each in zip(samples.tolist(), attempts.tolist(), lanes.tolist(), strict=True)
     ]
     assert found.tolist() == expected
-    assert draws.below(np.array([0.0, 0.5, 1 - 2**-53]), np.array([3, 3, 3])).tolist() == [0, 1, 2]
+    assert below(np.array([0.0, 0.5, 1 - 2**-53]), np.array([3, 3, 3])).tolist() == [0, 1, 2]
 
 
 def test_lanes_samples_and_attempts_are_independent_and_uniform() -> None:
-    u = draws.uniform(draws.key(0, 0), np.arange(20_000)[:, None], np.arange(2)[None], np.array([0, 1])[None])
-    u = np.concatenate([u, draws.uniform(draws.key(1, 0), np.arange(20_000), 0, 0)[:, None]], axis=1)
+    u = Rng(0, False).uniform(np.arange(20_000)[:, None], np.arange(2)[None], np.array([0, 1])[None])
+    u = np.concatenate([u, Rng(1, False).uniform(np.arange(20_000), 0, 0)[:, None]], axis=1)
     correlations = np.corrcoef(np.concatenate([u, np.roll(u[:, :1], 1)], axis=1).T) - np.eye(4)
     assert np.abs(correlations).max() < 5 / np.sqrt(20_000)
     for column in u.T:
@@ -58,10 +59,10 @@ def test_lanes_samples_and_attempts_are_independent_and_uniform() -> None:
 
 
 def test_datasets_come_by_weight_tasks_and_episodes_alike(mixed: Path) -> None:
-    found, chooser = drawn(mixed)
+    found, sampler = drawn(mixed)
     assert_shares(np.bincount(found.dataset), np.array([3, 2, 1.5, 1, 1, 1]) / 9.5)
     for dataset in (0, 1):
-        index = index_of(chooser, dataset)
+        index = index_of(sampler, dataset)
         owners = np.bincount(found.owner[found.dataset == dataset], minlength=index.episodes)
         sizes = np.diff(index.task_begin)
         assert_shares(np.add.reduceat(owners, index.task_begin[:-1]), np.full(len(sizes), 1 / len(sizes)))
@@ -72,14 +73,14 @@ def test_datasets_come_by_weight_tasks_and_episodes_alike(mixed: Path) -> None:
 
 @pytest.mark.parametrize("align", ["token", "step"])
 def test_prompts_are_a_quarter_of_the_episodes_windows_half_from_the_end(mixed: Path, align: str) -> None:
-    found, chooser = drawn(mixed, align=align)
+    found, sampler = drawn(mixed, align=align)
     episodes = found.dataset < 2
     prompted = found.prompt_tokens > 0
     assert not prompted[~episodes].any()
     assert_shares(np.bincount(prompted[episodes]), [0.75, 0.25])
     assert_shares(np.bincount(found.prompt_end[prompted]), [0.5, 0.5])
     for dataset in (0, 1):
-        index, rows = index_of(chooser, dataset), prompted & (found.dataset == dataset)
+        index, rows = index_of(sampler, dataset), prompted & (found.dataset == dataset)
         owner, prompt = found.owner[rows], found.prompt_owner[rows]
         assert np.array_equal(index.group_of(owner), index.group_of(prompt))
         alone = np.diff(index.group_begin)[index.group_of(owner)] == 1
@@ -91,18 +92,18 @@ def test_prompts_are_a_quarter_of_the_episodes_windows_half_from_the_end(mixed: 
 
 
 def test_every_full_window_of_an_episode_is_as_likely(mixed: Path) -> None:
-    found, chooser = drawn(mixed, prompt={"share": 0})
-    index = index_of(chooser, 1)
+    found, sampler = drawn(mixed, prompt={"share": 0})
+    index = index_of(sampler, 1)
     longest = int(np.argmax(index.tokens(np.arange(index.episodes))))
     rows = (found.dataset == 1) & (found.owner == longest)
     tokens = int(index.tokens(np.array([longest]))[0])
-    at = index.record_begin[longest] + found.first[rows] - index.first_record[longest]
-    starts = index.token_end[at] - index.token_end[index.record_begin[longest]] + found.skip[rows]
+    at = index.record_begin[longest] + found.window["first"][rows] - index.first_record[longest]
+    starts = index.token_end[at] - index.token_end[index.record_begin[longest]] + found.window["skip"][rows]
     assert tokens == 40 * 9
     assert_shares(np.bincount(starts, minlength=tokens - 63), np.full(tokens - 63, 1 / (tokens - 63)))
     stepped, _ = drawn(mixed, prompt={"share": 0}, align="step")
-    at = index.record_begin[longest] + stepped.first[rows] - index.first_record[longest]
-    starts = index.token_end[at] - index.token_end[index.record_begin[longest]] + stepped.skip[rows]
+    at = index.record_begin[longest] + stepped.window["first"][rows] - index.first_record[longest]
+    starts = index.token_end[at] - index.token_end[index.record_begin[longest]] + stepped.window["skip"][rows]
     # 64 tokens hold seven of the forty steps, so a window may begin with any but the last six.
     last = (tokens - 64 + 8) // 9
     assert starts.max() // 9 == last == 33
@@ -110,19 +111,19 @@ def test_every_full_window_of_an_episode_is_as_likely(mixed: Path) -> None:
 
 def test_more_shards_than_may_be_open_are_drawn_in_turns(mixed: Path) -> None:
     """With 4 open shards and 27 of them, the samples of a block draw from one of each task and corpus."""
-    found, chooser = drawn(mixed, open_shards=4, prompt={"share": 0})
+    found, sampler = drawn(mixed, open_shards=4, prompt={"share": 0})
     assert BLOCK < SAMPLES
     for block in (slice(0, BLOCK), slice(BLOCK, None)):
         shards = {
-            (dataset, task): set(found.shard[block][rows[block]].tolist())
+            (dataset, task): set(found.window["shard"][block][rows[block]].tolist())
             for dataset in range(6)
             for task in range(2 if dataset == 0 else 1)
-            for rows in [_of_task(found, chooser, dataset, task)]
+            for rows in [_of_task(found, sampler, dataset, task)]
         }
         assert all(len(of) == 1 for of in shards.values())
     # Over many blocks everything is as likely as ever.
-    found, chooser = drawn(mixed, np.arange(SAMPLES) * BLOCK, open_shards=4)
-    index = index_of(chooser, 0)
+    found, sampler = drawn(mixed, np.arange(SAMPLES) * BLOCK, open_shards=4)
+    index = index_of(sampler, 0)
     sizes = np.diff(index.task_begin)
     owners = np.bincount(found.owner[found.dataset == 0], minlength=index.episodes)
     assert_shares(owners, np.repeat(1 / sizes / len(sizes), sizes))
@@ -131,9 +132,9 @@ def test_more_shards_than_may_be_open_are_drawn_in_turns(mixed: Path) -> None:
     )
 
 
-def _of_task(found: Choices, chooser: Chooser, dataset: int, task: int) -> np.ndarray:
+def _of_task(found: Draws, sampler: Sampler, dataset: int, task: int) -> np.ndarray:
     rows = found.dataset == dataset
     if dataset > 1:
         return rows
-    begin, end = index_of(chooser, dataset).task_begin[task : task + 2]
+    begin, end = index_of(sampler, dataset).task_begin[task : task + 2]
     return rows & (found.owner >= begin) & (found.owner < end)
