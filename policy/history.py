@@ -83,7 +83,7 @@ class Span(NamedTuple):
         """The action tokens of one time step.
 
         With ``hide`` n > 0 they are seen as windows of hidden actions show them: the last is the learned vector, and
-        the others are private to this step, number n (``loader/targets.py``).
+        the others are private to this step, number n (``loader/batch.py``).
         """
         span = Span.of(ids.astype(np.uint16), kinds, np.full(len(ids), NO_POSITION, np.uint16))
         if hide and len(ids):
