@@ -1,4 +1,4 @@
-"""An episode of an EnvLogger log: its steps in dm_env order, offered in RLDS order.
+"""An episode of an EnvLogger log. Its steps are stored in dm_env order and given in RLDS order.
 
 A stored step is (timestep, action, custom data), its timestep (step type, reward, discount, observation): an
 observation with the action and reward that led to it. RLDS puts the action that answers an observation, and the
@@ -31,7 +31,7 @@ class EnvLoggerEpisode:
     def __init__(self, steps: list[Any], episode: Any, log: Any, decode: Decode) -> None:
         self._steps = steps
         if not episode.ByteSize() and steps:
-            # Early versions of EnvLogger kept it in the first step.
+            # Early versions of EnvLogger kept the episode's metadata in the first step.
             episode = _leaf(steps[0].tuple.values[2], _EPISODE_METADATA) or episode
         self._metadata = (episode, log)
         self._decode = decode
@@ -72,7 +72,7 @@ class EnvLoggerEpisode:
         return None
 
     def features(self) -> SourceFeatures:
-        """The fields of an episode of two steps or more."""
+        """The fields of the episode, which has at least two steps."""
         timestep, _, custom = self._decode(self._steps[0])
         following, action, _ = self._decode(self._steps[1])
         episode, log = (_dict(self._decode(message)) for message in self._metadata)
@@ -93,7 +93,7 @@ class EnvLoggerEpisode:
         )
 
     def _column(self, path: str) -> list[Any]:
-        """The messages of a field: N of them, or one less where the last step has none."""
+        """The messages of a field: N of them, or N - 1 if the last step has none."""
         head, _, rest = path.partition("/")
         if head == "observation":
             return [_leaf(_timestep(step, _OBSERVATION), rest) for step in self._steps]
@@ -109,7 +109,7 @@ class EnvLoggerEpisode:
         if name == "is_first":
             out[0] = True
         elif name == "is_last":
-            # Also where the log breaks off before the environment's last step: no action answers its observation.
+            # Also if the log ends before the environment's last step: that step has no action.
             out[-1] = True
         else:
             last, discount = (self._decode(_timestep(self._steps[-1], part)) for part in (_STEP_TYPE, _DISCOUNT))
@@ -118,7 +118,7 @@ class EnvLoggerEpisode:
 
 
 def is_step(step: Any) -> bool:
-    """Whether a message holds the parts of a step."""
+    """Whether a message has the parts of a step."""
     return len(step.tuple.values) == 3 and len(step.tuple.values[0].tuple.values) == 4
 
 
@@ -132,7 +132,7 @@ def _timestep(step: Any, part: int) -> Any:
 
 
 def _leaf(data: Any, path: str) -> Any:
-    """The message at a key path; None where there is none."""
+    """The message at a key path; None if there is none."""
     while path:
         values = data.dict.values
         key, _, rest = (path, "", "") if path in values else path.partition("/")
@@ -162,7 +162,7 @@ def _field(path: str, value: Any, num: int | None) -> SourceField:
 
 
 def _num(specs: dict[Any, Any], path: str) -> int | None:
-    """The number of values that dm_env's ``DiscreteArray`` states for a field."""
+    """The number of values of a field, if its dm_env spec is a ``DiscreteArray``."""
     head, *rest = path.split("/")
     spec: Any = specs.get(f"{head}_spec")
     for key in rest:

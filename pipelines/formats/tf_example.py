@@ -1,11 +1,11 @@
-"""Reads ``tf.train.Example`` messages where they lie: the wire format is walked, nothing is copied until asked.
+"""Reads ``tf.train.Example`` messages in place: the wire format is walked, a feature is only decoded when asked for.
 
 A message of a recorded episode holds every step of a field in one list, so a list of images is stepped over in
 one jump and a list of floats is an array already. ``Example`` holds ``Features`` holds map entries
 (key = ``steps/reward``, value = ``Feature``); a ``Feature`` holds one list of bytes, floats or integers.
 
-Every function raises ValueError where the bytes are no such message, also where a length reaches outside of
-the message that contains it.
+Every function raises ValueError if the bytes are no such message, for example if a length reaches outside of the
+message that contains it.
 """
 
 from collections.abc import Iterator
@@ -20,33 +20,35 @@ _LENGTH, _VARINT, _FIXED64, _FIXED32 = 2, 0, 1, 5
 _BYTES_LIST, _FLOAT_LIST, _INT64_LIST = 1, 2, 3
 _ENTRY, _ENTRY_VALUE = 1 << 3 | _LENGTH, 2 << 3 | _LENGTH
 _KEYS: dict[bytes, str] = {}
+"""Decoded feature names, which repeat in every message; at most ``_MOST_KEYS``."""
 _MOST_KEYS = 1024
-_KNOWN: dict[int, tuple[dict[str, Span], list[tuple[int, bytes]]]] = {}
-_MOST_KNOWN = 256
+_LAYOUTS: dict[int, tuple[dict[str, Span], list[tuple[int, bytes]]]] = {}
+"""By length, the spans of the last message of that length and the bytes around them; at most ``_MOST_LAYOUTS``."""
+_MOST_LAYOUTS = 256
 _FEW_BYTES = 16
 
 
 def walk(data: bytes) -> dict[str, Span]:
-    """Where each feature lies in an Example: key to (begin, end) of its ``Feature`` message. Not to be changed.
+    """Finds each feature of an Example: key to (begin, end) of its ``Feature`` message. Do not change the result.
 
-    Episodes of one length mostly differ in their values alone. What lies around those is all that decides where
-    they are, so it is compared with the last message of that length before it is parsed.
+    Messages of one length mostly differ in their values alone. The bytes around the values decide where these are, so
+    if they equal those of the last message of that length, its result is returned.
     """
-    known = _KNOWN.get(len(data))
-    if known is not None and all(data.startswith(piece, at) for at, piece in known[1]):
-        return known[0]
+    layout = _LAYOUTS.get(len(data))
+    if layout is not None and all(data.startswith(around, at) for at, around in layout[1]):
+        return layout[0]
     spans: dict[str, Span] = {}
     for number, wire, begin, end in _parts(data, 0, len(data)):
         if number == 1 and wire == _LENGTH:
             _walk_features(data, begin, end, spans)
-    if len(_KNOWN) >= _MOST_KNOWN:
-        _KNOWN.clear()
-    _KNOWN[len(data)] = spans, list(_around(data, spans))
+    if len(_LAYOUTS) >= _MOST_LAYOUTS:
+        _LAYOUTS.clear()
+    _LAYOUTS[len(data)] = spans, list(_around(data, spans))
     return spans
 
 
 def _around(data: bytes, spans: dict[str, Span]) -> Iterator[tuple[int, bytes]]:
-    """What lies between the spans, and where it begins."""
+    """Yields the bytes between the spans, each with the offset where they begin."""
     at = 0
     for begin, end in sorted(spans.values()):
         yield at, data[at:begin]
@@ -55,10 +57,10 @@ def _around(data: bytes, spans: dict[str, Span]) -> Iterator[tuple[int, bytes]]:
 
 
 def _walk_features(data: bytes, at: int, end: int, found: dict[str, Span]) -> None:
-    """Adds the map entries of ``Features``.
+    """Adds the map entries of ``Features`` to ``found``.
 
-    Writers put a short key first and its value behind it, which is read here without a generator; an entry of
-    any other form goes the general way.
+    Writers put a short key first and its value behind it, which is read here without a generator; ``_walk_entry``
+    reads an entry of any other form.
     """
     keys = _KEYS
     try:
@@ -86,7 +88,7 @@ def _walk_features(data: bytes, at: int, end: int, found: dict[str, Span]) -> No
 
 
 def _walk_entry(data: bytes, at: int, end: int, found: dict[str, Span]) -> int:
-    """One field of ``Features`` in any form; where the next one begins."""
+    """Reads one field of ``Features`` in any form; returns where the next one begins."""
     number, wire, begin, stop = next(_parts(data, at, end))
     if number == 1 and wire == _LENGTH:
         key, value = "", (stop, stop)
@@ -138,14 +140,14 @@ def byte_strings(data: bytes, span: Span) -> list[bytes]:
     found: list[bytes] = []
     at, end = span
     try:
-        # One plain list, as writers leave it; anything else goes the general way.
+        # One list without gaps, as writers make it; the loop behind reads every other form.
         if at < end and data[at] == _BYTES_LIST << 3 | _LENGTH:
             size, at = read_varint(data, at + 1)
             while at < end and data[at] == _ENTRY:
                 length = data[at + 1]
                 at += 2
                 if length >= 0x80:
-                    if data[at] < 0x80:  # two bytes, as of most frames
+                    if data[at] < 0x80:  # a length of two bytes, as most frames have
                         length += (data[at] - 1) << 7
                         at += 1
                     else:
@@ -170,7 +172,7 @@ def _width(size: int) -> int:
 
 
 def _packed(data: bytes, span: Span, wanted: int) -> Span | None:
-    """Where the numbers of a feature lie if it is one list that is packed in one piece, as writers leave it."""
+    """The span of the numbers if the feature is one list, packed without gaps, as writers make it; else None."""
     at, end = span
     try:
         if data[at] != wanted << 3 | _LENGTH:
@@ -185,7 +187,7 @@ def _packed(data: bytes, span: Span, wanted: int) -> Span | None:
 
 
 def _values(data: bytes, span: Span, wanted: int) -> Iterator[tuple[int, int, int]]:
-    """(wire type, begin, end) of the values in the list of a feature; an empty feature has none."""
+    """Yields (wire type, begin, end) of the values in the list of a feature; an empty feature has none."""
     for number, wire, begin, end in _parts(data, *span):
         if number > _INT64_LIST:
             continue
@@ -197,7 +199,7 @@ def _values(data: bytes, span: Span, wanted: int) -> Iterator[tuple[int, int, in
 
 
 def _parts(data: bytes, at: int, end: int) -> Iterator[tuple[int, int, int, int]]:
-    """(field number, wire type, begin, end) of the fields of the message at ``data[at:end]``."""
+    """Yields (field number, wire type, begin, end) of the fields of the message at ``data[at:end]``."""
     try:
         while at < end:
             tag = data[at]
@@ -231,7 +233,7 @@ def _parts(data: bytes, at: int, end: int) -> Iterator[tuple[int, int, int, int]
 
 
 def _few_varints(data: bytes, at: int, end: int) -> np.ndarray:
-    """As ``_varints``, for so few that a loop is faster."""
+    """The same as ``_varints``, in a loop, which is faster for few numbers."""
     numbers = []
     try:
         while at < end:
