@@ -5,7 +5,6 @@ from dataclasses import asdict
 
 from gatokit.cli.build import positive
 from gatokit.cli.console import Output, needs, size
-from gatokit.schemas.tokens import TEXT_IDS
 
 EXAMPLE = """gatokit vocab corpora.yaml --out text.model
 
@@ -18,12 +17,16 @@ for a space, becomes a space. Under nfkc compatibility forms are unified, and li
 space."""
 
 
+MOST_PIECES = 32_000
+"""``schemas.tokens.TEXT_IDS``, which would import NumPy for the help."""
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
     parser.add_argument("config", metavar="CONFIG", help="build config (YAML)")
     parser.add_argument("--out", required=True, metavar="FILE", help="model to write; the config's vocabulary")
     parser.add_argument(
-        "--pieces", type=positive, default=TEXT_IDS, metavar="N", help=f"most pieces (default: {TEXT_IDS})"
+        "--pieces", type=positive, default=MOST_PIECES, metavar="N", help=f"most pieces (default: {MOST_PIECES})"
     )
     parser.add_argument(
         "--normalization",

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 from mixed_build import mixed, mixed_config
+from packages import DM_CONTROL
 
 from gatokit.environments.agents import Mix
 from gatokit.environments.jobs import Job, record_tasks
@@ -23,6 +24,13 @@ settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
 QUICK_COMPILES = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the tests that have a task of dm_control as a parameter."""
+    for item in items:
+        if "dm_control/" in item.name:
+            item.add_marker(DM_CONTROL)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -87,6 +95,7 @@ def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Real episodes of four families, recorded on the spot: ``FAMILY/TASK`` directories of RLDS."""
+    pytest.importorskip("dm_control", reason="dm-control has no wheel here")
     out = tmp_path_factory.mktemp("recorded")
     record_tasks(
         (

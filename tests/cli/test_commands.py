@@ -11,7 +11,9 @@ import pytest
 
 import gatokit
 from gatokit.cli.main import VERBS, main
+from gatokit.cli.vocab import MOST_PIECES
 from gatokit.schemas.run import presets
+from gatokit.schemas.tokens import TEXT_IDS
 
 GOOD = """
 vocabulary: {vocabulary}
@@ -201,6 +203,10 @@ def test_the_help_of_train_names_the_presets(capsys):
         main(["train", "--help"])
     named = re.search(r"one of the presets (.*)\. The", capsys.readouterr().out)[1]
     assert sorted(named.replace(" and ", ", ").split(", ")) == sorted(presets())
+
+
+def test_the_help_of_vocab_names_the_text_ids():
+    assert MOST_PIECES == TEXT_IDS
 
 
 def test_an_option_that_is_gone_says_what_to_write_instead(capsys, monkeypatch):

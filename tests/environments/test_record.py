@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from packages import ENVLOGGER
 
 from gatokit.environments import Adapter, make
 from gatokit.environments.agents import Actor, Mix, episode_seed
@@ -75,13 +76,17 @@ def decoded(value: Any) -> Any:
 @pytest.mark.parametrize(
     ("name", "limit", "writer", "files"),
     [
-        ("metaworld/door-open-v3", 40, "envlogger", "metaworld_door_open_v3-train.tfrecord-00000"),
-        ("babyai/PickupLoc-v0", 30, "envlogger", "babyai_pickuploc_v0-train.tfrecord-00000"),
+        pytest.param(
+            "metaworld/door-open-v3", 40, "envlogger", "metaworld_door_open_v3-train.tfrecord-00000", marks=ENVLOGGER
+        ),
+        pytest.param(
+            "babyai/PickupLoc-v0", 30, "envlogger", "babyai_pickuploc_v0-train.tfrecord-00000", marks=ENVLOGGER
+        ),
         ("babyai/PickupLoc-v0", 30, "array_record-shuffled", "babyai_pickuploc_v0-train.array_record-00000-of-00001"),
         ("dm_control/reacher-easy", 40, "tfrecord-shuffled", "dm_control_reacher_easy-train.tfrecord-00000-of-00001"),
         ("dm_control/reacher-easy", 40, "tfrecord", "dm_control_reacher_easy-train.tfrecord-00000"),
         ("atari/Breakout", 30, "array_record", "atari_breakout-train.array_record-00000"),
-        ("atari/Breakout", 30, "envlogger", "atari_breakout-train.tfrecord-00000"),
+        pytest.param("atari/Breakout", 30, "envlogger", "atari_breakout-train.tfrecord-00000", marks=ENVLOGGER),
     ],
 )
 def test_a_recording_read_back_is_the_rollout(name: str, limit: int, writer: str, files: str, tmp_path: Path) -> None:
@@ -109,15 +114,16 @@ def test_shuffled_files_are_not_in_collection_order(tmp_path: Path) -> None:
     assert order != sorted(order)
 
 
-def test_more_episodes_than_a_file_holds(tmp_path: Path) -> None:
+@pytest.mark.parametrize("writer", [pytest.param("envlogger", marks=ENVLOGGER), "array_record"])
+def test_more_episodes_than_a_file_holds(writer: str, tmp_path: Path) -> None:
     adapter = make("babyai/GoToLocal-v0", time_limit=2)
-    for writer in ("envlogger", "array_record"):
-        recording = record(adapter, tmp_path / writer, Mix(random=103, expert=0), writer=writer)
-        shards = [path.name[-5:] for path in sorted(recording.directory.rglob("*-train*"))]
-        assert shards == ["00000", "00001", "00002"]
-        assert [int(episode["episode_index"]) for episode in stored(recording.directory)] == list(range(103))
+    recording = record(adapter, tmp_path, Mix(random=103, expert=0), writer=writer)
+    shards = [path.name[-5:] for path in sorted(recording.directory.rglob("*-train*"))]
+    assert shards == ["00000", "00001", "00002"]
+    assert [int(episode["episode_index"]) for episode in stored(recording.directory)] == list(range(103))
 
 
+@ENVLOGGER
 def test_a_killed_recording_leaves_nothing_to_mistake_and_the_next_begins_anew(tmp_path: Path) -> None:
     code = (
         "import sys; from gatokit.environments import make; from gatokit.environments.agents import Mix\n"
@@ -140,7 +146,7 @@ def test_a_killed_recording_leaves_nothing_to_mistake_and_the_next_begins_anew(t
     assert [path.name for path in (tmp_path / "babyai").iterdir()] == ["GoToLocal-v0"]
 
 
-@pytest.mark.parametrize("writer", ["envlogger", "array_record", "tfrecord-shuffled"])
+@pytest.mark.parametrize("writer", [pytest.param("envlogger", marks=ENVLOGGER), "array_record", "tfrecord-shuffled"])
 def test_a_recording_that_fails_removes_its_files(writer: str, tmp_path: Path) -> None:
     def stop(task: str, done: int, total: int) -> None:
         if done == 2:

@@ -5,15 +5,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import dm_env
 import numpy as np
 import pytest
+from packages import ENVLOGGER
 
 from gatokit.pipelines.episodes.envlogger import EnvLoggerFile
 from gatokit.pipelines.episodes.reader import RawEpisode, SourceDirectory, SourceField, StoredEpisode
 from gatokit.pipelines.episodes.rlds import RldsFile
 from gatokit.pipelines.formats.records import ByteRange
-from gatokit.schemas.errors import ConfigError, DataError, RejectedError
+from gatokit.schemas.errors import ConfigError, DataError, RejectedError, install_hint
+
+dm_env = pytest.importorskip("dm_env", reason="it comes with EnvLogger and dm-control, which have no wheels here")
 
 LARGE = 1 << 30
 LENGTHS = (4, 2, 6, 3, 5)
@@ -177,6 +179,7 @@ def test_metadata_is_of_the_episode_then_of_the_log(log: Path) -> None:
     assert episode_of(rows(directory)[0]).metadata(SourceField(path="absent", dtype="int64")) is None
 
 
+@ENVLOGGER
 def test_a_log_of_the_environment_wrapper(native_envlogger: Path, tmp_path: Path) -> None:
     import envlogger
     from envlogger.testing.catch_env import Catch
@@ -392,7 +395,7 @@ def run(code: str, *arguments: Path, **environment: str) -> str:
 def test_without_envlogger_one_sentence_says_what_to_install(tmp_path: Path) -> None:
     printed = run("import sys; sys.modules['envlogger'] = None\n" + READ, tmp_path)
     assert printed.startswith(f"ConfigError {tmp_path}: is an EnvLogger log, and EnvLogger is not installed (")
-    assert printed.endswith("; run in a checkout of gatokit: pip install '.[envlogger]'")
+    assert printed.endswith(f"; {install_hint('envlogger')}")
     assert len(printed.splitlines()) == 1
 
 
