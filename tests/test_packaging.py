@@ -1,6 +1,7 @@
 """What is shipped, and what importing it brings along."""
 
 import email
+import importlib
 import json
 import re
 import shutil
@@ -175,3 +176,17 @@ def test_imports_run_one_way() -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
     assert re.search(r"Contracts: [1-9]\d* kept, 0 broken", done.stdout)
+
+
+def test_the_examples_of_contributing_fit_the_files_that_they_change() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    blocks = re.findall(r"^```diff\n(\S+)\n(.*?)^```", text, re.S | re.M)
+    assert len(blocks) > 10
+    for path, block in blocks:
+        lines = (ROOT / path).read_text().splitlines()
+        for line in block.splitlines():
+            assert line.startswith("+") or line[1:] in lines, (path, line)
+    for block in re.findall(r"^```python\n(.*?)^```", text, re.S | re.M):
+        for module, names in re.findall(r"^from (gatokit\S*) import ([^(]*?)$", block, re.M):
+            found = importlib.import_module(module)
+            assert all(hasattr(found, name.strip()) for name in names.split(",")), module
