@@ -1,4 +1,4 @@
-"""Documents in Parquet rows: what all formats of them share, and captioned images.
+"""Documents in Parquet rows: what all formats of them share, texts, and captioned images.
 
 Captioned images are as Hugging Face ``datasets`` stores them: a column of images as bytes, or as structs of ``bytes``
 and ``path``, and a column of captions or of lists of captions.
@@ -18,7 +18,9 @@ from gatokit.pipelines.documents.reader import (
     Part,
     ScannedDocument,
     captioned,
+    content_digest,
     decode,
+    not_blank,
     rejected,
     source_files,
     too_large,
@@ -95,6 +97,47 @@ class RowsFile(DocumentFile):
                         yield byte_range, row.values, columns
         except DamagedFileError as error:
             raise DataError(f"{self.name}: changed between scan and build: {error}. Run the build again") from None
+
+
+class TextRowsFile(RowsFile):
+    """A Parquet file whose column ``field`` holds texts, as strings or as bytes of UTF-8."""
+
+    type: str = "rows"
+    field: str
+
+    def columns(self, schema: pa.Schema) -> dict[str, pa.DataType]:
+        """See ``RowsFile``."""
+        type_ = column_type(self.name, schema, self.field, "field")
+        if not holds_text(type_):
+            texts = ", ".join(repr(column.name) for column in schema if holds_text(column.type)) or "none"
+            raise DataError(
+                f"{self.name}: column {self.field!r} holds {type_}, no text; set `field` to one that does: {texts}"
+            )
+        return {self.field: type_}
+
+    def documents(self, row: Row, columns: dict[str, pa.DataType], max_bytes: int) -> Iterator[ScannedDocument]:
+        """See ``RowsFile``."""
+        data = row.values[self.field]
+        byte_range = ByteRange(row.position, row.group, len(data or b""), google_crc32c.value(data or b""))
+        try:
+            if data is None:
+                raise RejectedError("missing_field", f"{self.field!r} is null")
+            if len(data) > max_bytes:
+                raise too_large(max_bytes)
+            yield ScannedDocument(byte_range, str(row.position), content_digest([self._text(data)]))
+        except RejectedError as error:
+            yield rejected(byte_range, str(row.position), error)
+
+    def read(self, byte_ranges: Iterable[ByteRange]) -> Iterator[list[Part]]:
+        """See ``DocumentFile``."""
+        for byte_range, values, _ in self.rows_at(byte_ranges):
+            data = values[self.field]
+            if data is None or google_crc32c.value(data) != byte_range.crc:
+                raise self.changed(byte_range)
+            yield [self._text(data)]
+
+    def _text(self, data: bytes) -> str:
+        return not_blank(decode(data, f"{self.field!r} is not valid UTF-8 at its byte"), self.field)
 
 
 class ImageRowsFile(RowsFile):

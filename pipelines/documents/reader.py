@@ -29,21 +29,24 @@ FORMATS: dict[str, tuple[str, dict[str, str]]] = {
     "text": (
         "text",
         {
-            "lines": "TextLinesFile",
-            "compressed_lines": "TextLinesFile",
-            "plain": "PlainTextFile",
-            "rows": "TextRowsFile",
+            "lines": "text.TextLinesFile",
+            "compressed_lines": "text.TextLinesFile",
+            "plain": "text.PlainTextFile",
+            "rows": "parquet.TextRowsFile",
         },
     ),
-    "webdataset": ("webdataset", {"webdataset": "WebDatasetFile"}),
-    "coco": ("image_folder", {"coco": "CocoFile"}),
-    "image_question_answer": ("image_folder", {"vqa": "VqaFile"}),
-    "parquet": ("parquet", {"picture_rows": "ImageRowsFile"}),
-    "tfds": ("tfds_images", {"tfds_tfrecord": "TfdsImagesFile", "tfds_array_record": "TfdsImagesFile"}),
-    "mmc4": ("interleaved", {"mmc4": "Mmc4File", "compressed_mmc4": "Mmc4File"}),
-    "obelics": ("interleaved", {"obelics": "ObelicsFile", "obelics_folder": "ObelicsFile"}),
+    "webdataset": ("webdataset", {"webdataset": "webdataset.WebDatasetFile"}),
+    "coco": ("image_folder", {"coco": "image_folder.CocoFile"}),
+    "image_question_answer": ("image_folder", {"vqa": "image_folder.VqaFile"}),
+    "parquet": ("parquet", {"picture_rows": "parquet.ImageRowsFile"}),
+    "tfds": (
+        "tfds_images",
+        {"tfds_tfrecord": "tfds_images.TfdsImagesFile", "tfds_array_record": "tfds_images.TfdsImagesFile"},
+    ),
+    "mmc4": ("interleaved", {"mmc4": "interleaved.Mmc4File", "compressed_mmc4": "interleaved.Mmc4File"}),
+    "obelics": ("interleaved", {"obelics": "interleaved.ObelicsFile", "obelics_folder": "interleaved.ObelicsFile"}),
 }
-"""The formats of documents: the module that reads each, and in it the class of each type of file.
+"""The formats of documents: the module whose ``find`` finds the files of each, and the class of each type of file.
 
 A key is the config's ``format``, or its ``kind`` if the kind has only one format. A module is imported when it is first
 used. The names of types are part of fingerprints and must not change.
@@ -137,9 +140,10 @@ def find_documents(config: CorpusConfig, field: str, base: Path) -> list[Documen
 
 def file_from_json(value: dict[str, Any]) -> DocumentFile:
     """The file whose ``model_dump(mode="json")`` is ``value``."""
-    module, classes = next(format for format in FORMATS.values() if value["type"] in format[1])
-    file: DocumentFile = getattr(import_module(f"{__package__}.{module}"), classes[value["type"]]).model_validate(value)
-    return file
+    name = next(types[value["type"]] for _, types in FORMATS.values() if value["type"] in types)
+    module, class_name = name.split(".")
+    file_class: type[DocumentFile] = getattr(import_module(f"{__package__}.{module}"), class_name)
+    return file_class.model_validate(value)
 
 
 def source_files(
@@ -212,6 +216,13 @@ def decode(data: bytes, complaint: str) -> str:
         return str(data, "utf-8")
     except UnicodeDecodeError as error:
         raise RejectedError("not_utf8", f"{complaint} {error.start}") from None
+
+
+def not_blank(text: str, field: str) -> str:
+    """The text. Raises RejectedError if it is empty or white space."""
+    if not text or text.isspace():
+        raise RejectedError("empty", f"{field!r} holds nothing but white space")
+    return text
 
 
 def string_of(entry: Any, field: str) -> str:

@@ -1,6 +1,6 @@
-"""Texts: a JSON line, a Parquet row or a plain text file (``.txt``, ``.text``, ``.md``, ``.rst``) is one document.
+"""Texts: a JSON line or a plain text file (``.txt``, ``.text``, ``.md``, ``.rst``) is one document.
 
-Files of lines and plain text may be compressed with gzip (``.gz``) or Zstandard (``.zst``).
+Files may be compressed with gzip (``.gz``) or Zstandard (``.zst``). Texts in Parquet rows are in ``parquet.py``.
 """
 
 from abc import abstractmethod
@@ -8,9 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import google_crc32c
-import pyarrow as pa
 
-from gatokit.pipelines.documents.parquet import RowsFile
 from gatokit.pipelines.documents.reader import (
     COMPRESSIONS,
     JSON_LINES,
@@ -20,6 +18,8 @@ from gatokit.pipelines.documents.reader import (
     ScannedDocument,
     content_digest,
     decode,
+    file_from_json,
+    not_blank,
     other_suffix,
     rejected,
     source_files,
@@ -37,10 +37,9 @@ from gatokit.pipelines.formats.json_lines import (
     read_lines,
     split_lines,
 )
-from gatokit.pipelines.formats.parquet import Row, column_type, holds_text
 from gatokit.pipelines.formats.records import ByteRange
 from gatokit.schemas.config import TextConfig
-from gatokit.schemas.errors import DataError, RejectedError
+from gatokit.schemas.errors import RejectedError
 
 _READ_BYTES = 1 << 20
 
@@ -48,19 +47,14 @@ _READ_BYTES = 1 << 20
 def find(config: TextConfig, field: str, base: Path) -> list[DocumentFile]:
     """See ``reader.find_documents``; a file's suffix says what it holds."""
     suffixes = (*JSON_LINES, ".parquet", *PLAIN_TEXT)
-    files: list[DocumentFile] = []
+    files = []
     for file in source_files(config.source, f"{field}.source", base, suffixes, COMPRESSIONS):
         name, is_compressed = suffix(file["path"])
-        if name in JSON_LINES:
-            files.append(
-                TextLinesFile(**file, type="compressed_lines" if is_compressed else "lines", field=config.field)
-            )
-        elif name in PLAIN_TEXT:
-            files.append(PlainTextFile(**file))
-        elif is_compressed:
+        if name == ".parquet" and is_compressed:
             raise other_suffix(file["path"], f"{field}.source", suffixes, COMPRESSIONS)
-        else:
-            files.append(TextRowsFile(**file, field=config.field))
+        lines = "compressed_lines" if is_compressed else "lines"
+        type_ = "rows" if name == ".parquet" else "plain" if name in PLAIN_TEXT else lines
+        files.append(file_from_json({**file, "type": type_, "field": config.field}))
     return files
 
 
@@ -114,48 +108,7 @@ class TextLinesFile(LinesFile):
             yield [self._text(line)]
 
     def _text(self, line: bytes) -> str:
-        return _not_blank(key_text(parse_object(line), self.field), self.field)
-
-
-class TextRowsFile(RowsFile):
-    """A Parquet file whose column ``field`` holds texts, as strings or as bytes of UTF-8."""
-
-    type: str = "rows"
-    field: str
-
-    def columns(self, schema: pa.Schema) -> dict[str, pa.DataType]:
-        """See ``RowsFile``."""
-        type_ = column_type(self.name, schema, self.field, "field")
-        if not holds_text(type_):
-            texts = ", ".join(repr(column.name) for column in schema if holds_text(column.type)) or "none"
-            raise DataError(
-                f"{self.name}: column {self.field!r} holds {type_}, no text; set `field` to one that does: {texts}"
-            )
-        return {self.field: type_}
-
-    def documents(self, row: Row, columns: dict[str, pa.DataType], max_bytes: int) -> Iterator[ScannedDocument]:
-        """See ``RowsFile``."""
-        data = row.values[self.field]
-        byte_range = ByteRange(row.position, row.group, len(data or b""), google_crc32c.value(data or b""))
-        try:
-            if data is None:
-                raise RejectedError("missing_field", f"{self.field!r} is null")
-            if len(data) > max_bytes:
-                raise too_large(max_bytes)
-            yield ScannedDocument(byte_range, str(row.position), content_digest([self._text(data)]))
-        except RejectedError as error:
-            yield rejected(byte_range, str(row.position), error)
-
-    def read(self, byte_ranges: Iterable[ByteRange]) -> Iterator[list[Part]]:
-        """See ``DocumentFile``."""
-        for byte_range, values, _ in self.rows_at(byte_ranges):
-            data = values[self.field]
-            if data is None or google_crc32c.value(data) != byte_range.crc:
-                raise self.changed(byte_range)
-            yield [self._text(data)]
-
-    def _text(self, data: bytes) -> str:
-        return _not_blank(decode(data, f"{self.field!r} is not valid UTF-8 at its byte"), self.field)
+        return not_blank(key_text(parse_object(line), self.field), self.field)
 
 
 class PlainTextFile(DocumentFile):
@@ -201,10 +154,4 @@ class PlainTextFile(DocumentFile):
 
     def _text(self, data: bytes) -> str:
         text = decode(data.removeprefix(UTF8_MARK), "the file is not valid UTF-8 at its byte")
-        return _not_blank(text, "the file")
-
-
-def _not_blank(text: str, field: str) -> str:
-    if not text or text.isspace():
-        raise RejectedError("empty", f"{field!r} holds nothing but white space")
-    return text
+        return not_blank(text, "the file")

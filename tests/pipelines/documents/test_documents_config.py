@@ -282,11 +282,13 @@ def test_files_that_hold_something_else_end_the_scan_by_name(dataset, content, s
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_every_format_of_the_table_can_be_found_and_read(format):
-    module_name, classes = FORMATS[format]
-    module = import_module(f"gatokit.pipelines.documents.{module_name}")
-    assert callable(module.find)
-    for type_, class_name in classes.items():
-        fields = dict.fromkeys(getattr(module, class_name).model_fields, "1") | {"type": type_, "skip_bad": False}
-        file = getattr(module, class_name)(**{name: fields[name] for name in getattr(module, class_name).model_fields})
+    module_name, types = FORMATS[format]
+    package = "gatokit.pipelines.documents"
+    assert callable(import_module(f"{package}.{module_name}").find)
+    for type_, name in types.items():
+        module, _, class_name = name.partition(".")
+        file_class = getattr(import_module(f"{package}.{module}"), class_name)
+        fields = dict.fromkeys(file_class.model_fields, "1") | {"type": type_, "skip_bad": False}
+        file = file_class(**{name: fields[name] for name in file_class.model_fields})
         assert file_from_json(json.loads(json.dumps(file.model_dump(mode="json")))) == file
         assert file.divides == (not type_.startswith("compressed"))

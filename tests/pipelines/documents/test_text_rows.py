@@ -9,8 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from gatokit.pipelines.documents.parquet import TextRowsFile
 from gatokit.pipelines.documents.reader import content_digest
-from gatokit.pipelines.documents.text import TextRowsFile
 from gatokit.pipelines.formats.parquet import BATCH_ROWS
 from gatokit.pipelines.formats.records import ByteRange
 from gatokit.schemas.errors import DataError
