@@ -1,9 +1,8 @@
 """One step of decoding on the device: read new tokens, then choose the action's tokens one by one.
 
-Legend: B rows, T new tokens, A action tokens, V ids, W ids that an action token may take.
+Legend: B rows, T new tokens, A action tokens, V ids, W ids that an action token may take, D width.
 """
 
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -21,11 +20,11 @@ from gatokit.trainer.decoding import Cache, extend
 Rule = Literal["sample", "greedy", "median"]
 
 IDS = DISCRETE_VALUES
-"""W: neither discrete values nor bins are more (Gato, section 2.1)."""
+"""W: a field has at most 1,024 discrete values or bins (Gato, section 2.1)."""
 
 
-class Head(NamedTuple):
-    """What each action token of a task may be: arrays (A,)."""
+class ActionSpace(NamedTuple):
+    """The ids that each action token of a task may take: arrays (A,)."""
 
     lowest: Any
     """int32: its lowest id."""
@@ -37,19 +36,11 @@ class Head(NamedTuple):
     """uint8: ``TokenKind``."""
 
 
-@dataclass(frozen=True)
-class Choice:
-    """How an id is chosen; part of the compiled program."""
-
-    rule: Rule
-    mask: bool
-
-
 def pick(logits: jax.Array, keys: jax.Array, temperature: jax.Array, rule: Rule, continuous: jax.Array) -> jax.Array:
-    """One index int32 (B,) of logits (B, W); −∞ is never taken.
+    """One index int32 (B,) of logits (B, W); an index with −∞ is never taken.
 
-    ``sample`` draws with one key a row, ``greedy`` takes the largest, ``median`` the first at which the cumulative
-    probability reaches one half, where ``continuous``, and draws elsewhere.
+    ``sample`` draws with one key a row. ``greedy`` takes the largest. ``median`` takes, for a ``continuous`` token, the
+    first index at which the cumulative probability reaches one half, and draws otherwise.
     """
     if rule == "greedy":
         return logits.argmax(-1)
@@ -58,7 +49,7 @@ def pick(logits: jax.Array, keys: jax.Array, temperature: jax.Array, rule: Rule,
     if rule == "sample":
         return drawn
     reached = jnp.cumsum(jax.nn.softmax(scaled), axis=-1) >= 0.5
-    # Rounding may leave the sum of all below one half only where all probability is in one id, which is the largest.
+    # By rounding no sum may reach one half, but only if all probability is in one id, which is then the largest.
     median = jnp.where(reached.any(-1), reached.argmax(-1), logits.argmax(-1))
     return jnp.where(continuous, median, drawn)
 
@@ -67,18 +58,18 @@ def pick(logits: jax.Array, keys: jax.Array, temperature: jax.Array, rule: Rule,
 def read(
     parameters: Tree, batch: Batch, cache: Cache, *, config: ModelConfig, dtype: Any, distances: jax.Array | None
 ) -> tuple[jax.Array, Cache]:
-    """The hidden state (B, D) of each row's last new token, and the cache that has them all."""
+    """The hidden state (B, D) of each row's last new token, and the cache that includes all new tokens."""
     states, cache = extend(parameters, batch, config, cache, dtype=dtype, distances=distances)
     last = (jnp.asarray(batch.kinds) != PADDING).sum(1) - 1
     return jnp.take_along_axis(states, jnp.maximum(last, 0)[:, None, None], axis=1)[:, 0], cache
 
 
-@partial(jax.jit, static_argnames=("config", "dtype", "choice", "vocabulary_size"), donate_argnames=("cache",))
-def decide(
+@partial(jax.jit, static_argnames=("config", "dtype", "rule", "mask", "vocabulary_size"), donate_argnames=("cache",))
+def act(
     parameters: Tree,
     batch: Batch,
     cache: Cache,
-    head: Head,
+    space: ActionSpace,
     private: jax.Array,
     keys: jax.Array,
     steps: jax.Array,
@@ -86,57 +77,45 @@ def decide(
     *,
     config: ModelConfig,
     dtype: Any,
-    choice: Choice,
+    rule: Rule,
+    mask: bool,
     vocabulary_size: int,
     distances: jax.Array | None,
 ) -> tuple[jax.Array, Cache]:
     """Reads the new tokens of rows, which end with a separator, and chooses the A tokens of the action.
 
-    Ids int32 (B, A), and the cache that has all but the last of them: that one is read with what follows it.
-    ``keys`` (B, 2) are the rows' own, folded here with their int32 ``steps`` (B,), so that a row's draws do not depend
-    on the batch it stands in; ``private`` int32 (B,) is the rows' number of hidden actions, 0 where they are seen.
-    Rows of padding alone get ids that mean nothing.
+    Returns ids int32 (B, A), and the cache that includes all but the last of them: that one is read with the next
+    observation. ``keys`` (B, 2) belong to the rows and are folded here with their int32 ``steps`` (B,), so that a row's
+    draws do not depend on the other rows of the batch. ``private`` int32 (B,) is the number of each row's hidden
+    actions, 0 if they are visible. With ``mask`` only ids of the action space are chosen. Rows of padding get
+    meaningless ids.
     """
-    last, cache = read(parameters, batch, cache, config=config, dtype=dtype, distances=distances)
+    state, cache = read(parameters, batch, cache, config=config, dtype=dtype, distances=distances)
     active = jnp.asarray(batch.kinds)[:, 0] != PADDING
     keys = jax.vmap(jax.random.fold_in)(jax.vmap(jax.random.wrap_key_data)(keys), steps)
     table = parameters["embedding"]
 
-    def choose(state: jax.Array, token: Head, place: jax.Array) -> jax.Array:
-        drawn = jax.vmap(jax.random.fold_in, (0, None))(keys, place)
-        if choice.mask or choice.rule == "median":
+    def choose(state: jax.Array, token: ActionSpace, ordinal: jax.Array) -> jax.Array:
+        token_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, ordinal)
+        if mask or rule == "median":
             rows = jax.lax.dynamic_slice_in_dim(table["token"], token.lowest, IDS)
             values = model.logits({"embedding": {"token": rows}}, state, IDS)
             values = jnp.where(jnp.arange(IDS) < token.number, values, -jnp.inf)
-            return pick(values, drawn, temperature, choice.rule, token.continuous) + token.lowest
+            return pick(values, token_keys, temperature, rule, token.continuous) + token.lowest
         values = model.logits(parameters, state, vocabulary_size)
-        return pick(values, drawn, temperature, choice.rule, token.continuous)
+        return pick(values, token_keys, temperature, rule, token.continuous)
 
-    def follow(carry: Any, token: tuple[Head, jax.Array]) -> tuple[Any, jax.Array]:
+    def choose_and_read(carry: Any, token: tuple[ActionSpace, jax.Array]) -> tuple[Any, jax.Array]:
         state, cache = carry
         ids = choose(state, *token)
-        one = _one(ids, jnp.where(active, token[0].kinds, PADDING), private)
+        one = _one_token(ids, jnp.where(active, token[0].kinds, PADDING), private)
         states, cache = extend(parameters, one, config, cache, dtype=dtype, distances=distances)
         return (states[:, 0], cache), ids
 
-    tokens = Head(*(jnp.asarray(array) for array in head))
-    places = jnp.arange(len(head.lowest))
-    first = jax.tree.map(lambda array: array[:-1], (tokens, places))
-    (last, cache), ids = jax.lax.scan(follow, (last, cache), first)
-    end = choose(last, *jax.tree.map(lambda array: array[-1], (tokens, places)))
-    return jnp.concatenate([ids.T, end[:, None]], axis=1), cache
-
-
-def _one(ids: jax.Array, kinds: jax.Array, private: jax.Array) -> Batch:
-    """A batch (B, 1) of one action token a row."""
-    rows = len(ids)
-    zeros = np.zeros((rows, 1), np.int32)
-    arrays: dict[str, Any] = dict.fromkeys(Batch._fields, zeros)
-    arrays |= {"tokens": ids[:, None], "kinds": kinds[:, None], "private": private[:, None]}
-    arrays |= {"positions": zeros + NO_POSITION, "hidden": zeros > 0}
-    arrays |= {"patches": np.zeros((rows, 0, PATCH, PATCH, 3), np.uint8)}
-    arrays |= dict.fromkeys(("patch_token", "patch_row", "patch_column"), zeros[:, :0])
-    return Batch(**arrays)
+    tokens = (ActionSpace(*map(jnp.asarray, space)), jnp.arange(len(space.lowest)))
+    first, last = (jax.tree.map(lambda array, at=at: array[at], tokens) for at in (slice(-1), -1))
+    (state, cache), ids = jax.lax.scan(choose_and_read, (state, cache), first)
+    return jnp.concatenate([ids.T, choose(state, *last)[:, None]], axis=1), cache
 
 
 @partial(jax.jit, static_argnames=("config", "dtype", "rule", "pieces"), donate_argnames=("cache",))
@@ -153,11 +132,23 @@ def write(
     pieces: int,
     distances: jax.Array | None,
 ) -> tuple[jax.Array, jax.Array, Cache]:
-    """The text id (B,), one of the vocabulary's ``pieces``, behind a hidden state (B, D), and state and cache that have
-    read it."""
+    """The text id (B,), one of the vocabulary's ``pieces``, that follows a hidden state (B, D), and the state and the
+    cache after reading it."""
     rows = parameters["embedding"]["token"][:pieces]
     values = model.logits({"embedding": {"token": rows}}, state, pieces)
     ids = pick(values, jax.random.split(key, len(state)), temperature, rule, jnp.array(False))
-    one = _one(ids, jnp.full(ids.shape, TokenKind.TEXT), jnp.zeros_like(ids))
+    one = _one_token(ids, jnp.full(ids.shape, TokenKind.TEXT), jnp.zeros_like(ids))
     states, cache = extend(parameters, one, config, cache, dtype=dtype, distances=distances)
     return ids, states[:, 0], cache
+
+
+def _one_token(ids: jax.Array, kinds: jax.Array, private: jax.Array) -> Batch:
+    """A batch (B, 1) of one text or action token a row."""
+    rows = len(ids)
+    zeros = np.zeros((rows, 1), np.int32)
+    arrays: dict[str, Any] = dict.fromkeys(Batch._fields, zeros)
+    arrays |= {"tokens": ids[:, None], "kinds": kinds[:, None], "private": private[:, None]}
+    arrays |= {"positions": zeros + NO_POSITION, "hidden": zeros > 0}
+    arrays |= {"patches": np.zeros((rows, 0, PATCH, PATCH, 3), np.uint8)}
+    arrays |= dict.fromkeys(("patch_token", "patch_row", "patch_column"), zeros[:, :0])
+    return Batch(**arrays)

@@ -1,9 +1,10 @@
 """Deployment (Gato, section 2.4): a checkpoint that plays the tasks it was trained on.
 
-A demonstration is read first; then, a time step at a time, the observation is tokenized as the build did it, the
-action's tokens are chosen one by one and decoded. A memory of keys and values makes a step cost its own tokens only.
+The policy first reads a demonstration. Then, one time step at a time, the observation is tokenized as the build did it,
+and the action's tokens are chosen one by one and decoded. With a cache of keys and values a step costs only its own
+tokens.
 
-Legend: B rows (episodes side by side), A action tokens of a step, M tokens of context.
+Legend: B rows (episodes side by side), A action tokens of a step, M tokens of context, D width.
 """
 
 import math
@@ -18,27 +19,27 @@ import jax.numpy as jnp
 import numpy as np
 
 from gatokit.environments.adapter import Action, Observation
-from gatokit.loader.records import OpenShards, Shard
-from gatokit.policy.decode import Choice, Rule, decide, read
-from gatokit.policy.history import PRIVATE_NUMBERS, Span, batch_of, joined, shown_pictures
-from gatokit.policy.step_codec import Senses, Task, check_same_spec
+from gatokit.policy.decode import Rule, act, read
+from gatokit.policy.prompt import private_number, read_prompt
+from gatokit.policy.spans import NO_TOKENS, Span, concatenate, make_batch
+from gatokit.policy.step_codec import StepCodec, Task, check_same_spec
 from gatokit.schemas.digests import digest
 from gatokit.schemas.episode import EpisodeSpec
 from gatokit.schemas.errors import ConfigError, DataError
 from gatokit.schemas.manifest import VOCABULARY
 from gatokit.schemas.policy import PROMPTS, PolicyFile
 from gatokit.schemas.run import RunConfig
-from gatokit.schemas.tokens import EncodedImage, TokenIds
+from gatokit.schemas.tokens import TokenIds
 from gatokit.tokenizers.text import TextTokenizer
 from gatokit.trainer.attention import Tree
 from gatokit.trainer.decoding import Cache, distance_keys, empty_cache
 from gatokit.trainer.export import abstract, load_weights, policy_folder
 from gatokit.trainer.model import check_positions, parameter_table
 
-_PIECE = 128
-"""Tokens that are read at a time."""
+_TOKENS_PER_READ = 128
+"""Tokens of a prompt or a text that one call of the model reads."""
 _MULTIPLE = 8
-"""Of the lengths of batches, and the least power of two that windows take, so that few programs are compiled."""
+"""Lengths of batches are multiples of it, or powers of two from it on, so that few programs are compiled."""
 
 
 @dataclass(frozen=True)
@@ -46,31 +47,31 @@ class Decoding:
     """How a policy acts."""
 
     rule: Rule = "median"
-    """Of continuous actions: ``median`` is the first bin at which the cumulative probability reaches one half, with
-    which discrete actions are sampled; ``greedy`` takes the likeliest of both; ``sample``, the paper's, draws both."""
+    """How an id is chosen. ``median`` takes the first bin of a continuous action at which the cumulative probability
+    reaches one half, and samples discrete actions; ``greedy`` takes the likeliest of both; ``sample``, as in the paper,
+    samples both."""
     temperature: float = 1.0
-    """Logits are divided by it, but for the largest."""
+    """Logits are divided by it, except with ``greedy``."""
     mask: bool = True
-    """Only ids of the action's spec are chosen. Without, others are taken for the nearest that is one."""
+    """Only ids of the action's spec are chosen. Without the mask, any other id is replaced by the nearest valid one."""
     memory: Literal["memory", "window"] = "memory"
-    """Keys and values of the last M tokens are kept, or the last whole steps that fit into M are read anew."""
+    """``memory`` caches keys and values of the last M tokens; ``window`` reads the last whole steps that fit into M
+    again for every action."""
     prompt_tokens: int | None = None
-    """Tokens of the demonstration, cut at the last whole step; None: half of the context."""
+    """Most tokens of the demonstration, which is cut at its last whole step; None: half of the context."""
     hide_actions: bool | None = None
-    """Past actions are hidden; None: where they were in training."""
-    pin_prompt: bool = False
-    """In window mode the prompt stays when the oldest steps fall out."""
+    """Past actions are hidden; None: as in training."""
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.temperature) and self.temperature > 0):
-            raise ConfigError(f"the temperature is above 0, not {self.temperature}; for the largest, decode greedily")
+            raise ConfigError(f"the temperature is above 0, not {self.temperature}; for the likeliest, decode greedily")
         if self.prompt_tokens is not None and self.prompt_tokens < 0:
             raise ConfigError(f"a prompt has 0 tokens or more, not {self.prompt_tokens}")
 
 
 @dataclass(frozen=True)
 class Policy:
-    """Parameters and all that is needed to act with them; made by ``load_policy``."""
+    """Parameters, and everything else that a policy needs to act; made by ``load_policy``."""
 
     path: Path
     file: PolicyFile
@@ -81,7 +82,7 @@ class Policy:
 
     @property
     def config(self) -> RunConfig:
-        """The run's."""
+        """The config of the run."""
         return self.file.config
 
     @property
@@ -89,37 +90,42 @@ class Policy:
         """The id ranges of the build."""
         return TokenIds(self.file.tokenizer.discrete_offset)
 
-    @property
-    def dtype(self) -> Any:
-        """Of matrix products: the run's, but float32 on CPUs, where bfloat16 is slower."""
-        return jnp.float32 if jax.default_backend() == "cpu" else jnp.dtype(self.config.precision)
-
     @cached_property
-    def distances(self) -> jax.Array | None:
-        """``distance_keys`` of the memory."""
-        make = jax.jit(distance_keys, static_argnums=(1, 2, 3))
-        return make(self.params, self.config.model, self.config.context, self.dtype)
+    def model(self) -> dict[str, Any]:
+        """The keyword arguments that the functions of ``policy.decode`` share: the model's config, the dtype of matrix
+        products, and the relative positions of a full cache.
+
+        The dtype is the run's, except on CPUs, where bfloat16 is slower than float32.
+        """
+        dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.dtype(self.config.precision)
+        distances = jax.jit(distance_keys, static_argnums=(1, 2, 3))
+        config = self.config.model
+        return {
+            "config": config,
+            "dtype": dtype,
+            "distances": distances(self.params, config, self.config.context, dtype),
+        }
 
     def read(self, span: Span) -> tuple[jax.Array | None, Cache]:
-        """A cache of one row that has read a span, and the hidden state (1, D) of its last token; None of no tokens."""
+        """The hidden state (1, D) of a span's last token (None if it has no tokens), and a cache of one row that has
+        read it."""
         cache, state = self.empty_cache(1), None
-        slots = _PIECE if len(span.shown.token) else 0
-        for begin in range(0, span.size, _PIECE):
-            batch = batch_of([span.part(begin, min(begin + _PIECE, span.size))], _PIECE, slots)
+        slots = _TOKENS_PER_READ if len(span.patches.token) else 0
+        for begin in range(0, span.size, _TOKENS_PER_READ):
+            part = span.part(begin, min(begin + _TOKENS_PER_READ, span.size))
+            batch = make_batch([part], _TOKENS_PER_READ, slots)
             check_positions(batch)
-            state, cache = read(
-                self.params, batch, cache, config=self.config.model, dtype=self.dtype, distances=self.distances
-            )
+            state, cache = read(self.params, batch, cache, **self.model)
         return state, cache
 
     def empty_cache(self, rows: int) -> Cache:
-        """A memory of the context's length for ``rows`` rows."""
-        return empty_cache(self.config.model, rows, self.config.context, self.dtype)
+        """A cache of M tokens for ``rows`` rows."""
+        return empty_cache(self.config.model, rows, self.config.context, self.model["dtype"])
 
     @cached_property
     def tasks(self) -> tuple[Task, ...]:
-        """All of them; DataError where one lacks its spec."""
-        found = []
+        """All tasks of the policy; DataError if the spec of one is missing."""
+        tasks = []
         for dataset, described in self.file.datasets.items():
             for name, task in described.tasks.items():
                 if task.spec not in described.specs:
@@ -127,26 +133,26 @@ class Policy:
                         f"{self.path}: policy.json has no spec {task.spec} of the task {dataset}/{name}: export the "
                         "weights again from the run that trained them"
                     )
-                found.append(Task(dataset, name, described.specs[task.spec], task.expert_return, task.prompt))
-        return tuple(found)
+                tasks.append(Task(dataset, name, described.specs[task.spec], task.expert_return, task.prompt))
+        return tuple(tasks)
 
     def find(self, name: str) -> Task:
         """The task of an environment's name ``family/task``, or of ``dataset/task``; ConfigError lists the tasks."""
         short = name.partition("/")[2]
-        found = [task for task in self.tasks if name in (task.name, f"{task.dataset}/{task.name}")]
-        found = found or [task for task in self.tasks if task.name == short]
-        if len(found) == 1:
-            return found[0]
-        if found:
-            several = ", ".join(f"{task.dataset}/{task.name}" for task in found)
+        matching = [task for task in self.tasks if name in (task.name, task.full_name)]
+        matching = matching or [task for task in self.tasks if task.name == short]
+        if len(matching) == 1:
+            return matching[0]
+        if matching:
+            several = ", ".join(task.full_name for task in matching)
             raise ConfigError(f"{self.path} was trained on several tasks {short}: name one of {several}")
-        known = ", ".join(f"{task.dataset}/{task.name}" for task in self.tasks) or "no task that acts"
+        known = ", ".join(task.full_name for task in self.tasks) or "no task that acts"
         raise ConfigError(f"{self.path} was not trained on {name}; it was on {known}")
 
     def player(self, task: Task, spec: EpisodeSpec, rows: int, decoding: Decoding | None = None) -> "Player":
-        """Plays ``rows`` episodes of a task side by side in environments of ``spec``.
+        """A player of ``rows`` episodes of a task, side by side, in environments of ``spec``.
 
-        ConfigError where the environment's spec is not the one of the data, or a step does not fit into the context.
+        Raises ConfigError if the environment's spec is not that of the data.
         """
         check_same_spec(task, spec)
         return Player(self, task, rows, decoding or Decoding())
@@ -155,7 +161,7 @@ class Policy:
 def load_policy(path: Path) -> Policy:
     """The policy of a run's directory (its newest checkpoint), of a checkpoint or of an export.
 
-    ConfigError where ``path`` is not there; DataError where something of it is missing or damaged.
+    Raises ConfigError if ``path`` does not exist, and DataError if a part of the policy is missing or damaged.
     """
     if not path.exists():
         raise ConfigError(f"there is no {path}: give a run's directory, one of its checkpoints or an export")
@@ -168,76 +174,36 @@ def load_policy(path: Path) -> Policy:
     return Policy(path, file, load_weights(path, abstract(table)), text, folder / PROMPTS)
 
 
-def demonstration(policy: Policy, task: Task, senses: Senses, tokens: int, hide: bool) -> list[Span]:
-    """The first whole steps of the task's demonstration, of at most ``tokens`` tokens (Gato, section 2.4), one span
-    each; ``hide`` as in ``Span.actions``.
-
-    DataError where the demonstration is missing or damaged.
-    """
-    spans: list[Span] = []
-    if not tokens:
-        return spans
-    path, prompt = policy.demonstrations, task.prompt
-    if not path.exists():
-        raise DataError(
-            f"{path} is missing, which holds the demonstrations: take the policy's folder of the run, or play without "
-            "a prompt"
-        )
-    records = sum(task.prompt.records for task in policy.tasks)
-    shards = OpenShards([Shard(str(path), records, 0)], 1)
-    left = tokens
-    for ordinal in range(prompt.first_record, prompt.first_record + prompt.records):
-        [chunk] = shards.read(0, ordinal, ordinal + 1)
-        try:
-            pictures = [
-                (picture.token, EncodedImage(picture.data, picture.height, picture.width))
-                for picture in chunk.images(0, len(chunk.tokens))
-            ]
-        except ValueError as error:
-            raise shards.damaged_record(0, ordinal, error) from None
-        begins = chunk.step_begin.astype(np.int64).tolist()
-        for begin, end in zip(begins, [*begins[1:], len(chunk.tokens)], strict=True):
-            if end - begin > left:
-                return spans
-            left -= end - begin
-            shown = shown_pictures([(token - begin, image) for token, image in pictures if begin <= token < end])
-            acts = end - senses.tokens
-            seen = Span.of(chunk.tokens[begin:acts], chunk.kinds[begin:acts], chunk.positions[begin:acts], shown)
-            number = _private(len(spans)) if hide else 0
-            spans.append(joined([seen, Span.actions(chunk.tokens[acts:end], chunk.kinds[acts:end], number)]))
-    return spans
-
-
 @dataclass
 class _Row:
-    """One episode under way: ``history`` holds a span for each step in window mode, ``pending`` what memory lacks."""
+    """One episode that is being played.
+
+    ``history`` (window mode) holds a span for each step; ``pending`` (cache mode) what the cache has not read yet.
+    """
 
     key: np.ndarray
     steps: int = 0
-    pending: Span = field(default_factory=Span.none)
+    pending: Span = NO_TOKENS
     history: list[Span] = field(default_factory=list)
 
 
 class Player:
-    """Plays B episodes of one task side by side; ``Policy.player`` makes it."""
+    """Plays B episodes of one task side by side; made by ``Policy.player``."""
 
     def __init__(self, policy: Policy, task: Task, rows: int, decoding: Decoding) -> None:
         config = policy.config
         self._policy, self._decoding = policy, decoding
-        self._senses = senses = Senses(task, policy.ids, policy.text)
-        self._context = config.context
+        self._task, self._codec = task, StepCodec(task, policy.ids, policy.text)
+        self._context, self._in_windows = config.context, decoding.memory == "window"
         hide = decoding.hide_actions
         self._hide = config.input.hide_actions > 0 if hide is None else hide
         tokens = config.context // 2 if decoding.prompt_tokens is None else decoding.prompt_tokens
-        if decoding.pin_prompt:
-            tokens = min(tokens, config.context // 2)
-        self._prompt = demonstration(policy, task, senses, tokens, self._hide)
+        self._prompt = read_prompt(policy.demonstrations, task.prompt, tokens, self._codec.tokens, self._hide)
         self._rows: list[_Row | None] = [None] * rows
-        self._where = f"{task.dataset}/{task.name}"
         self._cache = policy.empty_cache(rows)
-        self._read: Cache | None = None
+        self._prompt_cache: Cache | None = None
         self.invalid = 0
-        """Ids chosen without a mask that are no action's."""
+        """Chosen ids that were not valid for the action; only without a mask."""
 
     @property
     def rows(self) -> int:
@@ -250,46 +216,45 @@ class Player:
         return sum(span.size for span in self._prompt)
 
     def begin(self, row: int, seed: int) -> None:
-        """Forgets a row's episode and reads the prompt. ``seed`` decides the row's draws, whatever is beside it."""
+        """Starts a new episode in a row: forgets the old one and reads the prompt.
+
+        ``seed`` decides the row's draws; they do not depend on the other rows.
+        """
         key = np.asarray(jax.random.key_data(jax.random.key(seed)))
-        self._rows[row] = _Row(key=key, history=list(self._prompt) if self._windows else [])
-        if not self._windows:
-            if self._read is None:
-                _, self._read = self._policy.read(joined(self._prompt))
-            self._cache = _put(self._cache, self._read, row)
+        self._rows[row] = _Row(key=key, history=list(self._prompt) if self._in_windows else [])
+        if not self._in_windows:
+            if self._prompt_cache is None:
+                _, self._prompt_cache = self._policy.read(concatenate(self._prompt))
+            self._cache = _copy_row(self._cache, self._prompt_cache, row)
 
     def act(self, observations: Mapping[int, Observation]) -> dict[int, Action]:
-        """The actions of the rows that have an observation, by one call of the model; the others do not move.
+        """The actions of the rows that have an observation, by one call of the model; the other rows do not move.
 
-        RuntimeError for a row that was not begun; DataError for an observation that cannot be tokenized or is longer
-        than the context.
+        Raises RuntimeError for a row that was not begun, and DataError for an observation that cannot be tokenized or
+        is longer than the context.
         """
         order = sorted(observations)
         spans: list[Span | None] = [None] * self.rows
         private = np.zeros(self.rows, np.int32)
         steps = np.zeros(self.rows, np.int32)
         keys = np.zeros((self.rows, 2), np.uint32)
-        seen = self._senses.observe([observations[row] for row in order])
-        for row, span in zip(order, seen, strict=True):
+        observed = self._codec.encode([observations[row] for row in order])
+        for row, span in zip(order, observed, strict=True):
             state = self._state(row)
-            if span.size + self._senses.tokens - 1 > self._context:
+            if span.size + self._codec.tokens - 1 > self._context:
                 raise DataError(
-                    f"{self._where}: a time step has {span.size + self._senses.tokens} tokens, more than the policy's "
-                    f"context of {self._context}"
+                    f"{self._task.full_name}: a time step has {span.size + self._codec.tokens} tokens, more than the "
+                    f"policy's context of {self._context}"
                 )
-            spans[row] = self._window(state, span) if self._windows else joined([state.pending, span])
-            private[row], steps[row], keys[row] = self._number(state), state.steps, state.key
-        ids = self._decide(spans, private, keys, steps)
-        head = self._senses.head
-        inside = np.clip(ids, head.lowest, head.lowest + head.number - 1)
-        self.invalid += int(np.count_nonzero(inside[order] != ids[order]))
-        for row, span in zip(order, seen, strict=True):
-            self._remember(self._state(row), span, inside[row])
-        return dict(zip(order, self._senses.actions(inside[order].astype(np.uint16)), strict=True))
-
-    @property
-    def _windows(self) -> bool:
-        return self._decoding.memory == "window"
+            spans[row] = self._window(state, span) if self._in_windows else concatenate([state.pending, span])
+            private[row], steps[row], keys[row] = self._private(state), state.steps, state.key
+        ids = self._choose(spans, private, keys, steps)
+        space = self._codec.space
+        valid = np.clip(ids, space.lowest, space.lowest + space.number - 1)
+        self.invalid += int(np.count_nonzero(valid[order] != ids[order]))
+        for row, span in zip(order, observed, strict=True):
+            self._remember(self._state(row), span, valid[row])
+        return dict(zip(order, self._codec.decode(valid[order].astype(np.uint16)), strict=True))
 
     def _state(self, row: int) -> _Row:
         state = self._rows[row]
@@ -297,63 +262,64 @@ class Player:
             raise RuntimeError(f"row {row} was not begun")
         return state
 
-    def _number(self, state: _Row) -> int:
-        return _private(len(self._prompt) + state.steps) if self._hide else 0
+    def _private(self, state: _Row) -> int:
+        """The number of the current step's hidden actions; 0 if they are visible."""
+        return private_number(len(self._prompt) + state.steps) if self._hide else 0
 
     def _window(self, state: _Row, span: Span) -> Span:
-        """The newest whole steps that fit into the context with the observation and the action."""
-        left = self._context - span.size - (self._senses.tokens - 1)
-        pinned = self._prompt if self._decoding.pin_prompt else []
-        left -= sum(item.size for item in pinned)
+        """The newest whole steps that fit into the context together with the observation and the action."""
+        left = self._context - span.size - (self._codec.tokens - 1)
         begin = len(state.history)
-        while begin > len(pinned) and state.history[begin - 1].size <= left:
+        while begin > 0 and state.history[begin - 1].size <= left:
             begin -= 1
             left -= state.history[begin].size
-        state.history = [*pinned, *state.history[begin:]]
-        return joined([*state.history, span])
+        state.history = state.history[begin:]
+        return concatenate([*state.history, span])
 
     def _remember(self, state: _Row, span: Span, ids: np.ndarray) -> None:
-        action = Span.actions(ids, self._senses.head.kinds, self._number(state))
-        if self._windows:
-            state.history.append(joined([span, action]))
+        action = Span.of_actions(ids, self._codec.space.kinds, self._private(state))
+        if self._in_windows:
+            state.history.append(concatenate([span, action]))
         else:
             state.pending = action.part(action.size - 1, action.size)
         state.steps += 1
 
-    def _decide(
+    def _choose(
         self, spans: Sequence[Span | None], private: np.ndarray, keys: np.ndarray, steps: np.ndarray
     ) -> np.ndarray:
+        """The ids (B, A) that follow the spans of all rows."""
         longest = max((span.size for span in spans if span is not None), default=1)
-        shown = max((len(span.shown.token) for span in spans if span is not None), default=0)
-        if self._windows:
-            length, slots = min(_power(longest), self._context), _power(shown)
+        if self._in_windows:
+            patches = max((len(span.patches.token) for span in spans if span is not None), default=0)
+            length, slots = min(_power(longest), self._context), _power(patches)
+            cache = self._policy.empty_cache(self.rows)
         else:
-            length, slots = -(-longest // _MULTIPLE) * _MULTIPLE, self._senses.patches
-        batch = batch_of(spans, length, slots)
+            length, slots = -(-longest // _MULTIPLE) * _MULTIPLE, self._codec.patches
+            cache = self._cache
+        batch = make_batch(spans, length, slots)
         check_positions(batch)
-        ids, cache = decide(
+        ids, cache = act(
             self._policy.params,
             batch,
-            self._policy.empty_cache(self.rows) if self._windows else self._cache,
-            self._senses.head,
+            cache,
+            self._codec.space,
             private,
             keys,
             steps,
             jnp.float32(self._decoding.temperature),
-            config=self._policy.config.model,
-            dtype=self._policy.dtype,
-            choice=Choice(self._decoding.rule, self._decoding.mask),
+            rule=self._decoding.rule,
+            mask=self._decoding.mask,
             vocabulary_size=self._policy.file.tokenizer.vocabulary_size,
-            distances=self._policy.distances,
+            **self._policy.model,
         )
-        if not self._windows:
+        if not self._in_windows:
             self._cache = cache
         return np.asarray(ids)
 
 
 @partial(jax.jit, donate_argnums=0)
-def _put(cache: Cache, one: Cache, row: int) -> Cache:
-    """``cache`` whose row is the only row of ``one``."""
+def _copy_row(cache: Cache, one: Cache, row: int) -> Cache:
+    """``cache`` with the only row of ``one`` as its row ``row``."""
     return Cache(
         cache.keys.at[:, row].set(one.keys[:, 0]),
         cache.values.at[:, row].set(one.values[:, 0]),
@@ -362,11 +328,6 @@ def _put(cache: Cache, one: Cache, row: int) -> Cache:
     )
 
 
-def _private(step: int) -> int:
-    """The number of a step's private tokens."""
-    return step % PRIVATE_NUMBERS + 1
-
-
 def _power(count: int) -> int:
-    """The least power of two that is ``count`` or more, and no less than ``_MULTIPLE``; 0 of 0."""
+    """The least power of two that is ``count`` or more, and at least ``_MULTIPLE``; 0 for 0."""
     return max(_MULTIPLE, 1 << (count - 1).bit_length()) if count else 0

@@ -1,18 +1,18 @@
-"""What a policy sees and does in an environment: observations as tokens and tokens as actions, as the build made them.
+"""Observations → tokens, and tokens → actions, as the build made them.
 
 Legend: B rows (episodes side by side), A action tokens of a step.
 """
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from gatokit.environments.adapter import Observation
-from gatokit.policy.decode import Head
-from gatokit.policy.history import Span, shown_pictures
-from gatokit.schemas.episode import Episode, EpisodeSpec, FieldSpec
+from gatokit.policy.decode import ActionSpace
+from gatokit.policy.spans import Span
+from gatokit.schemas.episode import EpisodeSpec, FieldSpec
 from gatokit.schemas.errors import ConfigError, DataError, RejectedError
 from gatokit.schemas.policy import Prompt
 from gatokit.schemas.tokens import BINS, CONTINUOUS_OFFSET, DISCRETE_VALUES, TokenIds, TokenKind
@@ -31,105 +31,93 @@ class Task(NamedTuple):
     expert_return: float
     prompt: Prompt
 
+    @property
+    def full_name(self) -> str:
+        """``dataset/task``."""
+        return f"{self.dataset}/{self.name}"
 
-class Senses:
-    """Observations → tokens, and tokens → actions, of one task: by the tokenizers that made the shards."""
+
+class StepCodec:
+    """Tokenizes the observations of one task and decodes its actions, with the tokenizers that made the shards."""
 
     def __init__(self, task: Task, ids: TokenIds, text: TextTokenizer) -> None:
-        """ConfigError for a spec with another number of actions than one."""
+        """Raises ConfigError if the task does not have exactly one action field."""
         if len(task.spec.action) != 1:
-            raise ConfigError(
-                f"{task.dataset}/{task.name} has {len(task.spec.action)} action fields, and a policy plays one"
-            )
+            raise ConfigError(f"{task.full_name} has {len(task.spec.action)} action fields, and a policy plays one")
         self._task = task
-        self._tokenizer = EpisodeTokenizer(task.spec, ids, text)
         self._action = task.spec.action[0]
-        self._tensor = TensorTokenizer(self._action, ids.discrete_offset)
-        continuous = self._action.kind == "continuous"
-        lowest = CONTINUOUS_OFFSET if continuous else ids.discrete_offset
-        number = BINS if continuous else self._action.num or DISCRETE_VALUES
-        self.tokens = self._tensor.components
+        self._observations = EpisodeTokenizer(task.spec, ids, text, actions=False)
+        self._actions = TensorTokenizer(self._action, ids.discrete_offset)
+        self.tokens = self._actions.components
         """A."""
-        self.head = Head(
-            lowest=np.full(self.tokens, lowest, np.int32),
+        continuous = self._action.kind == "continuous"
+        kind = TokenKind.CONTINUOUS_ACTION if continuous else TokenKind.DISCRETE_ACTION
+        number = BINS if continuous else self._action.num or DISCRETE_VALUES
+        self.space = ActionSpace(
+            lowest=np.full(self.tokens, CONTINUOUS_OFFSET if continuous else ids.discrete_offset, np.int32),
             number=np.full(self.tokens, number, np.int32),
             continuous=np.full(self.tokens, continuous),
-            kinds=np.full(
-                self.tokens, TokenKind.CONTINUOUS_ACTION if continuous else TokenKind.DISCRETE_ACTION, np.uint8
-            ),
+            kinds=np.full(self.tokens, kind, np.uint8),
         )
-        patches = [item.tokens or 0 for item in task.spec.observation if item.kind == "image"]
-        self.patches = sum(patches)
+        self.patches = sum(field.tokens or 0 for field in task.spec.observation if field.kind == "image")
         """Image patches of a step."""
 
-    def observe(self, observations: Sequence[Observation]) -> list[Span]:
-        """The tokens of each observation, and the separator; DataError names a field that cannot be tokenized."""
-        steps = len(observations)
+    def encode(self, observations: Sequence[Observation]) -> list[Span]:
+        """The tokens of each observation and the separator behind it.
+
+        Raises DataError that names a field which cannot be tokenized.
+        """
         try:
-            values: dict[str, FieldValues] = {
-                item.path: self._values(item, observations) for item in self._task.spec.observation
-            }
-            values[self._action.path] = np.zeros((steps, *self._action.shape), np.dtype(self._action.dtype))
-            nothing = np.zeros(steps)
-            sequence = self._tokenizer.encode(Episode("", values, nothing, None, np.zeros(steps, np.uint8)))
+            values = {field.path: _values(field, observations) for field in self._task.spec.observation}
+            sequence = self._observations.encode(values, len(observations))
         except RejectedError as error:
-            raise DataError(f"{self._task.dataset}/{self._task.name}: an observation's {error.detail}") from None
-        begins = sequence.step_begin.astype(np.int64)
-        ends = np.append(begins[1:], len(sequence.tokens)) - self.tokens
-        pictures = [(placed.token, placed.image) for placed in sequence.images]
+            raise DataError(f"{self._task.full_name}: an observation's {error.detail}") from None
+        begins = sequence.step_begin.tolist()
         return [
-            Span.of(
-                sequence.tokens[begin:end],
-                sequence.kinds[begin:end],
-                sequence.positions[begin:end],
-                shown_pictures([(token - begin, image) for token, image in pictures if begin <= token < end]),
-            )
-            for begin, end in zip(begins.tolist(), ends.tolist(), strict=True)
+            Span.of(sequence, begin, end)
+            for begin, end in zip(begins, [*begins[1:], len(sequence.tokens)], strict=True)
         ]
 
-    def actions(self, ids: np.ndarray) -> np.ndarray:
+    def decode(self, ids: np.ndarray) -> np.ndarray:
         """The actions (B, *shape) of ids (B, A), in the data's units and dtype."""
-        return self._tensor.decode(ids).astype(np.dtype(self._action.dtype))
+        return self._actions.decode(ids).astype(np.dtype(self._action.dtype))
 
-    @staticmethod
-    def _values(item: FieldSpec, observations: Sequence[Observation]) -> FieldValues:
-        name = item.path.removeprefix("observation/")
-        values = [observation[name] for observation in observations]
-        if item.kind == "text":
-            return values
-        if item.image is not None:
-            rule = item.image
-            return [fit(np.asarray(value), rule) for value in values]
-        return np.stack([np.asarray(value) for value in values])
+
+def _values(field: FieldSpec, observations: Sequence[Observation]) -> FieldValues:
+    """A field of all observations, as the tokenizer takes it."""
+    name, rule = field.path.removeprefix("observation/"), field.image
+    values = [observation[name] for observation in observations]
+    if field.kind == "text":
+        return values
+    if rule is not None:
+        return [fit(np.asarray(value), rule) for value in values]
+    return np.stack([np.asarray(value) for value in values])
 
 
 def check_same_spec(task: Task, spec: EpisodeSpec) -> None:
-    """ConfigError where an environment lacks a field of the task's data, or has it of another kind, shape or range."""
-    there = {item.path: item for item in spec.fields}
-    for wanted in task.spec.fields:
-        found = there.get(wanted.path)
-        if found is None:
+    """Raises ConfigError if an environment lacks a field of the task's data, or has it with another kind, shape, number
+    of actions or range of actions."""
+    fields = {field.path: field for field in spec.fields}
+    for ours in task.spec.fields:
+        theirs = fields.get(ours.path)
+        if theirs is None:
             raise ConfigError(
-                f"{task.dataset}/{task.name}: the data has the field {wanted.path}, and the environment has not; it "
-                f"has {', '.join(there)}"
+                f"{task.full_name}: the data has the field {ours.path}, and the environment has not; it has "
+                f"{', '.join(fields)}"
             )
-        for name, ours, theirs in _compared(wanted, found):
-            if ours != theirs:
+        compared = ["kind", "shape"]
+        if ours.is_action:
+            compared.append("num" if ours.kind == "discrete" else "range")
+        for name in compared:
+            in_data, found = (_ranges(field) if name == "range" else getattr(field, name) for field in (ours, theirs))
+            if in_data != found:
                 raise ConfigError(
-                    f"{task.dataset}/{task.name}: {wanted.path} has {name} {ours} in the data and {theirs} in the "
-                    "environment: the policy plays only what it was trained on"
+                    f"{task.full_name}: {ours.path} has {name} {in_data} in the data and {found} in the environment: "
+                    "the policy plays only what it was trained on"
                 )
 
 
-def _compared(ours: FieldSpec, theirs: FieldSpec) -> list[tuple[str, Any, Any]]:
-    compared: list[tuple[str, Any, Any]] = [("kind", ours.kind, theirs.kind), ("shape", ours.shape, theirs.shape)]
-    if ours.is_action and ours.kind == theirs.kind == "discrete":
-        compared.append(("num", ours.num, theirs.num))
-    if ours.is_action and ours.kind == theirs.kind == "continuous":
-        compared.append(("range", _ranges(ours), _ranges(theirs)))
-    return compared
-
-
 def _ranges(field: FieldSpec) -> list[tuple[float, float]]:
+    """The range of each component."""
     pairs = [(float(low), float(high)) for low, high in field.range or ((-1.0, 1.0),)]
     return pairs * (math.prod(field.shape) if len(pairs) == 1 else 1)

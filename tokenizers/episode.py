@@ -3,7 +3,7 @@
 Legend: S time steps, T tokens, N components of one field, X text fields.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from gatokit.schemas.episode import Episode, EpisodeSpec, FieldSpec
+from gatokit.schemas.episode import EpisodeSpec, FieldSpec
 from gatokit.schemas.errors import ConfigError, RejectedError
 from gatokit.schemas.tokens import IMAGE_ID, EncodedImage, PlacedImage, TokenIds, TokenSequence
 from gatokit.tokenizers.layout import Arrangement, StepLayout
@@ -29,63 +29,76 @@ class EpisodeTokenizer:
     the step's observation tokens, image patches included.
     """
 
-    def __init__(self, spec: EpisodeSpec, ids: TokenIds, text: TextTokenizer | None = None) -> None:
-        """Raises ConfigError, naming the field, for a spec that cannot be tokenized: no action, fields out of
-        order, ranges that do not fit, an image size that is no multiple of 16, text without a ``text`` tokenizer."""
+    def __init__(
+        self, spec: EpisodeSpec, ids: TokenIds, text: TextTokenizer | None = None, *, actions: bool = True
+    ) -> None:
+        """Without ``actions`` a step ends with its separator.
+
+        Raises ConfigError, naming the field, for a spec that cannot be tokenized: no action, fields out of order,
+        ranges that do not fit, an image size that is no multiple of 16, text without a ``text`` tokenizer.
+        """
         self.spec = spec
-        self._layout = StepLayout(spec)
+        self._layout = StepLayout(spec, actions)
         fields = self._layout.fields
         if text is None and self._layout.text:
             raise ConfigError(f"field {fields[self._layout.text[0]].path} is text: a vocabulary is needed")
         self._text = text
         self._tensors = {
-            block: TensorTokenizer(field, ids.discrete_offset)
-            for block, field in fields.items()
+            section: TensorTokenizer(field, ids.discrete_offset)
+            for section, field in fields.items()
             if field.kind in ("discrete", "continuous")
         }
-        self._images = [block for block, field in fields.items() if field.kind == "image"]
+        self._images = [section for section, field in fields.items() if field.kind == "image"]
         self._constants = {self._layout.separator: ids.separator} | dict.fromkeys(self._images, IMAGE_ID)
 
-    def encode(self, episode: Episode) -> TokenSequence:
-        """The tokens of an episode; an empty sequence for one without steps.
+    def encode(self, values: Mapping[str, FieldValues], steps: int) -> TokenSequence:
+        """The tokens of an episode's S ``steps``, given the ``values`` of each field by path.
 
         ``kinds``, ``positions`` and ``step_begin`` may be read-only views that other episodes share. Raises
         RejectedError, naming field, value and step: ``missing_field``, ``wrong_shape``, ``not_finite``,
         ``out_of_range``, ``not_utf8``, ``step_too_long``.
         """
-        steps, fields = episode.steps, self._layout.fields
-        values = {block: _values_of(field, episode) for block, field in fields.items()}
-        tensors = {block: tensor.checked(values[block], steps) for block, tensor in self._tensors.items()}
-        images = {block: _checked_images(fields[block], values[block], steps) for block in self._images}
-        texts = {block: self._encode_texts(fields[block], values[block], steps) for block in self._layout.text}
+        fields = self._layout.fields
+        for field in fields.values():
+            if field.path not in values:
+                raise RejectedError("missing_field", f"field {field.path} is absent")
+        tensors = {
+            section: item.checked(values[fields[section].path], steps) for section, item in self._tensors.items()
+        }
+        images = [_checked_images(fields[section], values[fields[section].path], steps) for section in self._images]
+        texts = {
+            section: self._encode_texts(fields[section], values[fields[section].path], steps)
+            for section in self._layout.text
+        }
 
         widths = np.stack([text.widths() for text in texts.values()], axis=1) if texts else None
         arrangement = self._layout.arrange(steps, widths)
         tokens = np.empty(len(arrangement.kinds), np.uint16)
 
-        def write(block: int, fill: Callable[[np.ndarray], None]) -> None:
+        def write(section: int, fill: Callable[[np.ndarray], None]) -> None:
             if arrangement.alike:
-                fill(arrangement.columns(tokens, block))
+                fill(arrangement.columns(tokens, section))
             else:
-                part = np.empty((steps, self._layout.width(block)), np.uint16)
-                fill(part)
-                tokens[arrangement.index(block, part.shape[1])] = part
+                ids = np.empty((steps, self._layout.width(section)), np.uint16)
+                fill(ids)
+                tokens[arrangement.index(section, ids.shape[1])] = ids
 
-        for block, array in tensors.items():
-            write(block, partial(self._tensors[block].encode, array))
-        for block, constant in self._constants.items():
-            write(block, partial(np.copyto, src=np.uint16(constant)))
-        for block, text in texts.items() if steps else ():
+        for section, array in tensors.items():
+            write(section, partial(self._tensors[section].encode, array))
+        for section, constant in self._constants.items():
+            write(section, partial(np.copyto, src=np.uint16(constant)))
+        for section, text in texts.items() if steps else ():
             if arrangement.alike:
-                np.copyto(arrangement.columns(tokens, block), text.matrix())
+                np.copyto(arrangement.columns(tokens, section), text.matrix())
             else:
-                tokens[arrangement.ragged_index(block)] = text.flat()
+                tokens[arrangement.ragged_index(section)] = text.flat()
+        first_tokens = _first_tokens(arrangement, self._images)
         return TokenSequence(
             tokens=tokens,
             kinds=arrangement.kinds,
             positions=arrangement.positions,
             step_begin=arrangement.step_begin,
-            images=_place(arrangement, images),
+            images=list(map(PlacedImage, first_tokens, chain.from_iterable(zip(*images, strict=True)))),
             text_tokens=widths.astype(np.uint32) if widths is not None and len(texts) > 1 else None,
         )
 
@@ -93,25 +106,28 @@ class EpisodeTokenizer:
         """The values of every field of a whole episode, or of a chunk of whole steps, by path.
 
         Continuous fields are float64 (S, *shape) at the centres of their bins (actions in their own units),
-        discrete ones int64, or bool where the spec says so, text a list of S strings, images a list of S
-        encoded images. Fields follow from kinds and the spec, never from id ranges. Raises ValueError for tokens
-        that are not of this spec.
+        discrete ones int64, or bool if the spec says so, text a list of S strings, images a list of S encoded images.
+        Fields follow from kinds and the spec, never from id ranges. Raises ValueError for tokens that are not of this
+        spec.
         """
         arrangement = self._layout.arrangement_of(sequence)
-        tokens = sequence.tokens
-        for block, constant in self._constants.items():
-            if (tokens[arrangement.index(block, self._layout.width(block))] != constant).any():
+        tokens, steps, count = sequence.tokens, len(sequence.step_begin), len(self._images)
+        for section, constant in self._constants.items():
+            if (tokens[arrangement.index(section, self._layout.width(section))] != constant).any():
                 raise ValueError(f"a separator or image patch has another id than {constant}")
-        images = self._placed(arrangement, sequence.images)
+        if [image.token for image in sequence.images] != _first_tokens(arrangement, self._images):
+            raise ValueError(f"the sequence's images are not at the tokens of its {steps} steps' image fields")
         values: dict[str, FieldValues] = {}
-        for block, field in self._layout.fields.items():
-            if block in self._tensors:
-                tensor = self._tensors[block]
-                values[field.path] = tensor.decode(tokens[arrangement.index(block, tensor.components)])
+        for section, field in self._layout.fields.items():
+            if section in self._tensors:
+                tensor = self._tensors[section]
+                values[field.path] = tensor.decode(tokens[arrangement.index(section, tensor.components)])
             elif field.kind == "image":
-                values[field.path] = images[block]
+                images = [placed.image for placed in sequence.images[self._images.index(section) :: count]]
+                _check_sizes(field, images, ValueError)
+                values[field.path] = images
             else:
-                values[field.path] = self._decode_texts(arrangement, block, tokens)
+                values[field.path] = self._decode_texts(arrangement, section, tokens)
         return values
 
     def _encode_texts(self, field: FieldSpec, texts: Any, steps: int) -> "_Texts":
@@ -121,18 +137,18 @@ class EpisodeTokenizer:
             raise RejectedError("wrong_shape", f"field {field.path} is text and holds something else")
         _check_count(field, texts, steps)
         try:
-            distinct = self._text.encode_batch(list(numbers))
+            ids = self._text.encode_batch(list(numbers))
         except UnicodeEncodeError as error:
             step = next(step for step, text in enumerate(texts) if text == error.object)
             raise RejectedError("not_utf8", f"field {field.path} holds lone surrogates at step {step}") from error
         if len(numbers) == 1:
-            return _Texts(distinct, np.zeros(steps, np.int64))
-        return _Texts(distinct, np.fromiter(map(numbers.__getitem__, texts), np.int64, steps))
+            return _Texts(ids, np.zeros(steps, np.int64))
+        return _Texts(ids, np.fromiter(map(numbers.__getitem__, texts), np.int64, steps))
 
-    def _decode_texts(self, arrangement: Arrangement, block: int, tokens: np.ndarray) -> list[str]:
+    def _decode_texts(self, arrangement: Arrangement, section: int, tokens: np.ndarray) -> list[str]:
         assert self._text is not None
-        begin = arrangement.step_begin + arrangement.begin[..., block]
-        end = arrangement.step_begin + arrangement.begin[..., block + 1]
+        begin = arrangement.step_begin + arrangement.begin[..., section]
+        end = arrangement.step_begin + arrangement.begin[..., section + 1]
         known: dict[bytes, str] = {}
         texts = []
         for first, last in zip(begin.tolist(), end.tolist(), strict=True):
@@ -143,44 +159,28 @@ class EpisodeTokenizer:
             texts.append(known[key])
         return texts
 
-    def _placed(self, arrangement: Arrangement, placed: list[PlacedImage]) -> dict[int, list[EncodedImage]]:
-        """The images of every image field; ValueError where they stand elsewhere or have another size."""
-        count, steps = len(self._images), len(arrangement.step_begin)
-        if [image.token for image in placed] != _image_tokens(arrangement, self._images):
-            raise ValueError(f"the sequence's images are not at the tokens of its {steps} steps' image fields")
-        images = {block: [image.image for image in placed[place::count]] for place, block in enumerate(self._images)}
-        for block, found in images.items():
-            _check_sizes(self._layout.fields[block], found, ValueError)
-        return images
-
 
 @dataclass(frozen=True)
 class _Texts:
-    """The text of one field: the ids of every different text, and which of them each step has, int64 (S,)."""
+    """The texts of one field: the ids of every different text, and the number of the text at each step, int64 (S,)."""
 
-    distinct: list[np.ndarray]
-    which: np.ndarray
+    ids: list[np.ndarray]
+    number: np.ndarray
 
     def widths(self) -> np.ndarray:
         """Tokens of each step, int64 (S,)."""
-        return np.array([len(ids) for ids in self.distinct], np.int64)[self.which]
+        return np.array([len(ids) for ids in self.ids], np.int64)[self.number]
 
     def matrix(self) -> np.ndarray:
         """The ids of steps that are all of one width, uint16 (S, width)."""
-        return np.stack(self.distinct)[self.which]
+        return np.stack(self.ids)[self.number]
 
     def flat(self) -> np.ndarray:
         """The ids of all steps, one after the other, uint16."""
-        return np.concatenate([self.distinct[which] for which in self.which.tolist()])
+        return np.concatenate([self.ids[number] for number in self.number.tolist()])
 
 
-def _values_of(field: FieldSpec, episode: Episode) -> Any:
-    if field.path not in episode.values:
-        raise RejectedError("missing_field", f"field {field.path} is absent")
-    return episode.values[field.path]
-
-
-def _check_count(field: FieldSpec, values: Any, steps: int) -> None:
+def _check_count(field: FieldSpec, values: Sequence[Any], steps: int) -> None:
     if len(values) != steps:
         raise RejectedError("wrong_shape", f"field {field.path} has {len(values)} values for {steps} steps")
 
@@ -190,8 +190,7 @@ def _checked_images(field: FieldSpec, images: Any, steps: int) -> list[EncodedIm
         raise RejectedError("wrong_shape", f"field {field.path} is a {type(images).__name__}, not a list of images")
     _check_count(field, images, steps)
     _check_sizes(field, images, partial(RejectedError, "wrong_shape"))
-    found: list[EncodedImage] = images
-    return found
+    return images
 
 
 def _check_sizes(field: FieldSpec, images: list[EncodedImage], error: Callable[[str], Exception]) -> None:
@@ -205,17 +204,9 @@ def _check_sizes(field: FieldSpec, images: list[EncodedImage], error: Callable[[
             )
 
 
-def _place(arrangement: Arrangement, images: dict[int, list[EncodedImage]]) -> list[PlacedImage]:
-    if not images:
-        return []
-    tokens = _image_tokens(arrangement, list(images))
-    in_order = chain.from_iterable(zip(*images.values(), strict=True))
-    return list(map(PlacedImage, tokens, in_order))
-
-
-def _image_tokens(arrangement: Arrangement, blocks: list[int]) -> list[int]:
+def _first_tokens(arrangement: Arrangement, sections: list[int]) -> list[int]:
     """The first token of every image, in token order."""
     tokens: list[int] = (
-        (arrangement.step_begin[:, None].astype(np.int64) + arrangement.begin[..., blocks]).ravel().tolist()
+        (arrangement.step_begin[:, None].astype(np.int64) + arrangement.begin[..., sections]).ravel().tolist()
     )
     return tokens

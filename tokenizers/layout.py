@@ -1,9 +1,9 @@
 """Where the tokens of a task's time steps stand: kinds, local positions and the beginning of every field.
 
 A time step is its observation fields in key order, the separator, its action fields in key order (Gato, section
-2.1); each of these is a block. Only text varies in width.
+2.1); each of these is a section of the step. Only sections of text vary in width.
 
-Legend: S time steps, T tokens, K tokens of one step, B blocks, X text fields.
+Legend: S time steps, T tokens, K tokens of one step, N sections, X text fields.
 """
 
 import functools
@@ -13,12 +13,13 @@ import numpy as np
 
 from gatokit.schemas.episode import EpisodeSpec, FieldSpec
 from gatokit.schemas.errors import ConfigError, RejectedError
-from gatokit.schemas.tokens import NO_POSITION, TokenKind, TokenSequence
+from gatokit.schemas.tokens import NO_POSITION, PATCH, TokenKind, TokenSequence
 
 MAX_OBSERVATION = NO_POSITION - 1
-"""Observation tokens of a step, at most: a position is a uint16 and 65535 means none."""
+"""Most observation tokens of a step: a position is a uint16, and 65535 means none."""
 
-_TILE_TOKENS = 65_536
+_CACHED_TOKENS = 65_536
+"""Most tokens whose arrays are kept for other episodes."""
 
 _OBSERVATION_KINDS = {
     "text": TokenKind.TEXT,
@@ -31,9 +32,12 @@ _ACTION_KINDS = {"discrete": TokenKind.DISCRETE_ACTION, "continuous": TokenKind.
 
 @dataclass(frozen=True)
 class Arrangement:
-    """The tokens of S steps: ``kinds`` uint8 (T,), ``positions`` uint16 (T,), ``step_begin`` uint32 (S,), which
-    may be read-only views of shared arrays, and ``begin``, where in a step each block begins and the last one
-    ends: int64 (B + 1,) where all steps are alike, else (S, B + 1)."""
+    """The tokens of S steps.
+
+    ``kinds`` is uint8 (T,), ``positions`` uint16 (T,), ``step_begin`` uint32 (S,); these may be read-only views of
+    arrays that other episodes share. ``begin`` says where in a step each section begins and the last one ends: int64
+    (N + 1,) if all steps are alike, else (S, N + 1).
+    """
 
     kinds: np.ndarray
     positions: np.ndarray
@@ -45,52 +49,53 @@ class Arrangement:
         """Whether every step has the same tokens in the same places, so that tokens form a matrix (S, K)."""
         return self.begin.ndim == 1
 
-    def columns(self, tokens: np.ndarray, block: int) -> np.ndarray:
-        """A view of one block in every step, (S, width); only where all steps are alike."""
-        first, end, width = int(self.begin[block]), int(self.begin[block + 1]), int(self.begin[-1])
+    def columns(self, tokens: np.ndarray, section: int) -> np.ndarray:
+        """A view of one section in every step, (S, width); only if all steps are alike."""
+        first, end, width = int(self.begin[section]), int(self.begin[section + 1]), int(self.begin[-1])
         return tokens.reshape(len(self.step_begin), width)[:, first:end]
 
-    def index(self, block: int, width: int) -> np.ndarray:
-        """The tokens of one block of ``width`` tokens in every step, int64 (S, width)."""
-        first = self.step_begin.astype(np.int64) + self.begin[..., block]
+    def index(self, section: int, width: int) -> np.ndarray:
+        """The tokens of one section of ``width`` tokens in every step, int64 (S, width)."""
+        first = self.step_begin.astype(np.int64) + self.begin[..., section]
         return first[:, None] + np.arange(width)
 
-    def ragged_index(self, block: int) -> np.ndarray:
-        """The tokens of one block in all steps, one step after the other, int64 (sum of its widths,)."""
-        widths = np.broadcast_to(self.begin[..., block + 1] - self.begin[..., block], self.step_begin.shape)
-        first = self.step_begin.astype(np.int64) + self.begin[..., block]
+    def ragged_index(self, section: int) -> np.ndarray:
+        """The tokens of one section in all steps, one step after the other, int64 (sum of its widths,)."""
+        widths = np.broadcast_to(self.begin[..., section + 1] - self.begin[..., section], self.step_begin.shape)
+        first = self.step_begin.astype(np.int64) + self.begin[..., section]
         return np.repeat(first - (np.cumsum(widths) - widths), widths) + np.arange(widths.sum())
 
 
 class StepLayout:
-    """The blocks of a spec's time steps."""
+    """The sections of a spec's time steps."""
 
-    def __init__(self, spec: EpisodeSpec) -> None:
-        """Raises ConfigError, naming the field, for a spec that no token order can be given to."""
+    def __init__(self, spec: EpisodeSpec, actions: bool = True) -> None:
+        """Without ``actions`` a step ends with its separator. Raises ConfigError, naming the field, for a spec whose
+        fields cannot be given a token order."""
         if spec.fields != EpisodeSpec.ordered(list(spec.fields)).fields:
             raise ConfigError("the spec's fields are not in key order: make it with EpisodeSpec.ordered")
         if not spec.action:
             raise ConfigError("the spec has no action field")
         for field in spec.fields:
             _check_field(field)
-        observation = len(spec.observation)
-        self.separator = observation
-        """Block of the separator."""
-        self.fields = {index + (index >= observation): field for index, field in enumerate(spec.fields)}
-        """Field of every block but the separator, in token order."""
-        self.text = tuple(block for block, field in self.fields.items() if field.kind == "text")
-        """Blocks of text, whose widths vary."""
+        action = spec.action if actions else ()
+        self.separator = len(spec.observation)
+        """Section of the separator."""
+        self.fields = dict(enumerate(spec.observation)) | dict(enumerate(action, self.separator + 1))
+        """Field of every section but the separator, in token order."""
+        self.text = tuple(section for section, field in self.fields.items() if field.kind == "text")
+        """Sections of text, whose widths vary."""
         self._widths = [field.tokens or 0 for field in spec.observation] + [1]
-        self._widths += [field.tokens or 0 for field in spec.action]
+        self._widths += [field.tokens or 0 for field in action]
         self._kinds = bytes(
             [_OBSERVATION_KINDS[field.kind] for field in spec.observation]
             + [TokenKind.SEPARATOR]
-            + [_ACTION_KINDS[field.kind] for field in spec.action]
+            + [_ACTION_KINDS[field.kind] for field in action]
         )
 
-    def width(self, block: int) -> int:
-        """Tokens of a block that is no text."""
-        return self._widths[block]
+    def width(self, section: int) -> int:
+        """Tokens of a section that is not text."""
+        return self._widths[section]
 
     def arrange(self, steps: int, text_widths: np.ndarray | None = None) -> Arrangement:
         """Where the tokens of ``steps`` steps stand; ``text_widths`` int (S, X) are the tokens of every text field.
@@ -102,15 +107,16 @@ class StepLayout:
             assert text_widths is not None
             if (text_widths != text_widths[0]).any():
                 return self._ragged(text_widths)
-            for block, width in zip(self.text, text_widths[0].tolist(), strict=True):
-                widths[block] = width
+            for section, width in zip(self.text, text_widths[0].tolist(), strict=True):
+                widths[section] = width
         _check_length(sum(widths[: self.separator]), 0)
-        return _alike(self._kinds, tuple(widths), self.separator, steps)
+        arrange = _shared_steps if steps <= max(1, _CACHED_TOKENS // sum(widths)) else _equal_steps
+        return arrange(self._kinds, tuple(widths), self.separator, steps)
 
     def arrangement_of(self, sequence: TokenSequence) -> Arrangement:
         """Where the tokens of an encoded sequence of whole steps stand.
 
-        Raises ValueError where kinds, positions or step beginnings are not those of this spec.
+        Raises ValueError if kinds, positions or step beginnings are not those of this spec.
         """
         total, steps = len(sequence.tokens), len(sequence.step_begin)
         if not len(sequence.kinds) == len(sequence.positions) == total:
@@ -124,8 +130,7 @@ class StepLayout:
         except RejectedError as error:
             raise ValueError(error.detail) from error
         for name in ("step_begin", "kinds", "positions"):
-            found, expected = getattr(sequence, name), getattr(arrangement, name)
-            if not np.array_equal(found, expected):
+            if not np.array_equal(getattr(sequence, name), getattr(arrangement, name)):
                 raise ValueError(f"the {name} of the sequence are not those of its spec")
         return arrangement
 
@@ -140,6 +145,7 @@ class StepLayout:
         return np.bincount(np.searchsorted(begin, tokens, side="right") - 1, minlength=len(begin)).reshape(shape)
 
     def _ragged(self, text_widths: np.ndarray) -> Arrangement:
+        """The arrangement of steps that differ in the widths of their texts."""
         steps = len(text_widths)
         widths = np.tile(np.array(self._widths, np.int64), (steps, 1))
         widths[:, self.text] = text_widths
@@ -163,15 +169,12 @@ def _check_field(field: FieldSpec) -> None:
         raise ConfigError(f"field {field.path} is {field.kind}: an action is discrete or continuous")
     if field.kind == "text" and field.shape:
         raise ConfigError(f"field {field.path} is text of shape {field.shape}: text is one string a step")
-    if (field.kind == "image") != (field.image is not None):
-        has = "has no" if field.image is None else "has an"
-        raise ConfigError(f"field {field.path} is {field.kind} and {has} image size")
-    if field.image is not None and (
-        min(field.image.height, field.image.width) <= 0 or field.image.height % 16 or field.image.width % 16
-    ):
+    image = field.image
+    if (field.kind == "image") != (image is not None):
+        raise ConfigError(f"field {field.path} is {field.kind} and has {'no' if image is None else 'an'} image size")
+    if image is not None and (min(image.height, image.width) <= 0 or image.height % PATCH or image.width % PATCH):
         raise ConfigError(
-            f"field {field.path} has images of {field.image.height} x {field.image.width} pixels: "
-            "both must be multiples of 16"
+            f"field {field.path} has images of {image.height} x {image.width} pixels: both must be multiples of {PATCH}"
         )
 
 
@@ -182,44 +185,32 @@ def _check_length(observation: int, step: int) -> None:
         )
 
 
-def _alike(kinds: bytes, widths: tuple[int, ...], separator: int, steps: int) -> Arrangement:
-    begin, tiled_kinds, tiled_positions, tiled_begin = _tiles(kinds, widths, separator)
-    width = int(begin[-1])
-    if steps <= len(tiled_begin):
-        return _ready(kinds, widths, separator, steps)
+def _equal_steps(kinds: bytes, widths: tuple[int, ...], separator: int, steps: int) -> Arrangement:
+    """The arrangement of ``steps`` steps whose sections have these kinds and widths."""
+    begin = np.concatenate([[0], np.cumsum(widths)])
+    width, observation = int(begin[-1]), int(begin[separator])
+    positions = np.full(width, NO_POSITION, np.uint16)
+    positions[:observation] = np.arange(observation)
     return Arrangement(
-        kinds=np.tile(tiled_kinds[:width], steps),
-        positions=np.tile(tiled_positions[:width], steps),
+        kinds=np.tile(np.repeat(np.frombuffer(kinds, np.uint8), widths), steps),
+        positions=np.tile(positions, steps),
         step_begin=(np.arange(steps) * width).astype(np.uint32),
         begin=begin,
     )
 
 
-@functools.lru_cache(maxsize=256)
-def _ready(kinds: bytes, widths: tuple[int, ...], separator: int, steps: int) -> Arrangement:
-    """Views of the first ``steps`` steps; the same arrays for all episodes of one length."""
-    begin, tiled_kinds, tiled_positions, tiled_begin = _tiles(kinds, widths, separator)
-    end = steps * int(begin[-1])
-    return Arrangement(tiled_kinds[:end], tiled_positions[:end], tiled_begin[:steps], begin)
-
-
 @functools.lru_cache(maxsize=32)
-def _tiles(
-    kinds: bytes, widths: tuple[int, ...], separator: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """``begin`` of blocks of these widths, and the kinds, positions and beginnings of as many steps as are worth
-    keeping; all read-only."""
-    begin = np.concatenate([[0], np.cumsum(widths)])
-    width, observation = int(begin[-1]), int(begin[separator])
-    steps = max(1, _TILE_TOKENS // width)
-    positions = np.full(width, NO_POSITION, np.uint16)
-    positions[:observation] = np.arange(observation)
-    arrays = (
-        begin,
-        np.tile(np.repeat(np.frombuffer(kinds, np.uint8), widths), steps),
-        np.tile(positions, steps),
-        (np.arange(steps) * width).astype(np.uint32),
-    )
-    for array in arrays:
+def _longest_shared(kinds: bytes, widths: tuple[int, ...], separator: int) -> Arrangement:
+    """Read-only arrays of as many steps as are worth keeping; all shorter episodes get views of them."""
+    longest = _equal_steps(kinds, widths, separator, max(1, _CACHED_TOKENS // sum(widths)))
+    for array in (longest.kinds, longest.positions, longest.step_begin, longest.begin):
         array.setflags(write=False)
-    return arrays
+    return longest
+
+
+@functools.lru_cache(maxsize=256)
+def _shared_steps(kinds: bytes, widths: tuple[int, ...], separator: int, steps: int) -> Arrangement:
+    """``_equal_steps`` as views of shared arrays; all episodes of one length get the same views."""
+    longest = _longest_shared(kinds, widths, separator)
+    end = steps * sum(widths)
+    return Arrangement(longest.kinds[:end], longest.positions[:end], longest.step_begin[:steps], longest.begin)

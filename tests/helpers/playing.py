@@ -9,7 +9,7 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from gatokit.policy.policy import Policy
-from gatokit.schemas.episode import Episode, EpisodeSpec, FieldSpec, ImageSpec
+from gatokit.schemas.episode import EpisodeSpec, FieldSpec, ImageSpec
 from gatokit.schemas.manifest import TokenizerSettings
 from gatokit.schemas.policy import PolicyDataset, PolicyFile, PolicyTask, Prompt
 from gatokit.schemas.record import Record
@@ -57,8 +57,8 @@ def observation(spec: EpisodeSpec, seed: int) -> dict:
     }
 
 
-def episode(spec: EpisodeSpec, observations: list[dict], actions: list) -> Episode:
-    """What a recording of these would be."""
+def episode(spec: EpisodeSpec, observations: list[dict], actions: list) -> tuple[dict, int]:
+    """The values of a recording of these, by field, and its steps."""
     values: dict = {"action": np.stack(actions)}
     for field in spec.observation:
         found = [item[field.path.removeprefix("observation/")] for item in observations]
@@ -66,19 +66,19 @@ def episode(spec: EpisodeSpec, observations: list[dict], actions: list) -> Episo
             values[field.path] = [EncodedImage(encode(pixels), *pixels.shape[:2]) for pixels in found]
         else:
             values[field.path] = found if field.kind == "text" else np.stack(found)
-    count = len(actions)
-    return Episode("demonstration", values, np.zeros(count), None, np.zeros(count, np.uint8))
+    return values, len(actions)
 
 
-def demonstration(spec: EpisodeSpec, steps: int = 6) -> Episode:
-    """The one that the policy's prompts are taken from."""
+def demonstration(spec: EpisodeSpec, steps: int = 6) -> tuple[dict, int]:
+    """The episode that the policy's prompts are taken from, or its first steps."""
     random = np.random.default_rng(1)
     field = spec.action[0]
     actions = [
         random.uniform(-2, 2, field.shape).astype(np.float32) if spec is ARM else np.array(random.integers(200))
-        for _ in range(steps)
+        for _ in range(6)
     ]
-    return episode(spec, [observation(spec, 1000 + step) for step in range(steps)], actions)
+    observations = [observation(spec, 1000 + step) for step in range(steps)]
+    return episode(spec, observations, actions[:steps])
 
 
 @cache
@@ -101,7 +101,7 @@ def policy(
     writer = ArrayRecordWriter(str(folder / "prompts.arrayrecord"), "group_size:1,zstd:1")
     tasks = {}
     for number, (name, spec) in enumerate((("arm", ARM), ("room", ROOM))):
-        sequence = EpisodeTokenizer(spec, ids, text).encode(demonstration(spec))
+        sequence = EpisodeTokenizer(spec, ids, text).encode(*demonstration(spec))
         none = np.zeros(len(sequence.step_begin))
         flags = none.astype(np.uint8)
         writer.write(Record("demonstration", 0, 1, 0, spec.id, sequence, none, None, flags).to_bytes())

@@ -12,8 +12,8 @@ from playing import ARM, ROOM
 
 from gatokit.loader.batch import find_targets
 from gatokit.policy.decode import pick
-from gatokit.policy.history import Shown, Span, batch_of
 from gatokit.policy.policy import Decoding, load_policy
+from gatokit.policy.spans import Patches, Span, make_batch
 from gatokit.schemas.episode import EpisodeSpec, FieldSpec
 from gatokit.schemas.errors import ConfigError, DataError
 from gatokit.schemas.manifest import VOCABULARY
@@ -47,23 +47,20 @@ def play(policy, task, decoding, seeds, steps, *, spec=None, beside=None):
 def full_pass(policy, spec, demonstrated, observations, actions, hide):
     """Logits (L, V) of a demonstration's and an episode's tokens as one training window."""
     tokenizer = EpisodeTokenizer(spec, policy.ids, policy.text)
-    sequences = [tokenizer.encode(playing.episode(spec, observations, actions))]
+    sequences = [tokenizer.encode(*playing.episode(spec, observations, actions))]
     if demonstrated:
-        values = playing.demonstration(spec)
-        shown = {name: items[:demonstrated] for name, items in values.values.items()}
-        cut = replace(values, values=shown, reward=values.reward[:demonstrated], flags=values.flags[:demonstrated])
-        sequences.insert(0, tokenizer.encode(cut))
+        sequences.insert(0, tokenizer.encode(*playing.demonstration(spec, demonstrated)))
     ids = np.concatenate([sequence.tokens for sequence in sequences])
     kinds = np.concatenate([sequence.kinds for sequence in sequences])
     positions = np.concatenate([sequence.positions for sequence in sequences])
     prompt = len(sequences[0].tokens) if demonstrated else 0
-    begins = [0, prompt]
-    shown = [
-        Shown.of(placed.image, begin + placed.token)
-        for begin, sequence in zip(begins, sequences[-2:], strict=False)
-        for placed in sequence.images
-    ] or [Shown.none()]
-    shown = Shown(*(np.concatenate(arrays) for arrays in zip(*shown, strict=True)))
+    patches = Patches.of(
+        [
+            placed._replace(token=begin + placed.token)
+            for begin, sequence in zip([0, prompt], sequences, strict=False)
+            for placed in sequence.images
+        ]
+    )
     one_more = partial(np.append, values=0)
     found = find_targets(
         one_more(ids)[None].astype(np.uint16),
@@ -72,9 +69,9 @@ def full_pass(policy, spec, demonstrated, observations, actions, hide):
         np.array([False]),
         np.array([hide]),
     )
-    span = Span(ids, kinds, positions, found.hidden[0], found.private[0], shown)
+    span = Span(ids, kinds, positions, found.hidden[0], found.private[0], patches)
     # One shape for all tests, so that each operation is compiled once; causal attention sees no padding behind.
-    batch = batch_of([span], LONGEST, MOST_PATCHES)
+    batch = make_batch([span], LONGEST, MOST_PATCHES)
     states = model.forward(policy.params, batch, policy.config.model, dtype=jnp.float32, hide=hide)
     logits = np.asarray(model.logits(policy.params, states, policy.ids.vocabulary_size))
     return logits[0, : span.size], kinds, ids
@@ -88,7 +85,8 @@ def test_actions_are_the_likeliest_of_a_training_window(make, task, spec, hide, 
     """Observations, prompt, separator, hidden and private tokens, positions and patches, all at once."""
     policy = make(context=256, hide=0.5 if hide else 0.0, offset=offset)
     demonstrated = 2
-    prompt = len(EpisodeTokenizer(spec, policy.ids, policy.text).encode(first_steps(spec, demonstrated)).tokens)
+    first_steps = EpisodeTokenizer(spec, policy.ids, policy.text).encode(*playing.demonstration(spec, demonstrated))
+    prompt = len(first_steps.tokens)
     decoding = Decoding(rule="greedy", memory=memory, prompt_tokens=prompt + 1)
     (actions,) = play(policy, task, decoding, [3], 4)
     observations = [playing.observation(spec, step) for step in range(4)]
@@ -100,12 +98,6 @@ def test_actions_are_the_likeliest_of_a_training_window(make, task, spec, hide, 
     expected = logits[acted - 1, lowest : lowest + number].argmax(1) + lowest
     np.testing.assert_array_equal(ids[acted], expected)
     assert len(set(expected.tolist())) > 1
-
-
-def first_steps(spec, count):
-    whole = playing.demonstration(spec)
-    values = {name: items[:count] for name, items in whole.values.items()}
-    return replace(whole, values=values, reward=whole.reward[:count], flags=whole.flags[:count])
 
 
 @TASKS
@@ -127,9 +119,6 @@ def test_a_window_holds_the_newest_whole_steps(make):
     observations = [playing.observation(ARM, step) for step in range(6)]
     logits, _, ids = full_pass(policy, ARM, 0, observations[2:], actions[2:], hide=False)
     acted = np.arange(3 * 7 + 4, 3 * 7 + 7)
-    np.testing.assert_array_equal(ids[acted], logits[acted - 1, 32_000:33_024].argmax(1) + 32_000)
-    (pinned,) = play(policy, "arm", replace(none, prompt_tokens=7, pin_prompt=True), [0], 6)
-    logits, _, ids = full_pass(policy, ARM, 1, observations[3:], pinned[3:], hide=False)
     np.testing.assert_array_equal(ids[acted], logits[acted - 1, 32_000:33_024].argmax(1) + 32_000)
 
 

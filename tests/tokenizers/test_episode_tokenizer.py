@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gatokit.schemas.episode import Episode, EpisodeSpec, FieldSpec, ImageSpec
+from gatokit.schemas.episode import EpisodeSpec, FieldSpec, ImageSpec
 from gatokit.schemas.errors import ConfigError, RejectedError
 from gatokit.schemas.record import Record
 from gatokit.schemas.tokens import EncodedImage, PlacedImage, TokenIds, TokenSequence
@@ -30,7 +30,7 @@ def image_field(path, height, width):
 
 def episode(steps, **values):
     keyed = {path.replace("__", "/"): value for path, value in values.items()}
-    return Episode("e", keyed, np.zeros(steps), None, np.zeros(steps, np.uint8))
+    return keyed, steps
 
 
 # --- literals ---------------------------------------------------------------------------------------------------
@@ -54,7 +54,7 @@ def test_a_complete_episode():
         action=np.float32([[2.0, 0.0], [0.2, -7.0]]),
     )
     tokenizer = EpisodeTokenizer(spec, TokenIds())
-    found = tokenizer.encode(given_episode)
+    found = tokenizer.encode(*given_episode)
     assert found.tokens.dtype == np.uint16
     assert found.tokens.tolist() == [
         *[65535, 65535, 1, 32512, 32744, 33024, 33023, 32512],
@@ -77,7 +77,7 @@ def test_a_complete_episode():
     assert values["observation/state"].dtype == np.float64
     assert values["action"] == pytest.approx(np.array([[2 - 1 / 512, 1 / 512], [0.2, -2 + 1 / 512]]), abs=1 / 512)
 
-    moved = EpisodeTokenizer(spec, TokenIds(33024)).encode(given_episode)
+    moved = EpisodeTokenizer(spec, TokenIds(33024)).encode(*given_episode)
     assert moved.tokens.tolist() == [
         *[65535, 65535, 33025, 32512, 32744, 34048, 33023, 32512],
         *[65535, 65535, 33024, 32632, 32279, 34048, 32563, 32000],
@@ -89,7 +89,7 @@ def test_text_that_varies(text):
     spec = EpisodeSpec.ordered([field("action", "discrete"), field("observation/mission", "text")])
     missions = ["go to the red ball", "", "open the door"]
     found = EpisodeTokenizer(spec, TokenIds(), text).encode(
-        episode(3, observation__mission=missions, action=np.array([6, 0, 3]))
+        *episode(3, observation__mission=missions, action=np.array([6, 0, 3]))
     )
     first, _, last = (text.encode(mission).tolist() for mission in missions)
     assert found.tokens.tolist() == [*first, 33024, 6, 33024, 0, *last, 33024, 3]
@@ -111,7 +111,7 @@ def test_keys_are_compared_component_by_component():
     assert [one.path for one in spec.fields] == [*(f"observation/{path}" for path in order), "action/y", "action/z"]
     values = {f"observation/{path}": np.array([number]) for number, path in enumerate(order)}
     found = EpisodeTokenizer(spec, TokenIds()).encode(
-        episode(1, **values, action__y=np.float32([1]), action__z=np.array([9]))
+        *episode(1, **values, action__y=np.float32([1]), action__z=np.array([9]))
     )
     assert found.tokens.tolist() == [*range(7), 33024, 33023, 9]
 
@@ -124,7 +124,7 @@ def test_text_fields_side_by_side_keep_their_border(text):
     values = {"a": ["red", ""], "b": ["ball", "box"], "d": ["", "go up"]}
     tokenizer = EpisodeTokenizer(spec, TokenIds(), text)
     encoded = tokenizer.encode(
-        episode(
+        *episode(
             2,
             observation__c=np.array([5, 6]),
             action=np.array([1, 2]),
@@ -144,7 +144,7 @@ def test_text_fields_side_by_side_keep_their_border(text):
 # --- an independent tokenizer, one step and one value at a time --------------------------------------------------
 
 
-def plain_tokenize(fields, given_episode, text, discrete_offset):
+def plain_tokenize(fields, values, steps, text, discrete_offset):
     """Nested dictionaries walked by sorted key, math.log, appends."""
     tree: dict = {"observation": {}, "action": {}}
     for one in fields:
@@ -182,15 +182,15 @@ def plain_tokenize(fields, given_episode, text, discrete_offset):
                     companded = math.log(abs(number) * 100 + 1) / math.log(256 * 100 + 1)
                     step_tokens.append((32000 + bin_of(math.copysign(companded, number)), CONTINUOUS))
 
-    for step in range(given_episode.steps):
+    for step in range(steps):
         begins.append(len(tokens))
         step_tokens: list = []
         for one in leaves(tree["observation"]):
-            emit(one, given_episode.values[one.path][step], step_tokens)
+            emit(one, values[one.path][step], step_tokens)
         observed = len(step_tokens)
         step_tokens.append((34048 if discrete_offset else 33024, SEPARATOR))
         for one in leaves(tree["action"]):
-            emit(one, given_episode.values[one.path][step], step_tokens)
+            emit(one, values[one.path][step], step_tokens)
         tokens += [token for token, _ in step_tokens]
         kinds += [kind for _, kind in step_tokens]
         positions += [place if place < observed else NONE for place in range(len(step_tokens))]
@@ -264,8 +264,8 @@ def test_any_episode_as_the_plain_tokenizer_and_back(text, fields, steps, seed, 
     given_episode = episode(steps, **values)
     spec = EpisodeSpec.ordered([fields[index] for index in rng.permutation(len(fields))])
     tokenizer = EpisodeTokenizer(spec, TokenIds(offset), text)
-    found = tokenizer.encode(given_episode)
-    tokens, kinds, positions, begins, images = plain_tokenize(fields, given_episode, text, offset)
+    found = tokenizer.encode(*given_episode)
+    tokens, kinds, positions, begins, images = plain_tokenize(fields, *given_episode, text, offset)
     assert found.tokens.tolist() == tokens
     assert found.kinds.tolist() == kinds
     assert found.positions.tolist() == positions
@@ -329,7 +329,7 @@ def test_long_episodes_beyond_the_prepared_layout():
     tokenizer = EpisodeTokenizer(spec, TokenIds())
     for steps in (1, 1489, 1490, 5000):
         found = tokenizer.encode(
-            episode(steps, observation=np.zeros((steps, 39), np.float32), action=np.zeros((steps, 4), np.float32))
+            *episode(steps, observation=np.zeros((steps, 39), np.float32), action=np.zeros((steps, 4), np.float32))
         )
         assert found.tokens.tolist() == ([32512] * 39 + [33024] + [32512] * 4) * steps
         assert found.positions.tolist() == ([*range(39)] + [NONE] * 5) * steps
@@ -342,7 +342,7 @@ def test_an_episode_without_steps_is_an_empty_sequence(text):
         [field("observation/mission", "text"), image_field("observation/view", 16, 16), field("action", "continuous")]
     )
     found = EpisodeTokenizer(spec, TokenIds(), text).encode(
-        episode(0, observation__mission=[], observation__view=[], action=np.zeros(0, np.float32))
+        *episode(0, observation__mission=[], observation__view=[], action=np.zeros(0, np.float32))
     )
     assert [len(found.tokens), len(found.kinds), len(found.positions), len(found.step_begin)] == [0, 0, 0, 0]
 
@@ -404,9 +404,9 @@ def at(values, index, value):
 )
 def test_a_field_that_is_wrong_is_named(text, path, change, reason, detail):
     values = good_values()
-    EpisodeTokenizer(SPEC, TokenIds(), text).encode(episode(4, **values))
+    EpisodeTokenizer(SPEC, TokenIds(), text).encode(*episode(4, **values))
     with pytest.raises(RejectedError) as error:
-        EpisodeTokenizer(SPEC, TokenIds(), text).encode(episode(4, **values | {path: change(values[path])}))
+        EpisodeTokenizer(SPEC, TokenIds(), text).encode(*episode(4, **values | {path: change(values[path])}))
     assert (error.value.reason, error.value.detail) == (reason, f"field {path} {detail}")
 
 
@@ -415,7 +415,7 @@ def test_a_field_that_is_absent_is_named(text, path):
     values = good_values()
     del values[path]
     with pytest.raises(RejectedError) as error:
-        EpisodeTokenizer(SPEC, TokenIds(), text).encode(episode(4, **values))
+        EpisodeTokenizer(SPEC, TokenIds(), text).encode(*episode(4, **values))
     assert (error.value.reason, error.value.detail) == ("missing_field", f"field {path} is absent")
 
 
@@ -426,7 +426,7 @@ def test_a_step_longer_than_positions_can_count_is_rejected(text):
         )
         steps = len(texts)
         return EpisodeTokenizer(spec, TokenIds(), text).encode(
-            episode(
+            *episode(
                 steps,
                 observation__x=np.zeros((steps, width), np.uint8),
                 observation__y=texts,
@@ -498,7 +498,7 @@ def test_a_spec_out_of_order_is_refused():
 )
 def test_a_sequence_of_another_spec_does_not_decode(text, change, message):
     tokenizer = EpisodeTokenizer(SPEC, TokenIds(), text)
-    sequence = tokenizer.encode(episode(4, **good_values()))
+    sequence = tokenizer.encode(*episode(4, **good_values()))
     tokenizer.decode(sequence)
     with pytest.raises(ValueError, match=message):
         tokenizer.decode(change(sequence))
@@ -506,7 +506,7 @@ def test_a_sequence_of_another_spec_does_not_decode(text, change, message):
 
 def test_shared_layouts_cannot_be_written_to():
     spec = EpisodeSpec.ordered([field("observation", "discrete"), field("action", "discrete")])
-    found = EpisodeTokenizer(spec, TokenIds()).encode(episode(2, observation=np.arange(2), action=np.arange(2)))
+    found = EpisodeTokenizer(spec, TokenIds()).encode(*episode(2, observation=np.arange(2), action=np.arange(2)))
     for array in (found.kinds, found.positions, found.step_begin):
         with pytest.raises(ValueError, match="read-only"):
             array[0] = 1
