@@ -121,7 +121,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def show_scores(output: Output, results: Any, out: Path) -> None:
-    """Tables of an evaluation's ``trainer.scores.Results``."""
+    """Tables of an evaluation's ``evaluation.scores.Results``."""
     from gatokit.evaluation.scores import domain_means, overall
 
     columns = ["task", "rollouts", "random", "expert", "return", "score", "±", *map(_called, results.others)]
@@ -168,10 +168,10 @@ def _ceiling(arguments: argparse.Namespace, time_limits: dict[str, int], output:
     names = arguments.env
     if arguments.all:
         with needs("train"):
-            from gatokit.evaluation.tasks import find_contests
+            from gatokit.evaluation.tasks import find_tasks
             from gatokit.policy.policy import load_policy
         policy = load_policy(Path(arguments.checkpoint))
-        names = [contest.name for contest in find_contests(policy, None, time_limits, output.notice)]
+        names = [task.name for task in find_tasks(policy, None, time_limits, output.notice)]
     out = Path(arguments.out)
     with output.progress() as progress:
         found = measure_ceiling(

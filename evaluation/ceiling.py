@@ -1,4 +1,4 @@
-"""What tokens cost: the expert in closed loop, with what it does and what it sees passed through tokens and back."""
+"""What tokens cost: the expert in closed loop, with its actions and its observations passed through tokens and back."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,9 +12,8 @@ import numpy as np
 from gatokit.environments.adapter import Action, Adapter, Observation
 from gatokit.environments.agents import Actor
 from gatokit.environments.registry import make
-from gatokit.evaluation.rollout_jobs import Match, Progress, options_of, play_missing
-from gatokit.evaluation.rollout_log import RolloutLog, write_json
-from gatokit.evaluation.rollouts import AgentMaker, Rollout, Scripted
+from gatokit.evaluation.rollout_log import Progress, RolloutLog, play_missing, write_json
+from gatokit.evaluation.rollouts import AgentMaker, Rollout, RolloutJob, Scripted, environment_options
 from gatokit.evaluation.scores import Anchors, Returns, check_rollouts
 from gatokit.schemas.episode import FieldSpec
 from gatokit.tokenizers.tensors import TensorTokenizer
@@ -25,8 +24,8 @@ BOTH = "expert, all as tokens"
 
 
 class TokenExpert:
-    """The scripted expert behind tokens: its actions pass through them and, with ``observes``, the continuous and
-    discrete observations that it acts on."""
+    """The scripted expert, whose actions pass through tokens and, with ``observes``, also the continuous and discrete
+    observations that it acts on."""
 
     def __init__(self, adapters: Sequence[Adapter], observes: bool) -> None:
         self._adapters = adapters
@@ -34,11 +33,11 @@ class TokenExpert:
         self._actors: dict[int, Actor] = {}
 
     def begin(self, row: int, seed: int) -> None:
-        """A new actor."""
+        """Starts a new episode in ``row``."""
         self._actors[row] = Actor(self._adapters[row], "expert", seed)
 
     def act(self, observations: Mapping[int, Observation]) -> dict[int, Action]:
-        """The expert's actions as a policy would give them, if it chose the same tokens."""
+        """The expert's actions as a policy that chose the same tokens would give them."""
         return {row: self._act(row, observation) for row, observation in observations.items()}
 
     def _act(self, row: int, observation: Observation) -> Action:
@@ -46,8 +45,8 @@ class TokenExpert:
         if not self._observes:
             return through_tokens(adapter.action, self._actors[row].act())
         fields = {field.components[-1]: field for field in adapter.spec.observation}
-        seen = {name: through_tokens(fields[name], value) for name, value in observation.items()}
-        return through_tokens(adapter.action, adapter.expert_action_on(seen))
+        decoded = {name: through_tokens(fields[name], value) for name, value in observation.items()}
+        return through_tokens(adapter.action, adapter.expert_action_on(decoded))
 
 
 @cache
@@ -56,7 +55,7 @@ def _tokenizer(field: FieldSpec) -> TensorTokenizer:
 
 
 def through_tokens(field: FieldSpec, value: Any) -> Any:
-    """The value that a field's tokens stand for, in its own dtype; text and images are theirs exactly."""
+    """A value encoded into tokens and decoded again, in its own dtype; texts and images are not changed by tokens."""
     if field.kind in ("text", "image"):
         return value
     tokenizer = _tokenizer(field)
@@ -68,25 +67,32 @@ def through_tokens(field: FieldSpec, value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Loss:
-    """What tokens cost an expert: its mean return with them, and what it loses in percent of its distance from chance,
-    with the standard error over pairs of rollouts of one seed."""
+    """What tokens cost an expert: its ``mean`` return with them, and what it loses in ``percent`` of its distance from
+    chance. ``error`` is the standard error of that percentage over pairs of rollouts with the same seed."""
 
     mean: float
     percent: float
     error: float
 
     @staticmethod
-    def of(without: Sequence[Rollout], behind: Sequence[Rollout], gap: float) -> "Loss":
-        """Of an expert's rollouts without tokens and behind them, of the same numbers in the same order."""
-        before, after = (np.array([item.episode_return for item in rollouts]) for rollouts in (without, behind))
-        lost = 100 * (before - after) / gap
-        return Loss(float(after.mean()), float(lost.mean()), float(lost.std(ddof=1) / math.sqrt(len(lost))))
+    def of(without: Sequence[Rollout], tokenized: Sequence[Rollout], gap: float) -> "Loss":
+        """Compares an expert's rollouts without tokens and with them; both have the same numbers in the same order."""
+        before, after = (np.array([item.episode_return for item in rollouts]) for rollouts in (without, tokenized))
+        losses = 100 * (before - after) / gap
+        return Loss(float(after.mean()), float(losses.mean()), float(losses.std(ddof=1) / math.sqrt(len(losses))))
+
+    def to_json(self) -> dict[str, float]:
+        """An entry of ``ceiling.json``."""
+        return {"mean_return": self.mean, "loss": self.percent, "standard_error": self.error}
 
 
 @dataclass(frozen=True)
 class Ceiling:
-    """A task's ceiling. ``actions`` and ``both`` are None where expert and chance are not apart; ``both``, with
-    observations too, also where the expert ``observes`` nothing and reads the simulator's state."""
+    """A task's ceiling: the loss with ``actions`` as tokens, and with ``both`` actions and observations.
+
+    Both are None if expert and chance are too close for a scale; ``both`` also if the expert reads the simulator's
+    state and ``observes`` nothing.
+    """
 
     task: str
     continuous: bool
@@ -96,7 +102,7 @@ class Ceiling:
     both: Loss | None
 
     def to_json(self) -> dict[str, Any]:
-        """What ``ceiling.json`` and ``--json`` hold; losses in percent."""
+        """A task of ``ceiling.json`` and of ``--json``; losses in percent."""
         anchors = self.anchors
         return {
             "task": self.task,
@@ -107,13 +113,9 @@ class Ceiling:
             "expert_return": anchors.expert.mean,
             "expert_standard_error": anchors.expert.error,
             "refused": anchors.refusal,
-            "actions": _loss(self.actions),
-            "actions_and_observations": _loss(self.both),
+            "actions": self.actions and self.actions.to_json(),
+            "actions_and_observations": self.both and self.both.to_json(),
         }
-
-
-def _loss(loss: Loss | None) -> dict[str, Any] | None:
-    return None if loss is None else {"mean_return": loss.mean, "loss": loss.percent, "standard_error": loss.error}
 
 
 def measure_ceiling(
@@ -125,37 +127,42 @@ def measure_ceiling(
     time_limits: Mapping[str, int],
     progress: Progress,
 ) -> list[Ceiling]:
-    """Measures the ceiling of environments, and writes ``rollouts.jsonl`` and ``ceiling.json`` to ``out``; finished
-    rollouts that are there are not played again."""
+    """Measures the ceiling of environments, and writes ``rollouts.jsonl`` and ``ceiling.json`` to ``out``.
+
+    Finished rollouts that are there already are not played again.
+    """
     check_rollouts(rollouts)
-    matches, kinds = [], {}
+    jobs, continuous, observes = [], {}, {}
     for name in dict.fromkeys(names):
-        options = options_of(name, time_limits)
+        options = environment_options(name, time_limits)
         adapter = make(name, **options)
         adapter.close()
+        continuous[name], observes[name] = adapter.action.kind == "continuous", adapter.expert_observes
         makers: dict[str, AgentMaker] = {agent: partial(Scripted, agent=agent) for agent in ("random", "expert")}
         makers[ACTIONS] = partial(TokenExpert, observes=False)
         if adapter.expert_observes:
             makers[BOTH] = partial(TokenExpert, observes=True)
-        matches.append(Match(name, options, makers))
-        kinds[name] = (adapter.action.kind == "continuous", adapter.expert_observes)
+        for agent, maker in makers.items():
+            jobs += [RolloutJob(name, agent, number, maker, options) for number in range(rollouts)]
     settings = {"played by": "the expert behind tokens", "time limits": dict(sorted(time_limits.items()))}
+    ceilings = []
     with RolloutLog(out, settings) as log:
-        play_missing(log, matches, rollouts, workers, progress)
-        found = [_ceiling(log, match.task, rollouts, *kinds[match.task]) for match in matches]
-        write_json(out / CEILING, {"rollouts": rollouts, "tasks": [ceiling.to_json() for ceiling in found]})
-    return found
-
-
-def _ceiling(log: RolloutLog, task: str, rollouts: int, continuous: bool, observes: bool) -> Ceiling:
-    random, expert, actions, both = (log.of(task, agent, rollouts) for agent in ("random", "expert", ACTIONS, BOTH))
-    anchors = Anchors(Returns.of(random), Returns.of(expert))
-    apart = anchors.refusal is None
-    return Ceiling(
-        task,
-        continuous,
-        observes,
-        anchors,
-        Loss.of(expert, actions, anchors.gap) if apart else None,
-        Loss.of(expert, both, anchors.gap) if apart and observes else None,
-    )
+        play_missing(log, jobs, workers, progress)
+        for name in continuous:
+            random, expert, actions, both = (
+                log.of(name, agent, rollouts) for agent in ("random", "expert", ACTIONS, BOTH)
+            )
+            anchors = Anchors(Returns.of(random), Returns.of(expert))
+            has_scale = anchors.refusal is None
+            ceilings.append(
+                Ceiling(
+                    name,
+                    continuous[name],
+                    observes[name],
+                    anchors,
+                    Loss.of(expert, actions, anchors.gap) if has_scale else None,
+                    Loss.of(expert, both, anchors.gap) if has_scale and observes[name] else None,
+                )
+            )
+        write_json(out / CEILING, {"rollouts": rollouts, "tasks": [ceiling.to_json() for ceiling in ceilings]})
+    return ceilings

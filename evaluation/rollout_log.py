@@ -1,34 +1,41 @@
-"""``rollouts.jsonl``: a line for every finished rollout, so that an evaluation goes on where it was killed."""
+"""``rollouts.jsonl``: a line for every finished rollout, so that an evaluation continues where it was killed."""
 
 import fcntl
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from gatokit.evaluation.rollouts import Rollout
+from gatokit.evaluation.rollouts import Rollout, RolloutJob, play_jobs
 from gatokit.schemas.errors import ConfigError, DataError
 
 ROLLOUTS = "rollouts.jsonl"
 SETTINGS = "evaluation.json"
 
 Settings = dict[str, Any]
-"""JSON values by name: all that rollouts depend on beside their task, agent and number."""
+"""JSON values by name: everything that rollouts depend on besides their task, agent and number."""
+
+Progress = Callable[[str, int, int], None]
+"""Called with the agent's name, the number of finished rollouts and their total."""
 
 
 class RolloutLog:
-    """The rollouts of one directory, by task, agent and number; held by one process at a time.
+    """The rollouts of one directory (``rollouts.jsonl``), by task, agent and number; one process holds it at a time.
 
-    A line is appended whole. What a kill left of the last line is removed, and that rollout is played again.
+    Each line is appended whole. If a kill cut the last line short, the rest of it is removed, and that rollout is
+    played again.
     """
 
     def __init__(self, out: Path, settings: Settings) -> None:
-        """Opens ``out`` or begins it. ConfigError where it holds rollouts of other ``settings`` or is in use, DataError
-        where it cannot be read or written."""
+        """Opens the log in ``out`` or creates it.
+
+        Raises ConfigError if it holds rollouts of other ``settings`` or is in use, and DataError if it cannot be read
+        or written.
+        """
         self._path = out / ROLLOUTS
-        self._found: dict[tuple[str, str, int], Rollout] = {}
+        self._rollouts: dict[tuple[str, str, int], Rollout] = {}
         try:
             out.mkdir(parents=True, exist_ok=True)
             self._file = self._path.open("a+b")
@@ -49,14 +56,17 @@ class RolloutLog:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._file.close()
 
+    def has(self, task: str, agent: str, number: int) -> bool:
+        """Whether a rollout is finished."""
+        return (task, agent, number) in self._rollouts
+
     def of(self, task: str, agent: str, count: int) -> list[Rollout]:
-        """The finished rollouts below ``count``, by number."""
-        found = (self._found.get((task, agent, number)) for number in range(count))
-        return [rollout for rollout in found if rollout is not None]
+        """The finished rollouts with a number below ``count``, by number."""
+        return [self._rollouts[task, agent, number] for number in range(count) if self.has(task, agent, number)]
 
     def missing(self, task: str, agent: str, count: int) -> list[int]:
         """The numbers below ``count`` of rollouts that are not finished."""
-        return [number for number in range(count) if (task, agent, number) not in self._found]
+        return [number for number in range(count) if not self.has(task, agent, number)]
 
     def add(self, task: str, agent: str, rollout: Rollout) -> None:
         """Appends a finished rollout; it is in the file when this returns."""
@@ -69,51 +79,67 @@ class RolloutLog:
             raise DataError(
                 f"{self._path} cannot be written: {error.strerror}; mend that and run the same command again"
             ) from None
-        self._found[task, agent, rollout.number] = rollout
+        self._rollouts[task, agent, rollout.number] = rollout
 
     def _read(self) -> None:
         self._file.seek(0)
         content = self._file.read()
-        whole = content[: content.rfind(b"\n") + 1]
-        if len(whole) < len(content):
-            self._file.truncate(len(whole))
-        for place, text in enumerate(whole.splitlines()):
+        complete = content[: content.rfind(b"\n") + 1]
+        if len(complete) < len(content):
+            self._file.truncate(len(complete))
+        for number, text in enumerate(complete.splitlines(), 1):
             try:
                 line = json.loads(text)
                 rollout = Rollout(line["number"], line["seed"], line["return"], line["steps"], line["seconds"])
-                self._found.setdefault((line["task"], line["agent"], rollout.number), rollout)
+                self._rollouts.setdefault((line["task"], line["agent"], rollout.number), rollout)
             except (ValueError, KeyError, TypeError):
                 raise DataError(
-                    f"{self._path}: line {place + 1} is no rollout; remove the line, and that rollout is played again"
+                    f"{self._path}: line {number} is no rollout; remove the line, and that rollout is played again"
                 ) from None
 
 
 def _check_settings(out: Path, settings: Settings) -> None:
-    """Writes them where there are none; ConfigError where others are."""
+    """Writes the settings if there are none; ConfigError if there are other ones."""
     path = out / SETTINGS
     wanted = json.loads(json.dumps(settings))
     if not path.exists():
         write_json(path, wanted)
         return
     try:
-        there = json.loads(path.read_text(encoding="utf-8"))
-        different = [name for name in _names(there, wanted) if there.get(name) != wanted.get(name)]
-    except (ValueError, AttributeError):
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        different = [name for name in wanted | stored if stored.get(name) != wanted.get(name)]
+    except (ValueError, TypeError):
         raise DataError(f"{path} cannot be read: it is no JSON object; give another --out") from None
     if different:
         name = different[0]
         raise ConfigError(
-            f"{out} holds rollouts whose {name} is {json.dumps(there.get(name))}, not {json.dumps(wanted.get(name))}: "
+            f"{out} holds rollouts whose {name} is {json.dumps(stored.get(name))}, not {json.dumps(wanted.get(name))}: "
             "give another --out"
         )
 
 
-def _names(there: Settings, wanted: Settings) -> Iterable[str]:
-    return [*wanted, *(name for name in there if name not in wanted)]
+def play_missing(log: RolloutLog, jobs: Sequence[RolloutJob], workers: int, progress: Progress) -> None:
+    """Plays the jobs that the log does not have yet, in ``workers`` processes."""
+    done: dict[str, int] = {}
+    total: dict[str, int] = {}
+    missing = []
+    for job in jobs:
+        total[job.agent] = total.get(job.agent, 0) + 1
+        done.setdefault(job.agent, 0)
+        if log.has(job.task, job.agent, job.number):
+            done[job.agent] += 1
+        else:
+            missing.append(job)
+    for agent, count in done.items():
+        progress(agent, count, total[agent])
+    for job, rollout in play_jobs(missing, workers):
+        log.add(job.task, job.agent, rollout)
+        done[job.agent] += 1
+        progress(job.agent, done[job.agent], total[job.agent])
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes a JSON file whole or not at all; DataError where it cannot be written."""
+    """Writes a JSON file whole or not at all; DataError if it cannot be written."""
     temporary = path.with_name(f".{path.name}")
     try:
         temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")

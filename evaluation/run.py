@@ -10,15 +10,14 @@ from typing import Any, Literal
 import numpy as np
 
 from gatokit.environments.drawing import choose_backend
-from gatokit.evaluation.rollout_jobs import Match, Progress, play_missing
-from gatokit.evaluation.rollout_log import RolloutLog, write_json
-from gatokit.evaluation.rollouts import AgentMaker, Scripted, play
-from gatokit.evaluation.score_plots import draw_scores
+from gatokit.evaluation.rollout_log import Progress, RolloutLog, play_missing, write_json
+from gatokit.evaluation.rollouts import AgentMaker, RolloutJob, Scripted, play
+from gatokit.evaluation.score_chart import draw_scores
 from gatokit.evaluation.scores import Anchors, Results, Returns, Score, TaskScores, best_variant, check_rollouts
-from gatokit.evaluation.tasks import Contest, find_contests
+from gatokit.evaluation.tasks import EvalTask, find_tasks
 from gatokit.evaluation.videos import Videos, has_video
 from gatokit.policy.decode import Rule
-from gatokit.policy.policy import Decoding, Policy
+from gatokit.policy.policy import Decoding, Player, Policy
 from gatokit.trainer.checkpoint import flat
 
 SCORES = "scores.json"
@@ -33,12 +32,12 @@ class Scoring:
     """How a policy is scored."""
 
     rollouts: int = 50
-    """Of every agent in every task."""
+    """Rollouts of each agent in each task."""
     rule: Rule = "median"
     modes: tuple[Memory, ...] = MODES
-    """Of several all are scored, and the one with the highest mean counts."""
+    """All of them are scored, and the one with the highest mean counts."""
     sampling: bool = True
-    """Where ``rule`` is another one, the paper's sampling is scored too and stands beside it."""
+    """If ``rule`` is another one, the paper's sampling is scored too and shown beside it."""
     temperature: float = 1.0
     mask: bool = True
     prompt_tokens: int | None = None
@@ -47,25 +46,14 @@ class Scoring:
     workers: int = 2
     """Processes that play expert and chance."""
     videos: int = 0
-    """Rollouts of every task that are filmed."""
+    """Rollouts of each task that are filmed."""
     expert_from_data: bool = False
-    """The expert's return is the data's and is not measured."""
+    """The expert's return is that of the data and is not measured."""
     time_limits: Mapping[str, int] = field(default_factory=dict)
-    """Steps of an episode, by environment or family; the family's own where neither is named."""
+    """Most steps of an episode, by environment or family; without one, the family's own limit."""
 
     def __post_init__(self) -> None:
         check_rollouts(self.rollouts)
-
-    def decoding(self, variant: str) -> Decoding:
-        """How the policy acts in a variant, ``rule/memory``."""
-        rule, _, memory = variant.partition("/")
-        return Decoding(
-            rule=rule,  # type: ignore[arg-type]
-            temperature=self.temperature,
-            mask=self.mask,
-            memory=memory,  # type: ignore[arg-type]
-            prompt_tokens=self.prompt_tokens,
-        )
 
 
 def score_policy(
@@ -78,13 +66,13 @@ def score_policy(
 ) -> Results:
     """Scores a policy on environments (``family/task`` or ``dataset/task``; None: on all that it knows).
 
-    ``out`` gets ``rollouts.jsonl``, ``scores.json``, ``scores.png`` and films; finished rollouts that it holds are not
-    played again. ConfigError, DataError: whatever is the user's to mend, a policy that does not fit its environment
-    included, before anything is played.
+    Writes ``rollouts.jsonl``, ``scores.json``, ``scores.png`` and videos to ``out``; finished rollouts that are there
+    already are not played again. Raises ConfigError or DataError for every mistake of the user before anything is
+    played, also if the policy does not fit an environment.
     """
     if scoring.videos:
         choose_backend()
-    contests = find_contests(policy, names, scoring.time_limits, notice)
+    tasks = find_tasks(policy, names, scoring.time_limits, notice)
     settings = {
         "played by": "a policy",
         "checkpoint": params_digest(policy.params),
@@ -93,142 +81,151 @@ def score_policy(
         "mask": scoring.mask,
         "time limits": dict(sorted(scoring.time_limits.items())),
     }
-    for contest in contests:
-        _check(policy, contest, scoring)
+    for task in tasks:
+        _check(policy, task, scoring)
     with RolloutLog(out, settings) as log:
         makers: dict[str, AgentMaker] = {"random": partial(Scripted, agent="random")}
         if not scoring.expert_from_data:
             makers["expert"] = partial(Scripted, agent="expert")
-        matches = [Match(contest.name, contest.options, makers) for contest in contests]
-        play_missing(log, matches, scoring.rollouts, scoring.workers, progress)
-        anchors = {contest.name: _anchors(log, contest, scoring) for contest in contests}
-        refused = {name: found for name, found in anchors.items() if found.refusal is not None}
-        contests = [contest for contest in contests if contest.name not in refused]
+        jobs = [
+            RolloutJob(task.name, agent, number, maker, task.options)
+            for task in tasks
+            for agent, maker in makers.items()
+            for number in range(scoring.rollouts)
+        ]
+        play_missing(log, jobs, scoring.workers, progress)
+        anchors = {task.name: _anchors(log, task, scoring) for task in tasks}
+        refused = {name: scale for name, scale in anchors.items() if scale.refusal is not None}
+        tasks = [task for task in tasks if task.name not in refused]
         variants = tuple(f"{scoring.rule}/{mode}" for mode in scoring.modes)
-        _play_policy(log, policy, contests, variants, scoring, progress, notice)
-        scored = _scored(log, contests, anchors, variants, scoring)
-        chosen = best_variant(scored, variants) if scored else variants[0]
+        _play_policy(log, policy, tasks, variants, scoring, progress, notice)
+        scored = _scored(log, tasks, anchors, variants, scoring)
+        best = best_variant(scored, variants) if scored else variants[0]
         if scoring.sampling and scoring.rule != "sample":
-            beside = f"sample/{chosen.partition('/')[2]}"
-            _play_policy(log, policy, contests, (beside,), scoring, progress, notice)
-            variants = (*variants, beside)
-            scored = _scored(log, contests, anchors, variants, scoring)
-        results = Results(scoring.rule, chosen, variants, scored, refused)
+            sampling = f"sample/{best.partition('/')[2]}"
+            _play_policy(log, policy, tasks, (sampling,), scoring, progress, notice)
+            variants = (*variants, sampling)
+            scored = _scored(log, tasks, anchors, variants, scoring)
+        results = Results(scoring.rule, best, variants, scored, refused)
         write_json(out / SCORES, results.to_json())
         if scored:
             draw_scores(results, out)
-        _film(log, policy, contests, chosen, scoring, out / VIDEOS, progress, notice)
+        _film(log, policy, tasks, best, scoring, out / VIDEOS, progress, notice)
     return results
 
 
 def params_digest(params: Any) -> str:
-    """Sixteen hexadecimal digits that name parameters by their values."""
-    found = hashlib.blake2b(digest_size=8)
+    """Sixteen hexadecimal digits that identify parameters by their values."""
+    hasher = hashlib.blake2b(digest_size=8)
     for name, leaf in sorted(flat(params).items()):
         array = np.ascontiguousarray(leaf)
-        found.update(f"{name} {array.dtype} {array.shape}\n".encode())
-        found.update(array.data)
-    return found.hexdigest()
+        hasher.update(f"{name} {array.dtype} {array.shape}\n".encode())
+        hasher.update(array.data)
+    return hasher.hexdigest()
 
 
-def _check(policy: Policy, contest: Contest, scoring: Scoring) -> None:
-    """ConfigError, DataError where the policy cannot play here, or where what is to be filmed cannot be drawn."""
-    with contest.adapters(1) as (adapter,):
-        policy.player(contest.task, adapter.spec, 1, scoring.decoding(f"{scoring.rule}/memory"))
+def _player(policy: Policy, task: EvalTask, spec: Any, variant: str, rows: int, scoring: Scoring) -> Player:
+    """The player of a variant, ``rule/memory``."""
+    rule, _, memory = variant.partition("/")
+    decoding = Decoding(
+        rule=rule,  # type: ignore[arg-type]
+        temperature=scoring.temperature,
+        mask=scoring.mask,
+        memory=memory,  # type: ignore[arg-type]
+        prompt_tokens=scoring.prompt_tokens,
+    )
+    return policy.player(task.task, spec, rows, decoding)
+
+
+def _check(policy: Policy, task: EvalTask, scoring: Scoring) -> None:
+    """Raises ConfigError or DataError if the policy cannot play the task, or if it cannot be filmed and should be."""
+    with task.adapters(1) as (adapter,):
+        _player(policy, task, adapter.spec, f"{scoring.rule}/memory", 1, scoring)
         if scoring.videos:
             adapter.reset(0)
             adapter.render()
 
 
-def _anchors(log: RolloutLog, contest: Contest, scoring: Scoring) -> Anchors:
-    random = Returns.of(log.of(contest.name, "random", scoring.rollouts))
+def _anchors(log: RolloutLog, task: EvalTask, scoring: Scoring) -> Anchors:
+    random = Returns.of(log.of(task.name, "random", scoring.rollouts))
     if scoring.expert_from_data:
-        return Anchors(random, Returns.known(contest.task.expert_return), "data")
-    return Anchors(random, Returns.of(log.of(contest.name, "expert", scoring.rollouts)))
+        return Anchors(random, Returns.known(task.task.expert_return), "data")
+    return Anchors(random, Returns.of(log.of(task.name, "expert", scoring.rollouts)))
 
 
 def _play_policy(
     log: RolloutLog,
     policy: Policy,
-    contests: Sequence[Contest],
+    tasks: Sequence[EvalTask],
     variants: Sequence[str],
     scoring: Scoring,
     progress: Progress,
     notice: Callable[[str], None],
 ) -> None:
-    """Plays what is missing of the policy's rollouts in these variants."""
-    total = scoring.rollouts * len(contests)
+    """Plays the policy's rollouts in these variants that the log does not have yet."""
+    total = scoring.rollouts * len(tasks)
     done = dict.fromkeys(variants, 0)
     invalid = 0
-    for contest in contests:
-        missing = {variant: log.missing(contest.name, contest.agent(variant), scoring.rollouts) for variant in variants}
+    for task in tasks:
+        missing = {variant: log.missing(task.name, task.agent(variant), scoring.rollouts) for variant in variants}
         for variant, numbers in missing.items():
             done[variant] += scoring.rollouts - len(numbers)
             progress(variant, done[variant], total)
-        side_by_side = min(scoring.rows, max(map(len, missing.values())))
-        with contest.adapters(side_by_side) as adapters:
+        with task.adapters(min(scoring.rows, max(map(len, missing.values())))) as adapters:
             for variant, numbers in missing.items():
                 if not numbers:
                     continue
-                player = policy.player(
-                    contest.task, adapters[0].spec, min(scoring.rows, scoring.rollouts), scoring.decoding(variant)
-                )
+                rows = min(scoring.rows, scoring.rollouts)
+                player = _player(policy, task, adapters[0].spec, variant, rows, scoring)
                 for rollout in play(adapters[: len(numbers)], player, numbers):
-                    log.add(contest.name, contest.agent(variant), rollout)
+                    log.add(task.name, task.agent(variant), rollout)
                     done[variant] += 1
                     progress(variant, done[variant], total)
                 invalid += player.invalid
     if invalid:
-        notice(f"{invalid} tokens were chosen that are no action's, and taken for the nearest one that is")
+        notice(f"{invalid} tokens were chosen that are not valid for their action; the nearest valid ones were taken")
 
 
 def _scored(
     log: RolloutLog,
-    contests: Sequence[Contest],
+    tasks: Sequence[EvalTask],
     anchors: Mapping[str, Anchors],
     variants: Sequence[str],
     scoring: Scoring,
 ) -> list[TaskScores]:
+    def score(task: EvalTask, variant: str) -> Score:
+        return Score.of(Returns.of(log.of(task.name, task.agent(variant), scoring.rollouts)), anchors[task.name])
+
     return [
-        TaskScores(
-            contest.name,
-            anchors[contest.name],
-            {
-                variant: Score.of(
-                    Returns.of(log.of(contest.name, contest.agent(variant), scoring.rollouts)), anchors[contest.name]
-                )
-                for variant in variants
-            },
-        )
-        for contest in contests
+        TaskScores(task.name, anchors[task.name], {variant: score(task, variant) for variant in variants})
+        for task in tasks
     ]
 
 
 def _film(
     log: RolloutLog,
     policy: Policy,
-    contests: Sequence[Contest],
+    tasks: Sequence[EvalTask],
     variant: str,
     scoring: Scoring,
     folder: Path,
     progress: Progress,
     notice: Callable[[str], None],
 ) -> None:
-    """Plays the first rollouts of every task once more, for the films that are not there; scores do not change."""
+    """Plays the first rollouts of each task once more, for the videos that do not exist; scores do not change."""
     count = min(scoring.videos, scoring.rollouts)
-    total, done = count * len(contests), 0
-    for contest in contests if count else ():
-        numbers = [number for number in range(count) if not has_video(folder, contest.name, number)]
+    total, done = count * len(tasks), 0
+    for task in tasks if count else ():
+        numbers = [number for number in range(count) if not has_video(folder, task.name, number)]
         done += count - len(numbers)
         progress("videos", done, total)
         if not numbers:
             continue
-        scored = log.of(contest.name, contest.agent(variant), count)
-        with contest.adapters(min(scoring.rows, len(numbers))) as adapters:
-            player = policy.player(
-                contest.task, adapters[0].spec, min(scoring.rows, scoring.rollouts), scoring.decoding(variant)
-            )
-            videos = Videos(folder, contest.name)
+        scored = log.of(task.name, task.agent(variant), count)
+        with task.adapters(min(scoring.rows, len(numbers))) as adapters:
+            rows = min(scoring.rows, scoring.rollouts)
+            player = _player(policy, task, adapters[0].spec, variant, rows, scoring)
+            videos = Videos(folder, task.name)
             for rollout in play(adapters, player, numbers, videos):
                 videos.finish(rollout.number)
                 done += 1
@@ -236,6 +233,6 @@ def _film(
                 before = scored[rollout.number].episode_return
                 if rollout.episode_return != before:
                     notice(
-                        f"the film of {contest.name} {rollout.number} shows a return of {rollout.episode_return:g}; in "
-                        f"the scored rollout, beside others, rounding led to {before:g}"
+                        f"the video of {task.name} {rollout.number} shows a return of {rollout.episode_return:g}; the "
+                        f"scored rollout had {before:g}: other rollouts beside it change the rounding"
                     )

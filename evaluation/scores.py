@@ -11,24 +11,24 @@ from gatokit.evaluation.rollouts import Rollout
 from gatokit.schemas.errors import ConfigError
 
 FEWEST = 2
-"""Rollouts of an agent: fewer have no standard error."""
+"""Fewest rollouts of an agent: a mean of fewer has no standard error."""
 
 GAP_ERRORS = 5.0
-"""Standard errors by which the expert has to stand above chance, or a task's score means nothing."""
+"""The expert must be this many standard errors above chance; otherwise a task's score means nothing."""
 
 SHARES = tuple(range(0, 101, 10))
-"""Percents of expert at which ``scores.json`` counts tasks."""
+"""Percentages of expert at which ``scores.json`` counts tasks."""
 
 
 def check_rollouts(rollouts: int) -> None:
-    """ConfigError for too few."""
+    """Raises ConfigError for too few rollouts."""
     if rollouts < FEWEST:
         raise ConfigError(f"--rollouts is {FEWEST} or more, not {rollouts}: a mean of fewer has no standard error")
 
 
 @dataclass(frozen=True)
 class Returns:
-    """What an agent earns in one task: the mean return of its rollouts, and the standard error of that mean."""
+    """An agent's returns in one task: the mean of its rollouts, and the standard error of that mean."""
 
     episodes: int
     mean: float
@@ -36,19 +36,19 @@ class Returns:
 
     @staticmethod
     def of(rollouts: Sequence[Rollout]) -> "Returns":
-        """Of at least ``FEWEST`` rollouts."""
+        """The returns of at least ``FEWEST`` rollouts."""
         values = np.array([rollout.episode_return for rollout in rollouts], np.float64)
         return Returns(len(values), float(values.mean()), float(values.std(ddof=1) / math.sqrt(len(values))))
 
     @staticmethod
     def known(value: float) -> "Returns":
-        """A number that was not measured here and is taken as it is."""
+        """A mean return that was not measured here."""
         return Returns(0, value, 0.0)
 
 
 @dataclass(frozen=True)
 class Anchors:
-    """The two ends of a task's scale. ``expert_source``: the expert was measured, or its return is the data's."""
+    """The two ends of a task's scale. ``expert_source`` says if the expert was measured or its return is the data's."""
 
     random: Returns
     expert: Returns
@@ -56,17 +56,17 @@ class Anchors:
 
     @property
     def gap(self) -> float:
-        """The expert's mean return less that of chance."""
+        """The expert's mean return minus that of chance."""
         return self.expert.mean - self.random.mean
 
     @property
     def gap_error(self) -> float:
-        """Standard error of ``gap``."""
+        """The standard error of ``gap``."""
         return math.hypot(self.expert.error, self.random.error)
 
     @property
     def refusal(self) -> str | None:
-        """Why there is no scale between the two; None where there is one."""
+        """Why there is no scale between the two; None if there is one."""
         if self.gap <= 0:
             return f"the expert's {self.expert.mean:.4g} is not above chance's {self.random.mean:.4g}"
         if self.gap < GAP_ERRORS * self.gap_error:
@@ -79,8 +79,8 @@ class Anchors:
 
 @dataclass(frozen=True)
 class Score:
-    """A policy's score in one task. ``normalized`` is in percent, and ``error`` is its standard error, those of expert
-    and chance included."""
+    """A policy's score in one task: ``normalized`` is in percent, and ``error`` its standard error, which includes
+    those of expert and chance."""
 
     returns: Returns
     normalized: float
@@ -110,7 +110,7 @@ class TaskScores:
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean of scores in percent; ``error`` is the standard error that rollouts leave in it, tasks being given."""
+    """A mean of scores in percent; ``error`` is its standard error for these tasks, from the number of rollouts."""
 
     tasks: int
     normalized: float
@@ -118,13 +118,13 @@ class Mean:
 
     @staticmethod
     def of(scores: Iterable[tuple[int, float, float]]) -> "Mean":
-        """Of (tasks, score, error)."""
+        """The mean of scores that are given as (number of tasks, score, error)."""
         tasks, values, errors = zip(*scores, strict=True)
         return Mean(sum(tasks), float(np.mean(values)), math.hypot(*errors) / len(errors))
 
 
 def domain_means(scored: Sequence[TaskScores], variant: str) -> dict[str, Mean]:
-    """The mean over the tasks of each domain, for the tasks that have this variant."""
+    """The mean of each domain over its tasks that have this variant."""
     domains: dict[str, list[tuple[int, float, float]]] = {}
     for task in scored:
         if variant in task.scores:
@@ -139,7 +139,7 @@ def overall(scored: Sequence[TaskScores], variant: str) -> Mean:
 
 
 def best_variant(scored: Sequence[TaskScores], variants: Sequence[str]) -> str:
-    """The variant of the highest mean over domains; of equal ones the first."""
+    """The variant with the highest mean over domains; the first of equal ones."""
     return max(variants, key=lambda variant: overall(scored, variant).normalized)
 
 
@@ -151,7 +151,7 @@ def curve(scored: Sequence[TaskScores], variant: str, shares: Sequence[float] = 
 
 @dataclass(frozen=True)
 class Results:
-    """An evaluation's results. ``variant`` is the one that counts; ``refused`` says why for tasks without a scale."""
+    """An evaluation's results. ``variant`` is the one that counts; ``refused`` are the tasks without a scale."""
 
     rule: str
     variant: str
@@ -161,35 +161,35 @@ class Results:
 
     @property
     def memory(self) -> str:
-        """The mode of ``variant``."""
+        """The memory of ``variant``."""
         return self.variant.partition("/")[2]
 
     @property
     def others(self) -> tuple[str, ...]:
-        """The variants that stand beside the one that counts."""
+        """The variants that are shown beside the one that counts."""
         return tuple(variant for variant in self.variants if variant != self.variant)
 
     def to_json(self) -> dict[str, Any]:
-        """What ``scores.json`` and ``--json`` hold; scores and their errors in percent."""
-        found: dict[str, Any] = {"rule": self.rule, "memory": self.memory}
-        found |= {"mean": None, "standard_error": None, "domains": [], "tasks": [], "others": {}, "curve": []}
+        """The content of ``scores.json`` and ``--json``; scores and their errors in percent."""
+        content: dict[str, Any] = {"rule": self.rule, "memory": self.memory}
+        content |= {"mean": None, "standard_error": None, "domains": [], "tasks": [], "others": {}, "curve": []}
         if self.scored:
             mean = overall(self.scored, self.variant)
-            found |= {"mean": mean.normalized, "standard_error": mean.error}
-            found["domains"] = [
+            content |= {"mean": mean.normalized, "standard_error": mean.error}
+            content["domains"] = [
                 {"domain": domain, "tasks": part.tasks, "normalized": part.normalized, "standard_error": part.error}
                 for domain, part in domain_means(self.scored, self.variant).items()
             ]
-            found["tasks"] = [self._task(task) for task in self.scored]
-            found["others"] = {variant: overall(self.scored, variant).normalized for variant in self.others}
+            content["tasks"] = [self._task(task) for task in self.scored]
+            content["others"] = {variant: overall(self.scored, variant).normalized for variant in self.others}
             counts = curve(self.scored, self.variant)
-            found["curve"] = [
+            content["curve"] = [
                 {"percent_of_expert": share, "tasks": count} for share, count in zip(SHARES, counts, strict=True)
             ]
-        found["refused"] = [
+        content["refused"] = [
             {"task": task, **_anchors(anchors), "why": anchors.refusal} for task, anchors in self.refused.items()
         ]
-        return found
+        return content
 
     def _task(self, task: TaskScores) -> dict[str, Any]:
         score = task.scores[self.variant]

@@ -1,9 +1,8 @@
-"""Films of rollouts: one MP4 for each, or a GIF where OpenCV cannot write MP4."""
+"""Videos of rollouts: an MP4 for each, or a GIF if OpenCV cannot write MP4."""
 
 import math
 import os
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -12,58 +11,57 @@ from gatokit.environments.adapter import Adapter
 from gatokit.schemas.errors import DataError
 
 FRAMES_PER_SECOND = 30
-"""At most; of faster environments every second or third step is shown, so that time stays true."""
+"""Most frames a second; of faster environments only every second or third step is shown, in real time."""
 
 STEPS_PER_SECOND = 10
-"""Of environments without a time of their own."""
+"""For environments that have no control rate."""
 
 
 def video_path(folder: Path, task: str, number: int, suffix: str = ".mp4") -> Path:
-    """Where the film of a rollout is."""
+    """The path of a rollout's video."""
     return folder / f"{task.replace('/', '-')}-{number}{suffix}"
 
 
 def has_video(folder: Path, task: str, number: int) -> bool:
-    """Whether the film of a rollout is there."""
+    """Whether a rollout has a video."""
     return any(video_path(folder, task, number, suffix).exists() for suffix in (".mp4", ".gif"))
 
 
 class Videos:
-    """A watcher of ``play`` that films every rollout; a film appears under its name when it is whole."""
+    """A ``Watch`` of ``play`` that films every rollout; a video gets its name when it is complete."""
 
     def __init__(self, folder: Path, task: str) -> None:
         self._folder, self._task = folder, task
-        self._films: dict[int, _Film] = {}
+        self._videos: dict[int, _Video] = {}
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise DataError(f"{folder} cannot be written: {error.strerror}") from None
 
     def __call__(self, number: int, adapter: Adapter) -> None:
-        """Shows the current state."""
-        if number not in self._films:
-            self._films[number] = _Film(video_path(self._folder, self._task, number), adapter.hz)
-        self._films[number].show(adapter)
+        """Adds the current state to a rollout's video."""
+        if number not in self._videos:
+            self._videos[number] = _Video(video_path(self._folder, self._task, number), adapter)
+        self._videos[number].show(adapter)
 
     def finish(self, number: int) -> None:
-        """The rollout has ended: its film is whole."""
-        film = self._films.pop(number)
+        """Completes the video of a rollout that has ended."""
         try:
-            film.finish()
+            self._videos.pop(number).finish()
         except OSError as error:
             raise DataError(f"{self._folder} cannot be written: {error.strerror}") from None
 
 
-class _Film:
-    """A film that is being made: an MP4 on disk, or the frames of a GIF."""
+class _Video:
+    """A video in progress: an MP4 on disk, or the frames of a GIF."""
 
-    def __init__(self, path: Path, hz: float | None) -> None:
-        hz = hz or STEPS_PER_SECOND
+    def __init__(self, path: Path, adapter: Adapter) -> None:
+        hz = adapter.hz or STEPS_PER_SECOND
         self._path, self._temporary = path, path.with_name(f".{path.name}")
         self._every = math.ceil(hz / FRAMES_PER_SECOND - 1e-9)
         self._rate = hz / self._every
         self._steps = 0
-        self._writer: Any = None
+        self._writer: cv2.VideoWriter | None = None
         self._frames: list[np.ndarray] = []
 
     def show(self, adapter: Adapter) -> None:
@@ -80,13 +78,14 @@ class _Film:
         self._steps += 1
 
     def finish(self) -> None:
-        self._writer.release()
+        if self._writer is not None:
+            self._writer.release()
         if not self._frames:
             os.replace(self._temporary, self._path)
             return
         from PIL import Image
 
         first, *others = (Image.fromarray(frame) for frame in self._frames)
-        duration = round(1000 / self._rate)
-        first.save(self._temporary.with_suffix(".gif"), save_all=True, append_images=others, duration=duration, loop=0)
-        os.replace(self._temporary.with_suffix(".gif"), self._path.with_suffix(".gif"))
+        gif = self._temporary.with_suffix(".gif")
+        first.save(gif, save_all=True, append_images=others, duration=round(1000 / self._rate), loop=0)
+        os.replace(gif, self._path.with_suffix(".gif"))

@@ -16,9 +16,8 @@ import pytest
 
 from gatokit.environments import Action, Adapter, Observation, Transition, make
 from gatokit.environments.agents import Actor
-from gatokit.evaluation.rollout_jobs import Match, RolloutJob, play_jobs, play_missing
-from gatokit.evaluation.rollout_log import RolloutLog
-from gatokit.evaluation.rollouts import Rollout, Scripted, play
+from gatokit.evaluation.rollout_log import RolloutLog, play_missing
+from gatokit.evaluation.rollouts import Rollout, RolloutJob, Scripted, play, play_jobs
 from gatokit.evaluation.videos import Videos, has_video
 from gatokit.schemas.episode import FieldSpec
 from gatokit.schemas.errors import ConfigError, DataError
@@ -196,11 +195,11 @@ def jobs(maker: Any, numbers: Sequence[int]) -> list[RolloutJob]:
 
 def test_processes_play_what_one_process_plays() -> None:
     work = jobs(partial(Scripted, agent="expert"), range(3))
-    here, apart = (
+    here, in_processes = (
         {(job.task, job.number): outcome(rollout) for job, rollout in play_jobs(work, workers)} for workers in (1, 2)
     )
     assert len(here) == 6
-    assert here == apart
+    assert here == in_processes
 
 
 def test_a_dead_worker_is_a_sentence() -> None:
@@ -209,20 +208,24 @@ def test_a_dead_worker_is_a_sentence() -> None:
 
 
 def test_only_what_is_missing_is_played(tmp_path: Path) -> None:
-    makers = {"expert": partial(Scripted, agent="expert"), "random": partial(Scripted, agent="random")}
-    match = Match("babyai/GoToLocal-v0", {}, makers)
+    task = "babyai/GoToLocal-v0"
+    work = [
+        RolloutJob(task, agent, number, partial(Scripted, agent=agent))
+        for agent in ("expert", "random")
+        for number in range(2)
+    ]
     reports: list[tuple[str, int, int]] = []
     with RolloutLog(tmp_path, {}) as log:
-        log.add(match.task, "expert", replace(ROLLOUT, number=1))
-        play_missing(log, [match], 2, 1, lambda *report: reports.append(report))
-        assert log.missing(match.task, "expert", 2) == log.missing(match.task, "random", 2) == []
+        log.add(task, "expert", replace(ROLLOUT, number=1))
+        play_missing(log, work, 1, lambda *report: reports.append(report))
+        assert log.missing(task, "expert", 2) == log.missing(task, "random", 2) == []
     assert reports == [("expert", 1, 2), ("random", 0, 2), ("expert", 2, 2), ("random", 1, 2), ("random", 2, 2)]
     lines = [json.loads(line) for line in (tmp_path / "rollouts.jsonl").read_text().splitlines()]
     played = [("expert", 1), ("expert", 0), ("random", 0), ("random", 1)]
     assert [(line["agent"], line["number"]) for line in lines] == played
 
 
-def test_films(tmp_path: Path) -> None:
+def test_videos(tmp_path: Path) -> None:
     watch = Videos(tmp_path / "videos", "test/counter")
     for rollout in play([Counter(), Counter()], Diary(), range(3), watch):
         assert not has_video(tmp_path / "videos", "test/counter", rollout.number)
@@ -239,7 +242,7 @@ def test_films(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "shape"), [("atari/Breakout", (210, 160, 3)), ("babyai/GoToLocal-v0", (256, 256, 3))])
-def test_pictures_change_nothing(name: str, shape: tuple[int, ...]) -> None:
+def test_rendering_changes_nothing(name: str, shape: tuple[int, ...]) -> None:
     adapter = make(name, time_limit=40)
     seen: list[np.ndarray] = []
     watched, unwatched = (
@@ -247,7 +250,7 @@ def test_pictures_change_nothing(name: str, shape: tuple[int, ...]) -> None:
         for watch in (lambda _, adapter: seen.append(adapter.render()), None)
     )
     assert watched == unwatched
-    assert {(picture.shape, picture.dtype.name) for picture in seen} == {(shape, "uint8")}
+    assert {(image.shape, image.dtype.name) for image in seen} == {(shape, "uint8")}
     assert len({picture.tobytes() for picture in seen}) > 5
 
 
