@@ -35,6 +35,7 @@ BUILD = [
     "zstandard>=0.22",
 ]
 GCP = [BEAM.replace("beam", "beam[gcp]")]
+REPORT = ["vl-convert-python>=1.8"]
 TRAIN = [
     "jax>=0.8",
     "grain>=0.2.12",
@@ -43,8 +44,8 @@ TRAIN = [
     "orbax-checkpoint>=0.11.20",
     "safetensors>=0.5",
     "tensorboardX>=2.6",
+    *REPORT,
 ]
-REPORT = ["vl-convert-python>=1.8"]
 SERVE = ["panel>=1.9.4,<2"]
 ENVIRONMENTS = [
     "ale-py==0.12.1",
