@@ -193,12 +193,12 @@ def write_built(job: tuple[str, int, str, list[tuple[str, str]]]) -> None:
 
 def planned(work: Path) -> tuple[Any, Any, list[Path]]:
     """Config, plan and paths of the scanned rows."""
-    from gatokit.pipelines.planning.kinds import plan_dataset
+    from gatokit.pipelines.planning.kinds import plan_datasets, scan_units
     from gatokit.schemas.config import read_config
 
     config = read_config(work / "build.yaml")
-    plan = plan_dataset(config, 0, work)
-    units = plan.units(config.max_episode_bytes)
+    [plan] = plan_datasets(config, work)
+    units = scan_units(plan, config.max_episode_bytes)
     return config, plan, [work / "scan" / f"{unit.fingerprint}.arrow" for unit in units]
 
 
@@ -212,19 +212,21 @@ def stage_list(work: Path) -> Callable[[], Any]:
 def stage_judge(work: Path) -> Callable[[], Any]:
     """Expert returns, verdicts, what is held out."""
     config, plan, paths = planned(work)
-    return lambda: len(plan.judge(paths, config, None).tasks)
+    from gatokit.pipelines.planning.plan import filter_dataset
+
+    return lambda: len(filter_dataset(plan, paths, config, None).tasks)
 
 
 def stage_orders(work: Path) -> Callable[[], Any]:
     """The same, and the orders of all splits."""
-    from gatokit.pipelines.planning.plan import make_plan
+    from gatokit.pipelines.planning.plan import plan_shards
 
     config, plan, paths = planned(work)
 
     def run() -> int:
-        found = make_plan(plan, paths, config, "0" * 64, None, work / "orders")
-        (work / "orders.pickle").write_bytes(pickle.dumps(found.orders))
-        return len(found.orders)
+        found = plan_shards(plan, paths, config, "0" * 64, None, work / "orders")
+        (work / "orders.pickle").write_bytes(pickle.dumps(found.shards))
+        return len(found.shards)
 
     return run
 
@@ -239,11 +241,13 @@ def stage_resume(work: Path) -> Callable[[], Any]:
 
 def stage_finish(work: Path) -> Callable[[], Any]:
     """Totals over all indexes, the last checks, the tables of tasks."""
-    from gatokit.pipelines.planning.plan import Plan
+    from gatokit.pipelines.planning.plan import Plan, filter_dataset
     from gatokit.pipelines.shards.manifest import finish_dataset
 
     config, dataset, paths = planned(work)
-    plan = Plan(dataset, dataset.judge(paths, config, None), pickle.loads((work / "orders.pickle").read_bytes()))
+    plan = Plan(
+        dataset, filter_dataset(dataset, paths, config, None), pickle.loads((work / "orders.pickle").read_bytes())
+    )
 
     def run() -> int:
         found = finish_dataset(work / "out", plan, config, "build")

@@ -1,10 +1,11 @@
 """What a command is given: a build config, perhaps one dataset of it, and the vocabulary that it names."""
 
+import os
 from pathlib import Path
 
-from gatokit.pipelines.episodes.episode_lists import with_digests
 from gatokit.pipelines.find import local_path
-from gatokit.schemas.config import BuildConfig, read_config
+from gatokit.schemas.config import BuildConfig, EpisodesConfig, Keep, read_config
+from gatokit.schemas.digests import digest
 from gatokit.schemas.errors import ConfigError
 from gatokit.storage import files, gcs
 from gatokit.storage.files import is_remote
@@ -25,12 +26,12 @@ def read_inputs(path: str | Path, only: str | None = None) -> tuple[BuildConfig,
     else:
         raise ConfigError(f"{path} does not exist; give a build config")
     if only is None:
-        return with_digests(config, base), base
+        return _with_digests(config, base), base
     datasets = tuple(dataset for dataset in config.datasets if dataset.name == only)
     if not datasets:
         names = ", ".join(dataset.name for dataset in config.datasets)
         raise ConfigError(f"--only {only}: {path} has no such dataset, only {names}")
-    return with_digests(config.model_copy(update={"datasets": datasets}), base), base
+    return _with_digests(config.model_copy(update={"datasets": datasets}), base), base
 
 
 def read_vocabulary(config: BuildConfig, base: Path, path: str | Path) -> TextTokenizer:
@@ -46,3 +47,34 @@ def load_vocabulary(path: str | Path) -> TextTokenizer:
     if not is_remote(path):
         return TextTokenizer.load(path)
     return TextTokenizer(gcs.read(path), source=gcs.canonical(path))
+
+
+def _with_digests(config: BuildConfig, base: Path) -> BuildConfig:
+    """The config with the digest of every list in it, and paths of lists that start at ``base``.
+
+    So a config whose list changed is another config. ConfigError where a list cannot be read or is not the one whose
+    digest the config states.
+    """
+    datasets = tuple(
+        dataset.model_copy(update={"keep": _with_digest(dataset.keep, base, f"datasets[{number}].keep")})
+        if isinstance(dataset, EpisodesConfig) and dataset.keep.episodes is not None
+        else dataset
+        for number, dataset in enumerate(config.datasets)
+    )
+    return config.model_copy(update={"datasets": datasets})
+
+
+def _with_digest(keep: Keep, base: Path, field: str) -> Keep:
+    assert keep.episodes is not None
+    path = local_path(keep.episodes, base, f"{field}.episodes")
+    if not files.is_file(path):
+        raise ConfigError(f"{field}.episodes: {path} does not exist; give a list of episode ids")
+    found = digest(files.read_bytes(path))
+    if keep.digest not in (None, found):
+        raise ConfigError(
+            f"{field}.digest: {path} has the digest {found}, another than {keep.digest}; give the list that was meant, "
+            "or remove digest"
+        )
+    stated = os.path.expanduser(keep.episodes)
+    relative = os.path.relpath(stated, base) if os.path.isabs(stated) else stated
+    return keep.model_copy(update={"digest": found, "episodes": relative})

@@ -9,17 +9,16 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
+from gatokit.schemas.episode import EpisodeSpec
 from gatokit.schemas.errors import DataError, RejectedError
 from gatokit.schemas.index import BAD_REASONS, INDEX
 
-SCAN_UNIT_BYTES = 256 << 20
-"""Files are scanned together up to about this many bytes."""
 LEAST_BAD_ROWS = 10
 """The error budget always allows this many bad rows."""
 _BLOCK_ROWS = 1 << 20
@@ -39,11 +38,32 @@ DOCUMENT_TASK_ROWS = pa.schema([*TASK_ROWS, pa.field("payload", pa.string())])
 """The same for documents."""
 
 
+# --- plan ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class DatasetPlan:
+    """A dataset before its scan: its config, the field path of that config for messages, and its source files in order.
+
+    A file has a ``name`` below the source, a ``size`` in bytes, and ``divides`` if it can be read from the middle.
+    """
+
+    config: Any
+    field: str
+    files: Sequence[Any]
+    kind: ClassVar[str]
+    """``episodes`` or ``documents``: the name of its rows, and its key in ``planning.kinds``."""
+
+
 # --- scan ----------------------------------------------------------------------------------------------------
 
 
 class ScanUnit(Protocol):
     """Consecutive files of a dataset that are scanned together."""
+
+    @property
+    def kind(self) -> str:
+        """The ``DatasetPlan.kind``."""
 
     @property
     def dataset(self) -> str:
@@ -60,6 +80,9 @@ class ScanUnit(Protocol):
     def scan(self, most_bytes: int | None = None) -> pa.Table:
         """The rows of the files, in order. ``most_bytes`` ends the scan with the row that brings the sum of the rows'
         lengths to it."""
+
+    def model_dump_json(self) -> str:
+        """The unit as JSON: it is a pydantic model."""
 
 
 # --- filter --------------------------------------------------------------------------------------------------
@@ -113,6 +136,29 @@ class Losses:
             if reason is not None:
                 self.counts[reason] += number
                 self.examples.setdefault(reason, id_ if detail is None else f"{id_}: {detail}")
+
+
+@dataclass(frozen=True)
+class FilterResult:
+    """The verdicts over a dataset's scanned rows, R of them in source order.
+
+    ``scanned`` reads the rows again, one table per unit of the scan.
+    """
+
+    scanned: Iterable[pa.Table]
+    tasks: tuple[Task, ...]
+    notices: tuple[str, ...]
+    """Sentences for the user."""
+    specs: dict[str, EpisodeSpec]
+    """The spec of each task; empty for documents."""
+    task: np.ndarray
+    """int (R,): the row's task, -1 if it has none."""
+    hashes: np.ndarray
+    """uint64 (R,): see ``row_hash``. Empty once it is decided what is held out."""
+    kept: np.ndarray
+    """bool (R,)."""
+    held_out: np.ndarray
+    """bool (R,): empty until ``planning.holdout`` decides it."""
 
 
 def check_budget(losses: Losses, rows: int, share: float, dataset: str, noun: str = "episodes") -> None:
@@ -188,6 +234,24 @@ class TokenizedRow(NamedTuple):
     records: list[bytes]
     tokens: list[int]
     remark: str | None = None
+
+
+class ShardHeader(Protocol):
+    """What all rows of a shard share. A pydantic model: it is written to JSON on its way to a worker."""
+
+    kind: Any
+    """The ``DatasetPlan.kind``."""
+    dataset: str
+    settings: ShardSettings
+
+    def source_files(self) -> Sequence[Any]:
+        """The shard's source files, ready to be read."""
+
+    def identity(self) -> dict[str, Any]:
+        """What the shard's bytes depend on besides settings and rows."""
+
+    def model_dump_json(self) -> str:
+        """The header as JSON."""
 
 
 class ShardBuilder(Protocol):

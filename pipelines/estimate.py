@@ -20,15 +20,15 @@ from apache_beam.options.pipeline_options import WorkerOptions
 
 from gatokit.pipelines.beam import jobs
 from gatokit.pipelines.config_loading import read_inputs, read_vocabulary
-from gatokit.pipelines.dataset import ScanUnit
+from gatokit.pipelines.dataset import DatasetPlan, ScanUnit
 from gatokit.pipelines.documents.image_folder import ImageFolderFile
 from gatokit.pipelines.documents.reader import DocumentFile
 from gatokit.pipelines.documents.text import LinesFile
 from gatokit.pipelines.documents.webdataset import WebDatasetFile
 from gatokit.pipelines.episodes.plan import EpisodesPlan
 from gatokit.pipelines.episodes.reader import EpisodeFile
-from gatokit.pipelines.planning.kinds import plan_dataset
-from gatokit.pipelines.planning.plan import DatasetPlan, Plan, Planned, make_plan
+from gatokit.pipelines.planning.kinds import plan_datasets, scan_units
+from gatokit.pipelines.planning.plan import Plan, PlannedShard, plan_shards, task_rows, undivided
 from gatokit.pipelines.planning.shard_task import ShardTask
 from gatokit.pipelines.planning.splits import Splitter
 from gatokit.pipelines.shards.build import INDEX_SUFFIX, build_shard
@@ -119,7 +119,7 @@ def estimate(
     workers = _workers(jobs.execution(beam_arguments, workers))
     config, base = read_inputs(config_path, only)
     text = read_vocabulary(config, base, config_path)
-    plans = [plan_dataset(config, number, base) for number in range(len(config.datasets))]
+    plans = plan_datasets(config, base)
     end = max(begin + sample_seconds, time.monotonic() + sample_seconds / 2)
     found, notices = [], []
     for number, plan in enumerate(plans):
@@ -203,12 +203,12 @@ def _estimate(
     plan, notices = _plan(dataset, sample, config, text.digest, folder / "orders")
     _judge(sample, plan)
     built = _build(plan, text, max(begin + seconds, time.monotonic() + seconds / 4), folder / "built")
-    return _extrapolate(dataset, config, sample, plan, built), [*plan.judged.notices, *notices]
+    return _extrapolate(dataset, config, sample, plan, built), [*plan.result.notices, *notices]
 
 
 def _scan(dataset: DatasetPlan, max_bytes: int, end: float, folder: Path) -> _Sample:
     """Scans pieces that lie evenly in the source until the time is over, at least one."""
-    units, files = dataset.units(max_bytes, PIECE_BYTES), dataset.sources()
+    units, files = scan_units(dataset, max_bytes, PIECE_BYTES), dataset.files
     ordinals = _ordinals(units, files)
     sizes = [sum(files[ordinal].size for ordinal in members) for members in ordinals]
     found: dict[int, _Piece] = {}
@@ -300,22 +300,22 @@ def _plan(
         if isinstance(keep.best, int) or isinstance(keep.sample, int):
             notices.append(f"{dataset.config.name}: keeps a number of episodes a task, of which a sample says too much")
     try:
-        return make_plan(dataset, paths, config, vocabulary, None, directory), notices
+        return plan_shards(dataset, paths, config, vocabulary, None, directory), notices
     except DataError as error:
         if sample.whole:
             raise
         said = f"in the sample, and perhaps not in the whole: {error}"
     if isinstance(dataset.config, EpisodesConfig):
         kept = dataset.config.model_copy(update={"keep": Keep(all=True)})
-        dataset = replace(dataset, config=kept)  # type: ignore[type-var]
+        dataset = replace(dataset, config=kept)
         said += "; the estimate keeps every sound episode"
     easy = config.model_copy(update={"max_bad_fraction": 1.0})
-    return make_plan(dataset, paths, easy, vocabulary, None, directory), [*notices, said]
+    return plan_shards(dataset, paths, easy, vocabulary, None, directory), [*notices, said]
 
 
 def _judge(sample: _Sample, plan: Plan) -> None:
     """Counts what was found and kept in each piece, and the stored bytes of whole files."""
-    for piece, rows in zip(sample.pieces, plan.judged.tables(), strict=True):
+    for piece, rows in zip(sample.pieces, task_rows(plan.dataset, plan.result), strict=True):
         length, kept = rows["length"].to_numpy(), rows["kept"].to_numpy()
         piece.episodes, piece.kept = int(rows["lost"].to_numpy().sum()), int(kept.sum())
         piece.length, piece.kept_length = int(length.sum()), int(length[kept].sum())
@@ -329,10 +329,10 @@ def _judge(sample: _Sample, plan: Plan) -> None:
 def _build(plan: Plan, text: TextTokenizer, end: float, folder: Path) -> list[_Built]:
     """Builds orders that lie evenly in the plan, or parts of them, until the time is over; at least one."""
     found: list[_Built] = []
-    numbers = [number for number in spread_order(len(plan.orders)) if plan.orders[number].kept]
-    left, rate = sum(item.length for item in plan.orders), 0.0
+    numbers = [number for number in spread_order(len(plan.shards)) if plan.shards[number].kept]
+    left, rate = sum(item.length for item in plan.shards), 0.0
     for done, number in enumerate(numbers):
-        planned = plan.orders[number]
+        planned = plan.shards[number]
         order = ShardTask.read(planned.path)
         if not found:
             for _ in range(2):  # the first time pays for what is loaded and cached
@@ -347,7 +347,7 @@ def _build(plan: Plan, text: TextTokenizer, end: float, folder: Path) -> list[_B
     return found
 
 
-def _build_rows(order: ShardTask, planned: Planned, most_bytes: int, text: TextTokenizer, folder: Path) -> _Built:
+def _build_rows(order: ShardTask, planned: PlannedShard, most_bytes: int, text: TextTokenizer, folder: Path) -> _Built:
     """Builds those rows of an order that are kept, or about ``most_bytes`` of them: from its beginning, or in stripes
     that lie evenly where its files can be read anywhere."""
     rows, whole = order.rows, planned.length <= most_bytes
@@ -387,7 +387,7 @@ def _build_rows(order: ShardTask, planned: Planned, most_bytes: int, text: TextT
 def _extrapolate(
     dataset: DatasetPlan, config: BuildConfig, sample: _Sample, plan: Plan, built: list[_Built]
 ) -> DatasetEstimate:
-    files, pieces = dataset.sources(), sample.pieces
+    files, pieces = dataset.files, sample.pieces
     source_bytes = sum(file.size for file in files)
     looked_at = sum(piece.size * piece.stands_for for piece in pieces)
     up = 1.0 if sample.whole else source_bytes / max(1.0, looked_at)
@@ -396,14 +396,14 @@ def _extrapolate(
     planned = up * _sum(pieces, "kept") if sample.whole else episodes * _ratio(pieces, "kept", "episodes")
 
     remains = _ratio(built, "kept", "asked")
-    is_complete = sample.whole and sum(item.kept > 0 for item in plan.orders) == len(built)
+    is_complete = sample.whole and sum(item.kept > 0 for item in plan.shards) == len(built)
     is_complete = is_complete and all(item.whole for item in built)
     records = kept_length * _ratio(built, "records", "length")
     if is_complete:
-        splits, shards = len(plan.orders), sum(item.parts for item in built)
+        splits, shards = len(plan.shards), sum(item.parts for item in built)
     elif sample.whole:
-        splits = len(plan.orders)
-        shards = sum(_parts(records * item.length / max(1.0, kept_length)) for item in plan.orders if item.kept)
+        splits = len(plan.shards)
+        shards = sum(_parts(records * item.length / max(1.0, kept_length)) for item in plan.shards if item.kept)
     else:
         sizes = _splits(dataset, config, sample, length / max(1, source_bytes))
         splits = len(sizes)
@@ -435,7 +435,7 @@ def _extrapolate(
         },
         scanned_share=1.0 if sample.whole else sum(piece.size for piece in pieces) / max(1, source_bytes),
         built_share=1.0 if is_complete else sum(item.length for item in built) / max(1.0, kept_length),
-        units=len(dataset.units(config.max_episode_bytes)),
+        units=len(scan_units(dataset, config.max_episode_bytes)),
         scan_seconds=scan_seconds,
         build_seconds=build_seconds,
     )
@@ -444,7 +444,7 @@ def _extrapolate(
 def _episodes(dataset: DatasetPlan, sample: _Sample, up: float) -> tuple[int, bool]:
     """Episodes or documents of the source, and whether that is their exact number."""
     if isinstance(dataset.config, EpisodesConfig) and not sample.whole:
-        stated = [_stated(file) for file in dataset.sources()]
+        stated = [_stated(file) for file in dataset.files]
         if None not in stated:
             return sum(filter(None, stated)), True
     return round(up * _sum(sample.pieces, "episodes")), sample.whole
@@ -452,9 +452,9 @@ def _episodes(dataset: DatasetPlan, sample: _Sample, up: float) -> tuple[int, bo
 
 def _splits(dataset: DatasetPlan, config: BuildConfig, sample: _Sample, bytes_a_byte: float) -> np.ndarray:
     """The stored bytes of each split; a file that was not scanned has ``bytes_a_byte`` of its size."""
-    files, splitter = dataset.sources(), Splitter(config.shard_bytes)
+    files, splitter = dataset.files, Splitter(config.shard_bytes)
     names = [file.name for file in files]
-    whole = {ordinal for ordinal, file in enumerate(files) if isinstance(file, DocumentFile) and not file.divides}
+    whole = undivided(dataset)
     sizes = np.zeros(1024)
     last = -1
     for ordinal, file in enumerate(files):

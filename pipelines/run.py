@@ -16,9 +16,9 @@ import pyarrow as pa
 from gatokit.pipelines.beam import jobs
 from gatokit.pipelines.beam.forks import kept
 from gatokit.pipelines.config_loading import load_vocabulary, read_inputs, read_vocabulary
-from gatokit.pipelines.dataset import ScanUnit
-from gatokit.pipelines.planning.kinds import plan_dataset, unit_to_json
-from gatokit.pipelines.planning.plan import DatasetPlan, Plan, make_plan
+from gatokit.pipelines.dataset import DatasetPlan, ScanUnit
+from gatokit.pipelines.planning.kinds import plan_datasets, scan_units
+from gatokit.pipelines.planning.plan import Plan, plan_shards
 from gatokit.pipelines.planning.shard_task import ShardTask
 from gatokit.pipelines.shards.build import INDEX_SUFFIX
 from gatokit.pipelines.shards.garbage import WORK
@@ -138,7 +138,7 @@ def _run_on(
     described = _described(config, base, limit)
     text = read_vocabulary(config, base, config_path) if content == "build" else None
     model = VocabularyEntry(file=VOCABULARY, pieces=text.pieces, blake2b=text.digest) if text else None
-    plans = [plan_dataset(config, number, base) for number in range(len(config.datasets))]
+    plans = plan_datasets(config, base)
     if where.is_elsewhere:
         _check_reachable(plans, out)
     with hold(root), _os_errors():
@@ -153,10 +153,10 @@ def _run_on(
         with log.stage("plan"):
             files.remove_tree(work / _ORDERS)
             planned = [
-                make_plan(plan, paths, config, model.blake2b if model else "", limit, work / _ORDERS)
+                plan_shards(plan, paths, config, model.blake2b if model else "", limit, work / _ORDERS)
                 for plan, paths in zip(plans, results, strict=True)
             ]
-            notices = (*(notice for plan in planned for notice in plan.judged.notices), *_mixed(before, update))
+            notices = (*(notice for plan in planned for notice in plan.result.notices), *_mixed(before, update))
             for notice in notices:
                 log.write("notice", text=notice)
             if before is not None and not update:
@@ -193,7 +193,7 @@ def _check_reachable(plans: list[DatasetPlan], out: str | Path) -> None:
             f"--out {out}: lies on this machine, where the runner's workers write nothing; give a gs:// path"
         )
     for plan in plans:
-        for file in plan.sources():
+        for file in plan.files:
             for path in (file.path, getattr(file, "image_dir", None)):
                 if path is not None and not is_remote(path):
                     raise ConfigError(
@@ -263,7 +263,7 @@ def _check_vocabulary(root: Path, model: VocabularyEntry | None) -> None:
 
 def _check_unchanged(root: Path, before: Manifest, planned: list[Plan], content: str, work: Path) -> None:
     finished = {split.fingerprint for item in before.datasets for split in item.splits}
-    if finished != {order.fingerprint for plan in planned for order in plan.orders}:
+    if finished != {order.fingerprint for plan in planned for order in plan.shards}:
         files.remove_tree(work)
         raise ConfigError(f"--out {root}: holds a finished {content} of other source files; {_ways_out(content)}")
 
@@ -291,7 +291,7 @@ def _scan(
     results = []
     for plan in plans:
         paths = []
-        for unit in plan.units(config.max_episode_bytes):
+        for unit in scan_units(plan, config.max_episode_bytes):
             paths.append(directory / f"{unit.fingerprint}.arrow")
             units[paths[-1]] = unit
         results.append(paths)
@@ -312,7 +312,7 @@ def _scan(
 
 def _write_units(units: dict[Path, ScanUnit], path: Path) -> dict[Path, tuple[str, str, int, int]]:
     """Writes the units into one file; by result, what ``jobs.ScanFiles`` is given."""
-    lines = [json.dumps(unit_to_json(unit)).encode() + b"\n" for unit in units.values()]
+    lines = [unit.model_dump_json().encode() + b"\n" for unit in units.values()]
     write_atomically(path, b"".join(lines))
     begins = accumulate(map(len, lines), initial=0)
     return {
@@ -328,14 +328,14 @@ def _build(
     orders = {
         root / plan.dataset.config.name / (order.stem + INDEX_SUFFIX): order
         for plan in planned
-        for order in plan.orders
+        for order in plan.shards
     }
 
     def finished() -> set[Path]:
         found = set()
         for plan in planned:
             directory = root / plan.dataset.config.name
-            done = finished_orders(directory, [order.stem for order in plan.orders])
+            done = finished_orders(directory, [order.stem for order in plan.shards])
             found |= {directory / (stem + INDEX_SUFFIX) for stem in done}
         return found
 
@@ -387,7 +387,7 @@ def _run_all(
 
 def _write_scan(planned: list[Plan], root: Path) -> None:
     for plan in planned:
-        for order in plan.orders:
+        for order in plan.shards:
             rows = ShardTask.read(order.path).rows
             empty = pa.nulls(rows.num_rows)
             for name in ("tokens", "part", "first_record", "record_tokens"):

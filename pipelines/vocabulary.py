@@ -26,13 +26,14 @@ from typing import Any, Literal, NamedTuple
 import sentencepiece
 
 from gatokit.pipelines.config_loading import read_inputs
-from gatokit.pipelines.documents.plan import DocumentsPlan
+from gatokit.pipelines.dataset import DatasetPlan, FilterResult
+from gatokit.pipelines.documents.scan import DocumentsPlan
 from gatokit.pipelines.episodes.plan import EpisodesPlan
 from gatokit.pipelines.episodes.reader import RawEpisode, SourceFeatures
 from gatokit.pipelines.find import local_path
 from gatokit.pipelines.formats.records import ByteRange
-from gatokit.pipelines.planning.kinds import plan_dataset
-from gatokit.pipelines.planning.plan import DatasetPlan, Judged
+from gatokit.pipelines.planning.kinds import plan_datasets, scan_units
+from gatokit.pipelines.planning.plan import filter_dataset, task_rows
 from gatokit.schemas.config import BuildConfig
 from gatokit.schemas.errors import ConfigError, DataError, RejectedError
 from gatokit.schemas.index import HELD_OUT, TRAIN
@@ -265,9 +266,8 @@ def draw(
 
     Errors are those of a scan of the same config.
     """
-    plans = [plan_dataset(config, number, base) for number in range(len(config.datasets))]
-    plans = [plan for plan in plans if isinstance(plan, DocumentsPlan) or any(_text_fields(plan))]
-    units = [(plan, unit) for plan in plans for unit in plan.units(config.max_episode_bytes)]
+    plans = [plan for plan in plan_datasets(config, base) if isinstance(plan, DocumentsPlan) or any(_text_fields(plan))]
+    units = [(plan, unit) for plan in plans for unit in scan_units(plan, config.max_episode_bytes)]
     results: dict[str, list[Path]] = {plan.config.name: [] for plan in plans}
     rows = 0
     for done, (plan, unit) in enumerate(units):
@@ -279,7 +279,7 @@ def draw(
     progress("scan", len(units), len(units))
     reading = _Reading({TRAIN: Sample(most_bytes), HELD_OUT: Sample(held_out_bytes)}, config.seed, rows, progress)
     for plan in plans:
-        reading.read(plan, plan.judge(results[plan.config.name], config, None))
+        reading.read(plan, filter_dataset(plan, results[plan.config.name], config, None))
     progress("sample", rows, rows)
     names = [plan.config.name for plan in plans]
     return Drawn(reading.samples[TRAIN].pieces(), reading.samples[HELD_OUT].pieces(), names, reading.documents)
@@ -303,11 +303,11 @@ class _Reading:
         self._seed, self._rows, self._progress = seed, rows, progress
         self._done = 0
 
-    def read(self, plan: DatasetPlan, judged: Judged) -> None:
+    def read(self, plan: DatasetPlan, result: FilterResult) -> None:
         """Reads the next dataset."""
         dataset, name = len(self.documents), plan.config.name
         self.documents.append(0)
-        for file, rows in groupby(self._kept(judged), key=lambda row: row.file):
+        for file, rows in groupby(self._kept(plan, result), key=lambda row: row.file):
             waiting: deque[_Row] = deque()
             for texts in _texts(plan, file, self._with_a_chance(name, rows, waiting)):
                 row = waiting.popleft()
@@ -316,9 +316,9 @@ class _Reading:
                     piece = Piece(dataset, row.number, CUT.join(pack), size)
                     self.samples[row.split].add(self._key(name, row.id, ordinal), piece)
 
-    def _kept(self, judged: Judged) -> Iterator[_Row]:
+    def _kept(self, plan: DatasetPlan, result: FilterResult) -> Iterator[_Row]:
         number = 0
-        for table in judged.tables():
+        for table in task_rows(plan, result):
             for batch in table.to_batches(max_chunksize=_BATCH_ROWS):
                 self._progress("sample", self._done, self._rows)
                 self._done += batch.num_rows
@@ -354,7 +354,7 @@ def _texts(plan: DatasetPlan, file: int, byte_ranges: Iterator[ByteRange]) -> It
             yield [part for part in parts if isinstance(part, str)]
         return
     assert isinstance(plan, EpisodesPlan)
-    (source, features), fields = plan.files[file], _text_fields(plan)[file]
+    source, features, fields = plan.files[file], plan.features[file], _text_fields(plan)[file]
     for episode in source.read_some(byte_ranges):
         yield _texts_of_episode(episode, features, fields)
 

@@ -22,9 +22,9 @@ import pyarrow as pa
 
 from gatokit.pipelines.config_loading import load_vocabulary
 from gatokit.pipelines.dataset import ScanUnit
-from gatokit.pipelines.planning.kinds import unit_from_json, unit_to_json
+from gatokit.pipelines.planning.kinds import unit_from_json
 from gatokit.pipelines.planning.shard_task import ShardTask
-from gatokit.pipelines.shards.build import Built, build_shard, shard_builder
+from gatokit.pipelines.shards.build import Built, build_shard
 from gatokit.schemas.errors import DataError, GatokitError
 from gatokit.storage import files
 
@@ -68,17 +68,22 @@ def scan(unit: ScanUnit, result: str | Path) -> int:
 
     DataError names the file with which the process ends.
     """
-    said, ended = _run({"do": "scan", "unit": unit_to_json(unit), "result": str(result)})
+    said, ended = _run({"do": "scan", "unit": json.loads(unit.model_dump_json()), "result": str(result)})
     if ended is None:
         return int(json.loads(said[-1])["rows"])
-    file = unit_to_json(unit)["files"][int(said[-1])] if said else {}
-    name = file.get("file", file).get("name", "its files")
+    name = _file_name(unit.files[int(said[-1])]) if said else "its files"
     if ended not in _CRASHES:
         raise DataError(f"{unit.dataset}: scanning {name} was ended by {ended.name}, {_KILLED}")
     raise DataError(
         f"{unit.dataset}: scanning {name} ends in {ended.name}: it crashes the library that reads it. Mend the file or "
         "leave it out of the source"
     )
+
+
+def _file_name(file: Any) -> str:
+    """The name of a file of a unit: episodes have objects there, documents plain values."""
+    name: str = file["name"] if isinstance(file, dict) else file.file.name
+    return name
 
 
 def _find(task: dict[str, Any], crashed: dict[int, str]) -> None:
@@ -153,7 +158,7 @@ def _single_files(value: dict[str, Any]) -> Iterator[ScanUnit]:
         own = {**value, "files": [file], "versions": value["versions"][number : number + 1]}
         if "ordinals" in value:
             own["ordinals"] = [value["ordinals"][number]]
-        yield unit_from_json(own)
+        yield unit_from_json(json.dumps(own))
 
 
 def _main(task: dict[str, Any], answers: int) -> None:
@@ -176,7 +181,7 @@ def _main(task: dict[str, Any], answers: int) -> None:
             say(json.dumps(asdict(build_shard(order, task["directory"], text, crashed))))
             return
         columns = {name: order.rows[name].to_pylist() for name in order.rows.column_names}
-        builder = shard_builder(order, text)
+        builder = order.builder(text)
         kept = [row for row, split in enumerate(columns["split"]) if split is not None]
         for at, row in enumerate(kept):
             if at >= task["start"] and row not in crashed:

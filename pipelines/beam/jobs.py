@@ -110,7 +110,7 @@ class _ScanFn(beam.DoFn):
         fingerprint, path, offset, length = element
         result = Path(self._directory) / f"{fingerprint}.arrow"
         with files.ranges(path) as file:
-            unit = unit_from_json(json.loads(file.read_at(offset, length)))
+            unit = unit_from_json(file.read_at(offset, length))
 
         def work(died: bool) -> None:
             if died:

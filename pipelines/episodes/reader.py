@@ -107,6 +107,9 @@ class EpisodeFile(BaseModel, ABC):
     size: int
     episodes: int | None
 
+    divides: ClassVar[bool] = True
+    """Every format of episodes can be read from the middle of a file."""
+
     @staticmethod
     @abstractmethod
     def read_directory(path: str, name: str, below: str, splits: tuple[str, ...] | None) -> SourceDirectory:

@@ -1,12 +1,12 @@
 """The scan of episodes: rewards, flags and metadata of every episode, and nothing else.
 
-A ``ScanUnit`` groups files into one unit of work, whose rows become one Arrow file. Legend: N recorded steps of an
+A ``EpisodeUnit`` groups files into one unit of work, whose rows become one Arrow file. Legend: N recorded steps of an
 episode, the last one included.
 """
 
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -72,11 +72,12 @@ class ScanFile(BaseModel):
     file: AnyEpisodeFile
 
 
-class ScanUnit(BaseModel):
+class EpisodeUnit(BaseModel):
     """Files of a dataset that are scanned together."""
 
     model_config = ConfigDict(frozen=True)
 
+    kind: Literal["episodes"] = "episodes"
     dataset: str
     max_episode_bytes: int
     fields: tuple[ScanFields, ...]

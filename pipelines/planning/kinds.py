@@ -1,36 +1,89 @@
-"""The kinds of datasets: which plan each config makes, and its units of a scan as plain values."""
+"""The kinds of datasets. Each is registered here once, with the functions that the stages of a job call."""
 
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gatokit.pipelines.dataset import ScanUnit as Unit
-from gatokit.pipelines.documents.plan import DocumentUnit, plan_documents
+from gatokit.pipelines.dataset import DatasetPlan, FilterResult, ScanUnit, ShardBuilder, ShardHeader
+from gatokit.pipelines.documents import dedup
+from gatokit.pipelines.documents.scan import DocumentUnit, plan_documents
+from gatokit.pipelines.documents.scan import scan_units as document_units
+from gatokit.pipelines.documents.tokenize import DocumentShardBuilder, DocumentShardHeader
+from gatokit.pipelines.episodes import scanned as episode_rows
 from gatokit.pipelines.episodes.plan import plan_episodes
-from gatokit.pipelines.episodes.scan import ScanUnit
-from gatokit.pipelines.planning.plan import DatasetPlan
+from gatokit.pipelines.episodes.plan import scan_units as episode_units
+from gatokit.pipelines.episodes.scan import EpisodeUnit
+from gatokit.pipelines.episodes.tokenize import EpisodeShardBuilder, EpisodeShardHeader
 from gatokit.schemas.config import BuildConfig, EpisodesConfig
 
 
-def plan_dataset(config: BuildConfig, number: int, base: Path) -> DatasetPlan:
-    """The plan of a config's dataset, relative paths starting at ``base``; ConfigError or DataError where its
-    sources cannot be used."""
-    dataset, field = config.datasets[number], f"datasets[{number}]"
-    if isinstance(dataset, EpisodesConfig):
-        return plan_episodes(dataset, field, base)
-    return plan_documents(dataset, field, base)
+@dataclass(frozen=True)
+class Kind:
+    """What a kind of dataset does in each stage. ``unit`` and ``header`` are pydantic models."""
+
+    plan: Callable[[Any, str, Path], DatasetPlan]
+    units: Callable[..., list[Any]]
+    unit: type[Any]
+    filter: Callable[..., FilterResult]
+    task_rows: Callable[..., Any]
+    shard_header: Callable[..., ShardHeader]
+    header: type[Any]
+    builder: Callable[..., ShardBuilder]
 
 
-def unit_to_json(unit: Unit) -> dict[str, Any]:
-    """A unit as plain values."""
-    if isinstance(unit, DocumentUnit):
-        return {"kind": "documents", **unit.model_dump(mode="json")}
-    assert isinstance(unit, ScanUnit)
-    return {"kind": "episodes", **unit.model_dump(mode="json")}
+KINDS = {
+    "episodes": Kind(
+        plan=plan_episodes,
+        units=episode_units,
+        unit=EpisodeUnit,
+        filter=episode_rows.filter_episodes,
+        task_rows=episode_rows.task_rows,
+        shard_header=episode_rows.shard_header,
+        header=EpisodeShardHeader,
+        builder=EpisodeShardBuilder,
+    ),
+    "documents": Kind(
+        plan=plan_documents,
+        units=document_units,
+        unit=DocumentUnit,
+        filter=dedup.filter_documents,
+        task_rows=dedup.task_rows,
+        shard_header=dedup.shard_header,
+        header=DocumentShardHeader,
+        builder=DocumentShardBuilder,
+    ),
+}
+"""By ``DatasetPlan.kind``."""
+
+SCAN_UNIT_BYTES = 256 << 20
+"""Files are scanned together up to about this many bytes."""
 
 
-def unit_from_json(value: dict[str, Any]) -> Unit:
-    """The inverse of ``unit_to_json``."""
-    fields = dict(value)
-    if fields.pop("kind") == "documents":
-        return DocumentUnit.model_validate(fields)
-    return ScanUnit.model_validate(fields)
+def plan_datasets(config: BuildConfig, base: Path) -> list[DatasetPlan]:
+    """The plan of each dataset of a config; relative paths start at ``base``.
+
+    Raises ConfigError or DataError if its sources cannot be used.
+    """
+    return [
+        KINDS["episodes" if isinstance(dataset, EpisodesConfig) else "documents"].plan(
+            dataset, f"datasets[{number}]", base
+        )
+        for number, dataset in enumerate(config.datasets)
+    ]
+
+
+def scan_units(plan: DatasetPlan, max_bytes: int, unit_bytes: int | None = None) -> list[ScanUnit]:
+    """The dataset's files in order, grouped into units of about ``unit_bytes``.
+
+    Episodes or documents above ``max_bytes`` will be rejected.
+    """
+    return KINDS[plan.kind].units(plan, max_bytes, unit_bytes or SCAN_UNIT_BYTES)
+
+
+def unit_from_json(text: str | bytes) -> ScanUnit:
+    """Reads a unit that was written with ``model_dump_json``."""
+    fields = json.loads(text)
+    unit: ScanUnit = KINDS[fields["kind"]].unit.model_validate(fields)
+    return unit

@@ -4,22 +4,20 @@ The planning stage writes tasks to files. A worker, on any machine and at any ti
 """
 
 import functools
+import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import pyarrow as pa
-from pydantic import Field, TypeAdapter
 
-from gatokit.pipelines.documents.tokenize import DocumentShardHeader
-from gatokit.pipelines.episodes.tokenize import EpisodeShardHeader
+from gatokit.pipelines.dataset import ShardBuilder, ShardHeader
+from gatokit.pipelines.planning.kinds import KINDS
 from gatokit.schemas.digests import digest, json_digest
 from gatokit.schemas.index import INDEX_VERSION
 from gatokit.schemas.record import RECORD_VERSION
 from gatokit.storage.files import read_rows, write_rows
+from gatokit.tokenizers.text import TextTokenizer
 
-ShardHeader = EpisodeShardHeader | DocumentShardHeader
-_HEADERS: TypeAdapter[ShardHeader] = TypeAdapter(Annotated[ShardHeader, Field(discriminator="kind")])
 _METADATA_KEY = b"gatokit.shard_task"
 
 
@@ -60,7 +58,12 @@ class ShardTask:
     def read(path: str | Path) -> "ShardTask":
         """Reads a task that ``write`` wrote."""
         rows = read_rows(path)
-        return ShardTask(_HEADERS.validate_json(rows.schema.metadata[_METADATA_KEY]), rows)
+        fields = json.loads(rows.schema.metadata[_METADATA_KEY])
+        return ShardTask(KINDS[fields["kind"]].header.model_validate(fields), rows)
+
+    def builder(self, text: TextTokenizer) -> ShardBuilder:
+        """Makes the records of the task's rows with this vocabulary."""
+        return KINDS[self.header.kind].builder(self.header, text)
 
 
 def _column_bytes(column: pa.ChunkedArray) -> bytes:

@@ -8,9 +8,6 @@ from typing import Any
 
 import pyarrow as pa
 
-from gatokit.pipelines.dataset import ShardBuilder
-from gatokit.pipelines.documents.tokenize import DocumentShardBuilder, DocumentShardHeader
-from gatokit.pipelines.episodes.tokenize import EpisodeShardBuilder
 from gatokit.pipelines.planning.shard_task import ShardTask
 from gatokit.pipelines.shards.writer import ShardWriter, write_index
 from gatokit.schemas.errors import RejectedError
@@ -51,7 +48,7 @@ def build_shard(
     result: dict[str, list[Any]] = {
         name: [None] * task.rows.num_rows for name in ("tokens", "part", "first_record", "record_tokens")
     }
-    builder = shard_builder(task, text)
+    builder = task.builder(text)
     with ShardWriter(directory, task.stem) as writer:
         for split in (TRAIN, HELD_OUT):
             rows = [row for row, value in enumerate(columns["split"]) if value == split]
@@ -76,13 +73,4 @@ def build_shard(
         tokens=sum(part.tokens for part in writer.parts),
         shards=len(writer.parts),
         bytes=sum(part.size for part in writer.parts),
-    )
-
-
-def shard_builder(task: ShardTask, text: TextTokenizer) -> ShardBuilder:
-    """The builder for an task's kind of rows."""
-    return (
-        DocumentShardBuilder(task.header, text)
-        if isinstance(task.header, DocumentShardHeader)
-        else EpisodeShardBuilder(task.header, text)
     )

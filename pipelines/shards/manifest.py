@@ -13,6 +13,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from gatokit.pipelines.dataset import Losses, check_budget
+from gatokit.pipelines.documents.dedup import document_rules
+from gatokit.pipelines.documents.scan import DocumentsPlan
 from gatokit.pipelines.planning.plan import Plan
 from gatokit.pipelines.shards.build import INDEX_SUFFIX
 from gatokit.pipelines.shards.garbage import Leftover, remove_leftovers
@@ -25,10 +27,12 @@ from gatokit.schemas.manifest import (
     MANIFEST,
     VOCABULARY,
     DatasetEntry,
+    DatasetFile,
     FileEntry,
     Manifest,
     ShardEntry,
     SplitEntry,
+    TaskEntry,
     TokenizerSettings,
     VocabularyEntry,
 )
@@ -78,10 +82,10 @@ def finish_dataset(root: Path, plan: Plan, config: BuildConfig, content: Literal
     dataset = plan.dataset.config
     directory = root / dataset.name
     splits, totals = [], _Totals()
-    names = [order.stem + INDEX_SUFFIX for order in plan.orders]
+    names = [order.stem + INDEX_SUFFIX for order in plan.shards]
     indexes = {}
     contents = prefetch([directory / name for name in names], read_bytes, len)
-    for order, name, data in zip(plan.orders, names, contents, strict=True):
+    for order, name, data in zip(plan.shards, names, contents, strict=True):
         table = pq.ParquetFile(pa.BufferReader(data)).read(_COUNTED, use_threads=False)
         totals.add(table)
         indexes[name] = len(data), _digest(data, 32)
@@ -117,7 +121,7 @@ def finish_dataset(root: Path, plan: Plan, config: BuildConfig, content: Literal
     )
     return Finished(
         described,
-        plan.judged.describe(episodes, kept).to_bytes(),
+        _describe(plan, episodes, kept).to_bytes(),
         sink.getvalue().to_pybytes(),
         dict(sorted(totals.losses.counts.items())),
         indexes,
@@ -290,28 +294,50 @@ class _Totals:
 
 def _check(totals: _Totals, episodes: int, plan: Plan, config: BuildConfig) -> None:
     name, losses = plan.dataset.config.name, totals.losses
-    check_budget(losses, episodes, config.max_bad_fraction, name, plan.dataset.what)
+    check_budget(losses, episodes, config.max_bad_fraction, name, plan.dataset.kind)
     for (task, field), beyond in sorted(totals.outside.items()):
         total = totals.values[task, field]
         if beyond > MOST_OUTSIDE * total:
             raise DataError(
                 f"{name}: task {task!r}: {beyond} of {total} values of {field} lie outside of its range "
-                f"{plan.judged.range_of(task, field)}; give the right one as {plan.dataset.field}.fields.{field}: "
+                f"{_range_of(plan, task, field)}; give the right one as {plan.dataset.field}.fields.{field}: "
                 "{as: continuous, range: [low, high]}"
             )
-    for judged in plan.judged.tasks:
-        if not judged.is_left_out and not totals.kept(judged.name):
+    for task_ in plan.result.tasks:
+        if not task_.is_left_out and not totals.kept(task_.name):
             raise DataError(
-                f"{name}: every kept {plan.dataset.what[:-1]} of task {judged.name!r} was rejected while tokenizing: "
+                f"{name}: every kept {plan.dataset.kind[:-1]} of task {task_.name!r} was rejected while tokenizing: "
                 + ", ".join(
                     f"{count} {reason} (first {losses.examples[reason]})" for reason, count in losses.counts.items()
                 )
             )
 
 
+def _range_of(plan: Plan, task: str, path: str) -> list[list[float]]:
+    """The range of a task's continuous action."""
+    return [list(pair) for field in plan.result.specs[task].action if field.path == path for pair in field.range or ()]
+
+
+def _describe(plan: Plan, episodes: int, kept: int) -> DatasetFile:
+    config, specs = plan.dataset.config, plan.result.specs
+    ordered = getattr(config, "order", None) is not None
+    return DatasetFile(
+        name=config.name,
+        kind=config.kind,
+        specs={specs[task].id: specs[task] for task in sorted(specs)},
+        tasks={
+            task.name: TaskEntry(spec=specs[task.name].id if specs else "", ordered=ordered)
+            for task in plan.result.tasks
+        },
+        documents=document_rules(config) if isinstance(plan.dataset, DocumentsPlan) else None,
+        episodes=episodes,
+        kept=kept,
+    )
+
+
 def _tasks(totals: _Totals, plan: Plan, content: str) -> pa.Table:
     lines = []
-    for task in plan.judged.tasks:
+    for task in plan.result.tasks:
         streams = {stream.agent: stream for stream in task.streams}
         # Rows that were too damaged to name their agent stand in the first stream.
         nameless = totals.of(task.name, None)["lost"]

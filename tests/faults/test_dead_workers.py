@@ -17,9 +17,9 @@ KILLS = {
     "start": "if WORKER: os.register_at_fork(after_in_child=lambda: once() and die())",
     "scan": """
 if WORKER:
-    from gatokit.pipelines.documents import plan as document_plan
-    real = document_plan._batch
-    document_plan._batch = lambda lines: die() if once() else real(lines)
+    from gatokit.pipelines.documents import scan as documents
+    real = documents._batch
+    documents._batch = lambda rows: die() if once() else real(rows)
 """,
     "read": """
 if WORKER:

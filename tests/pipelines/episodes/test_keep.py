@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from gatokit.pipelines.config_loading import read_inputs
 from gatokit.pipelines.dataset import row_hash
-from gatokit.pipelines.episodes.episode_lists import read_selection
+from gatokit.pipelines.episodes.scanned import read_episode_list
 from gatokit.schemas.config import EpisodesConfig, Keep
 from gatokit.schemas.episode_list import EpisodeList
 from gatokit.schemas.errors import ConfigError
@@ -312,7 +312,7 @@ def test_a_config_holds_the_digest_of_its_list_and_no_path_of_this_machine(tmp_p
     with pytest.raises(ConfigError, match=r"^datasets\[0\]\.keep\.digest: .* has the digest .* another than"):
         keep_of(config(tmp_path, f"{{episodes: below/list.txt, digest: {digest}}}"))
     with pytest.raises(ConfigError, match=r"list\.txt: the list changed since the config was read"):
-        read_selection(keep, str(path), "d")
+        read_episode_list(keep, str(path), "d")
 
 
 def test_a_list_that_is_not_there(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gatokit.pipelines.episodes.returns import expert_return, window
+from gatokit.pipelines.episodes.filter import expert_return, window
 from gatokit.schemas.filter import at_or_above, return_threshold
 
 

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gatokit.pipelines.dataset import LEAST_BAD_ROWS, Losses, Stream, Task, check_budget, row_hash
-from gatokit.pipelines.episodes.filter import Rows, held_out, judge_rows
+from gatokit.pipelines.episodes.filter import Rows, filter_rows
+from gatokit.pipelines.planning.holdout import held_out
 from gatokit.schemas.config import Keep
 from gatokit.schemas.errors import ConfigError, DataError
 
@@ -37,7 +38,7 @@ def keep(**rule: Any) -> Keep:
 
 
 def judged(given_rows: Rows, rule: Keep) -> tuple[list[Task], list[bool], list[str | None]]:
-    tasks, kept, reason = judge_rows(given_rows, rule, "demo")
+    tasks, kept, reason = filter_rows(given_rows, rule, "demo")
     return tasks, kept.tolist(), reason.tolist()
 
 
@@ -138,7 +139,7 @@ def test_random_returns_of_each_task() -> None:
     assert judged(rows(*lines), rule)[1] == [True, False, True, True]
     said = r"^demo: keep\.random_return names no return for task 'b'; add it$"
     with pytest.raises(ConfigError, match=said):
-        judge_rows(rows(*lines), keep(min_return=0.5, random_return={"a": 6.0}), "demo")
+        filter_rows(rows(*lines), keep(min_return=0.5, random_return={"a": 6.0}), "demo")
 
 
 def test_a_task_without_a_sound_episode_is_named() -> None:
@@ -150,7 +151,7 @@ def test_a_task_without_a_sound_episode_is_named() -> None:
     )
     said = r"^demo: task 'bad' has no sound episode among 3: 2 not_finite, 1 corrupt_record$"
     with pytest.raises(DataError, match=said):
-        judge_rows(given_rows, keep(all=True), "demo")
+        filter_rows(given_rows, keep(all=True), "demo")
 
 
 @pytest.mark.parametrize(
@@ -162,7 +163,7 @@ def test_a_task_without_a_sound_episode_is_named() -> None:
 )
 def test_a_source_without_any_task_is_an_error(given_rows: Rows, counts: str) -> None:
     with pytest.raises(DataError) as caught:
-        judge_rows(given_rows, keep(all=True), "demo")
+        filter_rows(given_rows, keep(all=True), "demo")
     assert str(caught.value) == f"demo: the source holds {counts}. Record it again, or leave it out of source"
 
 
@@ -171,7 +172,7 @@ def test_a_task_that_keeps_nothing_is_named() -> None:
         ("good", "", 1, 1.0, None), ("bad", "", 0, 0.0, None), ("bad", "", 0, -0.5, None), ("bad", "", 1, -2.0, None)
     )
     with pytest.raises(DataError) as caught:
-        judge_rows(given_rows, keep(min_return=1), "demo")
+        filter_rows(given_rows, keep(min_return=1), "demo")
     assert str(caught.value) == (
         "demo: task 'bad' keeps none of its 3 episodes (2 too_short, 1 below_threshold; expert return 0, threshold 0). "
         "Lower keep.min_return, choose another keep rule, or leave the task out of source"
@@ -180,7 +181,7 @@ def test_a_task_that_keeps_nothing_is_named() -> None:
 
 def test_a_task_without_a_success_is_named() -> None:
     with pytest.raises(DataError, match=r"^demo: task 'a' keeps none of its 1 episodes \(1 not_success; expert "):
-        judge_rows(rows(("a", "", 1, 1.0, None), success=[False]), keep(success="done"), "demo")
+        filter_rows(rows(("a", "", 1, 1.0, None), success=[False]), keep(success="done"), "demo")
 
 
 def ids(task: int, count: int) -> list[str]:
