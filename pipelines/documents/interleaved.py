@@ -31,10 +31,12 @@ from gatokit.pipelines.documents.reader import (
 )
 from gatokit.pipelines.documents.text import LinesFile
 from gatokit.pipelines.formats.json_lines import key_value, parse_object, read_lines
-from gatokit.pipelines.formats.parquet import Row, is_binary, is_list, is_string
+from gatokit.pipelines.formats.parquet import BINARIES, STRINGS, Row, is_list
 from gatokit.pipelines.formats.records import ByteRange
 from gatokit.schemas.config import InterleavedConfig
 from gatokit.schemas.errors import DataError, RejectedError
+
+_STRINGS, _BINARIES = STRINGS | {pa.null()}, BINARIES | {pa.null()}
 
 
 def find(config: InterleavedConfig, field: str, base: Path) -> list["Mmc4File"] | list["ObelicsFile"]:
@@ -255,14 +257,14 @@ class ObelicsFile(RowsFile):
             type_ = schema.field(column).type
             items[column] = type_.value_type if is_list(type_) else pa.int8()  # a type that fits neither column
         images, texts = items.values()
-        if not _is_string(texts):
+        if texts not in _STRINGS:
             raise DataError(f"{self.name}: column 'texts' must hold lists of strings, not {schema.field('texts').type}")
         if pa.types.is_struct(images):
             fields = {field.name: field.type for field in images}
-            is_embedded = _is_binary(fields.get("bytes", pa.binary())) and _is_string(fields.get("path", pa.string()))
+            is_embedded = fields.get("bytes", pa.null()) in _BINARIES and fields.get("path", pa.null()) in _STRINGS
             is_known = is_embedded and bool(fields.keys() & {"bytes", "path"})
         else:
-            is_known = _is_string(images) or _is_binary(images)
+            is_known = images in _STRINGS | _BINARIES
         if not is_known:
             raise DataError(
                 f"{self.name}: column 'images' must hold lists of structs of `bytes` and `path`, of bytes, or of names "
@@ -274,7 +276,7 @@ class ObelicsFile(RowsFile):
         """See ``RowsFile``."""
         byte_range = ByteRange(row.position, row.group, 0, 0)
         try:
-            pieces = _pieces(row.values, are_names=_is_string(columns["images"]))
+            pieces = _pieces(row.values, are_names=columns["images"] in _STRINGS)
             room = max_bytes - sum(len(piece.encode()) for piece in pieces if isinstance(piece, str))
             if room < 0:
                 raise too_large(max_bytes)
@@ -292,7 +294,7 @@ class ObelicsFile(RowsFile):
         """See ``DocumentFile``."""
         for byte_range, values, columns in self.rows_at(byte_ranges):
             try:
-                pieces = _pieces(values, are_names=_is_string(columns["images"]))
+                pieces = _pieces(values, are_names=columns["images"] in _STRINGS)
                 left_out = json.loads(byte_range.payload or "[]")
                 page = assemble(pieces, self.separator, self.image_dir, byte_range.length, left_out=left_out)
             except RejectedError:
@@ -331,11 +333,3 @@ def _embedded_image(ordinal: int, value: Any, is_name: bool) -> Image | None:
 
 def _decoded(data: bytes, field: str) -> str:
     return decode(data, f"{field} is not valid UTF-8 at its byte")
-
-
-def _is_string(type_: pa.DataType) -> bool:
-    return is_string(type_) or bool(pa.types.is_null(type_))
-
-
-def _is_binary(type_: pa.DataType) -> bool:
-    return is_binary(type_) or bool(pa.types.is_null(type_))

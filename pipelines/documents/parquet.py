@@ -26,11 +26,11 @@ from gatokit.pipelines.documents.reader import (
     too_large,
 )
 from gatokit.pipelines.formats.parquet import (
+    BINARIES,
     DamagedFileError,
     Row,
     column_type,
     holds_text,
-    is_binary,
     is_list,
     open_rows,
 )
@@ -151,7 +151,7 @@ class ImageRowsFile(RowsFile):
         """See ``RowsFile``; first the column of images, then that of texts."""
         text_field = self.text_field or next((name for name in TEXT_FIELDS if name in schema.names), TEXT_FIELDS[0])
         image = column_type(self.name, schema, self.image_field, "image_field")
-        if not (is_binary(image) or (pa.types.is_struct(image) and image.get_field_index("bytes") >= 0)):
+        if not (image in BINARIES or (pa.types.is_struct(image) and image.get_field_index("bytes") >= 0)):
             raise DataError(
                 f"{self.name}: column {self.image_field!r} holds {image}; set `image_field` to a column of bytes or of "
                 "structs with `bytes`"

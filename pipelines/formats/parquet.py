@@ -16,6 +16,8 @@ from gatokit.storage import files as storage
 
 BATCH_BYTES = 8 << 20
 BATCH_ROWS = 1024
+STRINGS = frozenset((pa.string(), pa.large_string(), pa.string_view()))
+BINARIES = frozenset((pa.binary(), pa.large_binary(), pa.binary_view()))
 _BUFFER_BYTES = 1 << 20
 _MAGIC = b"PAR1"
 
@@ -110,17 +112,7 @@ def holds_text(type_: pa.DataType) -> bool:
     """Whether a column holds texts, as strings or bytes, or nothing but nulls."""
     if pa.types.is_dictionary(type_):
         return holds_text(type_.value_type)
-    return is_string(type_) or is_binary(type_) or bool(pa.types.is_null(type_))
-
-
-def is_string(type_: pa.DataType) -> bool:
-    """Whether values are strings, of any layout."""
-    return bool(pa.types.is_string(type_) or pa.types.is_large_string(type_) or pa.types.is_string_view(type_))
-
-
-def is_binary(type_: pa.DataType) -> bool:
-    """Whether values are bytes, of any layout."""
-    return bool(pa.types.is_binary(type_) or pa.types.is_large_binary(type_) or pa.types.is_binary_view(type_))
+    return type_ in STRINGS or type_ in BINARIES or type_ == pa.null()
 
 
 def is_list(type_: pa.DataType) -> bool:
@@ -144,10 +136,10 @@ def _bytes_type(type_: pa.DataType) -> pa.DataType:
     """The type with binary in place of text, plain values in place of dictionaries."""
     if pa.types.is_dictionary(type_):
         return _bytes_type(type_.value_type)
-    if pa.types.is_string(type_) or pa.types.is_string_view(type_) or pa.types.is_binary_view(type_):
-        return pa.binary()
-    if pa.types.is_large_string(type_):
+    if type_ == pa.large_string():
         return pa.large_binary()
+    if type_ in STRINGS or type_ == pa.binary_view():
+        return pa.binary()
     if pa.types.is_struct(type_):
         return pa.struct([field.with_type(_bytes_type(field.type)) for field in type_])
     if pa.types.is_large_list(type_):

@@ -175,7 +175,7 @@ def test_each_fault_has_its_reason(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["/etc/hostname", "a/../../x.jpg", "..", "a\0b", "x" * 300, "pipe", "\udcff.jpg"])
-def test_names_that_are_no_pictures(tmp_path: Path, name: str) -> None:
+def test_names_that_are_no_images(tmp_path: Path, name: str) -> None:
     file = coco(tmp_path, [image(0)], [caption(1, 0, "x")])
     os.mkfifo(tmp_path / "images" / "pipe")
     content = json.loads((tmp_path / "captions.json").read_text())
@@ -184,7 +184,7 @@ def test_names_that_are_no_pictures(tmp_path: Path, name: str) -> None:
     assert rows(file) == [("1", "missing_image")]
 
 
-def test_pictures_in_folders_below_and_by_links_inside(tmp_path: Path) -> None:
+def test_images_in_folders_below_and_by_links_inside(tmp_path: Path) -> None:
     file = coco(tmp_path, [image(3, "train/a.jpg"), image(4)], [caption(1, 3, "x"), caption(2, 4, "y")])
     (tmp_path / "images" / image(4)["file_name"]).unlink()
     (tmp_path / "images" / image(4)["file_name"]).symlink_to("train/a.jpg")
@@ -193,7 +193,7 @@ def test_pictures_in_folders_below_and_by_links_inside(tmp_path: Path) -> None:
     assert list(file.read(kept(file))) == [[picture(3), "x"], [picture(3), "y"]]
 
 
-def test_each_picture_is_opened_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_image_is_opened_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = []
     os_open = os.open
     file = coco(tmp_path, [image(0), image(1)], [caption(at, at % 2, f"text {at}") for at in range(10)])
@@ -205,7 +205,7 @@ def test_each_picture_is_opened_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("fault", ["other", "longer", "gone"])
-def test_a_changed_picture_is_noticed(tmp_path: Path, fault: str) -> None:
+def test_a_changed_image_is_noticed(tmp_path: Path, fault: str) -> None:
     file = coco(tmp_path, [image(0)], [caption(1, 0, "x")])
     places = kept(file)
     path = tmp_path / "images" / "000000000000.jpg"

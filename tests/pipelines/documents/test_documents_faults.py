@@ -258,7 +258,7 @@ def suffix_of(data: bytes) -> str:
     return known.get(data[:2], "jpg")
 
 
-def test_pictures_with_every_fault(tmp_path, go):
+def test_images_with_every_fault(tmp_path, go):
     """A tar with each picture that must come out right, each that must not, and each way to lose a sample."""
     with webdataset.TarWriter(str(tmp_path / "a.tar")) as writer:
         for name, data in {**COPIED, **TRANSFORMED}.items():
@@ -319,7 +319,7 @@ def test_pictures_with_every_fault(tmp_path, go):
     assert rows["a.tar#again"]["reason"] == "duplicate"
 
 
-def test_pictures_of_a_folder_with_every_fault(tmp_path, go):
+def test_images_of_a_folder_with_every_fault(tmp_path, go):
     """COCO: names that are not there or lead out, and a damaged picture that costs each of its captions."""
     folder = tmp_path / "images"
     folder.mkdir()
@@ -465,7 +465,7 @@ def test_pages_with_every_fault(go):
 
 
 @pytest.mark.usefixtures("pages")
-def test_pages_that_stay_without_their_bad_pictures(go):
+def test_pages_that_stay_without_their_bad_images(go):
     built = go(f"{MMC4}, bad_images: skip", BOUND)
     picture = EncodedImage(PNG, 32, 48)
     assert built.parts == {
@@ -492,7 +492,7 @@ def test_pages_that_stay_without_their_bad_pictures(go):
 
 
 @pytest.mark.parametrize("skip", [False, True])
-def test_embedded_pages_with_bad_pictures(skip, tmp_path, go):
+def test_embedded_pages_with_bad_images(skip, tmp_path, go):
     def page(*parts: str | bytes | None) -> dict[str, Any]:
         images = [{"bytes": part, "path": None} if isinstance(part, bytes) else None for part in parts]
         return {"images": images, "texts": [part if isinstance(part, str) else None for part in parts]}

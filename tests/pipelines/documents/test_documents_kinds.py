@@ -424,7 +424,7 @@ def test_text_ids_are_those_of_the_model_and_documents_end_as_the_rules_say(sour
     assert all(size == 64 for row in notes.rows for size in row["record_tokens"][:-1])
 
 
-def test_pictures_come_before_their_texts_as_patches(out, read_documents):
+def test_images_come_before_their_texts_as_patches(out, read_documents):
     captions = read_documents(out, "captions")
     sequence = captions.sequences["00000.tar#000000002"]
     assert sequence.kinds.tolist() == [2] * 15 + [1] * (len(sequence.kinds) - 15)
@@ -473,7 +473,7 @@ def test_neither_path_nor_times_nor_order_on_disk_matters(tmp_path, source, reco
     assert contents(folder / "out") == contents(out)
 
 
-def test_a_build_in_another_place_of_the_pictures_has_the_same_shards(tmp_path, source, config, out):
+def test_a_build_in_another_place_of_the_images_has_the_same_shards(tmp_path, source, config, out):
     """Only the manifest, which holds the config, knows another ``image_dir``."""
     folder = tmp_path / "config"
     folder.mkdir()

@@ -128,7 +128,7 @@ def test_no_held_out_document_is_in_the_training_part(tmp_path, go):
     assert train & apart != set()
 
 
-def test_captions_are_equal_where_picture_and_text_are(tmp_path, go):
+def test_captions_are_equal_where_image_and_text_are(tmp_path, go):
     write_captions(tmp_path, [(0, "a box"), (0, "a box"), (1, "a box"), (0, "a ball"), (1, "a box")])
     assert go(COCO).reasons() == {
         "c.json#0": None,
@@ -174,7 +174,7 @@ def test_at_least_one_is_held_out_and_never_all(documents, holdout, least, most,
     assert {row["split"] for row in rows} <= {"train", "held_out"}
 
 
-def test_captions_of_one_picture_are_held_out_together(tmp_path, scanned):
+def test_captions_of_one_image_are_held_out_together(tmp_path, scanned):
     order = np.random.default_rng(1).permutation(np.repeat(np.arange(40), 3))
     write_captions(tmp_path, [(int(number), f"caption {at}") for at, number in enumerate(order)])
     [rows] = scanned(COCO, "holdout: 0.3").values()
@@ -251,7 +251,7 @@ def test_small_chunks_make_many_records(chunk_tokens, tmp_path, go):
     assert built.totals.training + built.totals.held_out == sum(map(len, by_id.values()))
 
 
-def test_a_picture_is_whole_in_a_record_of_its_own_where_chunks_are_smaller(tmp_path, go):
+def test_a_image_is_whole_in_a_record_of_its_own_where_chunks_are_smaller(tmp_path, go):
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "a.png").write_bytes(cv2.imencode(".png", np.zeros((48, 64, 3), np.uint8))[1].tobytes())
     page = {"text_list": ["éé", "ü"], "image_info": [{"image_name": "a.png", "matched_text_index": 1}]}

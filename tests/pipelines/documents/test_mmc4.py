@@ -74,7 +74,7 @@ A, B, C, U = b"bytes of a.jpg", b"bytes of b.png", b"bytes of below/c.jpg", "byt
 
 
 @pytest.mark.parametrize("name", ["a b [1].jsonl", "a.jsonl.gz", "a.jsonl.zst"])
-def test_pictures_stand_before_their_sentences(tmp_path: Path, name: str) -> None:
+def test_images_stand_before_their_sentences(tmp_path: Path, name: str) -> None:
     file = stored(
         tmp_path / name,
         page(["One.", "Two.", "Three."], image("a.jpg", 2), image("b.png", 1), image("below/c.jpg", 2)),
@@ -169,7 +169,7 @@ MISSING = [
 
 
 @pytest.mark.parametrize(("name", "detail"), MISSING)
-def test_a_missing_picture_drops_the_page_or_is_left_out(tmp_path: Path, name: str | None, detail: str) -> None:
+def test_a_missing_image_drops_the_page_or_is_left_out(tmp_path: Path, name: str | None, detail: str) -> None:
     content = page(["One.", "Two.", "Three."], image(name, 1), image("b.png", 2))
     file = stored(tmp_path / "a.jsonl", content, page(["Two."], image(name, 0)), page([""], image(name, 0)))
     (tmp_path / "secret.jpg").write_bytes(b"secret")
@@ -205,7 +205,7 @@ def test_what_the_scan_left_out_stays_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("skip_bad", [False, True])
-def test_pictures_count_into_the_bound(tmp_path: Path, skip_bad: bool) -> None:
+def test_images_count_into_the_bound(tmp_path: Path, skip_bad: bool) -> None:
     content = page(["One."], image("a.jpg", 0), image("b.png", 0))
     file = stored(tmp_path / "a.jsonl", content, skip_bad=skip_bad)
     size = len(json.dumps(content)) + len(A) + len(B)
@@ -218,7 +218,7 @@ def test_pictures_count_into_the_bound(tmp_path: Path, skip_bad: bool) -> None:
 
 
 @pytest.mark.parametrize("data", [b"bytes of A.jpg", b"bytes of a.jp", b"bytes of a.jpgs", b"", None])
-def test_a_changed_picture_is_an_error(tmp_path: Path, data: bytes | None) -> None:
+def test_a_changed_image_is_an_error(tmp_path: Path, data: bytes | None) -> None:
     file = stored(tmp_path / "a.jsonl", page(["One."], image("a.jpg", 0)), page(["Two."]))
     places = [document.byte_range for document in file.scan(BOUND)]
     picture = Path(file.image_dir) / "a.jpg"

@@ -66,7 +66,7 @@ def linked(path: str) -> dict[str, Any]:
     return {"bytes": None, "path": path}
 
 
-def test_embedded_pictures_in_reading_order(tmp_path: Path) -> None:
+def test_embedded_images_in_reading_order(tmp_path: Path) -> None:
     file = stored(
         tmp_path / "a b [1] ü.parquet",
         [
@@ -115,7 +115,7 @@ def test_names_of_files(tmp_path: Path, kind: pa.DataType) -> None:
     assert only(file).detail == "without 1 of its pictures: images[1]: 'below/ü.png' is a file; set `image_dir`"
 
 
-def test_embedded_and_linked_pictures_of_one_page(tmp_path: Path) -> None:
+def test_embedded_and_linked_images_of_one_page(tmp_path: Path) -> None:
     pages: list[list[Entry] | None] = [[(embedded(b"a", "x.png"), None), (linked("below/ü.png"), None)]]
     assert parts(stored(tmp_path / "a.parquet", pages, folder=True)) == [[b"a", b"in a file"]]
 
@@ -128,7 +128,7 @@ def test_embedded_and_linked_pictures_of_one_page(tmp_path: Path) -> None:
         ("no.png", "is not in image_dir: No such file or directory"),
     ],
 )
-def test_missing_pictures(tmp_path: Path, name: str, what: str) -> None:
+def test_missing_images(tmp_path: Path, name: str, what: str) -> None:
     pages: list[list[Entry] | None] = [[(None, "One."), (name, None), (None, "Two.")], [(name, None)]]
     file = stored(tmp_path / "a.parquet", pages, pa.string(), folder=True)
     found = list(file.scan(BOUND))
@@ -212,7 +212,7 @@ def test_other_columns_are_an_error(tmp_path: Path, table: dict[str, Any], sente
     assert str(error.value) == f"a.parquet: {sentence}"
 
 
-def test_pictures_count_into_the_bound(tmp_path: Path) -> None:
+def test_images_count_into_the_bound(tmp_path: Path) -> None:
     pages: list[list[Entry] | None] = [
         [(None, "One."), (embedded(b"12345"), None), (None, "Two."), (None, "3"), (linked("below/ü.png"), None)]
     ]
@@ -244,7 +244,7 @@ def test_a_changed_page_is_an_error(tmp_path: Path, page: list[Entry] | None) ->
         list(file.read(places))
 
 
-def test_a_changed_picture_of_the_folder_is_an_error(tmp_path: Path) -> None:
+def test_a_changed_image_of_the_folder_is_an_error(tmp_path: Path) -> None:
     file = stored(tmp_path / "a.parquet", [[(linked("below/ü.png"), None)]], folder=True)
     places = [only(file).byte_range]
     for data in (b"in A file", b"in a file!", b""):

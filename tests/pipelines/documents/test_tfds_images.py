@@ -145,7 +145,7 @@ def test_every_caption_of_a_list_is_a_document(tmp_path: Path, file_format: str,
     assert list(map(shown, second.read([places[0], places[2]]))) == [(2, "d"), (2, "f")]
 
 
-def test_pictures_are_copied_as_they_are_stored(tmp_path: Path, file_format: str) -> None:
+def test_images_are_copied_as_they_are_stored(tmp_path: Path, file_format: str) -> None:
     import tensorflow_datasets as tfds
 
     (tmp_path / "x.jpg").write_bytes(data := cv2.imencode(".jpg", pixels(3))[1].tobytes())

@@ -171,7 +171,7 @@ def test_each_fault_has_its_reason(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpeg", ".webp"])
-def test_a_picture_under_another_suffix_is_found(tmp_path: Path, suffix: str) -> None:
+def test_a_image_under_another_suffix_is_found(tmp_path: Path, suffix: str) -> None:
     file = vqa(tmp_path, [ask(1, 1, "?")], [answer(1, 1, best="!")], {f"COCO_val2014_000000000001{suffix}": b"x"})
     assert [found.group for found in file.scan(LARGE)] == [f"COCO_val2014_000000000001{suffix}"]
     assert list(file.read(kept(file))) == [[b"x", "Q: ? A: !"]]

@@ -215,7 +215,7 @@ def test_names_that_are_no_paths_or_no_utf8_are_keys_all_the_same(tmp_path: Path
     assert rows(opened(path)) == [("../../etc/x", None), ("/abs", None), ("\\xe9", None)]
 
 
-def test_of_two_pictures_the_first_is_read_and_the_row_says_so(tmp_path: Path) -> None:
+def test_of_two_images_the_first_is_read_and_the_row_says_so(tmp_path: Path) -> None:
     file = opened(tar(tmp_path / "a.tar", [("a.png", b"1"), ("a.jpg", b"2"), ("a.txt", b"t")]))
     assert [found.detail for found in file.scan(LARGE)] == ["of its pictures .png is read, .jpg is not"]
     assert list(file.read(kept(file))) == [[b"1", "t"]]
