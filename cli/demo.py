@@ -30,7 +30,7 @@ def run(arguments: argparse.Namespace) -> int:
     from gatokit.cli.demo_corpora import CAPTIONS_FILE, make_captions, make_text
     from gatokit.cli.demo_train import forget_other_run, show_losses
     from gatokit.environments.demo import record_demo
-    from gatokit.environments.progress import progress_bars
+    from gatokit.environments.jobs import progress_bars
 
     output = Output(arguments.json)
     out = Path(arguments.out)

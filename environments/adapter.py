@@ -1,4 +1,4 @@
-"""The one contract between Gatokit and an environment: recorders and evaluation use the same adapters."""
+"""The contract between Gatokit and an environment. Recorders and evaluation use the same adapters."""
 
 import abc
 import importlib
@@ -19,9 +19,9 @@ Action = np.ndarray
 
 
 class Transition(NamedTuple):
-    """What a step leads to: the next observation, the reward of the step, and whether and how the episode ended.
+    """The result of a step: the next observation, the reward, and whether the episode ended.
 
-    ``terminated``: in a terminal state; ``truncated``: by the time limit.
+    ``terminated``: it ended in a terminal state; ``truncated``: the time limit ended it.
     """
 
     observation: Observation
@@ -31,7 +31,7 @@ class Transition(NamedTuple):
 
 
 class NoExpertError(Exception):
-    """The scripted expert has no action for the current state; a recorder goes on with a random one."""
+    """The scripted expert has no action for the current state; a recorder then takes a random one."""
 
 
 class Adapter(abc.ABC):
@@ -39,15 +39,15 @@ class Adapter(abc.ABC):
 
     ``name`` is ``family/task``. ``spec`` declares every observation field (``observation/<name>``) and the one
     action field (``action``): discrete with ``num``, or continuous with a ``range`` per component.
-    ``time_limit`` counts steps; the step that reaches it is truncated. ``hz`` is the control rate where time
-    has a meaning. Everything that follows ``reset(seed)`` is a function of the seed and of the actions.
+    ``time_limit`` counts steps; the step that reaches it is truncated. ``hz`` is the control rate, None if time has no
+    meaning. Everything after ``reset(seed)`` is a function of the seed and the actions.
 
-    A family implements ``_begin``, ``_advance``, ``_expert`` and ``render``, and ``_expert_on`` where its expert
-    ``expert_observes``.
+    A family implements ``_begin``, ``_advance``, ``_expert``, ``render`` and ``close``, and ``_expert_on`` if its
+    expert ``expert_observes``.
     """
 
     expert_observes = False
-    """Whether the expert acts on an observation alone; where it does not, it reads the simulator's state."""
+    """Whether the expert acts on an observation alone; otherwise it reads the simulator's state."""
 
     def __init__(
         self,
@@ -84,13 +84,15 @@ class Adapter(abc.ABC):
         return np.array([high for _, high in self._action.range or ()], np.float32)
 
     def reset(self, seed: int) -> Observation:
-        """Begins the episode that ``seed`` names and returns its first observation."""
+        """Begins the episode of ``seed`` and returns its first observation."""
         self._steps = 0
         return self._begin(seed)
 
     def step(self, action: Action | int) -> Transition:
-        """Takes one step. Continuous actions are clipped to the declared range; a discrete one outside it is an
-        error, as is a step after the end."""
+        """Takes one step. Continuous actions are clipped to the declared range.
+
+        Raises ValueError for a discrete action outside the range, RuntimeError after the end of the episode.
+        """
         if self._steps is None:
             raise RuntimeError(f"{self.name}: the episode has ended or not begun; call reset(seed)")
         observation, reward, terminated, truncated = self._advance(self.checked(action))
@@ -101,14 +103,14 @@ class Adapter(abc.ABC):
         return Transition(observation, reward, terminated, truncated)
 
     def expert_action(self) -> Action:
-        """The scripted expert's action in the current state, within the declared range.
+        """The scripted expert's action in the current state, within the declared range; the state does not change.
 
-        Calling it does not touch the environment. NoExpertError: it has none here.
+        Raises NoExpertError if the expert has no action here.
         """
         return self.checked(self._expert())
 
     def expert_action_on(self, observation: Observation) -> Action:
-        """The expert's action, were the current observation this one; only where ``expert_observes``."""
+        """The expert's action on this observation; only if ``expert_observes``."""
         return self.checked(self._expert_on(observation))
 
     def random_action(self, rng: np.random.Generator) -> Action:
@@ -118,7 +120,7 @@ class Adapter(abc.ABC):
         return rng.uniform(self.action_low, self.action_high).astype(np.float32)
 
     def checked(self, action: Action | int) -> Action:
-        """``action`` in the declared dtype, shape and range."""
+        """``action`` in the declared dtype, shape and range. Raises ValueError if that is impossible."""
         if self._action.kind == "discrete":
             number = np.asarray(action)
             if number.shape != () or number.dtype.kind not in "iu" or not 0 <= number < (self._action.num or 0):
@@ -131,14 +133,14 @@ class Adapter(abc.ABC):
 
     @abc.abstractmethod
     def render(self) -> np.ndarray:
-        """A picture of the current state for people, uint8 (height, width, 3); it changes nothing.
+        """An image of the current state for people, uint8 (height, width, 3); the state does not change.
 
-        ConfigError: the machine has nothing to draw it with.
+        Raises ConfigError if the machine cannot render it.
         """
 
     @abc.abstractmethod
     def close(self) -> None:
-        """Frees what the environment holds."""
+        """Frees the environment's resources."""
 
     @abc.abstractmethod
     def _begin(self, seed: int) -> Observation: ...
@@ -154,7 +156,7 @@ class Adapter(abc.ABC):
 
 
 def need(module: str) -> ModuleType:
-    """Imports a package that only environments need; ConfigError says how to get it."""
+    """Imports a package that only environments need. Raises ConfigError, which says how to install it."""
     try:
         return importlib.import_module(module)
     except ImportError as error:

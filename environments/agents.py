@@ -1,4 +1,4 @@
-"""Who acts while data is recorded: the scripted expert, the expert with noise in bursts, and chance."""
+"""The agents that act while data is recorded: the scripted expert, the expert with bursts of noise, and chance."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ Agent = Literal["expert", "noisy", "random"]
 AGENTS: tuple[Agent, ...] = get_args(Agent)
 
 RECORDING_SEEDS = 1 << 30
-"""Recorded episodes have seeds below this number; evaluation takes its own from here up."""
+"""Seeds of recorded episodes are below this number; those of evaluation begin with it."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Mix:
 
     @staticmethod
     def of(episodes: int) -> "Mix":
-        """``episodes`` in the usual shares: half expert, a quarter noisy, the rest random."""
+        """The usual shares of ``episodes``: half expert, a quarter noisy, the rest random."""
         expert, noisy = (episodes + 1) // 2, episodes // 4
         return Mix(expert=expert, noisy=noisy, random=episodes - expert - noisy)
 
@@ -46,21 +46,21 @@ class Mix:
         return self.expert + self.noisy + self.random
 
     def order(self) -> list[Agent]:
-        """The agent of every episode in collection order, each spread evenly over the whole."""
-        places: Iterable[tuple[float, int, Agent]] = (
-            ((index + 0.5) / count, place, agent)
-            for place, (agent, count) in enumerate(self.counts.items())
+        """The agent of every episode in collection order; the episodes of each agent are spread evenly."""
+        keyed: Iterable[tuple[float, int, Agent]] = (
+            ((index + 0.5) / count, ordinal, agent)
+            for ordinal, (agent, count) in enumerate(self.counts.items())
             for index in range(count)
         )
-        return [agent for _, _, agent in sorted(places)]
+        return [agent for _, _, agent in sorted(keyed)]
 
 
 @dataclass(frozen=True)
 class Bursts:
-    """The noisy agent: ``gap`` expert steps, then ``length`` random ones, and so on; both drawn uniformly
-    between two bounds (inclusive). ``hold`` repeats one random action for the whole burst.
+    """The noisy agent: ``gap`` expert steps, then ``length`` random steps, and so on. Both are drawn uniformly between
+    two bounds (inclusive). ``hold`` repeats one random action for the whole burst.
 
-    Between bursts the clean expert recovers, so that most labels show what to do and not what to avoid.
+    Between bursts the expert recovers, so that most recorded actions are good ones.
     """
 
     gap: tuple[int, int]
@@ -69,8 +69,8 @@ class Bursts:
 
     @staticmethod
     def of(adapter: Adapter) -> "Bursts":
-        """Bursts that fit the family: BabyAI's episodes are a few steps long, the others' hundreds, and a pole of
-        the control suite takes a hundred steps to get back up."""
+        """Bursts that fit the family: BabyAI's episodes have a few steps, the others' hundreds, and a pole of the control
+        suite takes a hundred steps to get back up."""
         if adapter.name.startswith("babyai/"):
             return Bursts(gap=(3, 10), length=(1, 2), hold=False)
         if adapter.name.startswith("dm_control/"):
@@ -91,7 +91,7 @@ class Actor:
         self._held: Action | None = None
 
     def act(self) -> Action:
-        """The action for the adapter's current state; chance where the expert has none."""
+        """The action for the adapter's current state; a random one if the expert has none."""
         if self._agent == "random" or (self._agent == "noisy" and self._in_burst()):
             return self._random()
         try:
@@ -121,5 +121,5 @@ class Actor:
 
 
 def episode_seed(name: str, seed: int, index: int) -> int:
-    """The environment seed of a recording's episode ``index``: below ``RECORDING_SEEDS``, other tasks apart."""
+    """The environment seed of episode ``index`` of a recording: below ``RECORDING_SEEDS`` and different by task."""
     return int(np.random.SeedSequence([seed, crc32(name.encode()), index]).generate_state(1)[0]) % RECORDING_SEEDS

@@ -1,4 +1,4 @@
-"""Atari games by ale-py, frames shrunk to a multiple of 16, with controllers that read the console's memory."""
+"""Atari games of ale-py with small frames, and controllers that read the console's memory as experts."""
 
 from collections.abc import Callable
 

@@ -10,23 +10,23 @@ from gatokit.environments.adapter import Action, Adapter, NoExpertError, Observa
 from gatokit.schemas.episode import FieldSpec
 
 STEPS = 512
-"""Steps after which an episode is cut, where the level's own bound is not lower."""
+"""Steps after which an episode is cut, unless the level has a lower bound of its own."""
 
 SEARCHES = 400
-"""Breadth-first searches the bot may spend on one action. After random actions it can go on for minutes."""
+"""Most breadth-first searches of the bot for one action. After random actions it could search for minutes."""
 
 _PREFIX = "BabyAI-"
 
 
 def tasks() -> list[str]:
-    """Level names without prefix (``GoToLocal-v0``), except those whose bot cannot be relied on to end."""
+    """Level names without prefix (``GoToLocal-v0``), except those on which the bot may not end."""
     need("minigrid")
     ids = need("gymnasium").registry
     return sorted(name.removeprefix(_PREFIX) for name in ids if name.startswith(_PREFIX) and "ImpUnlock" not in name)
 
 
 def make(task: str, time_limit: int = STEPS) -> Adapter:
-    """One level; the level's own step bound applies where it is below ``time_limit``."""
+    """One level. Its own step bound applies if it is below ``time_limit``."""
     known = tasks()
     if task not in known:
         raise unknown_task("babyai", task, known)
@@ -89,8 +89,8 @@ class BabyAI(Adapter):
         return self._advice
 
     def _ask(self, taken: int | None) -> None:
-        """Asks the bot for its next action, telling it the one that was taken. A bot that fails is forgotten:
-        the next call plans anew from the state it then sees."""
+        """Tells the bot the action that was taken and asks for its next one. A bot that fails is dropped; the next
+        call starts another one from the state of that time."""
         self._bot.budget = self.searches
         try:
             self._advice = int(self._bot.replan(taken))
@@ -98,9 +98,9 @@ class BabyAI(Adapter):
             self._bot = self._advice = None
 
     def render(self) -> np.ndarray:
-        """The whole grid, 32 pixels a cell, with what is in view highlighted."""
-        picture: np.ndarray = self._env.unwrapped.get_frame(highlight=True, tile_size=32)
-        return picture
+        """The whole grid, 32 pixels a cell, with the visible cells highlighted."""
+        image: np.ndarray = self._env.unwrapped.get_frame(highlight=True, tile_size=32)
+        return image
 
     def close(self) -> None:
         """Closes the environment."""
@@ -108,7 +108,7 @@ class BabyAI(Adapter):
 
 
 def _bounded_bot() -> Any:
-    """BabyAIBot that gives up on an action after ``budget`` searches."""
+    """A class of BabyAIBot that gives up on an action after ``budget`` searches."""
     bot: Any = need("minigrid.utils.baby_ai_bot").BabyAIBot
 
     class Bounded(bot):

@@ -15,8 +15,8 @@ DEMO = (
     Job("babyai/GoToLocal-v0", Mix(expert=60, noisy=30, random=30)),
     Job("babyai/PickupLoc-v0", Mix(expert=60, noisy=30, random=30)),
 )
-"""The longest first, so that two processes end together. EnvLogger, the family's default writer for Meta-World, needs
-a native library that a bare machine may lack."""
+"""The longest first, so that two processes end at about the same time. Meta-World's default writer, EnvLogger, needs a
+native library that a machine may lack."""
 
 
 def record_demo(out: str | Path, jobs: int = 2, progress: Progress | None = None) -> list[Recording]:

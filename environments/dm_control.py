@@ -1,4 +1,4 @@
-"""Tasks of the DeepMind Control Suite that a short controller solves, with that controller as the expert."""
+"""Tasks of the DeepMind Control Suite with short hand-written controllers as experts."""
 
 import math
 import os
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from gatokit.environments.adapter import Action, Adapter, Observation, Transition, need, unknown_task
-from gatokit.environments.drawing import RENDERED, drawing
+from gatokit.environments.rendering import RENDER_SIZE, rendering
 from gatokit.schemas.episode import FieldSpec
 
 STEPS = 1000
@@ -31,7 +31,7 @@ class DmControl(Adapter):
     """Observes the suite's own keys as float32; the action has the range of the task's action spec."""
 
     def __init__(self, task: str, time_limit: int = STEPS) -> None:
-        # State-only MuJoCo needs no GL; the choice has to stand before the first import of mujoco.
+        # States alone need no OpenGL. mujoco reads this when it is first imported.
         os.environ.setdefault("MUJOCO_GL", "disabled")
         domain, name = task.split("-")
         self._env = need("dm_control.suite").load(domain, name, task_kwargs={"random": 0})
@@ -74,10 +74,10 @@ class DmControl(Adapter):
 
     def render(self) -> np.ndarray:
         """The view of the task's first camera, uint8 (240, 320, 3)."""
-        height, width = RENDERED
-        with drawing(self.name):
-            picture: np.ndarray = self._env.physics.render(height, width, camera_id=0)
-        return picture
+        height, width = RENDER_SIZE
+        with rendering(self.name):
+            image: np.ndarray = self._env.physics.render(height, width, camera_id=0)
+        return image
 
     def close(self) -> None:
         """Closes the simulator."""

@@ -11,7 +11,7 @@ from gatokit.schemas.episode import FieldSpec
 
 
 class DmEnvView(dm_env.Environment):
-    """``seed`` names the episode that the next ``reset`` begins; ``transition`` is the last step's."""
+    """``seed`` is that of the next ``reset``; ``transition`` is the result of the last step."""
 
     def __init__(self, adapter: Adapter) -> None:
         self._adapter = adapter
@@ -54,7 +54,7 @@ class DmEnvView(dm_env.Environment):
         return specs.BoundedArray((), np.float32, 0, 1, "discount")
 
     def close(self) -> None:
-        """Leaves the adapter open: it is not this view's."""
+        """Leaves the adapter open, which belongs to the caller."""
 
 
 def _array(field: FieldSpec) -> Any:

@@ -1,12 +1,17 @@
-"""Many tasks recorded by several processes."""
+"""Records many tasks in several processes, with one progress bar per task."""
 
 import multiprocessing
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty
 from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bars
 
 from gatokit.environments.agents import Mix
 from gatokit.environments.record import Progress, Recording, record
@@ -28,14 +33,14 @@ class Job:
 def record_tasks(
     work: Sequence[Job], out: str | Path, jobs: int = 1, progress: Progress | None = None
 ) -> list[Recording]:
-    """Records every job, ``jobs`` at a time in processes of their own; finished directories are skipped.
+    """Records every job in ``jobs`` processes at a time. Finished directories are skipped.
 
-    The first failure is raised when the tasks under way have ended; the others stay for the next call.
+    The first failure is raised when the running tasks have ended; the others are left for the next call.
     """
     names = [job.name for job in work]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ConfigError(f"the task {twice[0]} is named twice; one recording holds all its episodes")
+    duplicates = sorted({name for name in names if names.count(name) > 1})
+    if duplicates:
+        raise ConfigError(f"the task {duplicates[0]} is named twice; one recording holds all its episodes")
     if jobs == 1 or len(work) == 1:
         return [_record(job, str(out), progress) for job in work]
     context = multiprocessing.get_context("spawn")
@@ -44,10 +49,10 @@ def record_tasks(
         running = [pool.submit(_record_reporting, job, str(out)) for job in work]
         try:
             while wait(running, timeout=0.2).not_done:
-                _pass_on(reports, progress)
+                _forward(reports, progress)
                 if any(future.done() and future.exception() for future in running):
                     break
-            _pass_on(reports, progress)
+            _forward(reports, progress)
             return [future.result() for future in running]
         finally:
             pool.shutdown(cancel_futures=True)
@@ -73,7 +78,7 @@ def _record_reporting(job: Job, out: str) -> Recording:
     return _record(job, out, lambda *report: _reports.put(report))
 
 
-def _pass_on(reports: Any, progress: Progress | None) -> None:
+def _forward(reports: Any, progress: Progress | None) -> None:
     while True:
         try:
             report = reports.get_nowait()
@@ -81,3 +86,18 @@ def _pass_on(reports: Any, progress: Progress | None) -> None:
             return
         if progress:
             progress(*report)
+
+
+@contextmanager
+def progress_bars() -> Iterator[Progress]:
+    """A callback for ``record`` and ``record_tasks`` that shows one bar per task on standard error."""
+    columns = (TextColumn("{task.description:<36}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Bars(*columns, console=Console(stderr=True)) as bars:
+        rows: dict[str, TaskID] = {}
+
+        def move(task: str, done: int, total: int) -> None:
+            if task not in rows:
+                rows[task] = bars.add_task(task, total=total)
+            bars.update(rows[task], completed=done)
+
+        yield move

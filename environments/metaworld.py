@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 
 from gatokit.environments.adapter import Action, Adapter, Observation, Transition, need, unknown_task
-from gatokit.environments.drawing import RENDERED, drawing
+from gatokit.environments.rendering import RENDER_SIZE, rendering
 from gatokit.schemas.episode import FieldSpec
 
 STEPS = 500
-"""Meta-World's own episode length, and its longest."""
+"""Meta-World's own episode length, which is also the longest."""
 
 
 def tasks() -> list[str]:
@@ -74,19 +74,19 @@ class MetaWorld(Adapter):
         with warnings.catch_warnings():
             # The policies warn at every step whose action leaves [-1, 1]; the adapter clips it.
             warnings.simplefilter("ignore")
-            # Some of them write into the state that they are given.
+            # Some of them write into their argument.
             action: Action = self._policy.get_action(state.copy())
         return action
 
     def render(self) -> np.ndarray:
         """The table and the arm, uint8 (240, 320, 3)."""
-        with drawing(self.name):
+        with rendering(self.name):
             if self._renderer is None:
-                self._renderer = need("mujoco").Renderer(self._env.model, *RENDERED)
+                self._renderer = need("mujoco").Renderer(self._env.model, *RENDER_SIZE)
             self._renderer.update_scene(self._env.data, camera="corner2")
-            picture: np.ndarray = self._renderer.render()
+            image: np.ndarray = self._renderer.render()
         # Meta-World's camera hangs upside down.
-        return picture[::-1, ::-1].copy()
+        return image[::-1, ::-1].copy()
 
     def close(self) -> None:
         """Closes the simulator."""
@@ -96,6 +96,6 @@ class MetaWorld(Adapter):
 
 
 def _policies() -> Any:
-    # State-only MuJoCo needs no GL; the choice has to stand before the first import of mujoco.
+    # States alone need no OpenGL. mujoco reads this when it is first imported.
     os.environ.setdefault("MUJOCO_GL", "disabled")
     return need("metaworld.policies")

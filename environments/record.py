@@ -1,4 +1,4 @@
-"""Recordings: real RLDS directories made by playing tasks, one directory a task, never half there."""
+"""Records RLDS directories by playing tasks: one directory per task, complete or absent."""
 
 import contextlib
 import json
@@ -57,14 +57,14 @@ def record(
     bursts: Bursts | None = None,
     progress: Progress | None = None,
 ) -> Recording:
-    """Plays ``mix`` on the adapter and leaves a finished ``out/<family>/<task>``.
+    """Plays the episodes of ``mix`` and records them to ``out/<family>/<task>``.
 
-    The default writer is the family's. A directory that is finished with the same settings is returned as it
-    is; with others, ConfigError. Everything is written under a name that begins with a dot and renamed at the
-    end, so a killed recording leaves no directory of the task's name. One process at a time records a task.
+    The default writer is the family's. A directory that was finished with the same settings stays as it is; with other
+    settings ConfigError is raised. Everything is written under a name that begins with a dot and renamed at the end, so
+    a killed recording leaves no directory of the task's name. Only one process may record a task at a time.
 
-    The same settings give the same episodes in the same order, though not always the same bytes: an Example is a
-    protobuf map, and protobuf writes its keys in an order that differs from process to process.
+    The same settings give the same episodes in the same order, but not always the same bytes: an Example is a protobuf
+    map, whose keys protobuf writes in an order that differs between processes.
     """
     family, task = adapter.name.split("/")
     writer = writer or DEFAULT_WRITER[family]
@@ -93,7 +93,7 @@ def record(
         returns, steps = _play(adapter, recorder, mix, seed, bursts, progress)
         recorder.close()
     except BaseException:
-        # Closed all the same: EnvLogger's destructor would otherwise write into a later recording's folder.
+        # Without this, EnvLogger's destructor would write into the folder of a later recording.
         with contextlib.suppress(Exception):
             if recorder:
                 recorder.close()
@@ -108,13 +108,13 @@ def record(
 def _play(
     adapter: Adapter, recorder: Recorder, mix: Mix, seed: int, bursts: Bursts, progress: Progress | None
 ) -> tuple[dict[str, list[float]], int]:
-    """Returns by agent in collection order, and the steps taken."""
+    """Plays the episodes. Returns the episode returns by agent in collection order, and the number of steps."""
     returns: dict[str, list[float]] = {agent: [] for agent in AGENTS}
     steps = 0
     for index, agent in enumerate(mix.order()):
-        played = episode_seed(adapter.name, seed, index)
-        recorder.reset(played, metadata_of(adapter, agent, index, played))
-        actor = Actor(adapter, agent, played, bursts)
+        reset_seed = episode_seed(adapter.name, seed, index)
+        recorder.reset(reset_seed, metadata_of(adapter, agent, index, reset_seed))
+        actor = Actor(adapter, agent, reset_seed, bursts)
         rewards: list[float] = []
         over = False
         while not over:
@@ -129,7 +129,7 @@ def _play(
 
 
 def read_recording(directory: str | Path) -> Recording:
-    """What a finished task directory says about itself; ConfigError where it is none."""
+    """Reads the marker of a finished task directory. Raises ConfigError if there is none."""
     try:
         content: dict[str, Any] = json.loads((Path(directory) / MARKER).read_text(encoding="utf-8"))
         settings = content["settings"]
@@ -142,17 +142,18 @@ def read_recording(directory: str | Path) -> Recording:
             content["returns"],
         )
     except (OSError, ValueError, KeyError):
-        raise ConfigError(f"{directory} is no finished recording: it has no readable {MARKER}; remove it") from None
+        raise ConfigError(f"{directory} is not a finished recording: it has no readable {MARKER}; remove it") from None
 
 
 def _finished(directory: Path, settings: dict[str, Any]) -> Recording:
+    """The recording in a directory. Raises ConfigError if it was made with other settings."""
     recording = read_recording(directory)
-    there = json.loads((directory / MARKER).read_text(encoding="utf-8"))["settings"]
-    different = [key for key in settings if there.get(key) != settings[key]]
+    recorded = json.loads((directory / MARKER).read_text(encoding="utf-8"))["settings"]
+    different = [key for key in settings if recorded.get(key) != settings[key]]
     if different:
         key = different[0]
         raise ConfigError(
-            f"{directory} holds a recording with {key} {there.get(key)}, not {settings[key]}; "
+            f"{directory} holds a recording with {key} {recorded.get(key)}, not {settings[key]}; "
             "record to another folder or remove it"
         )
     return recording

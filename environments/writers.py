@@ -1,7 +1,7 @@
-"""Two roads from rollouts to RLDS on disk, both the formats' own: EnvLogger, and TensorFlow Datasets.
+"""Writes rollouts to disk as RLDS with the two usual libraries: EnvLogger and TensorFlow Datasets (TFDS).
 
-Both store ``steps`` as (observation, action, reward, discount, is_first, is_last, is_terminal): the action is
-taken at the observation, the reward follows it. The last step holds the final observation, zeros for the rest.
+Both store ``steps`` as (observation, action, reward, discount, is_first, is_last, is_terminal): the action is taken at
+the observation, and the reward follows it. The last step holds the final observation and zeros for the rest.
 """
 
 import abc
@@ -17,7 +17,7 @@ from gatokit.schemas.episode import FieldSpec
 from gatokit.schemas.errors import ConfigError
 
 WRITERS = ("envlogger", "tfrecord", "array_record", "tfrecord-shuffled", "array_record-shuffled")
-"""EnvLogger's TFDS backend (TFRecord); TFDS in collection order; TFDS as its builders write, by key hash."""
+"""EnvLogger's TFDS backend (TFRecord); TFDS in collection order; TFDS in the order of its builders, by key hash."""
 
 EPISODES_PER_FILE = 50
 VERSION = "1.0.0"
@@ -26,7 +26,7 @@ Metadata = dict[str, Any]
 
 
 class Recorder(abc.ABC):
-    """Steps an adapter and writes down what happens. ``close`` completes the data set on disk."""
+    """Steps an adapter and writes the episodes. ``close`` completes the dataset on disk."""
 
     @abc.abstractmethod
     def reset(self, seed: int, metadata: Metadata) -> Observation:
@@ -38,14 +38,14 @@ class Recorder(abc.ABC):
 
     @abc.abstractmethod
     def close(self) -> None:
-        """Writes what is left and the description of the data set."""
+        """Writes the rest and the description of the dataset."""
 
 
 def open_recorder(adapter: Adapter, directory: Path, writer: str) -> Recorder:
-    """A recorder of the named kind that writes below ``directory``, which must exist."""
+    """A recorder with one of ``WRITERS`` that writes below ``directory``, which must exist."""
     if writer not in WRITERS:
         raise ConfigError(f"there is no writer {writer!r}; there are {', '.join(WRITERS)}")
-    # TensorFlow's start-up lines would break into a progress bar; both are read when it is first imported.
+    # TensorFlow reads these when it is first imported; its start-up lines would disturb a progress bar.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     if writer == "envlogger":
@@ -55,7 +55,7 @@ def open_recorder(adapter: Adapter, directory: Path, writer: str) -> Recorder:
 
 
 def metadata_of(adapter: Adapter, agent: str, index: int, seed: int) -> Metadata:
-    """What is stored with every episode, beside ``steps``.
+    """The metadata of an episode.
 
     ``agent_id`` text, ``env_id`` text, ``episode_index`` int64 in collection order, ``seed`` int64,
     ``time_limit`` int64, and ``num_actions`` int64 or ``action_low`` and ``action_high`` float32 (A,).
@@ -101,14 +101,14 @@ class EnvLoggerRecorder(Recorder):
         return self._view.transition
 
     def close(self) -> None:
-        """Closes the backend, once: its destructor would write the description again."""
+        """Closes the backend once; its destructor would write the description again."""
         self._env.close()
         self._backend.close = lambda: None
 
 
 class TfdsRecorder(Recorder):
-    """TFDS's own writers. In collection order, files ``<name>-train.array_record-00000``; shuffled by the hash
-    of the episode's key, as every TFDS builder does, files ``<name>-train.array_record-00000-of-00001``."""
+    """TFDS's own writers. Files in collection order are ``<name>-train.array_record-00000``. If episodes are shuffled
+    by the hash of their keys, as TFDS builders do, they are ``<name>-train.array_record-00000-of-00001``."""
 
     def __init__(self, adapter: Adapter, directory: Path, file_format: str, shuffle: bool) -> None:
         tfds = need("tensorflow_datasets")
@@ -132,7 +132,7 @@ class TfdsRecorder(Recorder):
         return self._observation
 
     def step(self, action: Action) -> Transition:
-        """One step; the one that ends the episode writes it."""
+        """One step. The step that ends the episode writes it."""
         transition = self._adapter.step(action)
         self._add(action, transition.reward, 0.0 if transition.terminated else 1.0)
         self._observation = transition.observation
@@ -176,7 +176,7 @@ class _Sequential:
 
 
 class _Shuffled:
-    """The writer behind TFDS's builders: the order on disk is that of the keys' hashes."""
+    """The writer of TFDS's builders, which orders episodes by the hashes of their keys."""
 
     def __init__(self, info: Any, directory: Path, file_format: str) -> None:
         tfds = need("tensorflow_datasets")
@@ -211,7 +211,7 @@ class _Shuffled:
 
 
 def _dataset(adapter: Adapter) -> Any:
-    """The description of a task's episodes as TFDS's RLDS builders take it."""
+    """The description of a task's episodes for TFDS's RLDS builders."""
     tfds = need("tensorflow_datasets")
     return tfds.rlds.rlds_base.DatasetConfig(
         name=re.sub(r"\W", "_", adapter.name).lower(),
@@ -219,7 +219,7 @@ def _dataset(adapter: Adapter) -> Any:
         action_info=_feature(adapter.action),
         reward_info=np.float32,
         discount_info=np.float32,
-        episode_metadata_info={key: _plain(value) for key, value in metadata_of(adapter, "", 0, 0).items()},
+        episode_metadata_info={key: _metadata_feature(value) for key, value in metadata_of(adapter, "", 0, 0).items()},
     )
 
 
@@ -232,6 +232,6 @@ def _feature(field: FieldSpec) -> Any:
     return features.Tensor(shape=field.shape, dtype=np.dtype(field.dtype))
 
 
-def _plain(value: Any) -> Any:
+def _metadata_feature(value: Any) -> Any:
     features = need("tensorflow_datasets").features
     return features.Text() if isinstance(value, str) else features.Tensor(shape=value.shape, dtype=value.dtype)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from gatokit.environments.drawing import choose_backend
+from gatokit.environments.rendering import choose_backend
 from gatokit.evaluation.rollout_log import Progress, RolloutLog, play_missing, write_json
 from gatokit.evaluation.rollouts import AgentMaker, RolloutJob, Scripted, play
 from gatokit.evaluation.score_chart import draw_scores

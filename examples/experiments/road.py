@@ -10,8 +10,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from gatokit.environments.jobs import Job, record_tasks
-from gatokit.environments.progress import progress_bars
+from gatokit.environments.jobs import Job, progress_bars, record_tasks
 
 ROOT = Path(__file__).resolve().parents[2]
 VOCABULARY = ROOT / "demo" / "vocabulary.model"

@@ -172,7 +172,7 @@ def test_a_finished_recording_is_kept_and_other_settings_are_refused(tmp_path: P
         with pytest.raises(ConfigError, match=part):
             record(adapter, tmp_path, MIX, **changes)
     (first.directory / MARKER).unlink()
-    with pytest.raises(ConfigError, match="no finished recording"):
+    with pytest.raises(ConfigError, match="not a finished recording"):
         record(adapter, tmp_path, MIX)
 
 

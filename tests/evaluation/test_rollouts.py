@@ -257,7 +257,7 @@ def test_rendering_changes_nothing(name: str, shape: tuple[int, ...]) -> None:
 DRAW = """
 import sys
 from gatokit.environments import make
-from gatokit.environments.drawing import choose_backend
+from gatokit.environments.rendering import choose_backend
 from gatokit.evaluation.rollouts import Scripted, play
 choose_backend()
 for name in ("metaworld/door-open-v3", "dm_control/pendulum-swingup"):
@@ -289,7 +289,7 @@ def test_without_opengl_a_sentence_says_what_to_install(name: str) -> None:
     code = f"from gatokit.environments import make; a = make({name!r}); a.reset(0); a.render()"
     environment = os.environ | {"MUJOCO_GL": "disabled"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
-    assert f"ConfigError: {name} cannot be drawn with MUJOCO_GL=disabled" in done.stderr
+    assert f"ConfigError: {name} cannot be rendered with MUJOCO_GL=disabled" in done.stderr
     assert "apt-get install libegl1 and set MUJOCO_GL=egl" in done.stderr
 
 

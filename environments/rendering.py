@@ -1,4 +1,4 @@
-"""Pictures of MuJoCo's simulators, which need OpenGL: which one the machine has, and what to say where it has none."""
+"""Rendering of MuJoCo's simulators, which needs OpenGL: which backend the machine has, and an error if it has none."""
 
 import os
 import subprocess
@@ -8,16 +8,18 @@ from contextlib import contextmanager
 
 from gatokit.schemas.errors import ConfigError
 
-RENDERED = (240, 320)
-"""Height and width of a picture."""
+RENDER_SIZE = (240, 320)
+"""Height and width of a rendered image in pixels."""
 
 _BACKENDS = ("egl", "osmesa")
 _PROBE = "import mujoco; context = mujoco.GLContext(16, 16); context.make_current(); context.free()"
 
 
 def choose_backend() -> None:
-    """Sets ``MUJOCO_GL``, before mujoco is first imported, to an OpenGL that works without a screen, if there is one;
-    keeps a value that is set."""
+    """Sets ``MUJOCO_GL`` to an OpenGL backend that works without a screen, if there is one. A value that is set stays.
+
+    Call it before mujoco is first imported.
+    """
     if "mujoco" in sys.modules or "MUJOCO_GL" in os.environ:
         return
     for backend in _BACKENDS:
@@ -29,13 +31,13 @@ def choose_backend() -> None:
 
 
 @contextmanager
-def drawing(name: str) -> Iterator[None]:
-    """Around drawing: ConfigError where OpenGL is missing."""
+def rendering(name: str) -> Iterator[None]:
+    """Raises ConfigError if rendering in this context fails because OpenGL is missing."""
     try:
         yield
     except (RuntimeError, AttributeError, ImportError) as error:
         backend = os.environ.get("MUJOCO_GL")
         raise ConfigError(
-            f"{name} cannot be drawn with MUJOCO_GL={backend} ({error}): apt-get install libegl1 and set "
+            f"{name} cannot be rendered with MUJOCO_GL={backend} ({error}): apt-get install libegl1 and set "
             "MUJOCO_GL=egl, or libosmesa6 and osmesa, or leave out --video"
         ) from None
