@@ -69,8 +69,8 @@ class Bursts:
 
     @staticmethod
     def of(adapter: Adapter) -> "Bursts":
-        """Bursts that fit the family: BabyAI's episodes have a few steps, the others' hundreds, and a pole of the control
-        suite takes a hundred steps to get back up."""
+        """Bursts that fit the family: BabyAI's episodes have a few steps, the others' hundreds, and a pole of the
+        control suite takes a hundred steps to get back up."""
         if adapter.name.startswith("babyai/"):
             return Bursts(gap=(3, 10), length=(1, 2), hold=False)
         if adapter.name.startswith("dm_control/"):

@@ -14,7 +14,7 @@ import numpy as np
 
 from gatokit.loader.index import EpisodeIndex, load_index
 from gatokit.loader.records import Shard
-from gatokit.loader.remote import remote_shards
+from gatokit.loader.remote import MARKER, remote_shards
 from gatokit.schemas.digests import digest, json_digest
 from gatokit.schemas.episode import EpisodeSpec
 from gatokit.schemas.errors import ConfigError, DataError
@@ -195,7 +195,7 @@ def _open_build(argument: str) -> _Build:
 def _datasets(build: _Build) -> Iterator[MixedDataset]:
     """The datasets of a build, with the build's weights."""
     configs = {config["name"]: config for config in build.manifest.config["datasets"]}
-    remote = remote_shards(build.path, build.manifest.files)
+    remote = remote_shards(build.path, build.manifest.files) if (build.path / MARKER).exists() else {}
     for totals in build.manifest.datasets:
         folder = build.path / totals.directory
         parts = [part for split in totals.splits for part in split.parts]

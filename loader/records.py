@@ -151,19 +151,12 @@ _ALL: weakref.WeakSet[OpenShards] = weakref.WeakSet()
 
 # --- records -----------------------------------------------------------------------------------------------------
 
-_VERSION = RecordMessage.VERSION_FIELD_NUMBER
-_OWNER = RecordMessage.OWNER_FIELD_NUMBER
-_CHUNK = RecordMessage.CHUNK_FIELD_NUMBER
-_CHUNKS = RecordMessage.CHUNKS_FIELD_NUMBER
-_TOKENS = RecordMessage.TOKENS_FIELD_NUMBER
-_KINDS = RecordMessage.KINDS_FIELD_NUMBER
-_POSITIONS = RecordMessage.POSITIONS_FIELD_NUMBER
-_STEP_BEGIN = RecordMessage.STEP_BEGIN_FIELD_NUMBER
-_IMAGES = RecordMessage.IMAGES_FIELD_NUMBER
-_DATA = ImageMessage.DATA_FIELD_NUMBER
-_HEIGHT = ImageMessage.HEIGHT_FIELD_NUMBER
-_WIDTH = ImageMessage.WIDTH_FIELD_NUMBER
-_TOKEN = ImageMessage.TOKEN_FIELD_NUMBER
+_NUMBERS = {name: field.number for name, field in RecordMessage.DESCRIPTOR.fields_by_name.items()}
+_VERSION, _OWNER, _CHUNK, _CHUNKS = (_NUMBERS[name] for name in ("version", "owner", "chunk", "chunks"))
+_TOKENS, _KINDS, _POSITIONS = (_NUMBERS[name] for name in ("tokens", "kinds", "positions"))
+_STEP_BEGIN, _IMAGES = _NUMBERS["step_begin"], _NUMBERS["images"]
+_IMAGE_NUMBERS = {name: field.number for name, field in ImageMessage.DESCRIPTOR.fields_by_name.items()}
+_DATA, _HEIGHT, _WIDTH, _TOKEN = (_IMAGE_NUMBERS[name] for name in ("data", "height", "width", "token"))
 _FIELDS = 16
 """Field numbers are below this, so that a tag takes one byte."""
 _BYTES = 2

@@ -81,11 +81,8 @@ def open_remote(argument: str, cache_directory: str | Path | None, most_bytes: i
 
 
 def remote_shards(directory: Path, files: list[FileEntry]) -> dict[str, RemoteShard]:
-    """The shards among the files of a cached build, by path below the directory; none of a directory without marker."""
-    try:
-        content = json.loads((directory / MARKER).read_bytes())
-    except FileNotFoundError:
-        return {}
+    """The shards among the files of a cached build, by path below the directory."""
+    content = json.loads((directory / MARKER).read_bytes())
     cache = Cache(directory.parent, MARKER, _SHARD, content["most_bytes"])
     return {
         file.path: RemoteShard(cache, f"{content['url']}/{file.path}", directory / file.path, file.size, file.blake2b)
