@@ -15,7 +15,7 @@ def forget_other_run(config: Path, built: str, out: Path, scores: Path) -> None:
     """Removes a run in ``out`` that was made by another config or on another build, and ``scores`` of no run there."""
     with needs("train"):
         from gatokit.loader.mixture import open_mixture
-        from gatokit.trainer.run_file import read_run
+        from gatokit.trainer.run_directory import read_run
     run, wanted = read_run(out), read_run_config(config)
     if run is None:
         shutil.rmtree(scores, ignore_errors=True)
@@ -31,9 +31,8 @@ def show_losses(output: Output, config: Path, built: str, out: Path) -> list[dic
     """A table of the losses by kind beside the unigram entropy of the targets, and ``loss.png`` with both."""
     from gatokit.loader.mixture import open_mixture
     from gatokit.loader.windows import Windows
-    from gatokit.trainer.entropy import unigram_entropies
-    from gatokit.trainer.metrics import read_metrics
-    from gatokit.trainer.plots import draw_losses
+    from gatokit.trainer.loss_chart import draw_losses
+    from gatokit.trainer.metrics import read_metrics, unigram_entropies
 
     wanted = read_run_config(config)
     windows = Windows(open_mixture([built], wanted.input.weights), wanted)

@@ -55,7 +55,7 @@ def _drawn(directory: Directory, run: str) -> dict[str, Shares]:
         from gatokit.loader.mixture import open_mixture
         from gatokit.loader.windows import Windows
         from gatokit.schemas.run import read_run_config
-        from gatokit.trainer.run_file import read_run
+        from gatokit.trainer.run_directory import read_run
 
     found = read_run(Path(run)) if Path(run).is_dir() else None
     if found is None and Path(run).is_dir():

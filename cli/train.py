@@ -45,9 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", metavar="DIR", help="directory of the run")
     parser.add_argument("--steps", type=positive, metavar="N", help="stop at step N; the schedule stays the config's")
-    parser.add_argument(
-        "--overfit-one-batch", action="store_true", help="train on the first batch alone: its loss should near zero"
-    )
+    parser.add_argument("--overfit-one-batch", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument(
         "--profile",
         type=positive,
@@ -76,6 +74,11 @@ def run(arguments: argparse.Namespace) -> int:
     """Trains, or says what the config would take."""
     from gatokit.schemas.run import read_run_config
 
+    if arguments.overfit_one_batch:
+        raise ConfigError(
+            "--overfit-one-batch is no longer an option: to see the loss near zero, train on a small build, such as "
+            "gatokit build CONFIG --out small --limit 1"
+        )
     config = read_run_config(arguments.config)
     output = Output(arguments.json)
     for flag, option in (("compile_only", "topology"), ("plan", "device")):
@@ -108,7 +111,6 @@ def run(arguments: argparse.Namespace) -> int:
             Path(arguments.out),
             report,
             steps=arguments.steps,
-            overfit_one_batch=arguments.overfit_one_batch,
             profile=arguments.profile,
             timeout=arguments.timeout,
         )

@@ -9,7 +9,7 @@ from gatokit.loader.provenance import Provenance, Segment
 from gatokit.loader.windows import Windows
 from gatokit.schemas.errors import ConfigError
 from gatokit.schemas.run import RunConfig, read_run_config
-from gatokit.trainer.run_file import RunFile, read_run
+from gatokit.trainer.run_directory import RunFile, read_run
 
 _COLUMNS = ("row", "dataset", "task", "episode or document", "shard", "records", "tokens", "prompt from", "targets")
 
@@ -32,8 +32,7 @@ def show_step(
             f"{directory} was trained on other data than {', '.join(data)} now hold: its steps are gone with them"
         )
     windows = Windows(mixture, config)
-    of_batch = 0 if found is not None and found.overfit_one_batch else step - 1
-    samples = windows.trace(of_batch, range(config.batch))
+    samples = windows.trace(step - 1, range(config.batch))
     samples = [item for item in samples if dataset in (None, item.dataset) and task in (None, item.task)]
     title = f"step {step}: windows of {config.context} tokens, patch slots {windows.patch_slots}"
     output.table(title, _COLUMNS, [line for sample in samples for line in _lines(sample)])

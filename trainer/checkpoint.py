@@ -3,7 +3,7 @@
     checkpoints/500/params      the parameters
                     optimizer   the optimizer's state
                     run         JSON: ``RunState``
-                    policy      what a policy needs beside the parameters (``trainer/policy_files.py``)
+                    policy      what a policy needs beside the parameters (``run_directory``)
 
 A step's directory appears under its name when it is complete; until then it ends in ``.orbax-checkpoint-tmp``.
 """

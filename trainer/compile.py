@@ -14,8 +14,7 @@ from gatokit.schemas.errors import ConfigError, install_hint
 from gatokit.schemas.run import RunConfig
 from gatokit.schemas.tokens import TokenIds
 from gatokit.trainer import flops, model
-from gatokit.trainer.collectives import Collectives, find_collectives
-from gatokit.trainer.devices import device_named
+from gatokit.trainer.flops import device_named
 from gatokit.trainer.mesh import make_mesh
 from gatokit.trainer.step import Trainer
 
@@ -59,8 +58,6 @@ class Compiled:
     """Memory of a device, where it is known."""
     flops: float
     """Of a step on all devices by ``flops.train_step``, with every slot a patch and every position a target."""
-    collectives: tuple[Collectives, ...]
-    """Of a step on one device."""
     seconds: float
     """Of compiling."""
 
@@ -77,10 +74,6 @@ class Compiled:
             f"{self.temporary_bytes / _GIGA:.2f} GiB, output "
             f"{self.output_bytes / _GIGA:.2f} GiB in the arguments' place",
             f"{self.flops / 1e12:,.1f} TFLOP a step, {self.flops / self.devices / 1e12:,.2f} a device",
-            *(
-                f"{item.kind}: {item.count} a step on a device, {item.bytes / _GIGA:.2f} GiB"
-                for item in self.collectives
-            ),
             f"compiled in {self.seconds:.0f} s",
         ]
         return "\n".join(lines)
@@ -133,7 +126,6 @@ def compile_only(config: RunConfig, topology: str) -> Compiled:
         output_bytes=memory.output_size_in_bytes,
         device_bytes=known.memory if known else None,
         flops=work.total,
-        collectives=find_collectives(compiled.as_text() or ""),
         seconds=seconds,
     )
 

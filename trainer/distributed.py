@@ -5,10 +5,14 @@ Every process runs the same program; what only one may do (files of the run, lin
 
 import json
 import os
+import signal
 import socket
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
 from typing import Any, NoReturn
 
 import jax
@@ -56,6 +60,40 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
+class StopFlag:
+    """Whether this process was asked to stop, and by which signal."""
+
+    def __init__(self) -> None:
+        self.by: signal.Signals | None = None
+
+    def __bool__(self) -> bool:
+        return self.by is not None
+
+
+@contextmanager
+def stop_flag() -> Iterator[StopFlag]:
+    """A flag that the first SIGTERM or SIGINT sets; the second one ends the process at once.
+
+    Enter it in the main thread.
+    """
+    flag = StopFlag()
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        flag.by = signal.Signals(number)
+        # The system's own handler also ends a process that is deep in a compilation, where Python sees no signal.
+        for each in before:
+            signal.signal(each, signal.SIG_DFL)
+
+    for number in before:
+        signal.signal(number, remember)
+    try:
+        yield flag
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 class Agreement:
     """Any process's yes, seen by all processes at the same step.
 
@@ -75,7 +113,7 @@ class Agreement:
         return self._any(jax.make_array_from_process_local_data(self._split, mine, (jax.device_count(),)))
 
 
-class Watch:
+class Watchdog:
     """Ends this process when the run stands still, naming the process at fault; idle where there is one process.
 
     Each process says in the coordinator's memory how many steps it has begun and what it does. One that makes no

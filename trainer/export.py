@@ -17,7 +17,7 @@ from gatokit.schemas.manifest import VOCABULARY
 from gatokit.schemas.policy import PolicyFile
 from gatokit.trainer import model
 from gatokit.trainer.checkpoint import check_shapes, find_checkpoint, flat, restore_params
-from gatokit.trainer.policy_files import POLICY_FOLDER
+from gatokit.trainer.run_directory import POLICY_FOLDER
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"

@@ -7,14 +7,17 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from gatokit.loader.windows import Windows
 from gatokit.schemas.errors import DataError
+from gatokit.schemas.run import RunConfig
 from gatokit.schemas.tokens import TokenKind
 from gatokit.trainer.loss import Sums
 
@@ -113,6 +116,20 @@ class Clock:
         self.begin, self.waited = now, 0.0
         return found
 
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Counts the time in the block as waiting for input."""
+        begin = time.monotonic()
+        yield
+        self.waited += time.monotonic() - begin
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Does not count the time in the block."""
+        begin = time.monotonic()
+        yield
+        self.begin += time.monotonic() - begin
+
 
 class MetricsFile:
     """``metrics.jsonl`` of a run, and the same numbers for TensorBoard; written by the first process alone."""
@@ -188,3 +205,19 @@ def scalars(line: Mapping[str, Any], prefix: str = "") -> list[tuple[str, float]
 def perplexity(loss: float | None) -> float | None:
     """e to the power of a loss in nats."""
     return None if loss is None else math.exp(min(loss, 700.0))
+
+
+def unigram_entropies(windows: Windows, config: RunConfig, batches: int) -> dict[str, float]:
+    """Entropy in nats of the ids of each kind of target in the first ``batches`` batches, without kinds that have none.
+
+    It is the loss of a model that knows only how often each id is a target. That of a sample is a little too low, so a
+    loss below it is also below that of all data.
+    """
+    seen = [windows.batch(step, range(config.batch)) for step in range(batches)]
+    found = {}
+    for kind, name in KIND_NAMES.items():
+        counts = np.bincount(np.concatenate([batch.targets[batch.target_kinds == kind] for batch in seen]))
+        shares = counts[counts > 0] / max(1, counts.sum())
+        if len(shares):
+            found[name] = float(-(shares * np.log(shares)).sum())
+    return found

@@ -18,7 +18,7 @@ from gatokit.schemas.tokens import PATCH, TokenIds
 from gatokit.trainer import flops
 from gatokit.trainer.attention import Tree
 from gatokit.trainer.compile import PATCH_SHARE
-from gatokit.trainer.devices import DEVICES, device_named
+from gatokit.trainer.flops import DEVICES, device_named
 from gatokit.trainer.loss import BLOCK
 from gatokit.trainer.mesh import AXES, check_mesh
 from gatokit.trainer.model import count, parameter_table

@@ -7,7 +7,7 @@ import pytest
 from gatokit.inspection import open_directory
 from gatokit.loader.mixture import open_mixture
 from gatokit.loader.windows import Windows
-from gatokit.trainer.run_file import RunFile
+from gatokit.trainer.run_directory import RunFile
 
 CONFIG = """
 model: tiny

@@ -11,8 +11,8 @@ from runs import config
 from gatokit.loader.mixture import open_mixture
 from gatokit.loader.windows import Windows
 from gatokit.schemas.tokens import TokenKind
-from gatokit.trainer.entropy import unigram_entropies
-from gatokit.trainer.plots import draw_losses
+from gatokit.trainer.loss_chart import draw_losses
+from gatokit.trainer.metrics import unigram_entropies
 
 
 def test_entropy_is_that_of_counted_targets(mixed: Path, tmp_path: Path) -> None:

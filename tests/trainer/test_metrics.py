@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gatokit.trainer.flops import peak
 from gatokit.trainer.loss import Sums
 from gatokit.trainer.metrics import Interval, MetricsFile, as_sums, losses, read_metrics, scalars
-from gatokit.trainer.peaks import peak
 
 
 def sums(scale: float = 1.0) -> Sums:

@@ -1,5 +1,6 @@
 """A directory of one run is not gone on with by another."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,11 +8,11 @@ import pytest
 from runs import CONFIG, config
 
 from gatokit.schemas.errors import ConfigError, DataError
-from gatokit.trainer.run_file import RunFile, check_same, read_run
+from gatokit.trainer.run_directory import RunFile, check_same, read_run
 
 
-def run_file(folder: Path, digest: str = "00", overfit: bool = False, **changes: Any) -> RunFile:
-    return RunFile(config=config(folder, **changes), data=["built"], data_digest=digest, overfit_one_batch=overfit)
+def run_file(folder: Path, digest: str = "00", **changes: Any) -> RunFile:
+    return RunFile(config=config(folder, **changes), data=["built"], data_digest=digest)
 
 
 def test_what_may_change(tmp_path: Path) -> None:
@@ -42,7 +43,6 @@ def test_what_may_change(tmp_path: Path) -> None:
         ({"model": "tiny"}, "whose model.head_size is 8, and the config says 32"),
         ({"steps": 999}, "a run of 1000 steps, and the config says 999: steps may only grow; --steps stops earlier"),
         ({"digest": "11"}, "a run on other data (built; its digest is 00, not 11): give another --out, or init_from"),
-        ({"overfit": True}, "a run without --overfit-one-batch: give another --out"),
     ],
 )
 def test_what_may_not_change(changed: dict[str, Any], said: str, tmp_path: Path) -> None:
@@ -57,6 +57,12 @@ def test_the_file_is_read_as_it_was_written(tmp_path: Path) -> None:
     written = run_file(tmp_path)
     written.write(tmp_path)
     assert read_run(tmp_path) == written
+    old = json.loads((tmp_path / "run.json").read_text())
+    (tmp_path / "run.json").write_text(json.dumps(old | {"overfit_one_batch": False}))
+    assert read_run(tmp_path) == written
+    (tmp_path / "run.json").write_text(json.dumps(old | {"overfit_one_batch": True}))
+    with pytest.raises(DataError, match=r"run.json is of a run on one batch .*: give another --out"):
+        read_run(tmp_path)
     (tmp_path / "run.json").write_text("{")
     with pytest.raises(DataError, match=r"run.json cannot be read: .*; give another --out"):
         read_run(tmp_path)

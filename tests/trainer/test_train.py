@@ -9,7 +9,9 @@ import pytest
 from runs import CONFIG, Silent, config, lines
 
 from gatokit.cli.main import main
+from gatokit.loader.mixture import open_mixture
 from gatokit.loader.records import OpenShards, Shard
+from gatokit.loader.windows import Windows
 from gatokit.policy.policy import load_policy
 from gatokit.schemas.errors import ConfigError, DataError
 from gatokit.schemas.policy import PolicyFile
@@ -17,7 +19,9 @@ from gatokit.schemas.record import Record
 from gatokit.trainer import model
 from gatokit.trainer.checkpoint import flat
 from gatokit.trainer.export import abstract, export, load_weights
-from gatokit.trainer.run_file import read_run
+from gatokit.trainer.mesh import make_mesh, place
+from gatokit.trainer.run_directory import read_run
+from gatokit.trainer.step import Trainer
 from gatokit.trainer.train import train
 
 
@@ -117,19 +121,19 @@ def test_weights_of_another_model_are_refused_by_the_array(trained: Path, mixed:
 
 def test_one_batch_is_learned_by_heart(mixed: Path, tmp_path: Path) -> None:
     fast = {"learning_rate": 2e-2, "schedule": "constant", "warmup_steps": 5}
-    found = train(
-        config(tmp_path, optimizer=fast, log_every=20, batch=2),
-        [str(mixed)],
-        tmp_path / "run",
-        Silent(),
-        steps=60,
-        overfit_one_batch=True,
-    )
-    losses = [line["loss"] for line in lines(tmp_path / "run") if "loss" in line]
+    still = CONFIG["model"] | {"stochastic_depth": 0}
+    settings = config(tmp_path, model=still, optimizer=fast, batch=2)
+    mixture = open_mixture([str(mixed)], settings.input.weights)
+    windows = Windows(mixture, settings)
+    mesh = make_mesh(settings.mesh, jax.devices())
+    trainer = Trainer(settings, mixture.ids.vocabulary_size, len(mixture.names), windows.patch_slots, mesh)
+    batch, state, losses = place(windows.batch(0, range(2)), mesh), trainer.init(), []
+    for _ in range(60):
+        state, metrics = trainer.step(state, batch)
+        losses.append(float(metrics.loss))
     assert losses[0] > 2
     assert losses[-1] < 0.1
-    assert found.step == 60
-    assert not (tmp_path / "run" / "checkpoints").exists()
+    assert int(state.step) == 60
 
 
 def test_a_loss_that_is_no_number_ends_the_run_with_its_records(mixed: Path, tmp_path: Path) -> None:

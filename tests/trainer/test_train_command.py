@@ -38,6 +38,10 @@ def line_parameters(said: str) -> int:
         (["tiny", "--data", "d", "--out", "gs://b/run"], "--out gs://b/run: a run needs a directory; mount the bucket"),
         (["huge", "--data", "d", "--out", "run"], "huge is no file and no preset; presets are 1.2b, 364m, 79m, tiny"),
         (["tiny", "--data", "nowhere", "--out", "run"], "there is no directory nowhere"),
+        (
+            ["tiny", "--overfit-one-batch"],
+            "--overfit-one-batch is no longer an option: to see the loss near zero, train",
+        ),
         (["tiny", "--plan"], "--plan and --device go together: give both or none"),
         (["tiny", "--topology", "v3:16x16"], "--compile-only and --topology go together: give both or none"),
         (["tiny", "--data", "d", "--out", "run", "--steps", "0"], "argument --steps: '0' is no positive integer"),
