@@ -18,6 +18,7 @@ from gatokit.evaluation.tasks import EvalTask, find_tasks
 from gatokit.evaluation.videos import Videos, has_video
 from gatokit.policy.decode import Rule
 from gatokit.policy.policy import Decoding, Player, Policy
+from gatokit.schemas.episode import EpisodeSpec
 from gatokit.trainer.checkpoint import flat
 
 SCORES = "scores.json"
@@ -55,6 +56,17 @@ class Scoring:
     def __post_init__(self) -> None:
         check_rollouts(self.rollouts)
 
+    def decoding(self, variant: str) -> Decoding:
+        """How the policy acts in a variant, ``rule/memory``."""
+        rule, _, memory = variant.partition("/")
+        return Decoding(
+            rule=rule,  # type: ignore[arg-type]
+            temperature=self.temperature,
+            mask=self.mask,
+            memory=memory,  # type: ignore[arg-type]
+            prompt_tokens=self.prompt_tokens,
+        )
+
 
 def score_policy(
     policy: Policy,
@@ -81,36 +93,27 @@ def score_policy(
         "mask": scoring.mask,
         "time limits": dict(sorted(scoring.time_limits.items())),
     }
-    for task in tasks:
-        _check(policy, task, scoring)
+    _check(policy, tasks, scoring)
     with RolloutLog(out, settings) as log:
-        makers: dict[str, AgentMaker] = {"random": partial(Scripted, agent="random")}
-        if not scoring.expert_from_data:
-            makers["expert"] = partial(Scripted, agent="expert")
-        jobs = [
-            RolloutJob(task.name, agent, number, maker, task.options)
-            for task in tasks
-            for agent, maker in makers.items()
-            for number in range(scoring.rollouts)
-        ]
-        play_missing(log, jobs, scoring.workers, progress)
-        anchors = {task.name: _anchors(log, task, scoring) for task in tasks}
+        evaluation = _Evaluation(log, policy, scoring, progress, notice)
+        evaluation.play_anchors(tasks)
+        anchors = {task.name: evaluation.anchors(task) for task in tasks}
         refused = {name: scale for name, scale in anchors.items() if scale.refusal is not None}
         tasks = [task for task in tasks if task.name not in refused]
         variants = tuple(f"{scoring.rule}/{mode}" for mode in scoring.modes)
-        _play_policy(log, policy, tasks, variants, scoring, progress, notice)
-        scored = _scored(log, tasks, anchors, variants, scoring)
+        evaluation.play_policy(tasks, variants)
+        scored = evaluation.scores(tasks, variants)
         best = best_variant(scored, variants) if scored else variants[0]
         if scoring.sampling and scoring.rule != "sample":
             sampling = f"sample/{best.partition('/')[2]}"
-            _play_policy(log, policy, tasks, (sampling,), scoring, progress, notice)
+            evaluation.play_policy(tasks, (sampling,))
             variants = (*variants, sampling)
-            scored = _scored(log, tasks, anchors, variants, scoring)
+            scored = evaluation.scores(tasks, variants)
         results = Results(scoring.rule, best, variants, scored, refused)
         write_json(out / SCORES, results.to_json())
         if scored:
             draw_scores(results, out)
-        _film(log, policy, tasks, best, scoring, out / VIDEOS, progress, notice)
+        evaluation.film(tasks, best, out / VIDEOS)
     return results
 
 
@@ -124,115 +127,109 @@ def params_digest(params: Any) -> str:
     return hasher.hexdigest()
 
 
-def _player(policy: Policy, task: EvalTask, spec: Any, variant: str, rows: int, scoring: Scoring) -> Player:
-    """The player of a variant, ``rule/memory``."""
-    rule, _, memory = variant.partition("/")
-    decoding = Decoding(
-        rule=rule,  # type: ignore[arg-type]
-        temperature=scoring.temperature,
-        mask=scoring.mask,
-        memory=memory,  # type: ignore[arg-type]
-        prompt_tokens=scoring.prompt_tokens,
-    )
-    return policy.player(task.task, spec, rows, decoding)
-
-
-def _check(policy: Policy, task: EvalTask, scoring: Scoring) -> None:
-    """Raises ConfigError or DataError if the policy cannot play the task, or if it cannot be filmed and should be."""
-    with task.adapters(1) as (adapter,):
-        _player(policy, task, adapter.spec, f"{scoring.rule}/memory", 1, scoring)
-        if scoring.videos:
-            adapter.reset(0)
-            adapter.render()
-
-
-def _anchors(log: RolloutLog, task: EvalTask, scoring: Scoring) -> Anchors:
-    random = Returns.of(log.of(task.name, "random", scoring.rollouts))
-    if scoring.expert_from_data:
-        return Anchors(random, Returns.known(task.task.expert_return), "data")
-    return Anchors(random, Returns.of(log.of(task.name, "expert", scoring.rollouts)))
-
-
-def _play_policy(
-    log: RolloutLog,
-    policy: Policy,
-    tasks: Sequence[EvalTask],
-    variants: Sequence[str],
-    scoring: Scoring,
-    progress: Progress,
-    notice: Callable[[str], None],
-) -> None:
-    """Plays the policy's rollouts in these variants that the log does not have yet."""
-    total = scoring.rollouts * len(tasks)
-    done = dict.fromkeys(variants, 0)
-    invalid = 0
+def _check(policy: Policy, tasks: Sequence[EvalTask], scoring: Scoring) -> None:
+    """Raises ConfigError or DataError if the policy cannot play a task, or if one cannot be filmed and should be."""
     for task in tasks:
-        missing = {variant: log.missing(task.name, task.agent(variant), scoring.rollouts) for variant in variants}
-        for variant, numbers in missing.items():
-            done[variant] += scoring.rollouts - len(numbers)
-            progress(variant, done[variant], total)
-        with task.adapters(min(scoring.rows, max(map(len, missing.values())))) as adapters:
+        with task.adapters(1) as (adapter,):
+            policy.player(task.task, adapter.spec, 1, scoring.decoding(f"{scoring.rule}/memory"))
+            if scoring.videos:
+                adapter.reset(0)
+                adapter.render()
+
+
+@dataclass(frozen=True)
+class _Evaluation:
+    """One evaluation; a variant of the policy is called ``rule/memory``."""
+
+    log: RolloutLog
+    policy: Policy
+    scoring: Scoring
+    progress: Progress
+    notice: Callable[[str], None]
+
+    def play_anchors(self, tasks: Sequence[EvalTask]) -> None:
+        """Plays the missing rollouts of chance and, if it is to be measured, of the expert."""
+        makers: dict[str, AgentMaker] = {"random": partial(Scripted, agent="random")}
+        if not self.scoring.expert_from_data:
+            makers["expert"] = partial(Scripted, agent="expert")
+        jobs = [
+            RolloutJob(task.name, agent, number, maker, task.options)
+            for task in tasks
+            for agent, maker in makers.items()
+            for number in range(self.scoring.rollouts)
+        ]
+        play_missing(self.log, jobs, self.scoring.workers, self.progress)
+
+    def anchors(self, task: EvalTask) -> Anchors:
+        """The scale of a task."""
+        random = self._returns(task, "random")
+        if self.scoring.expert_from_data:
+            return Anchors(random, Returns(0, task.task.expert_return, 0.0), "data")
+        return Anchors(random, self._returns(task, "expert"))
+
+    def scores(self, tasks: Sequence[EvalTask], variants: Sequence[str]) -> list[TaskScores]:
+        """The scores of all tasks, whose rollouts are finished."""
+        scored = []
+        for task in tasks:
+            anchors = self.anchors(task)
+            returns = {variant: self._returns(task, task.agent(variant)) for variant in variants}
+            scores = {variant: Score.of(found, anchors) for variant, found in returns.items()}
+            scored.append(TaskScores(task.name, anchors, scores))
+        return scored
+
+    def play_policy(self, tasks: Sequence[EvalTask], variants: Sequence[str]) -> None:
+        """Plays the missing rollouts of the policy in these variants."""
+        total = self.scoring.rollouts * len(tasks)
+        done = dict.fromkeys(variants, 0)
+        invalid = 0
+        for task in tasks:
+            missing = {
+                variant: self.log.missing(task.name, task.agent(variant), self.scoring.rollouts) for variant in variants
+            }
             for variant, numbers in missing.items():
-                if not numbers:
-                    continue
-                rows = min(scoring.rows, scoring.rollouts)
-                player = _player(policy, task, adapters[0].spec, variant, rows, scoring)
-                for rollout in play(adapters[: len(numbers)], player, numbers):
-                    log.add(task.name, task.agent(variant), rollout)
-                    done[variant] += 1
-                    progress(variant, done[variant], total)
-                invalid += player.invalid
-    if invalid:
-        notice(f"{invalid} tokens were chosen that are not valid for their action; the nearest valid ones were taken")
+                done[variant] += self.scoring.rollouts - len(numbers)
+                self.progress(variant, done[variant], total)
+            with task.adapters(min(self.scoring.rows, max(map(len, missing.values())))) as adapters:
+                for variant, numbers in missing.items():
+                    if not numbers:
+                        continue
+                    player = self._player(task, adapters[0].spec, variant)
+                    for rollout in play(adapters[: len(numbers)], player, numbers):
+                        self.log.add(task.name, task.agent(variant), rollout)
+                        done[variant] += 1
+                        self.progress(variant, done[variant], total)
+                    invalid += player.invalid
+        if invalid:
+            self.notice(f"{invalid} tokens were chosen that are not valid actions; the nearest valid ones were taken")
 
-
-def _scored(
-    log: RolloutLog,
-    tasks: Sequence[EvalTask],
-    anchors: Mapping[str, Anchors],
-    variants: Sequence[str],
-    scoring: Scoring,
-) -> list[TaskScores]:
-    def score(task: EvalTask, variant: str) -> Score:
-        return Score.of(Returns.of(log.of(task.name, task.agent(variant), scoring.rollouts)), anchors[task.name])
-
-    return [
-        TaskScores(task.name, anchors[task.name], {variant: score(task, variant) for variant in variants})
-        for task in tasks
-    ]
-
-
-def _film(
-    log: RolloutLog,
-    policy: Policy,
-    tasks: Sequence[EvalTask],
-    variant: str,
-    scoring: Scoring,
-    folder: Path,
-    progress: Progress,
-    notice: Callable[[str], None],
-) -> None:
-    """Plays the first rollouts of each task once more, for the videos that do not exist; scores do not change."""
-    count = min(scoring.videos, scoring.rollouts)
-    total, done = count * len(tasks), 0
-    for task in tasks if count else ():
-        numbers = [number for number in range(count) if not has_video(folder, task.name, number)]
-        done += count - len(numbers)
-        progress("videos", done, total)
-        if not numbers:
-            continue
-        scored = log.of(task.name, task.agent(variant), count)
-        with task.adapters(min(scoring.rows, len(numbers))) as adapters:
-            rows = min(scoring.rows, scoring.rollouts)
-            player = _player(policy, task, adapters[0].spec, variant, rows, scoring)
+    def film(self, tasks: Sequence[EvalTask], variant: str, folder: Path) -> None:
+        """Plays the first rollouts of each task once more, for the videos that are missing; scores do not change."""
+        count = min(self.scoring.videos, self.scoring.rollouts)
+        total, done = count * len(tasks), 0
+        for task in tasks if count else ():
+            numbers = [number for number in range(count) if not has_video(folder, task.name, number)]
+            done += count - len(numbers)
+            self.progress("videos", done, total)
+            if not numbers:
+                continue
+            scored = self.log.of(task.name, task.agent(variant), count)
             videos = Videos(folder, task.name)
-            for rollout in play(adapters, player, numbers, videos):
-                videos.finish(rollout.number)
-                done += 1
-                progress("videos", done, total)
-                before = scored[rollout.number].episode_return
-                if rollout.episode_return != before:
-                    notice(
-                        f"the video of {task.name} {rollout.number} shows a return of {rollout.episode_return:g}; the "
-                        f"scored rollout had {before:g}: other rollouts beside it change the rounding"
-                    )
+            with task.adapters(min(self.scoring.rows, len(numbers))) as adapters:
+                for rollout in play(adapters, self._player(task, adapters[0].spec, variant), numbers, videos):
+                    videos.finish(rollout.number)
+                    done += 1
+                    self.progress("videos", done, total)
+                    before = scored[rollout.number].episode_return
+                    if rollout.episode_return != before:
+                        self.notice(
+                            f"the video of {task.name} {rollout.number} shows a return of {rollout.episode_return:g}; "
+                            f"the scored rollout had {before:g}: other rollouts beside it change the rounding"
+                        )
+
+    def _returns(self, task: EvalTask, agent: str) -> Returns:
+        return Returns.of(self.log.of(task.name, agent, self.scoring.rollouts))
+
+    def _player(self, task: EvalTask, spec: EpisodeSpec, variant: str) -> Player:
+        # The number of rows is the same in every call, so that results do not depend on where an evaluation was killed.
+        rows = min(self.scoring.rows, self.scoring.rollouts)
+        return self.policy.player(task.task, spec, rows, self.scoring.decoding(variant))

@@ -28,7 +28,10 @@ def check_rollouts(rollouts: int) -> None:
 
 @dataclass(frozen=True)
 class Returns:
-    """An agent's returns in one task: the mean of its rollouts, and the standard error of that mean."""
+    """An agent's returns in one task: the mean of its rollouts, and the standard error of that mean.
+
+    A mean that was not measured has 0 ``episodes`` and no error.
+    """
 
     episodes: int
     mean: float
@@ -39,11 +42,6 @@ class Returns:
         """The returns of at least ``FEWEST`` rollouts."""
         values = np.array([rollout.episode_return for rollout in rollouts], np.float64)
         return Returns(len(values), float(values.mean()), float(values.std(ddof=1) / math.sqrt(len(values))))
-
-    @staticmethod
-    def known(value: float) -> "Returns":
-        """A mean return that was not measured here."""
-        return Returns(0, value, 0.0)
 
 
 @dataclass(frozen=True)

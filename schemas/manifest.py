@@ -1,13 +1,13 @@
-"""``manifest.json`` and ``dataset.json``: what a finished directory holds.
+"""``manifest.json`` and ``dataset.json``, which describe a finished directory.
 
 The manifest is written last and atomically: its presence means that the directory is complete. It lists every
-file but itself and the log, and ends with the digest of its own canonical JSON.
+file except itself and the log, and ends with the digest of its own canonical JSON.
 """
 
 import json
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -29,7 +29,7 @@ class _Model(BaseModel):
 
 
 class FileEntry(_Model):
-    """A file below the directory: ``path`` with forward slashes, ``size`` in bytes, BLAKE2b-256 digest."""
+    """A file in the directory: its ``path`` with forward slashes, its ``size`` in bytes, its BLAKE2b-256 digest."""
 
     path: str
     size: int
@@ -37,7 +37,7 @@ class FileEntry(_Model):
 
 
 class ShardEntry(_Model):
-    """One ArrayRecord file of a split; training records come first, held-out ones last."""
+    """One shard (ArrayRecord file) of a split; training records come first, held-out records last."""
 
     file: str
     size: int
@@ -53,7 +53,7 @@ class ShardEntry(_Model):
 
 
 class SplitEntry(_Model):
-    """A split of the source: its index file and its parts (none where nothing was kept)."""
+    """A split of the source: its index file and its shards (none if nothing was kept)."""
 
     fingerprint: str
     index: str
@@ -63,10 +63,10 @@ class SplitEntry(_Model):
 
 
 class DatasetEntry(_Model):
-    """Totals and splits of one dataset; ``directory`` is its folder below the root.
+    """Totals and splits of one dataset; ``directory`` is its folder in the build.
 
-    ``update`` is empty but in the moment in which an update of the directory replaces the two summary files: both have
-    names of their own then, and the manifest before and behind are as whole as this one.
+    ``update`` is empty, except while an update of the directory replaces the two summary files. These then have other
+    names, so that the manifests before, during and after the replacement all describe a complete directory.
     """
 
     name: str
@@ -103,7 +103,7 @@ class DatasetEntry(_Model):
 
 
 class TokenizerSettings(_Model):
-    """The settings that, with the vocabulary and the specs, decide every token."""
+    """The settings that decide every token, together with the vocabulary and the specs."""
 
     discrete_offset: int
     separator: int
@@ -120,7 +120,7 @@ class VocabularyEntry(_Model):
 
 
 class Manifest(_Model):
-    """A complete directory: a build, or a scan (which has no shards and no vocabulary)."""
+    """A complete directory: a build, or a scan, which has no shards and no vocabulary."""
 
     format: Literal["gatokit"] = "gatokit"
     version: int = MANIFEST_VERSION
@@ -135,20 +135,20 @@ class Manifest(_Model):
     digest: str = ""
 
     def to_bytes(self) -> bytes:
-        """Indented JSON with the digest of everything else as its last key."""
+        """Indented JSON, whose last key is the digest of everything else."""
         content = self.model_dump(mode="json", exclude={"digest"})
         for dataset in content["datasets"]:
             if not dataset["update"]:
                 del dataset["update"]
         content["digest"] = json_digest(content)
-        return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
+        return indented_json(content)
 
     @staticmethod
     def read(directory: str | Path) -> "Manifest":
         """The manifest of a finished directory.
 
-        DataError where there is none (the directory is not complete), where it was edited or where a newer
-        gatokit wrote it.
+        Raises DataError if there is no manifest (the directory is not complete), if it was edited or if a newer gatokit
+        wrote it.
         """
         path = Path(directory) / MANIFEST
         try:
@@ -163,35 +163,30 @@ class Manifest(_Model):
 
     @staticmethod
     def parse(data: bytes, path: str | Path) -> "Manifest":
-        """The manifest that the file at ``path`` holds; DataError as in ``read``."""
+        """The manifest in the bytes of the file at ``path``; DataError as in ``read``."""
         try:
             content = json.loads(data)
         except (ValueError, RecursionError) as error:
             raise DataError(f"{path} cannot be read as JSON: {error}") from None
         if not isinstance(content, dict) or content.get("format") != "gatokit":
             raise DataError(f"{path} is no Gatokit manifest")
-        version = content.get("version")
-        if not isinstance(version, int) or version > MANIFEST_VERSION:
-            raise DataError(
-                f"{path} has format version {version} and this gatokit reads up to {MANIFEST_VERSION}: "
-                "install a newer gatokit"
-            )
-        said = content.pop("digest", None)
+        _check_version(content.get("version"), MANIFEST_VERSION, path)
+        declared = content.pop("digest", None)
         try:
-            is_whole = said == json_digest(content)
-        except ValueError:  # NaN or a lone surrogate, which no manifest of ours holds
-            is_whole = False
-        if not is_whole:
+            is_intact = declared == json_digest(content)
+        except ValueError:  # NaN or a lone surrogate, which a manifest never holds
+            is_intact = False
+        if not is_intact:
             raise DataError(f"{path} was edited: its content does not match its own digest")
         try:
-            return Manifest(**content, digest=said)
+            return Manifest(**content, digest=declared)
         except ValidationError as error:
             first = error.errors()[0]
             raise DataError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
 
 
 def local_directory(path: str | Path) -> Path:
-    """The path of a directory on this machine; ConfigError, with the way out, where there is none."""
+    """The path of a directory on this machine; ConfigError, with the way out, if there is none."""
     if re.match(r"gs:/", str(path)):
         raise ConfigError(
             f"{path} is no local directory: copy it (gcloud storage rsync --recursive) or mount the bucket (gcsfuse)"
@@ -210,7 +205,7 @@ class TaskEntry(_Model):
 
 
 class DatasetFile(_Model):
-    """``dataset.json``: the distinct specs of a dataset and the spec of each task, or the rules of its documents."""
+    """``dataset.json``: the distinct specs of a dataset and the spec of each task, or the rules for its documents."""
 
     version: int = MANIFEST_VERSION
     name: str
@@ -218,24 +213,42 @@ class DatasetFile(_Model):
     specs: dict[str, EpisodeSpec]
     tasks: dict[str, TaskEntry]
     documents: DocumentRules | None = None
-    """How documents became tokens; None of episodes."""
+    """How documents became tokens; None for episodes."""
     episodes: int
     kept: int
 
     def to_bytes(self) -> bytes:
         """Indented JSON."""
-        return (json.dumps(self.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n").encode()
+        return indented_json(self.model_dump(mode="json"))
 
     @staticmethod
     def read(path: str | Path) -> "DatasetFile":
-        """Reads the file; DataError where it is damaged or of a newer version."""
-        try:
-            content = json.loads(Path(path).read_bytes())
-            if content["version"] > MANIFEST_VERSION:
-                raise DataError(
-                    f"{path} has format version {content['version']} and this gatokit reads up to {MANIFEST_VERSION}: "
-                    "install a newer gatokit"
-                )
-            return DatasetFile(**content)
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise DataError(f"{path} cannot be read: {error}") from None
+        """Reads the file; DataError if it is damaged or of a newer version."""
+        return read_versioned(path, DatasetFile, MANIFEST_VERSION)
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def indented_json(content: Any) -> bytes:
+    """The bytes of a JSON file for people and programs."""
+    return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def read_versioned(path: str | Path, model: type[Model], newest: int) -> Model:
+    """The model in a JSON file with the key ``version``; DataError if it is damaged or newer than ``newest``."""
+    try:
+        content = json.loads(Path(path).read_bytes())
+        if not isinstance(content["version"], int):
+            raise TypeError("its version is not a number")
+        _check_version(content["version"], newest, path)
+        return model(**content)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise DataError(f"{path} cannot be read: {error}") from None
+
+
+def _check_version(version: Any, newest: int, path: str | Path) -> None:
+    if not isinstance(version, int) or version > newest:
+        raise DataError(
+            f"{path} has format version {version} and this gatokit reads up to {newest}: install a newer gatokit"
+        )

@@ -1,17 +1,16 @@
-"""What a policy needs beside its parameters: ``policy.json``, next to ``vocabulary.model`` and ``prompts.arrayrecord``.
+"""``policy.json``: what a policy needs besides its parameters.
 
-A checkpoint and an export each hold these three, so that a policy runs without the data it was trained on.
+A checkpoint and an export hold it together with ``vocabulary.model`` and ``prompts.arrayrecord``, so that a policy runs
+without the data that it was trained on.
 """
 
-import json
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
 from gatokit.schemas.document import DocumentRules
 from gatokit.schemas.episode import EpisodeSpec
-from gatokit.schemas.errors import DataError
-from gatokit.schemas.manifest import TokenizerSettings
+from gatokit.schemas.manifest import TokenizerSettings, indented_json, read_versioned
 from gatokit.schemas.run import RunConfig
 
 POLICY_VERSION = 1
@@ -24,13 +23,13 @@ class _Model(BaseModel):
 
 
 class Prompt(_Model):
-    """The episode that demonstrates a task: the one of the highest return among those for training."""
+    """The episode that demonstrates a task: the training episode with the highest return."""
 
     episode_id: str
     agent: str
     episode_return: float
     first_record: int
-    """Ordinal in ``prompts.arrayrecord``."""
+    """Its ordinal in ``prompts.arrayrecord``."""
     records: int
 
 
@@ -44,7 +43,7 @@ class PolicyTask(_Model):
 
 
 class PolicyDataset(_Model):
-    """The tasks of a dataset of episodes, or the rules of its documents."""
+    """The tasks of a dataset of episodes, or the rules for its documents."""
 
     kind: str
     specs: dict[str, EpisodeSpec]
@@ -57,26 +56,16 @@ class PolicyFile(_Model):
 
     version: int = POLICY_VERSION
     config: RunConfig
-    """Of the run: the model, its context, and whether actions were hidden from it."""
+    """The run's config: the model, its context, and whether actions were hidden from it."""
     tokenizer: TokenizerSettings
     vocabulary_blake2b: str
     datasets: dict[str, PolicyDataset]
 
     def to_bytes(self) -> bytes:
         """Indented JSON."""
-        return (json.dumps(self.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n").encode()
+        return indented_json(self.model_dump(mode="json"))
 
     @staticmethod
     def read(directory: str | Path) -> "PolicyFile":
-        """The file in ``directory``; DataError where it is damaged or of a newer version."""
-        path = Path(directory) / POLICY
-        try:
-            content = json.loads(path.read_bytes())
-            if content["version"] > POLICY_VERSION:
-                raise DataError(
-                    f"{path} has format version {content['version']} and this gatokit reads up to {POLICY_VERSION}: "
-                    "install a newer gatokit"
-                )
-            return PolicyFile(**content)
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise DataError(f"{path} cannot be read: {error}") from None
+        """The file in ``directory``; DataError if it is damaged or of a newer version."""
+        return read_versioned(Path(directory) / POLICY, PolicyFile, POLICY_VERSION)
