@@ -15,7 +15,7 @@ from gatokit.inspection.read.values import json_value
 from gatokit.schemas.errors import RejectedError
 from gatokit.schemas.tokens import EncodedImage, TokenKind
 from gatokit.schemas.words import shown
-from gatokit.tokenizers.image_codec import probe
+from gatokit.tokenizers.image_header import probe
 
 FIRST_PARTS = 20
 """Texts and pictures of a document that are shown without ``--full``."""

@@ -7,7 +7,7 @@ from gatokit.cli.console import Output
 from gatokit.cli.files import write_whole
 from gatokit.schemas.errors import ConfigError
 from gatokit.schemas.tokens import EncodedImage
-from gatokit.tokenizers.image_codec import probe
+from gatokit.tokenizers.image_header import probe
 
 _SUFFIXES = {"jpeg": "jpg", "png": "png"}
 

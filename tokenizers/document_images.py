@@ -1,7 +1,7 @@
-"""A corpus's picture → the picture that a build stores: copied where it fits, else decoded, resized and encoded.
+"""An image file of a document → the image that a build stores: copied if it fits, else decoded, resized and encoded.
 
-OpenCV decodes PNG, three-channel and gray JPEG, and WebP. GIF, BMP, TIFF and CMYK JPEG are rare: Pillow decodes
-them, and is imported when the first of them comes. Whatever the bytes are, nothing but RejectedError comes out.
+OpenCV decodes PNG, three-channel and gray JPEG, and WebP. GIF, BMP, TIFF and CMYK JPEG are rare: Pillow decodes them,
+and is imported when the first of them comes. Whatever the bytes are, no other error than RejectedError is raised.
 
 Legend: H, W pixels of an image. Pixels are uint8, gray (H, W, 1) or blue, green, red (H, W, 3): OpenCV's order, so
 that no pixel is moved between its decoder and its encoder.
@@ -11,7 +11,6 @@ import bisect
 import functools
 import io
 import re
-import struct
 import zlib
 from typing import Literal
 
@@ -21,29 +20,34 @@ import numpy as np
 from gatokit.schemas.document import ImageRule
 from gatokit.schemas.errors import RejectedError
 from gatokit.schemas.tokens import PATCH, EncodedImage
-from gatokit.tokenizers.image_codec import MAX_PIXELS, encode, resize
+from gatokit.tokenizers.image_codec import (
+    JPEG_END,
+    MAX_PIXELS,
+    decode_by_opencv,
+    encode,
+    over_white,
+    png_chunks,
+    resize,
+)
 from gatokit.tokenizers.image_header import PNG_SIGNATURE, ImageHeader, describe, exif_orientation, probe, probe_webp
 
-__all__ = ["describe", "is_copied", "prepare", "target_size"]
-
-_JPEG_END = b"\xff\xd9"
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")
-"""The markers that do not stand inside a scan."""
+"""The markers that cannot occur inside a scan."""
 _MOST_SCANS = 100
-"""Decoding takes time proportional to scans times pixels; encoders write about ten."""
+"""Decoding takes time in proportion to scans times pixels; encoders write about ten scans."""
 _MOST_BESIDES_PIXELS = 1 << 16
-"""Bytes that a copied file may have more than its pixels: profiles and comments, but no hidden gigabyte."""
+"""Bytes by which a copied file may exceed its pixels: enough for profiles and comments, not for a hidden gigabyte."""
 _UNCHECKED_DEFLATE = 1 << 21
-"""Compressed bytes of a PNG that are not inflated beforehand: as much as 2 GiB could come out of them."""
+"""Compressed bytes of a PNG that are decoded without a check; at most 2 GiB can come out of them."""
 _BY_PILLOW = {"a GIF": "GIF", "a BMP": "BMP", "a TIFF": "TIFF"}
 
 
 def target_size(height: int, width: int, rule: ImageRule) -> tuple[int, int]:
-    """Height and width of a stored picture, multiples of 16, from those of the upright source.
+    """Height and width of a stored image, multiples of 16, from those of the upright source.
 
-    With ``max_patches`` each side becomes the nearest multiple of 16, where these have no more patches. A larger
-    picture gets the grid with the most patches among those that are no larger and keep its shape: whose columns are
-    the nearest to it for their rows, or whose rows for their columns.
+    With ``max_patches`` each side becomes the nearest multiple of 16, if these have no more patches. A larger image
+    gets the largest grid that keeps its shape: of the grids with the best number of columns for their rows, or of rows
+    for their columns, the one with the most patches.
     """
     if rule.size is not None:
         return rule.size
@@ -52,17 +56,17 @@ def target_size(height: int, width: int, rule: ImageRule) -> tuple[int, int]:
 
 
 def prepare(data: bytes, rule: ImageRule) -> EncodedImage:
-    """An image file as ``rule`` wants it stored.
+    """An image file, stored as ``rule`` says.
 
-    A JPEG or PNG of the right size and codec, 8 bits deep, gray or RGB, upright and whole, is passed on as it is
-    (the same object; the checksums of a PNG are checked, the body of a JPEG is not decoded). Everything else is
-    decoded, turned upright, laid over white, resized and encoded. Raises RejectedError ``image_too_large``,
+    A JPEG or PNG of the right size and codec, 8 bits deep, gray or RGB, upright and complete, is copied (the same
+    object; the checksums of a PNG are checked, the body of a JPEG is not decoded). Everything else is decoded, turned
+    upright, composited over white, resized and encoded. Raises RejectedError ``image_too_large``,
     ``image_animated`` or ``bad_image``.
     """
     if data[:3] == b"\xff\xd8\xff" or data[:8] == PNG_SIGNATURE:
         header = probe(data)
         _check_size(header.height, header.width, header.codec.upper())
-        if _fits(header, rule) and _whole(data, header):
+        if _fits(header, rule) and _is_complete(data, header):
             return EncodedImage(data, header.height, header.width)
         pixels = _jpeg(data, header) if header.codec == "jpeg" else _png(data, header)
         codec: Literal["png", "jpeg"] = header.codec
@@ -80,10 +84,10 @@ def prepare(data: bytes, rule: ImageRule) -> EncodedImage:
 
 
 def is_copied(data: bytes, rule: ImageRule) -> bool:
-    """Whether ``prepare`` passes the file on as it is."""
+    """Whether ``prepare`` copies the file."""
     try:
         header = probe(data)
-        return _fits(header, rule) and _whole(data, header)
+        return _fits(header, rule) and _is_complete(data, header)
     except RejectedError:
         return False
 
@@ -97,22 +101,22 @@ def _fits(header: ImageHeader, rule: ImageRule) -> bool:
 def _grid(height: int, width: int, patches: int) -> tuple[int, int]:
     rows, columns = max(1, (height + PATCH // 2) // PATCH), max(1, (width + PATCH // 2) // PATCH)
     if rows * columns > patches:
-        by_rows = _largest(height, width, rows, columns, patches)
-        by_columns = _largest(width, height, columns, rows, patches)[::-1]
+        by_rows = _largest_grid(height, width, rows, columns, patches)
+        by_columns = _largest_grid(width, height, columns, rows, patches)[::-1]
         rows, columns = max(by_rows, by_columns, key=lambda grid: (grid[0] * grid[1], grid[0]))
     return PATCH * rows, PATCH * columns
 
 
-def _largest(side: int, other: int, most: int, most_other: int, patches: int) -> tuple[int, int]:
-    """The largest number of patches along ``side`` with the nearest number along ``other``; (0, 0) if none fits."""
+def _largest_grid(side: int, other: int, most: int, most_other: int, patches: int) -> tuple[int, int]:
+    """The largest number of patches along ``side``, with the nearest number along ``other``; (0, 0) if none fits."""
 
     def nearest(number: int) -> int:
-        # In ratio: n + 1 and not n above √(n (n + 1)), which is no fraction, so that nothing is as near to both.
+        # Nearest in ratio: n + 1 instead of n above √(n (n + 1)), which is irrational, so that there are no ties.
         exact, n = number * other, number * other // side
         n += exact * exact > n * (n + 1) * side * side
         return min(max(n, 1), most_other)
 
-    # Both grow together, and so does their product.
+    # Both numbers grow together, and so does their product.
     number = bisect.bisect_right(range(1, min(most, patches) + 1), patches, key=lambda n: n * nearest(n))
     return (number, nearest(number)) if number else (0, 0)
 
@@ -124,14 +128,14 @@ def _check_size(height: int, width: int, name: str) -> None:
         )
 
 
-def _whole(data: bytes, header: ImageHeader) -> bool:
-    """Whether a file of the right form is complete and nothing else; RejectedError where a PNG is damaged."""
+def _is_complete(data: bytes, header: ImageHeader) -> bool:
+    """Whether a file of the right form is complete, with nothing behind its end; RejectedError if a PNG is damaged."""
     if len(data) > header.height * header.width * header.channels + _MOST_BESIDES_PIXELS:
         return False
     if header.codec == "jpeg":
-        # An end marker never stands inside a scan: a file that breaks off does not end with one.
-        return data.endswith(_JPEG_END)
-    chunks = _chunks(data)
+        # An end marker never occurs inside a scan, so a truncated file does not end with one.
+        return data.endswith(JPEG_END)
+    chunks = png_chunks(data)
     return chunks[-1][2] == len(data) and _orientation(data, chunks) == 1
 
 
@@ -139,7 +143,7 @@ def _jpeg(data: bytes, header: ImageHeader) -> np.ndarray:
     if header.channels not in (1, 3, 4) or header.bit_depth != 8:
         raise RejectedError("bad_image", f"the JPEG has {header.channels} channels of {header.bit_depth} bits")
     _check_scans(data)
-    # A block of 64 pixels takes one bit at least. libjpeg makes up what is missing.
+    # A block of 64 pixels takes at least one bit. libjpeg invents missing blocks.
     if header.height * header.width > 8 * 64 * len(data):
         raise RejectedError(
             "bad_image", f"the JPEG cannot hold {header.height:,} x {header.width:,} pixels in {len(data):,} bytes"
@@ -148,12 +152,12 @@ def _jpeg(data: bytes, header: ImageHeader) -> np.ndarray:
         pixels = _by_pillow(data, "JPEG")
     else:
         mode = cv2.IMREAD_GRAYSCALE if header.channels == 1 else cv2.IMREAD_COLOR
-        pixels = _by_opencv(data, mode, (header.height, header.width), "JPEG")
+        pixels = decode_by_opencv(data, mode, (header.height, header.width), "JPEG")
     return _upright(pixels, header.orientation)
 
 
 def _check_scans(data: bytes) -> None:
-    """Walks a JPEG's markers up to its own end: a thumbnail, or a film behind the picture, has others."""
+    """Walks a JPEG's markers up to its own end; a thumbnail, or a video behind the image, has end markers too."""
     scans, at = 0, 2
     while match := _JPEG_MARKER.search(data, at):
         marker, at = data[match.end() - 1], match.end()
@@ -169,9 +173,9 @@ def _check_scans(data: bytes) -> None:
 def _png(data: bytes, header: ImageHeader) -> np.ndarray:
     if header.animated:
         raise RejectedError("image_animated", "the PNG is animated")
-    chunks = _chunks(data)
+    chunks = png_chunks(data)
     _check_deflate(data, header, chunks)
-    # What is neither critical nor about transparency is left out: libpng would inflate megabytes of comments.
+    # Only critical chunks and transparency are decoded: libpng would inflate megabytes of comments.
     key = header.alpha and header.channels in (1, 3) and not header.palette
     needed = [
         (begin, end)
@@ -180,42 +184,24 @@ def _png(data: bytes, header: ImageHeader) -> np.ndarray:
     ]
     bare = data if len(needed) == len(chunks) else PNG_SIGNATURE + b"".join(data[begin:end] for begin, end in needed)
     mode = cv2.IMREAD_UNCHANGED if header.alpha else cv2.IMREAD_GRAYSCALE if header.channels == 1 else cv2.IMREAD_COLOR
-    pixels = _by_opencv(bare, mode, (header.height, header.width), "PNG")
+    pixels = decode_by_opencv(bare, mode, (header.height, header.width), "PNG")
     if key:
         colour = next(data[begin + 8 : end - 4] for kind, begin, end in chunks if kind == b"tRNS")
         pixels = _white_key(pixels, colour, header.bit_depth)
     elif header.alpha:
         if pixels.shape[2] != 4:
             raise RejectedError("bad_image", "the PNG's transparency is damaged")
-        pixels = _over_white(pixels)[..., : 1 if header.channels == 2 else 3]
+        pixels = over_white(pixels)[..., : 1 if header.channels == 2 else 3]
     return _upright(np.ascontiguousarray(pixels), _orientation(data, chunks))
 
 
-def _chunks(data: bytes) -> list[tuple[bytes, int, int]]:
-    """Kind, begin and end of a PNG's chunks up to IEND, each of which matches its checksum."""
-    view, at, chunks = memoryview(data), len(PNG_SIGNATURE), []
-    while True:
-        try:
-            length, kind = struct.unpack_from(">I4s", data, at)
-            end = at + 12 + length
-            (checksum,) = struct.unpack_from(">I", data, end - 4)
-        except struct.error as error:
-            raise RejectedError("bad_image", "the PNG is truncated") from error
-        if zlib.crc32(view[at + 4 : end - 4]) != checksum:
-            raise RejectedError("bad_image", f"the PNG's {kind.decode('latin-1')!r} chunk does not match its checksum")
-        chunks.append((kind, at, end))
-        if kind == b"IEND":
-            return chunks
-        at = end
-
-
 def _orientation(data: bytes, chunks: list[tuple[bytes, int, int]]) -> int:
-    """EXIF's orientation, which may stand behind the pixels."""
+    """EXIF's orientation, which may come after the pixels."""
     return next((exif_orientation(data[begin + 8 : end - 4]) for kind, begin, end in chunks if kind == b"eXIf"), 1)
 
 
 def _check_deflate(data: bytes, header: ImageHeader, chunks: list[tuple[bytes, int, int]]) -> None:
-    """Refuses a large PNG whose data inflates to far more than its pixels: libpng would inflate it all."""
+    """Rejects a large PNG whose data inflates to far more than its pixels: libpng would inflate all of it."""
     parts = [(begin + 8, end - 4) for kind, begin, end in chunks if kind == b"IDAT"]
     if sum(end - begin for begin, end in parts) <= _UNCHECKED_DEFLATE:
         return
@@ -234,7 +220,7 @@ def _check_deflate(data: bytes, header: ImageHeader, chunks: list[tuple[bytes, i
 
 
 def _white_key(pixels: np.ndarray, transparent: bytes, depth: int) -> np.ndarray:
-    """Gray or RGB pixels cut to 8 bits, and white where they have the transparent colour of a tRNS chunk."""
+    """Gray or RGB pixels cut to 8 bits, white where they have the transparent colour of a tRNS chunk."""
     if len(transparent) != 2 * pixels.shape[2]:
         raise RejectedError("bad_image", "the PNG's transparency is damaged")
     colour = np.frombuffer(transparent, ">u2")[::-1] & ((1 << depth) - 1)
@@ -253,21 +239,10 @@ def _webp(data: bytes) -> tuple[np.ndarray, Literal["png", "jpeg"]]:
         raise RejectedError("image_animated", "the WebP is animated")
     _check_size(header.height, header.width, "WebP")
     mode = cv2.IMREAD_UNCHANGED if header.alpha else cv2.IMREAD_COLOR
-    pixels = _by_opencv(data, mode, (header.height, header.width), "WebP")
+    pixels = decode_by_opencv(data, mode, (header.height, header.width), "WebP")
     if pixels.shape[2] == 4:
-        pixels = _over_white(pixels)
+        pixels = over_white(pixels)
     return _upright(pixels, header.orientation), "jpeg" if header.lossy else "png"
-
-
-def _by_opencv(data: bytes, mode: int, size: tuple[int, int], name: str) -> np.ndarray:
-    """Pixels (H, W, C) as OpenCV decodes them, not turned."""
-    try:
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), mode | cv2.IMREAD_IGNORE_ORIENTATION)
-    except cv2.error as error:
-        raise RejectedError("bad_image", f"the {name} does not decode: {error.err}") from error
-    if pixels is None or pixels.shape[:2] != size:
-        raise RejectedError("bad_image", f"the {name} does not decode")
-    return pixels.reshape(*size, -1)
 
 
 def _by_pillow(data: bytes, name: str) -> np.ndarray:
@@ -279,7 +254,7 @@ def _by_pillow(data: bytes, name: str) -> np.ndarray:
             _check_size(image.height, image.width, name)
             if name != "JPEG" and getattr(image, "is_animated", False):
                 raise RejectedError("image_animated", f"the {name} has more than one image")
-            # Strips that a TIFF leaves out would be black.
+            # Strips that are missing in a TIFF would become black.
             boxes = [tile.extents or (0, 0, 0, 0) for tile in image.tile]
             covered = sum((right - left) * (bottom - top) for left, top, right, bottom in boxes)
             if name == "TIFF" and covered < image.width * image.height:
@@ -290,7 +265,7 @@ def _by_pillow(data: bytes, name: str) -> np.ndarray:
             elif image.mode in ("F", "I", "LAB", "HSV"):
                 raise RejectedError("bad_image", f"the {name} has pixels of mode {image.mode}")
             elif image.has_transparency_data:
-                pixels = _over_white(np.asarray(image.convert("RGBA")))
+                pixels = over_white(np.asarray(image.convert("RGBA")))
             else:
                 pixels = np.asarray(image.convert("L" if image.mode in ("1", "L") else "RGB"))
     except RejectedError:
@@ -298,7 +273,7 @@ def _by_pillow(data: bytes, name: str) -> np.ndarray:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise RejectedError("image_too_large", f"the {name} has too many pixels: {error}") from error
     except UnidentifiedImageError as error:
-        # Its message holds an address in memory, which no two runs have in common.
+        # Its message holds an address in memory, which differs from run to run.
         raise RejectedError("bad_image", f"the {name}'s header is damaged") from error
     except Exception as error:
         # A damaged file can make a parser raise anything.
@@ -306,24 +281,14 @@ def _by_pillow(data: bytes, name: str) -> np.ndarray:
     return cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR) if pixels.ndim == 3 else pixels[..., None]
 
 
-def _over_white(pixels: np.ndarray) -> np.ndarray:
-    """Three colours of 8 bits from three colours and alpha of 8 or 16 bits, composited over white and rounded."""
-    if pixels.dtype == np.uint16:
-        pixels = (pixels >> 8).astype(np.uint8)
-    alpha = cv2.merge([cv2.extractChannel(pixels, 3)] * 3)
-    darkness = cv2.bitwise_not(cv2.cvtColor(pixels, cv2.COLOR_BGRA2BGR))
-    # No multiple of 1 / 255 is near a half, so this rounds right in float32 on any machine.
-    return cv2.bitwise_not(cv2.multiply(darkness, alpha, scale=1 / 255))
-
-
 def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Pixels as EXIF's ``orientation`` wants them shown."""
+    """Pixels turned as EXIF's ``orientation`` says."""
     if orientation == 1:
         return pixels
     channels = pixels.shape[2]
     if orientation >= 5:
         pixels = cv2.transpose(pixels)
-    # Around both axes, the vertical one (left and right change places), or the horizontal one.
+    # -1 flips both axes, 1 exchanges left and right, 0 exchanges top and bottom.
     axes = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}
     if orientation in axes:
         pixels = cv2.flip(pixels, axes[orientation])
@@ -331,9 +296,9 @@ def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def _resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
-    """``codec.resize``, in two steps where one side grows and the other shrinks to less than half.
+    """``image_codec.resize``, in two steps if one side grows and the other shrinks to less than half.
 
-    INTER_AREA interpolates between neighbours as soon as one side grows, and would skip the pixels between.
+    INTER_AREA interpolates between neighbours as soon as one side grows, and would skip the pixels between them.
     """
     tall, wide = pixels.shape[:2]
     if height > tall and 2 * width < wide:

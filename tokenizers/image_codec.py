@@ -1,4 +1,4 @@
-"""Encoded images ↔ pixels: the one place that knows OpenCV.
+"""Encoded images ↔ pixels, by OpenCV.
 
 Legend: H, W pixels of an image.
 """
@@ -16,14 +16,12 @@ from gatokit.schemas.errors import RejectedError
 from gatokit.schemas.tokens import EncodedImage
 from gatokit.tokenizers.image_header import PNG_SIGNATURE, ImageHeader, probe
 
-__all__ = ["MAX_PIXELS", "ImageHeader", "decode", "encode", "fit", "probe"]
-
 MAX_PIXELS = 64_000_000
-"""Larger images are refused by their header, before anything is decoded."""
+"""Larger images are rejected by their header, before anything is decoded."""
 
 _PNG_END = b"\x00\x00\x00\x00IEND\xae\x42\x60\x82"
-_JPEG_SCAN, _JPEG_END = b"\xff\xda", b"\xff\xd9"
-# Spelt out, so that the bytes do not depend on OpenCV's defaults.
+_JPEG_SCAN, JPEG_END = b"\xff\xda", b"\xff\xd9"
+# All options are given, so that the bytes do not depend on OpenCV's defaults.
 _PNG_OPTIONS = [cv2.IMWRITE_PNG_COMPRESSION, 3, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE]
 _JPEG_OPTIONS = [
     cv2.IMWRITE_JPEG_PROGRESSIVE,
@@ -38,8 +36,8 @@ _JPEG_OPTIONS = [
 def decode(data: bytes) -> np.ndarray:
     """The pixels of a PNG or JPEG as uint8 RGB (H, W, 3).
 
-    Gray is replicated, a palette looked up, 16 bits cut to the upper 8, transparency composited over white, and
-    EXIF orientation ignored. JPEG is decoded by libjpeg-turbo's accurate integer DCT. Raises RejectedError
+    Gray is replicated, a palette is looked up, 16 bits are cut to the upper 8, transparency is composited over white,
+    and EXIF orientation is ignored. JPEG is decoded by libjpeg-turbo's accurate integer DCT. Raises RejectedError
     ``bad_image`` for anything damaged, truncated, animated, gray with a transparent colour, CMYK or above 64 million
     pixels.
     """
@@ -48,9 +46,10 @@ def decode(data: bytes) -> np.ndarray:
 
 
 def encode(array: np.ndarray, codec: Literal["png", "jpeg"] = "png", quality: int = 95) -> bytes:
-    """The bytes of uint8 pixels (H, W), (H, W, 1) or RGB (H, W, 3); the same for the same pixels and OpenCV.
+    """The bytes of uint8 pixels (H, W), (H, W, 1) or RGB (H, W, 3).
 
-    PNG is exact; JPEG has ``quality`` from 0 to 100 and 4:2:0 chroma. ValueError for another shape or dtype.
+    The same pixels and the same version of OpenCV give the same bytes. PNG is exact; JPEG has ``quality`` from 0 to 100
+    and 4:2:0 chroma. ValueError for another shape or dtype.
     """
     channels = _channels(array)
     if channels is None:
@@ -64,7 +63,7 @@ def encode(array: np.ndarray, codec: Literal["png", "jpeg"] = "png", quality: in
 
 
 def resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Pixels (H, W, C) at another size by OpenCV's INTER_AREA; the same array where the size is the same."""
+    """Pixels (H, W, C) at another size by OpenCV's INTER_AREA; the same array if the size is the same."""
     if pixels.shape[:2] == (height, width):
         return pixels
     resized = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
@@ -72,23 +71,21 @@ def resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def fit(frame: bytes | np.ndarray, spec: ImageSpec) -> EncodedImage:
-    """A frame as ``spec`` wants it stored.
+    """A frame of an episode, stored as ``spec`` says.
 
-    Encoded bytes of the right codec and size, 8 bits deep, gray or RGB, are passed on as they are (the same
-    object, not decoded, so damage inside them is not seen). Any other PNG or JPEG, and pixels uint8 (H, W),
-    (H, W, 1) or (H, W, 3), are decoded, resized where the size differs, and encoded. Raises RejectedError
-    ``bad_image`` (as ``decode``, and for an EXIF orientation other than upright, which would make the stored
-    frame lie on its side) or ``wrong_shape``; the caller knows the field and step and adds them.
+    Encoded bytes of the right codec and size, 8 bits deep, gray or RGB, are copied (the same object, which is not
+    decoded, so damage inside it is not seen). Any other PNG or JPEG, and pixels uint8 (H, W), (H, W, 1) or (H, W, 3),
+    are decoded, resized if the size differs, and encoded. Raises RejectedError ``bad_image`` (as ``decode``, and for an
+    EXIF orientation other than upright, which would store the frame lying on its side) or ``wrong_shape``; the caller
+    adds the field and the step.
     """
     if isinstance(frame, bytes):
         height, width, codec = spec.height, spec.width, spec.codec
-        # Of a PNG whose data follows its header at once, the header alone says everything, and frames share it.
+        # If a PNG's data follows its header at once, the header says everything, and all frames of a field share it.
         if frame[37:41] == b"IDAT" and _plain_png(frame[:33], height, width, codec) and frame.endswith(_PNG_END):
             return EncodedImage(frame, height, width)
         header = probe(frame)
-        if _is_wanted(header, height, width, codec) and frame.endswith(
-            _PNG_END if header.codec == "png" else _JPEG_END
-        ):
+        if _is_wanted(header, height, width, codec) and frame.endswith(_PNG_END if header.codec == "png" else JPEG_END):
             return EncodedImage(frame, height, width)
         if header.orientation != 1:
             raise RejectedError(
@@ -113,12 +110,12 @@ def _plain_png(header: bytes, height: int, width: int, codec: str | None) -> boo
 
 
 def _is_wanted(header: ImageHeader, height: int, width: int, codec: str | None) -> bool:
-    """Whether an image is stored as it is."""
+    """Whether an image is copied as it is."""
     return (header.height, header.width) == (height, width) and codec in (None, header.codec) and header.plain
 
 
 def _channels(array: np.ndarray) -> int | None:
-    """1 or 3 for an array of pixels, None for anything else."""
+    """1 or 3 for an array of pixels, else None."""
     if array.dtype != np.uint8 or array.ndim not in (2, 3) or not array.size:
         return None
     channels = 1 if array.ndim == 2 else array.shape[2]
@@ -126,7 +123,7 @@ def _channels(array: np.ndarray) -> int | None:
 
 
 def _pixels(data: bytes, header: ImageHeader) -> np.ndarray:
-    """uint8 (H, W, 1) of a gray image, else RGB (H, W, 3)."""
+    """uint8 pixels: (H, W, 1) of a gray image, else RGB (H, W, 3)."""
     if header.height * header.width > MAX_PIXELS:
         raise RejectedError(
             "bad_image", f"the image has {header.height} x {header.width} pixels, more than {MAX_PIXELS:,}"
@@ -136,48 +133,65 @@ def _pixels(data: bytes, header: ImageHeader) -> np.ndarray:
     if header.codec == "jpeg":
         if header.channels not in (1, 3) or header.bit_depth != 8:
             raise RejectedError("bad_image", f"the JPEG has {header.channels} channels of {header.bit_depth} bits")
-        # OpenCV fills the missing part of a truncated JPEG with gray and says nothing. Neither marker can stand
-        # inside a scan; before the last one there may be a thumbnail with an end of its own.
-        if data.find(_JPEG_END, data.rfind(_JPEG_SCAN)) < 0:
+        # OpenCV fills the missing part of a truncated JPEG with gray, without an error. Neither marker can occur inside
+        # a scan; before the last scan there may be a thumbnail with its own end marker.
+        if data.find(JPEG_END, data.rfind(_JPEG_SCAN)) < 0:
             raise RejectedError("bad_image", "the JPEG is truncated: it has no end marker")
     else:
-        _check_png(data)
+        png_chunks(data)
     gray = header.channels == 1 and not header.alpha
     mode = cv2.IMREAD_UNCHANGED if header.alpha else cv2.IMREAD_GRAYSCALE if gray else cv2.IMREAD_COLOR
-    try:
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), mode | cv2.IMREAD_IGNORE_ORIENTATION)
-    except cv2.error as error:
-        raise RejectedError("bad_image", f"the {header.codec.upper()} does not decode: {error.err}") from error
-    if pixels is None or pixels.shape[:2] != (header.height, header.width):
-        raise RejectedError("bad_image", f"the {header.codec.upper()} does not decode")
+    pixels = decode_by_opencv(data, mode, (header.height, header.width), header.codec.upper())
     if gray:
-        return pixels.reshape(header.height, header.width, 1)
+        return pixels
     if header.alpha:
-        if pixels.ndim != 3 or pixels.shape[2] != 4:
+        if pixels.shape[2] != 4:
             raise RejectedError("bad_image", "the PNG is gray with a transparent colour")
-        return _over_white(pixels)
+        pixels = over_white(pixels)
     return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
 
 
-def _over_white(pixels: np.ndarray) -> np.ndarray:
-    """RGB of blue, green, red, alpha (H, W, 4), composited over white."""
+def decode_by_opencv(data: bytes, mode: int, size: tuple[int, int], name: str) -> np.ndarray:
+    """Pixels (H, W, C) as OpenCV decodes them: blue, green, red, not turned upright.
+
+    Raises RejectedError ``bad_image`` if the ``name``, such as PNG, does not decode to ``size`` (H, W).
+    """
+    try:
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), mode | cv2.IMREAD_IGNORE_ORIENTATION)
+    except cv2.error as error:
+        raise RejectedError("bad_image", f"the {name} does not decode: {error.err}") from error
+    if pixels is None or pixels.shape[:2] != size:
+        raise RejectedError("bad_image", f"the {name} does not decode")
+    return pixels.reshape(*size, -1)
+
+
+def over_white(pixels: np.ndarray) -> np.ndarray:
+    """Three colours of 8 bits from three colours and alpha of 8 or 16 bits, composited over white and rounded."""
     if pixels.dtype == np.uint16:
         pixels = (pixels >> 8).astype(np.uint8)
-    colour, alpha = pixels[..., 2::-1].astype(np.uint16), pixels[..., 3:].astype(np.uint16)
-    return ((colour * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+    alpha = cv2.merge([cv2.extractChannel(pixels, 3)] * 3)
+    darkness = cv2.bitwise_not(cv2.cvtColor(pixels, cv2.COLOR_BGRA2BGR))
+    # No multiple of 1 / 255 is near a half, so this rounds right in float32 on any machine.
+    return cv2.bitwise_not(cv2.multiply(darkness, alpha, scale=1 / 255))
 
 
-def _check_png(data: bytes) -> None:
-    """Walks a PNG's chunks: OpenCV returns what it could read of a truncated or damaged one."""
-    at = len(PNG_SIGNATURE)
+def png_chunks(data: bytes) -> list[tuple[bytes, int, int]]:
+    """Kind, begin and end of a PNG's chunks up to IEND.
+
+    Raises RejectedError ``bad_image`` if the PNG is truncated or a chunk does not match its checksum: OpenCV would
+    return what it could read.
+    """
+    view, at, chunks = memoryview(data), len(PNG_SIGNATURE), []
     while True:
         try:
             length, kind = struct.unpack_from(">I4s", data, at)
-            (checksum,) = struct.unpack_from(">I", data, at + 8 + length)
+            end = at + 12 + length
+            (checksum,) = struct.unpack_from(">I", data, end - 4)
         except struct.error as error:
             raise RejectedError("bad_image", "the PNG is truncated") from error
-        if zlib.crc32(data[at + 4 : at + 8 + length]) != checksum:
+        if zlib.crc32(view[at + 4 : end - 4]) != checksum:
             raise RejectedError("bad_image", f"the PNG's {kind.decode('latin-1')} chunk does not match its checksum")
+        chunks.append((kind, at, end))
         if kind == b"IEND":
-            return
-        at += 12 + length
+            return chunks
+        at = end

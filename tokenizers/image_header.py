@@ -1,6 +1,6 @@
-"""What the first bytes of an image say about it, read without decoding it.
+"""Size and form of an image, read from its first bytes without decoding it.
 
-This runs for every frame and picture of a build, so it touches a few dozen bytes and makes no copies.
+This runs for every image of a build, so it reads a few dozen bytes and makes no copies.
 """
 
 import struct
@@ -41,9 +41,9 @@ _BEGINNINGS = {
 
 
 class ImageHeader(NamedTuple):
-    """An encoded image's form. ``channels`` counts what decoding gives: 3 for a PNG with a palette.
+    """The form of a PNG or JPEG. ``channels`` is the number after decoding: 3 for a PNG with a palette.
 
-    ``alpha`` is set for an alpha channel or a transparent colour; ``orientation`` is EXIF's, 1 where none.
+    ``alpha`` is set for an alpha channel or a transparent colour; ``orientation`` is EXIF's, 1 if there is none.
     """
 
     codec: Literal["png", "jpeg"]
@@ -58,7 +58,7 @@ class ImageHeader(NamedTuple):
 
     @property
     def plain(self) -> bool:
-        """Whether it is 8-bit gray or RGB and nothing else, upright."""
+        """Whether it is upright 8-bit gray or RGB, without palette, alpha or animation."""
         return (
             self.bit_depth == 8
             and self.channels in (1, 3)
@@ -68,7 +68,7 @@ class ImageHeader(NamedTuple):
 
 
 class WebpHeader(NamedTuple):
-    """A WebP's form. ``lossy`` is that of its colours; ``orientation`` is EXIF's, 1 where none."""
+    """The form of a WebP. ``lossy`` is about its colours; ``orientation`` is EXIF's, 1 if there is none."""
 
     height: int
     width: int
@@ -79,7 +79,7 @@ class WebpHeader(NamedTuple):
 
 
 def probe(data: bytes) -> ImageHeader:
-    """The header of a PNG or JPEG; RejectedError ``bad_image`` where ``data`` is neither or breaks off in it."""
+    """The header of a PNG or JPEG; RejectedError ``bad_image`` if ``data`` is neither or ends inside its header."""
     try:
         if data[:8] == PNG_SIGNATURE:
             return _png(data)
@@ -93,7 +93,7 @@ def probe(data: bytes) -> ImageHeader:
 
 
 def probe_webp(data: bytes) -> WebpHeader:
-    """The header of a WebP; RejectedError ``bad_image`` where ``data`` is none, is damaged or breaks off."""
+    """The header of a WebP; RejectedError ``bad_image`` if ``data`` is no WebP, is damaged or is truncated."""
     try:
         (size,) = struct.unpack_from("<I", data, 4)
         if data[:4] != b"RIFF" or data[8:12] != b"WEBP":
@@ -106,7 +106,7 @@ def probe_webp(data: bytes) -> WebpHeader:
 
 
 def describe(data: bytes) -> str:
-    """What ``data`` looks like, in a few words with an article: ``a GIF``, ``an HTML page``, ``text that begins …``."""
+    """What kind of file ``data`` seems to be, with an article: ``a GIF``, ``an HTML page``, ``text that begins …``."""
     for beginning, name in _BEGINNINGS.items():
         if data.startswith(beginning):
             return name
@@ -133,17 +133,30 @@ def describe(data: bytes) -> str:
 
 
 def exif_orientation(exif: bytes) -> int:
-    """The orientation in a block of EXIF, with or without its ``Exif`` prefix; 1 where it has none or is damaged."""
-    return _orientation(exif.removeprefix(b"Exif\0\0"))
+    """The orientation in a block of EXIF, with or without its ``Exif`` prefix; 1 if it has none or is damaged."""
+    exif = exif.removeprefix(b"Exif\0\0")
+    order = {b"II": "<", b"MM": ">"}.get(exif[:2])
+    if order is None:
+        return 1
+    try:
+        (at,) = struct.unpack_from(order + "I", exif, 4)
+        (count,) = struct.unpack_from(order + "H", exif, at)
+        for entry in range(count):
+            tag, _, _, value = struct.unpack_from(order + "HHIH", exif, at + 2 + 12 * entry)
+            if tag == _EXIF_ORIENTATION:
+                return int(value) if 1 <= value <= 8 else 1
+    except struct.error:
+        pass
+    return 1
 
 
 def _webp(data: bytes, end: int) -> WebpHeader:
-    flags, canvas, at = 0, None, 12
+    flags, vp8x_size, at = 0, None, 12
     if data[12:16] == b"VP8X":
         flags, wide, low_height, high_height = struct.unpack_from("<B3x3sBH", data, 20)
-        canvas = 1 + low_height + (high_height << 8), 1 + int.from_bytes(wide, "little")
+        vp8x_size = 1 + low_height + (high_height << 8), 1 + int.from_bytes(wide, "little")
         if flags & _WEBP_ANIMATION:
-            return WebpHeader(*canvas, lossy=True, alpha=True, animated=True)
+            return WebpHeader(*vp8x_size, lossy=True, alpha=True, animated=True)
     size: tuple[int, int] | None = None
     lossy, alpha, orientation = True, bool(flags & _WEBP_ALPHA), 1
     while size is None or (flags & _WEBP_EXIF and at + 8 <= end):
@@ -162,7 +175,7 @@ def _webp(data: bytes, end: int) -> WebpHeader:
         elif kind == b"EXIF":
             orientation = exif_orientation(data[at + 8 : at + 8 + length])
         at += 8 + length + length % 2
-    if 0 in size or size != (canvas or size):
+    if 0 in size or size != (vp8x_size or size):
         raise RejectedError("bad_image", "the WebP's header is damaged")
     return WebpHeader(*size, lossy, alpha, orientation=orientation)
 
@@ -181,7 +194,7 @@ def _png(data: bytes) -> ImageHeader:
         alpha |= kind == b"tRNS"
         animated |= kind == b"acTL"
         if kind == b"eXIf":
-            orientation = _orientation(data[at + 8 : at + 8 + length])
+            orientation = exif_orientation(data[at + 8 : at + 8 + length])
         at += 12 + length
     return ImageHeader(
         "png", height, width, _PNG_CHANNELS[colour], depth, colour == _PNG_PALETTE, alpha, animated, orientation
@@ -207,22 +220,5 @@ def _jpeg(data: bytes) -> ImageHeader:
             return ImageHeader("jpeg", height, width, channels, depth, orientation=orientation)
         else:
             if marker == 0xE1 and data[at + 4 : at + 10] == b"Exif\0\0":
-                orientation = _orientation(data[at + 10 : at + 2 + length])
+                orientation = exif_orientation(data[at + 10 : at + 2 + length])
             at += 2 + length
-
-
-def _orientation(exif: bytes) -> int:
-    """The orientation of a TIFF block's first directory; 1 where it has none or is damaged."""
-    order = {b"II": "<", b"MM": ">"}.get(exif[:2])
-    if order is None:
-        return 1
-    try:
-        (at,) = struct.unpack_from(order + "I", exif, 4)
-        (count,) = struct.unpack_from(order + "H", exif, at)
-        for entry in range(count):
-            tag, _, _, value = struct.unpack_from(order + "HHIH", exif, at + 2 + 12 * entry)
-            if tag == _EXIF_ORIENTATION:
-                return int(value) if 1 <= value <= 8 else 1
-    except struct.error:
-        pass
-    return 1

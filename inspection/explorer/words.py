@@ -6,7 +6,7 @@ from gatokit.inspection.read.rows import EpisodeRow
 from gatokit.schemas.errors import RejectedError
 from gatokit.schemas.index import REASONS
 from gatokit.schemas.tokens import EncodedImage
-from gatokit.tokenizers.image_codec import probe
+from gatokit.tokenizers.image_header import probe
 
 
 def counted(number: int, one: str, several: str = "") -> str:

@@ -7,7 +7,8 @@ import numpy as np
 
 from gatokit.schemas.episode import FIRST, LAST, TERMINAL
 from gatokit.schemas.tokens import EncodedImage
-from gatokit.tokenizers.image_codec import decode, probe
+from gatokit.tokenizers.image_codec import decode
+from gatokit.tokenizers.image_header import probe
 
 _FLAGS = {FIRST: "first", LAST: "last", TERMINAL: "terminal"}
 

@@ -18,7 +18,8 @@ from gatokit.inspection.read.values import brief, flag_names
 from gatokit.schemas.errors import RejectedError
 from gatokit.schemas.tokens import EncodedImage
 from gatokit.tokenizers.episode import FieldValues
-from gatokit.tokenizers.image_codec import decode, encode, probe, resize
+from gatokit.tokenizers.image_codec import decode, encode, resize
+from gatokit.tokenizers.image_header import probe
 from gatokit.tokenizers.text import TextTokenizer
 
 _FRAMES = 8
