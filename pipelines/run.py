@@ -14,6 +14,7 @@ import pyarrow as pa
 from gatokit.pipelines import checks
 from gatokit.pipelines.beam import jobs
 from gatokit.pipelines.beam.forks import kept
+from gatokit.pipelines.beam.work import ERRORS, sentence
 from gatokit.pipelines.config_loading import read_inputs, read_vocabulary
 from gatokit.pipelines.dataset import ScanUnit
 from gatokit.pipelines.planning.kinds import plan_datasets, scan_units
@@ -122,7 +123,7 @@ def _run(
         with hold(root), _os_errors():
             before = checks.finished_manifest(root, config, described, content, only, update)
             checks.check_vocabulary(root, model)
-            files.remove_tree(work / jobs.ERRORS)
+            files.remove_tree(work / ERRORS)
             names = [dataset.config.name for dataset in datasets]
             log.write(f"{content} started", config=str(config_path), datasets=names, update=before is not None)
             # --- 2. scan ---------------------------------------------------------------------------------------------
@@ -309,4 +310,4 @@ def _os_errors() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise DataError(jobs.sentence(error)) from None
+        raise DataError(sentence(error)) from None

@@ -13,7 +13,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -33,17 +32,6 @@ MOST_CRASHES = 20
 _CRASHES = {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGTRAP, signal.SIGSYS}
 _FAILED = 3
 _KILLED = "probably for lack of memory: take fewer --workers or a machine with more, or leave it out of the source"
-
-
-@contextmanager
-def attempt(note: Path) -> Iterator[bool]:
-    """Leaves a note while work goes on; whether there was one before."""
-    died = files.exists(note)
-    files.write_atomically(note, b"")
-    try:
-        yield died
-    finally:
-        files.remove(note)
 
 
 def build(order: str | Path, directory: str | Path, vocabulary: str | Path) -> Built:

@@ -1,18 +1,9 @@
-"""The Beam jobs: one scans units, one builds orders. Both spread independent pieces of work and shuffle no data.
+"""The Beam jobs: one scans units, one builds shards. Both spread independent pieces of work and shuffle no data."""
 
-A piece's result is a file; running a piece twice writes the same file twice. A piece that fails for a reason
-that its user can mend leaves that reason as a file, for Beam would wrap it in its own traceback.
-"""
-
-import ctypes
-import errno
-import gc
 import json
-import os
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,30 +22,17 @@ from apache_beam.options.pipeline_options import (
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.runners.runner import PipelineRunner
 
-from gatokit.pipelines.beam import crash_isolation as isolated
+from gatokit.pipelines.beam import work
 from gatokit.pipelines.beam.local_workers import DIED, ProcessEnvironment, without_noise
-from gatokit.pipelines.config_loading import load_vocabulary
-from gatokit.pipelines.planning.kinds import unit_from_json
-from gatokit.pipelines.planning.shard_task import ShardTask
-from gatokit.pipelines.shards.build import Built, build_shard
-from gatokit.schemas.digests import digest
 from gatokit.schemas.errors import ConfigError, DataError, GatokitError
 from gatokit.storage import files
-from gatokit.storage.files import is_remote, write_atomically, write_rows
-from gatokit.tokenizers.text import TextTokenizer
+from gatokit.storage.files import is_remote
 
-ERRORS = "errors"
-"""Folder below a job's working directory where failed pieces leave their reasons."""
-ATTEMPTS = "attempts"
-"""Folder below it where pieces that are worked on have their notes."""
 NAMESPACE = "gatokit"
-"""Of the counters: ``scanned`` rows of a scan; of a build ``episodes`` and ``documents`` with those ``kept``,
-``tokens``, ``shards`` and their ``bytes``. A piece that is done twice counts twice; the files tell what is there."""
+"""Namespace of the counters, which are sums of ``work.Counts``. A piece that is done twice counts twice."""
 _POLL_SECONDS = 0.2
-_M_MMAP_THRESHOLD = -3
 _MOST_SAID = 1000
 """Characters of what a runner says of a job that failed."""
-_FULL = "the disk is full; make room and run the build again: finished shards stay"
 
 
 class JobFailedError(GatokitError):
@@ -68,106 +46,61 @@ class WorkerDiedError(Exception):
 
 
 class ScanFiles(beam.PTransform):
-    """Scans units into files below ``directory``; ``work`` is the job's working directory.
+    """Calls ``work.scan`` for each piece."""
 
-    A unit is given as where it stands, as JSON, in a file: its fingerprint, which names its result, the file's path,
-    offset and length. A Dataflow job of thousands of units would be too large with the units themselves.
-    """
-
-    def __init__(self, directory: str, work: str) -> None:
+    def __init__(self, directory: str, work_directory: str) -> None:
         super().__init__()
-        self._fn = _ScanFn(directory, work)
+        self._fn = _ScanFn(directory, work_directory)
 
     def expand(self, units: beam.PCollection) -> beam.PCollection:
-        """One unit a piece of work."""
+        """One unit per piece."""
         return units | "Spread units" >> beam.Reshuffle() | "Scan unit" >> beam.ParDo(self._fn)
 
 
 class WriteShards(beam.PTransform):
-    """Builds orders, given as (path of the order, directory of its dataset), with the model at ``vocabulary``; ``work``
-    is the job's working directory."""
+    """Calls ``work.build`` for each piece."""
 
-    def __init__(self, vocabulary: str, work: str) -> None:
+    def __init__(self, vocabulary: str, work_directory: str) -> None:
         super().__init__()
-        self._fn = _BuildFn(vocabulary, work)
+        self._fn = _BuildFn(vocabulary, work_directory)
 
-    def expand(self, orders: beam.PCollection) -> beam.PCollection:
-        """One order a piece of work: reading, tokenizing and writing stay together, so that no image or token
-        passes through the runner."""
-        return orders | "Spread orders" >> beam.Reshuffle() | "Build shard" >> beam.ParDo(self._fn)
+    def expand(self, tasks: beam.PCollection) -> beam.PCollection:
+        """One shard per piece."""
+        return tasks | "Spread tasks" >> beam.Reshuffle() | "Build shard" >> beam.ParDo(self._fn)
 
 
 class _ScanFn(beam.DoFn):
-    def __init__(self, directory: str, work: str) -> None:
-        self._directory, self._work = directory, work
+    def __init__(self, directory: str, work_directory: str) -> None:
+        self._directory, self._work = directory, work_directory
 
     def setup(self) -> None:
-        """Once a worker."""
-        return_large_blocks()
+        """Once per worker."""
+        work.return_large_blocks()
 
-    def process(self, element: tuple[str, str, int, int]) -> list[str]:
-        """Scans a unit, unless that fails for a reason that its user can mend."""
-        fingerprint, path, offset, length = element
-        result = Path(self._directory) / f"{fingerprint}.arrow"
-        with files.ranges(path) as file:
-            unit = unit_from_json(file.read_at(offset, length))
-
-        def work(died: bool) -> None:
-            if died:
-                rows = isolated.scan(unit, result)
-            else:
-                table = unit.scan()
-                write_rows(result, table)
-                rows = table.num_rows
-            _count(scanned=rows)
-
-        _attempt(work, self._work, fingerprint)
-        return [fingerprint]
+    def process(self, piece: tuple[str, str, int, int]) -> list[str]:
+        """Scans a unit."""
+        _count(work.scan(piece, self._directory, self._work))
+        return [piece[0]]
 
 
 class _BuildFn(beam.DoFn):
-    def __init__(self, vocabulary: str, work: str) -> None:
-        self._vocabulary, self._work = vocabulary, work
-        self._text: TextTokenizer | None = None
+    def __init__(self, vocabulary: str, work_directory: str) -> None:
+        self._vocabulary, self._work = vocabulary, work_directory
 
     def setup(self) -> None:
-        """Loads the model here, once a worker, so that it does not travel with every bundle."""
-        self._text = load_vocabulary(self._vocabulary)
-        return_large_blocks()
+        """Loads the vocabulary once per worker, so that it does not travel with every bundle."""
+        work.vocabulary_at(self._vocabulary)
+        work.return_large_blocks()
 
-    def process(self, element: tuple[str, str]) -> list[str]:
-        """Builds an order, unless that fails for a reason that its user can mend."""
-        path, directory = element
-        assert self._text is not None
-        text = self._text
-
-        def work(died: bool) -> None:
-            if died:
-                built = isolated.build(path, directory, self._vocabulary)
-            else:
-                built = build_shard(ShardTask.read(path), directory, text)
-            _count_built(built)
-
-        _attempt(work, self._work, path)
-        return [path]
+    def process(self, piece: tuple[str, str]) -> list[str]:
+        """Builds a shard."""
+        _count(work.build(piece, self._vocabulary, self._work))
+        return [piece[0]]
 
 
-def return_large_blocks() -> None:
-    """From now on this process returns large blocks of memory to the system when they are freed.
-
-    glibc would keep freed blocks of up to 32 MiB for every thread. With another C library nothing happens.
-    """
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1 << 20)
-
-
-def _count(**counts: int) -> None:
+def _count(counts: work.Counts) -> None:
     for name, count in counts.items():
         Metrics.counter(NAMESPACE, name).inc(count)
-
-
-def _count_built(built: Built) -> None:
-    _count(**{built.what: built.rows}, kept=built.kept, tokens=built.tokens, shards=built.shards, bytes=built.bytes)
 
 
 @dataclass(frozen=True)
@@ -226,8 +159,8 @@ def run(
     transform: beam.PTransform,
     where: Execution,
     poll: Callable[[], None],
-    work: Path,
-) -> dict[str, int]:
+    work_directory: Path,
+) -> work.Counts:
     """Runs ``transform`` over ``pieces`` and waits, calling ``poll`` a few times a second; what its counters say.
 
     Raises the first reason that a piece left below ``work``, WorkerDiedError, or what the pipeline itself raised.
@@ -235,7 +168,7 @@ def run(
     failure: list[BaseException] = []
     counters: dict[str, int] = {}
     pieces = list(pieces)
-    log = (Path(tempfile.gettempdir()) / "gatokit" if is_remote(work) else work) / "workers.log"
+    log = (Path(tempfile.gettempdir()) / "gatokit" if is_remote(work_directory) else work_directory) / "workers.log"
 
     def job() -> None:
         try:
@@ -253,13 +186,13 @@ def run(
         while thread.is_alive():
             thread.join(_POLL_SECONDS)
             poll()
-    for name in files.names(work / ERRORS):
+    for name in files.names(work_directory / work.ERRORS):
         if name.endswith(".json"):
-            raise DataError(json.loads(files.read_bytes(work / ERRORS / name))["message"])
+            raise DataError(json.loads(files.read_bytes(work_directory / work.ERRORS / name))["message"])
     if failure:
         said = str(failure[0])
-        if _is_full(said):
-            raise DataError(_FULL)
+        if work.is_full(said):
+            raise DataError(work.FULL)
         if DIED in said:
             raise WorkerDiedError(said[said.index(DIED) :].splitlines()[0])
         if where.is_elsewhere:
@@ -273,29 +206,3 @@ def run(
 def _counters(result: Any) -> dict[str, int]:
     found = result.metrics().query(MetricsFilter().with_namespace(NAMESPACE))["counters"]
     return {counter.key.metric.name: int(counter.result) for counter in found}
-
-
-def sentence(error: Exception) -> str:
-    """What an error says to the one who can mend its reason."""
-    message = str(error) if isinstance(error, GatokitError) else f"{type(error).__name__}: {error}"
-    return f"{_FULL} ({message})" if _is_full(message) else message
-
-
-def _is_full(message: str) -> bool:
-    return any(os.strerror(number) in message for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
-
-
-def _attempt(work: Callable[[bool], None], directory: str, name: str) -> None:
-    """Does a piece of work; where it fails for a reason that its user can mend, leaves that reason. ``work`` is told
-    whether an earlier attempt died."""
-    key = digest(name.encode(), 8)
-    try:
-        # The collector need not look again and again through what is there already: modules, features and columns.
-        gc.freeze()
-        with isolated.attempt(Path(directory) / ATTEMPTS / key) as died:
-            work(died)
-    except (GatokitError, OSError) as error:
-        message = json.dumps({"message": sentence(error)}).encode()
-        write_atomically(Path(directory) / ERRORS / f"{key}.json", message)
-    finally:
-        gc.unfreeze()

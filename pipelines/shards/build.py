@@ -24,7 +24,7 @@ class Built:
     """What one call of ``build_shard`` wrote: rows of the index (``episodes`` or ``documents``), those kept, tokens,
     shard files and their bytes."""
 
-    what: str
+    kind: str
     rows: int
     kept: int
     tokens: int
@@ -67,7 +67,7 @@ def build_shard(
         index = pa.table({**columns, **result}).select(INDEX.names).cast(INDEX)
         write_index(Path(directory) / (task.stem + INDEX_SUFFIX), index, writer.parts, builder.out_of_range)
     return Built(
-        what=task.header.kind,
+        kind=task.header.kind,
         rows=len(columns["kept"]),
         kept=sum(columns["kept"]),
         tokens=sum(part.tokens for part in writer.parts),

@@ -10,7 +10,7 @@ import pytest
 
 from gatokit.inspection.verify.directory import verify
 from gatokit.pipelines.beam import crash_isolation as isolated
-from gatokit.pipelines.beam import jobs
+from gatokit.pipelines.beam import jobs, work
 from gatokit.pipelines.planning.shard_task import ShardTask
 from gatokit.pipelines.run import build
 from gatokit.pipelines.shards import writer as shards
@@ -99,9 +99,9 @@ def test_a_note_of_an_attempt_that_still_runs_gives_the_same_shard(tmp_path, tex
         note.touch()
         return attempt(note)
 
-    attempt = isolated.attempt
+    attempt = work.marked
     monkeypatch.setattr(isolated, "build", counted)
-    monkeypatch.setattr(isolated, "attempt", noted)
+    monkeypatch.setattr(work, "marked", noted)
     result = build(texts, tmp_path / "out")
     assert len(isolates) == result.built
     assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
