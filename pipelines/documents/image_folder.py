@@ -182,8 +182,8 @@ class CocoFile(ImageFolderFile):
         """See ``ImageFolderFile``."""
         names: dict[Id, str] = {}
         captions = _Captions()
-        lists, fields = ("images", "annotations"), {"id", "file_name", "caption", "image_id"}
-        content = read_object(self.path, self.name, lists, fields, hint=_COCO_HINT)
+        keep = _only("id", "file_name", "caption", "image_id")
+        content = read_object(self.path, self.name, ("images", "annotations"), keep, hint=_COCO_HINT)
         for list_name, entries in content.items():  # in the file's order, which may begin with either
             for number, entry in enumerate(entries):
                 key = f"annotations[{number}]"
@@ -222,9 +222,9 @@ class VqaFile(ImageFolderFile):
     def captions(self) -> Iterator[Caption]:
         """See ``ImageFolderFile``."""
         answers, faulty = self._answers()
-        fields = {"question_id", "question", "image_id"}
+        keep = _only("question_id", "question", "image_id")
         content = read_object(
-            self.path, self.name, ("questions",), fields, values=("data_subtype",), hint=_QUESTIONS_HINT
+            self.path, self.name, ("questions",), keep, values=("data_subtype",), hint=_QUESTIONS_HINT
         )
         subtype = self._subtype(content)
         captions = _Captions()
@@ -253,9 +253,8 @@ class VqaFile(ImageFolderFile):
         """The answer of each question or what is wrong with it, and the annotations that belong to no question."""
         answers: dict[Id, str | RejectedError] = {}
         faulty: list[tuple[str, RejectedError]] = []
-        fields = {"question_id", "multiple_choice_answer", "answers", "answer"}
         name = os.path.basename(self.annotations)
-        content = read_object(self.annotations, name, ("annotations",), fields, hint=_ANSWERS_HINT)
+        content = read_object(self.annotations, name, ("annotations",), _without_answers, hint=_ANSWERS_HINT)
         for number, entry in enumerate(content["annotations"]):
             try:
                 id = _id(entry, "question_id")
@@ -296,6 +295,18 @@ def _id(entry: Any, field: str) -> Id:
     if isinstance(value, bool) or not isinstance(value, int | str):
         raise RejectedError("wrong_shape", f"{field!r} holds neither a whole number nor a string")
     return value
+
+
+def _only(*fields: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    return lambda entry: {field: entry[field] for field in fields if field in entry}
+
+
+def _without_answers(annotation: dict[str, Any]) -> dict[str, Any]:
+    """An annotation of VQAv2, which names the answer, without the ten answers that take most of the file."""
+    answer = annotation.get("multiple_choice_answer")
+    if answer is None:
+        return annotation
+    return {"question_id": annotation.get("question_id"), "multiple_choice_answer": answer}
 
 
 def _answer(entry: dict[str, Any]) -> str:

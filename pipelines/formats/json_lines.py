@@ -9,7 +9,7 @@ import gzip
 import io
 import json
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -92,15 +92,24 @@ def read_lines(path: str, name: str, lines: Iterable[tuple[ByteRange, int]]) -> 
 
 
 def read_object(
-    path: str, name: str, lists: tuple[str, ...], fields: set[str], *, values: tuple[str, ...] = (), hint: str
+    path: str,
+    name: str,
+    lists: tuple[str, ...],
+    keep: Callable[[dict[str, Any]], dict[str, Any]],
+    *,
+    values: tuple[str, ...] = (),
+    hint: str,
 ) -> dict[str, Any]:
     """Of the object that a JSON file holds, its ``lists`` and ``values`` that are there, in the file's order.
 
-    Objects in the lists keep only ``fields``, so that memory holds no more than is used. Bytes that are not UTF-8
-    become surrogates (``surrogateescape``), so that a bad text does not cost the others. Raises DataError, with
-    ``hint``, if the file cannot be read, is damaged or above 2 GiB, or lacks a list.
+    ``keep`` gets every object below it as it is read, and returns what is used of it, so that memory holds no more.
+    Bytes that are not UTF-8 become surrogates (``surrogateescape``), so that a bad text does not cost the others.
+    Raises DataError, with ``hint``, if the file cannot be read, is damaged or above 2 GiB, or lacks a list.
     """
-    used = {*lists, *values, *fields}
+
+    def hook(entry: dict[str, Any]) -> dict[str, Any]:
+        return keep(entry) if entry.keys().isdisjoint(lists) else entry
+
     try:
         size = storage.size(path)
         if size > LARGEST_OBJECT:
@@ -109,9 +118,7 @@ def read_object(
     except OSError as error:
         raise DataError(f"{name}: cannot be read: {error.strerror or error}; {hint}") from None
     try:
-        content = json.loads(
-            text, object_hook=lambda entry: {key: value for key, value in entry.items() if key in used}
-        )
+        content = json.loads(text, object_hook=hook)
     except RecursionError:
         raise DataError(f"{name}: is damaged: values are nested too deeply; {hint}") from None
     except json.JSONDecodeError as error:

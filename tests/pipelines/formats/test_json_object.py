@@ -20,12 +20,21 @@ JSON = st.recursive(
 
 def read(folder: Path, text: str | bytes, *lists: str, values: tuple[str, ...] = ()) -> dict[str, Any]:
     (folder / "a.json").write_bytes(text.encode() if isinstance(text, str) else text)
-    return read_object(str(folder / "a.json"), "a.json", lists, {"a", "b", "c"}, values=values, hint="give another")
+    return read_object(str(folder / "a.json"), "a.json", lists, only_abc, values=values, hint="give another")
+
+
+def only_abc(entry: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in entry.items() if key in "abc"}
 
 
 @settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(value=st.dictionaries(st.text(), JSON, max_size=5), ascii=st.booleans(), indent=st.none() | st.just(1))
+@given(
+    value=st.dictionaries(st.text().filter("list".__ne__), JSON, max_size=5),
+    ascii=st.booleans(),
+    indent=st.none() | st.just(1),
+)
 def test_values_are_those_of_json(tmp_path: Path, value: dict[str, Any], ascii: bool, indent: int | None) -> None:
+    value = {"list": [], **value}
     text = json.dumps(value, indent=indent, ensure_ascii=ascii)
     lists = [key for key, inner in value.items() if isinstance(inner, list)]
     others = tuple(value.keys() - lists)
@@ -78,10 +87,10 @@ def test_a_file_above_the_bound_is_refused_unread(tmp_path: Path, monkeypatch: p
 
 def test_fields_that_nobody_reads_take_no_memory(tmp_path: Path) -> None:
     entry = json.dumps({"a": 1, "segmentation": list(range(100))})
-    text = '{"a": [' + ", ".join([entry] * 10_000) + "]}"
+    text = '{"list": [' + ", ".join([entry] * 10_000) + "]}"
     tracemalloc.start()
     try:
-        assert len(read(tmp_path, text, "a")["a"]) == 10_000
+        assert read(tmp_path, text, "list")["list"] == [{"a": 1}] * 10_000
         assert tracemalloc.get_traced_memory()[1] < 3 * len(text)
     finally:
         tracemalloc.stop()
