@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from gatokit.pipelines import checks
 from gatokit.pipelines.beam import jobs
-from gatokit.pipelines.beam.forks import kept
+from gatokit.pipelines.beam.local_workers import prepare_workers
 from gatokit.pipelines.beam.work import ERRORS, sentence
 from gatokit.pipelines.config_loading import read_inputs, read_vocabulary
 from gatokit.pipelines.dataset import ScanUnit
@@ -111,68 +111,69 @@ def _run(
 ) -> Result:
     begin, root, where = time.monotonic(), out_directory(out), jobs.execution(beam_arguments, workers)
     work, log = root / WORK, JobLog(root / LOG)
-    with kept(where.local_workers):  # they start while sources are listed
-        # --- 1. read the config and list the sources -------------------------------------------------------------
-        config, base = read_inputs(config_path, only)
-        described = checks.described_config(config, base, limit)
-        text = read_vocabulary(config, base, config_path) if content == "build" else None
-        model = VocabularyEntry(file=VOCABULARY, pieces=text.pieces, blake2b=text.digest) if text else None
-        datasets = plan_datasets(config, base)
-        if where.is_elsewhere:
-            checks.check_reachable(datasets, root)
-        with hold(root), _os_errors():
-            before = checks.finished_manifest(root, config, described, content, only, update)
-            checks.check_vocabulary(root, model)
-            files.remove_tree(work / ERRORS)
-            names = [dataset.config.name for dataset in datasets]
-            log.write(f"{content} started", config=str(config_path), datasets=names, update=before is not None)
-            # --- 2. scan ---------------------------------------------------------------------------------------------
-            with log.stage("scan"):
-                units = [scan_units(dataset, config.max_episode_bytes) for dataset in datasets]
-                scanned = _scan(units, work, where, progress, log)
-            # --- 3. filter the rows and plan the shards --------------------------------------------------------------
-            with log.stage("plan"):
-                files.remove_tree(work / "shards")
-                digest = model.blake2b if model else ""
-                plans = [
-                    plan_shards(dataset, paths, config, digest, limit, work / "shards")
-                    for dataset, paths in zip(datasets, scanned, strict=True)
-                ]
-                notices = [notice for plan in plans for notice in plan.result.notices]
-                notices += checks.other_packages(before) if update else []
-                for notice in notices:
-                    log.write("notice", text=notice)
-                if before is not None and not update:
-                    checks.check_unchanged(root, before, plans, content)
-            # --- 4. build the shards, or of a scan only their indexes ------------------------------------------------
-            reused: set[str] = set()
-            with log.stage("build"):
-                if text is not None:
-                    if not files.exists(root / VOCABULARY):
-                        write_atomically(root / VOCABULARY, text.model)
-                    reused = _build(plans, root, work, where, progress, log)
-                else:
-                    _write_scan(plans, root)
-            # --- 5. count what there is, and write the manifest ------------------------------------------------------
-            with log.stage("finish"):
-                finished = [finish_dataset(root, plan, config, content) for plan in plans]
-                files.remove_tree(work)
-                manifest, removed = write_manifest(root, config, described, finished, model, content, before)
-            splits = [split for dataset in manifest.datasets for split in dataset.splits]
-            built = [part for split in splits if split.fingerprint not in reused for part in split.parts]
-            result = Result(
-                manifest,
-                tuple(notices),
-                time.monotonic() - begin,
-                log.seconds,
-                built=len(built),
-                built_tokens=sum(part.tokens for part in built),
-                reused=sum(len(split.parts) for split in splits) - len(built),
-                removed=sum(item.is_shard for item in removed),
-                rejected={item.dataset.name: item.rejected for item in finished},
-            )
-            _log_result(log, content, result)
-            return result
+    if where.local_workers is not None and where.local_workers > 1:
+        prepare_workers()  # while sources are listed
+    # --- 1. read the config and list the sources -----------------------------------------------------------------
+    config, base = read_inputs(config_path, only)
+    described = checks.described_config(config, base, limit)
+    text = read_vocabulary(config, base, config_path) if content == "build" else None
+    model = VocabularyEntry(file=VOCABULARY, pieces=text.pieces, blake2b=text.digest) if text else None
+    datasets = plan_datasets(config, base)
+    if where.is_elsewhere:
+        checks.check_reachable(datasets, root)
+    with hold(root), _os_errors():
+        before = checks.finished_manifest(root, config, described, content, only, update)
+        checks.check_vocabulary(root, model)
+        files.remove_tree(work / ERRORS)
+        names = [dataset.config.name for dataset in datasets]
+        log.write(f"{content} started", config=str(config_path), datasets=names, update=before is not None)
+        # --- 2. scan -------------------------------------------------------------------------------------------------
+        with log.stage("scan"):
+            units = [scan_units(dataset, config.max_episode_bytes) for dataset in datasets]
+            scanned = _scan(units, work, where, progress, log)
+        # --- 3. filter the rows and plan the shards ------------------------------------------------------------------
+        with log.stage("plan"):
+            files.remove_tree(work / "shards")
+            digest = model.blake2b if model else ""
+            plans = [
+                plan_shards(dataset, paths, config, digest, limit, work / "shards")
+                for dataset, paths in zip(datasets, scanned, strict=True)
+            ]
+            notices = [notice for plan in plans for notice in plan.result.notices]
+            notices += checks.other_packages(before) if update else []
+            for notice in notices:
+                log.write("notice", text=notice)
+            if before is not None and not update:
+                checks.check_unchanged(root, before, plans, content)
+        # --- 4. build the shards, or of a scan only their indexes ----------------------------------------------------
+        reused: set[str] = set()
+        with log.stage("build"):
+            if text is not None:
+                if not files.exists(root / VOCABULARY):
+                    write_atomically(root / VOCABULARY, text.model)
+                reused = _build(plans, root, work, where, progress, log)
+            else:
+                _write_scan(plans, root)
+        # --- 5. count what there is, and write the manifest ----------------------------------------------------------
+        with log.stage("finish"):
+            finished = [finish_dataset(root, plan, config, content) for plan in plans]
+            files.remove_tree(work)
+            manifest, removed = write_manifest(root, config, described, finished, model, content, before)
+        splits = [split for dataset in manifest.datasets for split in dataset.splits]
+        built = [part for split in splits if split.fingerprint not in reused for part in split.parts]
+        result = Result(
+            manifest,
+            tuple(notices),
+            time.monotonic() - begin,
+            log.seconds,
+            built=len(built),
+            built_tokens=sum(part.tokens for part in built),
+            reused=sum(len(split.parts) for split in splits) - len(built),
+            removed=sum(item.is_shard for item in removed),
+            rejected={item.dataset.name: item.rejected for item in finished},
+        )
+        _log_result(log, content, result)
+        return result
 
 
 def _scan(

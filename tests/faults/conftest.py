@@ -20,7 +20,7 @@ HANG_SECONDS = 300
 """A command that takes longer is taken to hang; none of these takes a tenth of it."""
 ONCE = '''
 import os, signal, sys
-WORKER = "gatokit.pipelines.beam.forking" in sys.orig_argv
+WORKER = any("multiprocessing.forkserver" in word for word in sys.orig_argv)
 CHILD = "gatokit.pipelines.beam.crash_isolation" in sys.orig_argv
 def once():
     """Whether this is the first process that asks."""
