@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gatokit.schemas.episode import EpisodeSpec, FieldSpec
-from gatokit.schemas.errors import ConfigError, missing_package
+from gatokit.schemas.errors import ConfigError, install_hint
 from gatokit.schemas.words import did_you_mean
 
 Observation = dict[str, Any]
@@ -160,8 +160,9 @@ def need(module: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        extras = {"envlogger": "envlogger", "tensorflow_datasets": "record"}
-        raise missing_package(f"{module} ({error})", extras.get(module.partition(".")[0], "environments")) from None
+        package = module.partition(".")[0]
+        extra = {"envlogger": "envlogger", "tensorflow_datasets": "record"}.get(package, "environments")
+        raise ConfigError(f"{module} cannot be imported ({error})", way_out=install_hint(extra, package)) from None
 
 
 def unknown_task(family: str, task: str, known: list[str]) -> ConfigError:

@@ -47,13 +47,20 @@ class RejectedError(GatokitError):
         self.detail = detail
 
 
-def missing_package(package: str, extra: str) -> ConfigError:
-    """The error for a package that is not installed and that ``gatokit[extra]`` brings."""
-    return ConfigError(f"{package} is not installed", way_out=install_hint(extra), code="missing_package")
+_NEWEST_PYTHON = {"envlogger": (3, 11), "dm_control": (3, 12)}
+"""The last Python for which a package can be installed."""
 
 
-def install_hint(extra: str) -> str:
-    """How to install an extra. Gatokit is on no package index, so it is installed from a checkout."""
-    if extra == "envlogger" and sys.version_info >= (3, 12):
-        return "EnvLogger 1.2 has wheels for Python 3.11 alone: run this in Python 3.11"
+def missing_package(module: str, extra: str) -> ConfigError:
+    """The error for a module that is not installed and that ``gatokit[extra]`` brings."""
+    package = module.partition(".")[0]
+    return ConfigError(f"{package} is not installed", way_out=install_hint(extra, package), code="missing_package")
+
+
+def install_hint(extra: str, package: str | None = None) -> str:
+    """How to install an extra, or ``package`` of it. Gatokit is on no package index: it is installed from a checkout."""
+    newest = _NEWEST_PYTHON.get(package or extra)
+    if newest is not None and sys.version_info[:2] > newest:
+        python = f"Python {newest[0]}.{newest[1]}"
+        return f"it cannot be had above {python}: run this in {python}"
     return f"run in a checkout of gatokit: pip install '.[{extra}]'"

@@ -1,11 +1,7 @@
-"""Reads a YAML file into a model; every error names the file, the field's path, the value and what is allowed.
-
-A model may say what became of keys that it had once: ``retired: ClassVar[dict[str, str]]`` maps a key to what to write
-instead.
-"""
+"""Reads a YAML file into a model; every error names the file, the field's path, the value and what is allowed."""
 
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -113,9 +109,6 @@ def _unknown_key(model: type[BaseModel], location: tuple[Any, ...]) -> str:
         below = [item for each in models for item in _models(_fields(each).get(part))]
         tagged = [each for each in models if part in get_args(_fields(each).get("kind"))]
         models = below or tagged or models
-    for each in models:
-        if key in getattr(each, "retired", {}):
-            return f"there is no such key any more; {each.retired[key]}"  # type: ignore[attr-defined]
     known = [name for each in models for name in _fields(each)]
     return f"unknown key; {did_you_mean(str(key), known) or 'remove it or check its spelling'}"
 
@@ -128,9 +121,7 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
     """The models in a type: ``list[A] | B`` has A and B."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    return (
-        [] if get_origin(annotation) is Literal else [item for part in get_args(annotation) for item in _models(part)]
-    )
+    return [model for part in get_args(annotation) for model in _models(part)]
 
 
 def _sentence(model: type[BaseModel], item: Any) -> str:

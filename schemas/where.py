@@ -32,6 +32,7 @@ COLUMNS: dict[str, Kind] = {
 """The columns of the index that an expression of a config can name."""
 
 _MOST_CHARACTERS, _MOST_NESTED = 10_000, 50
+_TOO_DEEP = f"is nested more than {_MOST_NESTED} deep; write it shorter"
 _STRING_OR_RETURN = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|\breturn\b""", re.DOTALL)
 _RETURN = "_return"
 _COMPARE: dict[type[ast.cmpop], tuple[str, Callable[[Any, Any], Any]]] = {
@@ -122,11 +123,11 @@ class _Parser:
         except UnicodeEncodeError as error:
             raise ValueError(f"is no expression: {error.reason}") from None
         except (RecursionError, MemoryError):
-            raise ValueError("is nested too deeply; write it shorter") from None
+            raise ValueError(_TOO_DEEP) from None
 
     def _value(self, node: ast.expr, depth: int) -> _Value:
         if depth > _MOST_NESTED:
-            raise ValueError(f"is nested more than {_MOST_NESTED} deep; write it shorter")
+            raise ValueError(_TOO_DEEP)
         match node:
             case ast.Name():
                 return self._column(node.id)

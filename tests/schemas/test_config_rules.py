@@ -2,14 +2,11 @@
 
 import re
 from pathlib import Path
-from typing import ClassVar
 
 import pytest
-from pydantic import BaseModel, ConfigDict
 
 from gatokit.schemas.config import BuildConfig, Keep, read_config
 from gatokit.schemas.errors import ConfigError
-from gatokit.schemas.reading import validated
 
 DATASET = "{name: a, kind: episodes, source: data/*"
 
@@ -473,21 +470,3 @@ def test_a_file_that_is_no_text(tmp_path: Path) -> None:
     said = f"{path}: the config is not UTF-8 text: 'utf-8' codec can't decode byte 0xff in position 12: "
     with pytest.raises(ConfigError, match=f"^{re.escape(said)}"):
         read_config(path)
-
-
-class _Inner(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-    retired: ClassVar[dict[str, str]] = {"workers": "write threads, which means the same"}
-    threads: int = 1
-
-
-class _Outer(BaseModel):
-    inner: dict[str, list[_Inner]]
-
-
-def test_a_key_that_is_gone_says_what_to_write_instead() -> None:
-    with pytest.raises(ConfigError) as caught:
-        validated(_Outer, {"inner": {"a": [{"workers": 2}]}}, "c.yaml")
-    problem = "c.yaml: inner.a[0].workers: there is no such key any more"
-    assert str(caught.value) == f"{problem}; write threads, which means the same"
-    assert (caught.value.problem, caught.value.way_out) == (problem, "write threads, which means the same")

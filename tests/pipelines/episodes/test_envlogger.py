@@ -399,6 +399,7 @@ def test_without_envlogger_one_sentence_says_what_to_install(tmp_path: Path) -> 
     assert len(printed.splitlines()) == 1
 
 
+@ENVLOGGER
 def test_a_broken_native_library_is_one_sentence_that_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "libgmpxx.so.4").write_bytes(b"no library")
     printed = run(READ, tmp_path, LD_LIBRARY_PATH=str(tmp_path))
