@@ -58,7 +58,7 @@ def missing_package(module: str, extra: str) -> ConfigError:
 
 
 def install_hint(extra: str, package: str | None = None) -> str:
-    """How to install an extra, or ``package`` of it. Gatokit is on no package index: it is installed from a checkout."""
+    """How to install an extra, or ``package`` of it: from a checkout, for gatokit is on no package index."""
     newest = _NEWEST_PYTHON.get(package or extra)
     if newest is not None and sys.version_info[:2] > newest:
         python = f"Python {newest[0]}.{newest[1]}"
