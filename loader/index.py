@@ -178,14 +178,10 @@ def _runs(path: str, shard: int, split: str) -> Iterator[_Run]:
 
 def _codes(column: pa.ChunkedArray) -> tuple[list[str], np.ndarray]:
     """The distinct strings of a column, sorted, and the ordinal of each row's string among them."""
-    encoded = column.combine_chunks()
-    if isinstance(encoded, pa.ChunkedArray):
-        encoded = encoded.unify_dictionaries().chunk(0)
-    names = [name or "" for name in encoded.dictionary.to_pylist()]
-    indices = encoded.indices.fill_null(len(names)).to_numpy()
-    known = sorted({*names, ""})
-    ordinals = {name: ordinal for ordinal, name in enumerate(known)}
-    return known, np.array([ordinals[name] for name in [*names, ""]], np.int64)[indices]
+    strings = pc.fill_null(column.cast(pa.string()), "").combine_chunks()
+    names = pc.unique(strings)
+    names = names.take(pc.sort_indices(names))
+    return names.to_pylist(), pc.index_in(strings, names).to_numpy()
 
 
 def _begins(counts: Sequence[int] | np.ndarray) -> np.ndarray:
