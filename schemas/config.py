@@ -1,4 +1,4 @@
-"""The build config: a YAML file, checked field by field before any work begins."""
+"""The build config: a YAML file, which is checked field by field before any work begins."""
 
 import math
 import re
@@ -76,52 +76,53 @@ def _amount(value: Any) -> Any:
 
 
 Amount = Annotated[int | float, BeforeValidator(_amount)]
-_RULES_OF_KEEP = ("min_return", "return", "success", "where", "episodes", "best", "sample")
-_BELONGS = {"random_return": "min_return", "streams": "min_return", "digest": "episodes", "seed": "sample"}
+_KEEP_RULES = ("min_return", "return", "success", "where", "episodes", "best", "sample")
+_BELONGS_TO = {"random_return": "min_return", "streams": "min_return", "digest": "episodes", "seed": "sample"}
 
 
 class Keep(_Model):
-    """Which episodes stay: all, or those that pass every rule that is given.
+    """Which episodes are kept: all, or those that pass every given rule.
 
     The rules are a fraction of the windowed expert return, a range of returns, a mark of success, an expression over
-    columns of the index and a list; of what these leave in a task the best, and of what is left then a sample.
+    columns of the index, and a list. Of the episodes of a task that pass these, ``best`` keeps those with the highest
+    returns, and of these ``sample`` keeps a random sample.
     """
 
     min_return: Annotated[Number, Field(ge=0, le=1)] | None = None
     random_return: float | dict[str, float] | None = None
-    """With ``min_return``: the fraction counts from this return (one, or one a task) instead of from zero."""
+    """With ``min_return``: the fraction counts from this return (one number, or one a task) and not from zero."""
     streams: Literal["agent", "task"] = "agent"
-    """With ``min_return``: windows run inside one agent's episodes, or over all of a task's."""
+    """With ``min_return``: windows contain the episodes of one agent, or of all agents of a task."""
     all: Literal[True] | None = None
     success: Text | None = None
-    """The metadata key of the mark."""
+    """The metadata key that marks an episode as a success."""
     returns: tuple[Number | None, Number | None] | None = Field(default=None, alias="return")
-    """Low and high, both included; either may be open."""
+    """Lowest and highest return, both included; one of them may be null."""
     where: Text | None = None
-    """See ``schemas.where``."""
+    """An expression (``schemas.where``)."""
     episodes: Text | None = None
-    """The path of a list (``schemas.episode_list``)."""
+    """The path of a list of episodes (``schemas.episode_list``)."""
     digest: Text | None = None
-    """With ``episodes``: BLAKE2b-256 of the file, which is refused where it is another; a manifest has it always."""
+    """With ``episodes``: the BLAKE2b-256 digest of the file; another file is refused. A manifest always has it."""
     best: Amount | None = None
     """A number of episodes of each task, or a share of them."""
     sample: Amount | None = None
     """A number of episodes of each task, or a share of them."""
     seed: WholeNumber | None = None
-    """With ``sample``; default 0."""
+    """With ``sample``: the seed, 0 by default."""
 
     @model_validator(mode="before")
     @classmethod
     def _some_rule(cls, value: Any) -> Any:
         given = {key for key in value if value[key] is not None} if isinstance(value, dict) else set()
-        rules = [rule for rule in _RULES_OF_KEEP if rule in given]
+        rules = [rule for rule in _KEEP_RULES if rule in given]
         if "all" in given and rules:
             raise ValueError(f"all keeps everything, and {rules[0]} does not; remove one")
         if "all" not in given and not rules:
             raise ValueError(
-                "give {all: true}, or one or more of " + ", ".join(f"{{{rule}: …}}" for rule in _RULES_OF_KEEP)
+                "give {all: true}, or one or more of " + ", ".join(f"{{{rule}: …}}" for rule in _KEEP_RULES)
             )
-        for key, rule in _BELONGS.items():
+        for key, rule in _BELONGS_TO.items():
             if key in given and rule not in given and value[key] != cls.model_fields[key].default:
                 raise ValueError(f"{key} belongs to {rule}; remove it")
         return value
@@ -174,26 +175,26 @@ def _multiples(value: Any) -> Any:
 
 
 class EpisodeImages(_Model):
-    """Pixels and codec of stored frames."""
+    """Pixels and codec of an episode's stored frames."""
 
     size: tuple[int, int] | None = None
     """Height and width; default: as recorded."""
     codec: Literal["png", "jpeg"] | None = None
-    """Default: PNG and JPEG stay as they are, everything else becomes PNG."""
+    """Default: PNG and JPEG are copied, everything else becomes PNG."""
     quality: Annotated[WholeNumber, Field(ge=1, le=100)] = 95
 
     _sides = field_validator("size", mode="before")(_multiples)
 
 
 class DocumentImages(_Model):
-    """Pixels and codec of the pictures of a corpus."""
+    """Pixels and codec of the stored images of documents."""
 
     size: tuple[int, int] | None = None
-    """Height and width of every picture, whatever its own shape."""
+    """Height and width of every image, whatever its own shape."""
     max_patches: Annotated[WholeNumber, Field(ge=1, le=4096)] | None = None
-    """Keeps the shape: the largest multiples of 16 that have at most this many patches. Default: 64, without size."""
+    """Keeps the shape: the largest multiples of 16 with at most this many patches. Default: 64, if no size is given."""
     codec: Literal["png", "jpeg"] | None = None
-    """Default: what the source has where it is PNG or JPEG; else JPEG for lossy WebP, and PNG for the rest."""
+    """Default: that of the source if it is PNG or JPEG; else JPEG for lossy WebP, and PNG for all others."""
     quality: Annotated[WholeNumber, Field(ge=1, le=100)] = 95
 
     _sides = field_validator("size", mode="before")(_multiples)
@@ -211,11 +212,11 @@ class DocumentImages(_Model):
 
 
 class FieldRule(_Model):
-    """What the source's own description of a field cannot say."""
+    """How a field is read, where the source's own description does not say it."""
 
     kind: Literal["skip", "text", "image", "discrete", "continuous"] | None = Field(None, alias="as")
     range: tuple[float, float] | tuple[tuple[float, float], ...] | None = None
-    """Continuous actions: low and high, or one such pair a component."""
+    """Of a continuous action: low and high, or one such pair a component."""
     num: Annotated[WholeNumber, Field(ge=1, le=DISCRETE_VALUES)] | None = None
     images: EpisodeImages | None = None
 
@@ -229,12 +230,12 @@ class FieldRule(_Model):
             if not (isinstance(pair, list | tuple) and len(pair) == 2 and all(map(_is_number, pair))):
                 raise ValueError("must be [low, high], two finite numbers, or a list of one such pair a component")
             if not float(pair[0]) < float(pair[1]):
-                raise ValueError(f"low must be below high, and {list(pair)} is not so")
+                raise ValueError(f"low must be below high, not {list(pair)}")
         return value
 
     @property
     def pairs(self) -> tuple[tuple[float, float], ...] | None:
-        """``range`` as pairs, one for all components or one each."""
+        """``range`` as pairs: one for all components, or one each."""
         if self.range is None:
             return None
         if isinstance(self.range[0], float):
@@ -243,7 +244,7 @@ class FieldRule(_Model):
 
 
 class _Dataset(_Model):
-    """What every dataset has."""
+    """The keys of every dataset."""
 
     name: Name
     license: str | None = None
@@ -285,20 +286,20 @@ class EpisodesConfig(_Dataset):
     def _paths(cls, value: dict[str, FieldRule]) -> dict[str, FieldRule]:
         for path in value:
             if path.split("/")[0] not in ("observation", "action"):
-                raise ValueError(f"{path!r} is no field path: it begins with observation or action")
+                raise ValueError(f"{path!r} is no field path: it must begin with observation or action")
         return value
 
 
-class _Corpus(_Dataset):
-    """What the datasets of documents have."""
+class _Documents(_Dataset):
+    """The keys of every dataset of documents."""
 
     drop_duplicates: StrictBool = True
-    """Of documents with exactly the same content only the first stays."""
+    """Of documents with exactly the same content only the first is kept."""
     end_of_document: StrictBool = True
-    """A document ends with the vocabulary's ``</s>``, where it has one."""
+    """A document ends with the vocabulary's ``</s>``, if it has one."""
 
 
-class TextConfig(_Corpus):
+class TextConfig(_Documents):
     """Documents of text: JSONL, Parquet or plain text files, by suffix."""
 
     kind: Literal["text"]
@@ -307,22 +308,22 @@ class TextConfig(_Corpus):
     """The JSON key or Parquet column that holds the text."""
 
 
-class ImageTextConfig(_Corpus):
-    """Pictures with their captions; a record is one (image, text)."""
+class ImageTextConfig(_Documents):
+    """Images with their captions; a record is one (image, text)."""
 
     kind: Literal["image_text"]
     format: Literal["webdataset", "coco", "parquet", "tfds"]
     source: Text
     image_dir: Text | None = None
-    """Of ``coco``: the folder that the file names start from."""
+    """With ``coco``: the folder of the image files."""
     image_field: Text = "image"
-    """Of ``parquet`` and ``tfds``: the column or feature that holds the picture."""
+    """With ``parquet`` and ``tfds``: the column or feature that holds the image."""
     text_field: Text | None = None
-    """The column, feature or JSON key that holds the caption. Default: ``caption`` or ``text``, and of
-    ``webdataset`` the ``.txt`` member where there is one."""
+    """The column, feature or JSON key that holds the caption. Default: ``caption`` or ``text``, and with
+    ``webdataset`` the ``.txt`` member if there is one."""
     images: DocumentImages = DocumentImages()
     pairs_per_sequence: Annotated[WholeNumber, Field(ge=1)] = 1
-    """Records that make one training sequence."""
+    """Records in one training sequence."""
 
     @model_validator(mode="after")
     def _places(self) -> "ImageTextConfig":
@@ -331,19 +332,19 @@ class ImageTextConfig(_Corpus):
         return self
 
 
-class ImageQuestionAnswerConfig(_Corpus):
-    """Questions about pictures, VQAv2 or OK-VQA; a record is one (image, question, answer)."""
+class ImageQuestionAnswerConfig(_Documents):
+    """Questions about images, VQAv2 or OK-VQA; a record is one (image, question, answer)."""
 
     kind: Literal["image_question_answer"]
     questions: Text
     annotations: Text
     image_dir: Text
     image_name: Text = "COCO_{data_subtype}_{image_id:012d}.jpg"
-    """Name of a picture in ``image_dir``; another suffix is found too."""
+    """Name of an image in ``image_dir``; files with another suffix are found too."""
     template: Text = "Q: {question} A: {answer}"
     images: DocumentImages = DocumentImages()
     pairs_per_sequence: Annotated[WholeNumber, Field(ge=1)] = 5
-    """Records that make one training sequence (Gato, section 2.3)."""
+    """Records in one training sequence (Gato, section 2.3)."""
 
     @field_validator("template")
     @classmethod
@@ -356,22 +357,22 @@ class ImageQuestionAnswerConfig(_Corpus):
         return _placeholders(value, {"data_subtype": "", "image_id": 0}, required=("image_id",))
 
 
-class InterleavedConfig(_Corpus):
-    """Pages of text and pictures in reading order."""
+class InterleavedConfig(_Documents):
+    """Pages of text and images in reading order."""
 
     kind: Literal["interleaved"]
     format: Literal["mmc4", "obelics"]
     source: Text
     image_dir: Text | None = None
-    """The folder that the names of pictures start from; ``obelics`` needs none where pictures are embedded."""
+    """The folder of the image files; ``obelics`` needs none if images are embedded."""
     bad_images: Literal["reject", "skip"] = "reject"
-    """A page with a missing or damaged picture is dropped, or stays without the picture."""
+    """A page with a missing or damaged image is dropped, or kept without the image."""
     images: DocumentImages = DocumentImages()
 
     @model_validator(mode="after")
     def _places(self) -> "InterleavedConfig":
         if self.format == "mmc4" and self.image_dir is None:
-            raise ValueError("format: mmc4 needs image_dir, the folder of its pictures")
+            raise ValueError("format: mmc4 needs image_dir, the folder of its images")
         return self
 
 
@@ -388,14 +389,14 @@ def _placeholders(value: str, known: dict[str, Any], required: tuple[str, ...]) 
             raise ValueError(f"{{{unknown[0]}}} is unknown; use " + " and ".join(f"{{{name}}}" for name in known))
         value.format(**known)
     except (IndexError, AttributeError, KeyError) as error:
-        raise ValueError(f"is no template: {error}") from None
+        raise ValueError(f"is not a valid template: {error}") from None
     if missing := [name for name in required if name not in used]:
         raise ValueError(f"must hold {{{missing[0]}}}")
     return value
 
 
 class BuildConfig(_Model):
-    """A whole build: the vocabulary, how records are cut and shards planned, and the datasets."""
+    """A build: the vocabulary, how records are cut and shards are planned, and the datasets."""
 
     vocabulary: Text
     discrete_offset: Literal[0, 33024] = 0
@@ -423,15 +424,12 @@ assert CONTINUOUS_OFFSET + BINS == 33024
 
 
 def read_config(path: str | Path) -> BuildConfig:
-    """Reads and checks a config file.
-
-    ConfigError names the file, the field's path, the value and what is allowed.
-    """
+    """Reads and checks a config file; ConfigError names the file, the field's path, the value and what is allowed."""
     return read_yaml(path, BuildConfig, "the keys vocabulary and datasets")
 
 
 def _is_number(value: Any) -> bool:
-    """Whether a value, perhaps a string because YAML reads 1e-3 without a point as one, is a finite number."""
+    """Whether a value is a finite number. It may be a string: YAML reads 1e-3, without a point, as a string."""
     try:
         return isinstance(value, int | float | str) and not isinstance(value, bool) and math.isfinite(float(value))
     except (ValueError, OverflowError):

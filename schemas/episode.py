@@ -22,14 +22,14 @@ FieldKind = Literal["text", "image", "discrete", "continuous"]
 
 
 class ImageSpec(BaseModel):
-    """How frames of a field are stored: pixels, codec, and how a frame of another size gets there."""
+    """How the frames of a field are stored: pixels, codec, and how a frame of another size is resized."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     height: int
     width: int
     codec: Literal["png", "jpeg"] | None = None
-    """None: PNG and JPEG are both copied as they are, and everything else becomes PNG."""
+    """None: PNG and JPEG are copied, and everything else becomes PNG."""
     quality: int = 95
     """JPEG quality of a frame that has to be encoded."""
     resize: Literal["area"] = "area"
@@ -47,7 +47,7 @@ class FieldSpec(BaseModel):
     ``path`` is the key path joined by ``/`` and begins with ``observation`` or ``action``. ``shape`` and
     ``dtype`` are those of one recorded step (``dtype`` is ``str`` for text). ``range`` holds ``(low, high)``
     pairs of a continuous action, one for all components or one each; ``num`` the number of values of a
-    discrete field, where known.
+    discrete field, if known.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -112,11 +112,11 @@ class EpisodeSpec(BaseModel):
 
 @dataclass(frozen=True)
 class Episode:
-    """The S steps of an episode that have an action: the final observation alone is dropped.
+    """The S steps of an episode that have an action; a final observation without an action is dropped.
 
     ``values`` maps the path of every field of the task's spec to its S values: an array (S, *shape), a list
     of ``str`` for text, a list of ``EncodedImage`` for images. ``reward`` and ``discount`` are float64 (S,),
-    ``discount`` None where the source has none; ``flags`` is uint8 (S,), made of FIRST, LAST and TERMINAL.
+    ``discount`` None if the source has none; ``flags`` is uint8 (S,), made of FIRST, LAST and TERMINAL.
     """
 
     id: str

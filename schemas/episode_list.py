@@ -1,4 +1,4 @@
-"""A list of episodes in a file: what ``keep: {episodes: FILE}`` names, and what an explorer exports."""
+"""A file that lists episodes: ``keep: {episodes: FILE}`` names one, and the explorer exports one."""
 
 import csv
 import io
@@ -20,26 +20,26 @@ _COLUMNS = ("episode_id", "dataset", "task")
 class EpisodeList:
     """The episodes of one dataset that a list names; it remembers which of them were found.
 
-    The file's suffix says what it is: ``.jsonl``, ``.csv`` and ``.parquet`` have a column ``episode_id``, and perhaps
-    ``dataset`` (lines of other datasets are skipped) and ``task`` (an episode must be of it); other columns mean
-    nothing. Any other file has an id a line.
+    The file's suffix decides its format. ``.jsonl``, ``.csv`` and ``.parquet`` have a column ``episode_id``, and may
+    have ``dataset`` (entries of other datasets are skipped) and ``task`` (the episode must be of this task); other
+    columns are ignored. Any other file has one id a line.
     """
 
     def __init__(self, data: bytes, path: str, dataset: str) -> None:
-        """``data`` is the content of the file at ``path``; ConfigError where it is no list of episodes."""
+        """``data`` is the content of the file at ``path``; ConfigError if it is not a list of episodes."""
         self.path = path
         self.digest = digest(data)
-        self._places: dict[str, int] = {}
+        self._numbers: dict[str, int] = {}
         self._tasks: list[str | None] = []
         for number, (id_, of_dataset, task) in enumerate(_lines(data, path), 1):
             if of_dataset not in (None, dataset):
                 continue
-            place = self._places.setdefault(id_, len(self._tasks))
-            if place == len(self._tasks):
+            known = self._numbers.setdefault(id_, len(self._tasks))
+            if known == len(self._tasks):
                 self._tasks.append(task)
-            elif self._tasks[place] != task:
+            elif self._tasks[known] != task:
                 raise ConfigError(f"{path}: entry {number} names {id_!r} again with another task; remove one")
-        if not self._places:
+        if not self._numbers:
             raise ConfigError(
                 f"{path}: lists no episode of the dataset {dataset}; list some, or give another keep rule"
             )
@@ -47,19 +47,19 @@ class EpisodeList:
 
     def find(self, ids: Sequence[str], tasks: Sequence[str | None]) -> np.ndarray:
         """Which of the episodes are listed, bool (N,)."""
-        places = np.fromiter((self._places.get(id_, -1) for id_ in ids), np.int64, len(ids))
-        listed = places >= 0
+        numbers = np.fromiter((self._numbers.get(id_, -1) for id_ in ids), np.int64, len(ids))
+        listed = numbers >= 0
         for row in np.flatnonzero(listed).tolist():
-            listed[row] = self._tasks[places[row]] in (None, tasks[row])
-        self._found[places[listed]] = True
+            listed[row] = self._tasks[numbers[row]] in (None, tasks[row])
+        self._found[numbers[listed]] = True
         return listed
 
     def check_found(self, dataset: str) -> None:
-        """ConfigError, naming the first, where an episode of the list was not found."""
+        """Raises ConfigError, naming the first, if an episode of the list was not found."""
         if self._found.all():
             return
         missing = int(np.argmin(self._found))
-        id_ = next(id_ for id_, place in self._places.items() if place == missing)
+        id_ = next(id_ for id_, number in self._numbers.items() if number == missing)
         task = self._tasks[missing]
         more = len(self._found) - int(self._found.sum()) - 1
         raise ConfigError(
@@ -79,7 +79,7 @@ def _lines(data: bytes, path: str) -> Iterator[tuple[str, str | None, str | None
             return
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: is no UTF-8 text: {error}; save it as UTF-8") from None
+        raise ConfigError(f"{path}: is not UTF-8 text: {error}; save it as UTF-8") from None
     if suffix == ".jsonl":
         for number, line in enumerate(text.split("\n"), 1):
             if line.strip():
@@ -93,15 +93,15 @@ def _lines(data: bytes, path: str) -> Iterator[tuple[str, str | None, str | None
 def _of_parquet(data: bytes, path: str) -> Iterator[tuple[str, str | None, str | None]]:
     try:
         with pq.ParquetFile(pa.BufferReader(data)) as file:
-            there = [name for name in _COLUMNS if name in file.schema_arrow.names]
+            present = [name for name in _COLUMNS if name in file.schema_arrow.names]
             _check_columns(file.schema_arrow.names, path)
             row = 0
-            for batch in file.iter_batches(columns=there):
+            for batch in file.iter_batches(columns=present):
                 for values in batch.to_pylist():
                     row += 1
                     yield _entry(values, path, f"row {row}")
     except (OSError, pa.ArrowInvalid) as error:
-        raise ConfigError(f"{path}: is no Parquet file: {error}; write the list again") from None
+        raise ConfigError(f"{path}: is not a Parquet file: {error}; write the list again") from None
 
 
 def _of_csv(text: str, path: str) -> Iterator[tuple[str, str | None, str | None]]:
@@ -111,7 +111,7 @@ def _of_csv(text: str, path: str) -> Iterator[tuple[str, str | None, str | None]
         for values in rows:
             yield _entry({name: values.get(name) or None for name in _COLUMNS}, path, f"line {rows.line_num}")
     except csv.Error as error:
-        raise ConfigError(f"{path}: line {rows.line_num} is no CSV: {error}; write the list again") from None
+        raise ConfigError(f"{path}: line {rows.line_num} is not CSV: {error}; write the list again") from None
 
 
 def _check_columns(names: Sequence[str], path: str) -> None:
@@ -123,9 +123,9 @@ def _json(line: str, path: str, number: int) -> dict[str, Any]:
     try:
         value = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: line {number} is no JSON: {error}; write an object a line") from None
+        raise ConfigError(f"{path}: line {number} is not JSON: {error}; write one object a line") from None
     if not isinstance(value, dict):
-        raise ConfigError(f"{path}: line {number} is no JSON object; write one with the key episode_id")
+        raise ConfigError(f"{path}: line {number} is not a JSON object; write one with the key episode_id")
     return value
 
 

@@ -1,4 +1,4 @@
-"""The index: one row per episode or document of a dataset, dropped ones included, and the table of tasks."""
+"""The index: one row for each episode or document of a dataset, dropped ones included, and the table of tasks."""
 
 import pyarrow as pa
 
@@ -15,11 +15,11 @@ INDEX = pa.schema(
         pa.field("steps", pa.int64()),  # steps with an action
         pa.field("return", pa.float64()),  # null when the rewards do not parse
         pa.field("expert_return", pa.float64()),  # of the task
-        pa.field("threshold", pa.float64()),  # of the task; null where the rule has none
+        pa.field("threshold", pa.float64()),  # of the task; null if the rule has none
         pa.field("kept", pa.bool_()),
         pa.field("reason", pa.string()),  # a key of REASONS; null when kept
-        pa.field("detail", pa.string()),  # what exactly was wrong; of a kept page, what was left out of it
-        pa.field("lost", pa.int64()),  # episodes of the source that this row stands for: 1, more after a corrupt length
+        pa.field("detail", pa.string()),  # what exactly was wrong; for a kept page, what was left out of it
+        pa.field("lost", pa.int64()),  # episodes of the source that this row counts: 1, or more after a corrupt length
         pa.field("tokens", pa.int64()),  # null in a scan
         pa.field("part", pa.int32()),  # ordinal of the shard file among the split's parts
         pa.field("first_record", pa.int64()),  # ordinal in that part
@@ -34,13 +34,13 @@ TASKS = pa.schema(
     [
         pa.field("task", pa.string()),
         pa.field("agent", pa.string()),
-        pa.field("episodes", pa.int64()),  # N: whose rewards parse and are finite
+        pa.field("episodes", pa.int64()),  # N: those whose rewards parse and are finite
         pa.field("window", pa.int64()),  # W of the agent's stream
         pa.field("stream_return", pa.float64()),  # best mean of W consecutive returns in this stream
         pa.field("expert_return", pa.float64()),  # of the task: the best of its streams
         pa.field("threshold", pa.float64()),
         pa.field("kept", pa.int64()),
-        pa.field("dropped", pa.int64()),  # every row that is not kept, bad ones included
+        pa.field("dropped", pa.int64()),  # every row that is not kept, damaged ones included
         pa.field("held_out", pa.int64()),  # of those kept
         pa.field("steps", pa.int64()),  # of those kept
         pa.field("tokens", pa.int64()),  # of those kept; null in a scan
@@ -62,7 +62,7 @@ RULE_REASONS = {
     "duplicate": "an earlier document of the dataset has exactly the same content",
     "empty": "there is nothing to tokenize",
 }
-"""Reasons of a filter: the episode or document is sound and was not wanted."""
+"""Reasons of a filter: the episode or document is intact, but not wanted."""
 
 BAD_REASONS = {
     "corrupt_record": "the stored bytes do not match their checksum or do not parse",
@@ -70,19 +70,19 @@ BAD_REASONS = {
     "not_finite": "a value is NaN or infinite",
     "malformed_steps": "fields disagree on the number of steps, or a step after the last one follows",
     "duplicate_id": "an earlier document of the file has the same key",
-    "missing_image": "a picture that the document names is not there",
+    "missing_image": "an image that the document names is not there",
     "missing_field": "a field or a configured key is absent",
     "wrong_shape": "a value has another type, shape or size than it should",
     "out_of_range": "a discrete value is outside its range",
     "not_utf8": "a text is not valid UTF-8",
     "bad_image": "an image does not decode or has a form that is not read",
-    "image_too_large": "a picture has more pixels than are ever decoded",
-    "image_animated": "a picture file holds an animation or several pages",
+    "image_too_large": "an image has more pixels than are ever decoded",
+    "image_animated": "an image file holds an animation or several pages",
     "too_large": "the episode or document is above max_episode_bytes and was not read",
     "crashed_decoder": "reading or decoding it ended the process that did so",
     "step_too_long": "a step has more observation tokens than a position can count",
 }
-"""Reasons that count against the error budget: the input is rotten."""
+"""Reasons that count against the error budget: the input is damaged."""
 
 REASONS = RULE_REASONS | BAD_REASONS
-"""Every value that the index column ``reason`` can hold, and what it means."""
+"""Every value of the index column ``reason``, and what it means."""

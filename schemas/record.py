@@ -1,4 +1,4 @@
-"""A record of a shard, and its bytes (``record.proto``).
+"""A record of a shard, and its serialized form (``record.proto``).
 
 Legend: T tokens, S time steps.
 """
@@ -25,17 +25,16 @@ _IMAGES = _NUMBERS["images"]
 _token = attrgetter("token")
 _Parts = list[bytes | memoryview]
 _Arranged = tuple[list[int], list[_Parts]]
-_KEPT: dict[tuple[int, ...], tuple[tuple[np.ndarray, ...], _Arranged]] = {}
-_MOST_KEPT, _MOST_TOKENS_KEPT = 32, 65_536
+_ARRANGED_CACHE: dict[tuple[int, ...], tuple[tuple[np.ndarray, ...], _Arranged]] = {}
+_CACHE_SIZE, _MOST_CACHED_TOKENS = 32, 65_536
 _U1, _U2, _U4, _F8 = np.dtype("u1"), np.dtype("<u2"), np.dtype("<u4"), np.dtype("<f8")
 
 
 @dataclass(frozen=True)
 class Record:
-    """A chunk of an episode or document: its owner, its place in it, its tokens and per-step values.
+    """A chunk of an episode or document (its owner): which chunk it is, its tokens, and values of each step.
 
-    ``reward`` and ``discount`` are float64 (S,), ``discount`` None where the source has none; ``flags`` is
-    uint8 (S,).
+    ``reward`` and ``discount`` are float64 (S,), ``discount`` None if the source has none; ``flags`` is uint8 (S,).
     """
 
     owner: str
@@ -57,11 +56,11 @@ class Record:
         return document_record(self.owner, self.chunk, self.chunks, sequence, self.spec)
 
     def divided(self, first_steps: list[int]) -> list[bytes]:
-        """The serialized messages of the records into which this one is cut; each begins with one of its
-        ``first_steps``, the first of them with step 0.
+        """The serialized messages of the records into which this one is cut; each begins with one of the
+        ``first_steps``, the first of which is 0.
 
-        The bytes are those of protobuf's own serializer, which copies every array three times on their way; here
-        each goes from the whole record's array to its message.
+        The bytes are those of protobuf's own serializer. That copies every array three times; here each array is copied
+        once, into its message.
         """
         sequence = self.sequence
         first_tokens, arranged = _arranged(sequence, first_steps)
@@ -84,7 +83,7 @@ class Record:
 
     @staticmethod
     def from_bytes(data: bytes) -> "Record":
-        """The record whose message is ``data``; ValueError where it is damaged or of a newer version."""
+        """The record of the message ``data``; ValueError if it is damaged or of a newer version."""
         message = RecordMessage()
         try:
             message.ParseFromString(data)
@@ -166,7 +165,7 @@ def read_varint(data: bytes, at: int) -> tuple[int, int]:
 
 
 def document_record(owner: str, chunk: int, chunks: int, sequence: TokenSequence, spec: str = "") -> bytes:
-    """The serialized message of a record without time steps: documents are small and many."""
+    """The serialized message of a record without time steps, by a shorter way: documents are small and many."""
     parts: _Parts = [_owner(owner), _scalars(chunk, chunks, 0, spec)]
     for name, values, dtype in (
         (_TOKENS, sequence.tokens, _U2),
@@ -200,7 +199,7 @@ def _text_tokens(message: RecordMessage) -> np.ndarray | None:
 
 
 def _rows(field: str, values: np.ndarray | None, dtype: np.dtype[Any], first_rows: list[int]) -> list[_Parts]:
-    """An array as a bytes field of each record; an empty one is left out, as protobuf does."""
+    """An array as a bytes field of each record; an empty field is left out, as protobuf does."""
     if values is None or not values.size:
         return [[] for _ in first_rows]
     number, width = _NUMBERS[field], dtype.itemsize * (values.size // len(values))
@@ -210,20 +209,20 @@ def _rows(field: str, values: np.ndarray | None, dtype: np.dtype[Any], first_row
 
 
 def _arranged(sequence: TokenSequence, first_steps: list[int]) -> _Arranged:
-    """The first token of each record, and its kinds, positions and step beginnings.
+    """The first token of each record, and its serialized kinds, positions and step beginnings.
 
-    Episodes of one length share these arrays as read-only views, and then what is made of them too.
+    Episodes of one length share these arrays as read-only views; for those the result is cached.
     """
     arrays = sequence.kinds, sequence.positions, sequence.step_begin
-    if len(sequence.kinds) > _MOST_TOKENS_KEPT or any(array.flags.writeable for array in arrays):
+    if len(sequence.kinds) > _MOST_CACHED_TOKENS or any(array.flags.writeable for array in arrays):
         return _new_arranged(sequence, first_steps)
     key = (*map(id, arrays), *first_steps)
-    known = _KEPT.get(key)
+    known = _ARRANGED_CACHE.get(key)
     if known is None:
-        if len(_KEPT) >= _MOST_KEPT:
-            _KEPT.clear()
-        # With the arrays themselves, so that no other ones come to have their identities.
-        known = _KEPT[key] = arrays, _new_arranged(sequence, first_steps)
+        if len(_ARRANGED_CACHE) >= _CACHE_SIZE:
+            _ARRANGED_CACHE.clear()
+        # The arrays are kept too, so that no new array can get the id of one of them.
+        known = _ARRANGED_CACHE[key] = arrays, _new_arranged(sequence, first_steps)
     return known[1]
 
 
@@ -249,8 +248,8 @@ def _images(images: list[PlacedImage], first_tokens: list[int]) -> list[_Parts]:
 def _image_parts(images: list[PlacedImage], first_token: int) -> _Parts:
     parts: _Parts = []
     for token, (data, height, width) in images:
-        place = _place(height, width, token - first_token)
-        parts += (_image_head(len(data), len(place)), data, place)
+        tail = _image_tail(height, width, token - first_token)
+        parts += (_image_head(len(data), len(tail)), data, tail)
     return parts
 
 
@@ -262,27 +261,27 @@ def _owner(owner: str) -> bytes:
 
 @functools.lru_cache(maxsize=4096)
 def _scalars(chunk: int, chunks: int, first_step: int, spec: str) -> bytes:
-    """The fields between the owner and the arrays."""
+    """The serialized fields between the owner and the arrays."""
     message = RecordMessage(chunk=chunk, chunks=chunks, first_step=first_step, spec=spec)
     return message.SerializeToString(deterministic=True)
 
 
 @functools.lru_cache(maxsize=4096)
-def _place(height: int, width: int, token: int) -> bytes:
-    """The fields of an image message but its data."""
+def _image_tail(height: int, width: int, token: int) -> bytes:
+    """The serialized fields of an image message except its data."""
     return ImageMessage(height=height, width=width, token=token).SerializeToString(deterministic=True)
 
 
-def _image_head(data: int, place: int) -> bytes:
-    """What stands before the data of an image, given the lengths of that and of the fields behind it."""
+def _image_head(data: int, tail: int) -> bytes:
+    """The bytes before the data of an image, given the lengths of the data and of the fields behind it."""
     head = _new_head(ImageMessage.DATA_FIELD_NUMBER, data)
-    return _new_head(_IMAGES, len(head) + data + place) + head
+    return _new_head(_IMAGES, len(head) + data + tail) + head
 
 
 def _new_head(number: int, length: int) -> bytes:
     """Tag and length of a bytes or message field."""
     tag = number << 3 | 2
-    if length < 1 << 14:  # written out: the lengths of pictures hardly ever come again
+    if length < 1 << 14:  # a fast path without a cache: the lengths of images seldom repeat
         return bytes((tag, length)) if length < 1 << 7 else bytes((tag, length & 0x7F | 0x80, length >> 7))
     head = [tag]
     while length > 0x7F:
@@ -293,4 +292,4 @@ def _new_head(number: int, length: int) -> bytes:
 
 
 _head = functools.lru_cache(maxsize=4096)(_new_head)
-"""The same of the lengths that come again."""
+"""The same, cached for lengths that repeat."""

@@ -20,13 +20,13 @@ CONTINUOUS_OFFSET = 32_000
 PATCH = 16
 """Side of a square image patch, in pixels (Gato, section 2.1)."""
 IMAGE_ID = 65_535
-"""Stands in the id array for an image patch; it is never looked up."""
+"""The id of every image patch; it is never looked up in the embedding table."""
 NO_POSITION = 65_535
-"""Stands in the position array for a token without a local position (separator, action, document)."""
+"""The position of a token without a local position: separators, actions and tokens of documents."""
 
 
 class TokenKind(enum.IntEnum):
-    """What a token is. Masks, embeddings and decoding follow kinds, never ids: the ids of discrete values
+    """What a token is. Loss masks, embeddings and decoding follow kinds, never ids: the ids of discrete values
     overlap those of text."""
 
     TEXT = 1
@@ -39,15 +39,15 @@ class TokenKind(enum.IntEnum):
 
 
 PREDICTED = frozenset({TokenKind.TEXT, TokenKind.DISCRETE_ACTION, TokenKind.CONTINUOUS_ACTION})
-"""Kinds that are targets: text and logged actions, not observations and images (Gato, section 2.3)."""
+"""Kinds of tokens that are predicted: text and actions, not observations and images (Gato, section 2.3)."""
 
 
 @dataclass(frozen=True)
 class TokenIds:
-    """The id ranges that follow from the one choice a build has: where discrete ids begin.
+    """The id ranges of a build, which follow from the one choice that it has: where discrete ids begin.
 
-    ``discrete_offset`` is 0 (discrete ids overlap text ids, as the paper's literal reading says) or 33024
-    (they have ids of their own, and the separator moves behind them).
+    ``discrete_offset`` is 0 (discrete ids overlap text ids, as the paper literally says) or 33024 (discrete values have
+    ids of their own, and the separator follows them).
     """
 
     discrete_offset: int = 0
@@ -63,7 +63,7 @@ class TokenIds:
 
     @property
     def vocabulary_size(self) -> int:
-        """Number of ids: the separator is the last one."""
+        """Number of ids; the separator is the last."""
         return self.separator + 1
 
 
@@ -76,7 +76,7 @@ class EncodedImage(NamedTuple):
 
 
 class PlacedImage(NamedTuple):
-    """An image and where its patches stand: ``rows * columns`` tokens from ``token`` on, in raster order."""
+    """An image in a sequence: its patches are ``rows * columns`` tokens that begin at ``token``, in raster order."""
 
     token: int
     image: EncodedImage
@@ -89,13 +89,13 @@ class PlacedImage(NamedTuple):
 
 @dataclass(frozen=True)
 class TokenSequence:
-    """Flat tokens of an episode (or of a chunk of it, or of a document).
+    """The flat tokens of an episode, of a chunk of it, or of a document.
 
     ``tokens`` uint16 (T,), image patches holding 65535; ``kinds`` uint8 (T,) of ``TokenKind``; ``positions``
-    uint16 (T,), the index within the step's observation, 65535 where there is none; ``step_begin`` uint32
+    uint16 (T,), the index within the step's observation, 65535 for none; ``step_begin`` uint32
     (S,), the token at which each time step begins (empty for a document); ``images`` in token order.
-    ``text_tokens`` uint32 (S, X) counts the tokens of each of X text fields, in token order, where a step has two
-    or more of them (None otherwise): kinds alone do not show where one text ends and the next begins.
+    ``text_tokens`` uint32 (S, X) counts the tokens of each of X text fields, in token order, if a step has two or more
+    of them (None otherwise): kinds alone do not show where one text ends and the next begins.
     """
 
     tokens: np.ndarray

@@ -292,7 +292,7 @@ def test_rules_of_the_build(tmp_path: Path, line: str, message: str) -> None:
         ("fields: [a]", ".fields: must be a mapping (got ['a'])"),
         (
             "fields: {observations/x: {as: skip}}",
-            ".fields: 'observations/x' is no field path: it begins with observation or action "
+            ".fields: 'observations/x' is no field path: it must begin with observation or action "
             "(got {'observations/x': {'as': 'skip'}})",
         ),
         ("fields: {action: skip}", ".fields.action: must be a mapping (got 'skip')"),
@@ -311,11 +311,11 @@ def test_rules_of_the_build(tmp_path: Path, line: str, message: str) -> None:
         ("fields: {action: {range: [0, .inf]}}", f".fields.action.range: {RANGE} (got [0, inf])"),
         (
             "fields: {action: {range: [1, -1]}}",
-            ".fields.action.range: low must be below high, and [1, -1] is not so (got [1, -1])",
+            ".fields.action.range: low must be below high, not [1, -1] (got [1, -1])",
         ),
         (
             "fields: {action: {range: [[0, 1], [3, 3]]}}",
-            ".fields.action.range: low must be below high, and [3, 3] is not so (got [[0, 1], [3, 3]])",
+            ".fields.action.range: low must be below high, not [3, 3] (got [[0, 1], [3, 3]])",
         ),
         ("fields: {action: {num: 0}}", ".fields.action.num: must be greater than or equal to 1 (got 0)"),
         ("fields: {action: {num: 1025}}", ".fields.action.num: must be less than or equal to 1024 (got 1025)"),

@@ -116,7 +116,7 @@ WRONG = [
     (f"{TARS}, image_dir: images", ": image_dir belongs to format: coco, which needs it (got {GIVEN})"),
     (
         "kind: interleaved, format: mmc4, source: p.jsonl",
-        ": format: mmc4 needs image_dir, the folder of its pictures (got {GIVEN})",
+        ": format: mmc4 needs image_dir, the folder of its images (got {GIVEN})",
     ),
     (
         COCO.replace("image_dir: images", "image_dir: pictures"),

@@ -264,9 +264,9 @@ def test_an_id_that_matches_nothing_is_named(tmp_path: Path) -> None:
     ("name", "data", "said"),
     [
         ("x.txt", b"", "lists no episode of the dataset d; list some, or give another keep rule"),
-        ("x.txt", b"a\xff", "is no UTF-8 text: 'utf-8' codec can't decode byte 0xff"),
-        ("x.jsonl", b"a#0\n", "line 1 is no JSON: Expecting value"),
-        ("x.jsonl", b"\n[1]\n", "line 2 is no JSON object; write one with the key episode_id"),
+        ("x.txt", b"a\xff", "is not UTF-8 text: 'utf-8' codec can't decode byte 0xff"),
+        ("x.jsonl", b"a#0\n", "line 1 is not JSON: Expecting value"),
+        ("x.jsonl", b"\n[1]\n", "line 2 is not a JSON object; write one with the key episode_id"),
         ("x.jsonl", b'{"id": "a"}', "line 1: episode_id is None; give the id as the index holds it, a string"),
         ("x.jsonl", b'{"episode_id": "a", "task": 3}', "line 1: task is 3; give a string, or leave it out"),
         (
@@ -277,7 +277,7 @@ def test_an_id_that_matches_nothing_is_named(tmp_path: Path) -> None:
         ("x.csv", b"id,task\na,b\n", "has no column episode_id, only id, task; name the column so"),
         ("x.csv", b"", "has no column episode_id, only none; name the column so"),
         ("x.csv", b"task,episode_id\nb\n", "line 2: episode_id is None; give the id"),
-        ("x.parquet", b"PAR1", "is no Parquet file: "),
+        ("x.parquet", b"PAR1", "is not a Parquet file: "),
     ],
 )
 def test_what_is_no_list(name: str, data: bytes, said: str) -> None:
