@@ -1,8 +1,8 @@
 """The expressions of ``keep: {where: …}``: comparisons, arithmetic and logic over columns of the index.
 
-A small part of Python's grammar: names of columns, numbers, strings, ``+ - * / %``, comparisons, ``in``, ``and``,
-``or``, ``not``. Nothing is ever executed: the tree is read, checked and turned into NumPy calls. What cannot be
-known (null, NaN, a division by zero) stays unknown, as in SQL, and a row passes only where the whole is true.
+The grammar is a small part of Python's: names of columns, numbers, strings, ``+ - * / %``, comparisons, ``in``,
+``and``, ``or``, ``not``. Nothing is executed as Python: the syntax tree is checked and turned into NumPy calls. A value
+that is not known (null, NaN, a division by zero) stays unknown, as in SQL; a row passes only if the expression is true.
 
 Legend: N rows.
 """
@@ -17,8 +17,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-Kind = Literal["number", "string", "truth"]
-COLUMNS: dict[str, Kind] = {
+ColumnType = Literal["number", "string", "truth"]
+COLUMNS: dict[str, ColumnType] = {
     "agent": "string",
     "episode_id": "string",
     "expert_return": "number",
@@ -29,7 +29,7 @@ COLUMNS: dict[str, Kind] = {
     "steps": "number",
     "task": "string",
 }
-"""The columns of the index that an expression of a config can name."""
+"""The columns of the index that an expression in a config can name."""
 
 _MOST_CHARACTERS, _MOST_NESTED = 10_000, 50
 _TOO_DEEP = f"is nested more than {_MOST_NESTED} deep; write it shorter"
@@ -55,7 +55,7 @@ _GRAMMAR = "columns, numbers, strings, + - * / %, == != < <= > >=, in (…), and
 
 @dataclass(frozen=True)
 class Strings:
-    """A column of strings: ``codes``, int (N,), index ``names``; -1 is null."""
+    """A column of strings: ``codes``, int (N,), are indices into ``names``; -1 is null."""
 
     codes: np.ndarray
     names: Sequence[str]
@@ -63,46 +63,49 @@ class Strings:
 
 @dataclass(frozen=True)
 class Truth:
-    """Where something is true and where it is false, bool (N,) or (); neither where it is unknown."""
+    """Which rows are true and which are false, bool (N,) or (); rows that are neither are unknown."""
 
     true: Any
     false: Any
 
 
 Column = np.ndarray | Strings | Truth
-"""Numbers are float64 (N,), NaN where unknown."""
+"""A column of numbers is float64 (N,), NaN where unknown."""
 
 
 @dataclass(frozen=True)
 class _Value:
-    """A checked part of an expression; ``text`` is how it was written."""
+    """A checked part of an expression, and its source ``text``; ``evaluate`` computes it from columns."""
 
-    kind: Kind
+    type: ColumnType
     text: str
-    of: Callable[[Mapping[str, Column]], Any]
+    evaluate: Callable[[Mapping[str, Column]], Any]
 
 
 class Where:
-    """A parsed expression; ``columns`` are those that it names."""
+    """A parsed expression; ``columns`` are the columns that it names."""
 
-    def __init__(self, text: str, known: Mapping[str, Kind] = COLUMNS) -> None:
-        """``known`` are the columns that it may name. ValueError, as a sentence, where ``text`` is no expression,
-        names an unknown column or mixes types."""
+    def __init__(self, text: str, known: Mapping[str, ColumnType] = COLUMNS) -> None:
+        """``known`` are the columns that it may name.
+
+        Raises ValueError, whose message is a sentence, if ``text`` is no expression, names an unknown column or mixes
+        types.
+        """
         self.text = text
         parser = _Parser(known)
         self._value = parser.parse(text)
         self.columns = frozenset(parser.columns)
 
     def passes(self, columns: Mapping[str, Column], rows: int) -> np.ndarray:
-        """Which of the rows the expression is true for, bool (N,), given at least its ``columns``."""
+        """The rows for which the expression is true, bool (N,), given at least its ``columns``."""
         with np.errstate(all="ignore"):
-            return np.broadcast_to(self._value.of(columns).true, rows)
+            return np.broadcast_to(self._value.evaluate(columns).true, rows)
 
 
 class _Parser:
-    """Turns the tree that Python's own parser makes into checked values."""
+    """Turns the syntax tree of Python's own parser into checked values."""
 
-    def __init__(self, known: Mapping[str, Kind]) -> None:
+    def __init__(self, known: Mapping[str, ColumnType]) -> None:
         self._known = known
         self.columns: set[str] = set()
 
@@ -111,11 +114,11 @@ class _Parser:
             raise ValueError(
                 f"has {len(text):,} characters, and {_MOST_CHARACTERS:,} are the most; list episodes in a file"
             )
-        # The column's name is a word of Python's grammar.
-        renamed = _STRING_OR_RETURN.sub(lambda found: _RETURN if found[0] == "return" else found[0], text)
+        # The name of the column "return" is a keyword of Python.
+        renamed = _STRING_OR_RETURN.sub(lambda match: _RETURN if match[0] == "return" else match[0], text)
         try:
             tree = ast.parse(f"(\n{renamed}\n)", mode="eval")
-            if tree.body.lineno == 1:  # our own parenthesis was closed by the text's
+            if tree.body.lineno == 1:  # the text closed the parenthesis that was added here
                 raise SyntaxError("unmatched ')'")
             return self._want("truth", self._value(tree.body, 0), "the whole")
         except SyntaxError as error:
@@ -137,11 +140,11 @@ class _Parser:
                 return self._logic(node, depth + 1)
             case ast.UnaryOp(op=ast.Not()):
                 inner = self._want("truth", self._value(node.operand, depth + 1), "'not'")
-                return _Value("truth", _text(node), lambda columns: _not(inner.of(columns)))
+                return _Value("truth", _text(node), lambda columns: _not(inner.evaluate(columns)))
             case ast.UnaryOp(op=ast.USub() | ast.UAdd()):
                 sign = -1.0 if isinstance(node.op, ast.USub) else 1.0
                 number = self._want("number", self._value(node.operand, depth + 1), "a sign")
-                return _Value("number", _text(node), lambda columns: sign * number.of(columns))
+                return _Value("number", _text(node), lambda columns: sign * number.evaluate(columns))
             case ast.BinOp() if type(node.op) in _COMPUTE:
                 return self._arithmetic(node, depth + 1)
             case ast.Compare():
@@ -158,17 +161,17 @@ class _Parser:
     def _logic(self, node: ast.BoolOp, depth: int) -> _Value:
         joins, word = (_and, "'and'") if isinstance(node.op, ast.And) else (_or, "'or'")
         parts = [self._want("truth", self._value(part, depth), word) for part in node.values]
-        return _Value("truth", _text(node), lambda columns: reduce(joins, (part.of(columns) for part in parts)))
+        return _Value("truth", _text(node), lambda columns: reduce(joins, (part.evaluate(columns) for part in parts)))
 
     def _arithmetic(self, node: ast.BinOp, depth: int) -> _Value:
         compute = _COMPUTE[type(node.op)]
         left, right = (self._want("number", self._value(side, depth), "arithmetic") for side in (node.left, node.right))
 
-        def of(columns: Mapping[str, Column]) -> Any:
-            found = compute(left.of(columns), right.of(columns))
-            return np.where(np.isfinite(found), found, np.nan)
+        def evaluate(columns: Mapping[str, Column]) -> Any:
+            result = compute(left.evaluate(columns), right.evaluate(columns))
+            return np.where(np.isfinite(result), result, np.nan)
 
-        return _Value("number", _text(node), of)
+        return _Value("number", _text(node), evaluate)
 
     def _comparison(self, node: ast.Compare, depth: int) -> _Value:
         pairs, left = [], node.left
@@ -188,11 +191,11 @@ class _Parser:
             raise ValueError("compares with 'is'; write == or !=")
         right = self._value(right_node, depth)
         sign, compare = _COMPARE[type(operation)]
-        if left.kind != right.kind or left.kind == "truth":
-            raise ValueError(f"compares {left.text}, a {left.kind}, with {right.text}, a {right.kind}, by {sign}")
-        if left.kind == "number":
-            return lambda columns: _compared(compare, left.of(columns), right.of(columns))
-        return lambda columns: _compared(compare, *_ranks(left.of(columns), right.of(columns)))
+        if left.type != right.type or left.type == "truth":
+            raise ValueError(f"compares {left.text}, a {left.type}, with {right.text}, a {right.type}, by {sign}")
+        if left.type == "number":
+            return lambda columns: _compared(compare, left.evaluate(columns), right.evaluate(columns))
+        return lambda columns: _compared(compare, *_ranks(left.evaluate(columns), right.evaluate(columns)))
 
     def _among(self, left: _Value, right: ast.expr, depth: int) -> Callable[[Mapping[str, Column]], Truth]:
         if not (isinstance(right, ast.Tuple | ast.List) and right.elts):
@@ -201,17 +204,17 @@ class _Parser:
         items = [literals._value(item, depth) for item in right.elts]
         if literals.columns:
             raise ValueError(f"looks for {left.text} in a list with {min(literals.columns)}; a list holds no columns")
-        values = [self._want(left.kind, item, f"a list beside {left.text}").of({}) for item in items]
-        if left.kind == "number":
+        values = [self._want(left.type, item, f"a list beside {left.text}").evaluate({}) for item in items]
+        if left.type == "number":
             numbers = np.array(values, np.float64)
-            return lambda columns: _one_of_numbers(left.of(columns), numbers)
+            return lambda columns: _one_of_numbers(left.evaluate(columns), numbers)
         names = {value.names[0] for value in values}
-        return lambda columns: _one_of(left.of(columns), names)
+        return lambda columns: _one_of(left.evaluate(columns), names)
 
-    def _want(self, kind: str, value: _Value, where: str) -> _Value:
-        if value.kind != kind:
+    def _want(self, type_: ColumnType, value: _Value, where: str) -> _Value:
+        if value.type != type_:
             need = {"truth": "a comparison", "number": "a number", "string": "a string"}
-            raise ValueError(f"{value.text} is {need[value.kind]}, and {where} needs {need[kind]}")
+            raise ValueError(f"{value.text} is {need[value.type]}, and {where} needs {need[type_]}")
         return value
 
 
@@ -229,7 +232,7 @@ def _constant(value: Any) -> _Value:
 
 
 def _text(node: ast.AST) -> str:
-    """A part of an expression as it might have been written, cut where it is long."""
+    """The source of a part of an expression, cut if it is long."""
     text = re.sub(rf"\b{_RETURN}\b", "return", ast.unparse(node))
     return text if len(text) <= 60 else text[:57] + "..."
 
@@ -265,14 +268,14 @@ def _one_of(column: Strings, wanted: set[str]) -> Truth:
 
 
 def _ranks(left: Strings, right: Strings) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers that are in the order of the strings by code point, float64 (N,) or (); NaN for null."""
+    """Numbers in the order of the strings (by code point), float64 (N,) or (); NaN for null."""
     sides = [(side, *np.unique(side.codes, return_inverse=True)) for side in (left, right)]
     used = [[side.names[code] if code >= 0 else None for code in codes.tolist()] for side, codes, _ in sides]
-    places = {
-        name: place for place, name in enumerate(sorted({name for names in used for name in names if name is not None}))
+    ranks = {
+        name: rank for rank, name in enumerate(sorted({name for names in used for name in names if name is not None}))
     }
     first, second = (
-        np.array([np.nan if name is None else places[name] for name in names], np.float64)[at].reshape(side.codes.shape)
+        np.array([np.nan if name is None else ranks[name] for name in names], np.float64)[at].reshape(side.codes.shape)
         for names, (side, _, at) in zip(used, sides, strict=True)
     )
     return first, second

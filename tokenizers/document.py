@@ -1,4 +1,4 @@
-"""A document ↔ its token sequence: pictures as patches, text as ids, in reading order (Gato, section 2.1).
+"""A document ↔ its token sequence: images as patches, text as ids, in reading order (Gato, section 2.1).
 
 Legend: T tokens of one document.
 """
@@ -16,57 +16,57 @@ from gatokit.tokenizers.text import TextTokenizer
 
 _NO_STEPS = np.empty(0, np.uint32)
 _SHORT = 1024
-"""Tokens of a document with pictures that is like many others."""
+"""Most tokens of a document with images whose kinds are cached, because many documents have the same."""
 _TEXT, _IMAGE = int(TokenKind.TEXT), int(TokenKind.IMAGE)
 
 
-class _Repeated:
-    """A value as arrays of any length; short ones share their memory and are read-only."""
+class _Constant:
+    """Arrays of any length that hold one value; short ones share their memory and are read-only."""
 
     def __init__(self, value: int, dtype: type[np.unsignedinteger[Any]]) -> None:
-        self._ready = np.full(1 << 12, value, dtype)
-        self._ready.flags.writeable = False
+        self._shared = np.full(1 << 12, value, dtype)
+        self._shared.flags.writeable = False
 
     def of(self, length: int) -> np.ndarray:
         """An array (length,)."""
-        return self._ready[:length] if length <= len(self._ready) else np.full(length, self._ready[0])
+        return self._shared[:length] if length <= len(self._shared) else np.full(length, self._shared[0])
 
 
-_NO_POSITIONS = _Repeated(NO_POSITION, np.uint16)
-_IMAGE_IDS = _Repeated(IMAGE_ID, np.uint16)
-_IMAGE_KINDS, _TEXT_KINDS = _Repeated(_IMAGE, np.uint8), _Repeated(_TEXT, np.uint8)
+_NO_POSITIONS = _Constant(NO_POSITION, np.uint16)
+_IMAGE_IDS = _Constant(IMAGE_ID, np.uint16)
+_IMAGE_KINDS, _TEXT_KINDS = _Constant(_IMAGE, np.uint8), _Constant(_TEXT, np.uint8)
 
 
 def _new_kinds(widths: Iterable[int]) -> np.ndarray:
-    """The kinds of texts and, their widths negative, pictures."""
+    """The kinds of texts (positive widths) and images (negative widths)."""
     return np.concatenate([(_IMAGE_KINDS if width < 0 else _TEXT_KINDS).of(abs(width)) for width in widths])
 
 
 @functools.lru_cache(maxsize=4096)
 def _kinds(widths: tuple[int, ...]) -> np.ndarray:
-    """The same as a read-only array that equal widths share."""
+    """The same, as a cached read-only array."""
     kinds = _new_kinds(widths)
     kinds.flags.writeable = False
     return kinds
 
 
 def patch_count(image: EncodedImage) -> int:
-    """Tokens of a picture."""
+    """Tokens of an image."""
     return image.height // PATCH * (image.width // PATCH)
 
 
 class DocumentTokenizer:
-    """Turns documents into tokens and back. Their tokens have no separator, no steps and no local positions."""
+    """Turns documents into tokens and back. These have no separators, no steps and no local positions."""
 
     def __init__(self, text: TextTokenizer, end_of_document: bool) -> None:
-        """With ``end_of_document`` the vocabulary's end piece closes each document, where there is one."""
+        """With ``end_of_document`` the vocabulary's end piece, if it has one, ends each document."""
         self._text = text
         self._end = np.array([text.end_id], np.uint16) if end_of_document and text.end_id is not None else None
 
     def encode(self, documents: Sequence[Document]) -> list[TokenSequence | RejectedError]:
-        """The tokens of each document, or why it has none: ``empty`` where nothing is left of it.
+        """The tokens of each document, or why it has none: ``empty`` if nothing is left of it.
 
-        All texts go to SentencePiece in one call. Raises UnicodeEncodeError where a text holds lone surrogates.
+        All texts go to SentencePiece in one call. Raises UnicodeEncodeError if a text holds lone surrogates.
         """
         ids = iter(
             self._text.encode_batch([part for item in documents for part in item.parts if isinstance(part, str)])
@@ -77,9 +77,9 @@ class DocumentTokenizer:
         ]
 
     def decode(self, sequence: TokenSequence) -> list[str | EncodedImage]:
-        """The texts and pictures of a document, or of consecutive records of it put together.
+        """The texts and images of a document, or of consecutive records of it.
 
-        Raises ValueError where kinds, ids and pictures contradict each other.
+        Raises ValueError if kinds, ids and images contradict each other.
         """
         tokens, kinds = sequence.tokens, sequence.kinds
         if not np.isin(kinds, (_TEXT, _IMAGE)).all():
@@ -91,9 +91,9 @@ class DocumentTokenizer:
                 parts.append(self._decode_text(tokens[at:token], kinds[at:token], token == len(tokens)))
             if image is not None:
                 before, at = at, token + patch_count(image)
-                apart = before <= token and at <= len(tokens)
-                if not apart or (kinds[token:at] != _IMAGE).any() or (tokens[token:at] != IMAGE_ID).any():
-                    raise ValueError(f"the picture at token {token} has other tokens than its patches")
+                fits = before <= token and at <= len(tokens)
+                if not fits or (kinds[token:at] != _IMAGE).any() or (tokens[token:at] != IMAGE_ID).any():
+                    raise ValueError(f"the image at token {token} has other tokens than its patches")
                 parts.append(image)
         return [part for part in parts if part != ""]
 
@@ -126,7 +126,7 @@ class DocumentTokenizer:
 
     def _decode_text(self, tokens: np.ndarray, kinds: np.ndarray, last: bool) -> str:
         if (kinds != _TEXT).any():
-            raise ValueError("the sequence has patches of no picture")
+            raise ValueError("the sequence has patches of no image")
         if last and len(tokens) and tokens[-1] == self._text.end_id:
             tokens = tokens[:-1]
         return self._text.decode(tokens)

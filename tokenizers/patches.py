@@ -1,4 +1,4 @@
-"""Images ↔ patches, their pixels as model inputs, and where a patch lies in its image.
+"""Images ↔ patches, patches as model inputs, and the position of a patch in its image.
 
 Legend: H, W pixels (multiples of 16), P = H/16 · W/16 patches, R rows or columns of patches.
 """
@@ -8,13 +8,13 @@ import numpy as np
 from gatokit.schemas.tokens import PATCH
 
 POSITION_INTERVALS = 128
-"""Rows of the patch row table, and of the column table (Gato, appendix C.3)."""
+"""Rows of the embedding tables of patch rows and patch columns (Gato, appendix C.3)."""
 
 
 def patches(image: np.ndarray) -> np.ndarray:
     """The 16×16 patches of an image (H, W, 3) in raster order, (P, 16, 16, 3) of the same dtype.
 
-    Gato, section 2.1. ValueError for another shape or a side that is no multiple of 16.
+    See Gato, section 2.1. Raises ValueError for another shape, or if a side is no multiple of 16.
     """
     if image.ndim != 3 or image.shape[2] != 3:
         raise ValueError(f"an image has shape (H, W, 3), not {image.shape}")
@@ -25,7 +25,7 @@ def patches(image: np.ndarray) -> np.ndarray:
 
 
 def image(patches: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
-    """The image (H, W, 3) whose patches in raster order are given, with ``grid`` its patch rows and columns."""
+    """The image (H, W, 3) of patches in raster order; ``grid`` is its number of patch rows and columns."""
     rows, columns = grid
     if patches.shape != (rows * columns, PATCH, PATCH, 3):
         raise ValueError(
@@ -35,7 +35,7 @@ def image(patches: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
 
 
 def patch_grid(height: int, width: int) -> tuple[int, int]:
-    """Patch rows and columns of an image; ValueError where a side is no positive multiple of 16."""
+    """Patch rows and columns of an image; ValueError if a side is no positive multiple of 16."""
     if height <= 0 or width <= 0 or height % PATCH or width % PATCH:
         raise ValueError(f"an image of {height} x {width} pixels does not divide into {PATCH} x {PATCH} patches")
     return height // PATCH, width // PATCH
@@ -55,14 +55,14 @@ def unscale(inputs: np.ndarray) -> np.ndarray:
 def position_intervals(count: int) -> np.ndarray:
     """The interval of table rows that each of ``count`` patch rows (or columns) covers, int64 (R, 2).
 
-    The pixel interval over the image's side, times 128, each end rounded to nearest (Gato, appendix C.3): five
-    columns have bounds 0, 26, 51, 77, 102, 128. The upper end is exclusive for a random draw and may be 128.
+    It is the patch's interval in the image, as a share of the image's side, times 128, with both ends rounded (Gato,
+    appendix C.3): five columns have bounds 0, 26, 51, 77, 102, 128. The upper end is exclusive and may be 128.
     """
     bounds = np.rint(np.arange(count + 1) * POSITION_INTERVALS / count).astype(np.int64)
     return np.stack([bounds[:-1], bounds[1:]], axis=1)
 
 
 def evaluation_positions(count: int) -> np.ndarray:
-    """The table row that each of ``count`` patch rows (or columns) takes in evaluation, int64 (R,): the rounded
-    mean of its interval, at most 127 (Gato, appendix C.3)."""
+    """The table row of each of ``count`` patch rows (or columns) in evaluation, int64 (R,): the rounded mean of its
+    interval, at most 127 (Gato, appendix C.3)."""
     return np.minimum(POSITION_INTERVALS - 1, np.rint(position_intervals(count).mean(axis=1)).astype(np.int64))

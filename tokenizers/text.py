@@ -11,20 +11,20 @@ from gatokit.schemas.errors import ConfigError
 from gatokit.schemas.tokens import TEXT_IDS
 
 _SHORT = 256
-"""Bytes of a text, on average, that are worth a call for several."""
+"""Mean bytes of a text from which on one call for several texts is faster."""
 
 
 class TextTokenizer:
     """A SentencePiece model that turns text into uint16 ids in [0, ``pieces``) and back.
 
-    One that was made by ``load`` pickles as its path and is read again where it is unpickled; one made from
-    bytes pickles with the model.
+    A tokenizer made by ``load`` is pickled as its path, which is read again when it is unpickled; one made from bytes
+    is pickled with the model.
     """
 
     def __init__(self, model: bytes, *, source: str = "the vocabulary") -> None:
         """Takes the bytes of a model; ``source`` names them in errors.
 
-        Raises ConfigError where the bytes are no SentencePiece model or hold more than 32,000 pieces.
+        Raises ConfigError if the bytes are no SentencePiece model, or if it has more than 32,000 pieces.
         """
         self._processor = sentencepiece.SentencePieceProcessor()
         try:
@@ -46,7 +46,7 @@ class TextTokenizer:
 
     @classmethod
     def load(cls, path: str | Path) -> "TextTokenizer":
-        """The tokenizer whose model is the local file ``path``; ConfigError where it cannot be read or is none."""
+        """The tokenizer whose model is the local file ``path``; ConfigError if it cannot be read or is no model."""
         try:
             model = Path(path).read_bytes()
         except OSError as error:
@@ -62,36 +62,36 @@ class TextTokenizer:
 
     @property
     def end_id(self) -> int | None:
-        """Id of the piece that ends a document (``</s>``); None where the model has none."""
-        found: int = self._processor.eos_id()
-        return None if found < 0 else found
+        """Id of the piece that ends a document (``</s>``); None if the model has none."""
+        end: int = self._processor.eos_id()
+        return None if end < 0 else end
 
     def encode(self, text: str) -> np.ndarray:
-        """Ids of ``text``, uint16 (T,); UnicodeEncodeError where it holds lone surrogates."""
+        """Ids of ``text``, uint16 (T,); UnicodeEncodeError if it holds lone surrogates."""
         return np.array(self._processor.encode(text.encode(), out_type=int), np.uint16)
 
     def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
         """Ids of every text, uint16 (T,) each; errors as in ``encode``."""
         encoded = [text.encode() for text in texts]
         if sum(map(len, encoded)) < _SHORT * len(encoded):
-            # A call with several texts starts a thread: waiting for it costs more than captions do.
+            # A call with several texts starts a thread, which costs more than tokenizing captions.
             return [np.array(self._processor.encode(data, out_type=int), np.uint16) for data in encoded]
-        # One thread: workers are processes already.
+        # One thread, because there is a worker process for each core.
         return [
             np.fromiter(ids, np.uint16, len(ids))
             for ids in self._processor.encode(encoded, out_type=int, num_threads=1)
         ]
 
     def decode(self, ids: np.ndarray) -> str:
-        """The text of ids (T,); ValueError where one is no piece of the model."""
+        """The text of ids (T,); ValueError if one is no piece of the model."""
         if len(ids) and int(np.max(ids)) >= self.pieces:
             raise ValueError(f"text id {int(np.max(ids))} is outside the vocabulary's {self.pieces} pieces")
         text: str = self._processor.decode(np.asarray(ids).tolist()) if len(ids) else ""
         return text
 
     def piece(self, id_: int) -> str:
-        """What one id stands for: its text, spaces included, or the name of a byte beyond ASCII (``<0xC3>``) or of a
-        control piece (``</s>``)."""
+        """The text of one id, spaces included, or the name of a byte beyond ASCII (``<0xC3>``) or of a control piece
+        (``</s>``)."""
         named: str = self._processor.id_to_piece(id_)
         if self._processor.is_byte(id_):
             byte = int(named[1:-1], 16)
@@ -101,10 +101,10 @@ class TextTokenizer:
     def __reduce__(self) -> tuple[Any, ...]:
         if self._path is None:
             return TextTokenizer, (self._model,)
-        return _load_same, (self._path, self.digest)
+        return _load_again, (self._path, self.digest)
 
 
-def _load_same(path: str, expected: str) -> TextTokenizer:
+def _load_again(path: str, expected: str) -> TextTokenizer:
     tokenizer = TextTokenizer.load(path)
     if tokenizer.digest != expected:
         raise ConfigError(f"the vocabulary {path} changed while it was in use")

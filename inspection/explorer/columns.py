@@ -17,7 +17,7 @@ from gatokit.inspection.read.columns import coded, named
 from gatokit.inspection.read.dataset import DatasetReader
 from gatokit.inspection.read.rows import EpisodeRow
 from gatokit.schemas import where
-from gatokit.schemas.where import Kind, Strings, Truth
+from gatokit.schemas.where import ColumnType, Strings, Truth
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Column:
     """A column; ``reads`` are those of the index that it is made of, ``about`` says what it is."""
 
     name: str
-    kind: Kind
+    kind: ColumnType
     about: str
     of: tuple[str, ...] = ()
 
@@ -65,7 +65,7 @@ FIRST = ("episode_id", "task", "agent", "return", "steps", "kept", "reason", "sp
 """Shown of episodes until others are chosen."""
 FIRST_OF_DOCUMENTS = ("episode_id", "kept", "reason", "split", "tokens", "records")
 """The same of documents."""
-KINDS: dict[str, Kind] = {name: column.kind for name, column in COLUMNS.items()}
+KINDS: dict[str, ColumnType] = {name: column.kind for name, column in COLUMNS.items()}
 
 
 class Batches:
