@@ -21,10 +21,9 @@ from gatokit.pipelines.planning.kinds import plan_datasets, scan_units
 from gatokit.pipelines.planning.plan import Plan, plan_shards
 from gatokit.pipelines.planning.shard_task import ShardTask
 from gatokit.pipelines.progress import JobLog, Progress, file_counter
-from gatokit.pipelines.shards.build import INDEX_SUFFIX
 from gatokit.pipelines.shards.garbage import WORK
-from gatokit.pipelines.shards.manifest import finish_dataset, finished_orders, write_manifest
-from gatokit.pipelines.shards.writer import write_index
+from gatokit.pipelines.shards.index import INDEX_SUFFIX, finished_shards, write_index
+from gatokit.pipelines.shards.manifest import finish_dataset, write_manifest
 from gatokit.schemas.errors import DataError
 from gatokit.schemas.index import INDEX
 from gatokit.schemas.manifest import LOG, VOCABULARY, Manifest, VocabularyEntry
@@ -225,7 +224,7 @@ def _build(
         found = set()
         for plan in plans:
             directory = root / plan.dataset.config.name
-            done = finished_orders(directory, [shard.stem for shard in plan.shards])
+            done = finished_shards(directory, [shard.stem for shard in plan.shards])
             found |= {directory / (stem + INDEX_SUFFIX) for stem in done}
         return found
 

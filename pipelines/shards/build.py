@@ -9,12 +9,12 @@ from typing import Any
 import pyarrow as pa
 
 from gatokit.pipelines.planning.shard_task import ShardTask
-from gatokit.pipelines.shards.writer import ShardWriter, write_index
+from gatokit.pipelines.shards.index import INDEX_SUFFIX, write_index
+from gatokit.pipelines.shards.writer import ShardWriter
 from gatokit.schemas.errors import RejectedError
 from gatokit.schemas.index import HELD_OUT, INDEX, TRAIN
 from gatokit.tokenizers.text import TextTokenizer
 
-INDEX_SUFFIX = ".index.parquet"
 CRASHED = "crashed_decoder"
 _NONE: Mapping[int, str] = MappingProxyType({})
 

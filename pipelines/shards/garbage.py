@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from gatokit.pipelines.shards.build import INDEX_SUFFIX
+from gatokit.pipelines.shards.index import INDEX_SUFFIX
 from gatokit.schemas.errors import ConfigError
 from gatokit.schemas.manifest import LOG, MANIFEST, Manifest
 from gatokit.storage import files

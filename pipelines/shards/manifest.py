@@ -2,7 +2,6 @@
 
 import hashlib
 import importlib.metadata
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,17 +11,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from gatokit.pipelines.dataset import Losses, check_budget
+from gatokit.pipelines.dataset import check_budget
 from gatokit.pipelines.documents.dedup import document_rules
 from gatokit.pipelines.documents.scan import DocumentsPlan
 from gatokit.pipelines.planning.plan import Plan
-from gatokit.pipelines.shards.build import INDEX_SUFFIX
 from gatokit.pipelines.shards.garbage import Leftover, remove_leftovers
-from gatokit.pipelines.shards.writer import read_out_of_range, read_parts
+from gatokit.pipelines.shards.index import COUNTED_COLUMNS, INDEX_SUFFIX, IndexTotals, read_parts
 from gatokit.schemas.config import BuildConfig
 from gatokit.schemas.digests import json_digest
 from gatokit.schemas.errors import DataError
-from gatokit.schemas.index import HELD_OUT, TASKS
+from gatokit.schemas.index import TASKS
 from gatokit.schemas.manifest import (
     MANIFEST,
     VOCABULARY,
@@ -30,14 +28,13 @@ from gatokit.schemas.manifest import (
     DatasetFile,
     FileEntry,
     Manifest,
-    ShardEntry,
     SplitEntry,
     TaskEntry,
     TokenizerSettings,
     VocabularyEntry,
 )
 from gatokit.schemas.tokens import TokenIds
-from gatokit.storage.files import arrow_file, exists, file_digest, is_directory, read_bytes, sizes, write_atomically
+from gatokit.storage.files import exists, file_digest, read_bytes, write_atomically
 from gatokit.storage.prefetch import prefetch
 
 MOST_OUTSIDE = 0.001
@@ -52,8 +49,6 @@ _PACKAGES = (
     "pyarrow",
     "sentencepiece",
 )
-_FOOTER_BYTES = 1 << 16
-_COUNTED = ["task", "agent", "kept", "split", "steps", "tokens", "lost", "reason", "detail", "episode_id"]
 
 
 @dataclass(frozen=True)
@@ -81,12 +76,12 @@ def finish_dataset(root: Path, plan: Plan, config: BuildConfig, content: Literal
     """
     dataset = plan.dataset.config
     directory = root / dataset.name
-    splits, totals = [], _Totals()
+    splits, totals = [], IndexTotals()
     names = [order.stem + INDEX_SUFFIX for order in plan.shards]
     indexes = {}
     contents = prefetch([directory / name for name in names], read_bytes, len)
     for order, name, data in zip(plan.shards, names, contents, strict=True):
-        table = pq.ParquetFile(pa.BufferReader(data)).read(_COUNTED, use_threads=False)
+        table = pq.ParquetFile(pa.BufferReader(data)).read(COUNTED_COLUMNS, use_threads=False)
         totals.add(table)
         indexes[name] = len(data), _digest(data, 32)
         splits.append(
@@ -223,27 +218,6 @@ def packages() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in _PACKAGES}
 
 
-def finished_orders(directory: Path, stems: Sequence[str]) -> dict[str, list[ShardEntry]]:
-    """The parts of each split whose index stands, and every part that it names, at its size."""
-    there = sizes(directory) if is_directory(directory) else {}
-    begun = [stem for stem in stems if stem + INDEX_SUFFIX in there]
-    found = prefetch([directory / (stem + INDEX_SUFFIX) for stem in begun], _parts, lambda _: _FOOTER_BYTES)
-    return {
-        stem: parts
-        for stem, parts in zip(begun, found, strict=True)
-        if parts is not None and all(there.get(part.file) == part.size for part in parts)
-    }
-
-
-def _parts(index: Path) -> list[ShardEntry] | None:
-    """The parts that an index names; None where it cannot be read."""
-    try:
-        with arrow_file(index) as file:
-            return read_parts(pq.read_schema(file).metadata)
-    except (OSError, KeyError, ValueError, pa.ArrowInvalid):
-        return None
-
-
 def _is_of(file: FileEntry, dataset: DatasetEntry) -> bool:
     """Whether a file is one of the dataset's summaries."""
     return file.path in (f"{dataset.directory}/{dataset.described_file}", f"{dataset.directory}/{dataset.tasks_file}")
@@ -253,46 +227,7 @@ def _digest(data: bytes, size: int) -> str:
     return hashlib.blake2b(data, digest_size=size).hexdigest()
 
 
-class _Totals:
-    """Sums over the indexes of a dataset."""
-
-    def __init__(self) -> None:
-        self.streams: dict[tuple[str | None, str | None], Counter[str]] = {}
-        """By task and agent: rows lost or not, and episodes, steps and tokens of those kept."""
-        self.losses = Losses()
-        self.outside, self.values = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
-        """By task and action: values outside of the range, and all."""
-
-    def add(self, rows: pa.Table) -> None:
-        """Takes the next index."""
-        kept = rows.filter(rows["kept"])
-        self._count(rows, [("lost", "sum")])
-        self._count(kept, [("kept", "count"), ("steps", "sum"), ("tokens", "sum")])
-        self._count(kept.filter(pc.equal(kept["split"], HELD_OUT)), [("split", "count")])
-        dropped = rows.filter(pc.is_valid(rows["reason"]))
-        self.losses.add(*(dropped[name].to_pylist() for name in ("reason", "lost", "episode_id", "detail")))
-        for task, fields in read_out_of_range(rows.schema.metadata).items():
-            for field, (beyond, total) in fields.items():
-                self.outside[task, field] += beyond
-                self.values[task, field] += total
-
-    def of(self, task: str, agent: str | None) -> Counter[str]:
-        """The sums of one stream."""
-        return self.streams.get((task, agent), Counter())
-
-    def kept(self, task: str) -> int:
-        """Kept episodes of a task."""
-        return sum(total["kept"] for (name, _), total in self.streams.items() if name == task)
-
-    def _count(self, rows: pa.Table, sums: list[tuple[str, str]]) -> None:
-        grouped = rows.group_by(["task", "agent"], use_threads=False).aggregate(sums)
-        for row in grouped.to_pylist():
-            total = self.streams.setdefault((row["task"], row["agent"]), Counter())
-            for column, function in sums:
-                total[column] += row[f"{column}_{function}"] or 0
-
-
-def _check(totals: _Totals, episodes: int, plan: Plan, config: BuildConfig) -> None:
+def _check(totals: IndexTotals, episodes: int, plan: Plan, config: BuildConfig) -> None:
     name, losses = plan.dataset.config.name, totals.losses
     check_budget(losses, episodes, config.max_bad_fraction, name, plan.dataset.kind)
     for (task, field), beyond in sorted(totals.outside.items()):
@@ -335,7 +270,7 @@ def _describe(plan: Plan, episodes: int, kept: int) -> DatasetFile:
     )
 
 
-def _tasks(totals: _Totals, plan: Plan, content: str) -> pa.Table:
+def _tasks(totals: IndexTotals, plan: Plan, content: str) -> pa.Table:
     lines = []
     for task in plan.result.tasks:
         streams = {stream.agent: stream for stream in task.streams}

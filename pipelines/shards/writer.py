@@ -1,7 +1,6 @@
 """Writes the shard files of a split and its index; each appears whole, checked and synced, or not at all."""
 
 import hashlib
-import json
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -9,14 +8,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import google_crc32c
-import pyarrow as pa
-import pyarrow.parquet as pq
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from gatokit.pipelines.dataset import OutOfRange
 from gatokit.schemas.manifest import ShardEntry
 from gatokit.storage.array_record import SEQUENTIAL, ArrayRecordError, ArrayRecordFile
-from gatokit.storage.files import commit, temporary_beside, write_atomically
+from gatokit.storage.files import commit, temporary_beside
 
 _HASH_BYTES = 16 << 20
 """A shard is hashed and synced on whenever about this many bytes of records were written."""
@@ -24,8 +20,6 @@ MOST_RECORDS = 65_536
 """A part with this many records is full; only an owner with more of them makes a larger one."""
 WRITER_OPTIONS = "group_size:1,zstd:-1"
 _READ_TOGETHER = 8
-_PARTS = b"gatokit.parts"
-_OUTSIDE = b"gatokit.outside"
 
 
 class _GrowingDigest:
@@ -180,28 +174,3 @@ def _os_errors(path: str) -> Iterator[None]:
         raise OSError(f"{path}: {str(error).splitlines()[0]}") from None
     except ArrayRecordError as error:
         raise OSError(f"{path}: {error.reason}") from None
-
-
-def write_index(path: str | Path, rows: pa.Table, parts: list[ShardEntry], out_of_range: OutOfRange) -> None:
-    """Writes the index of a split, whose presence marks the split as done.
-
-    ``out_of_range`` counts, per task and continuous action, the values outside of the range and all values.
-    """
-    sink = pa.BufferOutputStream()
-    metadata = {
-        **(rows.schema.metadata or {}),
-        _PARTS: json.dumps([part.model_dump() for part in parts]).encode(),
-        _OUTSIDE: json.dumps(out_of_range, sort_keys=True).encode(),
-    }
-    pq.write_table(rows.replace_schema_metadata(metadata), sink, compression="zstd")
-    write_atomically(path, sink.getvalue().to_pybytes())
-
-
-def read_parts(metadata: dict[bytes, bytes]) -> list[ShardEntry]:
-    """The parts that an index names in its metadata."""
-    return [ShardEntry(**part) for part in json.loads(metadata[_PARTS])]
-
-
-def read_out_of_range(metadata: dict[bytes, bytes]) -> OutOfRange:
-    """The counts of out-of-range action values that an index holds in its metadata."""
-    return json.loads(metadata[_OUTSIDE])
