@@ -1,11 +1,10 @@
-"""Cross entropy at the targets only, at a cost that follows how many there are.
+"""Cross entropy at the targets only, at a cost that follows their number.
 
-A shard gathers the hidden vectors at its targets into blocks; a loop over the blocks that are needed, as many as the
-fullest shard has, makes their logits and, when training, their gradients at once. So no array of rows × tokens ×
-vocabulary exists, and a batch of few targets is cheap.
+Each device gathers the states at the targets of its rows into blocks. A loop over the blocks, as many as the device
+with the most targets needs, makes their logits and, when training, their gradients at once. So no array of rows ×
+tokens × vocabulary exists, and a batch of few targets is cheap.
 
-Legend: B rows, L tokens, N = B L positions of a shard, K targets of a block, D width, V rows of the vocabulary's
-table, E datasets.
+Legend: B rows, L tokens, K targets of a block, D width, V rows of the embedding table, E datasets.
 """
 
 from collections.abc import Callable
@@ -29,7 +28,16 @@ KINDS = len(TokenKind) + 1
 """Kinds are counted by their number; 0 is never a target."""
 
 Logits = Callable[[Any, jax.Array], jax.Array]
-"""From its parameters and hidden vectors (K, D) to float32 logits (K, V)."""
+"""From its parameters and states (K, D) to float32 logits (K, V)."""
+
+
+class _Targets(NamedTuple):
+    ids: jax.Array
+    """int32 (B, L)"""
+    mask: jax.Array
+    """bool (B, L): whether the position has a target."""
+    weight: jax.Array
+    """float32 (B, L): its weight in the loss."""
 
 
 class Sums(NamedTuple):
@@ -57,7 +65,7 @@ class Sums(NamedTuple):
     patches: jax.Array
     """(): image patches."""
     redraws: jax.Array
-    """(E,): windows of the dataset that gave way to others, the patch slots being full."""
+    """(E,): windows of the dataset that were replaced because the patch slots were full."""
 
 
 def weights(batch: Batch, loss_weight: str) -> jax.Array:
@@ -73,16 +81,15 @@ def weights(batch: Batch, loss_weight: str) -> jax.Array:
 
 
 def target_losses(
-    logits: Logits, params: Any, hidden: jax.Array, batch: Batch, loss_weight: str, datasets: int, mesh: Mesh
+    logits: Logits, params: Any, states: jax.Array, batch: Batch, loss_weight: str, datasets: int, mesh: Mesh
 ) -> tuple[jax.Array, Sums]:
     """The weighted sum of a batch's losses, which has a gradient, and all sums, which have none.
 
-    ``hidden`` (B, L, D) is the vector at each position; ``params`` is what ``logits`` takes and nothing more.
+    ``states`` (B, L, D) are the final states; ``params`` is what ``logits`` takes and nothing more.
     """
-    weight = weights(batch, loss_weight)
-    is_target = batch.target_kinds != PADDING
-    loss, losses = _weighted_loss(logits, mesh, params, hidden, batch.targets.astype(jnp.int32), is_target, weight)
-    return loss, _sums(batch, weight, jax.lax.stop_gradient(loss), jax.lax.stop_gradient(losses), datasets)
+    targets = _Targets(batch.targets.astype(jnp.int32), batch.target_kinds != PADDING, weights(batch, loss_weight))
+    loss, losses = _weighted_loss(logits, mesh, params, states, targets)
+    return loss, _sums(batch, targets.weight, jax.lax.stop_gradient(loss), jax.lax.stop_gradient(losses), datasets)
 
 
 def _sums(batch: Batch, weight: jax.Array, loss: jax.Array, losses: jax.Array, datasets: int) -> Sums:
@@ -108,116 +115,85 @@ def _sums(batch: Batch, weight: jax.Array, loss: jax.Array, losses: jax.Array, d
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _weighted_loss(
-    logits: Logits,
-    mesh: Mesh,
-    params: Any,
-    hidden: jax.Array,
-    targets: jax.Array,
-    is_target: jax.Array,
-    weight: jax.Array,
+    logits: Logits, mesh: Mesh, params: Any, states: jax.Array, targets: _Targets
 ) -> tuple[jax.Array, jax.Array]:
-    losses, _, _ = _over_shards(logits, mesh, False, params, hidden, targets, is_target, weight)
-    return (weight * losses).sum(), losses
+    losses, _ = _on_devices(logits, mesh, False, params, states, targets)
+    return (targets.weight * losses).sum(), losses
 
 
-def _forward(
-    logits: Logits,
-    mesh: Mesh,
-    params: Any,
-    hidden: jax.Array,
-    targets: jax.Array,
-    is_target: jax.Array,
-    weight: jax.Array,
-) -> tuple[tuple[jax.Array, jax.Array], tuple[Any, jax.Array | None]]:
-    losses, of_params, of_hidden = _over_shards(logits, mesh, True, params, hidden, targets, is_target, weight)
-    return ((weight * losses).sum(), losses), (of_params, of_hidden)
+def _forward(logits: Logits, mesh: Mesh, params: Any, states: jax.Array, targets: _Targets) -> tuple[Any, Any]:
+    losses, gradients = _on_devices(logits, mesh, True, params, states, targets)
+    return ((targets.weight * losses).sum(), losses), gradients
 
 
-def _backward(
-    logits: Logits, mesh: Mesh, saved: tuple[Any, jax.Array], given: tuple[jax.Array, jax.Array]
-) -> tuple[Any, jax.Array, None, None, None]:
-    scale = given[0]
-    of_params, of_hidden = jax.tree.map(lambda gradient: (gradient * scale).astype(gradient.dtype), saved)
-    return of_params, of_hidden, None, None, None
+def _backward(logits: Logits, mesh: Mesh, gradients: Any, cotangents: tuple[jax.Array, jax.Array]) -> tuple[Any, ...]:
+    scaled = jax.tree.map(lambda gradient: (gradient * cotangents[0]).astype(gradient.dtype), gradients)
+    return *scaled, None
 
 
 _weighted_loss.defvjp(_forward, _backward)
 
 
-def _over_shards(
-    logits: Logits,
-    mesh: Mesh,
-    training: bool,
-    params: Any,
-    hidden: jax.Array,
-    targets: jax.Array,
-    is_target: jax.Array,
-    weight: jax.Array,
-) -> tuple[jax.Array, Any, jax.Array | None]:
-    """``_blocks`` on every shard by itself; along ``tensor`` the compiler divides the logits."""
+def _on_devices(
+    logits: Logits, mesh: Mesh, training: bool, params: Any, states: jax.Array, targets: _Targets
+) -> tuple[jax.Array, Any]:
+    """``_blocks`` on each device's rows; along ``tensor`` the compiler divides the logits."""
     rows, everywhere = PartitionSpec(ROWS), PartitionSpec()
     size = CPU_BLOCK if mesh.devices.flat[0].platform == "cpu" else BLOCK
-    most = is_target.reshape(shards(mesh), -1).sum(axis=1, dtype=jnp.int32).max()
-    losses, of_params, of_hidden = jax.shard_map(
+    most = targets.mask.reshape(shards(mesh), -1).sum(axis=1, dtype=jnp.int32).max()
+    losses, gradients = jax.shard_map(
         partial(_blocks, logits, training, size),
         mesh=mesh,
-        in_specs=(everywhere, everywhere, rows, rows, rows, rows),
-        out_specs=(rows, rows, rows),
+        in_specs=(everywhere, everywhere, rows, rows),
+        out_specs=(rows, rows),
         axis_names=set(ROWS),
         check_vma=False,
-    )(params, most, hidden, targets, is_target, weight)
-    return losses, jax.tree.map(lambda of_shards: of_shards.sum(axis=0), of_params), of_hidden
+    )(params, most, states, targets)
+    if training:
+        for_params, for_states = gradients
+        gradients = jax.tree.map(lambda of_devices: of_devices.sum(axis=0), for_params), for_states
+    return losses, gradients
 
 
 def _blocks(
-    logits: Logits,
-    training: bool,
-    size: int,
-    params: Any,
-    most: jax.Array,
-    hidden: jax.Array,
-    targets: jax.Array,
-    is_target: jax.Array,
-    weight: jax.Array,
-) -> tuple[jax.Array, Any, jax.Array | None]:
-    """A shard's losses (B, L), 0 where there is no target, and in training the gradients of their weighted sum, those
-    of ``params`` with an axis of shards in front.
+    logits: Logits, training: bool, size: int, params: Any, most: jax.Array, states: jax.Array, targets: _Targets
+) -> tuple[jax.Array, Any]:
+    """A device's losses (B, L), 0 where there is no target; in training also the gradients of their weighted sum for
+    ``params``, with a leading axis of one, and for ``states``.
 
-    ``size``: targets of a block. ``most``: targets of the fullest shard, so that all go the same number of rounds: a
-    program of many devices must not part ways before a collective.
+    ``size``: targets of a block. ``most``: targets of the device with the most, so that all go the same number of
+    rounds: devices that run different numbers of collectives would wait for each other forever.
     """
-    size = min(size, targets.size)
-    padded = targets.size + -targets.size % size
-    places = jnp.nonzero(is_target.reshape(-1), size=padded, fill_value=padded)[0]
-    places = jnp.where(places < targets.size, places, targets.size + jnp.arange(padded))  # unique, and sorted
-    vectors, ids, share = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1), weight.reshape(-1)
+    count = targets.ids.size
+    size = min(size, count)
+    padded = count + -count % size
+    indices = jnp.nonzero(targets.mask.reshape(-1), size=padded, fill_value=padded)[0]
+    indices = jnp.where(indices < count, indices, count + jnp.arange(padded))  # unique, and sorted
+    vectors, ids, weight = states.reshape(-1, states.shape[-1]), targets.ids.reshape(-1), targets.weight.reshape(-1)
 
-    def block(number: jax.Array, found: tuple[jax.Array, Any, jax.Array | None]) -> tuple[jax.Array, Any, Any]:
-        losses, of_params, of_hidden = found
-        at = jax.lax.dynamic_slice(places, (number * size,), (size,))
+    def block(number: jax.Array, carry: tuple[jax.Array, Any]) -> tuple[jax.Array, Any]:
+        losses, gradients = carry
+        index = jax.lax.dynamic_slice(indices, (number * size,), (size,))
 
         def take(array: jax.Array) -> jax.Array:
-            return array.at[at].get(mode="fill", fill_value=0)
+            return array.at[index].get(mode="fill", fill_value=0)
+
+        def put(array: jax.Array, values: jax.Array) -> jax.Array:
+            return array.at[index].set(values, mode="drop", unique_indices=True, indices_are_sorted=True)
 
         scores, pull = jax.vjp(logits, params, take(vectors))
         is_answer = jnp.arange(scores.shape[1]) == take(ids)[:, None]
         total = jax.nn.logsumexp(scores, axis=1)
-        answers = jnp.where(is_answer, scores, 0).sum(axis=1)
-        losses = losses.at[at].set(total - answers, mode="drop", unique_indices=True, indices_are_sorted=True)
+        losses = put(losses, total - jnp.where(is_answer, scores, 0).sum(axis=1))
         if training:
-            wrong = (jnp.exp(scores - total[:, None]) - is_answer) * take(share)[:, None]
+            wrong = (jnp.exp(scores - total[:, None]) - is_answer) * take(weight)[:, None]
             more, back = pull(wrong)
-            of_params = jax.tree.map(jnp.add, of_params, more)
-            assert of_hidden is not None
-            of_hidden = of_hidden.at[at].set(back, mode="drop", unique_indices=True, indices_are_sorted=True)
-        return losses, of_params, of_hidden
+            gradients = jax.tree.map(jnp.add, gradients[0], more), put(gradients[1], back)
+        return losses, gradients
 
-    start = (
-        jnp.zeros(targets.size, jnp.float32),
-        jax.tree.map(jnp.zeros_like, params) if training else None,
-        jnp.zeros_like(vectors) if training else None,
-    )
-    losses, of_params, of_hidden = jax.lax.fori_loop(0, (most + size - 1) // size, block, start)
-    if of_hidden is not None:
-        of_params, of_hidden = jax.tree.map(lambda leaf: leaf[None], of_params), of_hidden.reshape(hidden.shape)
-    return losses.reshape(targets.shape), of_params, of_hidden
+    zeros = (jax.tree.map(jnp.zeros_like, params), jnp.zeros_like(vectors)) if training else None
+    start = jnp.zeros(count, jnp.float32), zeros
+    losses, gradients = jax.lax.fori_loop(0, (most + size - 1) // size, block, start)
+    if training:
+        gradients = jax.tree.map(lambda leaf: leaf[None], gradients[0]), gradients[1].reshape(states.shape)
+    return losses.reshape(targets.ids.shape), gradients
