@@ -27,10 +27,10 @@ from gatokit.loader.mixture import Mixture, open_mixture
 from gatokit.loader.windows import Windows
 from gatokit.schemas.run import RunConfig, read_run_config
 from gatokit.trainer import flops, model
+from gatokit.trainer.compile import plan
 from gatokit.trainer.flops import device_named, peak
 from gatokit.trainer.loss import target_losses
 from gatokit.trainer.mesh import make_mesh, place, process_rows
-from gatokit.trainer.planner import plan
 from gatokit.trainer.step import Metrics, Trainer
 
 WARM_UP = 5

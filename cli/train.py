@@ -148,7 +148,7 @@ def _compile_only(config: Any, arguments: argparse.Namespace, output: Output) ->
 
 def _plan(config: Any, arguments: argparse.Namespace, output: Output) -> int:
     with needs("train"):
-        from gatokit.trainer.planner import plan
+        from gatokit.trainer.compile import plan
     found = plan(config, arguments.device)
     output.say(str(found))
     output.result(asdict(found))

@@ -1,25 +1,42 @@
-"""Compiles the real training step for a TPU slice without one."""
+"""What a training step takes: compiled for a TPU slice without one, or estimated for one device by a formula.
+
+Legend: P parameters, N layers, r rows of a device's microbatch, L tokens, D width, A = H K width of all heads, F half
+of the feed-forward width, V rows of the embedding table, C patch channels, c bytes of a computed number (2 for
+bfloat16), f and t devices along ``fsdp`` and ``tensor``.
+"""
 
 import importlib.util
+import math
 import os
 import re
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import jax
 from jax.experimental import topologies
 
 from gatokit.schemas.errors import ConfigError, install_hint
 from gatokit.schemas.run import RunConfig
-from gatokit.schemas.tokens import TokenIds
-from gatokit.trainer import flops, model
-from gatokit.trainer.flops import device_named
-from gatokit.trainer.mesh import make_mesh
+from gatokit.schemas.tokens import PATCH, TokenIds
+from gatokit.trainer import flops
+from gatokit.trainer.flops import DEVICES, device_named
+from gatokit.trainer.loss import BLOCK
+from gatokit.trainer.mesh import AXES, check_mesh, make_mesh
+from gatokit.trainer.model import count, parameter_table
 from gatokit.trainer.step import Trainer
 
+Remat = Literal["none", "dots", "full"]
+
+VOCABULARY_SIZE = TokenIds().vocabulary_size
+"""There is no data, so ids are counted with discrete ids overlapping text ids."""
 PATCH_SHARE = 4
-"""Where the config gives no ``patch_slots``, one token in this many is taken for a patch."""
+"""If the config gives no ``patch_slots``, one token in this many is taken for a patch."""
+USABLE = 0.9
+"""Share of a device's memory: the rest is the driver's, and lost to fragmentation."""
+ENOUGH_TOKENS = 8192
+"""A device's microbatch of this many tokens keeps it busy; below it, remat is preferred to a smaller microbatch."""
 
 _WHOLE_SLICES = {"v3": "16x16", "v4": "8x8x8", "v5e": "16x16", "v5p": "8x8x8", "v6e": "16x16"}
 _TOPOLOGY = re.compile(r"v\d+[a-z]*(:\d+(x\d+)+)?")
@@ -30,8 +47,28 @@ _OFFLINE = {
     "TPU_WORKER_HOSTNAMES": "localhost",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
-"""Keeps libtpu from asking a metadata server who this machine is, and from locking out whoever uses its TPU."""
-_GIGA = 1 << 30
+"""Keeps libtpu from asking a metadata server what this machine is, and from locking out another user of its TPU."""
+_GIB = 1 << 30
+
+
+def _slots(config: RunConfig) -> int:
+    """Patch slots of a group; a guess if the config has none."""
+    return config.input.patch_slots or config.patch_group_rows * config.context // PATCH_SHARE
+
+
+def _step_flops(config: RunConfig) -> float:
+    """Operations of a step on all devices, with a patch in every slot and a target at every position."""
+    return flops.train_step(
+        config.model,
+        rows=config.batch,
+        context=config.context,
+        patch_slots=config.batch // config.patch_group_rows * _slots(config),
+        targets=config.batch * config.context,
+        vocabulary_size=VOCABULARY_SIZE,
+    ).total
+
+
+# ---- compiled ----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -57,22 +94,21 @@ class Compiled:
     device_bytes: int | None
     """Memory of a device, where it is known."""
     flops: float
-    """Of a step on all devices by ``flops.train_step``, with every slot a patch and every position a target."""
     seconds: float
     """Of compiling."""
 
     def __str__(self) -> str:
         used = self.argument_bytes + self.temporary_bytes
-        memory = f" of {self.device_bytes / _GIGA:.1f} GiB" if self.device_bytes else ""
+        memory = f" of {self.device_bytes / _GIB:.1f} GiB" if self.device_bytes else ""
         mesh = ", ".join(f"{axis} {size}" for axis, size in self.mesh.items())
         lines = [
             f"{self.topology}: {self.devices} devices ({self.device}) on {self.hosts} hosts; mesh {mesh}",
             f"batch {self.batch} x {self.context} tokens, microbatches {self.microbatches}, remat {self.remat}, "
             f"{self.patch_slots} patch slots a group, {self.vocabulary_size} ids",
             f"{self.parameters:,} parameters",
-            f"{used / _GIGA:.2f} GiB{memory} a device: arguments {self.argument_bytes / _GIGA:.2f} GiB, temporaries "
-            f"{self.temporary_bytes / _GIGA:.2f} GiB, output "
-            f"{self.output_bytes / _GIGA:.2f} GiB in the arguments' place",
+            f"{used / _GIB:.2f} GiB{memory} a device: arguments {self.argument_bytes / _GIB:.2f} GiB, temporaries "
+            f"{self.temporary_bytes / _GIB:.2f} GiB, output "
+            f"{self.output_bytes / _GIB:.2f} GiB in the arguments' place",
             f"{self.flops / 1e12:,.1f} TFLOP a step, {self.flops / self.devices / 1e12:,.2f} a device",
             f"compiled in {self.seconds:.0f} s",
         ]
@@ -80,18 +116,14 @@ class Compiled:
 
 
 def compile_only(config: RunConfig, topology: str) -> Compiled:
-    """Compiles the step of ``config`` for a slice such as ``v3:16x16``; a bare generation means its largest square or
-    cubic slice here. There is no data, so ids are counted with discrete ids overlapping text ids.
+    """Compiles the step of ``config`` for a slice such as ``v3:16x16``; a generation alone means a large slice of it.
 
-    ConfigError: libtpu is not installed, there is no such slice, the mesh does not fit it, or the step does not fit
-    its memory.
+    Raises ConfigError if libtpu is not installed, there is no such slice, the mesh does not fit it, or the step does
+    not fit its memory.
     """
     topology, devices = _devices(topology)
     mesh = make_mesh(config.mesh, devices)
-    group = config.patch_group_rows
-    slots = config.input.patch_slots or group * config.context // PATCH_SHARE
-    ids = TokenIds().vocabulary_size
-    trainer = Trainer(config, ids, datasets=1, patch_slots=slots, mesh=mesh)
+    trainer = Trainer(config, VOCABULARY_SIZE, datasets=1, patch_slots=_slots(config), mesh=mesh)
     begin = time.monotonic()
     try:
         compiled = trainer.step.lower(trainer.abstract_state(), trainer.abstract_batch()).compile()
@@ -100,14 +132,6 @@ def compile_only(config: RunConfig, topology: str) -> Compiled:
     seconds = time.monotonic() - begin
     memory: Any = compiled.memory_analysis()
     known = device_named(devices[0].device_kind)
-    work = flops.train_step(
-        config.model,
-        rows=config.batch,
-        context=config.context,
-        patch_slots=config.batch // group * slots,
-        targets=config.batch * config.context,
-        vocabulary_size=ids,
-    )
     return Compiled(
         topology=topology,
         device=devices[0].device_kind,
@@ -118,21 +142,21 @@ def compile_only(config: RunConfig, topology: str) -> Compiled:
         context=config.context,
         microbatches=config.microbatches,
         remat=config.remat,
-        patch_slots=slots,
-        vocabulary_size=ids,
-        parameters=model.count(trainer.table),
+        patch_slots=_slots(config),
+        vocabulary_size=VOCABULARY_SIZE,
+        parameters=count(trainer.table),
         argument_bytes=memory.argument_size_in_bytes,
         temporary_bytes=memory.temp_size_in_bytes,
         output_bytes=memory.output_size_in_bytes,
         device_bytes=known.memory if known else None,
-        flops=work.total,
+        flops=_step_flops(config),
         seconds=seconds,
     )
 
 
 def _devices(topology: str) -> tuple[str, list[jax.Device]]:
     if not _TOPOLOGY.fullmatch(topology):
-        raise ConfigError(f"topology {topology!r} is no TPU slice such as v3:16x16 or v5e:4x4")
+        raise ConfigError(f"topology {topology!r} is not a TPU slice such as v3:16x16 or v5e:4x4")
     if importlib.util.find_spec("libtpu") is None:
         raise ConfigError(
             "compiling for a TPU needs libtpu, with or without a TPU",
@@ -144,7 +168,7 @@ def _devices(topology: str) -> tuple[str, list[jax.Device]]:
             raise ConfigError(f"topology {topology!r}: name its shape too, such as {topology}:4x4")
         topology = f"{topology}:{_WHOLE_SLICES[topology]}"
     os.environ.update({name: value for name, value in _OFFLINE.items() if name not in os.environ})
-    # A TPU of this machine's own is left alone.
+    # A TPU of this machine is left alone.
     jax.config.update("jax_platforms", "cpu")
     try:
         return topology, list(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
@@ -153,11 +177,160 @@ def _devices(topology: str) -> tuple[str, list[jax.Device]]:
 
 
 def _too_large(error: Exception, topology: str) -> Exception:
-    """The sentence of a step that does not fit; another error as it is."""
+    """The error of a step that does not fit; any other error is returned as it is."""
     found = re.search(r"Used ([\d.]+\w) of ([\d.]+\w) hbm", str(error))
     if found is None:
         return error
     return ConfigError(
         f"the step takes {found[1]} of the {found[2]} of memory of a device of {topology}: raise mesh.fsdp or "
         "mesh.tensor, raise microbatches, or set remat: full"
+    )
+
+
+# ---- planned -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one device in a step, by what holds them."""
+
+    state: int
+    """Parameters and two moments, float32: 12 P / (f t)."""
+    gradients: int
+    """float32, 8 P / (f t), with microbatches 12; and the parameters in the compute dtype."""
+    saved: int
+    """What the forward pass keeps of every layer for the backward one. ``full``: c r L D a layer. ``dots``: c r L
+    (3 A / t + 2 D + 2 F / t) more. ``none``: also norms and activations, c r L (A / t + 8 D + 4 F / t), and the scores
+    of attention, (4 + c) r L² H / t."""
+    layer: int
+    """What the current layer keeps in addition: as much as ``none`` keeps of a layer, and 4 r L² H / t more."""
+    vocabulary: int
+    """The gradient of the table, 4 V D / t; if f > 1 also the gathered table; a block of logits and of gradients."""
+    patches: int
+    """Pixels and features of the patch slots of a microbatch."""
+
+    @property
+    def total(self) -> int:
+        """The sum."""
+        return self.state + self.gradients + self.saved + self.layer + self.vocabulary + self.patches
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The fastest way to cut the batch that fits, by estimate."""
+
+    device: str
+    device_bytes: int
+    devices: int
+    parameters: int
+    microbatches: int
+    microbatch_rows: int
+    """Of one device."""
+    remat: Remat
+    memory: Memory
+    flops: float
+    """Of a step on all devices, every slot a patch and every position a target."""
+    seconds_at_peak: float | None
+    """What ``flops`` take at the devices' peak; real steps take two to three times as long."""
+
+    def __str__(self) -> str:
+        parts = ", ".join(f"{name} {size / _GIB:.2f}" for name, size in vars(self.memory).items())
+        peak = "unknown peak" if self.seconds_at_peak is None else f"{self.seconds_at_peak:.3f} s at peak"
+        return (
+            f"{self.device}: microbatches {self.microbatches} ({self.microbatch_rows} rows a device), "
+            f"remat {self.remat}, {self.devices} device{'s' * (self.devices > 1)}\n"
+            f"{self.parameters:,} parameters; about {self.memory.total / _GIB:.2f} of "
+            f"{self.device_bytes / _GIB:.1f} GiB: {parts}\n"
+            f"{self.flops / 1e12:,.1f} TFLOP a step, {peak}"
+        )
+
+
+def plan(config: RunConfig, device: str) -> Plan:
+    """Microbatches and remat for the config's batch, model and mesh on a device; ``data: -1`` counts as one.
+
+    The least remat comes first, then the largest microbatch that fits. Raises ConfigError if the device is not known
+    or nothing fits.
+    """
+    known = device_named(device)
+    if known is None:
+        raise ConfigError(f"device {device!r} is not one of {', '.join(item.name for item in DEVICES)}")
+    shards = max(1, config.mesh.data) * config.mesh.fsdp
+    devices = shards * config.mesh.tensor
+    group = config.patch_group_rows
+    abstract = jax.sharding.AbstractMesh((max(1, config.mesh.data), config.mesh.fsdp, config.mesh.tensor), AXES)
+    check_mesh(abstract, config.model_copy(update={"microbatches": 1}))
+    rows = config.batch // shards
+    table = parameter_table(config.model, VOCABULARY_SIZE)
+    work = _step_flops(config)
+    smallest: int | None = None
+    for remat, part in _choices(rows, group, config.context):
+        memory = estimate(config, rows=part, microbatches=rows // part, remat=remat)
+        if memory.total <= USABLE * known.memory:
+            return Plan(
+                device=known.name,
+                device_bytes=known.memory,
+                devices=devices,
+                parameters=count(table),
+                microbatches=rows // part,
+                microbatch_rows=part,
+                remat=remat,
+                memory=memory,
+                flops=work,
+                seconds_at_peak=work / devices / known.peak if known.peak else None,
+            )
+        smallest = min(smallest or memory.total, memory.total)
+    assert smallest is not None
+    raise ConfigError(
+        f"the smallest cut takes {smallest / _GIB:.1f} GiB of a {known.name}'s {known.memory / _GIB:.0f}: raise "
+        "mesh.fsdp or mesh.tensor, or lower input.patch_group_rows"
+    )
+
+
+def _choices(rows: int, group: int, context: int) -> Iterator[tuple[Remat, int]]:
+    """Remat and rows of a microbatch, the most wanted first."""
+    parts = [part for part in range(rows, 0, -1) if rows % part == 0 and part % group == 0]
+    large = [part for part in parts if part * context >= ENOUGH_TOKENS] or parts[:1]
+    policies: tuple[Remat, ...] = ("none", "dots", "full")
+    for remat in policies:
+        yield from ((remat, part) for part in large)
+    for remat in policies[::-1]:
+        yield from ((remat, part) for part in parts if part not in large)
+
+
+def estimate(config: RunConfig, *, rows: int, microbatches: int, remat: Remat, block: int = BLOCK) -> Memory:
+    """Bytes of a device for ``rows`` of a microbatch on it; ``block`` targets have logits at a time."""
+    model, mesh = config.model, config.mesh
+    width, heads, half, context = model.width, model.heads * model.head_size, model.hidden // 2, config.context
+    size = 2 if config.precision == "bfloat16" else 4
+    table = parameter_table(model, VOCABULARY_SIZE)
+    held = _held(table, mesh.fsdp, mesh.tensor)
+    tokens = rows * context
+    # A layer's vectors: norms, queries, keys, values, what attention took, its output; gate, values and their product.
+    products = 3 * heads // mesh.tensor + 2 * width + 2 * half // mesh.tensor
+    others = heads // mesh.tensor + 8 * width + 4 * half // mesh.tensor
+    scores = rows * context * context * model.heads // mesh.tensor
+    of_layer = {
+        "full": 0,
+        "dots": size * products * tokens,
+        "none": size * (products + others) * tokens + (4 + size) * scores,
+    }
+    saved = model.layers * (size * tokens * width + of_layer[remat])
+    slots = rows // config.patch_group_rows * _slots(config)
+    features = PATCH * PATCH * model.patch_channels
+    vocabulary = table["embedding"]["token"].shape[0] // mesh.tensor
+    return Memory(
+        state=12 * held,
+        gradients=4 * held * (3 if microbatches > 1 else 2) + (size * held if size < 4 else 0),
+        saved=saved,
+        layer=size * (products + others) * tokens + (8 + size) * scores,
+        vocabulary=vocabulary * width * (8 if mesh.fsdp > 1 else 4) + 2 * min(block, tokens) * vocabulary * 4,
+        patches=slots * (features * (size + 4) + 4 * features * (size + 4) // model.patch_stride**2),
+    )
+
+
+def _held(table: Any, fsdp: int, tensor: int) -> int:
+    """Parameters of one device."""
+    sizes = {"fsdp": fsdp, "tensor": tensor}
+    return sum(
+        math.prod(leaf.shape) // math.prod(sizes[axis] for axis in leaf.spec if axis) for leaf in jax.tree.leaves(table)
     )

@@ -87,7 +87,9 @@ def target_losses(
 
     ``states`` (B, L, D) are the final states; ``params`` is what ``logits`` takes and nothing more.
     """
-    targets = _Targets(batch.targets.astype(jnp.int32), batch.target_kinds != PADDING, weights(batch, loss_weight))
+    targets = _Targets(
+        jnp.asarray(batch.targets, jnp.int32), batch.target_kinds != PADDING, weights(batch, loss_weight)
+    )
     loss, losses = _weighted_loss(logits, mesh, params, states, targets)
     return loss, _sums(batch, targets.weight, jax.lax.stop_gradient(loss), jax.lax.stop_gradient(losses), datasets)
 

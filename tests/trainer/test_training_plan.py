@@ -7,9 +7,9 @@ import pytest
 
 from gatokit.schemas.errors import ConfigError
 from gatokit.schemas.run import RunConfig, read_run_config
+from gatokit.trainer.compile import estimate, plan
 from gatokit.trainer.loss import CPU_BLOCK
 from gatokit.trainer.mesh import make_mesh
-from gatokit.trainer.planner import estimate, plan
 from gatokit.trainer.step import Trainer
 
 
@@ -56,7 +56,7 @@ def test_a_mesh_divides_rows_and_state() -> None:
 @pytest.mark.parametrize(
     ("changes", "device", "message"),
     [
-        ({}, "abacus", "device 'abacus' is not one of v3, v4, v5e,"),
+        ({}, "abacus", "device 'abacus' is not one of v2, v3, v4, v5e,"),
         ({"model": "1.2b", "context": 1024}, "v3", r"the smallest cut takes 3\d\.\d GiB of a v3's 16: raise mesh.fsdp"),
         ({"mesh": {"tensor": 3}}, "v3", "mesh.tensor 3 does not divide model.heads 4"),
         ({"mesh": {"data": 8}, "input": {"patch_group_rows": 8}}, "v3", r"make batch / microbatches a multiple of 64"),

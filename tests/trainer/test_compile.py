@@ -32,7 +32,7 @@ print(json.dumps(asdict(compile_only(config, "v3:2x2"))))
 
 @pytest.mark.parametrize("topology", ["", "h100", "v3:", "v3:16", "tpu v3:2x2"])
 def test_no_slice(topology: str) -> None:
-    with pytest.raises(ConfigError, match=r"is no TPU slice such as v3:16x16"):
+    with pytest.raises(ConfigError, match=r"is not a TPU slice such as v3:16x16"):
         compile_only(CONFIG, topology)
 
 
