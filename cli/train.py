@@ -125,7 +125,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _hush_checkpoints() -> None:
-    """Of a checkpoint that cannot be written, Orbax and TensorStore show tracebacks beside our sentence."""
+    """Hides the tracebacks that Orbax and TensorStore show for a checkpoint that cannot be written."""
     logging.getLogger("absl").setLevel(logging.CRITICAL)
 
     show = sys.unraisablehook
@@ -156,7 +156,7 @@ def _plan(config: Any, arguments: argparse.Namespace, output: Output) -> int:
 
 
 class _Report:
-    """Lines of a run, and one that moves: on a terminal a bar, elsewhere a line at each logged step."""
+    """Prints the lines of a run, and its progress: a bar on a terminal, elsewhere a line at each logged step."""
 
     def __init__(self, output: Output, bar: Any, console: Any, quiet: bool) -> None:
         self._output, self._bar, self._console, self._quiet = output, bar, console, quiet

@@ -1,11 +1,11 @@
-"""Checkpoints of a run: what a step leaves behind, from which the run goes on, another begins or a policy is made.
+"""Checkpoints of a run: the run resumes from them, other runs start from them, and policies are made of them.
 
     checkpoints/500/params      the parameters
                     optimizer   the optimizer's state
                     run         JSON: ``RunState``
-                    policy      what a policy needs beside the parameters (``run_directory``)
+                    policy      what a policy needs in addition to the parameters (``run_directory``)
 
-A step's directory appears under its name when it is complete; until then it ends in ``.orbax-checkpoint-tmp``.
+A step's directory gets its name when it is complete; until then the name ends in ``.orbax-checkpoint-tmp``.
 """
 
 import os
@@ -35,7 +35,7 @@ CHECKPOINTS = "checkpoints"
 
 @dataclass(frozen=True)
 class RunState:
-    """What a run knows beside its parameters and optimizer."""
+    """The state of a run besides parameters and optimizer."""
 
     step: int
     """Steps done."""
@@ -49,7 +49,7 @@ class RunState:
 
 
 class _LinkedFiles(ocp.CheckpointHandler):
-    """An item of finished files, which are linked instead of copied where the file system can."""
+    """A checkpoint item of finished files, which are hard-linked if the file system can, and copied otherwise."""
 
     def save(self, directory: Any, args: "_Link") -> None:
         if jax.process_index() == 0 and args.source is not None:
@@ -90,8 +90,8 @@ class _Best:
 class Checkpoints:
     """The checkpoints below a run's directory, written in the background while the next steps run.
 
-    Every process calls the same methods in the same order. A context manager: leaving it waits for what is being
-    written, and lets go.
+    Every process calls the same methods in the same order. As a context manager it waits at the end until the last
+    checkpoint is written.
     """
 
     def __init__(self, out: Path, config: CheckpointConfig) -> None:
@@ -108,7 +108,7 @@ class Checkpoints:
     def save(self, run: RunState, params: Any, optimizer: Any, policy_files: Path, held_out: float | None) -> None:
         """Begins to write a checkpoint of ``run.step``; returns when the arrays may change.
 
-        DataError: this one, or the one before, could not be written.
+        Raises DataError if this checkpoint, or the one before, could not be written.
         """
         self.wait()
         self._writing = run.step
@@ -128,14 +128,14 @@ class Checkpoints:
             raise self._fault(error) from error
 
     def check(self) -> None:
-        """DataError where a checkpoint could not be written in the background; does not wait."""
+        """Raises DataError if a checkpoint could not be written in the background; does not wait."""
         try:
             self._manager.check_for_errors()
         except Exception as error:
             raise self._fault(error) from error
 
     def wait(self) -> None:
-        """Returns when the last checkpoint is complete; DataError where it could not be written."""
+        """Returns when the last checkpoint is complete. Raises DataError if it could not be written."""
         try:
             self._manager.wait_until_finished()
         except Exception as error:
@@ -143,9 +143,9 @@ class Checkpoints:
         self._writing = None
 
     def restore(self, step: int, params: Any, optimizer: Any) -> tuple[Any, Any, RunState]:
-        """Parameters, optimizer's state and the rest of a step, placed as the abstract ``params``, ``optimizer`` say.
+        """Parameters, optimizer state and run state of a step, placed as the abstract ``params``, ``optimizer`` say.
 
-        DataError: it cannot be read.
+        Raises DataError if the checkpoint cannot be read.
         """
         args = ocp.args.Composite(
             params=ocp.args.StandardRestore(params),
@@ -159,7 +159,7 @@ class Checkpoints:
             raise _unreadable(self.directory / str(step), error) from error
 
     def close(self) -> None:
-        """Waits for what is being written, and lets go; DataError where it could not be written."""
+        """Waits for the last checkpoint, and closes. Raises DataError if it could not be written."""
         self.wait()
         self._manager.close()
 
@@ -169,12 +169,12 @@ class Checkpoints:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # What ended the run is said first; a checkpoint that failed as well would hide it.
+        # The error that ended the run comes first; one of a checkpoint that failed as well would hide it.
         with nullcontext() if error is None else suppress(DataError):
             self.close()
 
     def _fault(self, error: Exception) -> DataError:
-        # Orbax and TensorStore fail with many types, the system's reason in their words.
+        # Orbax and TensorStore raise many types; the system's reason is in their text.
         good = self.newest()
         kept = f"the last good one is step {good}" if good is not None else "there is none yet"
         return DataError(
@@ -186,7 +186,7 @@ class Checkpoints:
 def restore_params(directory: Path, params: Any) -> Any:
     """The parameters of one checkpoint (a directory named by its step), placed as the abstract ``params`` says.
 
-    DataError: it cannot be read, or an array has another shape.
+    Raises DataError if it cannot be read, or an array has another shape.
     """
     path = directory.absolute() / "params"
     try:
@@ -200,7 +200,7 @@ def restore_params(directory: Path, params: Any) -> Any:
 
 
 def check_shapes(found: Any, wanted: Any, where: Path) -> None:
-    """DataError naming the arrays that the model lacks, needs or has in another shape (trees of ``.shape``)."""
+    """Raises DataError, which names the arrays, if two trees of arrays differ in names or shapes."""
     have, need = shapes(found), shapes(wanted)
     faults = [f"{name} is missing" for name in sorted(need.keys() - have.keys())]
     faults += [f"{name} is not of this model" for name in sorted(have.keys() - need.keys())]
@@ -226,9 +226,9 @@ def flat(tree: Any) -> dict[str, Any]:
 
 
 def find_checkpoint(path: Path) -> Path:
-    """The newest complete checkpoint of a run's directory, or the checkpoint that ``path`` itself is.
+    """The newest complete checkpoint of a run's directory, or ``path`` if it is itself a checkpoint.
 
-    DataError where it is neither.
+    Raises DataError if it is neither.
     """
     if (path / "params").is_dir():
         return path
@@ -245,7 +245,7 @@ def _unreadable(directory: Path, error: Exception) -> DataError:
 
 
 def _reason(error: Exception) -> str:
-    """The system's words where it refused a file, otherwise the first line of the error."""
+    """The system's reason if it refused a file, otherwise the first line of the error."""
     refused = re.search(r": ([^:]+) \[os_error_code", str(error))
     if refused is not None:
         return refused[1]

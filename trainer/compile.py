@@ -92,7 +92,7 @@ class Compiled:
     temporary_bytes: int
     output_bytes: int
     device_bytes: int | None
-    """Memory of a device, where it is known."""
+    """Memory of a device, if it is known."""
     flops: float
     seconds: float
     """Of compiling."""

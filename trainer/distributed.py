@@ -1,6 +1,6 @@
-"""Several processes as one run: how they meet, agree to stop, and name the one that hangs or fails.
+"""Several processes as one run: how they meet, agree to stop, and name the process that hangs or fails.
 
-Every process runs the same program; what only one may do (files of the run, lines for people) is done by the first.
+Every process runs the same program; the first process alone writes the files of the run and prints.
 """
 
 import json
@@ -27,10 +27,10 @@ _LOOK_EVERY = 1.0  # seconds
 
 
 def meet(coordinator: str | None, processes: int | None, process: int | None) -> None:
-    """Joins the other processes of the run; nothing where there is one process.
+    """Joins the other processes of the run; does nothing if there is one process.
 
     Without arguments the environment decides: JAX finds the others by itself on Cloud TPU, Slurm and Open MPI.
-    To be called before anything touches a device. ConfigError where the arguments do not belong together.
+    Call it before anything uses a device. Raises ConfigError if the arguments do not belong together.
     """
     given = [value is not None for value in (coordinator, processes, process)]
     if any(given) and not all(given):
@@ -95,9 +95,9 @@ def stop_flag() -> Iterator[StopFlag]:
 
 
 class Agreement:
-    """Any process's yes, seen by all processes at the same step.
+    """Tells all processes at the same step whether any process was asked to stop.
 
-    The flags meet on the devices, in the stream of the steps, so nobody waits for the answer.
+    The flags are combined on the devices, in order with the steps, so no process waits for the answer.
     """
 
     def __init__(self) -> None:
@@ -106,7 +106,7 @@ class Agreement:
         self._any = jax.jit(lambda flags: flags.any(), out_shardings=NamedSharding(mesh, PartitionSpec()))
 
     def ask(self, flag: bool) -> Any:
-        """An array (), for ``bool`` once it is needed: whether any process gave a true ``flag`` at this call."""
+        """Whether any process gave a true ``flag`` at this call: an array () or bool, to be read later."""
         if jax.process_count() == 1:
             return flag
         mine = np.full(jax.local_device_count(), flag)
@@ -114,10 +114,10 @@ class Agreement:
 
 
 class Watchdog:
-    """Ends this process when the run stands still, naming the process at fault; idle where there is one process.
+    """Ends this process if the run makes no progress, and names the process at fault; idle if there is one process.
 
-    Each process says in the coordinator's memory how many steps it has begun and what it does. One that makes no
-    progress for ``timeout`` seconds blames those that began the fewest.
+    Each process writes to the coordinator's memory how many steps it has begun and what it is doing. A process that
+    makes no progress for ``timeout`` seconds names those that began the fewest steps.
     """
 
     def __init__(self, timeout: float) -> None:
@@ -133,19 +133,19 @@ class Watchdog:
             threading.Thread(target=self._look, name="watch", daemon=True).start()
 
     def at(self, begun: int, doing: str) -> None:
-        """Progress: ``begun`` steps were begun, and now the process is ``doing`` something."""
+        """Records progress: ``begun`` steps were begun, and the process is now ``doing`` this."""
         self._begun, self._doing, self._since = begun, doing, time.monotonic()
 
     def failed(self, sentence: str, status: int) -> None:
-        """Tells the other processes why this one ends, and ends; returns where there is one process."""
+        """Tells the other processes why this one ends, and ends it; returns if there is one process."""
         if self._client is not None:
             self._over.set()
             self._client.key_value_set(f"{_FAILED}/{jax.process_index()}", sentence, allow_overwrite=True)
             self._end(sentence, status)
 
     def lost(self, error: Exception) -> None:
-        """A collective failed, so another process has ended: ends with what that one said, if it said something;
-        returns where there is one process."""
+        """Ends this process after a collective failed because another process has ended, with that one's message if it
+        left one; returns if there is one process."""
         if self._client is not None:
             time.sleep(10 * _LOOK_EVERY)
             reason = str(error).splitlines()[0]
@@ -177,8 +177,8 @@ class Watchdog:
         sys.stderr.write(f"gatokit: {sentence}\n")
         sys.stderr.flush()
         if jax.process_index() == 0:
-            time.sleep(3 * _LOOK_EVERY)  # what the others are to hear is in this process
-        # The main thread may wait in a collective that never returns, and JAX's own end for all the others.
+            time.sleep(3 * _LOOK_EVERY)  # the other processes read the message from this one
+        # The main thread may wait in a collective that never returns, and JAX's own exit waits for all the others.
         os._exit(status)
 
     def _blame(self) -> str:
@@ -187,7 +187,7 @@ class Watchdog:
 
 
 def blame(found: dict[int, dict[str, Any]], processes: int, timeout: float) -> str:
-    """The sentence about a run that stands still, from what each process last said of itself."""
+    """The sentence about a run without progress, from the last record of each process."""
     silent = sorted(set(range(processes)) - set(found))
     if silent:
         return f"no step ended for {timeout:g} s: process {', '.join(map(str, silent))} never began"

@@ -1,4 +1,4 @@
-"""Weights as ``model.safetensors`` with what a policy needs beside them: the way out of a run and into another one."""
+"""Weights as ``model.safetensors`` with the files of a policy: written from a run, and read by another run."""
 
 import json
 import os
@@ -25,10 +25,10 @@ FORMAT = "gatokit"
 
 
 def export(run: Path, out: Path) -> int:
-    """Writes the parameters of a run's newest checkpoint, or of the checkpoint ``run`` itself, to ``out``; how many.
+    """Writes the parameters of a run's newest checkpoint, or of the checkpoint ``run`` itself; returns their number.
 
-    ``out`` gets ``model.safetensors`` (float32, keys joined by dots), ``config.json`` and the policy's files. DataError
-    where there is no checkpoint; ConfigError where ``out`` is there already.
+    ``out`` gets ``model.safetensors`` (float32, keys joined by dots), ``config.json`` and the policy's files. Raises
+    DataError if there is no checkpoint, ConfigError if ``out`` exists already.
     """
     checkpoint = find_checkpoint(run)
     if out.exists():
@@ -61,7 +61,7 @@ def export(run: Path, out: Path) -> int:
 def load_weights(path: Path, wanted: Any) -> Any:
     """Parameters from a run's directory, one of its checkpoints or an export, placed as the abstract ``wanted`` says.
 
-    ConfigError where ``path`` is not there, DataError where it cannot be read or an array has another shape.
+    Raises ConfigError if ``path`` does not exist, DataError if it cannot be read or an array has another shape.
     """
     if not path.exists():
         raise ConfigError(f"init_from: there is no {path}")
@@ -81,12 +81,12 @@ def load_weights(path: Path, wanted: Any) -> Any:
 
 
 def trained_with(path: Path) -> PolicyFile:
-    """What the weights at ``path`` were trained with; DataError where that cannot be read."""
+    """The policy file of the weights at ``path``. Raises DataError if it cannot be read."""
     return PolicyFile.read(policy_folder(path))
 
 
 def policy_folder(path: Path) -> Path:
-    """Where the policy's files of a run's directory, a checkpoint or an export are; DataError where there is none."""
+    """The folder of the policy's files in a run, a checkpoint or an export. Raises DataError if there is none."""
     return path if (path / WEIGHTS).exists() else find_checkpoint(path) / POLICY_FOLDER
 
 
@@ -97,7 +97,7 @@ def abstract(table: Mapping[str, Any]) -> Any:
 
 
 def nested(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Nested dicts of keys that were joined by dots."""
+    """Turns keys that were joined by dots back into nested dicts."""
     found: dict[str, Any] = {}
     for name, array in arrays.items():
         *path, last = name.split(".")

@@ -64,7 +64,7 @@ class HeldOut:
         with Loader(windows, 0, self._config.evaluation.batches, self._rows, self._config.input.workers) as ready:
             for batch in ready:
                 check_positions(batch)
-                # Not read before the next batch is on its way.
+                # The sums are read only after the next batch was dispatched.
                 found.append(trainer.evaluate(params, place(self._padded(batch), trainer.mesh)))
         return [
             np.sum([np.asarray(values, np.float64) for values in each], axis=0) for each in zip(*found, strict=True)
@@ -72,7 +72,7 @@ class HeldOut:
 
     def _padded(self, batch: Batch) -> Batch:
         """The batch with as many patch slots as that of the dataset with the most, or the fewest: so that evaluation
-        is compiled twice at most, and texts do not cost what pictures do."""
+        is compiled at most twice, and texts do not cost what images cost."""
         more = self._many - batch.patch_token.shape[1]
         if batch.patch_token.shape[1] == self._few or not more:
             return batch

@@ -70,9 +70,9 @@ class Sums(NamedTuple):
 
 def weights(batch: Batch, loss_weight: str) -> jax.Array:
     """Weight of each position's target in the loss, float32 (B, L): 1 for each (``token``), or one over the number of
-    its row's targets (``sequence``); 0 where there is no target.
+    its row's targets (``sequence``); 0 without a target.
 
-    Dividing by the number of targets is ours; the paper states a plain sum over text and actions (section 2.3).
+    The paper states a plain sum over text and actions (section 2.3); dividing by the number of targets is our choice.
     """
     is_target = (batch.target_kinds != PADDING).astype(jnp.float32)
     if loss_weight == "token":
@@ -160,7 +160,7 @@ def _on_devices(
 def _blocks(
     logits: Logits, training: bool, size: int, params: Any, most: jax.Array, states: jax.Array, targets: _Targets
 ) -> tuple[jax.Array, Any]:
-    """A device's losses (B, L), 0 where there is no target; in training also the gradients of their weighted sum for
+    """A device's losses (B, L), 0 without a target; in training also the gradients of their weighted sum for
     ``params``, with a leading axis of one, and for ``states``.
 
     ``size``: targets of a block. ``most``: targets of the device with the most, so that all go the same number of

@@ -28,7 +28,7 @@ ROWS = ("data", "fsdp")
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device]) -> Mesh:
     """The mesh over all of ``devices``, in the order of their processes; ``data: -1`` takes what is left.
 
-    ConfigError: the axes' product is not the number of devices.
+    Raises ConfigError if the product of the axes is not the number of devices.
     """
     others = config.fsdp * config.tensor
     data = len(devices) // others if config.data == -1 else config.data
@@ -47,7 +47,7 @@ def shards(mesh: Mesh | AbstractMesh) -> int:
 
 
 def check_mesh(mesh: Mesh | AbstractMesh, config: RunConfig) -> None:
-    """ConfigError, in one sentence, where an axis does not divide what it is to divide."""
+    """Raises ConfigError if an axis does not divide what it should divide."""
     model = config.model
     tensor, fsdp = mesh.shape["tensor"], mesh.shape["fsdp"]
     for axis, size, name, value in (
@@ -67,12 +67,12 @@ def check_mesh(mesh: Mesh | AbstractMesh, config: RunConfig) -> None:
 
 
 def row_sharding(mesh: Mesh) -> NamedSharding:
-    """Of arrays whose first dimension counts rows, or groups of rows."""
+    """The sharding of arrays whose first dimension counts rows or groups of rows."""
     return NamedSharding(mesh, PartitionSpec(ROWS))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Of values that every device holds."""
+    """The sharding of values that every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())
 
 

@@ -50,7 +50,7 @@ class Interval:
         self.gradient_norm += gradient_norm
 
     def saved(self) -> dict[str, Any]:
-        """What the constructor takes, as JSON; empty where nothing was added."""
+        """The argument of the constructor, as JSON; empty if nothing was added."""
         if self.sums is None:
             return {}
         sums = [values.tolist() for values in self.sums]
@@ -58,7 +58,7 @@ class Interval:
 
     def line(self, datasets: Sequence[str]) -> Line:
         """Means of the interval: ``loss`` and ``gradient_norm`` over its steps, the other losses over its targets.
-        ``redraws`` counts the windows of a dataset that gave way to others because the patch slots were full."""
+        ``redraws`` counts the windows of a dataset that were replaced because the patch slots were full."""
         assert self.sums is not None
         sums = as_sums(self.sums)
         found = {"loss": self.loss / self.steps, "gradient_norm": self.gradient_norm / self.steps}
@@ -68,7 +68,7 @@ class Interval:
 
 def losses(sums: Sums, datasets: Sequence[str]) -> Line:
     """Mean losses in nats per dataset (with its share of all targets) and per kind, of all actions and of those that
-    are the first of their window; None where there was no target."""
+    are the first of their window; None without a target."""
     targets = float(np.sum(sums.dataset_targets))
     actions = list(ACTIONS)
     return {
@@ -104,7 +104,7 @@ class Clock:
 
     def lap(self, tokens: float, flops: float, peak: float | None) -> Line:
         """Speed since the last lap. ``tokens`` and ``flops`` are those of the interval, ``peak`` the FLOP/s of all
-        devices, None where it is not known."""
+        devices, None if it is not known."""
         now = time.monotonic()
         seconds = max(now - self.begin, 1e-9)
         found: Line = {
@@ -135,8 +135,8 @@ class MetricsFile:
     """``metrics.jsonl`` of a run, and the same numbers for TensorBoard; written by the first process alone."""
 
     def __init__(self, out: Path, step: int) -> None:
-        """Opens the file for the steps behind ``step``, as a run would that was never stopped: lines of later steps
-        are removed, and those that an early stop wrote in the middle of an interval (``partial``)."""
+        """Opens the file for the steps behind ``step``, as in a run that was never stopped: lines of later steps
+        are removed, and lines that an early stop wrote in the middle of an interval (``partial``)."""
         self._path = out / METRICS
         kept = [line for line in read_metrics(out) if line["step"] <= step and not line.get("partial")]
         try:
@@ -177,7 +177,7 @@ def _dump(line: Line) -> str:
 
 
 def read_metrics(out: Path) -> list[Line]:
-    """The lines of a run's ``metrics.jsonl``, without one that a kill cut short; none where there is no file."""
+    """The lines of a run's ``metrics.jsonl``, without a line that a kill cut short; empty if there is no file."""
     path = out / METRICS
     if not path.exists():
         return []

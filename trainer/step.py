@@ -25,7 +25,7 @@ class State(NamedTuple):
     """What a step changes and a checkpoint holds."""
 
     step: Any
-    """int32 (): steps done, so also the batches consumed. (Of shardings and of shapes, ``State`` holds those.)"""
+    """int32 (): steps done, so also the batches consumed. (A ``State`` may also hold shardings or shapes.)"""
     params: Any
     """The tree of ``model.parameter_table``, float32."""
     optimizer: Any
@@ -33,26 +33,26 @@ class State(NamedTuple):
 
 
 class Metrics(NamedTuple):
-    """What a step says of itself; reading a value waits for the step to end."""
+    """The metrics of a step; reading a value waits for the step to end."""
 
     loss: jax.Array
     """(): mean loss in nats, weighted as ``loss_weight`` says."""
     gradient_norm: jax.Array
     """(): global norm before clipping."""
     finite: jax.Array
-    """bool (): loss and norm were numbers. Otherwise the step changed nothing but its own count."""
+    """bool (): loss and norm were finite. Otherwise the step changed only its own count."""
     learning_rate: jax.Array
     """()"""
     sums: Sums
 
 
 class Trainer:
-    """The step and all that it needs, for one config, vocabulary and mesh."""
+    """The training step and everything that it needs, for one config, vocabulary and mesh."""
 
     def __init__(self, config: RunConfig, vocabulary_size: int, datasets: int, patch_slots: int, mesh: Mesh) -> None:
         """``datasets``: how many the rows may come from; ``patch_slots``: of a group of rows.
 
-        ConfigError: the mesh does not divide the model or the rows.
+        Raises ConfigError if the mesh does not divide the model or the rows.
         """
         check_mesh(mesh, config)
         self.config, self.mesh = config, mesh
