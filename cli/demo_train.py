@@ -20,7 +20,7 @@ def forget_other_run(config: Path, built: str, out: Path, scores: Path) -> None:
     if run is None:
         shutil.rmtree(scores, ignore_errors=True)
         return
-    slots = {"patch_slots": wanted.input.patch_slots}
+    slots = {"patch_slots": wanted.input.patch_slots, "patch_group_rows": wanted.input.patch_group_rows}
     found = run.config.model_copy(update={"input": run.config.input.model_copy(update=slots)})
     if found != wanted or run.data_digest != open_mixture([built], wanted.input.weights).data_digest:
         shutil.rmtree(out)

@@ -13,8 +13,11 @@ WARMUP_FROM = 1e-7
 
 
 def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """The learning rate of a step, from 0: linear warm-up from ``WARMUP_FROM``, then a half cosine to
-    ``final_learning_rate`` that begins at the end of warm-up and ends at ``steps``, or a constant."""
+    """The learning rate by step, counted from 0: a linear rise from ``WARMUP_FROM``, then a constant, or half a cosine
+    that begins at the end of warm-up and reaches ``final_learning_rate`` at ``steps``.
+
+    optax's own schedules round differently and keep a count in the optimizer's state.
+    """
     peak, final, warmup = config.learning_rate, config.final_learning_rate, config.warmup_steps
 
     def rate(step: jax.Array) -> jax.Array:
@@ -31,11 +34,10 @@ def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
 
 
 def make_optimizer(config: OptimizerConfig, decayed: Any) -> optax.GradientTransformation:
-    """Clipping by the global norm, Adam and weight decay; its updates are still to be multiplied by minus the
-    learning rate.
+    """Clipping by the global norm, Adam and weight decay; the step multiplies the updates by minus the learning rate.
 
-    ``decayed``: a tree like the parameters', True where weight decay pulls on one. The state is a tree of Adam's
-    step count and two moments like the parameters.
+    ``decayed``: a tree like the parameters, True if weight decay acts on one. The state is Adam's step count and two
+    moments like the parameters.
     """
     return optax.chain(
         optax.identity() if config.clip is None else optax.clip_by_global_norm(config.clip),

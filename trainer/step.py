@@ -153,8 +153,8 @@ class Trainer:
         output = {"embedding": {"token": token}}
         return target_losses(self._logits, output, states, batch, self.config.loss_weight, self.datasets, self.mesh)
 
-    def _logits(self, output: Any, hidden: jax.Array) -> jax.Array:
-        return model.logits(output, hidden, self.vocabulary_size)
+    def _logits(self, output: Any, states: jax.Array) -> jax.Array:
+        return model.logits(output, states, self.vocabulary_size)
 
     def _step(self, state: State, batch: Batch) -> tuple[State, Metrics]:
         key = jax.random.fold_in(jax.random.key(np.uint32(self.config.seed)), state.step)
