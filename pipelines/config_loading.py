@@ -13,10 +13,10 @@ from gatokit.tokenizers.text import TextTokenizer
 
 
 def read_inputs(path: str | Path, only: str | None = None) -> tuple[BuildConfig, Path]:
-    """A config, of whose datasets ``only`` may name one, and the directory that its relative paths start at.
+    """Reads a config, with the digests of its lists of episodes; also gives the directory that relative paths start at.
 
-    Lists of episodes that it names have their digests. ConfigError where it or one of these cannot be read, or where it
-    has no such dataset.
+    ``only`` leaves one of its datasets. Raises ConfigError if the config or a list cannot be read, or if it has no such
+    dataset.
     """
     if not is_remote(path):
         config, base = read_config(path), Path(path).resolve().parent
@@ -35,7 +35,7 @@ def read_inputs(path: str | Path, only: str | None = None) -> tuple[BuildConfig,
 
 
 def read_vocabulary(config: BuildConfig, base: Path, path: str | Path) -> TextTokenizer:
-    """The vocabulary of the config at ``path``; ConfigError where it is missing or no model."""
+    """The vocabulary of the config at ``path``; raises ConfigError if it is missing or no model."""
     named = local_path(config.vocabulary, base, "vocabulary")
     if not files.is_file(named):
         raise ConfigError(f"{path}: vocabulary: {named} does not exist; give a SentencePiece model")
@@ -52,8 +52,8 @@ def load_vocabulary(path: str | Path) -> TextTokenizer:
 def _with_digests(config: BuildConfig, base: Path) -> BuildConfig:
     """The config with the digest of every list in it, and paths of lists that start at ``base``.
 
-    So a config whose list changed is another config. ConfigError where a list cannot be read or is not the one whose
-    digest the config states.
+    So a config whose list changed is another config. Raises ConfigError if a list cannot be read or has another digest
+    than the config gives.
     """
     datasets = tuple(
         dataset.model_copy(update={"keep": _with_digest(dataset.keep, base, f"datasets[{number}].keep")})
@@ -75,6 +75,6 @@ def _with_digest(keep: Keep, base: Path, field: str) -> Keep:
             f"{field}.digest: {path} has the digest {found}, another than {keep.digest}; give the list that was meant, "
             "or remove digest"
         )
-    stated = os.path.expanduser(keep.episodes)
-    relative = os.path.relpath(stated, base) if os.path.isabs(stated) else stated
+    configured = os.path.expanduser(keep.episodes)
+    relative = os.path.relpath(configured, base) if os.path.isabs(configured) else configured
     return keep.model_copy(update={"digest": found, "episodes": relative})

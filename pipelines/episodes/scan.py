@@ -1,6 +1,6 @@
 """The scan of episodes: rewards, flags and metadata of every episode, and nothing else.
 
-A ``EpisodeUnit`` groups files into one unit of work, whose rows become one Arrow file. Legend: N recorded steps of an
+An ``EpisodeUnit`` groups files into one unit of work, whose rows become one Arrow file. Legend: N recorded steps of an
 episode, the last one included.
 """
 
