@@ -26,12 +26,12 @@ def measure(root: Path) -> dict[str, Any]:
     begin = time.perf_counter()
     from gatokit.inspection import open_directory
     from gatokit.inspection.explorer import app
-    from gatokit.inspection.explorer.picked import Picked
     from gatokit.inspection.explorer.query import Filter, Order, find, page
+    from gatokit.inspection.explorer.selection import Selection
 
     directory = open_directory(root)
     [dataset] = directory.datasets.values()
-    picked = Picked(directory.datasets)
+    picked = Selection(directory.datasets)
     app.session_page(directory, [dataset], picked, "export")
     found: dict[str, Any] = {"start": time.perf_counter() - begin, "before_bytes": peak(reset=True), "actions": {}}
     sorted_by_return = find(dataset, Filter(), Order("return", True))

@@ -91,15 +91,6 @@ class Output:
             yield update
 
 
-def size(count: float) -> str:
-    """Bytes for people."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} TiB"
-
-
 @contextmanager
 def needs(extra: str) -> Iterator[None]:
     """Around imports: raises ConfigError if a package of ``extra`` is not installed."""
@@ -108,7 +99,7 @@ def needs(extra: str) -> Iterator[None]:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("gatokit"):
             raise
-        raise missing_package(error.name, extra) from None
+        raise missing_package(error.name.partition(".")[0], extra) from None
 
 
 def _finite(value: Any) -> Any:

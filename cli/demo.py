@@ -1,19 +1,26 @@
-"""``gatokit demo``: the whole road on real episodes, pictures and prose that are made on the spot."""
+"""``gatokit demo``: every command on real episodes, images and prose, which are made on the spot."""
 
 import argparse
+import contextlib
+import io
 import json
+import shutil
 import time
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from gatokit.cli.build import positive
-from gatokit.cli.console import Output
+from gatokit.cli.console import Output, needs
 
 VOCABULARY_PIECES = 4000
 """The demo's text is too short for 32,000."""
 PLAYED = ("metaworld/button-press-topdown-v3", "metaworld/door-open-v3", "metaworld/drawer-open-v3")
 """What the policy is scored on: a few minutes of training on two cores teach a small model these."""
 ROLLOUTS = 10
+COUNTED_BATCHES = 200
+"""Batches whose targets give the unigram entropy."""
 
 
 EXAMPLE = "gatokit demo --out demo"
@@ -26,62 +33,55 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Runs every stage; what is already there is not done again."""
-    from gatokit.cli.demo_corpora import CAPTIONS_FILE, make_captions, make_text
-    from gatokit.cli.demo_train import forget_other_run, show_losses
-    from gatokit.environments.demo import record_demo
-    from gatokit.environments.jobs import progress_bars
+    """Runs every stage; what is already there is not made again."""
+    from gatokit.inspection import open_directory
 
-    output = Output(arguments.json)
-    out = Path(arguments.out)
-    begin = time.monotonic()
-    stage(output, "record episodes of four families: experts, noisy experts and random agents")
-    with progress_bars() as progress:
-        recordings = record_demo(out / "data", arguments.workers, progress)
-    output.table(
-        f"{out / 'data'}",
-        ["recorded", "episodes", "steps", "expert", "noisy", "random"],
-        [
-            [item.env_id, item.episodes, item.steps, *(item.mean_return.get(a) for a in ("expert", "noisy", "random"))]
-            for item in recordings
-        ],
-    )
-    config, vocabulary = copied("demo.yaml", out), out / "vocabulary.model"
-    stage(output, "draw pictures with captions, and collect prose, from Python packages")
-    with output.progress() as progress:
-        for done, (folder, write) in enumerate((("captions", make_captions), ("text", make_text))):
-            progress("corpora", done, 2)
-            (out / "data" / folder).mkdir(parents=True, exist_ok=True)
-            write(out / "data" / folder)
-        progress("corpora", 2, 2)
+    output, out, begin = Output(arguments.json), Path(arguments.out), time.monotonic()
     workers = ["--workers", str(arguments.workers)]
-    built = str(out / "built")
-    train = ["vocab", str(config), "--out", str(vocabulary), "--pieces", str(VOCABULARY_PIECES)]
-    for make in (
-        *([lambda: train] if not vocabulary.exists() else []),
-        lambda: ["scan", str(config), "--out", str(out / "scanned"), *workers],
-        lambda: ["build", str(config), "--out", built, *workers],
-        lambda: ["verify", built],
-        lambda: ["inspect", built],
-        lambda: ["inspect", built, "--dataset", "metaworld", "--at", "0.9"],
-        lambda: ["inspect", built, "--dataset", "babyai", "--episode", first_kept(built, "babyai")],
-        lambda: ["inspect", built, "--html", str(out / "report.html"), "--card", str(out / "CARD.md")],
-        lambda: ["inspect", built, "--document", f"{CAPTIONS_FILE}#000000007", "--images", str(out / "pictures")],
-    ):
-        status = command(output, make(), quiet=arguments.json)
+    _make_sources(output, out / "data", arguments.workers)
+    config, vocabulary, built = _copied("demo.yaml", out), out / "vocabulary.model", str(out / "built")
+
+    def command(*words: object) -> int:
+        """Shows and runs one command. With ``--json`` it prints nothing, but the JSON of a command that fails."""
+        from gatokit.cli.main import main
+
+        texts = [str(word) for word in words]
+        output.say(f"\n$ gatokit {' '.join(texts)}")
+        if not arguments.json:
+            return main(texts)
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            status = main([*texts, "--json"])
         if status:
-            return status
-    stage(output, "train the smallest model on the shards")
-    run_config, run, scores = copied("demo-train.yaml", out), out / "run", out / "scores"
-    forget_other_run(run_config, built, run, scores)
-    status = command(output, ["train", str(run_config), "--data", built, "--out", str(run)], quiet=arguments.json)
+            print(printed.getvalue(), end="", flush=True)
+        return status
+
+    def first_kept(dataset: str) -> str:
+        return next(open_directory(built).datasets[dataset].episodes(kept=True)).episode_id
+
+    status = (
+        (not vocabulary.exists() and command("vocab", config, "--out", vocabulary, "--pieces", VOCABULARY_PIECES))
+        or command("scan", config, "--out", out / "scanned", *workers)
+        or command("build", config, "--out", built, *workers)
+        or command("verify", built)
+        or command("inspect", built)
+        or command("inspect", built, "--dataset", "metaworld", "--at", "0.9")
+        or command("inspect", built, "--dataset", "babyai", "--episode", first_kept("babyai"))
+        or command("inspect", built, "--html", out / "report.html", "--card", out / "CARD.md")
+        or command("inspect", built, "--document", "00000.tar#000000007", "--images", out / "pictures")
+    )
     if status:
         return status
-    losses = show_losses(output, run_config, built, run)
-    stage(output, "let the policy play, beside the expert and chance")
-    played = [word for task in PLAYED for word in ("--env", task)]
-    evaluate = ["evaluate", "--checkpoint", str(run), *played, "--rollouts", str(ROLLOUTS), "--memory", "memory"]
-    status = command(output, [*evaluate, "--out", str(scores), *workers], quiet=arguments.json)
+    output.say("\n— train the smallest model on the shards")
+    run_config, trained, scores = _copied("demo-train.yaml", out), out / "run", out / "scores"
+    _forget_other_run(run_config, built, trained, scores)
+    status = command("train", run_config, "--data", built, "--out", trained)
+    if status:
+        return status
+    losses = _show_losses(output, run_config, built, trained)
+    output.say("\n— let the policy play, beside the expert and chance")
+    tasks = [word for task in PLAYED for word in ("--env", task)]
+    options = ["--rollouts", ROLLOUTS, "--memory", "memory", "--out", scores, *workers]
+    status = command("evaluate", "--checkpoint", trained, *tasks, *options)
     if status:
         return status
     seconds = time.monotonic() - begin
@@ -93,37 +93,76 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def copied(name: str, out: Path) -> Path:
+def _make_sources(output: Output, data: Path, workers: int) -> None:
+    """Records episodes, and makes the images with captions and the prose."""
+    from gatokit.environments.demo import record_demo
+    from gatokit.environments.demo_corpora import make_captions, make_text
+    from gatokit.environments.jobs import progress_bars
+
+    output.say("\n— record episodes of four families: experts, noisy experts and random agents")
+    with progress_bars() as progress:
+        recordings = record_demo(data, workers, progress)
+    agents: Sequence[str] = ("expert", "noisy", "random")
+    output.table(
+        f"{data}",
+        ["recorded", "episodes", "steps", *agents],
+        [[item.env_id, item.episodes, item.steps, *map(item.mean_return.get, agents)] for item in recordings],
+    )
+    output.say("\n— draw images with captions, and collect prose, from Python packages")
+    with output.progress() as progress:
+        for done, (folder, make) in enumerate((("captions", make_captions), ("text", make_text))):
+            progress("corpora", done, 2)
+            (data / folder).mkdir(parents=True, exist_ok=True)
+            make(data / folder)
+        progress("corpora", 2, 2)
+
+
+def _copied(name: str, out: Path) -> Path:
     """A config that comes with the package, as a file in ``out``."""
     path = out / name
     path.write_text(files("gatokit.cli").joinpath(name).read_text(encoding="utf-8"), encoding="utf-8")
     return path
 
 
-def stage(output: Output, text: str) -> None:
-    """A heading."""
-    output.say(f"\n— {text}")
+def _forget_other_run(config: Path, built: str, out: Path, scores: Path) -> None:
+    """Removes a run in ``out`` of another config or another build, and ``scores`` without their run."""
+    with needs("train"):
+        from gatokit.loader.mixture import open_mixture
+        from gatokit.schemas.run import read_run_config
+        from gatokit.trainer.run_directory import read_run
+    run, wanted = read_run(out), read_run_config(config)
+    if run is None:
+        shutil.rmtree(scores, ignore_errors=True)
+        return
+    slots = {"patch_slots": wanted.input.patch_slots, "patch_group_rows": wanted.input.patch_group_rows}
+    found = run.config.model_copy(update={"input": run.config.input.model_copy(update=slots)})
+    if found != wanted or run.data_digest != open_mixture([built], wanted.input.weights).data_digest:
+        shutil.rmtree(out)
+        shutil.rmtree(scores, ignore_errors=True)
 
 
-def command(output: Output, words: list[str], *, quiet: bool) -> int:
-    """Shows and runs one gatokit command; ``quiet`` prints nothing but the JSON of one that fails."""
-    import contextlib
-    import io
+def _show_losses(output: Output, config: Path, built: str, out: Path) -> list[dict[str, Any]]:
+    """Shows the losses by kind beside the unigram entropy of the targets, and draws both as ``loss.png``."""
+    from gatokit.loader.mixture import open_mixture
+    from gatokit.loader.windows import Windows
+    from gatokit.schemas.run import read_run_config
+    from gatokit.trainer.loss_chart import draw_losses
+    from gatokit.trainer.metrics import read_metrics, unigram_entropies
 
-    from gatokit.cli.main import main
-
-    output.say(f"\n$ gatokit {' '.join(words)}")
-    if not quiet:
-        return main(words)
-    with contextlib.redirect_stdout(io.StringIO()) as printed:
-        status = main([*words, "--json"])
-    if status:
-        print(printed.getvalue(), end="", flush=True)
-    return status
-
-
-def first_kept(built: str, dataset: str) -> str:
-    """The id of a dataset's first kept episode."""
-    from gatokit.inspection import open_directory
-
-    return next(open_directory(built).datasets[dataset].episodes(kept=True)).episode_id
+    wanted = read_run_config(config)
+    windows = Windows(open_mixture([built], wanted.input.weights), wanted)
+    entropies = unigram_entropies(windows, wanted, COUNTED_BATCHES)
+    lines = read_metrics(out)
+    trained = [line["kinds"] for line in lines if "kinds" in line][-1]
+    held_out = [line["held_out"]["kinds"] for line in lines if "held_out" in line][-1]
+    rows = [
+        {"kind": kind, "entropy": entropy, "training": trained.get(kind), "held_out": held_out.get(kind)}
+        for kind, entropy in entropies.items()
+    ]
+    output.table(
+        "loss by kind, and the unigram entropy of the targets, nats",
+        ["kind", "unigram entropy", "training", "held out"],
+        [list(row.values()) for row in rows],
+    )
+    output.say(f"the curves are in {draw_losses(out, entropies)}")
+    return rows

@@ -1,8 +1,9 @@
-"""``gatokit gc``: removes what dead attempts left in a directory."""
+"""``gatokit gc``: removes what killed builds left in a directory."""
 
 import argparse
 
-from gatokit.cli.console import Output, needs, size
+from gatokit.cli.console import Output, needs
+from gatokit.schemas.words import byte_size
 
 EXAMPLE = (
     "gatokit gc built --dry-run\n\n"
@@ -16,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("directory", metavar="DIR", help="directory of a build or scan")
     parser.add_argument("--dry-run", action="store_true", help="say what would be removed, and remove nothing")
     parser.add_argument(
-        "--all", action="store_true", help="also the scanned rows and orders from which an interrupted build goes on"
+        "--all", action="store_true", help="also the scanned rows and plans from which an interrupted build goes on"
     )
 
 
@@ -30,7 +31,7 @@ def run(arguments: argparse.Namespace) -> int:
     if found:
         output.table(f"{arguments.directory}", ["file", "bytes"], [[item.path, item.bytes] for item in found])
     done = "would remove" if arguments.dry_run else "removed"
-    output.say(f"{done} {len(found):,} files, {size(total)}" if found else "there is nothing to remove")
+    output.say(f"{done} {len(found):,} files, {byte_size(total)}" if found else "there is nothing to remove")
     output.result(
         {
             "files": [{"path": item.path, "bytes": item.bytes} for item in found],

@@ -1,11 +1,10 @@
-"""``gatokit scan``: returns only."""
+"""``gatokit scan``: reads returns and says what the filter would keep."""
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 from gatokit.cli.build import add_job_arguments, run_job, summary
-from gatokit.cli.console import Output, needs
+from gatokit.cli.console import Output
 
 TAKES_BEAM_OPTIONS = True
 
@@ -19,13 +18,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Scans and prints the table of tasks."""
+    import pyarrow.parquet as pq
+
+    from gatokit.storage.files import arrow_file
+
     output = Output(arguments.json)
     result = run_job(arguments, output)
-    tasks = [
-        {"dataset": dataset.name, **row}
-        for dataset in result.manifest.datasets
-        for row in _tasks(Path(arguments.out) / dataset.directory / dataset.tasks_file)
-    ]
+    tasks = []
+    for dataset in result.manifest.datasets:
+        with arrow_file(Path(arguments.out) / dataset.directory / dataset.tasks_file) as file:
+            tasks += [{"dataset": dataset.name, **row} for row in pq.read_table(file).to_pylist()]
     keys = ("dataset", "task", "agent", "episodes", "window", "expert_return", "threshold", "kept", "dropped")
     output.table(
         f"{arguments.out}",
@@ -44,12 +46,3 @@ def run(arguments: argparse.Namespace) -> int:
         }
     )
     return 0
-
-
-def _tasks(path: Path) -> list[dict[str, Any]]:
-    import pyarrow.parquet as pq
-
-    with needs("build"):
-        from gatokit.storage.files import arrow_file
-    with arrow_file(path) as file:
-        return list(pq.read_table(file).to_pylist())

@@ -3,7 +3,8 @@
 import argparse
 import time
 
-from gatokit.cli.console import Output, size
+from gatokit.cli.console import Output
+from gatokit.schemas.words import byte_size
 
 EXAMPLE = "gatokit verify built"
 
@@ -34,8 +35,8 @@ def run(arguments: argparse.Namespace) -> int:
         count, records = len(manifest.files), sum(dataset.records for dataset in manifest.datasets)
         total = sum(entry.size for entry in manifest.files)
         output.say(
-            f"{arguments.directory} is complete and sound: {count:,} files, {size(total)}, {records:,} records "
-            f"in {seconds:.1f} s ({size(total / seconds)}/s, {records / seconds:,.0f} records/s)"
+            f"{arguments.directory} is complete and sound: {count:,} files, {byte_size(total)}, {records:,} records "
+            f"in {seconds:.1f} s ({byte_size(total / seconds)}/s, {records / seconds:,.0f} records/s)"
         )
         result |= {"files": count, "bytes": total, "records": records}
     output.result(result | {"seconds": seconds})

@@ -1,10 +1,10 @@
 """``gatokit vocab``: the SentencePiece model."""
 
 import argparse
-from dataclasses import asdict
 
 from gatokit.cli.build import positive
-from gatokit.cli.console import Output, needs, size
+from gatokit.cli.console import Output, needs
+from gatokit.schemas.words import byte_size
 
 EXAMPLE = """gatokit vocab corpora.yaml --out text.model
 
@@ -17,17 +17,11 @@ for a space, becomes a space. Under nfkc compatibility forms are unified, and li
 space."""
 
 
-MOST_PIECES = 32_000
-"""``schemas.tokens.TEXT_IDS``, which would import NumPy for the help."""
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
     parser.add_argument("config", metavar="CONFIG", help="build config (YAML)")
     parser.add_argument("--out", required=True, metavar="FILE", help="model to write; the config's vocabulary")
-    parser.add_argument(
-        "--pieces", type=positive, default=MOST_PIECES, metavar="N", help=f"most pieces (default: {MOST_PIECES})"
-    )
+    parser.add_argument("--pieces", type=positive, metavar="N", help="most pieces (default: 32000, all text ids)")
     parser.add_argument(
         "--normalization",
         choices=["identity", "nfkc"],
@@ -44,7 +38,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Trains and says on what."""
+    """Trains, and says on what."""
+    from dataclasses import asdict
+
+    from gatokit.schemas.tokens import TEXT_IDS
+
     with needs("build"):
         from gatokit.pipelines.vocabulary import make_vocabulary
     output = Output(arguments.json)
@@ -52,7 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
         trained = make_vocabulary(
             arguments.config,
             arguments.out,
-            pieces=arguments.pieces,
+            pieces=arguments.pieces or TEXT_IDS,
             normalization=arguments.normalization,
             sample_bytes=arguments.sample_bytes,
             progress=progress,
@@ -62,12 +60,12 @@ def run(arguments: argparse.Namespace) -> int:
     output.table(
         f"{trained.file}",
         ["dataset", "documents", "in the sample", "bytes"],
-        [[item.name, item.of, item.documents, size(item.bytes)] for item in trained.datasets],
+        [[item.name, item.of, item.documents, byte_size(item.bytes)] for item in trained.datasets],
     )
     held_out = trained.held_out_characters_per_token
     output.say(
         f"{trained.pieces:,} pieces ({trained.normalization}) from {trained.sentences:,} sentences, "
-        f"{size(trained.bytes)}, in {trained.seconds:.1f} s; {trained.characters_per_token:.2f} characters a token"
+        f"{byte_size(trained.bytes)}, in {trained.seconds:.1f} s; {trained.characters_per_token:.2f} characters a token"
         + ("" if held_out is None else f", {held_out:.2f} in held-out documents")
     )
     output.say(f"BLAKE2b {trained.blake2b}")

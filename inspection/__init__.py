@@ -3,9 +3,8 @@
 from gatokit.inspection.preview import TaskPreview, preview
 from gatokit.inspection.read.dataset import DatasetReader
 from gatokit.inspection.read.directory import Directory, open_directory
-from gatokit.inspection.read.document import StoredDocument
-from gatokit.inspection.read.episode import Step, StoredEpisode
 from gatokit.inspection.read.rows import EpisodeRow, TaskRow
+from gatokit.inspection.read.stored import Step, StoredDocument, StoredEpisode
 from gatokit.inspection.verify.directory import Fault
 
 __all__ = [

@@ -11,14 +11,15 @@ from typing import Any
 from gatokit.inspection.read.dataset import DatasetReader
 from gatokit.inspection.read.directory import Directory
 from gatokit.inspection.tables.summary import hours
+from gatokit.schemas.words import counted
 
-_MOST_TASKS = 100
+_MOST_ROWS = 100
 _SOURCES = ("source", "questions", "annotations", "image_dir")
 
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and a table below it, every cell a text; numbers of ``right`` columns stand right."""
+    """A heading and a table of texts below it; the columns ``right`` hold numbers, aligned to the right."""
 
     title: str
     columns: tuple[str, ...]
@@ -36,45 +37,43 @@ class Card:
 
 
 def card(directory: Directory, datasets: Sequence[DatasetReader]) -> Card:
-    """The card of a directory's datasets. DataError where a table of tasks cannot be read."""
+    """The card of a directory's datasets. Raises DataError if a table of tasks cannot be read."""
     manifest = directory.manifest
     totals = [dataset.totals for dataset in datasets]
-    tokens = sum(item.tokens for item in totals)
     is_build = manifest.content == "build"
-    kept, shards = sum(item.kept for item in totals), sum(item.shards for item in totals)
-    summary = (
-        f"A {manifest.content} of Gatokit with {len(totals)} dataset{'s' * (len(totals) != 1)}: {kept:,} of "
-        f"{sum(item.episodes for item in totals):,} episodes and documents kept"
-        + (f", {tokens:,} tokens in {shards:,} shard{'s' * (shards != 1)}." if is_build else ".")
-    )
+    kept, found = sum(item.kept for item in totals), sum(item.episodes for item in totals)
+    summary = f"A {manifest.content} of Gatokit with {counted(len(totals), 'dataset')}: "
+    summary += f"{kept:,} of {found:,} episodes and documents kept"
+    if is_build:
+        tokens, shards = sum(item.tokens for item in totals), sum(item.shards for item in totals)
+        summary += f", {tokens:,} tokens in {counted(shards, 'shard')}"
     return Card(
         title=directory.path.resolve().name,
-        summary=summary,
+        summary=f"{summary}.",
         sections=(
             _counts(datasets, is_build),
             _sources(datasets, manifest.config),
             *_tasks(datasets),
-            *_vocabulary(directory),
+            _vocabulary(directory),
             Section("Made with", ("package", "version"), tuple(manifest.packages.items())),
             _digests(directory, datasets),
         ),
     )
 
 
-def markdown(found: Card) -> str:
+def markdown(card: Card) -> str:
     """The card as Markdown, with every text escaped."""
-    lines = [f"# {_plain(found.title)}", "", _plain(found.summary)]
-    for section in found.sections:
-        rules = ["--:" if number in section.right else "---" for number in range(len(section.columns))]
-        lines += ["", f"## {_plain(section.title)}", ""]
-        for row in (section.columns, rules, *section.rows):
-            cells = row if row is rules else [_plain(cell) for cell in row]
-            lines.append("| " + " | ".join(cells) + " |")
+    lines = [f"# {_escaped(card.title)}", "", _escaped(card.summary)]
+    for section in card.sections:
+        alignments = ["--:" if number in section.right else "---" for number in range(len(section.columns))]
+        rows = [list(map(_escaped, row)) for row in (section.columns, *section.rows)]
+        lines += ["", f"## {_escaped(section.title)}", ""]
+        lines += ["| " + " | ".join(cells) + " |" for cells in (rows[0], alignments, *rows[1:])]
     return "\n".join(lines) + "\n"
 
 
-def _plain(text: str) -> str:
-    """A text that Markdown and HTML take as it is, on one line."""
+def _escaped(text: str) -> str:
+    """A text on one line that Markdown and HTML show as it is."""
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"([\\`*_\[\]|#~])", r"\\\1", " ".join(text.split()))
 
@@ -84,9 +83,9 @@ def _counts(datasets: Sequence[DatasetReader], is_build: bool) -> Section:
     columns += ["tokens", "records", "shards", "bytes"] if is_build else []
     rows = []
     for dataset in datasets:
-        totals, long = dataset.totals, hours(dataset)
-        row = [totals.name, totals.kind, f"{totals.episodes:,}", f"{totals.kept:,}"]
-        row += [f"{sum(item.held_out or 0 for item in dataset.tasks):,}", "" if long is None else f"{long:,.2f}"]
+        totals, duration = dataset.totals, hours(dataset)
+        row = [totals.name, totals.kind, f"{totals.episodes:,}", f"{totals.kept:,}", f"{dataset.held_out:,}"]
+        row.append("" if duration is None else f"{duration:,.2f}")
         if is_build:
             row += [f"{number:,}" for number in (totals.tokens, totals.records, totals.shards, totals.bytes)]
         rows.append(tuple(row))
@@ -94,55 +93,53 @@ def _counts(datasets: Sequence[DatasetReader], is_build: bool) -> Section:
 
 
 def _sources(datasets: Sequence[DatasetReader], config: dict[str, Any]) -> Section:
-    of = {item["name"]: item for item in config["datasets"]}
+    configs = {item["name"]: item for item in config["datasets"]}
     rows = []
     for dataset in datasets:
-        own = of[dataset.name]
-        places = [f"{key}: {own[key]}" if key != "source" else str(own[key]) for key in _SOURCES if own.get(key)]
-        keep = own.get("keep") or {}
-        rule = ", ".join(f"{key}: {value}" for key, value in keep.items() if value is not None)
-        weight = f"{dataset.totals.weight:g}"
-        rows.append((dataset.name, ", ".join(places), dataset.totals.license or "not stated", rule, weight))
+        given = configs[dataset.name]
+        sources = [str(given[key]) if key == "source" else f"{key}: {given[key]}" for key in _SOURCES if given.get(key)]
+        rule = [f"{key}: {value}" for key, value in (given.get("keep") or {}).items() if value is not None]
+        license_, weight = dataset.totals.license or "not stated", f"{dataset.totals.weight:g}"
+        rows.append((dataset.name, ", ".join(sources), license_, ", ".join(rule), weight))
     return Section("Sources", ("dataset", "source", "licence", "kept by", "weight"), tuple(rows), frozenset({4}))
 
 
 def _tasks(datasets: Sequence[DatasetReader]) -> list[Section]:
-    rows = []
-    for dataset in datasets:
-        by_task: dict[str, list[Any]] = {}
-        for row in dataset.tasks if not dataset.holds_documents else ():
-            by_task.setdefault(row.task, []).append(row)
-        for task, streams in by_task.items():
-            expert, limit = streams[0].expert_return, streams[0].threshold
-            kept, dropped = (sum(getattr(row, name) or 0 for row in streams) for name in ("kept", "dropped"))
-            numbers = [
-                f"{kept:,}",
-                f"{dropped:,}",
-                *("" if value is None else f"{value:g}" for value in (expert, limit)),
-            ]
-            rows.append((dataset.name, task, *numbers))
+    rows = [
+        (
+            dataset.name,
+            task.task,
+            f"{task.kept:,}",
+            f"{task.found - task.kept:,}",
+            *("" if value is None else f"{value:g}" for value in (task.expert_return, task.threshold)),
+        )
+        for dataset in datasets
+        for task in (() if dataset.holds_documents else dataset.task_totals)
+    ]
     if not rows:
         return []
-    title = "Tasks" if len(rows) <= _MOST_TASKS else f"Tasks, the first {_MOST_TASKS} of {len(rows):,}"
+    title = "Tasks" if len(rows) <= _MOST_ROWS else f"Tasks, the first {_MOST_ROWS} of {len(rows):,}"
     columns = ("dataset", "task", "kept", "dropped", "expert return", "threshold")
-    return [Section(title, columns, tuple(rows[:_MOST_TASKS]), frozenset(range(2, 6)))]
+    return [Section(title, columns, tuple(rows[:_MOST_ROWS]), frozenset(range(2, 6)))]
 
 
-def _vocabulary(directory: Directory) -> list[Section]:
-    manifest = directory.manifest
-    rows = [("ids", f"{manifest.tokenizer.vocabulary_size:,}"), ("separator", str(manifest.tokenizer.separator))]
-    rows += [("discrete values from", str(manifest.tokenizer.discrete_offset))]
-    if manifest.vocabulary is not None:
-        rows += [("text pieces", f"{manifest.vocabulary.pieces:,}"), ("BLAKE2b-256", manifest.vocabulary.blake2b)]
-    return [Section("Vocabulary", ("what", "value"), tuple(rows))]
+def _vocabulary(directory: Directory) -> Section:
+    tokenizer, vocabulary = directory.manifest.tokenizer, directory.manifest.vocabulary
+    rows = [
+        ("ids", f"{tokenizer.vocabulary_size:,}"),
+        ("separator", str(tokenizer.separator)),
+        ("discrete values from", str(tokenizer.discrete_offset)),
+    ]
+    if vocabulary is not None:
+        rows += [("text pieces", f"{vocabulary.pieces:,}"), ("BLAKE2b-256", vocabulary.blake2b)]
+    return Section("Vocabulary", ("what", "value"), tuple(rows))
 
 
 def _digests(directory: Directory, datasets: Sequence[DatasetReader]) -> Section:
-    manifest = directory.manifest
-    rows = [("manifest", manifest.digest), ("config", manifest.config_digest)]
-    rows += [
+    rows = [("manifest", directory.manifest.digest), ("config", directory.manifest.config_digest)]
+    splits = [
         (f"{dataset.name}, split {number}", split.fingerprint)
         for dataset in datasets
         for number, split in enumerate(dataset.totals.splits, 1)
-    ][:_MOST_TASKS]
-    return Section("Digests", ("of", "digest"), tuple(rows))
+    ]
+    return Section("Digests", ("of", "digest"), (*rows, *splits[:_MOST_ROWS]))

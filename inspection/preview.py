@@ -1,10 +1,12 @@
-"""What other rules would keep, answered from the index without a rebuild.
+"""What other keep rules would keep, answered from the index without a rebuild.
 
 Legend: R rows of the index, N sound episodes of one task.
 """
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,16 +22,16 @@ from gatokit.schemas.index import BAD_REASONS
 from gatokit.schemas.where import Where
 
 Rule = float | Keep
-"""A fraction stands for ``min_return`` with all else as the dataset has it."""
+"""A fraction stands for ``min_return``, with all else as the dataset has it."""
 
 
 @dataclass(frozen=True)
 class TaskPreview:
     """A task under another rule beside what it is now.
 
-    ``added`` are kept then and not now, ``removed`` the other way round. ``dropped_at`` counts every episode
-    that would not be kept, damaged ones included. ``task`` is None for episodes too damaged to name theirs.
-    ``threshold_at`` is None where the rule has none.
+    ``added`` are kept then and not now, ``removed`` the other way round. ``dropped_at`` counts every episode that
+    would not be kept, damaged ones included. ``task`` is None for episodes that are too damaged to name theirs.
+    ``threshold_at`` is None if the rule has none.
     """
 
     task: str | None
@@ -45,19 +47,20 @@ class TaskPreview:
 
 @dataclass(frozen=True)
 class Replayed:
-    """The rows of an index under a rule: ``task``, int32 (R,), indexes ``names``, -1 for none; ``kept`` and ``kept_at``
-    are bool (R,), now and then; ``lost`` is int64 (R,); ``limits`` has the threshold of each task, if there is one."""
+    """The rows of an index under a rule. ``task`` is int32 (R,), the index in ``names``, or -1; ``kept`` and
+    ``kept_at`` are bool (R,), now and then; ``episodes`` is int64 (R,), how many of the source a row stands for;
+    ``thresholds`` has that of each task, if there is one."""
 
     names: list[str]
     task: np.ndarray
     kept: np.ndarray
     kept_at: np.ndarray
-    lost: np.ndarray
-    limits: dict[str, float | None]
+    episodes: np.ndarray
+    thresholds: dict[str, float | None]
 
-    def count(self, which: np.ndarray | None = None, weights: np.ndarray | None = None) -> list[int]:
-        """Rows without a task, and of each task, or the sums of their weights."""
-        task = self.task if which is None else self.task[which]
+    def count(self, mask: np.ndarray | None = None, weights: np.ndarray | None = None) -> list[int]:
+        """Rows without a task, then those of each task, or the sums of their weights."""
+        task = self.task if mask is None else self.task[mask]
         counts: list[int] = np.bincount(task + 1, weights, len(self.names) + 1).astype(np.int64).tolist()
         return counts
 
@@ -65,70 +68,83 @@ class Replayed:
 def preview(dataset: DatasetReader, rule: Rule) -> list[TaskPreview]:
     """What a rule would keep of every task, judged as a build judges, whatever rule the directory was made with.
 
-    Expert returns are those of the tasks, over all sound episodes. Episodes that are damaged, were rejected
-    for their content or have no step with an action are never kept; in a scan, and for episodes that the build
-    dropped by a rule, content has not been looked at. ConfigError as ``replay``.
+    Expert returns are those of the tasks, over all sound episodes. Episodes that are damaged, were rejected for their
+    content or have no step with an action are never kept. A scan has not looked at content, nor has a build at that of
+    episodes that it dropped by a rule. Raises ConfigError as ``replay``.
     """
-    found = replay(dataset, rule)
+    rows = replay(dataset, rule)
     expert = {row.task: row.expert_return for row in dataset.tasks}
-    now = {row.task: row.threshold for row in dataset.tasks}
-    rows = [
+    threshold = {row.task: row.threshold for row in dataset.tasks}
+    tasks = [
         TaskPreview(
             task=name,
             expert_return=None if name is None else expert.get(name),
-            threshold=None if name is None else now.get(name),
-            threshold_at=None if name is None else found.limits.get(name),
+            threshold=None if name is None else threshold.get(name),
+            threshold_at=None if name is None else rows.thresholds.get(name),
             kept=kept,
             kept_at=kept_at,
             added=added,
             removed=removed,
-            dropped_at=lost - kept_at,
+            dropped_at=episodes - kept_at,
         )
-        for name, lost, kept, kept_at, added, removed in zip(
-            [None, *found.names],
-            found.count(None, found.lost),
-            found.count(found.kept),
-            found.count(found.kept_at),
-            found.count(found.kept_at & ~found.kept),
-            found.count(found.kept & ~found.kept_at),
+        for name, episodes, kept, kept_at, added, removed in zip(
+            [None, *rows.names],
+            rows.count(None, rows.episodes),
+            rows.count(rows.kept),
+            rows.count(rows.kept_at),
+            rows.count(rows.kept_at & ~rows.kept),
+            rows.count(rows.kept & ~rows.kept_at),
             strict=True,
         )
-        if lost
+        if episodes
     ]
-    return sorted(rows, key=lambda row: (row.task is None, row.task or ""))
+    return sorted(tasks, key=lambda row: (row.task is None, row.task or ""))
 
 
 def replay(dataset: DatasetReader, rule: Rule) -> Replayed:
-    """Every row of the index under a rule; some forty bytes a row are held.
+    """Every row of the index under a rule; about forty bytes a row are held.
 
-    ConfigError for documents, for a fraction outside of [0, 1], and where the rule asks for what the index does not
-    hold: marks of success, or expert returns of other streams than the directory's.
+    Raises ConfigError for documents, for a fraction outside of [0, 1], and if the rule asks for what the index does
+    not hold: marks of success, or expert returns of other streams than the directory's.
     """
-    keep = _keep(dataset, rule)
-    expert = {row.task: row.expert_return for row in dataset.tasks if row.expert_return is not None}
-    rows = _Rows(dataset, keep, expert)
-    kept_at = np.zeros(len(rows.task), bool)
-    limits: dict[str, float | None] = {}
-    by_task = np.argsort(rows.task, kind="stable")
-    codes, starts = np.unique(rows.task[by_task], return_index=True)
+    keep = _full_rule(dataset, rule)
+    expert = dataset.expert_returns
+    names, columns = _read_columns(dataset, keep, expert)
+    task, returns, playable = columns.pop("task"), columns.pop("return"), columns.pop("playable")
+    kept, bad, episodes = columns.pop("kept"), columns.pop("bad"), columns.pop("lost")
+    kept_at = np.zeros(len(task), bool)
+    thresholds: dict[str, float | None] = {}
+    by_task = np.argsort(task, kind="stable")
+    codes, starts = np.unique(task[by_task], return_index=True)
     for code, members in zip(codes.tolist(), np.split(by_task, starts[1:]) if len(codes) else [], strict=True):
-        sound = members[np.isfinite(rows.returns[members])]
-        if code < 0 or not len(sound):
-            continue
-        name = rows.names[code]
-        if name not in expert:
+        sound = members[np.isfinite(returns[members])]
+        name = names[code] if code >= 0 else ""
+        if not len(sound) or name not in expert:
             continue
         if isinstance(keep.random_return, dict) and name not in keep.random_return:
             raise ConfigError(f"{dataset.name}: random_return names no return for task {name!r}; add it")
-        marks = {key: None if column is None else column[sound] for key, column in rows.marks.items()}
-        verdict = apply_rules(keep, Candidates(name, rows.returns[sound], expert[name], rows.playable[sound], **marks))
-        kept_at[sound] = verdict.kept & rows.playable[sound] & ~rows.bad[sound]
-        limits[name] = min_return_threshold(keep, name, expert[name])
-    return Replayed(rows.names, rows.task, rows.kept, kept_at, rows.lost, limits)
+        marks = {key: column[sound] for key, column in columns.items()}
+        verdict = apply_rules(keep, Candidates(name, returns[sound], expert[name], playable[sound], **marks))
+        kept_at[sound] = verdict.kept & playable[sound] & ~bad[sound]
+        thresholds[name] = min_return_threshold(keep, name, expert[name])
+    return Replayed(names, task, kept, kept_at, episodes, thresholds)
 
 
-def _keep(dataset: DatasetReader, rule: Rule) -> Keep:
-    """The rule in full; ConfigError where the index cannot answer it."""
+def rule_value(rule: Rule) -> Any:
+    """A rule as JSON: a fraction as it is, a keep rule as a config has it."""
+    return rule if isinstance(rule, float) else rule.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+
+
+def rule_text(rule: Rule) -> str:
+    """A rule as the text of a config."""
+    if isinstance(rule, float):
+        return f"{{min_return: {rule:g}}}"
+    items = rule_value(rule).items()
+    return "{" + ", ".join(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in items) + "}"
+
+
+def _full_rule(dataset: DatasetReader, rule: Rule) -> Keep:
+    """The keep rule that ``rule`` stands for. Raises ConfigError if the index cannot answer it."""
     now = dataset.keep
     if now is None:
         raise ConfigError(f"{dataset.name} holds documents, which have no threshold")
@@ -142,7 +158,7 @@ def _keep(dataset: DatasetReader, rule: Rule) -> Keep:
             f"success: the index of {dataset.name} does not hold the mark {rule.success!r}; scan with "
             f"keep: {{success: {rule.success}}}"
         )
-    uses_expert = rule.min_return is not None or "expert_return" in _where(rule)
+    uses_expert = rule.min_return is not None or (rule.where and "expert_return" in Where(rule.where).columns)
     if uses_expert and rule.streams != now.streams:
         raise ConfigError(
             f"streams: the expert returns of {dataset.name} are those of streams: {now.streams}, and the rule wants "
@@ -151,61 +167,45 @@ def _keep(dataset: DatasetReader, rule: Rule) -> Keep:
     return rule
 
 
-def _where(keep: Keep) -> frozenset[str]:
-    return frozenset() if keep.where is None else Where(keep.where).columns
-
-
-class _Rows:
-    """The columns of an index that verdicts need, read a batch at a time."""
-
-    def __init__(self, dataset: DatasetReader, keep: Keep, expert: dict[str, float]) -> None:
-        self.names: list[str] = []
-        self._codes: dict[str, int] = {}
-        where = None if keep.where is None else Where(keep.where)
-        selection = _selection(keep, dataset)
-        wanted = {"task", "return", "steps", "kept", "reason", "lost"} | _where(keep)
-        if selection is not None or keep.sample is not None:
-            wanted.add("episode_id")
-        parts: dict[str, list[np.ndarray]] = {}
-        for batch in dataset.batches(sorted(wanted)):
-            rows = self._batch(batch)
-            if keep.success is not None:
-                rows["success"] = ~among(batch["reason"], {"not_success"})
-            if selection is not None:
-                tasks = pc.cast(batch["task"], pa.string()).to_pylist()
-                rows["listed"] = selection.find(batch["episode_id"].to_pylist(), tasks)
-            if keep.sample is not None:
-                hashes = [sample_hash(keep.seed or 0, id_) for id_ in batch["episode_id"].to_pylist()]
-                rows["hashes"] = np.array(hashes, np.uint64)
-            if where is not None:
-                columns = {name: named(batch, name, expert) for name in where.columns}
-                rows["where"] = where.passes(columns, batch.num_rows).copy()
-            for name, values in rows.items():
-                parts.setdefault(name, []).append(values)
-        if selection is not None:
-            selection.check_found(dataset.name)
-        columns_of = {name: np.concatenate(values) for name, values in parts.items()}
-        empty = np.empty(0)
-        self.task = columns_of.pop("task", empty.astype(np.int32))
-        self.returns = columns_of.pop("return", empty)
-        self.playable = columns_of.pop("playable", empty.astype(bool))
-        self.kept = columns_of.pop("kept", empty.astype(bool))
-        self.bad = columns_of.pop("bad", empty.astype(bool))
-        self.lost = columns_of.pop("lost", empty.astype(np.int64))
-        self.marks = columns_of
-
-    def _batch(self, batch: pa.RecordBatch) -> dict[str, np.ndarray]:
-        codes, names = coded(batch["task"])
-        known = [self._codes.setdefault(name, len(self._codes)) for name in names]
-        self.names += list(self._codes)[len(self.names) :]
-        return {
-            "task": np.array([*known, -1], np.int32)[codes],
+def _read_columns(
+    dataset: DatasetReader, keep: Keep, expert: dict[str, float]
+) -> tuple[list[str], dict[str, np.ndarray]]:
+    """The names of tasks, and what verdicts need of every row, (R,) each, read a batch at a time. The columns that only
+    some rules need have the names of the fields of ``Candidates``."""
+    where = None if keep.where is None else Where(keep.where)
+    selection = _selection(keep, dataset)
+    wanted = {"task", "return", "steps", "kept", "reason", "lost"} | (set() if where is None else where.columns)
+    if selection is not None or keep.sample is not None:
+        wanted.add("episode_id")
+    codes: dict[str, int] = {}
+    kinds = {"task": np.int32, "return": float, "playable": bool, "kept": bool, "bad": bool, "lost": np.int64}
+    parts: dict[str, list[np.ndarray]] = {name: [np.empty(0, kind)] for name, kind in kinds.items()}
+    for batch in dataset.batches(sorted(wanted)):
+        local, names = coded(batch["task"])
+        rows = {
+            "task": np.array([*(codes.setdefault(name, len(codes)) for name in names), -1], np.int32)[local],
             "return": batch["return"].to_numpy(zero_copy_only=False),
             "playable": pc.fill_null(batch["steps"], 0).to_numpy() > 0,
             "kept": batch["kept"].to_numpy(zero_copy_only=False),
             "bad": among(batch["reason"], BAD_REASONS),
             "lost": batch["lost"].to_numpy(),
         }
+        if keep.success is not None:
+            rows["success"] = ~among(batch["reason"], {"not_success"})
+        if selection is not None:
+            tasks = pc.cast(batch["task"], pa.string()).to_pylist()
+            rows["listed"] = selection.find(batch["episode_id"].to_pylist(), tasks)
+        if keep.sample is not None:
+            hashes = [sample_hash(keep.seed or 0, id_) for id_ in batch["episode_id"].to_pylist()]
+            rows["hashes"] = np.array(hashes, np.uint64)
+        if where is not None:
+            values = {name: named(batch, name, expert) for name in where.columns}
+            rows["where"] = where.passes(values, batch.num_rows).copy()
+        for name, column in rows.items():
+            parts.setdefault(name, []).append(column)
+    if selection is not None:
+        selection.check_found(dataset.name)
+    return list(codes), {name: np.concatenate(columns) for name, columns in parts.items()}
 
 
 def _selection(keep: Keep, dataset: DatasetReader) -> EpisodeList | None:

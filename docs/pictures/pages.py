@@ -62,7 +62,7 @@ def take_explorer(browser: Browser, built: Path) -> None:
             " slider.value = 168; slider.dispatchEvent(new Event('input'))"
         )
         browser.wait_deep("return found('.player[data-step=\"168\"]').length === 1")
-        browser.wait_deep("return found('.pictures img').every((image) => image.complete)")
+        browser.wait_deep("return found('.images img').every((image) => image.complete)")
         browser.run("window.scrollTo(0, 0); document.activeElement.blur()")
         take(browser, 1500, HERE / "explorer.png")
         server.terminate()

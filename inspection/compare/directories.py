@@ -1,6 +1,6 @@
 """What changed between two finished directories, or between two rules for one: config, datasets, tasks, episodes.
 
-Left is what was, right what is compared with it.
+Left is what was, right is what it is compared with. Legend: R rows of an index.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,15 +10,16 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
-from gatokit.inspection.compare.episodes import MOST_ROWS, Moves, Side, first_of_each, moves
+from gatokit.inspection.compare.rows import MOST_ROWS, RowChanges, Side, compare_rows, first_of_each
 from gatokit.inspection.preview import Rule, replay
 from gatokit.inspection.read.dataset import DatasetReader
 from gatokit.inspection.read.directory import Directory
+from gatokit.inspection.read.rows import TaskTotals
 
 
 @dataclass(frozen=True)
 class FieldChange:
-    """A value that differs; None where a side has none."""
+    """A value that differs; None on a side that has none."""
 
     field: str
     left: Any
@@ -27,7 +28,7 @@ class FieldChange:
 
 @dataclass(frozen=True)
 class Counts:
-    """A dataset on one side; None is what that side does not have, as scans have no tokens and documents no steps."""
+    """A dataset on one side; None is what that side lacks: a scan has no tokens, and documents have no steps."""
 
     found: int
     kept: int
@@ -40,14 +41,14 @@ class Counts:
 
 @dataclass(frozen=True)
 class TaskChange:
-    """A task on both sides: (left, right). ``kept`` is 0 where a side has no such task."""
+    """A task on both sides: (left, right). ``kept`` is 0 on a side without the task."""
 
     dataset: str
     task: str
     expert_return: tuple[float | None, float | None]
     threshold: tuple[float | None, float | None]
     kept: tuple[int, int]
-    moves: Moves
+    moves: RowChanges
 
     def __bool__(self) -> bool:
         pairs: Sequence[tuple[Any, Any]] = (self.expert_return, self.threshold, self.kept)
@@ -56,13 +57,13 @@ class TaskChange:
 
 @dataclass(frozen=True)
 class DatasetChange:
-    """A dataset, None on the side that has none of its name; ``same_shards`` are on both, byte for byte."""
+    """A dataset; a side without it is None. ``same_shards`` counts those that are equal to the byte."""
 
     name: str
     left: Counts | None
     right: Counts | None
     same_shards: int
-    moves: Moves
+    moves: RowChanges
 
     def __bool__(self) -> bool:
         return self.left != self.right or bool(self.moves)
@@ -70,8 +71,8 @@ class DatasetChange:
 
 @dataclass(frozen=True)
 class Changes:
-    """All that differs. ``config`` has the fields of the configs by path; ``made_with`` digests, vocabulary, tokenizer,
-    packages and the specs of tasks. ``datasets`` are all that were compared, ``tasks`` those that differ."""
+    """All that differs. ``config`` has the fields of the configs by path; ``made_with`` has digests, vocabulary,
+    tokenizer, packages and the specs of tasks. ``datasets`` are all that were compared, ``tasks`` those that differ."""
 
     config: list[FieldChange] = field(default_factory=list)
     made_with: list[FieldChange] = field(default_factory=list)
@@ -82,89 +83,98 @@ class Changes:
         return bool(self.config or self.made_with or self.tasks) or any(self.datasets)
 
 
-def against(
+def compare(
     left: Directory, right: Directory, names: Sequence[str] | None = None, most_rows: int = MOST_ROWS
 ) -> Changes:
     """What changed from one finished build or scan to another, in all datasets or those of ``names``.
 
-    Splits whose indexes are one and the same file are not read. DataError where an index cannot be read.
+    Splits with the same index file on both sides are not read. Raises DataError if an index cannot be read.
     """
     changes = Changes(
-        config=list(_differ(_config(left, names), _config(right, names))),
-        made_with=list(_differ(_made_with(left), _made_with(right))),
+        config=list(_differing(_config(left, names), _config(right, names))),
+        made_with=list(_differing(_made_with(left), _made_with(right))),
     )
     for name in dict.fromkeys([*left.datasets, *right.datasets]) if names is None else names:
-        readers = left.datasets.get(name), right.datasets.get(name)
         digests = [_digests(directory, name) for directory in (left, right)]
         same = set(digests[0].values()) & set(digests[1].values())
-        indexes = [
-            [] if reader is None else [split.index for split in reader.totals.splits if of[split.index] not in same]
-            for reader, of in zip(readers, digests, strict=True)
+        readers = left.datasets.get(name), right.datasets.get(name)
+        sides = [
+            None
+            if reader is None
+            else Side(reader, [split.index for split in reader.totals.splits if of_file[split.index] not in same])
+            for reader, of_file in zip(readers, digests, strict=True)
         ]
-        sides = [None if reader is None else Side(reader, own) for reader, own in zip(readers, indexes, strict=True)]
-        found = moves(sides[0], sides[1], most_rows)
+        rows = compare_rows(sides[0], sides[1], most_rows)
         counts = [None if reader is None else _counts(reader) for reader in readers]
-        shards = sum(digest in same for file, digest in digests[0].items() if file.endswith(".arrayrecord"))
-        total = sum((found[task] for task in sorted(found)), Moves())
-        changes.datasets.append(DatasetChange(name, counts[0], counts[1], shards, total))
-        tasks = [{} if reader is None else _tasks(reader) for reader in readers]
+        same_shards = sum(digest in same for file, digest in digests[0].items() if file.endswith(".arrayrecord"))
+        total = sum((rows[task] for task in sorted(rows)), RowChanges())
+        changes.datasets.append(DatasetChange(name, counts[0], counts[1], same_shards, total))
+        tasks = [{} if reader is None else {item.task: item for item in reader.task_totals} for reader in readers]
         for task in sorted(tasks[0].keys() | tasks[1].keys()):
-            expert, threshold, kept = zip(*(side.get(task, (None, None, 0)) for side in tasks), strict=True)
-            change = TaskChange(name, task, expert, threshold, kept, found.get(task, Moves()))
+            was, now = (side.get(task, TaskTotals(task, 0, 0, None, None, 0)) for side in tasks)
+            change = TaskChange(
+                dataset=name,
+                task=task,
+                expert_return=(was.expert_return, now.expert_return),
+                threshold=(was.threshold, now.threshold),
+                kept=(was.kept, now.kept),
+                moves=rows.get(task, RowChanges()),
+            )
             changes.tasks.extend([change] if change else [])
         specs = [{} if reader is None else _specs(reader) for reader in readers]
-        changes.made_with.extend(_differ(specs[0], specs[1]))
+        changes.made_with.extend(_differing(specs[0], specs[1]))
     return changes
 
 
-def against_rules(datasets: Sequence[DatasetReader], left: Rule | None, right: Rule) -> Changes:
-    """What changes in finished datasets of episodes from one rule to another; None is how they stand.
+def compare_rules(datasets: Sequence[DatasetReader], left: Rule | None, right: Rule) -> Changes:
+    """What changes in finished datasets of episodes from one rule to another; None is the rule of the directory.
 
-    ConfigError as ``preview.replay``.
+    Raises ConfigError as ``preview.replay``.
     """
     changes = Changes()
     for dataset in datasets:
         after = replay(dataset, right)
-        before = after if left is None else replay(dataset, left)
-        now = {row.task: row.threshold for row in dataset.tasks}
-        limits = (now if left is None else before.limits), after.limits
-        kept = (before.kept if left is None else before.kept_at), after.kept_at
+        if left is None:
+            kept_before, thresholds = after.kept, {row.task: row.threshold for row in dataset.tasks}
+        else:
+            before = replay(dataset, left)
+            kept_before, thresholds = before.kept_at, before.thresholds
+        gained, lost = after.kept_at & ~kept_before, kept_before & ~after.kept_at
         side = Side(dataset, [split.index for split in dataset.totals.splits])
-        apart = kept[1] & ~kept[0], kept[0] & ~kept[1]
-        examples = [_examples(side, after.task, which) for which in apart]
-        sums = [after.count(which)[1:] for which in (*kept, *apart)]
+        gained_ids, lost_ids = (_first_ids(side, after.task, mask) for mask in (gained, lost))
+        counts = [after.count(mask)[1:] for mask in (kept_before, after.kept_at, gained, lost)]
         expert = {row.task: row.expert_return for row in dataset.tasks}
-        total = Moves()
+        total = RowChanges()
         for code, task in sorted(enumerate(after.names), key=lambda item: item[1]):
-            was, would_be, gained, lost = (of[code] for of in sums)
-            ids = [of.get(code, ()) for of in examples]
-            own = Moves(gained=gained, lost=lost, gained_ids=ids[0], lost_ids=ids[1])
-            total += own
+            kept, kept_at, gains, losses = (of_tasks[code] for of_tasks in counts)
+            rows = RowChanges(
+                gained=gains, lost=losses, gained_ids=gained_ids.get(code, ()), lost_ids=lost_ids.get(code, ())
+            )
+            total += rows
             change = TaskChange(
                 dataset=dataset.name,
                 task=task,
                 expert_return=(expert.get(task), expert.get(task)),
-                threshold=(limits[0].get(task), limits[1].get(task)),
-                kept=(was, would_be),
-                moves=own,
+                threshold=(thresholds.get(task), after.thresholds.get(task)),
+                kept=(kept, kept_at),
+                moves=rows,
             )
             changes.tasks.extend([change] if change else [])
-        counts = [_counts_at(dataset, which) for which in kept]
-        changes.datasets.append(DatasetChange(dataset.name, counts[0], counts[1], 0, total))
+        left_counts, right_counts = (_counts_of(dataset, mask) for mask in (kept_before, after.kept_at))
+        changes.datasets.append(DatasetChange(dataset.name, left_counts, right_counts, 0, total))
     return changes
 
 
-def _examples(side: Side, task: np.ndarray, which: np.ndarray) -> dict[int, tuple[str, ...]]:
-    """The first ids of each task among the rows of ``which``, bool (R,)."""
-    rows = np.flatnonzero(which)
-    first = first_of_each(task[rows], rows)
-    wanted = np.sort(np.concatenate([np.empty(0, np.int64), *first.values()]))
-    ids = dict(zip(wanted.tolist(), side.ids(wanted), strict=True))
-    return {code: tuple(ids[row] for row in own.tolist()) for code, own in first.items()}
+def _first_ids(side: Side, tasks: np.ndarray, mask: np.ndarray) -> dict[int, tuple[str, ...]]:
+    """The first ids of each task among the rows of ``mask``, bool (R,)."""
+    rows = np.flatnonzero(mask)
+    first: dict[int, np.ndarray] = {}
+    first_of_each(tasks[rows], rows, first)
+    return side.first_ids(first)
 
 
 def _digests(directory: Directory, name: str) -> dict[str, str]:
-    """The digest of each file of a dataset's splits, by its name; empty where there is no such dataset."""
+    """The digest of each file of a dataset's splits by its name; empty if there is no such dataset."""
     dataset = directory.datasets.get(name)
     if dataset is None:
         return {}
@@ -174,35 +184,26 @@ def _digests(directory: Directory, name: str) -> dict[str, str]:
 
 
 def _counts(dataset: DatasetReader) -> Counts:
-    totals, stored = dataset.totals, dataset.totals.shards > 0
+    stored = dataset.stored
     return Counts(
-        found=totals.episodes,
-        kept=totals.kept,
-        held_out=sum(row.held_out for row in dataset.tasks),
+        found=dataset.totals.episodes,
+        kept=dataset.totals.kept,
+        held_out=dataset.held_out,
         steps=None if dataset.holds_documents else sum(row.steps for row in dataset.tasks),
-        tokens=totals.tokens if stored else None,
-        shards=totals.shards if stored else None,
-        bytes=totals.bytes if stored else None,
+        tokens=stored["tokens"],
+        shards=stored["shards"],
+        bytes=stored["bytes"],
     )
 
 
-def _counts_at(dataset: DatasetReader, kept: np.ndarray) -> Counts:
-    """What a rule says of a dataset; the rest follows from a build alone."""
+def _counts_of(dataset: DatasetReader, kept: np.ndarray) -> Counts:
+    """The counts of a dataset of which a rule keeps the rows ``kept``, bool (R,); only a build gives the others."""
     steps, first = 0, 0
     for batch in dataset.batches(["steps"]):
-        own = kept[first : first + batch.num_rows]
-        steps += int(pc.fill_null(batch["steps"], 0).to_numpy()[own].sum())
+        in_batch = kept[first : first + batch.num_rows]
+        steps += int(pc.fill_null(batch["steps"], 0).to_numpy()[in_batch].sum())
         first += batch.num_rows
     return Counts(dataset.totals.episodes, int(kept.sum()), None, steps, None, None, None)
-
-
-def _tasks(dataset: DatasetReader) -> dict[str, tuple[float | None, float | None, int]]:
-    """Expert return, threshold and kept episodes of each task."""
-    found: dict[str, tuple[float | None, float | None, int]] = {}
-    for row in dataset.tasks:
-        before = found.get(row.task, (None, None, 0))[2]
-        found[row.task] = row.expert_return, row.threshold, before + row.kept
-    return found
 
 
 def _specs(dataset: DatasetReader) -> dict[str, Any]:
@@ -219,7 +220,7 @@ def _specs(dataset: DatasetReader) -> dict[str, Any]:
 
 
 def _made_with(directory: Directory) -> dict[str, Any]:
-    """What else a manifest says of the whole."""
+    """What a manifest says of a directory, besides its config and datasets."""
     manifest = directory.manifest
     vocabulary = manifest.vocabulary
     return {
@@ -233,7 +234,7 @@ def _made_with(directory: Directory) -> dict[str, Any]:
 
 
 def _config(directory: Directory, names: Sequence[str] | None) -> dict[str, Any]:
-    """The fields of a config by their paths; datasets go by name."""
+    """The fields of a config by their paths, with the names of datasets in place of their numbers."""
     config = dict(directory.manifest.config)
     datasets = config.pop("datasets")
     wanted = {item["name"]: item for item in datasets if names is None or item["name"] in names}
@@ -248,7 +249,7 @@ def _flat(values: Mapping[str, Any], above: str) -> Iterator[tuple[str, Any]]:
             yield f"{above}{key}", value
 
 
-def _differ(left: Mapping[str, Any], right: Mapping[str, Any]) -> Iterator[FieldChange]:
+def _differing(left: Mapping[str, Any], right: Mapping[str, Any]) -> Iterator[FieldChange]:
     for name in dict.fromkeys([*left, *right]):
         if left.get(name) != right.get(name):
             yield FieldChange(name, left.get(name), right.get(name))

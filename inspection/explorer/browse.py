@@ -1,4 +1,4 @@
-"""Filters and the table of rows of one session: what is asked for becomes a ``Filter``, what is found a page."""
+"""Filters and the table of rows of one session: the widgets make a ``Filter``, and a page of its match is drawn."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -8,30 +8,28 @@ from typing import Any
 import panel as pn
 
 from gatokit.inspection.explorer.columns import COLUMNS, FIRST, FIRST_OF_DOCUMENTS, KINDS, value_of
-from gatokit.inspection.explorer.picked import Picked
-from gatokit.inspection.explorer.query import Filter, Match, Order, find, page, turned
+from gatokit.inspection.explorer.query import Filter, Match, Order, find, page, toggled
+from gatokit.inspection.explorer.selection import Selection
 from gatokit.inspection.explorer.task_list import TaskList
 from gatokit.inspection.explorer.widgets import WIDGET_STYLE, Table, Words, column, table_data
-from gatokit.inspection.explorer.words import counted
 from gatokit.inspection.read.dataset import DatasetReader
 from gatokit.inspection.read.rows import EpisodeRow
-from gatokit.inspection.report.rows import missing_columns
 from gatokit.schemas.errors import ConfigError, GatokitError
 from gatokit.schemas.index import HELD_OUT, REASONS, TRAIN
-from gatokit.schemas.words import shown
+from gatokit.schemas.words import counted, shown
 
 ROWS_A_PAGE = 20
 _MOST_OPTIONS = 2_000
 """Tasks that a list to choose from may have; more are found in the table of tasks."""
 ANY = "any"
-_EVERY = ""
-"""The task that stands for all of them: no task has this name."""
+_ALL_TASKS = ""
+"""The value of the choice of all tasks; no task has this name."""
 _KEPT = {"kept": True, "dropped": False}
 _WIDE = ("episode_id", "detail", "source_file", "shard")
 
 
 class _Superseded(Exception):
-    """Something else is asked for by now."""
+    """Another query has begun meanwhile."""
 
 
 class Browse:
@@ -40,16 +38,16 @@ class Browse:
     def __init__(
         self,
         datasets: Sequence[DatasetReader],
-        picked: Picked,
-        opens: Callable[[DatasetReader, EpisodeRow], None],
-        picks: Callable[[], None],
+        selection: Selection,
+        open_row: Callable[[DatasetReader, EpisodeRow], None],
+        selection_changed: Callable[[], None],
     ) -> None:
-        """``opens`` is called with a row to open, ``picks`` when the selection changed."""
+        """``open_row`` is called with a row to open."""
         self._datasets = {dataset.name: dataset for dataset in datasets}
-        self._picked, self._opens, self._picks = picked, opens, picks
+        self._selection, self._open_row, self._selection_changed = selection, open_row, selection_changed
         self._match: Match | None = None
         self._page: list[EpisodeRow] = []
-        self._begin = self._asked = 0
+        self._begin = self._query = 0
         self._opened: tuple[str, int] | None = None
         self._order: Order | None = None
         self._missing: tuple[str, ...] = ()
@@ -70,8 +68,8 @@ class Browse:
         self.wrong, self.counts = Words(visible=False), Words()
         self.rows = Table({"open": self._open, "tick": self._tick, "sort": self._sort, "begin": self._turn})
         button = partial(pn.widgets.Button, stylesheets=[WIDGET_STYLE], margin=(0, 8, 6, 0))
-        self._all = button(label="select all that match", on_click=lambda _: self._mark_all(True))
-        self._none = button(label="unselect all that match", on_click=lambda _: self._mark_all(False))
+        self._all = button(label="select all that match", on_click=lambda _: self._select_all(True))
+        self._none = button(label="unselect all that match", on_click=lambda _: self._select_all(False))
         self._more = pn.widgets.Toggle(label="columns", stylesheets=[WIDGET_STYLE], margin=(0, 8, 6, 0))
         self._shown = pn.widgets.CheckBoxGroup(
             options=list(COLUMNS), inline=True, visible=False, **{**style, "css_classes": ["choices"]}
@@ -81,94 +79,110 @@ class Browse:
             pn.FlexBox(self._all, self._none, self._more), self._shown, sizing_mode="stretch_width"
         )
         self.dataset.param.watch(self._choose_dataset, "value")
-        self._shown.param.watch(lambda _: self._draw_rows(), "value")
-        self._filters = (self.task, self.kept, self.split, self.reason, self.text, self.where)
-        for widget in self._filters:
+        self._shown.param.watch(lambda _: self.draw_rows(), "value")
+        for widget in (self.task, self.kept, self.split, self.reason, self.text, self.where):
             widget.param.watch(self._ask, "value")
-        self._quiet = False
-        self._take_dataset()
+        self._is_resetting = False
+        self._reset()
 
     @property
     def reader(self) -> DatasetReader:
-        """The dataset that is looked at."""
+        """The chosen dataset."""
         return self._datasets[self.dataset.value]
 
-    @property
-    def _task(self) -> str | None:
-        return self.task.value or None
-
     async def refresh(self) -> None:
-        """Finds what is asked for and shows its first page; where that fails a sentence, and the table as it was."""
-        self._asked += 1
-        asked, reader = self._asked, self.reader
+        """Finds what the widgets ask for and shows its first page. If that fails, shows a sentence, and the table stays
+        as it was."""
+        self._query += 1
+        query, reader = self._query, self.reader
         self.counts.data = {"lines": ["reading …"], "style": "counts"}
+
+        def moved(_: int) -> None:
+            if query != self._query:
+                raise _Superseded
+
         try:
-            wanted = self._filter()
+            wanted = Filter(
+                task=self.task.value or None,
+                kept=_KEPT.get(self.kept.value),
+                split=None if self.split.value == ANY else self.split.value,
+                reason=None if self.reason.value == ANY else self.reason.value,
+                text=self.text.value or "",
+                where=self.where.value or "",
+            )
+            wanted.expression()
             async with self._lock:
-                match = await asyncio.to_thread(find, reader, wanted, self._order, partial(self._moved, asked))
+                match = await asyncio.to_thread(find, reader, wanted, self._order, moved)
         except _Superseded:
             return
         except GatokitError as error:
-            self.wrong.param.update(data={"lines": [_sentence(error)], "style": "wrong"}, visible=True)
+            self._show_error(error)
             self._draw_counts()
             return
-        if asked == self._asked:
+        if query == self._query:
             self.wrong.visible = False
             self._match = match
             self._draw_counts()
             self._turn(0)
 
-    def redraw(self) -> None:
-        """Shows the page again after the selection changed elsewhere."""
-        self._draw_rows()
-
-    def _moved(self, asked: int, _: int) -> None:
-        if asked != self._asked:
-            raise _Superseded
-
-    def _filter(self) -> Filter:
-        found = Filter(
-            task=self._task,
-            kept=_KEPT.get(self.kept.value),
-            split=_asked(self.split),
-            reason=_asked(self.reason),
-            text=self.text.value or "",
-            where=self.where.value or "",
+    def draw_rows(self) -> None:
+        """Draws the page of rows, with what is selected and open."""
+        reader, match, ordinals = self.reader, self._match, self._ordinals()
+        names = [name for name in COLUMNS if name in self._shown.value] or ["episode_id"]
+        self.rows.data = table_data(
+            [
+                column(
+                    name,
+                    number=KINDS[name] == "number",
+                    about=COLUMNS[name].about,
+                    sorts=True,
+                    style="wide" if name in _WIDE else "",
+                )
+                for name in names
+            ],
+            [[shown(value_of(row, name)) for name in names] for row in self._page],
+            begin=self._begin,
+            total=0 if match is None else match.rows,
+            size=ROWS_A_PAGE,
+            sort=None if self._order is None else self._order.column,
+            descending=self._order is not None and self._order.descending,
+            ticked=None if reader.holds_documents else self._selection.holds(reader.name, ordinals),
+            marked=next((at for at, ordinal in enumerate(ordinals) if (reader.name, ordinal) == self._opened), -1),
+            fixed=True,
+            empty="Nothing matches." if match is not None else "Reading …",
         )
-        found.expression()
-        return found
 
     def _ask(self, _: object) -> None:
-        if not self._quiet:
-            self.tasks.mark(self._task)
+        if not self._is_resetting:
+            self.tasks.mark(self.task.value or None)
             pn.state.execute(self.refresh)
 
     def _choose_dataset(self, _: object) -> None:
-        self._take_dataset()
+        self._reset()
         pn.state.execute(self.refresh)
 
-    def _take_dataset(self) -> None:
+    def _reset(self) -> None:
+        """Clears filters, order and rows for the chosen dataset."""
         reader = self.reader
-        self._missing = missing_columns(reader)
+        self._missing = reader.missing_columns()
         self._order, self._match, self._page = None, None, []
         names = self.tasks.take(reader)
-        documents = reader.holds_documents
-        self._quiet = True
-        self.task.param.update(options=_options(names if len(names) <= _MOST_OPTIONS else []), value=_EVERY)
+        self._is_resetting = True
+        self.task.param.update(options=_options(names if len(names) <= _MOST_OPTIONS else []), value=_ALL_TASKS)
         for widget in (self.kept, self.split, self.reason):
             widget.value = ANY
         self.text.value = self.where.value = ""
-        self._quiet = False
-        self._shown.value = list(FIRST_OF_DOCUMENTS if documents else FIRST)
-        self._all.visible = self._none.visible = not documents
+        self._is_resetting = False
+        self._shown.value = list(FIRST_OF_DOCUMENTS if reader.holds_documents else FIRST)
+        self._all.visible = self._none.visible = not reader.holds_documents
 
     def _choose_task(self, task: str) -> None:
         if task not in self.task.options.values():
             self.task.options = _options([task])
-        self.task.value = _EVERY if self._task == task else task
+        self.task.value = _ALL_TASKS if self.task.value == task else task
 
     def _sort(self, name: str) -> None:
-        self._order = None if self._order == Order(name, True) else turned(self._order, name)
+        self._order = None if self._order == Order(name, True) else toggled(self._order, name)
         pn.state.execute(self.refresh)
 
     def _turn(self, begin: int) -> None:
@@ -176,8 +190,8 @@ class Browse:
         try:
             self._page = [] if self._match is None else page(self.reader, self._match, begin, begin + ROWS_A_PAGE)
         except GatokitError as error:
-            self.wrong.param.update(data={"lines": [_sentence(error)], "style": "wrong"}, visible=True)
-        self._draw_rows()
+            self._show_error(error)
+        self.draw_rows()
 
     def _ordinals(self) -> list[int]:
         if self._match is None:
@@ -186,22 +200,28 @@ class Browse:
 
     def _open(self, place: int) -> None:
         self._opened = self.reader.name, self._ordinals()[place]
-        self._draw_rows()
-        self._opens(self.reader, self._page[place])
+        self.draw_rows()
+        self._open_row(self.reader, self._page[place])
 
     def _tick(self, ticked: tuple[int, bool]) -> None:
         place, on = ticked
-        change = self._picked.add if on else self._picked.remove
-        change(self.reader.name, [self._ordinals()[place]])
-        self._draw_rows()
-        self._picks()
+        self._select([self._ordinals()[place]], on)
 
-    def _mark_all(self, on: bool) -> None:
+    def _select_all(self, on: bool) -> None:
         if self._match is not None:
-            change = self._picked.add if on else self._picked.remove
-            change(self.reader.name, self._match.ordinals)
-            self._draw_rows()
-            self._picks()
+            self._select(self._match.ordinals, on)
+
+    def _select(self, ordinals: Any, on: bool) -> None:
+        change = self._selection.add if on else self._selection.remove
+        change(self.reader.name, ordinals)
+        self.draw_rows()
+        self._selection_changed()
+
+    def _show_error(self, error: GatokitError) -> None:
+        text = str(error)
+        if isinstance(error, ConfigError):
+            text = text[0].upper() + text[1:] + ("" if text.endswith(".") else ".")
+        self.wrong.param.update(data={"lines": [text], "style": "wrong"}, visible=True)
 
     def _draw_counts(self) -> None:
         match, reader = self._match, self.reader
@@ -214,40 +234,9 @@ class Browse:
         words.append(counted(match.tokens, "token") if reader.totals.shards else "no tokens in a scan")
         lines = [", ".join(words)]
         if self._missing:
-            lines.append(f"The index lacks {', '.join(self._missing)}: what rests on them is unknown.")
+            lines.append(f"The index lacks {', '.join(self._missing)}: what depends on them is unknown.")
         self.counts.data = {"lines": lines, "style": "counts"}
-
-    def _draw_rows(self) -> None:
-        reader, match, ordinals = self.reader, self._match, self._ordinals()
-        names = [name for name in COLUMNS if name in self._shown.value] or ["episode_id"]
-        self.rows.data = table_data(
-            [_column(name) for name in names],
-            [[shown(value_of(row, name)) for name in names] for row in self._page],
-            begin=self._begin,
-            total=0 if match is None else match.rows,
-            size=ROWS_A_PAGE,
-            sort=None if self._order is None else self._order.column,
-            descending=self._order is not None and self._order.descending,
-            ticked=None if reader.holds_documents else self._picked.holds(reader.name, ordinals),
-            marked=next((at for at, ordinal in enumerate(ordinals) if (reader.name, ordinal) == self._opened), -1),
-            fixed=True,
-            empty="Nothing matches." if match is not None else "Reading …",
-        )
-
-
-def _column(name: str) -> dict[str, Any]:
-    style = "wide" if name in _WIDE else ""
-    return column(name, number=KINDS[name] == "number", about=COLUMNS[name].about, sorts=True, style=style)
 
 
 def _options(tasks: Sequence[str]) -> dict[str, str]:
-    return {ANY: _EVERY, **{task: task for task in tasks if task != ANY}}
-
-
-def _asked(widget: pn.widgets.Select) -> str | None:
-    return None if widget.value == ANY else widget.value
-
-
-def _sentence(error: GatokitError) -> str:
-    text = str(error)
-    return text[0].upper() + text[1:] + ("" if text.endswith(".") else ".") if isinstance(error, ConfigError) else text
+    return {ANY: _ALL_TASKS, **{task: task for task in tasks if task != ANY}}

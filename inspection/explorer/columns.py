@@ -1,6 +1,6 @@
-"""The columns of the explorer: those of the index but ``record_tokens``, and two that follow from it.
+"""The columns of the explorer: those of the index without ``record_tokens``, and two that follow from it.
 
-A new column is an entry in ``COLUMNS`` and, where the index does not hold it, a branch of ``values``.
+A new column is an entry in ``COLUMNS`` and, if the index does not hold it, a branch of ``values``.
 
 Legend: R rows of a batch.
 """
@@ -22,7 +22,7 @@ from gatokit.schemas.where import ColumnType, Strings, Truth
 
 @dataclass(frozen=True)
 class Column:
-    """A column; ``reads`` are those of the index that it is made of, ``about`` says what it is."""
+    """A column; ``about`` says what it is, ``of`` names the columns of the index it is made of, by default itself."""
 
     name: str
     kind: ColumnType
@@ -62,17 +62,17 @@ COLUMNS: dict[str, Column] = {
     )
 }
 FIRST = ("episode_id", "task", "agent", "return", "steps", "kept", "reason", "split", "tokens")
-"""Shown of episodes until others are chosen."""
+"""Columns of episodes that are shown until others are chosen."""
 FIRST_OF_DOCUMENTS = ("episode_id", "kept", "reason", "split", "tokens", "records")
-"""The same of documents."""
+"""The same for documents."""
 KINDS: dict[str, ColumnType] = {name: column.kind for name, column in COLUMNS.items()}
 
 
-class Batches:
-    """What turns rows of one dataset's index into columns."""
+class IndexColumns:
+    """Turns rows of one dataset's index into columns."""
 
     def __init__(self, dataset: DatasetReader) -> None:
-        self._expert = {row.task: row.expert_return for row in dataset.tasks if row.expert_return is not None}
+        self._expert = dataset.expert_returns
         splits = dataset.totals.splits
         self._ends = np.array(list(accumulate(split.rows for split in splits)), np.int64)
         self._first_part = np.array([0, *accumulate(len(split.parts) for split in splits)], np.int64)
@@ -101,7 +101,7 @@ class Batches:
 
 
 def value_of(row: EpisodeRow, name: str) -> str | float | int | bool | None:
-    """The value of a column of one row, None where it is unknown."""
+    """The value of a column of one row; None if it is unknown."""
     if name == "records":
         return None if row.record_tokens is None else len(row.record_tokens)
     found: str | float | int | bool | None = getattr(row, "episode_return" if name == "return" else name)

@@ -3,6 +3,7 @@
 A new view is a name in ``VIEWS``, an item of ``panel`` and a branch of ``_show``.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import panel as pn
@@ -11,14 +12,15 @@ from gatokit.inspection.explorer.columns import COLUMNS, value_of
 from gatokit.inspection.explorer.playing import PlayedEpisode, StepView
 from gatokit.inspection.explorer.plot import StepPlots
 from gatokit.inspection.explorer.widgets import WIDGET_STYLE, Parts, Player, Table, Words, column, table_data
-from gatokit.inspection.explorer.words import counted, picture, why_unstored
 from gatokit.inspection.read.dataset import DatasetReader
 from gatokit.inspection.read.directory import Directory
 from gatokit.inspection.read.rows import EpisodeRow
 from gatokit.inspection.read.tokens import DocumentTokens, EpisodeTokens, kind_name
-from gatokit.schemas.errors import GatokitError
-from gatokit.schemas.tokens import TokenKind
-from gatokit.schemas.words import shown
+from gatokit.inspection.read.values import data_url
+from gatokit.schemas.errors import GatokitError, RejectedError
+from gatokit.schemas.tokens import EncodedImage, TokenKind
+from gatokit.schemas.words import counted, shown
+from gatokit.tokenizers.image_header import probe
 
 CONTENT, TOKENS, ROW = "content", "tokens", "index row"
 VIEWS = (CONTENT, TOKENS, ROW)
@@ -27,10 +29,10 @@ _TOKENS_A_PAGE = 50
 _MOST_CHARACTERS = 50_000
 """Of a document that are shown as text."""
 _TOKEN_COLUMNS = [
-    column("token", number=True, about="from the first token on"),
-    column("record", number=True, about="from the first record on"),
+    column("token", number=True, about="counted from the first token"),
+    column("record", number=True, about="counted from the first record"),
     column("step", number=True),
-    column("id", number=True, about="65535 stands for an image patch"),
+    column("id", number=True, about="65535 is an image patch"),
     column("kind", style="word"),
     column("field", style="word"),
     column("value", style="wide", about="what the token decodes to: a number, a text piece, a patch's row and column"),
@@ -47,7 +49,7 @@ class Opened:
         self._played: PlayedEpisode | None = None
         self._tokens: EpisodeTokens | DocumentTokens | None = None
         self._plots: StepPlots | None = None
-        self._step, self._begin = 0, 0
+        self._step = 0
         self._title = Words(data={"lines": ["Click a row to open it."], "style": "title"})
         self._fault = Words(visible=False)
         style: dict[str, Any] = {"stylesheets": [WIDGET_STYLE], "margin": (6, 0)}
@@ -68,13 +70,13 @@ class Opened:
     def show(self, dataset: DatasetReader, row: EpisodeRow) -> None:
         """Opens an episode or document."""
         self._played = self._tokens = self._plots = None
-        self._step = self._begin = 0
-        where = [dataset.name] if row.task in (None, dataset.name) else [dataset.name, str(row.task)]
-        lines = [row.episode_id, ", ".join([*where, *_facts(row)])]
+        self._step = 0
+        names = [dataset.name] if row.task in (None, dataset.name) else [dataset.name, str(row.task)]
+        lines = [row.episode_id, ", ".join([*names, *_facts(row)])]
         self._figures.clear()
         self._title.data = {"lines": lines, "style": "title", "reveal": f"{dataset.name} {row.episode_id}"}
         self._row.data = _row_table(row)
-        fault = "" if row.shard is not None else why_unstored(row)
+        fault = "" if row.shard is not None else row.why_unstored
         if row.shard is not None:
             try:
                 self._read(dataset, row)
@@ -87,10 +89,10 @@ class Opened:
         """Shows a step."""
         if self._played is None:
             return
-        self._step = min(max(int(step), 0), self._played.episode.steps - 1)
-        view = self._played.view(self._step)
-        row = self._played.episode.row
-        self._player.data = {"episode": row.episode_id, "steps": self._played.episode.steps, **_step_data(view)}
+        episode = self._played.episode
+        self._step = min(max(int(step), 0), episode.steps - 1)
+        step_data = _step_data(self._played.view(self._step))
+        self._player.data = {"episode": episode.row.episode_id, "steps": episode.steps, **step_data}
         if self._plots is not None:
             self._plots.mark(self._step)
         if self._view.value == TOKENS:
@@ -123,32 +125,31 @@ class Opened:
             self._turn(0)
 
     def _turn(self, begin: int) -> None:
-        """Shows a page of the tokens that are asked for."""
-        if self._tokens is None:
+        """Shows the page of tokens that begins with the one at ``begin`` of those in scope."""
+        tokens = self._tokens
+        if tokens is None:
             return
-        tokens = self._wanted(self._tokens)
-        self._begin = min(max(int(begin), 0), max(len(tokens) - 1, 0))
+        if isinstance(tokens, DocumentTokens) or self._scope.value == ALL:
+            scope = range(len(tokens))
+        else:
+            step = tokens.of_step(self._step)
+            scope = step if self._scope.value == THIS_STEP else tokens.of_record(step.start)
+        begin = min(max(int(begin), 0), max(len(scope) - 1, 0))
         rows = [
             [
                 *map(shown, (token.at, token.record, token.step)), str(token.id), kind_name(token.kind), token.field,
                 _quoted(token.value) if token.kind == TokenKind.TEXT else token.value, shown(token.position),
                 "yes" if token.is_target else "no",
             ]
-            for token in self._tokens.named(tokens[self._begin : self._begin + _TOKENS_A_PAGE])
+            for token in tokens.named(scope[begin : begin + _TOKENS_A_PAGE])
         ]  # fmt: skip
         self._token_table.data = table_data(
-            _TOKEN_COLUMNS, rows, begin=self._begin, total=len(tokens), size=_TOKENS_A_PAGE, opens=False, unit="tokens"
+            _TOKEN_COLUMNS, rows, begin=begin, total=len(scope), size=_TOKENS_A_PAGE, opens=False, unit="tokens"
         )
-
-    def _wanted(self, tokens: EpisodeTokens | DocumentTokens) -> range:
-        if isinstance(tokens, DocumentTokens) or self._scope.value == ALL:
-            return range(len(tokens))
-        step = tokens.of_step(self._step)
-        return step if self._scope.value == THIS_STEP else tokens.of_record(step.start)
 
 
 def _facts(row: EpisodeRow) -> list[str]:
-    """What is said below the id."""
+    """What stands below the id."""
     facts = [] if not row.agent else [f"agent {row.agent}"]
     if row.steps is not None:
         facts.append(counted(row.steps, "step"))
@@ -165,51 +166,64 @@ def _facts(row: EpisodeRow) -> list[str]:
 
 
 def _row_table(row: EpisodeRow) -> dict[str, Any]:
-    names = [*COLUMNS, "record_tokens"]
-    values = [value_of(row, name) for name in COLUMNS]
+    lines = [[name, shown(value_of(row, name)), about.about] for name, about in COLUMNS.items()]
     sizes = "–" if row.record_tokens is None else ", ".join(f"{size:,}" for size in row.record_tokens[:1000])
-    lines = [[name, value, COLUMNS[name].about] for name, value in zip(COLUMNS, map(shown, values), strict=True)]
-    lines.append([names[-1], sizes, "tokens of each of its records"])
-    return table_data(
-        [column("column"), column("value", style="wide"), column("what it is", style="note")], lines, opens=False
-    )
+    lines.append(["record_tokens", sizes, "tokens of each of its records"])
+    columns = [column("column"), column("value", style="wide"), column("what it is", style="note")]
+    return table_data(columns, lines, opens=False)
 
 
 def _step_data(view: StepView) -> dict[str, Any]:
-    pictures = [
-        {"name": name, "height": image.height, "width": image.width} | picture(image) for name, image in view.pictures
+    """What ``Player`` draws of a step."""
+    images = [
+        {"name": name, "height": image.height, "width": image.width} | _image_data(image) for name, image in view.images
     ]
-    lines = [(f"action/{value.field}", _action_name(value.field), value.kind, value.text) for value in view.action]
+    lines = [
+        (
+            f"action/{value.field}",
+            value.field if value.field == "action" else f"action {value.field}",
+            value.kind,
+            value.text,
+        )
+        for value in view.action
+    ]
     lines += [
         ("reward", "reward", "number", f"{view.reward:.6g}"),
-        ("return so far", "return so far", "number", f"{view.so_far:.6g}"),
+        ("return so far", "return so far", "number", f"{view.return_so_far:.6g}"),
         ("flags", "flags", "word", ", ".join(view.flags) or "none"),
     ]
     if view.discount is not None:
         lines.append(("discount", "discount", "number", f"{view.discount:.6g}"))
     lines += [(f"observation/{value.field}", value.field, value.kind, value.text) for value in view.observation]
     values = [{"field": field, "name": name, "kind": kind, "text": text} for field, name, kind, text in lines]
-    return {"step": view.step, "pictures": pictures, "values": values}
+    return {"step": view.step, "images": images, "values": values}
 
 
-def _action_name(field: str) -> str:
-    return field if field == "action" else f"action {field}"
-
-
-def _part_data(parts: list[Any]) -> list[dict[str, str]]:
-    found: list[dict[str, str]] = []
+def _part_data(parts: Sequence[str | EncodedImage]) -> list[dict[str, str]]:
+    """What ``Parts`` draws of a document."""
+    data: list[dict[str, str]] = []
     left = _MOST_CHARACTERS
     for part in parts:
         if not isinstance(part, str):
-            found.append(picture(part))
+            data.append(_image_data(part))
         elif left > 0:
             more = f"\n… and {len(part) - left:,} characters more; its tokens are all there" if len(part) > left else ""
-            found.append({"text": part[:left] + more})
+            data.append({"text": part[:left] + more})
             left -= len(part)
-    return found
+    return data
+
+
+def _image_data(image: EncodedImage) -> dict[str, str]:
+    """``url``, which holds the image's bytes, empty if they are of no image; and ``about``, its size and form."""
+    size = f"{image.height} x {image.width}"
+    try:
+        codec = probe(image.data).codec
+    except RejectedError as error:
+        return {"url": "", "about": f"{size}, {error.detail}"}
+    return {"url": data_url(image.data, codec), "about": f"{size} {codec}, {len(image.data):,} bytes"}
 
 
 def _quoted(text: str) -> str:
-    """A text piece whose spaces and line ends can be seen."""
-    written = text.replace("\n", "\\n").replace("\t", "\\t")
-    return f"“{written}”"
+    """A text piece with visible spaces and line ends."""
+    escaped = text.replace("\n", "\\n").replace("\t", "\\t")
+    return f"“{escaped}”"

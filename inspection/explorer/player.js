@@ -1,4 +1,4 @@
-// A time step: its pictures and values, and a slider over all steps. A step is asked for; what comes is drawn.
+// A time step: its images and values, and a slider over all steps. It asks for a step, and draws the answer.
 export function render({ model }) {
   let playing = false, waiting = null, timer = null;
   const slider = make("input", { type: "range", min: 0, step: 1, "aria-label": "time step" });
@@ -7,12 +7,12 @@ export function render({ model }) {
   const rate = make("select", { "aria-label": "steps a second" });
   for (const number of [2, 5, 10, 20, 50]) rate.append(make("option", { value: number }, `${number} steps/s`));
   rate.value = "10";
-  const pictures = make("div", { class: "pictures" });
+  const images = make("div", { class: "images" });
   const values = make("div", { class: "values" });
   const controls = make("div", { class: "controls" },
     make("button", { title: "step before (←)", onclick: () => move(-1) }, "‹"), button,
     make("button", { title: "next step (→)", onclick: () => move(1) }, "›"), slider, label, rate);
-  const root = make("div", { class: "player", tabindex: 0 }, controls, make("div", { class: "step" }, pictures, values));
+  const root = make("div", { class: "player", tabindex: 0 }, controls, make("div", { class: "step" }, images, values));
 
   // One request at a time: the newest wanted step follows when the answer is drawn.
   let asked = null;
@@ -45,20 +45,20 @@ export function render({ model }) {
     if (does && event.target === root) { does(); event.preventDefault(); }
   });
 
-  const shown = new Map();
-  const drawPictures = (data) => {
-    const names = data.pictures.map((item) => item.name).join("\n");
-    if (pictures.dataset.names !== names) {
-      pictures.dataset.names = names;
-      shown.clear();
-      pictures.replaceChildren(...data.pictures.map(({ name }) => {
+  const imageOf = new Map();
+  const drawImages = (data) => {
+    const names = data.images.map((item) => item.name).join("\n");
+    if (images.dataset.names !== names) {
+      images.dataset.names = names;
+      imageOf.clear();
+      images.replaceChildren(...data.images.map(({ name }) => {
         const image = make("img", { alt: name });
-        shown.set(name, image);
+        imageOf.set(name, image);
         return make("figure", {}, image, make("figcaption", {}));
       }));
     }
-    for (const { name, url, about, height, width } of data.pictures) {
-      const image = shown.get(name);
+    for (const { name, url, about, height, width } of data.images) {
+      const image = imageOf.get(name);
       image.src = url;
       image.dataset.small = Math.max(height, width) < 200 ? "yes" : "no";
       image.nextSibling.textContent = `${name}, ${about}`;
@@ -80,7 +80,7 @@ export function render({ model }) {
     root.dataset.step = data.step;
     slider.max = data.steps - 1;
     label.textContent = `step ${data.step.toLocaleString("en")} of ${data.steps.toLocaleString("en")}`;
-    drawPictures(data);
+    drawImages(data);
     drawValues(data);
     if (answered) asked = null;
     if (asked === null && waiting !== null) { const next = waiting; waiting = null; want(next); }

@@ -1,4 +1,4 @@
-"""An opened episode step by step: what a page shows of a step, and numbers over all of them.
+"""An opened episode step by step: what a page shows of a step, and numbers over all steps.
 
 Legend: S time steps.
 """
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gatokit.inspection.read.episode import StoredEpisode
+from gatokit.inspection.read.stored import StoredEpisode
 from gatokit.inspection.read.tokens import EpisodeTokens, number_text, short_name
 from gatokit.inspection.read.values import flag_names
 from gatokit.schemas.episode import FieldSpec
@@ -23,7 +23,7 @@ MOST_POINTS = 2_000
 
 @dataclass(frozen=True)
 class Value:
-    """A field of a step in words: a text, or numbers."""
+    """A field of a step as text."""
 
     field: str
     kind: str
@@ -32,14 +32,14 @@ class Value:
 
 @dataclass(frozen=True)
 class StepView:
-    """One of S steps; ``so_far`` is the return with this step's reward."""
+    """One of S steps; ``return_so_far`` includes this step's reward."""
 
     step: int
-    pictures: tuple[tuple[str, EncodedImage], ...]
+    images: tuple[tuple[str, EncodedImage], ...]
     observation: tuple[Value, ...]
     action: tuple[Value, ...]
     reward: float
-    so_far: float
+    return_so_far: float
     discount: float | None
     flags: tuple[str, ...]
 
@@ -54,58 +54,58 @@ class Line:
 
 
 class PlayedEpisode:
-    """A stored episode, decoded. DataError where it does not decode."""
+    """A stored episode, decoded. Raises DataError if it does not decode."""
 
     def __init__(self, episode: StoredEpisode, text: TextTokenizer | None) -> None:
         """``text`` names pieces of text."""
         self.episode = episode
         self._values = episode.decode()
-        self._so_far = np.cumsum(episode.reward)
+        self._returns_so_far = np.cumsum(episode.reward)
         self.tokens = EpisodeTokens(episode, self._values, text)
 
     def view(self, step: int) -> StepView:
         """One step."""
         episode = self.episode
-        observation = [field for field in episode.spec.observation if field.image is None]
-        images = [field for field in episode.spec.observation if field.image is not None]
+        images = []
+        for field in episode.spec.observation:
+            if field.image is not None:
+                image = self._values[field.path][step]
+                assert isinstance(image, EncodedImage)
+                images.append((short_name(field), image))
         return StepView(
             step=step,
-            pictures=tuple((short_name(field), self._picture(field, step)) for field in images),
-            observation=self._words(observation, step),
-            action=self._words(episode.spec.action, step),
+            images=tuple(images),
+            observation=self._texts((field for field in episode.spec.observation if field.image is None), step),
+            action=self._texts(episode.spec.action, step),
             reward=float(episode.reward[step]),
-            so_far=float(self._so_far[step]),
+            return_so_far=float(self._returns_so_far[step]),
             discount=None if episode.discount is None else float(episode.discount[step]),
             flags=tuple(flag_names(int(episode.flags[step]))),
         )
 
     def rewards(self) -> list[Line]:
         """The reward and the return so far."""
-        steps = self._places()
+        steps = self._drawn_steps()
         return [
             Line("reward", steps, self.episode.reward[steps]),
-            Line("return so far", steps, self._so_far[steps]),
+            Line("return so far", steps, self._returns_so_far[steps]),
         ]
 
     def actions(self, most: int) -> tuple[list[Line], int]:
         """The first components of the action, and how many there are."""
-        steps, lines = self._places(), []
+        steps, lines = self._drawn_steps(), []
         for field in self.episode.spec.action:
             columns = np.asarray(self._values[field.path], np.float64).reshape(self.episode.steps, -1)
-            names = [short_name(field) + (f" {at}" if columns.shape[1] > 1 else "") for at in range(columns.shape[1])]
-            lines += [Line(name, steps, columns[steps, at]) for at, name in enumerate(names)]
+            for number, column in enumerate(columns.T):
+                name = short_name(field) + (f" {number}" if len(columns.T) > 1 else "")
+                lines.append(Line(name, steps, column[steps]))
         return lines[:most], len(lines)
 
-    def _places(self) -> np.ndarray:
+    def _drawn_steps(self) -> np.ndarray:
         count = min(MOST_POINTS, self.episode.steps)
         return np.arange(count) * (self.episode.steps - 1) // max(count - 1, 1)
 
-    def _picture(self, field: FieldSpec, step: int) -> EncodedImage:
-        image = self._values[field.path][step]
-        assert isinstance(image, EncodedImage)
-        return image
-
-    def _words(self, fields: Iterable[FieldSpec], step: int) -> tuple[Value, ...]:
+    def _texts(self, fields: Iterable[FieldSpec], step: int) -> tuple[Value, ...]:
         return tuple(Value(short_name(field), field.kind, _text(self._values[field.path][step])) for field in fields)
 
 

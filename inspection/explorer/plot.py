@@ -12,9 +12,9 @@ MOST_ACTIONS = 8
 """Components of an action that are drawn."""
 _COLORS = ("#2f86a6", "#d07d31", "#7a9a3a", "#a05fa5", "#c0564b", "#5b74c9", "#9a8438", "#4a9c8c")
 _SOFT = "#848b98"
-"""Of axes: to be read on white and on black."""
+"""Of axes; it can be read on white and on black."""
 _EDGE = ":host { clip-path: inset(1px 0 0 2px); }"
-"""Bokeh clears a canvas half a pixel beside its edge, and what was drawn there before would stay."""
+"""Bokeh clears a canvas up to half a pixel from its edge, and would leave there what was drawn before."""
 
 
 class StepPlots:

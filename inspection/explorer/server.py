@@ -12,7 +12,7 @@ import panel as pn
 from tornado.web import HTTPError, RequestHandler
 
 from gatokit.inspection.explorer.app import LIST, session_page
-from gatokit.inspection.explorer.picked import Picked
+from gatokit.inspection.explorer.selection import Selection
 from gatokit.inspection.read.dataset import DatasetReader
 from gatokit.inspection.read.directory import Directory
 from gatokit.schemas.errors import ConfigError
@@ -21,17 +21,17 @@ ADDRESS = "127.0.0.1"
 
 
 def serve(directory: Directory, datasets: Sequence[DatasetReader], port: int, ready: Callable[[str], None]) -> None:
-    """Serves until SIGINT or SIGTERM; ``ready`` is called with the address once it answers. Port 0 is any free one.
+    """Serves until SIGINT or SIGTERM. ``ready`` is called with the address once it answers. Port 0 is any free one.
 
-    ConfigError where the port cannot be had.
+    Raises ConfigError if the port is taken.
     """
-    port = _checked(port)
+    port = _free_port(port)
     origins = [f"{ADDRESS}:{port}", f"localhost:{port}"]
-    selections: dict[str, Picked] = {}
+    selections: dict[str, Selection] = {}
 
     def new_session() -> pn.Template:
         key = secrets.token_urlsafe(16)
-        selections[key] = Picked({dataset.name: dataset for dataset in datasets})
+        selections[key] = Selection({dataset.name: dataset for dataset in datasets})
         pn.state.on_session_destroyed(lambda _: selections.__delitem__(key))
         return session_page(directory, datasets, selections[key], f"export/{key}/{LIST}")
 
@@ -54,9 +54,9 @@ def serve(directory: Directory, datasets: Sequence[DatasetReader], port: int, re
 
 
 class _Export(RequestHandler):
-    """A session's selection as a list, written as it is read."""
+    """A session's selection as a list, which is sent as it is read."""
 
-    def initialize(self, selections: dict[str, Picked], hosts: Sequence[str]) -> None:
+    def initialize(self, selections: dict[str, Selection], hosts: Sequence[str]) -> None:
         self._selections, self._hosts = selections, hosts
 
     async def get(self, key: str) -> None:
@@ -70,15 +70,17 @@ class _Export(RequestHandler):
             await self.flush()
 
 
-def _checked(port: int) -> int:
-    """The port, or a free one for 0; ConfigError where it is taken or not to be had."""
+def _free_port(port: int) -> int:
+    """The port, or a free one for 0. Raises ConfigError if it is taken or not allowed."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((ADDRESS, port))
         except (OSError, OverflowError) as error:
             number: Any = getattr(error, "errno", None)
-            why = "is taken" if number == errno.EADDRINUSE else f"cannot be had ({getattr(error, 'strerror', error)})"
-            raise ConfigError(f"--port {port}: {why}; give another one, or 0 for any that is free") from None
+            reason = (
+                "is taken" if number == errno.EADDRINUSE else f"cannot be had ({getattr(error, 'strerror', error)})"
+            )
+            raise ConfigError(f"--port {port}: {reason}; give another one, or 0 for any that is free") from None
         found: int = probe.getsockname()[1]
         return found

@@ -1,7 +1,7 @@
-"""What the page is made of that Panel does not have: a table of any length, a player of steps, a document, a text.
+"""The widgets that Panel does not have: a table of any length, a player of steps, a document, a text.
 
-Each is a script beside this file, over ``make.js``. It draws ``data``, always as texts and never as HTML, and sends
-messages; ``answers`` has what is called with a message's value, by its name.
+Each is a script beside this file, with ``make.js``. It draws ``data``, always as text and never as HTML, and sends
+messages; ``answers`` has the function for each message by name, which is called with its value.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,12 +15,12 @@ _HERE = Path(__file__).parent
 
 
 def _script(name: str) -> str:
-    """A script with what all of them use."""
+    """A script, with the one that all use before it."""
     return "\n".join((_HERE / part).read_text(encoding="utf-8") for part in ("make.js", name))
 
 
 WIDGET_STYLE = (_HERE / "widgets.css").read_text(encoding="utf-8")
-"""Of Panel's own widgets and of these."""
+"""The style of Panel's own widgets and of these."""
 
 
 class Drawn(pn.custom.JSComponent):
@@ -54,7 +54,7 @@ class Player(Drawn):
 
 
 class Parts(Drawn):
-    """Texts and pictures in reading order: ``parts`` are ``{"text": …}`` or ``words.picture``."""
+    """Texts and images in reading order: ``parts`` are ``{"text": …}`` or ``{"url": …, "about": …}``."""
 
     _esm = _script("parts.js")
 
@@ -82,9 +82,9 @@ def table_data(
     empty: str = "",
     unit: str = "rows",
 ) -> dict[str, Any]:
-    """What ``Table`` draws: columns as ``column`` makes them, the rows from ``begin`` on of ``total``, pages of
-    ``size``; ``ticked`` where rows can be ticked, ``marked`` is the place of the row that is
-    open; ``fixed`` cuts texts so that each row is one line; ``opens`` says whether rows can be opened."""
+    """What ``Table`` draws: columns as ``column`` makes them, and the rows from ``begin`` on of ``total``, in pages of
+    ``size``. ``ticked`` is None if rows cannot be ticked, ``marked`` is the place of the open row; ``fixed`` cuts texts
+    so that each row is one line; ``opens`` says whether rows can be opened."""
     return {
         "columns": columns,
         "rows": rows,

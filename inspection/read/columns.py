@@ -13,7 +13,7 @@ from gatokit.schemas.where import COLUMNS, Column, Strings
 
 
 def coded(column: pa.Array | pa.ChunkedArray) -> tuple[np.ndarray, list[str]]:
-    """The code of each row, int64 (R,), -1 for null, and what the codes stand for."""
+    """The code of each row, int64 (R,), -1 for null, and the value of each code."""
     if isinstance(column, pa.ChunkedArray):
         column = column.combine_chunks()
     if isinstance(column, pa.ChunkedArray):
@@ -25,13 +25,13 @@ def coded(column: pa.Array | pa.ChunkedArray) -> tuple[np.ndarray, list[str]]:
 
 
 def among(column: pa.Array, words: Collection[str]) -> np.ndarray:
-    """Where a column of strings is one of some words, bool (R,)."""
+    """Whether each row of a column of strings is one of some words, bool (R,)."""
     codes, names = coded(column)
     return np.array([*(name in words for name in names), False], bool)[codes]
 
 
 def named(rows: pa.RecordBatch | pa.Table, name: str, expert_returns: Mapping[str, float]) -> Column:
-    """A column that an expression can name; expert returns are those of each task, whatever the rows hold."""
+    """A column that an expression can name; expert returns are looked up by task, whatever the rows hold."""
     if name == "expert_return":
         codes, tasks = coded(rows["task"])
         return np.array([*(expert_returns.get(task, np.nan) for task in tasks), np.nan])[codes]

@@ -7,7 +7,6 @@ from pathlib import Path
 from gatokit.inspection.read.dataset import DatasetReader
 from gatokit.schemas.errors import DataError
 from gatokit.schemas.manifest import Manifest, local_directory
-from gatokit.schemas.tokens import TokenIds
 from gatokit.tokenizers.text import TextTokenizer
 
 
@@ -24,18 +23,15 @@ class Directory:
     @functools.cached_property
     def datasets(self) -> dict[str, DatasetReader]:
         """The datasets by name."""
-        ids = TokenIds(self.manifest.tokenizer.discrete_offset)
         configs = {config["name"]: config for config in self.manifest.config["datasets"]}
         return {
-            totals.name: DatasetReader(
-                self.path / totals.directory, totals, configs[totals.name], ids, lambda: self.text
-            )
+            totals.name: DatasetReader(self.path, self.manifest, totals, configs[totals.name], lambda: self.text)
             for totals in self.manifest.datasets
         }
 
     @functools.cached_property
     def text(self) -> TextTokenizer:
-        """The text tokenizer that the build's tokens were made with; DataError in a scan, which has none."""
+        """The text tokenizer that the build's tokens were made with. Raises DataError in a scan, which has none."""
         if self.manifest.vocabulary is None:
             raise DataError(f"{self.path} is a scan and holds no vocabulary")
         text = TextTokenizer.load(self.path / self.manifest.vocabulary.file)
@@ -49,8 +45,8 @@ class Directory:
 def open_directory(path: str | Path) -> Directory:
     """Opens a finished build or scan and reads its manifest, nothing more.
 
-    ConfigError where there is no such directory; DataError where it is not complete, was edited or is of a
-    newer version.
+    Raises ConfigError if there is no such directory; DataError if it is not complete, was edited or is of a newer
+    version.
     """
     path = local_directory(path)
     return Directory(path, Manifest.read(path))

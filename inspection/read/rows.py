@@ -3,18 +3,17 @@
 from dataclasses import dataclass, fields
 from typing import Any
 
-from gatokit.schemas.index import INDEX, TASKS
+from gatokit.schemas.index import HELD_OUT, INDEX, REASONS, TASKS
 
 
 @dataclass(frozen=True)
 class EpisodeRow:
     """One episode or document of a dataset, kept or dropped: the columns of ``schemas.index.INDEX`` under the same
-    names, but ``return``, which is no name in Python and is ``episode_return`` here.
+    names, except that ``return``, a keyword of Python, is ``episode_return``.
 
-    ``shard`` is the file below the dataset's directory that holds it, None where nothing is stored. ``task``,
-    ``agent`` and ``episode_return`` are None where the episode is too damaged to say; ``tokens`` in a
-    scan; ``part``, ``first_record`` and ``record_tokens`` where nothing is stored; ``spec``, ``steps`` and all that
-    has to do with returns for a document.
+    ``shard`` is the file below the dataset's directory that holds it, None if nothing is stored. ``task``, ``agent``
+    and ``episode_return`` are None if the episode is too damaged to say; ``tokens`` in a scan; ``part``,
+    ``first_record`` and ``record_tokens`` if nothing is stored; ``spec``, ``steps`` and all returns for a document.
     """
 
     episode_id: str
@@ -39,9 +38,24 @@ class EpisodeRow:
     source_position: int
     shard: str | None
 
+    @property
+    def verdict(self) -> str | None:
+        """``kept``, ``held out``, or the reason why it was dropped."""
+        return ("held out" if self.split == HELD_OUT else "kept") if self.kept else self.reason
+
+    @property
+    def why_unstored(self) -> str:
+        """Why no tokens of it are stored."""
+        if self.kept:
+            return "kept; a scan stores no tokens, build to see them"
+        if self.reason is None:
+            return "dropped; the index does not say why"
+        detail = "" if self.detail is None else f" ({self.detail})"
+        return f"dropped: {self.reason}{detail}: {REASONS.get(self.reason, 'a reason that this gatokit does not know')}"
+
     @staticmethod
     def from_columns(row: dict[str, Any], shard: str | None) -> "EpisodeRow":
-        """The row whose values by column name are ``row``, stored in the file ``shard``."""
+        """The row with the values ``row`` by column name, stored in the file ``shard``."""
         values = {name: row[name] for name in INDEX.names if name != "return"}
         sizes = values["record_tokens"]
         values["record_tokens"] = None if sizes is None else tuple(sizes)
@@ -76,3 +90,16 @@ class TaskRow:
 
 
 assert [field.name for field in fields(TaskRow)] == TASKS.names
+
+
+@dataclass(frozen=True)
+class TaskTotals:
+    """A task with the streams of all its agents; ``found`` counts the rows of the index, ``kept`` and ``steps`` those
+    that are kept and their steps."""
+
+    task: str
+    found: int
+    kept: int
+    expert_return: float | None
+    threshold: float | None
+    steps: int

@@ -1,5 +1,6 @@
-"""Decoded values for JSON and for a cell of a table."""
+"""Decoded values for JSON, for a cell of a table and for a page."""
 
+import base64
 import hashlib
 from typing import Any
 
@@ -16,7 +17,7 @@ _FLAGS = {FIRST: "first", LAST: "last", TERMINAL: "terminal"}
 def json_value(value: Any) -> Any:
     """Arrays as nested lists, an image as ``{height, width, sha256}`` of its RGB bytes, a dict by its values.
 
-    RejectedError for an image that does not decode.
+    Raises RejectedError if an image does not decode.
     """
     if isinstance(value, dict):
         return {key: json_value(item) for key, item in value.items()}
@@ -24,6 +25,11 @@ def json_value(value: Any) -> Any:
         pixels = decode(value.data)
         return {"height": value.height, "width": value.width, "sha256": hashlib.sha256(pixels.tobytes()).hexdigest()}
     return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
+
+
+def data_url(data: bytes, codec: str) -> str:
+    """An encoded image as a URL that holds it."""
+    return f"data:image/{codec};base64,{base64.b64encode(data).decode()}"
 
 
 def flag_names(flags: int) -> list[str]:
@@ -41,15 +47,15 @@ def brief(value: Any, width: int) -> str:
     words: list[str] = []
     more = f" … ({len(numbers)})"
     for count, number in enumerate(numbers.tolist(), 1):
-        word = _word(number)
-        left = width - sum(len(known) + 1 for known in words) - len(word)
-        if left < (0 if count == len(numbers) else len(more)) and words:
+        word = _number(number)
+        room = width - sum(len(other) + 1 for other in words) - len(word)
+        if room < (0 if count == len(numbers) else len(more)) and words:
             return " ".join(words) + more
         words.append(word)
     return " ".join(words)
 
 
-def _word(number: Any) -> str:
+def _number(number: Any) -> str:
     if isinstance(number, bool):
         return "yes" if number else "no"
     return f"{number:.3f}" if isinstance(number, float) and abs(number) < 1e4 else f"{number:.6g}"

@@ -17,7 +17,7 @@ from gatokit.inspection.read.dataset import DatasetReader
 from gatokit.inspection.read.directory import Directory
 from gatokit.inspection.read.rows import EpisodeRow
 from gatokit.inspection.report.films import Budget, Excerpt, Film, excerpt, film
-from gatokit.inspection.report.rows import Overview, overview, rows_at
+from gatokit.inspection.report.rows import Overview, overview
 from gatokit.inspection.report.stops import STEPS
 from gatokit.inspection.report.tasks import TaskFacts, facts
 from gatokit.inspection.tables.contents import Contents, Effort, contents
@@ -159,8 +159,8 @@ def report(
 def _largest(datasets: Sequence[DatasetReader]) -> list[tuple[int, str]]:
     sizes: Counter[tuple[int, str]] = Counter()
     for number, dataset in enumerate(datasets):
-        for row in dataset.tasks if not dataset.holds_documents else ():
-            sizes[number, row.task] += (row.kept or 0) + (row.dropped or 0)
+        for task in dataset.task_totals if not dataset.holds_documents else ():
+            sizes[number, task.task] += task.found
     return [key for key, _ in sizes.most_common(_MOST_DRAWN)]
 
 
@@ -187,10 +187,10 @@ def _dataset(
     if dataset.holds_documents:
         if stored:
             counted = contents(dataset, _EFFORT)
-            rows = rows_at(dataset, [] if seen.missing else seen.first_kept)
+            rows = dataset.rows_at([] if seen.missing else seen.first_kept)
             excerpts = tuple(excerpt(item, budget) for item in dataset.read_documents(rows))
         kinds = {} if counted is None else _document_kinds(counted, totals.tokens)
-        pictures = () if counted is None else tuple((size.height, size.width, size.pictures) for size in counted.sizes)
+        pictures = () if counted is None else tuple((size.height, size.width, size.images) for size in counted.sizes)
     else:
         kinds, pictures = _episode_kinds(dataset, tasks), _episode_pictures(dataset, tasks)
     return DatasetFacts(
@@ -203,7 +203,7 @@ def _dataset(
         overview=seen,
         tokens=totals.tokens if stored else None,
         kinds=kinds,
-        kinds_estimated=not stored or (counted is not None and not counted.is_whole),
+        kinds_estimated=not stored or (counted is not None and not counted.is_complete),
         pictures=pictures,
         counted=None if counted is None else counted.counted,
         records=None if counted is None else counted.records,
@@ -251,7 +251,7 @@ def _episode_pictures(dataset: DatasetReader, tasks: Sequence[TaskFacts]) -> tup
 def _chosen_rows(dataset: DatasetReader, filmed: Sequence[tuple[int, TaskFacts]], number: int) -> dict[int, EpisodeRow]:
     """The rows of a dataset that films are made of, by ordinal."""
     ordinals = sorted(ordinal for place, task in filmed if place == number for ordinal in task.chosen.values())
-    return dict(zip(ordinals, rows_at(dataset, ordinals), strict=True))
+    return dict(zip(ordinals, dataset.rows_at(ordinals), strict=True))
 
 
 def _films(

@@ -5,16 +5,14 @@ Pictures become data URLs; a ``Budget`` bounds them and all the rest.
 Legend: S time steps, T tokens.
 """
 
-import base64
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from gatokit.inspection.read.document import StoredDocument
-from gatokit.inspection.read.episode import StoredEpisode
+from gatokit.inspection.read.stored import StoredDocument, StoredEpisode
 from gatokit.inspection.read.tokens import EpisodeTokens, kind_name, short_name
-from gatokit.inspection.read.values import brief, flag_names
+from gatokit.inspection.read.values import brief, data_url, flag_names
 from gatokit.schemas.errors import RejectedError
 from gatokit.schemas.tokens import EncodedImage
 from gatokit.tokenizers.episode import FieldValues
@@ -168,7 +166,7 @@ def url_of(image: EncodedImage, budget: Budget) -> str:
             data, kind = encode(small, "jpeg", 85), "jpeg"
     except RejectedError:
         return ""
-    url = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+    url = data_url(data, kind)
     budget.left -= len(url)
     return url
 

@@ -4,23 +4,16 @@ Legend: R rows of a batch.
 """
 
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from gatokit.inspection.read.columns import coded
 from gatokit.inspection.read.dataset import DatasetReader
-from gatokit.inspection.read.rows import EpisodeRow
-from gatokit.schemas.errors import DataError
-from gatokit.schemas.index import INDEX
 
 _MOST_EXAMPLES = 3
-_MOST_LOOKED_AT = 50
-"""Files, about, that are asked which columns they have."""
 _COLUMNS = ["task", "kept", "reason", "lost", "tokens", "episode_id"]
 
 
@@ -62,7 +55,7 @@ def _most_first(item: tuple[str | None, int]) -> tuple[int, str]:
 def overview(dataset: DatasetReader, first_kept: int) -> Overview:
     """Reads an index once, some rows at a time; notes the ordinals of so many kept rows. DataError where it cannot be
     read."""
-    found = Overview(missing=missing_columns(dataset))
+    found = Overview(missing=dataset.missing_columns())
     for batch in dataset.batches(_COLUMNS):
         _add(found, batch, first_kept)
     return found
@@ -94,39 +87,3 @@ def _add(found: Overview, batch: pa.RecordBatch, first_kept: int) -> None:
             rows = np.flatnonzero(~kept & (tasks + 1 == pair // width) & (reasons + 1 == pair % width))
             ids = batch["episode_id"].take(pa.array(rows[: _MOST_EXAMPLES - len(own)])).to_pylist()
             own.extend(id_ for id_ in ids if id_ is not None)
-
-
-def missing_columns(dataset: DatasetReader) -> tuple[str, ...]:
-    """Columns that the index lacks, by some of its files; DataError where one cannot be read."""
-    present: set[str] = set(INDEX.names)
-    splits = dataset.totals.splits
-    for split in splits[:: max(1, len(splits) // _MOST_LOOKED_AT)]:
-        present &= set(_file(dataset, split.index).schema_arrow.names)
-    return tuple(name for name in INDEX.names if name not in present)
-
-
-def rows_at(dataset: DatasetReader, ordinals: list[int]) -> Iterator[EpisodeRow]:
-    """The rows with these ordinals among all of the index, ascending, each read with its row group."""
-    begin = 0
-    for split in dataset.totals.splits:
-        own = [ordinal - begin for ordinal in ordinals if begin <= ordinal < begin + split.rows]
-        begin += split.rows
-        if not own:
-            continue
-        file, first = _file(dataset, split.index), 0
-        for group in range(file.metadata.num_row_groups):
-            count = file.metadata.row_group(group).num_rows
-            here = [ordinal - first for ordinal in own if first <= ordinal < first + count]
-            first += count
-            if not here:
-                continue
-            for values in file.read_row_group(group).take(pa.array(here)).to_pylist():
-                row = dict.fromkeys(INDEX.names) | values
-                yield EpisodeRow.from_columns(row, None if row["part"] is None else split.parts[row["part"]].file)
-
-
-def _file(dataset: DatasetReader, name: str) -> pq.ParquetFile:
-    try:
-        return pq.ParquetFile(dataset.path / name)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise DataError(f"the index of {dataset.path} cannot be read: {error}") from None

@@ -1,12 +1,14 @@
-"""What tables show of a dataset: hours, drops, how returns and lengths are distributed."""
+"""Numbers of a dataset for tables: hours, drops, and how returns and lengths are distributed."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow.compute as pc
 
 from gatokit.inspection.read.dataset import DatasetReader
+from gatokit.inspection.tables.output import Output
 from gatokit.schemas.index import REASONS
 
 
@@ -34,7 +36,7 @@ class Bin:
 class Lengths:
     """Tokens of the kept documents: the shortest, the one that a tenth are shorter than, … and the longest.
 
-    Of an even number of documents the lower of the middle two is the median.
+    The median of an even number of documents is the lower one of the middle two.
     """
 
     shortest: int
@@ -46,7 +48,7 @@ class Lengths:
 
 
 def hours(dataset: DatasetReader) -> float | None:
-    """Duration of the kept steps; None where the control rate is unknown."""
+    """Duration of the kept steps in hours; None if the control rate is unknown."""
     hz = dataset.totals.hz
     return None if hz is None else sum(row.steps for row in dataset.tasks) / hz / 3600
 
@@ -56,7 +58,7 @@ def drops(dataset: DatasetReader, task: str | None = None) -> list[Drop]:
     where = ~pc.field("kept") if task is None else ~pc.field("kept") & (pc.field("task") == task)
     rows = dataset.index(["reason", "lost", "episode_id"], where)
     grouped = rows.group_by("reason", use_threads=False).aggregate([("lost", "sum"), ("episode_id", "first")])
-    found = [
+    dropped = [
         Drop(
             reason=row["reason"] or "unknown",
             episodes=row["lost_sum"],
@@ -65,17 +67,25 @@ def drops(dataset: DatasetReader, task: str | None = None) -> list[Drop]:
         )
         for row in grouped.to_pylist()
     ]
-    return sorted(found, key=lambda drop: (-drop.episodes, drop.reason))
+    return sorted(dropped, key=lambda drop: (-drop.episodes, drop.reason))
+
+
+def show_drops(output: Output, name: str, dropped: Sequence[Drop]) -> None:
+    """Shows each reason with its count and meaning, and below it the first episode or document."""
+    if dropped:
+        output.say(f"dropped of {name}:")
+    for drop in dropped:
+        output.say(f"{drop.episodes:>9,}  {drop.reason}: {drop.meaning}\n{'':11}such as {drop.example}")
 
 
 def lengths(dataset: DatasetReader) -> Lengths | None:
-    """How long the kept documents (or episodes) of a dataset are; None in a scan, which has no tokens."""
+    """The lengths of the kept documents (or episodes) of a dataset in tokens; None in a scan."""
     rows = dataset.index(["tokens"], pc.field("kept") & pc.field("tokens").is_valid())
     tokens = rows["tokens"].to_numpy()
     if not len(tokens):
         return None
-    places = [(len(tokens) - 1) * tenths // 10 for tenths in (0, 1, 5, 9, 10)]
-    shortest, tenth, median, nine_tenths, last = np.partition(tokens, places)[places].tolist()
+    ranks = [(len(tokens) - 1) * tenths // 10 for tenths in (0, 1, 5, 9, 10)]
+    shortest, tenth, median, nine_tenths, last = np.partition(tokens, ranks)[ranks].tolist()
     longest = next(iter(dataset.index(["episode_id"], pc.field("tokens") == last)["episode_id"]))
     return Lengths(shortest, tenth, median, nine_tenths, last, longest.as_py())
 

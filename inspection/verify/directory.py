@@ -1,46 +1,80 @@
 """Is a finished directory what its manifest says, to the last byte?"""
 
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from gatokit.inspection.read.dataset import DatasetReader
 from gatokit.inspection.read.directory import Directory
-from gatokit.inspection.verify.documents import DocumentChecks
-from gatokit.inspection.verify.episodes import EpisodeChecks
-from gatokit.inspection.verify.faults import Fault, Faults
-from gatokit.inspection.verify.files import check_files
-from gatokit.inspection.verify.index import Summary, index_faults, part_owners, read_index
-from gatokit.inspection.verify.records import ContentCheck, RecordChecker
-from gatokit.inspection.verify.totals import DocumentTotals, Totals, dataset_faults, manifest_faults
+from gatokit.inspection.verify.documents import DocumentCheck
+from gatokit.inspection.verify.episodes import EpisodeCheck
+from gatokit.inspection.verify.files import file_faults
+from gatokit.inspection.verify.index import index_faults, part_owners, read_index
+from gatokit.inspection.verify.records import ContentCheck, shard_faults
+from gatokit.inspection.verify.totals import Totals, dataset_faults, manifest_faults
 from gatokit.schemas.errors import DataError, GatokitError
 from gatokit.schemas.manifest import MANIFEST, Manifest, local_directory
 from gatokit.schemas.tokens import TEXT_IDS, TokenIds
 from gatokit.tokenizers.text import TextTokenizer
 
-__all__ = ["Fault", "verify"]
+MOST_OF_A_FILE = 10
+"""Further faults of a file are counted and not listed."""
 
 Progress = Callable[[str, int, int], None]
 """Called with a stage (``files`` or ``records``), how many are done and how many there are."""
 
 
+@dataclass(frozen=True)
+class Fault:
+    """One fault: the file below the directory, with forward slashes, and what is wrong with it."""
+
+    file: str
+    fault: str
+
+
+class Faults:
+    """Collects faults, at most ``MOST_OF_A_FILE`` sentences of each file."""
+
+    def __init__(self) -> None:
+        self._listed: list[Fault] = []
+        self._counts: Counter[str] = Counter()
+
+    def add(self, file: str, fault: str) -> None:
+        """Adds one fault of a file."""
+        self._counts[file] += 1
+        if self._counts[file] <= MOST_OF_A_FILE:
+            self._listed.append(Fault(file, fault))
+
+    def has(self, file: str) -> bool:
+        """Whether anything is wrong with a file."""
+        return file in self._counts
+
+    def listed(self) -> list[Fault]:
+        """All faults in the order in which they were added; the counts of those left out come last."""
+        more = {file: count - MOST_OF_A_FILE for file, count in self._counts.items() if count > MOST_OF_A_FILE}
+        return self._listed + [Fault(file, f"and {count:,} more faults of this file") for file, count in more.items()]
+
+
 def verify(directory: str | Path, progress: Progress | None = None) -> list[Fault]:
     """Every fault of a finished build or scan; an empty list means that it is complete and sound.
 
-    Checks presence, size and digest of every file, that there is no other, that every record decodes and is what
-    the index says, and that indexes, summaries and manifest agree. What depends on a file with a fault is not
-    checked further. ConfigError where there is no such directory.
+    Checks the presence, size and digest of every file, that there is no other file, that every record decodes and is
+    what the index says, and that indexes, summaries and manifest agree. What depends on a file with a fault is not
+    checked further. Raises ConfigError if there is no such directory.
     """
     root = local_directory(directory)
     faults = Faults()
     manifest = _manifest(root, faults)
     if manifest is not None:
-        check_files(root, manifest, faults, _counter(progress, "files", len(manifest.files)))
+        for file, sentence in file_faults(root, manifest, _counter(progress, "files", len(manifest.files))):
+            faults.add(file, sentence)
         _check_contents(root, manifest, faults, progress)
     return faults.listed()
 
 
 def _manifest(root: Path, faults: Faults) -> Manifest | None:
-    """The manifest; None, with a fault noted, where nothing else can be checked by it."""
+    """The manifest. None, and a fault is added, if nothing else can be checked against it."""
     path = root / MANIFEST
     if not path.exists():
         faults.add(MANIFEST, "missing: the directory is not complete; run the build again to finish it")
@@ -58,59 +92,46 @@ def _manifest(root: Path, faults: Faults) -> Manifest | None:
 
 
 def _check_contents(root: Path, manifest: Manifest, faults: Faults, progress: Progress | None) -> None:
-    if faults.has(MANIFEST) or (manifest.vocabulary is not None and faults.has(manifest.vocabulary.file)):
+    vocabulary = manifest.vocabulary
+    if faults.has(MANIFEST) or (vocabulary is not None and faults.has(vocabulary.file)):
         return
     moved = _counter(progress, "records", sum(dataset.records for dataset in manifest.datasets))
     directory = Directory(root, manifest)
     text = None
-    if manifest.vocabulary is not None:
+    if vocabulary is not None:
         try:
-            text = _vocabulary(directory)
+            text = directory.text
+            if text.pieces != vocabulary.pieces:
+                raise DataError(f"has {text.pieces} pieces, and the manifest says {vocabulary.pieces}")
         except GatokitError as error:
-            faults.add(manifest.vocabulary.file, str(error).removeprefix(f"{root / manifest.vocabulary.file} "))
+            faults.add(vocabulary.file, str(error).removeprefix(f"{root / vocabulary.file} "))
             return
     for dataset in directory.datasets.values():
-        name, described = dataset.totals.directory, dataset.totals.described_file
-        if faults.has(f"{name}/{described}") or faults.has(f"{name}/{dataset.totals.tasks_file}"):
+        described, tasks = (
+            f"{dataset.totals.directory}/{name}" for name in (dataset.totals.described_file, dataset.totals.tasks_file)
+        )
+        if faults.has(described) or faults.has(tasks):
             continue
         try:
-            summary = _summary(dataset, manifest)
+            for sentence in dataset_faults(dataset):
+                faults.add(described, sentence)
         except DataError as error:
-            faults.add(f"{name}/{described}", str(error))
-            continue
-        for sentence in dataset_faults(summary):
-            faults.add(f"{name}/{described}", sentence)
-        if not faults.has(f"{name}/{described}"):
-            checker = RecordChecker(_content(dataset, manifest, text))
-            _check_dataset(dataset, summary, checker, faults, moved)
+            faults.add(described, str(error))
+        if not faults.has(described):
+            _check_dataset(dataset, _content_check(dataset, manifest, text), faults, moved)
 
 
-def _vocabulary(directory: Directory) -> TextTokenizer:
-    assert directory.manifest.vocabulary is not None
-    said, text = directory.manifest.vocabulary.pieces, directory.text
-    if text.pieces != said:
-        raise DataError(f"has {text.pieces} pieces, and the manifest says {said}")
-    return text
-
-
-def _summary(dataset: DatasetReader, manifest: Manifest) -> Summary:
-    described, is_scan = dataset.described, manifest.content == "scan"
-    return Summary(dataset.totals, described, dataset.tasks, dataset.keep, dataset.corpus, is_scan)
-
-
-def _content(dataset: DatasetReader, manifest: Manifest, text: TextTokenizer | None) -> ContentCheck:
-    """What the records of a dataset are checked for; ``text`` is None in a scan, which has no records."""
+def _content_check(dataset: DatasetReader, manifest: Manifest, text: TextTokenizer | None) -> ContentCheck:
+    """What checks the records of a dataset; ``text`` is None in a scan, which has no records."""
     rules = dataset.described.documents
     if rules is not None and text is not None:
-        return DocumentChecks(rules, text, manifest.tokenizer.chunk_tokens)
+        return DocumentCheck(rules, text, manifest.tokenizer.chunk_tokens)
     pieces = TEXT_IDS if text is None else text.pieces
-    return EpisodeChecks(dataset.described.specs, TokenIds(manifest.tokenizer.discrete_offset), pieces)
+    return EpisodeCheck(dataset.described.specs, TokenIds(manifest.tokenizer.discrete_offset), pieces)
 
 
-def _check_dataset(
-    dataset: DatasetReader, summary: Summary, checker: RecordChecker, faults: Faults, moved: Callable[[int], None]
-) -> None:
-    name, totals = dataset.totals.directory, DocumentTotals() if dataset.holds_documents else Totals()
+def _check_dataset(dataset: DatasetReader, content: ContentCheck, faults: Faults, moved: Callable[[int], None]) -> None:
+    name, totals = dataset.totals.directory, Totals(dataset)
     for split in dataset.totals.splits:
         index = f"{name}/{split.index}"
         if faults.has(index):
@@ -121,21 +142,21 @@ def _check_dataset(
             faults.add(index, str(error))
             continue
         totals.add(table)
-        for sentence in index_faults(table, split, summary):
+        for sentence in index_faults(table, split, dataset):
             faults.add(index, sentence)
         for ordinal, part in enumerate(split.parts):
-            file = f"{name}/{part.file}"
-            if faults.has(file):
+            shard = f"{name}/{part.file}"
+            if faults.has(shard):
                 continue
             try:
                 owners = part_owners(table, ordinal, part)
             except ValueError as error:
                 faults.add(index, str(error))
                 continue
-            for sentence in checker.faults(dataset.path / part.file, part.records, owners, moved):
-                faults.add(file, sentence)
+            for sentence in shard_faults(dataset.path / part.file, part.records, owners, content, moved):
+                faults.add(shard, sentence)
     if not any(faults.has(f"{name}/{split.index}") for split in dataset.totals.splits):
-        for file, sentence in totals.faults(summary):
+        for file, sentence in totals.faults():
             faults.add(file if file == MANIFEST else f"{name}/{file}", sentence)
 
 

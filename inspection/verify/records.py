@@ -1,13 +1,16 @@
-"""The records of a shard file against the index rows of what it holds."""
+"""The records of a shard file against the index rows of the episodes or documents that it holds."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from gatokit.inspection.read.shards import ShardReader, open_shard
+import numpy as np
+
+from gatokit.inspection.read.shards import open_shard
 from gatokit.schemas.errors import DataError
 from gatokit.schemas.record import Record
+from gatokit.storage.array_record import ArrayRecordFile
 
 _BATCH = 32
 
@@ -23,81 +26,76 @@ class Owner:
     record_tokens: list[int]
 
 
-class OwnerCheck(Protocol):
-    """Checks what the records of one owner hold, one after the other."""
-
-    def check(self, record: Record) -> None:
-        """ValueError, as a sentence, where the record is not what may come next."""
-
-    def passed(self, record: Record | None) -> None:
-        """Called behind every record, also a faulty one; None stands for one that does not parse."""
-
-    def whole(self) -> str | None:
-        """What is wrong with an owner whose records are each sound."""
-
-
 class ContentCheck(Protocol):
-    """Checks what the records of a dataset hold; ``what`` is it made of: ``episode`` or ``document``."""
+    """Checks what the records of a dataset hold; ``noun`` is ``episode`` or ``document``."""
 
-    what: str
+    noun: str
 
-    def begin(self, owner: Owner) -> OwnerCheck:
-        """The check of one owner."""
+    def check(self, record: Record, owner: Owner, next_step: int | None) -> None:
+        """Raises ValueError, with a sentence, if the record is not one of the owner's that may come next. ``next_step``
+        is the step that it should begin with, None if that is unknown."""
+
+    def fault(self, owner: Owner, rewards: np.ndarray, flags: np.ndarray) -> str | None:
+        """What is wrong with an owner whose records are each sound; ``rewards`` and ``flags`` are of all its steps."""
 
 
-class RecordChecker:
-    """Checks the shards of one dataset: every record is its owner's, in its place, and sound."""
+def shard_faults(
+    path: Path, records: int, owners: list[Owner], content: ContentCheck, moved: Callable[[int], None]
+) -> Iterator[str]:
+    """What is wrong with a shard that should hold ``records`` records, those of ``owners`` in order.
 
-    def __init__(self, content: ContentCheck) -> None:
-        self._content = content
+    ``moved`` is called with the number of records that were just read.
+    """
+    try:
+        with open_shard(path) as shard:
+            if shard.records != records:
+                yield f"holds {shard.records:,} records, and the manifest says {records:,}"
+                return
+            stream = _stream(shard, moved)
+            for owner in owners:
+                yield from _owner_faults(owner, stream, content)
+    except DataError as error:
+        yield str(error).removeprefix(f"{path} ")
 
-    def faults(self, path: Path, records: int, owners: list[Owner], moved: Callable[[int], None]) -> Iterator[str]:
-        """What is wrong with a shard that should hold ``records`` records, those of ``owners`` in order.
 
-        ``moved`` is called with the number of records that were just read.
-        """
+def _owner_faults(owner: Owner, stream: Iterator[tuple[int, bytes | str]], content: ContentCheck) -> Iterator[str]:
+    next_step: int | None = 0
+    rewards, flags = [], []
+    is_sound = True
+    for chunk, size in enumerate(owner.record_tokens):
+        number, data = next(stream)
+        record = None
         try:
-            with open_shard(path) as shard:
-                if shard.records != records:
-                    yield f"holds {shard.records:,} records, and the manifest says {records:,}"
-                    return
-                stream = _stream(shard, moved)
-                for owner in owners:
-                    yield from self._owner(owner, stream)
-        except DataError as error:
-            yield str(error).removeprefix(f"{path} ")
-
-    def _owner(self, owner: Owner, stream: Iterator[tuple[int, bytes | str]]) -> Iterator[str]:
-        what, check, sound = self._content.what, self._content.begin(owner), True
-        for chunk, size in enumerate(owner.record_tokens):
-            number, data = next(stream)
-            record = None
-            try:
-                if isinstance(data, str):
-                    raise ValueError(data)
-                record = Record.from_bytes(data)
-                self._place(record, owner, chunk, size)
-                check.check(record)
-            except ValueError as error:
-                yield f"record {number:,} of {what} {owner.id!r}: {error}"
-                sound = False
-            check.passed(record)
-        fault = check.whole() if sound else None
+            if isinstance(data, str):
+                raise ValueError(data)
+            record = Record.from_bytes(data)
+            _check_place(record, owner, chunk, size, content.noun)
+            content.check(record, owner, next_step)
+            rewards.append(record.reward)
+            flags.append(record.flags)
+        except ValueError as error:
+            yield f"record {number:,} of {content.noun} {owner.id!r}: {error}"
+            is_sound = False
+        # The step that follows a record that does not parse is unknown.
+        next_step = None if record is None else record.first_step + len(record.flags)
+    if is_sound and flags:
+        fault = content.fault(owner, np.concatenate(rewards), np.concatenate(flags))
         if fault is not None:
-            yield f"{what} {owner.id!r}: {fault}"
-
-    def _place(self, record: Record, owner: Owner, chunk: int, size: int) -> None:
-        """ValueError where the index has something else at this place."""
-        chunks = len(owner.record_tokens)
-        if record.owner != owner.id:
-            raise ValueError(f"it belongs to {self._content.what} {record.owner!r}")
-        if (record.chunk, record.chunks) != (chunk, chunks):
-            raise ValueError(f"it is chunk {record.chunk} of {record.chunks}, and the index says {chunk} of {chunks}")
-        if len(record.sequence.tokens) != size:
-            raise ValueError(f"it has {len(record.sequence.tokens)} tokens, and the index says {size}")
+            yield f"{content.noun} {owner.id!r}: {fault}"
 
 
-def _stream(shard: ShardReader, moved: Callable[[int], None]) -> Iterator[tuple[int, bytes | str]]:
+def _check_place(record: Record, owner: Owner, chunk: int, size: int, noun: str) -> None:
+    """Raises ValueError if the index has something else at this place."""
+    chunks = len(owner.record_tokens)
+    if record.owner != owner.id:
+        raise ValueError(f"it belongs to {noun} {record.owner!r}")
+    if (record.chunk, record.chunks) != (chunk, chunks):
+        raise ValueError(f"it is chunk {record.chunk} of {record.chunks}, and the index says {chunk} of {chunks}")
+    if len(record.sequence.tokens) != size:
+        raise ValueError(f"it has {len(record.sequence.tokens)} tokens, and the index says {size}")
+
+
+def _stream(shard: ArrayRecordFile, moved: Callable[[int], None]) -> Iterator[tuple[int, bytes | str]]:
     """Number and bytes of every record, or the sentence that says why it cannot be read."""
     for begin in range(0, shard.records, _BATCH):
         end = min(begin + _BATCH, shard.records)

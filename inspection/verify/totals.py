@@ -6,13 +6,13 @@ from collections.abc import Iterator
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from gatokit.inspection.read.dataset import DatasetReader
 from gatokit.inspection.read.rows import TaskRow
-from gatokit.inspection.verify.index import Summary
 from gatokit.schemas.config import CorpusConfig, TextConfig
 from gatokit.schemas.digests import json_digest
 from gatokit.schemas.document import DocumentRules
 from gatokit.schemas.index import HELD_OUT
-from gatokit.schemas.manifest import DATASET, MANIFEST, TASKS_FILE, DatasetEntry, Manifest
+from gatokit.schemas.manifest import DATASET, MANIFEST, TASKS_FILE, DatasetEntry, DatasetFile, Manifest
 from gatokit.schemas.tokens import TokenIds
 
 _SUMMED = ("episodes", "kept", "held_out", "steps", "tokens")
@@ -22,23 +22,30 @@ _FOUND_BY_BUILDS = ("bad_image", "image_too_large", "image_animated", "empty", "
 
 
 class Totals:
-    """Adds up the splits of a dataset of episodes."""
+    """Adds up the indexes of a dataset's splits."""
 
-    what = "episodes"
-
-    def __init__(self) -> None:
+    def __init__(self, dataset: DatasetReader) -> None:
+        self._dataset = dataset
+        self._noun = "documents" if dataset.holds_documents else "episodes"
         self._ids: list[pa.Array] = []
         self._rows = 0
         self._rows_of_task: Counter[str] = Counter()
         self._sums: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
+        self._found_by_builds = 0
 
     def add(self, table: pa.Table) -> None:
         """Adds the index of a split."""
         self._ids += table["episode_id"].chunks
         kept = table["kept"]
+        if self._dataset.holds_documents:
+            sound = pc.or_(kept, pc.fill_null(pc.equal(table["reason"], "duplicate"), False))
+            late = pc.is_in(table["reason"], pa.array(_FOUND_BY_BUILDS))
+            self._found_by_builds += pc.sum(late).as_py() or 0
+        else:
+            sound = pc.is_valid(table["return"])
         columns = {
             "lost": table["lost"],
-            "episodes": self._sound(table).cast(pa.int64()),
+            "episodes": sound.cast(pa.int64()),
             "kept": kept.cast(pa.int64()),
             "held_out": pc.fill_null(pc.equal(table["split"], HELD_OUT), False).cast(pa.int64()),
             "steps": pc.if_else(kept, table["steps"], 0),
@@ -52,68 +59,37 @@ class Totals:
                 for name in _SUMMED:
                     self._sums[row["task"], row["agent"]][name] += row[f"{name}_sum"] or 0
 
-    def faults(self, summary: Summary) -> Iterator[tuple[str, str]]:
-        """File below the dataset's directory (or the manifest), and what is wrong with it."""
-        totals, described = summary.totals, summary.described
+    def faults(self) -> Iterator[tuple[str, str]]:
+        """A file below the dataset's directory (or the manifest), and what is wrong with it."""
+        totals = self._dataset.totals
         ids = pa.chunked_array(self._ids, pa.string())
         if pc.count_distinct(ids).as_py() != len(ids):
             counts = pc.value_counts(ids)
             twice = counts.filter(pc.greater(counts.field("counts"), 1))[0]["values"].as_py()
             yield DATASET, f"two rows of the indexes have the episode id {twice!r}"
         kept = sum(sums["kept"] for sums in self._sums.values())
-        for file, said in ((DATASET, described), (MANIFEST, totals)):
-            if (said.episodes, said.kept) != (self._rows, kept):
-                yield (
-                    file,
-                    f"{totals.name}: {said.episodes} {self.what}, {said.kept} kept, and the indexes hold "
-                    f"{self._rows} and {kept}",
-                )
-        for sentence in self._task_faults(summary):
+        for file, declared in ((DATASET, self._dataset.described), (MANIFEST, totals)):
+            if (declared.episodes, declared.kept) != (self._rows, kept):
+                counts = f"{declared.episodes} {self._noun}, {declared.kept} kept"
+                yield file, f"{totals.name}: {counts}, and the indexes hold {self._rows} and {kept}"
+        for sentence in self._task_faults():
             yield TASKS_FILE, sentence
 
-    def _task_faults(self, summary: Summary) -> Iterator[str]:
+    def _task_faults(self) -> Iterator[str]:
         rows: Counter[str] = Counter()
-        for row in summary.tasks:
+        for row in self._dataset.tasks:
             rows[row.task] += row.kept + row.dropped
             sums = self._sums[row.task, row.agent]
             for name in _SUMMED:
-                said = getattr(row, name)
-                if said is not None and not self._agrees(name, said, sums[name], summary):
-                    yield f"task {row.task!r}, agent {row.agent!r}: {said} {name}, and the indexes hold {sums[name]}"
+                declared = getattr(row, name)
+                # N counts documents that the scan found sound, of which the build may have dropped some.
+                late = 0 if name != "episodes" or self._dataset.is_scan else self._found_by_builds
+                if declared is not None and not sums[name] <= declared <= sums[name] + late:
+                    numbers = f"{declared} {name}, and the indexes hold {sums[name]}"
+                    yield f"task {row.task!r}, agent {row.agent!r}: {numbers}"
         for task in sorted(rows.keys() | self._rows_of_task.keys()):
             if rows[task] != self._rows_of_task[task]:
-                yield f"task {task!r}: {rows[task]} {self.what}, and the indexes hold {self._rows_of_task[task]}"
-
-    def _sound(self, table: pa.Table) -> pa.ChunkedArray:
-        """Which rows count as N, bool (R,)."""
-        return pc.is_valid(table["return"])
-
-    def _agrees(self, name: str, said: int, found: int, summary: Summary) -> bool:
-        return said == found
-
-
-class DocumentTotals(Totals):
-    """Adds up the splits of a dataset of documents, whose N counts those that the scan found sound."""
-
-    what = "documents"
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._found_by_builds = 0
-
-    def add(self, table: pa.Table) -> None:
-        """See ``Totals``."""
-        super().add(table)
-        late = pc.is_in(table["reason"], pa.array(_FOUND_BY_BUILDS))
-        self._found_by_builds += pc.sum(late).as_py() or 0
-
-    def _sound(self, table: pa.Table) -> pa.ChunkedArray:
-        return pc.or_(table["kept"], pc.fill_null(pc.equal(table["reason"], "duplicate"), False))
-
-    def _agrees(self, name: str, said: int, found: int, summary: Summary) -> bool:
-        if name != "episodes" or summary.is_scan:
-            return said == found
-        return found <= said <= found + self._found_by_builds
+                yield f"task {task!r}: {rows[task]} {self._noun}, and the indexes hold {self._rows_of_task[task]}"
 
 
 def manifest_faults(manifest: Manifest) -> Iterator[str]:
@@ -139,19 +115,22 @@ def manifest_faults(manifest: Manifest) -> Iterator[str]:
             yield f"{path} has two digests"
 
 
-def dataset_faults(summary: Summary) -> Iterator[str]:
-    """Where ``dataset.json`` contradicts itself, the manifest or ``tasks.parquet``."""
-    described, totals = summary.described, summary.totals
+def dataset_faults(dataset: DatasetReader) -> Iterator[str]:
+    """Where ``dataset.json`` contradicts itself, the manifest or ``tasks.parquet``. Raises DataError if one of the two
+    files cannot be read."""
+    described, tasks, totals = dataset.described, dataset.tasks, dataset.totals
     if (described.name, described.kind) != (totals.name, totals.kind):
         yield f"describes {described.name!r} of kind {described.kind}, and the manifest has {totals.name!r} here"
-    yield from _spec_faults(summary) if summary.corpus is None else _rule_faults(summary, summary.corpus)
-    differing = sorted(set(described.tasks) ^ {row.task for row in summary.tasks})
+    if dataset.corpus is None:
+        yield from _spec_faults(described)
+    else:
+        yield from _rule_faults(described, tasks, dataset.corpus)
+    differing = sorted(set(described.tasks) ^ {row.task for row in tasks})
     if differing:
         yield f"task {differing[0]!r} stands only in one of {DATASET} and {TASKS_FILE}"
 
 
-def _spec_faults(summary: Summary) -> Iterator[str]:
-    described = summary.described
+def _spec_faults(described: DatasetFile) -> Iterator[str]:
     if described.documents is not None:
         yield "holds rules of documents, and the manifest has episodes here"
     for id_, spec in described.specs.items():
@@ -162,33 +141,27 @@ def _spec_faults(summary: Summary) -> Iterator[str]:
             yield f"task {task!r} has the spec {entry.spec}, which is not among the specs"
 
 
-def _rule_faults(summary: Summary, corpus: CorpusConfig) -> Iterator[str]:
-    described, name = summary.described, summary.totals.name
-    if described.documents != _rules(corpus):
-        yield "its rules of documents are not those of the config"
-    if described.specs or {task: entry.spec for task, entry in described.tasks.items()} != {name: ""}:
-        yield f"has specs, or other tasks than {name!r}, the one of its documents"
-    if [(row.task, row.agent) for row in summary.tasks] != [(name, "")]:
-        yield f"{TASKS_FILE} has other rows than the one of {name!r}"
-    for row in summary.tasks:
-        yield from (f"{TASKS_FILE} has a value in {item}, and documents have none" for item in _given(row))
-
-
-def _given(row: TaskRow) -> list[str]:
-    return [name for name in _OF_EPISODES if getattr(row, name) is not None]
-
-
-def _rules(corpus: CorpusConfig) -> DocumentRules:
-    """What the config wants done with documents."""
-    return DocumentRules(
+def _rule_faults(described: DatasetFile, tasks: list[TaskRow], corpus: CorpusConfig) -> Iterator[str]:
+    rules = DocumentRules(
         pictures=None if isinstance(corpus, TextConfig) else corpus.images.rule(),
         end_of_document=corpus.end_of_document,
         bad_images=getattr(corpus, "bad_images", "reject"),
     )
+    if described.documents != rules:
+        yield "its rules of documents are not those of the config"
+    name = corpus.name
+    if described.specs or {task: entry.spec for task, entry in described.tasks.items()} != {name: ""}:
+        yield f"has specs, or other tasks than {name!r}, the one of its documents"
+    if [(row.task, row.agent) for row in tasks] != [(name, "")]:
+        yield f"{TASKS_FILE} has other rows than the one of {name!r}"
+    for row in tasks:
+        for column in _OF_EPISODES:
+            if getattr(row, column) is not None:
+                yield f"{TASKS_FILE} has a value in {column}, and documents have none"
 
 
 def _files(dataset: DatasetEntry) -> dict[str, str | None]:
-    """Every file of a dataset, and its digest where its entry gives one."""
+    """Every file of a dataset, and its digest if its entry has one."""
     names: dict[str, str | None] = {dataset.described_file: None, dataset.tasks_file: None}
     names |= {split.index: None for split in dataset.splits}
     names |= {part.file: part.blake2b for split in dataset.splits for part in split.parts}

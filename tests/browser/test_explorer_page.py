@@ -231,8 +231,8 @@ def test_frames_are_pictures(opened, built):
     browser.deep(CHOOSE, "kept", "kept")
     settle(browser, counts_of(find(dataset, Filter(kept=True))))
     browser.deep(OPEN, 0)
-    browser.wait_deep("return found('.pictures img').some((image) => image.complete && image.naturalHeight)")
-    sizes = browser.deep("return found('.pictures img').map((image) => [image.naturalHeight, image.naturalWidth])")
+    browser.wait_deep("return found('.images img').some((image) => image.complete && image.naturalHeight)")
+    sizes = browser.deep("return found('.images img').map((image) => [image.naturalHeight, image.naturalWidth])")
     image = next(dataset.read([next(dataset.rows(kept=True))])).sequence.images[0].image
     assert sizes == [[image.height, image.width]]
 
@@ -244,7 +244,7 @@ def test_a_dropped_episode_says_why(opened, built):
     settle(browser, counts_of(find(dataset, Filter(kept=False))))
     browser.deep(OPEN, 0)
     row = next(dataset.rows(kept=False))
-    browser.wait_deep(SAYS, "#opened", "It was dropped as below_threshold: the return is below the task's threshold.")
+    browser.wait_deep(SAYS, "#opened", "dropped: below_threshold: the return is below the task's threshold")
     lines = {line["column"]: line["value"] for line in browser.deep(CELLS, "#opened") if "column" in line}
     assert (lines["episode_id"], lines["source_file"]) == (row.episode_id, row.source_file)
 
@@ -257,20 +257,20 @@ def test_a_selection_is_exported_and_built(opened, built, recorded_config, downl
     chosen = [row for row in everything[:20] if row.kept][:2]
     for row in chosen:
         browser.deep(TICK, everything.index(row))
-    browser.wait_deep("return found('#picked', '.words p')[0].textContent.startsWith('2 episodes selected')")
+    browser.wait_deep("return found('#selection', '.words p')[0].textContent.startsWith('2 episodes selected')")
     choose_dataset(browser, "metaworld", find(metaworld, Filter()))
     browser.deep(WRITE, "expression", "kept and agent == 'expert'")
     match = find(metaworld, Filter(where="kept and agent == 'expert'"))
     settle(browser, counts_of(match))
     browser.deep(CLICK, "select all that match", "#rows")
     total = match.rows + 2
-    browser.wait_deep(f"return found('#picked', '.words p')[0].textContent.startsWith('{total} episodes selected')")
+    browser.wait_deep(f"return found('#selection', '.words p')[0].textContent.startsWith('{total} episodes selected')")
     assert browser.deep("return found('table.fixed tbody input').every((box) => box.checked)")
     assert "- name: babyai\n    keep: {episodes: episodes.csv}" in browser.deep(
-        "return found('#picked', 'pre')[0].textContent"
+        "return found('#selection', 'pre')[0].textContent"
     )
 
-    browser.deep("found('#picked', 'a.download')[0].click()")
+    browser.deep("found('#selection', 'a.download')[0].click()")
     file = downloads / "episodes.csv"
     WebDriverWait(browser.driver, 30).until(lambda _: file.exists())
     listed = list(csv.DictReader(file.open(newline="")))
@@ -292,8 +292,8 @@ def test_a_selection_is_exported_and_built(opened, built, recorded_config, downl
     assert sorted(row.episode_id for row in again["metaworld"].rows(kept=True)) == sorted(experts)
     assert {row.episode_id for row in again["babyai"].rows(kept=True)} == {row.episode_id for row in chosen}
 
-    browser.deep(CLICK, "clear", "#picked")
-    browser.wait_deep("return !found('#picked', 'a.download').length")
+    browser.deep(CLICK, "clear", "#selection")
+    browser.wait_deep("return !found('#selection', 'a.download').length")
     assert browser.deep("return found('table.fixed tbody input').every((box) => !box.checked)")
 
 
@@ -368,4 +368,4 @@ def test_a_scan_is_explored(browser, recorded_config, tmp_path):
         match = find(dataset, Filter(kept=True))
         settle(browser, f"{match.rows} rows match, {match.rows} kept, {match.steps:,} steps, no tokens in a scan")
         browser.deep(OPEN, 0)
-        browser.wait_deep(SAYS, "#opened", "It is kept; a scan stores no tokens: build to see them.")
+        browser.wait_deep(SAYS, "#opened", "kept; a scan stores no tokens, build to see them")

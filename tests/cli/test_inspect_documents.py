@@ -129,8 +129,8 @@ def test_overview_of_documents(gatokit, documents, monkeypatch):
     assert notes[6:9] == [f"{tokens['notes']:,}", "0", "0"]
     (pages,) = rows_of(text, "pages")
     assert pages[6:9] == [str(tokens["pages"] - 19), "19", "13"]
-    assert "pictures of captions: 32 x 48: 3, 32 x 32: 2\n" in text
-    assert "pictures of pages: 16 x 16: 7, 16 x 32: 6\n" in text
+    assert "images of captions: 32 x 48: 3, 32 x 32: 2\n" in text
+    assert "images of pages: 16 x 16: 7, 16 x 32: 6\n" in text
     assert "dropped of notes:\n        1  duplicate: an earlier document" in text
     assert "bad_image: " in text
     assert "such as captions.tar#0" in text
@@ -163,13 +163,13 @@ def test_overview_as_json(gatokit, documents):
 
 
 def test_a_sample_is_said_to_be_one(gatokit, documents, monkeypatch):
-    from gatokit.cli import views
+    from gatokit.inspection.tables import overview
     from gatokit.inspection.tables.contents import Effort
 
-    monkeypatch.setattr(views, "OVERVIEW", Effort(records=2, bytes=1 << 20))
+    monkeypatch.setattr(overview, "OVERVIEW", Effort(records=2, bytes=1 << 20))
     text = gatokit("inspect", documents).out
-    assert "text tokens, image tokens and pictures of captions: estimated from a sample, see below" in text
-    assert "pictures of captions, in 2 of 5 records, evenly spaced: " in text
+    assert "text tokens, image tokens and images of captions: estimated from a sample, see below" in text
+    assert "images of captions, in 2 of 5 records, evenly spaced: " in text
     captions = gatokit("inspect", documents, "--json").json["datasets"][1]
     assert captions["counted_records"] == 2
     assert captions["pictures"] == 5
@@ -180,7 +180,7 @@ def test_a_sample_is_said_to_be_one(gatokit, documents, monkeypatch):
 def test_a_dataset_in_detail(gatokit, documents):
     text = gatokit("inspect", documents, "--dataset", "captions").out
     assert "notes" not in text
-    assert "pictures of at most 16 patches each, PNG or JPEG (quality 95); a bad picture costs its document" in text
+    assert "images of at most 16 patches each, PNG or JPEG (quality 95); a bad image costs its document" in text
     assert rows_of(text, "32 x 48") == [["32 x 48", "6", "3", "60.0%"]]
     assert rows_of(text, "32 x 32") == [["32 x 32", "4", "2", "40.0%"]]
     assert "captions.tar#5" in text
@@ -233,12 +233,12 @@ def test_a_document_part_by_part(gatokit, documents, sources):
     assert text.splitlines()[0:2] == ["pages.jsonl#1", "  pages, interleaved"]
     assert text.splitlines()[4:] == [
         "",
-        f"1. picture, 16 x 16 png, {len(data):,} bytes, RGB sha256 {rgb}",
+        f"1. image, 16 x 16 png, {len(data):,} bytes, RGB sha256 {rgb}",
         "",
         "2. text, 10 characters",
         "    Before it.",
         "",
-        f"{tokens} tokens: {tokens - 1} of text, 1 patch of 1 picture",
+        f"{tokens} tokens: {tokens - 1} of text, 1 patch of 1 image",
     ]
 
 
@@ -271,7 +271,7 @@ def test_a_long_text_is_shortened_unless_it_is_asked_for(gatokit, documents, mon
 def test_many_parts_are_shortened_unless_they_are_asked_for(gatokit, documents):
     short = gatokit("inspect", documents, "--document", "pages.jsonl#0").out
     assert "20. text, 5 characters" in short
-    assert "21. picture" not in short
+    assert "21. image" not in short
     assert "… and 4 more parts; --full shows all" in short
     full = gatokit("inspect", documents, "--document", "pages.jsonl#0", "--full").out
     assert "24. text, 6 characters\n11.png\n" in full
@@ -303,7 +303,7 @@ def test_a_document_as_json(gatokit, documents, sources):
 def test_pictures_are_written_as_they_are_stored(gatokit, documents, sources, tmp_path):
     folder = tmp_path / "new" / "pictures"
     words = ["inspect", documents, "--document", "pages.jsonl#0", "--images", folder]
-    assert f"wrote 12 pictures to {folder}: 001.png to 012.png" in gatokit(*words).out
+    assert f"wrote 12 images to {folder}: 001.png to 012.png" in gatokit(*words).out
     names = [f"{number:03d}.png" for number in range(1, 13)]
     assert sorted(path.name for path in folder.iterdir()) == names
     for number, name in enumerate(names):
@@ -313,14 +313,14 @@ def test_pictures_are_written_as_they_are_stored(gatokit, documents, sources, tm
     jpeg = gatokit("inspect", documents, "--document", "captions.tar#5", "--images", tmp_path / "jpeg")
     assert f"wrote {tmp_path / 'jpeg' / '001.jpg'}" in jpeg.out
     none = gatokit("inspect", documents, "--document", "notes.jsonl#0", "--images", tmp_path / "none")
-    assert "no pictures" in none.out
+    assert "no images" in none.out
 
 
 def test_other_files_are_never_overwritten(gatokit, documents, tmp_path):
     (tmp_path / "003.png").write_bytes(b"mine")
     result = gatokit("inspect", documents, "--document", "pages.jsonl#0", "--images", tmp_path)
     assert result.status == 2
-    assert f"--images {tmp_path}: 003.png stands there already; give another directory" in result.err
+    assert f"--images {tmp_path}: 003.png exists already and is another file; give another directory" in result.err
     assert os.listdir(tmp_path) == ["003.png"]
     file = tmp_path / "003.png"
     result = gatokit("inspect", documents, "--document", "pages.jsonl#0", "--images", file)
@@ -332,7 +332,7 @@ def test_the_images_of_steps_are_written_too(gatokit, built, tmp_path):
     atari = open_directory(built).datasets["atari"]
     row = next(atari.episodes(kept=True))
     words = ["inspect", built, "--dataset", "atari", "--episode", row.episode_id, "--steps", "2:5"]
-    assert "wrote 3 pictures to" in gatokit(*words, "--images", tmp_path / "out").out
+    assert "wrote 3 images to" in gatokit(*words, "--images", tmp_path / "out").out
     files = sorted((tmp_path / "out").iterdir())
     images = [placed.image.data for placed in atari.episode(row).sequence.images]
     assert [path.read_bytes() for path in files] == images[2:5]

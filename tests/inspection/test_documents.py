@@ -9,7 +9,7 @@ import pytest
 import sentencepiece
 
 from gatokit.inspection import open_directory, preview
-from gatokit.inspection.tables.contents import Contents, Effort, PictureSize, contents
+from gatokit.inspection.tables.contents import Contents, Effort, ImageSize, contents
 from gatokit.inspection.tables.summary import Lengths, drops, lengths
 from gatokit.schemas.errors import ConfigError, DataError
 from gatokit.schemas.tokens import EncodedImage
@@ -173,8 +173,8 @@ def test_what_documents_hold(corpora, pieces):
         records=3,
         text_tokens=pieces("a ramp of colours", "a tall ramp", "another ramp") + 3,
         image_tokens=6 + 15 + 6,
-        pictures=3,
-        sizes=(PictureSize(32, 48, 2), PictureSize(80, 48, 1)),
+        images=3,
+        sizes=(ImageSize(32, 48, 2), ImageSize(80, 48, 1)),
     )
     texts = (
         "First a ramp.",
@@ -183,7 +183,7 @@ def test_what_documents_hold(corpora, pieces):
         "Five pictures.",
         "No picture here.",
     )
-    assert contents(datasets["pages"], ALL) == Contents(5, 5, pieces(*texts), 7 * 16, 7, (PictureSize(64, 64, 7),))
+    assert contents(datasets["pages"], ALL) == Contents(5, 5, pieces(*texts), 7 * 16, 7, (ImageSize(64, 64, 7),))
     texts = note(corpora, 0), note(corpora, 1).strip(), note(corpora, 5), note(corpora, 6)
     records = 3 + -(-(pieces(texts[1]) + 1) // 64)
     found = contents(datasets["notes"], Effort(1, 1))
@@ -194,9 +194,9 @@ def test_a_sample_is_evenly_spaced_and_says_so(corpora):
     datasets = open_directory(corpora.built).datasets
     moved = []
     sample = contents(datasets["pages"], Effort(2, 1 << 30), lambda *now: moved.append(now))
-    assert (sample.counted, sample.records, sample.is_whole) == (2, 5, False)
+    assert (sample.counted, sample.records, sample.is_complete) == (2, 5, False)
     # Records 0 and 2 of five: a page of two pictures, and the first four pictures of another.
-    assert (sample.image_tokens, sample.pictures) == (6 * 16, 6)
+    assert (sample.image_tokens, sample.images) == (6 * 16, 6)
     assert moved == [(2, 2)]
     assert contents(datasets["pages"], Effort(1000, 1)).counted == 1
 

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from gatokit.inspection import open_directory
 from gatokit.inspection.explorer.columns import COLUMNS, KINDS, value_of
-from gatokit.inspection.explorer.query import Filter, Match, Order, find, page, rows_of
-from gatokit.inspection.explorer.tasks import TASK_COLUMNS, TaskLine, arranged, task_lines
+from gatokit.inspection.explorer.query import Filter, Match, Order, find, page
+from gatokit.inspection.explorer.task_list import TASK_COLUMNS, arranged
+from gatokit.inspection.read.rows import TaskTotals
 from gatokit.schemas.errors import ConfigError
 
 DATASETS = ["arm", "grid", "against_random"]
@@ -196,8 +197,8 @@ def test_an_empty_index_matches_nothing(small, tmp_path):
 def test_rows_come_in_the_order_that_is_asked_for(small):
     dataset = open_directory(small.built).datasets["arm"]
     rows = rows_in(small.built, "arm")
-    assert rows_of(dataset, [7, 0, 29, 3]) == [rows[7], rows[0], rows[29], rows[3]]
-    assert rows_of(dataset, []) == []
+    assert dataset.rows_at([7, 0, 29, 3]) == [rows[7], rows[0], rows[29], rows[3]]
+    assert dataset.rows_at([]) == []
     assert page(dataset, Match(range(30), 0, 0, 0), 28, 40) == rows[28:]
 
 
@@ -218,9 +219,9 @@ def test_strings_sort_by_code_point_and_unknown_ones_come_last(small, tmp_path):
 
 
 LINES = [
-    TaskLine("lift", 10, 4, 2.0, 1.0, 40),
-    TaskLine("Lift-2", 20, 4, None, None, 10),
-    TaskLine("push", 5, 5, -3.0, -4.0, 70),
+    TaskTotals("lift", 10, 4, 2.0, 1.0, 40),
+    TaskTotals("Lift-2", 20, 4, None, None, 10),
+    TaskTotals("push", 5, 5, -3.0, -4.0, 70),
 ]
 
 
@@ -244,7 +245,7 @@ def test_tasks_are_counted_over_their_agents(small):
     dataset = open_directory(small.built).datasets["arm"]
     rows = rows_in(small.built, "arm")
     assert set(TASK_COLUMNS) == {"task", "found", "kept", "expert_return", "threshold", "steps"}
-    for line in task_lines(dataset):
+    for line in dataset.task_totals:
         own = [row for row in rows if row.task == line.task]
         kept = [row for row in own if row.kept]
         assert (line.found, line.kept) == (len(own), len(kept))

@@ -109,7 +109,7 @@ def test_every_token_of_a_document_is_that_of_its_record(corpora, name):
         assert {(token.step, token.position) for token in found} == {(None, None)}
         pictures = [(token.field, token.value) for token in found if token.kind == TokenKind.IMAGE]
         assert pictures == [
-            (f"picture {number}", f"patch {patch_row}, {column}")
+            (f"image {number}", f"patch {patch_row}, {column}")
             for number, image in enumerate(document.images)
             for patch_row in range(image.height // 16)
             for column in range(image.width // 16)
@@ -137,8 +137,8 @@ def test_steps_are_those_that_are_decoded(small):
         for step in played.episode.decoded_steps():
             view = played.view(step.step)
             so_far += step.reward
-            assert (view.step, view.reward, view.so_far) == (step.step, step.reward, pytest.approx(so_far))
-            assert [(name, image.data) for name, image in view.pictures] == [("image", step.observation["image"].data)]
+            assert (view.step, view.reward, view.return_so_far) == (step.step, step.reward, pytest.approx(so_far))
+            assert [(name, image.data) for name, image in view.images] == [("image", step.observation["image"].data)]
             words = {value.field: value.text for value in view.observation}
             assert words["mission"] == step.observation["mission"]
             assert [float(word) for word in words["state"].split()] == pytest.approx(

@@ -10,14 +10,14 @@ import pytest
 from gatokit.inspection import open_directory
 from gatokit.inspection.explorer.browse import Browse
 from gatokit.inspection.explorer.opened import Opened
-from gatokit.inspection.explorer.picked import Picked
+from gatokit.inspection.explorer.selection import Selection
 from gatokit.schemas.index import REASONS
 
 
 def browsed(path: Path, *names: str) -> Browse:
     """The widgets of a session, after they have found all rows."""
     datasets = open_directory(path).datasets
-    browse = Browse([datasets[name] for name in names], Picked(datasets), lambda *_: None, lambda: None)
+    browse = Browse([datasets[name] for name in names], Selection(datasets), lambda *_: None, lambda: None)
     asyncio.run(browse.refresh())
     return browse
 
@@ -44,7 +44,8 @@ def test_a_dropped_row_says_why(small, reason):
     opened = Opened(directory)
     opened.show(directory.datasets["arm"], row)
     [said] = opened._fault.data["lines"]
-    assert said.startswith(f"It was dropped as {reason}: {REASONS[reason]}")
+    assert said.startswith(f"dropped: {reason}")
+    assert said.endswith(f": {REASONS[reason]}")
     assert row.detail is None or row.detail in said
 
 
@@ -74,7 +75,7 @@ def test_what_an_index_lacks_is_said(small, tmp_path):
     rows = list(open_directory(path).datasets["arm"].rows())
     counts, lacks = browse.counts.data["lines"]
     assert counts.startswith(f"{len(rows)} rows match, ")
-    assert lacks == "The index lacks return, detail: what rests on them is unknown."
+    assert lacks == "The index lacks return, detail: what depends on them is unknown."
     assert [line[0] for line in browse.rows.data["rows"]] == [row.episode_id for row in rows[:20]]
     assert {line[3] for line in browse.rows.data["rows"]} == {"–"}
 

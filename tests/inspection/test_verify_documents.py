@@ -149,14 +149,14 @@ def test_truncated_swapped_and_missing_files_are_named(root):
             "notes.jsonl#0",
             0,
             lambda r: with_tokens(r, kinds=put(r.sequence.kinds, 1, 2)),
-            "token 1 is a patch of no picture",
+            "token 1 is a patch of no image",
         ),
         (
             "pages",
             "pages.jsonl#0",
             0,
             lambda r: with_tokens(r, kinds=put(r.sequence.kinds, 5, 1)),
-            "token 5 lies in a picture and has the kind 1",
+            "token 5 lies in an image and has the kind 1",
         ),
         (
             "pages",
@@ -205,49 +205,49 @@ def test_truncated_swapped_and_missing_files_are_named(root):
             "pages.jsonl#0",
             0,
             lambda r: with_tokens(r, images=r.sequence.images[1:]),
-            "token 0 is a patch of no picture",
+            "token 0 is a patch of no image",
         ),
         (
             "captions",
             "captions.tar#0",
             0,
             lambda r: with_image(r, b"gif"),
-            "picture 0 of the record: the image is neither PNG nor JPEG",
+            "image 0 of the record: the image is neither PNG nor JPEG",
         ),
         (
             "captions",
             "captions.tar#0",
             0,
             lambda r: with_image(r, encode(np.zeros((16, 96, 3), np.uint8))),
-            "picture 0 of the record: the encoded image is 16 x 96 pixels, and the record says 32 x 48",
+            "image 0 of the record: the encoded image is 16 x 96 pixels, and the record says 32 x 48",
         ),
         (
             "captions",
             "captions.tar#0",
             0,
             lambda r: with_image(r, r.sequence.images[0].image.data[:-12]),
-            "picture 0 of the record: the PNG is truncated",
+            "image 0 of the record: the PNG is truncated",
         ),
         (
             "captions",
             "captions.tar#1",
             0,
             lambda r: with_image(r, r.sequence.images[0].image.data[:-2]),
-            "picture 0 of the record: the JPEG is",
+            "image 0 of the record: the JPEG is",
         ),
         (
             "questions",
             "questions.json#10",
             0,
             lambda r: with_image(r, encode(np.zeros((32, 32, 3), np.uint8))),
-            "picture 0 of the record: the image is PNG, and the rule says JPEG",
+            "image 0 of the record: the image is PNG, and the rule says JPEG",
         ),
         (
             "questions",
             "questions.json#10",
             0,
             lambda r: with_image(r, encode(np.zeros((64, 16, 3), np.uint8), "jpeg"), 64, 16),
-            "picture 0 of the record: the image is 64 x 16 pixels, and the rule says 32 x 32",
+            "image 0 of the record: the image is 64 x 16 pixels, and the rule says 32 x 32",
         ),
     ],
 )
@@ -268,7 +268,7 @@ def test_pictures_in_a_dataset_of_text_are_named(root, rewrite, seal):
 
     rewrite(shard_of(root, "notes"), changed("notes.jsonl#0", 0, with_picture))
     seal(root)
-    assert "picture 0 of the record: the dataset holds text alone" in verify(root)[0].fault
+    assert "image 0 of the record: the dataset holds text alone" in verify(root)[0].fault
 
 
 def test_more_patches_than_the_rule_are_named(root, rewrite, seal):
@@ -309,7 +309,7 @@ def test_a_divided_picture_is_named(root, rewrite, seal):
 
     rewrite(shard_of(root, "pages"), cut)
     seal(root)
-    assert "record 3 of document 'pages.jsonl#2': token 0 is a patch of no picture" in verify(root)[0].fault
+    assert "record 3 of document 'pages.jsonl#2': token 0 is a patch of no image" in verify(root)[0].fault
 
 
 def test_a_record_above_chunk_tokens_is_named(root, edit_manifest):
@@ -317,7 +317,7 @@ def test_a_record_above_chunk_tokens_is_named(root, edit_manifest):
     found = [fault.fault for fault in verify(root) if fault.file.startswith("pages/")]
     assert found == [
         "record 2 of document 'pages.jsonl#2': it has 64 tokens, more than the 63 of chunk_tokens, and is no single "
-        "picture"
+        "image"
     ]
 
 

@@ -10,8 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from gatokit.inspection import Fault, open_directory
-from gatokit.inspection.verify.directory import verify
-from gatokit.inspection.verify.faults import MOST_OF_A_FILE, Faults
+from gatokit.inspection.verify.directory import MOST_OF_A_FILE, Faults, verify
 from gatokit.schemas.errors import ConfigError
 from gatokit.schemas.record import Record
 from gatokit.schemas.tokens import EncodedImage, PlacedImage

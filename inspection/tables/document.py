@@ -1,4 +1,4 @@
-"""What ``gatokit inspect --document`` shows: an index row, and texts and pictures in reading order."""
+"""One document: its index row, and its texts and images in reading order."""
 
 import re
 import textwrap
@@ -7,18 +7,19 @@ from typing import Any
 
 import numpy as np
 
-from gatokit.cli.console import Output
-from gatokit.cli.drops import why_unstored
-from gatokit.cli.pictures import show_written, write_pictures
-from gatokit.inspection import DatasetReader, EpisodeRow, StoredDocument
+from gatokit.inspection.read.dataset import DatasetReader
+from gatokit.inspection.read.rows import EpisodeRow
+from gatokit.inspection.read.stored import StoredDocument
 from gatokit.inspection.read.values import json_value
+from gatokit.inspection.tables.images import save_images
+from gatokit.inspection.tables.output import Output
 from gatokit.schemas.errors import RejectedError
 from gatokit.schemas.tokens import EncodedImage, TokenKind
 from gatokit.schemas.words import shown
 from gatokit.tokenizers.image_header import probe
 
 FIRST_PARTS = 20
-"""Texts and pictures of a document that are shown without ``--full``."""
+"""Texts and images of a document that are shown without ``--full``."""
 TEXT_LINES = 8
 """Lines of a text that are shown without ``--full``."""
 
@@ -27,30 +28,28 @@ _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def show_document(output: Output, dataset: DatasetReader, row: EpisodeRow, full: bool, folder: Path | None) -> None:
-    """A document's row and its parts, shortened unless ``full``; its pictures go into ``folder``."""
+    """Shows a document's row and its parts, shortened unless ``full``, and writes its images into ``folder``."""
     output.say(f"{row.episode_id}\n  {dataset.name}, {dataset.totals.kind}")
     result: dict[str, Any] = {"dataset": dataset.name, "document": row.columns(), "parts": None, "tokens": None}
     if row.shard is None:
-        output.say(f"  {why_unstored(row)}")
+        output.say(f"  {row.why_unstored}")
         output.result(result)
         return
     document = dataset.document(row)
-    first, records = row.first_record or 0, len(document.records)
-    where = f"record {first}" if records == 1 else f"records {first} to {first + records - 1}"
-    output.say(f"  {row.split}, {shown(document.tokens)} tokens, {where} of\n  {dataset.path / row.shard}")
+    first, count = row.first_record or 0, len(document.records)
+    records = f"record {first}" if count == 1 else f"records {first} to {first + count - 1}"
+    output.say(f"  {row.split}, {shown(document.tokens)} tokens, {records} of\n  {dataset.path / row.shard}")
     if row.detail is not None:
         output.say(f"  {row.detail}")
     text, image = (int(np.count_nonzero(document.sequence.kinds == kind)) for kind in (TokenKind.TEXT, TokenKind.IMAGE))
     if output.as_json:
-        result["parts"] = [_json_part(part) for part in document.parts]
+        result["parts"] = [part if isinstance(part, str) else _image_value(part) for part in document.parts]
         result["tokens"] = {"text": text, "image": image}
     else:
         _show_parts(output, document, full)
         output.say(_summary(document, text, image))
     if folder is not None:
-        paths = write_pictures(folder, document.images)
-        show_written(output, folder, paths)
-        result["images"] = [str(path) for path in paths]
+        result["images"] = save_images(output, folder, document.images)
     output.result(result)
 
 
@@ -58,7 +57,10 @@ def _show_parts(output: Output, document: StoredDocument, full: bool) -> None:
     parts = document.parts
     for number, part in enumerate(parts if full else parts[:FIRST_PARTS], 1):
         if isinstance(part, EncodedImage):
-            output.say(f"\n{number}. {_picture(part)}")
+            value = _image_value(part)
+            pixels = value["fault"] if "fault" in value else f"RGB sha256 {value['sha256']}"
+            size = f"{part.height} x {part.width} {value['codec']}, {len(part.data):,} bytes"
+            output.say(f"\n{number}. image, {size}, {pixels}")
         else:
             output.say(f"\n{number}. text, {len(part):,} character{'s' * (len(part) != 1)}")
             _show_text(part, output.width, full)
@@ -68,15 +70,15 @@ def _show_parts(output: Output, document: StoredDocument, full: bool) -> None:
 
 
 def _show_text(text: str, width: int, full: bool) -> None:
-    """Prints it past the console, which would read markup and emoji into it; control characters show as escapes."""
+    """Prints the text past the console, which would read markup and emoji in it; control characters become escapes."""
     if full:
-        print(_visible(text))
+        print(_escaped(text))
         return
     room = max(20, width - len(_INDENT))
-    # A line has at least one character: more than this is never shown.
+    # Every line has at least one character, so a longer beginning would never be shown.
     lines = [
         line
-        for paragraph in _visible(text[: room * (TEXT_LINES + 1)]).split("\n")
+        for paragraph in _escaped(text[: room * (TEXT_LINES + 1)]).split("\n")
         for line in textwrap.wrap(paragraph, room, replace_whitespace=False) or [""]
     ]
     for line in lines[:TEXT_LINES]:
@@ -85,22 +87,12 @@ def _show_text(text: str, width: int, full: bool) -> None:
         print(f"{_INDENT}… --full shows all of it")
 
 
-def _visible(text: str) -> str:
+def _escaped(text: str) -> str:
     return _CONTROLS.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
 
 
-def _picture(image: EncodedImage) -> str:
-    value = _json_picture(image)
-    pixels = value["fault"] if "fault" in value else f"RGB sha256 {value['sha256']}"
-    return f"picture, {image.height} x {image.width} {value['codec']}, {len(image.data):,} bytes, {pixels}"
-
-
-def _json_part(part: str | EncodedImage) -> Any:
-    return part if isinstance(part, str) else _json_picture(part)
-
-
-def _json_picture(image: EncodedImage) -> dict[str, Any]:
-    """``{height, width, sha256}`` of a picture's RGB bytes, its codec and size; ``fault`` where it does not decode."""
+def _image_value(image: EncodedImage) -> dict[str, Any]:
+    """``{height, width, sha256}`` of an image's RGB bytes, its codec and size; ``fault`` if it does not decode."""
     stored: dict[str, Any] = {"height": image.height, "width": image.width, "codec": None, "bytes": len(image.data)}
     try:
         stored["codec"] = probe(image.data).codec
@@ -110,11 +102,11 @@ def _json_picture(image: EncodedImage) -> dict[str, Any]:
 
 
 def _summary(document: StoredDocument, text: int, image: int) -> str:
+    tokens, sizes = document.tokens, [len(record.sequence.tokens) for record in document.records]
     counts = [f"{text:,} of text"] if text else []
     if image:
-        pictures = len(document.images)
-        counts.append(f"{image:,} patch{'es' * (image > 1)} of {pictures:,} picture{'s' * (pictures > 1)}")
-    sizes = ", ".join(f"{len(record.sequence.tokens):,}" for record in document.records[:8])
-    more = ", …" if len(document.records) > 8 else ""
-    records = f"; {len(document.records):,} records of {sizes}{more}" if len(document.records) > 1 else ""
-    return f"{document.tokens:,} token{'s' * (document.tokens > 1)}: {', '.join(counts)}{records}"
+        images = len(document.images)
+        counts.append(f"{image:,} patch{'es' * (image > 1)} of {images:,} image{'s' * (images > 1)}")
+    more = ", …" if len(sizes) > 8 else ""
+    records = f"; {len(sizes):,} records of {', '.join(f'{size:,}' for size in sizes[:8])}{more}"
+    return f"{tokens:,} token{'s' * (tokens > 1)}: {', '.join(counts)}{records if len(sizes) > 1 else ''}"

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from gatokit.inspection import open_directory, preview
-from gatokit.inspection.compare.directories import Changes, FieldChange, against, against_rules
-from gatokit.inspection.compare.episodes import MOST_EXAMPLES, Moves
+from gatokit.inspection.compare.directories import Changes, FieldChange, compare, compare_rules
+from gatokit.inspection.compare.rows import MOST_EXAMPLES, RowChanges
 from gatokit.pipelines.run import build, scan
 from gatokit.schemas.config import Keep
 from gatokit.schemas.errors import ConfigError
@@ -61,7 +61,7 @@ def pair(tmp_path_factory, small, vocabulary) -> tuple[Path, Path]:
     return root / "left", root / "right"
 
 
-def brute_force(left: Path, right: Path, name: str) -> dict[str, Moves]:
+def brute_force(left: Path, right: Path, name: str) -> dict[str, RowChanges]:
     """Every row of both sides by its id."""
     sides = []
     for path in (left, right):
@@ -84,7 +84,7 @@ def brute_force(left: Path, right: Path, name: str) -> dict[str, Moves]:
                 counts[row.task]["changed"] += said[0] != said[1]
                 counts[row.task]["moved"] += row.split != before.split
     return {
-        task: Moves(
+        task: RowChanges(
             **count,
             gained_ids=tuple(ids[task]["gained"][:MOST_EXAMPLES]),
             lost_ids=tuple(ids[task]["lost"][:MOST_EXAMPLES]),
@@ -97,7 +97,7 @@ def test_rows_against_brute_force(pair):
     left, right = pair
     for one, other in ((left, right), (right, left), (left, right.parent / "scanned")):
         for most_rows in (1 << 22, 30, 7):
-            changes = against(open_directory(one), open_directory(other), most_rows=most_rows)
+            changes = compare(open_directory(one), open_directory(other), most_rows=most_rows)
             assert {item.name for item in changes.datasets} == {"arm", "notes", "old", "new"}
             for item in changes.datasets:
                 expected = {task: moves for task, moves in brute_force(one, other, item.name).items() if moves}
@@ -108,7 +108,7 @@ def test_rows_against_brute_force(pair):
 
 
 def test_the_awkward_cases_are_among_them(pair):
-    changes = against(*map(open_directory, pair))
+    changes = compare(*map(open_directory, pair))
     moves = {item.name: item.moves for item in changes.datasets}
     assert moves["notes"].gone == 12
     assert moves["notes"].new == 1
@@ -126,7 +126,7 @@ def test_the_awkward_cases_are_among_them(pair):
 
 
 def test_the_config_field_by_field(pair):
-    changes = against(*map(open_directory, pair), names=["arm", "new"])
+    changes = compare(*map(open_directory, pair), names=["arm", "new"])
     assert changes.config[:3] == [
         FieldChange("holdout", 0.2, 0.4),
         FieldChange("arm.keep.min_return", 0.8, None),
@@ -145,7 +145,7 @@ def test_the_config_field_by_field(pair):
 def test_nothing_changed(pair, tmp_path):
     left, _ = pair
     shutil.copytree(left, tmp_path / "copy")
-    changes = against(open_directory(left), open_directory(tmp_path / "copy"))
+    changes = compare(open_directory(left), open_directory(tmp_path / "copy"))
     assert not changes
     assert (changes.config, changes.made_with, changes.tasks) == ([], [], [])
     assert [item.same_shards for item in changes.datasets] == [item.left.shards for item in changes.datasets]
@@ -155,7 +155,7 @@ def test_nothing_changed(pair, tmp_path):
 @pytest.mark.parametrize("right", [0.9, Keep.model_validate({"best": 1})])
 def test_two_rules(small, left, right):
     dataset = open_directory(small.scanned).datasets["arm"]
-    changes = against_rules([dataset], left, right)
+    changes = compare_rules([dataset], left, right)
     after = {row.task: row for row in preview(dataset, right)}
     before = after if left is None else {row.task: row for row in preview(dataset, left)}
     was = {task: row.kept if left is None else row.kept_at for task, row in before.items()}
@@ -177,7 +177,7 @@ def test_two_rules(small, left, right):
 
 def test_a_rule_for_documents(pair):
     with pytest.raises(ConfigError, match="notes holds documents, which have no threshold"):
-        against_rules([open_directory(pair[0]).datasets["notes"]], None, 0.5)
+        compare_rules([open_directory(pair[0]).datasets["notes"]], None, 0.5)
 
 
 def test_no_changes_are_false():

