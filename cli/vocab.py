@@ -16,12 +16,17 @@ Under --normalization identity decoded text equals the source text, with one exc
 for a space, becomes a space. Under nfkc compatibility forms are unified, and line ends and runs of spaces become one
 space."""
 
+MOST_PIECES = 32_000
+"""``schemas.tokens.TEXT_IDS``, which would import NumPy for the help."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
     parser.add_argument("config", metavar="CONFIG", help="build config (YAML)")
     parser.add_argument("--out", required=True, metavar="FILE", help="model to write; the config's vocabulary")
-    parser.add_argument("--pieces", type=positive, metavar="N", help="most pieces (default: 32000, all text ids)")
+    parser.add_argument(
+        "--pieces", type=positive, default=MOST_PIECES, metavar="N", help=f"most pieces (default: {MOST_PIECES})"
+    )
     parser.add_argument(
         "--normalization",
         choices=["identity", "nfkc"],
@@ -41,8 +46,6 @@ def run(arguments: argparse.Namespace) -> int:
     """Trains, and says on what."""
     from dataclasses import asdict
 
-    from gatokit.schemas.tokens import TEXT_IDS
-
     with needs("build"):
         from gatokit.pipelines.vocabulary import make_vocabulary
     output = Output(arguments.json)
@@ -50,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
         trained = make_vocabulary(
             arguments.config,
             arguments.out,
-            pieces=arguments.pieces or TEXT_IDS,
+            pieces=arguments.pieces,
             normalization=arguments.normalization,
             sample_bytes=arguments.sample_bytes,
             progress=progress,
