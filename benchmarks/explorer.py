@@ -25,14 +25,14 @@ def measure(root: Path) -> dict[str, Any]:
     """Medians of every action in this process, each with the highest memory while it ran."""
     begin = time.perf_counter()
     from gatokit.inspection import open_directory
-    from gatokit.inspection.explorer import app
+    from gatokit.inspection.explorer import server
     from gatokit.inspection.explorer.query import Filter, Order, find, page
     from gatokit.inspection.explorer.selection import Selection
 
     directory = open_directory(root)
     [dataset] = directory.datasets.values()
     picked = Selection(directory.datasets)
-    app.session_page(directory, [dataset], picked, "export")
+    server.session_page(directory, [dataset], picked, "export")
     found: dict[str, Any] = {"start": time.perf_counter() - begin, "before_bytes": peak(reset=True), "actions": {}}
     sorted_by_return = find(dataset, Filter(), Order("return", True))
     one_task = find(dataset, Filter(task="task-0500"), Order("return", True))

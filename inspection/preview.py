@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from gatokit.inspection.read.columns import among, coded, named
+from gatokit.inspection.read.columns import TaskCodes, among, named
 from gatokit.inspection.read.dataset import DatasetReader
 from gatokit.schemas.config import Keep
 from gatokit.schemas.episode_list import EpisodeList
@@ -177,13 +177,12 @@ def _read_columns(
     wanted = {"task", "return", "steps", "kept", "reason", "lost"} | (set() if where is None else where.columns)
     if selection is not None or keep.sample is not None:
         wanted.add("episode_id")
-    codes: dict[str, int] = {}
+    tasks = TaskCodes()
     kinds = {"task": np.int32, "return": float, "playable": bool, "kept": bool, "bad": bool, "lost": np.int64}
     parts: dict[str, list[np.ndarray]] = {name: [np.empty(0, kind)] for name, kind in kinds.items()}
     for batch in dataset.batches(sorted(wanted)):
-        local, names = coded(batch["task"])
         rows = {
-            "task": np.array([*(codes.setdefault(name, len(codes)) for name in names), -1], np.int32)[local],
+            "task": tasks.codes(batch["task"]),
             "return": batch["return"].to_numpy(zero_copy_only=False),
             "playable": pc.fill_null(batch["steps"], 0).to_numpy() > 0,
             "kept": batch["kept"].to_numpy(zero_copy_only=False),
@@ -193,8 +192,8 @@ def _read_columns(
         if keep.success is not None:
             rows["success"] = ~among(batch["reason"], {"not_success"})
         if selection is not None:
-            tasks = pc.cast(batch["task"], pa.string()).to_pylist()
-            rows["listed"] = selection.find(batch["episode_id"].to_pylist(), tasks)
+            names = pc.cast(batch["task"], pa.string()).to_pylist()
+            rows["listed"] = selection.find(batch["episode_id"].to_pylist(), names)
         if keep.sample is not None:
             hashes = [sample_hash(keep.seed or 0, id_) for id_ in batch["episode_id"].to_pylist()]
             rows["hashes"] = np.array(hashes, np.uint64)
@@ -205,7 +204,7 @@ def _read_columns(
             parts.setdefault(name, []).append(column)
     if selection is not None:
         selection.check_found(dataset.name)
-    return list(codes), {name: np.concatenate(columns) for name, columns in parts.items()}
+    return list(tasks.of_name), {name: np.concatenate(columns) for name, columns in parts.items()}
 
 
 def _selection(keep: Keep, dataset: DatasetReader) -> EpisodeList | None:

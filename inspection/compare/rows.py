@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from gatokit.inspection.read.columns import among, coded
+from gatokit.inspection.read.columns import TaskCodes, among
 from gatokit.inspection.read.dataset import DatasetReader
 from gatokit.schemas.index import HELD_OUT
 
@@ -88,7 +88,7 @@ def compare_rows(left: Side | None, right: Side | None, most_rows: int = MOST_RO
     """
     has_tokens = all(side is not None and side.dataset.totals.shards > 0 for side in (left, right))
     passes = -(-max(0 if side is None else side.rows for side in (left, right)) // most_rows)
-    codes: dict[str, int] = {}
+    codes = TaskCodes()
     counts: Counter[tuple[str, int]] = Counter()
     lost_rows: dict[int, np.ndarray] = {}
     gained_rows: dict[int, np.ndarray] = {}
@@ -121,7 +121,7 @@ def compare_rows(left: Side | None, right: Side | None, most_rows: int = MOST_RO
             gained_ids=gained_ids.get(code, ()),
             lost_ids=lost_ids.get(code, ()),
         )
-        for task, code in codes.items()
+        for task, code in codes.of_name.items()
     }
 
 
@@ -150,20 +150,19 @@ class _Rows:
 _DTYPES = (np.uint64, np.uint64, np.int64, np.int32, bool, bool)
 
 
-def _read(side: Side | None, codes: dict[str, int], number: int, passes: int, has_tokens: bool) -> _Rows:
+def _read(side: Side | None, tasks: TaskCodes, number: int, passes: int, has_tokens: bool) -> _Rows:
     """The rows of a side whose hashes fall to pass ``number``."""
     batches: list[Sequence[np.ndarray]] = [[np.empty(0, dtype) for dtype in _DTYPES]]
     for first, batch in () if side is None else side.batches(_COLUMNS):
         hashes = _hashes(batch["episode_id"].to_pylist())
         places = np.flatnonzero(hashes % np.uint64(passes) == number)
         rows = batch.take(pa.array(places))
-        local, names = coded(rows["task"])
         batches.append(
             (
                 hashes[places],
                 _content(rows, has_tokens),
                 places + first,
-                np.array([*(codes.setdefault(name, len(codes)) for name in names), -1], np.int32)[local],
+                tasks.codes(rows["task"]),
                 rows["kept"].to_numpy(zero_copy_only=False),
                 among(rows["split"], {HELD_OUT}),
             )

@@ -4,5 +4,5 @@ Without Panel: ``columns`` (what a row is shown, filtered and sorted by), ``quer
 (the steps of an episode), ``selection`` (selected episodes and their list).
 
 The page of a session: ``task_list``, ``browse`` (filters and rows), ``opened`` (the views of an episode or document)
-and ``plot``, all drawn by ``widgets``. ``app`` puts them into ``page.html``, and ``server`` serves it.
+and ``plot``, all drawn by ``widgets``. ``server`` puts them into ``page.html`` and serves it.
 """

@@ -1,4 +1,4 @@
-"""Serves the explorer on this machine alone: its page, and the lists that are exported."""
+"""The page of a session, and the server that serves it on this machine alone, with the lists that are exported."""
 
 import asyncio
 import errno
@@ -6,18 +6,26 @@ import secrets
 import signal
 import socket
 from collections.abc import Callable, Sequence
+from importlib import resources
+from pathlib import PurePath
 from typing import Any
 
 import panel as pn
 from tornado.web import HTTPError, RequestHandler
 
-from gatokit.inspection.explorer.app import LIST, session_page
-from gatokit.inspection.explorer.selection import Selection
+from gatokit.inspection.explorer.browse import Browse
+from gatokit.inspection.explorer.opened import Opened
+from gatokit.inspection.explorer.selection import Selection, config_lines
+from gatokit.inspection.explorer.widgets import WIDGET_STYLE, Words
 from gatokit.inspection.read.dataset import DatasetReader
 from gatokit.inspection.read.directory import Directory
 from gatokit.schemas.errors import ConfigError
+from gatokit.schemas.words import counted
 
 ADDRESS = "127.0.0.1"
+LIST = "episodes.csv"
+"""The name of an exported list."""
+_HINT = "Tick episodes to select them; they become a list for keep: {episodes: FILE}."
 
 
 def serve(directory: Directory, datasets: Sequence[DatasetReader], port: int, ready: Callable[[str], None]) -> None:
@@ -84,3 +92,60 @@ def _free_port(port: int) -> int:
             raise ConfigError(f"--port {port}: {reason}; give another one, or 0 for any that is free") from None
         found: int = probe.getsockname()[1]
         return found
+
+
+def session_page(
+    directory: Directory, datasets: Sequence[DatasetReader], selection: Selection, export: str
+) -> pn.Template:
+    """The page of a new session; the list of its ``selection`` is at the address ``export``."""
+    opened = Opened(directory)
+    summary = Words()
+    clear = pn.widgets.Button(label="clear", stylesheets=[WIDGET_STYLE], margin=(6, 0, 0, 0), visible=False)
+
+    def draw_selection() -> None:
+        counts = selection.counts()
+        clear.visible = bool(counts)
+        if not counts:
+            summary.data = {"lines": [_HINT], "style": "soft"}
+            return
+        total = sum(counts.values())
+        of = ", ".join(f"{count:,} of {name}" for name, count in counts.items())
+        summary.data = {
+            "lines": [f"{counted(total, 'episode')} selected: {of}"],
+            "link": {"href": export, "name": LIST, "text": f"download {LIST}"},
+            "code": config_lines(counts, LIST),
+        }
+
+    browse = Browse(datasets, selection, opened.show, draw_selection)
+
+    def clear_all(_: object) -> None:
+        selection.clear()
+        browse.draw_rows()
+        draw_selection()
+
+    clear.on_click(clear_all)
+    draw_selection()
+    pn.state.onload(browse.refresh)
+    kinds = "a finished build" if directory.manifest.content == "build" else "a scan: no tokens are stored"
+    roots = {
+        "selection": pn.Column(summary, clear, sizing_mode="stretch_width"),
+        "opened": opened.panel,
+        "tasks": browse.tasks.table,
+        "task_text": browse.tasks.text,
+        **{
+            name: getattr(browse, name)
+            for name in (
+                "dataset", "task", "kept", "split", "reason", "text", "where", "wrong", "counts",
+                "actions", "rows",
+            )
+        },
+    }  # fmt: skip
+    page = pn.Template(_file("page.html"), items=roots)
+    page.add_variable("style", _file("page.css"))
+    page.add_variable("name", PurePath(directory.path).name or str(directory.path))
+    page.add_variable("about", f"{directory.path}: {kinds}, {counted(len(datasets), 'dataset')}")
+    return page
+
+
+def _file(name: str) -> str:
+    return (resources.files("gatokit.inspection.explorer") / name).read_text(encoding="utf-8")

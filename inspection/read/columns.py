@@ -24,6 +24,18 @@ def coded(column: pa.Array | pa.ChunkedArray) -> tuple[np.ndarray, list[str]]:
     return codes, column.dictionary.to_pylist()
 
 
+class TaskCodes:
+    """Codes of tasks that stay the same over the batches of an index."""
+
+    def __init__(self) -> None:
+        self.of_name: dict[str, int] = {}
+
+    def codes(self, column: pa.Array) -> np.ndarray:
+        """The code of each row, int32 (R,), -1 for null."""
+        local, names = coded(column)
+        return np.array([*(self.of_name.setdefault(name, len(self.of_name)) for name in names), -1], np.int32)[local]
+
+
 def among(column: pa.Array, words: Collection[str]) -> np.ndarray:
     """Whether each row of a column of strings is one of some words, bool (R,)."""
     codes, names = coded(column)
