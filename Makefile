@@ -2,6 +2,8 @@
 PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(shell command -v $(name))))
 PIP := .venv/bin/python -m pip --disable-pip-version-check
 UV_INSTALL := .venv/bin/uv pip install -q --python .venv/bin/python
+# The lock is complete; pip would look for the hashes of extras, which it names without them.
+LOCKED := --no-deps --require-hashes -r requirements.lock
 UV_VERSION := $(shell sed -n 's/^\(uv==[^ ]*\).*/\1/p' requirements.lock)
 # A strict editable install links single files, so a new or removed file needs it again.
 FOLDERS := $(patsubst %/__init__.py,%,$(wildcard */__init__.py))
@@ -18,9 +20,9 @@ install: $(LINKED)  ## install gatokit and the locked packages into .venv, with 
 .venv/.installed: requirements.lock
 	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and "Python 3.11, 3.12 or 3.13 is needed: make PYTHON=/path/to/it")'
 	test -d .venv || $(PYTHON) -m venv .venv
-	if ! { $(PIP) install -q $(UV_VERSION) && $(UV_INSTALL) --require-hashes -r requirements.lock; }; then \
+	if ! { $(PIP) install -q $(UV_VERSION) && $(UV_INSTALL) $(LOCKED); }; then \
 	  echo "without uv, pip installs the packages, which takes minutes"; \
-	  $(PIP) install -q --require-hashes -r requirements.lock; fi
+	  $(PIP) install -q $(LOCKED); fi
 	rm -f .venv/.linked-*
 	touch $@
 
