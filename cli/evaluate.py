@@ -30,9 +30,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="environment to play, such as metaworld/door-open-v3; give several",
     )
     parser.add_argument("--all", action="store_true", help="play all environments of the checkpoint's tasks")
-    parser.add_argument("--out", required=True, metavar="DIR", help="directory of rollouts, scores and films")
+    parser.add_argument("--out", required=True, metavar="DIR", help="directory for rollouts, scores and videos")
     parser.add_argument(
-        "--rollouts", type=positive, default=ROLLOUTS, metavar="N", help=f"of each agent and task (default: {ROLLOUTS})"
+        "--rollouts",
+        type=positive,
+        default=ROLLOUTS,
+        metavar="N",
+        help=f"for each agent and task (default: {ROLLOUTS})",
     )
     parser.add_argument(
         "--rule",
@@ -44,14 +48,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--memory",
         choices=("both", "memory", "window"),
         default="both",
-        help="cached keys and values, or a window read anew; of both the better counts (default: both)",
+        help="cached keys and values, or a window that is read again; of both the better counts (default: both)",
     )
     parser.add_argument("--no-sampling", action="store_true", help="do not score the paper's sampling beside --rule")
-    parser.add_argument("--temperature", type=_number, default=1.0, metavar="T", help="of choices (default: 1)")
+    parser.add_argument("--temperature", type=_number, default=1.0, metavar="T", help="of sampling (default: 1)")
     parser.add_argument(
-        "--prompt-tokens", type=_count, metavar="N", help="of the demonstration (default: half of the context); 0: none"
+        "--prompt-tokens",
+        type=_count,
+        metavar="N",
+        help="most tokens of the prompt (default: half of the context)",
     )
-    parser.add_argument("--no-mask", action="store_true", help="let the policy choose ids that are no action's")
+    parser.add_argument("--no-mask", action="store_true", help="let the policy choose invalid ids, too")
     parser.add_argument(
         "--rows",
         type=positive,
@@ -67,7 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--expert-return",
         choices=("measured", "data"),
         default="measured",
-        help="data: the dataset's expert return stands for the expert, and is marked (default: measured)",
+        help="data: take the dataset's expert return, which is marked then (default: measured)",
     )
     parser.add_argument(
         "--time-limit",
@@ -82,7 +89,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Plays, scores and shows; 1 where no task has a scale."""
+    """Plays the policy and shows its scores; status 1 if no task has a scale."""
     output = Output(arguments.json)
     time_limits = dict(map(_time_limit, arguments.time_limit))
     if bool(arguments.env) == arguments.all:

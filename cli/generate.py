@@ -17,28 +17,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--checkpoint", required=True, metavar="DIR", help="a run's directory, one of its checkpoints, or an export"
     )
     parser.add_argument("--text", default="", help="what to continue")
-    parser.add_argument("--image", metavar="FILE", help="a picture to caption; it stands before the text")
+    parser.add_argument("--image", metavar="FILE", help="an image to caption; it comes before the text")
     parser.add_argument(
-        "--dataset", metavar="NAME", help="whose pictures it is like (default: the first with pictures)"
+        "--dataset", metavar="NAME", help="prepare the image as in this dataset (default: the first with images)"
     )
-    parser.add_argument("--tokens", type=positive, default=64, metavar="N", help="at most so many (default: 64)")
-    parser.add_argument("--greedy", action="store_true", help="take the likeliest piece and do not sample")
+    parser.add_argument("--tokens", type=positive, default=64, metavar="N", help="most pieces of text (default: 64)")
+    parser.add_argument("--greedy", action="store_true", help="take the likeliest piece instead of a sample")
     parser.add_argument(
-        "--temperature", type=_temperature, default=0.9, metavar="T", help="of samples (default: 0.9, the paper's)"
+        "--temperature",
+        type=_temperature,
+        default=0.9,
+        metavar="T",
+        help="of samples (default: 0.9, as in the paper)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of samples (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of samples (default: 0)")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Writes, and shows what."""
+    """Shows the text that the policy writes."""
     with needs("train"):
         from gatokit.policy.generate import Writing, generate
         from gatokit.policy.policy import load_policy
     output = Output(arguments.json)
-    picture = None
+    image = None
     if arguments.image is not None:
         try:
-            picture = Path(arguments.image).read_bytes()
+            image = Path(arguments.image).read_bytes()
         except OSError as error:
             raise ConfigError(f"--image: {arguments.image} cannot be read: {error.strerror}") from None
     writing = Writing(
@@ -48,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
     )
     policy = load_policy(Path(arguments.checkpoint))
-    written = generate(policy, arguments.text, picture, writing, arguments.dataset)
+    written = generate(policy, arguments.text, image, writing, arguments.dataset)
     output.say(f"{arguments.text}{written}")
     output.result({"text": arguments.text, "image": arguments.image, "written": written})
     return 0

@@ -251,7 +251,7 @@ def test_rendering_changes_nothing(name: str, shape: tuple[int, ...]) -> None:
     )
     assert watched == unwatched
     assert {(image.shape, image.dtype.name) for image in seen} == {(shape, "uint8")}
-    assert len({picture.tobytes() for picture in seen}) > 5
+    assert len({image.tobytes() for image in seen}) > 5
 
 
 DRAW = """
@@ -274,7 +274,7 @@ for name in ("metaworld/door-open-v3", "dm_control/pendulum-swingup"):
 
 
 @pytest.mark.slow
-def test_pictures_of_mujoco_change_nothing() -> None:
+def test_rendering_of_mujoco_change_nothing() -> None:
     environment = {key: value for key, value in os.environ.items() if key != "MUJOCO_GL"}
     done = subprocess.run([sys.executable, "-c", DRAW], env=environment, capture_output=True, text=True, check=False)
     if "apt-get install" in done.stderr:

@@ -174,11 +174,11 @@ def each(*groups: dict[str, bytes]):
         (500, 500, 1, (16, 16)),
     ],
 )
-def test_a_picture_keeps_its_shape_and_is_not_enlarged(height, width, patches, target):
+def test_an_image_keeps_its_shape_and_is_not_enlarged(height, width, patches, target):
     assert target_size(height, width, ImageRule(max_patches=patches)) == target
 
 
-def test_a_size_is_every_pictures_size():
+def test_a_size_is_every_images_size():
     assert target_size(77, 1000, SMALL) == (16, 32)
 
 
@@ -255,21 +255,21 @@ def test_what_fits_is_copied(rule, wanted):
     files = [PNGS["rgb"], PNGS["gray"], PNGS["gamma, profile, text"]] if wanted != "jpeg" else []
     files += [data for name, data in JPEGS.items() if name != "profile"] if wanted != "png" else []
     for data in files:
-        picture = prepare(data, rule)
-        assert picture.data is data
-        assert (picture.height, picture.width) == (32, 48)
+        image = prepare(data, rule)
+        assert image.data is data
+        assert (image.height, image.width) == (32, 48)
 
 
 @each(PNGS, JPEGS, WEBPS, OTHERS)
 def test_what_is_stored_is_plain_and_fits(data):
     for rule in (SAME, SMALL, ImageRule(max_patches=64), ImageRule(max_patches=2, codec="jpeg")):
-        picture = prepare(data, rule)
-        header = image_codec.probe(picture.data)
+        image = prepare(data, rule)
+        header = image_codec.probe(image.data)
         assert header.plain
-        assert (header.height, header.width) == (picture.height, picture.width)
+        assert (header.height, header.width) == (image.height, image.width)
         assert rule.codec in (None, header.codec)
-        assert prepare(picture.data, rule).data is picture.data
-        assert image_codec.decode(picture.data).shape == (picture.height, picture.width, 3)
+        assert prepare(image.data, rule).data is image.data
+        assert image_codec.decode(image.data).shape == (image.height, image.width, 3)
 
 
 def test_much_besides_the_pixels_is_not_copied():
@@ -282,18 +282,18 @@ def test_much_besides_the_pixels_is_not_copied():
         (JPEGS["rgb"] + JPEGS["gray"][:-2], JPEGS["rgb"]),
         (JPEGS["profile"], JPEGS["profile"]),
     ]:
-        picture = prepare(data, SAME)
-        assert picture.data == stored(shown(clean), SAME, image_codec.probe(data).codec)
+        image = prepare(data, SAME)
+        assert image.data == stored(shown(clean), SAME, image_codec.probe(data).codec)
 
 
 @each(PNGS, OTHERS)
 @pytest.mark.parametrize("rule", [SMALL, ImageRule(size=(32, 48), codec="jpeg"), ImageRule(max_patches=4)])
-def test_lossless_pictures_are_those_that_pillow_shows(data, rule):
+def test_lossless_images_are_those_that_pillow_shows(data, rule):
     assert prepare(data, rule).data == stored(shown(data), rule)
 
 
 @each({name: PNGS[name] for name in PNGS if name not in ("rgb", "gray", "gamma, profile, text")}, OTHERS)
-def test_lossless_pictures_keep_every_pixel(data):
+def test_lossless_images_keep_every_pixel(data):
     pixels = shown(data)
     decoded = image_codec.decode(prepare(data, SAME).data)
     assert np.array_equal(decoded, np.broadcast_to(pixels.reshape(32, 48, -1), (32, 48, 3)))
@@ -301,7 +301,7 @@ def test_lossless_pictures_keep_every_pixel(data):
 
 @each(JPEGS, {name: WEBPS[name] for name in ("lossy", "lossy alpha", "exif")})
 @pytest.mark.parametrize("rule", [SMALL, ImageRule(size=(32, 48), codec="png"), ImageRule(max_patches=4, quality=70)])
-def test_lossy_pictures_are_those_that_pillow_shows(data, rule):
+def test_lossy_images_are_those_that_pillow_shows(data, rule):
     assert prepare(data, rule).data == stored(shown(data), rule, "jpeg")
 
 
@@ -328,18 +328,18 @@ def test_ink_is_inverted_as_adobe_stores_it():
     assert data[adobe] == 0
     turned = data[:adobe] + b"\2" + data[adobe + 1 :]
     for ycck in (plain, turned):
-        picture = prepare(ycck, ImageRule(size=(32, 48), codec="png"))
-        assert np.abs(image_codec.decode(picture.data) - expected).max() < 8
-        assert np.abs(image_codec.decode(picture.data) - expected).mean() < 1.5
-        assert picture.data == stored(shown(ycck), SAME)
+        image = prepare(ycck, ImageRule(size=(32, 48), codec="png"))
+        assert np.abs(image_codec.decode(image.data) - expected).max() < 8
+        assert np.abs(image_codec.decode(image.data) - expected).mean() < 1.5
+        assert image.data == stored(shown(ycck), SAME)
         assert image_codec.probe(prepare(ycck, SAME).data).codec == "jpeg"
 
 
 def test_every_colour_under_every_alpha_is_rounded_right():
     colour, alpha = np.meshgrid(np.arange(256, dtype=np.uint8), np.arange(256, dtype=np.uint8))
     rgba = np.dstack([colour, 255 - colour, colour // 2, alpha])
-    picture = prepare(pillow(rgba, "PNG"), ImageRule(size=(256, 256)))
-    assert np.array_equal(image_codec.decode(picture.data), over_white(rgba))
+    image = prepare(pillow(rgba, "PNG"), ImageRule(size=(256, 256)))
+    assert np.array_equal(image_codec.decode(image.data), over_white(rgba))
 
 
 @pytest.mark.parametrize("depth", [1, 2, 4, 8, 16])
@@ -367,7 +367,7 @@ def test_a_transparent_colour_is_white(depth):
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_picture_is_stored_upright(orientation):
+def test_an_image_is_stored_upright(orientation):
     behind = chunk(b"eXIf", exif(orientation).tobytes().removeprefix(b"Exif\0\0"))
     files = {
         "png": pillow(RGB, "PNG", exif=exif(orientation)),
@@ -381,26 +381,26 @@ def test_a_picture_is_stored_upright(orientation):
     rule = ImageRule(max_patches=64, codec="png")
     for name, data in files.items():
         pixels = shown(data)
-        picture = prepare(data, rule)
+        image = prepare(data, rule)
         assert pixels.shape[:2] == ((32, 48) if orientation < 5 else (48, 32)), name
-        assert (picture.height, picture.width) == pixels.shape[:2], name
-        assert (picture.data is data) == (orientation == 1 and "png" in name), name
-        decoded = image_codec.decode(picture.data)
+        assert (image.height, image.width) == pixels.shape[:2], name
+        assert (image.data is data) == (orientation == 1 and "png" in name), name
+        decoded = image_codec.decode(image.data)
         assert np.array_equal(decoded, np.broadcast_to(pixels.reshape(*pixels.shape[:2], -1), decoded.shape)), name
-        assert image_codec.probe(picture.data).orientation == 1, name
+        assert image_codec.probe(image.data).orientation == 1, name
 
 
 def test_one_side_grows_without_skipping_pixels_of_the_other():
     wide = RANDOM.integers(0, 256, (10, 1000, 3), dtype=np.uint8)
     shrunk = cv2.resize(wide, (128, 10), interpolation=cv2.INTER_AREA)
     for pixels, narrow, turn in [(wide, shrunk, 0), (np.rot90(wide), np.rot90(shrunk), 1)]:
-        picture = prepare(pillow(np.ascontiguousarray(pixels), "PNG"), ImageRule(size=(128, 128)))
+        image = prepare(pillow(np.ascontiguousarray(pixels), "PNG"), ImageRule(size=(128, 128)))
         expected = cv2.resize(np.ascontiguousarray(narrow), (128, 128), interpolation=cv2.INTER_AREA)
-        assert np.array_equal(image_codec.decode(picture.data), expected), turn
+        assert np.array_equal(image_codec.decode(image.data), expected), turn
 
 
 @each(PNGS, JPEGS, WEBPS, OTHERS)
-def test_the_same_picture_gives_the_same_bytes(data):
+def test_the_same_image_gives_the_same_bytes(data):
     rule = ImageRule(max_patches=4)
     assert prepare(bytes(bytearray(data)), rule).data == prepare(data, rule).data
 
@@ -473,7 +473,7 @@ def test_a_jpeg_cannot_claim_more_pixels_than_it_has_bits():
         "bad_image",
         f"the JPEG cannot hold 7,000 x 8,000 pixels in {len(JPEGS['rgb']):,} bytes",
     )
-    # A white picture is the smallest there is.
+    # A white image is the smallest there is.
     white = np.full((1600, 1600), 255, np.uint8)
     assert prepare(pillow(white, "JPEG", quality=1, progressive=True, optimize=True), SMALL).height == 16
 
@@ -551,7 +551,7 @@ def test_comments_are_not_inflated():
         (b"II*\0" + bytes(60), "the TIFF's header is damaged"),
     ],
 )
-def test_what_is_no_picture_says_what_it_is(data, detail):
+def test_what_is_no_image_says_what_it_is(data, detail):
     reason, said = rejected(data, SMALL)
     assert reason == "bad_image"
     assert said.startswith(detail)
@@ -600,13 +600,13 @@ def with_right_checksums(data: bytes) -> bytes:
 
 def said(data: bytes, rule: ImageRule) -> str:
     try:
-        picture = prepare(data, rule)
+        image = prepare(data, rule)
     except RejectedError as error:
         return str(error)
-    header = image_codec.probe(picture.data)
+    header = image_codec.probe(image.data)
     assert header.plain
-    assert (header.height, header.width) == (picture.height, picture.width)
-    return "a picture"
+    assert (header.height, header.width) == (image.height, image.width)
+    return "an image"
 
 
 @settings(max_examples=400)
