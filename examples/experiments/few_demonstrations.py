@@ -9,13 +9,13 @@ About twenty minutes on two cores. Result: 93 % of expert from one episode, 22 %
 import argparse
 from pathlib import Path
 
-from road import build, draw_curves, evaluate, record, train
+from experiment import build, draw_curves, evaluate, record, train
 
 from gatokit.environments.agents import Mix
 from gatokit.environments.jobs import Job
 
 TASK = "metaworld/door-close-v3"
-"""The pretrained model knows the arm from two other tasks, and no door."""
+"""The pretrained model knows the arm from two other tasks, but no door."""
 JOB = Job(TASK, Mix(expert=102), writer="tfrecord")
 EPISODES = (1, 10, 100)
 

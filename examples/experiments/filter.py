@@ -1,4 +1,4 @@
-"""The filter earns its place: the same mixed recordings under three thresholds, the same steps, three seeds.
+"""What the filter is worth: the same mixed recordings under three thresholds, with the same steps and three seeds.
 
     python examples/experiments/filter.py --out data/experiments
 
@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-from road import build, draw_curves, evaluate, train
+from experiment import build, draw_curves, evaluate, train
 
 from gatokit.environments.agents import Bursts, Mix
 from gatokit.environments.record import record
@@ -19,7 +19,7 @@ TASK = "dm_control/cartpole-balance"
 STEPS = 500
 MIX = Mix(expert=20, noisy=60, random=60)
 NOISE = Bursts(gap=(40, 120), length=(8, 20), hold=True)
-"""So that the pole falls in many noisy episodes, and their returns spread."""
+"""Strong enough that the pole falls in many noisy episodes, so that their returns differ."""
 KEEPS = {"0.8 of expert": "{min_return: 0.8}", "0.5 of expert": "{min_return: 0.5}", "everything": "{all: true}"}
 SEEDS = (0, 1, 2)
 

@@ -9,7 +9,7 @@ import argparse
 import json
 from pathlib import Path
 
-from road import build, evaluate, record, train
+from experiment import build, evaluate, record, train
 
 from gatokit.environments.agents import Mix
 from gatokit.environments.jobs import Job

@@ -8,7 +8,7 @@ About an hour on two cores. Result: 86.3 ± 1.5 % of expert, mean over three dom
 import argparse
 from pathlib import Path
 
-from road import build, evaluate, record, train
+from experiment import build, evaluate, record, train
 
 from gatokit.environments.agents import Mix
 from gatokit.environments.jobs import Job

@@ -1,4 +1,4 @@
-"""What the experiments share: record, build, train, evaluate, each a step that is not done again when it is there."""
+"""The steps that the experiments share: record, build, train, evaluate. A step with a finished result is skipped."""
 
 import json
 import shutil
@@ -14,7 +14,7 @@ from gatokit.environments.jobs import Job, progress_bars, record_tasks
 
 ROOT = Path(__file__).resolve().parents[2]
 VOCABULARY = ROOT / "demo" / "vocabulary.model"
-"""Of `make demo`; missions are its text."""
+"""Made by `make demo`; it tokenizes the missions."""
 FIELDS = {
     "babyai": "fields: {observation/grid: {as: discrete}, action: {num: 7}}",
     "atari": "fields: {action: {num: 3}}",
@@ -22,7 +22,7 @@ FIELDS = {
 
 
 def record(jobs: Sequence[Job], out: Path) -> None:
-    """Records what is not there yet below ``out``."""
+    """Records the tasks that are not recorded yet below ``out``."""
     with progress_bars() as progress:
         for item in record_tasks(jobs, out, 2, progress):
             means = ", ".join(f"{agent} {value:.1f}" for agent, value in item.mean_return.items())
@@ -30,9 +30,9 @@ def record(jobs: Sequence[Job], out: Path) -> None:
 
 
 def build(sources: dict[str, str], recorded: Path, out: Path, keep: str = "{min_return: 0.8}") -> Path:
-    """Builds datasets by name from globs below ``recorded``; ``keep`` as in a config. Returns ``out``."""
+    """Builds datasets, given by name as globs below ``recorded``. ``keep`` is that of the config. Returns ``out``."""
     if not VOCABULARY.exists():
-        sys.exit(f"{VOCABULARY} is missing: run `make demo` first, which trains it")
+        sys.exit(f"{VOCABULARY} is missing: run `make demo` first, which makes it")
     lines = [f"vocabulary: {VOCABULARY}", "datasets:"]
     for name, source in sources.items():
         lines += [
@@ -52,7 +52,7 @@ def build(sources: dict[str, str], recorded: Path, out: Path, keep: str = "{min_
 
 
 def train(config: str, data: Path, out: Path) -> Path:
-    """Trains a run config (YAML) on a build; goes on where it stopped. Returns ``out``."""
+    """Trains with a run config (YAML) on a build, from the newest checkpoint if there is one. Returns ``out``."""
     path = out.with_suffix(".yaml")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(config)
@@ -61,25 +61,25 @@ def train(config: str, data: Path, out: Path) -> Path:
 
 
 def evaluate(run: Path, tasks: Sequence[str], out: Path, *options: str) -> dict[str, Any]:
-    """Scores of a run on tasks: what ``gatokit evaluate --json`` prints."""
+    """The scores of a run on tasks, as ``gatokit evaluate --json`` prints them."""
     names = [word for task in tasks for word in ("--env", task)]
     found = gatokit("evaluate", "--checkpoint", str(run), *names, "--out", str(out), *options, "--json")
     return dict(json.loads(found))
 
 
 def gatokit(*words: str) -> str:
-    """Runs a command, showing it; its standard output. A command that fails ends the experiment."""
+    """Shows and runs a command; returns its output if it has ``--json``. Ends the experiment if the command fails."""
     print(f"$ gatokit {' '.join(words)}", flush=True)
     command = shutil.which("gatokit", path=str(Path(sys.executable).parent)) or "gatokit"
-    asks = "--json" in words
-    done = subprocess.run([command, *words], stdout=subprocess.PIPE if asks else None, text=True, check=False)
+    captured = subprocess.PIPE if "--json" in words else None
+    done = subprocess.run([command, *words], stdout=captured, text=True, check=False)
     if done.returncode:
         sys.exit(done.returncode)
     return done.stdout or ""
 
 
 def draw_curves(path: Path, horizontal: str, vertical: str, curves: dict[str, dict[str, list[float]]]) -> None:
-    """Draws curves by name: at each place on the horizontal axis the mean of its values, and each value as a point."""
+    """Draws curves by name: at each point of the horizontal axis the mean of its values, and each value as a dot."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     for name, values in curves.items():
