@@ -1,13 +1,12 @@
-"""All that a report shows, aggregated first: one reading of each index, one more for every two million rows of tasks.
+"""All that a report shows. Each index is read once, and once more for every two million rows of tasks.
 
-Legend: K stops of the slider.
+Legend: K stops of the threshold slider.
 """
 
-import dataclasses
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from typing import Any
 
 import numpy as np
@@ -15,34 +14,33 @@ import numpy as np
 from gatokit.inspection.card import Card, card
 from gatokit.inspection.read.dataset import DatasetReader
 from gatokit.inspection.read.directory import Directory
-from gatokit.inspection.read.rows import EpisodeRow
-from gatokit.inspection.report.films import Budget, Excerpt, Film, excerpt, film
-from gatokit.inspection.report.rows import Overview, overview
+from gatokit.inspection.report.drops import IndexCounts, count_index
+from gatokit.inspection.report.excerpts import Budget, DocumentExcerpt, Film, document_excerpt, film
 from gatokit.inspection.report.stops import STEPS
 from gatokit.inspection.report.tasks import TaskFacts, facts
-from gatokit.inspection.tables.contents import Contents, Effort, contents
+from gatokit.inspection.tables.contents import Effort, contents
 from gatokit.schemas.index import REASONS
 from gatokit.schemas.tokens import TokenKind
 
 _EFFORT = Effort(records=5_000, bytes=64 << 20)
-_FILM_BYTES = 3_000_000
-"""Of all films of a page, as data URLs."""
+_EXCERPT_BYTES = 3_000_000
+"""The bytes of all films and excerpts of a page."""
 _MOST_FILMED = 60
-"""Tasks whose episodes are shown."""
+"""Tasks whose episodes are shown: those that keep the most."""
 _MOST_DRAWN = 2_000
 """Tasks whose returns are drawn: the largest of the directory."""
-_POINTS = (40, 400)
-"""Of a task, at least and at most; all tasks together have about ``_ALL_POINTS``."""
-_ALL_POINTS = 150_000
-_EXCERPTS = 6
-_DEFAULT_STOP = 0.8
+_LEAST_POINTS, _MOST_POINTS, _ALL_POINTS = 40, 400, 150_000
+"""Points of one task, and of all tasks together, about."""
+_DOCUMENTS = 6
+"""Documents of a dataset that are quoted."""
+_DEFAULT_FRACTION = 0.8
 
-Moved = Callable[[str, int, int], None]
+Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
 class Shares:
-    """A dataset's share of the weights of a run, and of the windows that the run draws."""
+    """A dataset's share of the weights of a run (``asked``), and of the windows that the run draws."""
 
     asked: float
     drawn: float
@@ -50,8 +48,12 @@ class Shares:
 
 @dataclass(frozen=True)
 class DatasetFacts:
-    """A dataset. ``kinds`` counts tokens of what is kept; in a scan they are estimated from steps. ``pictures`` are
-    (height, width, how many), the most frequent first, counted in ``counted`` of ``records`` where these are given."""
+    """A dataset.
+
+    ``kinds`` counts the tokens of what is kept; a scan estimates them from steps. ``images`` are (height, width,
+    count), the most frequent size first, counted in ``counted`` of ``records`` if these are not None. ``fraction`` is
+    the configured ``min_return``.
+    """
 
     name: str
     kind: str
@@ -59,21 +61,37 @@ class DatasetFacts:
     hz: float | None
     weight: float
     of_run: Shares | None
-    overview: Overview
+    counts: IndexCounts
     tokens: int | None
     kinds: dict[str, int]
     kinds_estimated: bool
-    pictures: tuple[tuple[int, int, int], ...]
+    images: tuple[tuple[int, int, int], ...]
     counted: int | None
     records: int | None
-    excerpts: tuple[Excerpt, ...]
+    excerpts: tuple[DocumentExcerpt, ...]
     fraction: float | None
     notes: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The facts with the counts of the index among them."""
+        values = dict(vars(self))
+        counts = values.pop("counts")
+        drops = [
+            {
+                "reason": reason or "unknown",
+                "meaning": REASONS.get(reason or "", "a reason that this gatokit does not know"),
+                "count": count,
+                "examples": counts.examples.get(reason, []),
+            }
+            for reason, count in counts.reasons()
+        ]
+        sizes = sorted(counts.sizes.items())
+        return values | {"found": counts.found, "kept": counts.kept, "sizes": sizes, "drops": drops}
 
 
 @dataclass
 class Report:
-    """A finished directory as a page shows it; tasks name their dataset by its place."""
+    """A finished directory as a page shows it. Tasks and films name their dataset by its index in ``datasets``."""
 
     path: str
     content: str
@@ -83,31 +101,27 @@ class Report:
     films: dict[tuple[int, str], list[Film]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """What the page's script reads: plain values, no NaN, counts of stops as differences."""
-        reasons = [item.overview.reasons_by_task() for item in self.datasets]
-        content = {
+        """What the page's script reads: plain values, no NaN, and sums of stops as differences."""
+        fractions = {item.fraction for item in self.datasets if not item.holds_documents}
+        # The slider begins at the directory's own fraction if all its datasets share one.
+        common = fractions.pop() if len(fractions) == 1 else None
+        reasons = [item.counts.reasons_by_task() for item in self.datasets]
+        content: dict[str, Any] = {
             "path": self.path,
             "content": self.content,
-            "card": dataclasses.asdict(self.card),
-            "start": self._start(),
+            "card": self.card,
+            "start": round((_DEFAULT_FRACTION if common is None else common) * STEPS),
             "steps": STEPS,
-            "datasets": [_dataset_json(item) for item in self.datasets],
+            "datasets": [item.to_json() for item in self.datasets],
             "tasks": [self._task_json(number, task, reasons[number].get(task.name, [])) for number, task in self.tasks],
         }
         return {key: _plain(value) for key, value in content.items()}
 
-    def _start(self) -> int:
-        """The stop that the slider begins at: the directory's own fraction where all its datasets share one."""
-        fractions = {item.fraction for item in self.datasets if not item.holds_documents}
-        only = fractions.pop() if len(fractions) == 1 else None
-        return round((_DEFAULT_STOP if only is None else only) * STEPS)
-
     def _task_json(self, number: int, task: TaskFacts, reasons: list[tuple[str | None, int]]) -> dict[str, Any]:
-        values = {item.name: getattr(task, item.name) for item in dataclasses.fields(task)}
+        values = dict(vars(task))
         del values["chosen"]
         if task.stops is not None:
-            stops = {item.name: getattr(task.stops, item.name) for item in dataclasses.fields(task.stops)}
-            values["stops"] = {name: np.diff(sums, prepend=0) for name, sums in stops.items()}
+            values["stops"] = {name: np.diff(sums, prepend=0) for name, sums in vars(task.stops).items()}
         return values | {
             "dataset": number,
             "found": task.kept + sum(count for _, count in reasons),
@@ -120,43 +134,32 @@ def report(
     directory: Directory,
     datasets: Sequence[DatasetReader],
     of_run: Mapping[str, Shares] | None = None,
-    moved: Moved | None = None,
+    progress: Progress | None = None,
 ) -> Report:
-    """Reads some datasets of a finished build or scan; ``of_run`` has what a run draws by dataset.
+    """Reads some datasets of a finished build or scan; ``of_run`` has the shares of a run by dataset.
 
-    DataError where an index or a shard cannot be read.
+    Raises DataError if an index or a shard cannot be read.
     """
     found = Report(str(directory.path), directory.manifest.content, card(directory, datasets))
-    budget = Budget(_FILM_BYTES)
-    largest = _largest(datasets)
-    points = min(max(_ALL_POINTS // max(len(largest), 1), _POINTS[0]), _POINTS[1])
+    budget = Budget(_EXCERPT_BYTES)
+    drawn = _largest_tasks(datasets)
+    points = min(max(_ALL_POINTS // max(len(drawn), 1), _LEAST_POINTS), _MOST_POINTS)
     for number, dataset in enumerate(datasets):
-        seen = overview(dataset, _EXCERPTS if dataset.holds_documents else 0)
-        drawn_here = frozenset(task for place, task in largest if place == number)
+        counts = count_index(dataset, _DOCUMENTS if dataset.holds_documents else 0)
         tasks: list[TaskFacts] = []
         if not dataset.holds_documents:
-            for task in facts(dataset, points, drawn_here):
+            for task in facts(dataset, points, frozenset(name for index, name in drawn if index == number)):
                 tasks.append(task)
-                if moved is not None:
-                    moved(f"tasks of {dataset.name}", len(tasks), len(dataset.task_names))
+                if progress is not None:
+                    progress(f"tasks of {dataset.name}", len(tasks), len(dataset.task_names))
         found.tasks += [(number, task) for task in tasks]
-        share = None if of_run is None else of_run.get(dataset.name, Shares(0.0, 0.0))
-        found.datasets.append(_dataset(directory, dataset, seen, tasks, share, budget))
-    filmed = [
-        (number, task)
-        for number, task in found.tasks
-        if task.chosen and datasets[number].totals.shards and not found.datasets[number].overview.missing
-    ]
-    filmed = sorted(filmed, key=lambda item: -item[1].kept)[:_MOST_FILMED]
-    rows = {number: _chosen_rows(datasets[number], filmed, number) for number in {number for number, _ in filmed}}
-    for number, task in filmed:
-        films = _films(directory, datasets[number], task, rows[number], budget)
-        if films:
-            found.films[number, task.name] = films
+        shares = None if of_run is None else of_run.get(dataset.name, Shares(0.0, 0.0))
+        found.datasets.append(_dataset_facts(dataset, counts, tasks, shares, budget))
+    _add_films(found, directory, datasets, budget)
     return found
 
 
-def _largest(datasets: Sequence[DatasetReader]) -> list[tuple[int, str]]:
+def _largest_tasks(datasets: Sequence[DatasetReader]) -> list[tuple[int, str]]:
     sizes: Counter[tuple[int, str]] = Counter()
     for number, dataset in enumerate(datasets):
         for task in dataset.task_totals if not dataset.holds_documents else ():
@@ -164,35 +167,50 @@ def _largest(datasets: Sequence[DatasetReader]) -> list[tuple[int, str]]:
     return [key for key, _ in sizes.most_common(_MOST_DRAWN)]
 
 
-def _dataset(
-    directory: Directory,
-    dataset: DatasetReader,
-    seen: Overview,
-    tasks: Sequence[TaskFacts],
-    of_run: Shares | None,
-    budget: Budget,
+def _add_films(found: Report, directory: Directory, datasets: Sequence[DatasetReader], budget: Budget) -> None:
+    """Adds films of the chosen episodes of the tasks that keep the most, while the budget lasts."""
+    filmed = [
+        (number, task)
+        for number, task in found.tasks
+        if task.chosen and datasets[number].totals.shards and not found.datasets[number].counts.missing
+    ]
+    filmed = sorted(filmed, key=lambda item: -item[1].kept)[:_MOST_FILMED]
+    ordinals: dict[int, set[int]] = {}
+    for number, task in filmed:
+        ordinals.setdefault(number, set()).update(task.chosen.values())
+    rows = {
+        (number, ordinal): row
+        for number, chosen in ordinals.items()
+        for ordinal, row in zip(sorted(chosen), datasets[number].rows_at(sorted(chosen)), strict=True)
+    }
+    for number, task in filmed:
+        films = []
+        for label, ordinal in task.chosen.items():
+            row = rows[number, ordinal]
+            if row.shard is not None and budget.left > 0:
+                [episode] = datasets[number].read([row])
+                films.append(film(episode, label, directory.text, budget))
+        if films:
+            found.films[number, task.name] = films
+
+
+def _dataset_facts(
+    dataset: DatasetReader, counts: IndexCounts, tasks: Sequence[TaskFacts], of_run: Shares | None, budget: Budget
 ) -> DatasetFacts:
     totals = dataset.totals
-    notes = []
-    if seen.missing:
-        notes.append(f"the index lacks {', '.join(seen.missing)}: what rests on them is left out")
-    if not totals.ordered and not dataset.holds_documents:
-        notes.append("no collection order is configured: returns are in the order of the files")
-    lost = [task.name for task in tasks if task.stops is None]
-    if lost:
-        notes.append(f"no threshold can be worked out for {len(lost):,} of {len(tasks):,} tasks, such as {lost[0]}")
-    stored = totals.shards > 0
-    counted: Contents | None = None
-    excerpts: tuple[Excerpt, ...] = ()
-    if dataset.holds_documents:
-        if stored:
-            counted = contents(dataset, _EFFORT)
-            rows = dataset.rows_at([] if seen.missing else seen.first_kept)
-            excerpts = tuple(excerpt(item, budget) for item in dataset.read_documents(rows))
-        kinds = {} if counted is None else _document_kinds(counted, totals.tokens)
-        pictures = () if counted is None else tuple((size.height, size.width, size.images) for size in counted.sizes)
+    is_stored = totals.shards > 0
+    sample = contents(dataset, _EFFORT) if dataset.holds_documents and is_stored else None
+    excerpts: tuple[DocumentExcerpt, ...] = ()
+    if sample is not None:
+        rows = dataset.rows_at([] if counts.missing else counts.first_kept)
+        excerpts = tuple(document_excerpt(item, budget) for item in dataset.read_documents(rows))
+        image_tokens, seen = sample.image_tokens, sample.text_tokens + sample.image_tokens
+        if seen not in (0, totals.tokens):
+            image_tokens = round(image_tokens * totals.tokens / seen)
+        kinds = {TokenKind.TEXT: totals.tokens - image_tokens, TokenKind.IMAGE: image_tokens}
+        images = tuple((size.height, size.width, size.images) for size in sample.sizes)
     else:
-        kinds, pictures = _episode_kinds(dataset, tasks), _episode_pictures(dataset, tasks)
+        kinds, images = _episode_tokens_and_images(dataset, tasks)
     return DatasetFacts(
         name=dataset.name,
         kind=totals.kind,
@@ -200,101 +218,58 @@ def _dataset(
         hz=totals.hz,
         weight=totals.weight,
         of_run=of_run,
-        overview=seen,
-        tokens=totals.tokens if stored else None,
-        kinds=kinds,
-        kinds_estimated=not stored or (counted is not None and not counted.is_complete),
-        pictures=pictures,
-        counted=None if counted is None else counted.counted,
-        records=None if counted is None else counted.records,
+        counts=counts,
+        tokens=totals.tokens if is_stored else None,
+        kinds={kind.name.lower().replace("_", " "): kinds[kind] for kind in TokenKind if kinds.get(kind)},
+        kinds_estimated=not is_stored or (sample is not None and not sample.is_complete),
+        images=images,
+        counted=None if sample is None else sample.counted,
+        records=None if sample is None else sample.records,
         excerpts=excerpts,
         fraction=None if dataset.keep is None else dataset.keep.min_return,
-        notes=tuple(notes),
+        notes=tuple(_notes(dataset, counts, tasks)),
     )
 
 
-def _document_kinds(counted: Contents, tokens: int) -> dict[str, int]:
-    seen = counted.text_tokens + counted.image_tokens
-    image = counted.image_tokens if seen == tokens else round(counted.image_tokens * tokens / seen) if seen else 0
-    return _named({TokenKind.TEXT: tokens - image, TokenKind.IMAGE: image})
+def _notes(dataset: DatasetReader, counts: IndexCounts, tasks: Sequence[TaskFacts]) -> Iterator[str]:
+    if counts.missing:
+        yield f"the index lacks {', '.join(counts.missing)}: what rests on them is left out"
+    if not dataset.totals.ordered and not dataset.holds_documents:
+        yield "no collection order is configured: returns are in the order of the files"
+    lost = [task.name for task in tasks if task.stops is None]
+    if lost:
+        yield f"no threshold can be worked out for {len(lost):,} of {len(tasks):,} tasks, such as {lost[0]}"
 
 
-def _episode_kinds(dataset: DatasetReader, tasks: Sequence[TaskFacts]) -> dict[str, int]:
-    """Steps times what each has of a kind; what is left of the tokens is text."""
-    found: Counter[TokenKind] = Counter()
+def _episode_tokens_and_images(
+    dataset: DatasetReader, tasks: Sequence[TaskFacts]
+) -> tuple[Counter[TokenKind], tuple[tuple[int, int, int], ...]]:
+    """Tokens of each kind, and images of each size: steps times what a step has. The other tokens are text."""
+    kinds: Counter[TokenKind] = Counter()
+    sizes: Counter[tuple[int, int]] = Counter()
     for task in tasks:
         if task.name not in dataset.described.tasks:
             continue
-        fixed: Counter[TokenKind] = Counter({TokenKind.SEPARATOR: 1})
+        of_step: Counter[TokenKind] = Counter({TokenKind.SEPARATOR: 1})
         for item in dataset.spec(task.name).fields:
-            fixed[TokenKind[f"{item.kind.upper()}{'_ACTION' * item.is_action}"]] += item.tokens or 0
-        found.update({kind: count * task.steps for kind, count in fixed.items()})
+            of_step[TokenKind[f"{item.kind.upper()}{'_ACTION' * item.is_action}"]] += item.tokens or 0
+            if item.image is not None and task.steps:
+                sizes[item.image.height, item.image.width] += task.steps
+        kinds.update({kind: count * task.steps for kind, count in of_step.items()})
         if task.tokens is not None:
-            found[TokenKind.TEXT] += task.tokens - fixed.total() * task.steps
-    return _named(found)
-
-
-def _named(counts: Mapping[TokenKind, int]) -> dict[str, int]:
-    return {kind.name.lower().replace("_", " "): counts[kind] for kind in TokenKind if counts.get(kind)}
-
-
-def _episode_pictures(dataset: DatasetReader, tasks: Sequence[TaskFacts]) -> tuple[tuple[int, int, int], ...]:
-    found: Counter[tuple[int, int]] = Counter()
-    for task in tasks:
-        if task.name in dataset.described.tasks and task.steps:
-            for item in dataset.spec(task.name).fields:
-                if item.image is not None:
-                    found[item.image.height, item.image.width] += task.steps
-    return tuple((height, width, count) for (height, width), count in found.most_common())
-
-
-def _chosen_rows(dataset: DatasetReader, filmed: Sequence[tuple[int, TaskFacts]], number: int) -> dict[int, EpisodeRow]:
-    """The rows of a dataset that films are made of, by ordinal."""
-    ordinals = sorted(ordinal for place, task in filmed if place == number for ordinal in task.chosen.values())
-    return dict(zip(ordinals, dataset.rows_at(ordinals), strict=True))
-
-
-def _films(
-    directory: Directory, dataset: DatasetReader, task: TaskFacts, rows: Mapping[int, EpisodeRow], budget: Budget
-) -> list[Film]:
-    films = []
-    for label, ordinal in task.chosen.items():
-        row = rows[ordinal]
-        if row.shard is None or budget.left <= 0:
-            continue
-        [episode] = dataset.read([row])
-        films.append(film(episode, label, directory.text, budget))
-    return films
-
-
-def _dataset_json(item: DatasetFacts) -> dict[str, Any]:
-    values = {name.name: getattr(item, name.name) for name in dataclasses.fields(item)}
-    seen: Overview = values.pop("overview")
-    return values | {
-        "found": seen.found,
-        "kept": seen.kept,
-        "sizes": sorted(seen.sizes.items()),
-        "drops": [
-            {
-                "reason": reason or "unknown",
-                "meaning": REASONS.get(reason or "", "a reason that this gatokit does not know"),
-                "count": count,
-                "examples": seen.examples.get(reason, []),
-            }
-            for reason, count in seen.reasons()
-        ],
-    }
+            kinds[TokenKind.TEXT] += task.tokens - of_step.total() * task.steps
+    return kinds, tuple((height, width, count) for (height, width), count in sizes.most_common())
 
 
 def _plain(value: Any) -> Any:
-    """JSON's own types; six digits of a float, null for what is not finite."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {item.name: _plain(getattr(value, item.name)) for item in dataclasses.fields(value)}
+    """JSON's own types; floats have six digits, and those that are not finite are null."""
+    if is_dataclass(value):
+        value = vars(value)
     if isinstance(value, np.ndarray):
-        return [_plain(item) for item in value.tolist()]
+        value = value.tolist()
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | set | frozenset | Iterator):
+    if isinstance(value, list | tuple | set | frozenset):
         return [_plain(item) for item in value]
     if isinstance(value, bool):
         return int(value)

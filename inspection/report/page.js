@@ -378,7 +378,7 @@ function drawFilm(film) {
   const about = [film.agent ? `agent ${film.agent}` : null, `${count(film.steps)} step${film.steps === 1 ? "" : "s"}`, `${count(film.tokens)} tokens`, `return ${real(film.episode_return)}`, film.split === "held_out" ? "held out" : null];
   const frames = film.frames.map((frame) =>
     element("div", { class: "frame" },
-      ...Object.entries(frame.pictures).filter(([, url]) => url).map(([name, url]) => element("img", { src: url, alt: `${name}, step ${frame.step}` })),
+      ...Object.entries(frame.images).filter(([, url]) => url).map(([name, url]) => element("img", { src: url, alt: `${name}, step ${frame.step}` })),
       element("p", { class: "soft" }, `step ${frame.step}`, frame.flags.length ? ` (${frame.flags.join(", ")})` : ""),
       ...Object.entries(frame.texts).map(([name, text]) => element("p", {}, `${name}: ${text}`)),
       ...Object.entries(frame.action).map(([name, value]) => element("p", {}, `${name} ${value}`)),
@@ -457,8 +457,8 @@ function drawMixture() {
 
 function drawDocuments() {
   const withDocuments = data.datasets.filter((item) => item.holds_documents);
-  const pictures = data.datasets.flatMap((item) => item.pictures.map(([height, width, n]) => ({ dataset: item.name, size: `${height} x ${width}`, n })));
-  if (!pictures.length && (isScan || !withDocuments.length)) return byId("documents").remove();
+  const images = data.datasets.flatMap((item) => item.images.map(([height, width, n]) => ({ dataset: item.name, size: `${height} x ${width}`, n })));
+  if (!images.length && (isScan || !withDocuments.length)) return byId("documents").remove();
   const sizes = withDocuments.flatMap((item) => item.sizes.map(([bit, n]) => ({ dataset: item.name, size: bit ? `${2 ** (bit - 1)}–${2 ** bit - 1}` : "0", bit, n })));
   if (sizes.length && !isScan)
     plot("plot-sizes", () => ({
@@ -468,23 +468,23 @@ function drawDocuments() {
       encoding: { x: { field: "size", type: "ordinal", sort: [...sizes].sort((a, b) => a.bit - b.bit).map((item) => item.size), title: "tokens", axis: { labelAngle: -40 } }, y: { field: "n", type: "quantitative", title: "documents" }, color: { field: "dataset", type: "nominal", scale: legendColours(withDocuments.map((item) => item.name)) }, tooltip: [{ field: "dataset" }, { field: "size", title: "tokens" }, { field: "n", title: "documents" }] },
     }));
   const most = 25;
-  const top = Object.values(pictures.reduce((all, item) => ({ ...all, [item.size]: { size: item.size, n: (all[item.size]?.n ?? 0) + item.n } }), {})).sort((a, b) => b.n - a.n);
+  const top = Object.values(images.reduce((all, item) => ({ ...all, [item.size]: { size: item.size, n: (all[item.size]?.n ?? 0) + item.n } }), {})).sort((a, b) => b.n - a.n);
   const kept = new Set(top.slice(0, most).map((item) => item.size));
-  const shown = pictures.filter((item) => kept.has(item.size));
+  const shown = images.filter((item) => kept.has(item.size));
   if (shown.length)
-    plot("plot-pictures", () => ({
-      title: "pictures by size, height x width" + (top.length > most ? ` (${most} of ${count(top.length)} sizes)` : ""),
+    plot("plot-images", () => ({
+      title: "images by size, height x width" + (top.length > most ? ` (${most} of ${count(top.length)} sizes)` : ""),
       height: Math.max(80, 18 * kept.size),
       data: { values: shown },
       mark: "bar",
-      encoding: { y: { field: "size", type: "nominal", sort: [...kept], title: null }, x: { field: "n", type: "quantitative", title: "pictures", axis: { format: "~s", tickMinStep: 1, tickCount: 5 } }, color: { field: "dataset", type: "nominal", scale: legendColours([...new Set(shown.map((item) => item.dataset))]) }, tooltip: [{ field: "dataset" }, { field: "size" }, { field: "n", title: "pictures", format: "," }] },
+      encoding: { y: { field: "size", type: "nominal", sort: [...kept], title: null }, x: { field: "n", type: "quantitative", title: "images", axis: { format: "~s", tickMinStep: 1, tickCount: 5 } }, color: { field: "dataset", type: "nominal", scale: legendColours([...new Set(shown.map((item) => item.dataset))]) }, tooltip: [{ field: "dataset" }, { field: "size" }, { field: "n", title: "images", format: "," }] },
     }));
-  byId("pictures-note").textContent = withDocuments.filter((item) => item.counted != null && item.counted < item.records).map((item) => `${item.name}: pictures of ${count(item.counted)} of ${count(item.records)} records, evenly spaced.`).join(" ");
+  byId("images-note").textContent = withDocuments.filter((item) => item.counted != null && item.counted < item.records).map((item) => `${item.name}: images of ${count(item.counted)} of ${count(item.records)} records, evenly spaced.`).join(" ");
   byId("excerpts").replaceChildren(...withDocuments.filter((item) => item.excerpts.length).flatMap((item) => [
     element("h3", {}, `first documents of ${item.name}`),
     element("div", { class: "excerpts" }, ...item.excerpts.map((document_) => element("div", { class: "excerpt" },
       element("p", { class: "soft" }, element("code", {}, document_.id), `, ${count(document_.tokens)} tokens`),
-      ...document_.parts.map((part) => (part.picture ? element("img", { src: part.picture, alt: `picture of ${part.size}` }) : element("p", {}, part.text ?? "a picture")))))),
+      ...document_.parts.map((part) => (part.image ? element("img", { src: part.image, alt: `image of ${part.size}` }) : element("p", {}, part.text ?? "an image")))))),
   ]));
 }
 

@@ -1,6 +1,6 @@
-"""What a report says of each task of a dataset: returns in collection order, how they are distributed, every threshold.
+"""What a report says of each task: returns in collection order, their distribution, and what every threshold keeps.
 
-Rows are held task by task, as many tasks at a time as fit, so memory does not grow with the index.
+Rows are held for as many tasks at a time as fit, so memory does not grow with the index.
 
 Legend: R rows of some tasks, N sound episodes of one task, B bins.
 """
@@ -19,15 +19,16 @@ from gatokit.inspection.report.stops import Stops, bounds, random_return, stops
 from gatokit.schemas.index import BAD_REASONS
 
 MOST_ROWS = 1 << 21
-"""Rows that are held at a time, at about 50 bytes each, or those of one task where it has more."""
+"""Rows that are held at a time, of about 50 bytes each; all rows of a task with more."""
 _BINS = 30
 _MOST_AGENTS = 6
 _COLUMNS = ["task", "agent", "order", "steps", "return", "kept", "reason", "tokens"]
+_ROW_TYPES = (np.int32, np.int64, np.int32, float, np.int64, float, np.int64, bool, bool)
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Means of ``window`` consecutive returns of an agent, at the last episode of each window, numbered from 0."""
+    """Means of ``window`` consecutive returns of an agent; ``place`` is the number of the window's last episode."""
 
     agent: str
     window: int
@@ -37,8 +38,8 @@ class Curve:
 
 @dataclass(frozen=True)
 class Points:
-    """Episodes in collection order, all or evenly spaced ones: the agent's ordinal among ``agents``, the place in the
-    agent's order, the return, whether it is kept."""
+    """Episodes in collection order, all of them or evenly spaced ones: index of the agent in ``agents``, place in the
+    agent's order, return, and whether the episode is kept."""
 
     agents: tuple[str, ...]
     agent: np.ndarray
@@ -58,10 +59,12 @@ class Bins:
 
 @dataclass(frozen=True)
 class TaskFacts:
-    """A task. ``sound`` episodes have a return; ``tokens_a_step`` is exact where ``is_exact``, else measured where it
-    can be, or None; ``random`` is the return that fractions count from, where one is configured. ``stops`` is None
-    where no threshold can be worked out. ``chosen`` has ordinals of kept rows by what they stand for. What is drawn
-    is there for the largest tasks alone.
+    """A task. ``sound`` counts the episodes that have a return.
+
+    ``tokens_a_step`` is exact if ``is_exact``, else measured, or None if nothing is stored. ``random`` is the return
+    that fractions count from, if one is configured. ``stops`` is None if no threshold can be worked out. ``chosen``
+    has the ordinals of the kept rows to show, by label. Points, curves and bins are only there for the tasks that are
+    drawn.
     """
 
     name: str
@@ -87,38 +90,31 @@ class TaskFacts:
 def facts(
     dataset: DatasetReader, points: int, drawn: frozenset[str], most_rows: int = MOST_ROWS
 ) -> Iterator[TaskFacts]:
-    """The tasks of a dataset of episodes in order of name; those of ``drawn`` with at most so many points.
+    """Yields the tasks of a dataset of episodes in order of name; those of ``drawn`` with at most ``points`` points.
 
-    The index is read once for every ``most_rows`` rows. DataError where it cannot be read.
+    Reads the index once for every ``most_rows`` rows. Raises DataError if it cannot be read.
     """
     streams: dict[str, list[TaskRow]] = {}
     for row in dataset.tasks:
         streams.setdefault(row.task, []).append(row)
-    group: list[str] = []
-    held = 0
+    groups: list[list[str]] = []
+    held = most_rows
     for task, rows in streams.items():
-        more = sum((row.kept or 0) + (row.dropped or 0) for row in rows)
-        if group and held + more > most_rows:
-            yield from _group(dataset, group, streams, points, drawn)
-            group, held = [], 0
-        group.append(task)
-        held += more
-    if group:
-        yield from _group(dataset, group, streams, points, drawn)
-
-
-def _group(
-    dataset: DatasetReader, tasks: list[str], streams: dict[str, list[TaskRow]], points: int, drawn: frozenset[str]
-) -> Iterator[TaskFacts]:
-    held = _Held(dataset, tasks)
-    for code, task in enumerate(tasks):
-        rows = held.rows(code)
-        yield _facts(dataset, task, rows, held.agents, streams[task], points if task in drawn else 0)
+        count = sum((row.kept or 0) + (row.dropped or 0) for row in rows)
+        if held + count > most_rows:
+            groups.append([])
+            held = 0
+        groups[-1].append(task)
+        held += count
+    for group in groups:
+        rows_of_task, agents = _read_rows(dataset, group)
+        for task, task_rows in zip(group, rows_of_task, strict=True):
+            yield _facts(dataset, task, task_rows, agents, streams[task], points if task in drawn else 0)
 
 
 @dataclass(frozen=True)
 class _Rows:
-    """Rows of one task in source order: arrays (R,). ``tokens`` is -1 where none are stored."""
+    """Rows of one task in source order, arrays (R,). ``tokens`` is -1 if none are stored; ``agent`` indexes names."""
 
     ordinal: np.ndarray
     agent: np.ndarray
@@ -130,54 +126,43 @@ class _Rows:
     bad: np.ndarray
 
 
-class _Held:
-    """The rows of some tasks, sorted by task."""
+def _read_rows(dataset: DatasetReader, tasks: Sequence[str]) -> tuple[Iterator[_Rows], list[str]]:
+    """The rows of each task, and the names of all agents."""
+    agents: dict[str, int] = {}
+    codes = {task: code for code, task in enumerate(tasks)}
+    parts: list[tuple[np.ndarray, ...]] = [tuple(np.empty(0, type_) for type_ in _ROW_TYPES)]
+    first = 0
+    for batch in dataset.batches(_COLUMNS):
+        task_of_row, names = coded(batch["task"])
+        # The last code stands for rows without a task, whose index is -1.
+        task = np.array([*(codes.get(name, -1) for name in names), -1], np.int32)[task_of_row]
+        selected = np.flatnonzero(task >= 0)
+        if len(selected):
+            parts.append((task[selected], first + selected, *_row_columns(batch.take(pa.array(selected)), agents)))
+        first += batch.num_rows
+    task, *columns = (np.concatenate(column) for column in zip(*parts, strict=True))
+    by_task = np.argsort(task, kind="stable")
+    begins = np.searchsorted(task[by_task], np.arange(len(tasks) + 1)).tolist()
+    columns = [column[by_task] for column in columns]
+    slices = (slice(*begins[code : code + 2]) for code in range(len(tasks)))
+    return (_Rows(*(column[rows] for column in columns)) for rows in slices), list(agents)
 
-    def __init__(self, dataset: DatasetReader, tasks: Sequence[str]) -> None:
-        self.agents: list[str] = []
-        known: dict[str, int] = {}
-        codes = {task: code for code, task in enumerate(tasks)}
-        parts: list[tuple[np.ndarray, ...]] = []
-        first = 0
-        for batch in dataset.batches(_COLUMNS):
-            own, names = coded(batch["task"])
-            task = np.array([*(codes.get(name, -1) for name in names), -1])[own]
-            place = np.flatnonzero(task >= 0)
-            if len(place):
-                parts.append(
-                    (task[place].astype(np.int32), *self._columns(batch.take(pa.array(place)), place + first, known))
-                )
-            first += batch.num_rows
-        if not parts:
-            kinds = (np.int32, np.int64, np.int32, float, np.int64, float, np.int64, bool, bool)
-            parts.append(tuple(np.empty(0, kind) for kind in kinds))
-        joined = [np.concatenate(column) for column in zip(*parts, strict=True)]
-        by_task = np.argsort(joined[0], kind="stable")
-        self._begin = np.searchsorted(joined[0][by_task], np.arange(len(tasks) + 1))
-        self._columns_held = [column[by_task] for column in joined[1:]]
 
-    def rows(self, code: int) -> _Rows:
-        """Those of one task."""
-        begin, end = self._begin[code], self._begin[code + 1]
-        return _Rows(*(column[begin:end] for column in self._columns_held))
-
-    def _columns(self, batch: pa.RecordBatch, ordinals: np.ndarray, known: dict[str, int]) -> tuple[np.ndarray, ...]:
-        own, names = coded(batch["agent"])
-        # The last one stands for no agent: -1 picks it.
-        codes = [known.setdefault(name, len(known)) for name in (*names, "")]
-        self.agents = list(known)
-        kept = pc.fill_null(batch["kept"], False).to_numpy(zero_copy_only=False)
-        tokens = pc.fill_null(batch["tokens"], -1).to_numpy()
-        return (
-            ordinals.astype(np.int64),
-            np.array(codes, np.int32)[own],
-            pc.fill_null(batch["order"], np.nan).to_numpy(),
-            pc.fill_null(batch["steps"], 0).to_numpy(),
-            pc.fill_null(batch["return"], np.nan).to_numpy(),
-            np.where(kept, tokens, -1),
-            kept,
-            among(batch["reason"], BAD_REASONS),
-        )
+def _row_columns(batch: pa.RecordBatch, agents: dict[str, int]) -> tuple[np.ndarray, ...]:
+    """The columns of ``_Rows`` but the ordinals; adds new agents to ``agents``."""
+    agent_of_row, names = coded(batch["agent"])
+    # The last name stands for rows without an agent, whose index is -1.
+    agent_codes = [agents.setdefault(name, len(agents)) for name in (*names, "")]
+    kept = pc.fill_null(batch["kept"], False).to_numpy(zero_copy_only=False)
+    return (
+        np.array(agent_codes, np.int32)[agent_of_row],
+        pc.fill_null(batch["order"], np.nan).to_numpy(),
+        pc.fill_null(batch["steps"], 0).to_numpy(),
+        pc.fill_null(batch["return"], np.nan).to_numpy(),
+        np.where(kept, pc.fill_null(batch["tokens"], -1).to_numpy(), -1),
+        kept,
+        among(batch["reason"], BAD_REASONS),
+    )
 
 
 def _facts(
@@ -186,16 +171,17 @@ def _facts(
     sound = np.flatnonzero(np.isfinite(rows.value))
     expert = next((row.expert_return for row in streams if row.expert_return is not None), None)
     stored = rows.kept & (rows.tokens >= 0)
-    steps, tokens = int(rows.steps[rows.kept].sum()), int(rows.tokens[stored].sum())
+    tokens, stored_steps = int(rows.tokens[stored].sum()), int(rows.steps[stored].sum())
     fixed = fixed_tokens(dataset, task)
-    measured = tokens / int(rows.steps[stored].sum()) if rows.steps[stored].sum() else None
+    measured = tokens / stored_steps if stored_steps else None
+    by_agent = _by_agent(rows, sound)
     return TaskFacts(
         name=task,
         agents=len(np.unique(rows.agent)),
         rows=len(rows.kept),
         sound=len(sound),
         kept=int(rows.kept.sum()),
-        steps=steps,
+        steps=int(rows.steps[rows.kept].sum()),
         tokens=tokens if stored.any() or not rows.kept.any() else None,
         expert_return=expert,
         threshold=next((row.threshold for row in streams if row.threshold is not None), None),
@@ -204,15 +190,15 @@ def _facts(
         is_exact=fixed is not None,
         stops=_stops(dataset, task, rows, sound, expert),
         chosen=_chosen(rows),
-        points=_points(rows, sound, agents, points) if points and len(sound) else None,
-        curves=_curves(rows, sound, agents, streams, points) if points else (),
+        points=_points(rows, by_agent, agents, points) if points and len(sound) else None,
+        curves=_curves(rows, by_agent, agents, streams, points) if points else (),
         returns=_bins(rows.value[sound], rows.kept[sound]) if points and len(sound) else None,
         lengths=_bins(rows.steps, rows.kept) if points and len(rows.steps) else None,
     )
 
 
 def fixed_tokens(dataset: DatasetReader, task: str) -> int | None:
-    """Tokens of a step, the separator among them; None where the task has text, whose length varies."""
+    """Tokens of a step with its separator; None if the task has text, whose length varies."""
     entry = dataset.described.tasks.get(task)
     spec = None if entry is None else dataset.described.specs.get(entry.spec)
     if spec is None:
@@ -222,7 +208,7 @@ def fixed_tokens(dataset: DatasetReader, task: str) -> int | None:
 
 
 def _stops(dataset: DatasetReader, task: str, rows: _Rows, sound: np.ndarray, expert: float | None) -> Stops | None:
-    """As ``inspection.preview`` judges: what is damaged or has no step with an action is never kept."""
+    """As ``inspection.preview`` judges: damaged episodes, and those without a step with an action, are never kept."""
     lowest = None if expert is None or dataset.keep is None else bounds(dataset.keep, task, expert)
     if lowest is None:
         return None
@@ -231,63 +217,60 @@ def _stops(dataset: DatasetReader, task: str, rows: _Rows, sound: np.ndarray, ex
 
 
 def _chosen(rows: _Rows) -> dict[str, int]:
-    """Ordinals of kept rows: the best return, the median one, the lowest."""
+    """Ordinals of the kept rows with the best, the median and the lowest return; each row once."""
     kept = np.flatnonzero(rows.kept)
     if not len(kept):
         return {}
-    ascending = kept[np.argsort(rows.value[kept], kind="stable")]
-    places = {
-        "best kept": ascending[-1],
-        "median kept": ascending[(len(ascending) - 1) // 2],
-        "lowest kept": ascending[0],
-    }
-    found: dict[str, int] = {}
-    for name, place in places.items():
-        ordinal = int(rows.ordinal[place])
-        if ordinal not in found.values():
-            found[name] = ordinal
-    return found
+    ascending = rows.ordinal[kept[np.argsort(rows.value[kept], kind="stable")]].tolist()
+    chosen: dict[str, int] = {}
+    median = ascending[(len(ascending) - 1) // 2]
+    for label, ordinal in (("best kept", ascending[-1]), ("median kept", median), ("lowest kept", ascending[0])):
+        if ordinal not in chosen.values():
+            chosen[label] = ordinal
+    return chosen
 
 
-def _streams(rows: _Rows, sound: np.ndarray) -> list[tuple[int, np.ndarray]]:
-    """The sound rows of each agent in collection order, the agent with the most first."""
+def _by_agent(rows: _Rows, sound: np.ndarray) -> list[tuple[int, np.ndarray]]:
+    """(agent, its N sound rows in collection order), the agent with the most first."""
     codes, inverse = np.unique(rows.agent[sound], return_inverse=True)
-    found = []
-    for number, code in enumerate(codes.tolist()):
-        own = sound[inverse == number]
-        found.append((code, own[np.argsort(rows.order[own], kind="stable")]))
-    return sorted(found, key=lambda item: -len(item[1]))
+    members = [sound[inverse == number] for number in range(len(codes))]
+    ordered = [item[np.argsort(rows.order[item], kind="stable")] for item in members]
+    return sorted(zip(codes.tolist(), ordered, strict=True), key=lambda item: -len(item[1]))
 
 
-def _points(rows: _Rows, sound: np.ndarray, agents: list[str], most: int) -> Points:
-    streams = _streams(rows, sound)
-    members = np.concatenate([own for _, own in streams])
-    agent = np.concatenate([np.full(len(own), number) for number, (_, own) in enumerate(streams)])
-    place = np.concatenate([np.arange(len(own)) for _, own in streams])
-    count = min(len(members), most)
-    some = np.arange(count) * len(members) // count
+def _points(rows: _Rows, by_agent: list[tuple[int, np.ndarray]], agents: list[str], most: int) -> Points:
+    members = np.concatenate([episodes for _, episodes in by_agent])
+    agent = np.concatenate([np.full(len(episodes), number) for number, (_, episodes) in enumerate(by_agent)])
+    place = np.concatenate([np.arange(len(episodes)) for _, episodes in by_agent])
+    shown = _evenly_spaced(len(members), most)
     return Points(
-        agents=tuple(agents[code] for code, _ in streams),
-        agent=agent[some],
-        place=place[some],
-        value=rows.value[members[some]],
-        kept=rows.kept[members[some]],
+        agents=tuple(agents[code] for code, _ in by_agent),
+        agent=agent[shown],
+        place=place[shown],
+        value=rows.value[members[shown]],
+        kept=rows.kept[members[shown]],
     )
 
 
-def _curves(rows: _Rows, sound: np.ndarray, agents: list[str], streams: list[TaskRow], most: int) -> tuple[Curve, ...]:
+def _curves(
+    rows: _Rows, by_agent: list[tuple[int, np.ndarray]], agents: list[str], streams: list[TaskRow], most: int
+) -> tuple[Curve, ...]:
     windows = {row.agent: row.window for row in streams}
     curves = []
-    for code, own in _streams(rows, sound)[:_MOST_AGENTS]:
+    for code, episodes in by_agent[:_MOST_AGENTS]:
         width = windows.get(agents[code]) or 1
-        if width > len(own):
+        if width > len(episodes):
             continue
-        sums = np.cumsum(np.append(0.0, rows.value[own]))
+        sums = np.cumsum(np.append(0.0, rows.value[episodes]))
         means = (sums[width:] - sums[:-width]) / width
-        count = min(len(means), max(2, most // 2))
-        some = np.unique(np.append(np.arange(count) * len(means) // count, [means.argmax(), len(means) - 1]))
-        curves.append(Curve(agents[code], width, some + width - 1, means[some]))
+        shown = np.unique(np.append(_evenly_spaced(len(means), max(2, most // 2)), [means.argmax(), len(means) - 1]))
+        curves.append(Curve(agents[code], width, shown + width - 1, means[shown]))
     return tuple(curves)
+
+
+def _evenly_spaced(length: int, most: int) -> np.ndarray:
+    count = min(length, most)
+    return np.arange(count) * length // max(count, 1)
 
 
 def _bins(values: np.ndarray, kept: np.ndarray) -> Bins:
@@ -299,5 +282,4 @@ def _bins(values: np.ndarray, kept: np.ndarray) -> Bins:
         edges = np.linspace(low, high, _BINS + 1)
     else:
         edges = np.array([low - 0.5, high + 0.5])
-    counts = [np.histogram(values[which], edges)[0] for which in (kept, ~kept)]
-    return Bins(edges, *counts)
+    return Bins(edges, *(np.histogram(values[rows], edges)[0] for rows in (kept, ~kept)))

@@ -83,7 +83,7 @@ def test_a_task_is_found_and_shown(opened, built):
     opened.run("const s = document.getElementById('search'); s.value = ''; s.dispatchEvent(new Event('input'))")
 
 
-def test_frames_of_a_film_are_pictures(opened):
+def test_frames_of_a_film_are_images(opened):
     opened.run(
         "for (const row of document.querySelectorAll('#task-table tbody tr'))"
         " if (row.textContent.startsWith('atariBreakout')) row.click()"

@@ -135,7 +135,7 @@ def test_tokens_by_kind_add_up(small, corpora):
             assert sum(item["kinds"].values()) == item["tokens"] > 0
     arm = report_of(small.built)["datasets"][0]
     steps = sum(row.steps for row in open_directory(small.built).datasets["arm"].episodes(kept=True))
-    # A picture of 32 x 48, three numbers of state, two of the action.
+    # An image of 32 x 48, three numbers of state, two of the action.
     assert arm["kinds"] | {"text": 0} == {
         "text": 0,
         "image": 6 * steps,
@@ -143,7 +143,7 @@ def test_tokens_by_kind_add_up(small, corpora):
         "separator": steps,
         "continuous action": 2 * steps,
     }
-    assert arm["pictures"] == [[32, 48, steps]]
+    assert arm["images"] == [[32, 48, steps]]
 
 
 def test_drops_have_their_counts_and_first_ids(small):
@@ -165,7 +165,7 @@ def test_films_show_the_episode(small):
     first, last = film["frames"][0], film["frames"][-1]
     assert (first["step"], first["flags"], last["step"]) == (0, ["first"], best.steps - 1)
     assert first["texts"] == {"mission": "reach"}
-    assert first["pictures"]["image"].startswith("data:image/png;base64,")
+    assert first["images"]["image"].startswith("data:image/png;base64,")
     # Six patches, text, three numbers, the separator, two of the action.
     fields = [token["field"] for token in film["tokens_shown"]]
     assert fields[:6] == ["image"] * 6
@@ -176,11 +176,11 @@ def test_films_show_the_episode(small):
     assert float(film["tokens_shown"][-1]["value"]) == pytest.approx(values["action"][0][1], rel=1e-4)
 
 
-def test_documents_are_quoted_and_their_pictures_counted(corpora):
+def test_documents_are_quoted_and_their_images_counted(corpora):
     shown = {item["name"]: item for item in report_of(corpora.built)["datasets"]}
     assert shown["captions"]["excerpts"][0]["parts"][1] == {"text": "a ramp of colours"}
     assert shown["captions"]["excerpts"][0]["parts"][0]["size"] == "32 x 48"
-    assert sum(count for *_, count in shown["pages"]["pictures"]) == 2 + 5
+    assert sum(count for *_, count in shown["pages"]["images"]) == 2 + 5
     kept = sum(1 for _ in open_directory(corpora.built).datasets["notes"].rows(kept=True))
     assert sum(count for _, count in shown["notes"]["sizes"]) == kept
 
@@ -342,7 +342,7 @@ def test_what_a_run_draws_stands_beside_the_weights(small, tmp_path):
     asked = {"arm": 0.375, "grid": 0.125, "against_random": 0.5}
     assert {name: shares["asked"] for name, shares in shown.items()} == asked
     assert sum(shares["drawn"] for shares in shown.values()) == pytest.approx(1)
-    # A thousand windows; some that have too many pictures are drawn again.
+    # A thousand windows; some that have too many images are drawn again.
     assert {name: shares["drawn"] for name, shares in shown.items()} == pytest.approx(asked, abs=0.1)
 
 
