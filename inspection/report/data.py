@@ -266,6 +266,8 @@ def _plain(value: Any) -> Any:
     if is_dataclass(value):
         value = vars(value)
     if isinstance(value, np.ndarray):
+        if value.dtype.kind != "f":
+            return value.astype(np.int64).tolist()
         value = value.tolist()
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}

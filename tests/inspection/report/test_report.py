@@ -5,7 +5,6 @@ import gzip
 import json
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -367,13 +366,10 @@ def test_mistakes_are_said_in_a_sentence(small, tmp_path, capsys, monkeypatch, w
     assert not list(tmp_path.iterdir())
 
 
-def test_without_the_plotting_library_the_extra_is_named(small, tmp_path):
-    program = (
-        "import sys; sys.modules['vl_convert'] = None; from gatokit.cli.main import main; sys.exit(main(sys.argv[1:]))"
-    )
-    command = [sys.executable, "-c", program, "inspect", str(small.built), "--html", "r.html"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (
-        2,
-        "gatokit: vl_convert is not installed; run in a checkout of gatokit: pip install '.[report]'\n",
-    )
+def test_without_the_plotting_library_the_extra_is_named(small, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "vl_convert", None)
+    assert main(["inspect", str(small.built), "--html", "r.html"]) == 2
+    said = "gatokit: vl_convert is not installed; run in a checkout of gatokit: pip install '.[report]'\n"
+    assert capsys.readouterr().err == said
+    assert not list(tmp_path.iterdir())
