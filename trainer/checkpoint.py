@@ -153,8 +153,8 @@ class Checkpoints:
             run=ocp.args.JsonRestore(),
         )
         try:
-            found = self._manager.restore(step, args=args)
-            return found.params, found.optimizer, RunState(**found.run)
+            restored = self._manager.restore(step, args=args)
+            return restored.params, restored.optimizer, RunState(**restored.run)
         except Exception as error:
             raise _unreadable(self.directory / str(step), error) from error
 
@@ -199,9 +199,9 @@ def restore_params(directory: Path, params: Any) -> Any:
         raise _unreadable(directory, error) from error
 
 
-def check_shapes(found: Any, wanted: Any, where: Path) -> None:
+def check_shapes(actual: Any, wanted: Any, where: Path) -> None:
     """Raises DataError, which names the arrays, if two trees of arrays differ in names or shapes."""
-    have, need = shapes(found), shapes(wanted)
+    have, need = shapes(actual), shapes(wanted)
     faults = [f"{name} is missing" for name in sorted(need.keys() - have.keys())]
     faults += [f"{name} is not of this model" for name in sorted(have.keys() - need.keys())]
     faults += [

@@ -178,11 +178,11 @@ def _devices(topology: str) -> tuple[str, list[jax.Device]]:
 
 def _too_large(error: Exception, topology: str) -> Exception:
     """The error of a step that does not fit; any other error is returned as it is."""
-    found = re.search(r"Used ([\d.]+\w) of ([\d.]+\w) hbm", str(error))
-    if found is None:
+    sizes = re.search(r"Used ([\d.]+\w) of ([\d.]+\w) hbm", str(error))
+    if sizes is None:
         return error
     return ConfigError(
-        f"the step takes {found[1]} of the {found[2]} of memory of a device of {topology}: raise mesh.fsdp or "
+        f"the step takes {sizes[1]} of the {sizes[2]} of memory of a device of {topology}: raise mesh.fsdp or "
         "mesh.tensor, raise microbatches, or set remat: full"
     )
 

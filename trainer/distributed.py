@@ -182,17 +182,19 @@ class Watchdog:
         os._exit(status)
 
     def _blame(self) -> str:
-        found = {int(key.rsplit("/", 1)[1]): json.loads(value) for key, value in self._client.key_value_dir_get(_KEYS)}
-        return blame(found, jax.process_count(), self._timeout)
+        records = {
+            int(key.rsplit("/", 1)[1]): json.loads(value) for key, value in self._client.key_value_dir_get(_KEYS)
+        }
+        return blame(records, jax.process_count(), self._timeout)
 
 
-def blame(found: dict[int, dict[str, Any]], processes: int, timeout: float) -> str:
+def blame(records: dict[int, dict[str, Any]], processes: int, timeout: float) -> str:
     """The sentence about a run without progress, from the last record of each process."""
-    silent = sorted(set(range(processes)) - set(found))
+    silent = sorted(set(range(processes)) - set(records))
     if silent:
         return f"no step ended for {timeout:g} s: process {', '.join(map(str, silent))} never began"
-    least = min(item["begun"] for item in found.values())
-    behind = {number: item for number, item in sorted(found.items()) if item["begun"] == least}
+    least = min(item["begun"] for item in records.values())
+    behind = {number: item for number, item in sorted(records.items()) if item["begun"] == least}
     if len(behind) == processes:
         return f"no step ended for {timeout:g} s, and no process is behind: all began {least} steps"
     who = "; ".join(f"process {number} on {item['host']}, {item['doing']}" for number, item in behind.items())

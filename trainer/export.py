@@ -98,11 +98,11 @@ def abstract(table: Mapping[str, Any]) -> Any:
 
 def nested(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Turns keys that were joined by dots back into nested dicts."""
-    found: dict[str, Any] = {}
+    tree: dict[str, Any] = {}
     for name, array in arrays.items():
         *path, last = name.split(".")
-        at = found
+        at = tree
         for key in path:
             at = at.setdefault(key, {})
         at[last] = array
-    return found
+    return tree

@@ -40,35 +40,33 @@ class HeldOut:
         ``kinds`` are those of the mixture: datasets count by their weight, as they do in training. Text perplexity is
         that of its texts. Actions are means of the mixture too, those of a window's first action beside all.
         """
-        found: dict[str, Line] = {}
+        by_dataset: dict[str, Line] = {}
         totals: list[np.ndarray] | None = None
         for name, windows in self._windows.items():
             sums = self._sums(trainer, params, windows)
             line = losses(as_sums(sums), self._datasets)
-            found[name] = {"loss": line["datasets"][name]["loss"], "kinds": line["kinds"]}
+            by_dataset[name] = {"loss": line["datasets"][name]["loss"], "kinds": line["kinds"]}
             weighed = [self._weights[name] * values for values in sums]
             totals = weighed if totals is None else [a + b for a, b in zip(totals, weighed, strict=True)]
         assert totals is not None
         of_all = losses(as_sums(totals), self._datasets)
         return {
-            "loss": _mean([item["loss"] for item in found.values()]),
+            "loss": _mean([item["loss"] for item in by_dataset.values()]),
             "text_perplexity": perplexity(of_all["kinds"].get(KIND_NAMES[TokenKind.TEXT])),
             "kinds": of_all["kinds"],
             "action_loss": of_all["action_loss"],
             "first_action_loss": of_all["first_action_loss"],
-            "datasets": found,
+            "datasets": by_dataset,
         }
 
     def _sums(self, trainer: Trainer, params: Any, windows: Windows) -> list[np.ndarray]:
-        found: list[Sums] = []
+        sums: list[Sums] = []
         with Loader(windows, 0, self._config.evaluation.batches, self._rows, self._config.input.workers) as ready:
             for batch in ready:
                 check_positions(batch)
                 # The sums are read only after the next batch was dispatched.
-                found.append(trainer.evaluate(params, place(self._padded(batch), trainer.mesh)))
-        return [
-            np.sum([np.asarray(values, np.float64) for values in each], axis=0) for each in zip(*found, strict=True)
-        ]
+                sums.append(trainer.evaluate(params, place(self._padded(batch), trainer.mesh)))
+        return [np.sum([np.asarray(values, np.float64) for values in each], axis=0) for each in zip(*sums, strict=True)]
 
     def _padded(self, batch: Batch) -> Batch:
         """The batch with as many patch slots as that of the dataset with the most, or the fewest: so that evaluation

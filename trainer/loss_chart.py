@@ -26,10 +26,12 @@ def draw_losses(out: Path, entropies: dict[str, float] | None = None) -> Path | 
     if not trained:
         return None
     datasets, kinds, rates = _means([(line["step"], {"all": line["loss"]}) for line in trained], "training"), [], []
-    for series, found in (("training", trained), ("held out", held_out)):
-        by_dataset = [(line["step"], {name: part["loss"] for name, part in line["datasets"].items()}) for line in found]
+    for series, logged in (("training", trained), ("held out", held_out)):
+        by_dataset = [
+            (line["step"], {name: part["loss"] for name, part in line["datasets"].items()}) for line in logged
+        ]
         datasets += _means(by_dataset, series)
-        kinds += _means([(line["step"], line["kinds"]) for line in found], series)
+        kinds += _means([(line["step"], line["kinds"]) for line in logged], series)
     for name, entropy in (entropies or {}).items():
         ends = [(line["step"], {name: entropy}) for line in (trained[0], trained[-1])]
         kinds += _means(ends, "unigram entropy")

@@ -61,9 +61,9 @@ class Interval:
         ``redraws`` counts the windows of a dataset that were replaced because the patch slots were full."""
         assert self.sums is not None
         sums = as_sums(self.sums)
-        found = {"loss": self.loss / self.steps, "gradient_norm": self.gradient_norm / self.steps}
+        means = {"loss": self.loss / self.steps, "gradient_norm": self.gradient_norm / self.steps}
         redraws = {name: int(count) for name, count in zip(datasets, sums.redraws, strict=True) if count}
-        return found | losses(sums, datasets) | {"redraws": redraws}
+        return means | losses(sums, datasets) | {"redraws": redraws}
 
 
 def losses(sums: Sums, datasets: Sequence[str]) -> Line:
@@ -107,14 +107,14 @@ class Clock:
         devices, None if it is not known."""
         now = time.monotonic()
         seconds = max(now - self.begin, 1e-9)
-        found: Line = {
+        speed: Line = {
             "seconds": seconds,
             "tokens_per_second": tokens / seconds,
             "mfu": flops / seconds / peak if peak else "unknown peak",
             "input_wait": self.waited / seconds,
         }
         self.begin, self.waited = now, 0.0
-        return found
+        return speed
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -192,14 +192,14 @@ def read_metrics(out: Path) -> list[Line]:
 
 def scalars(line: Mapping[str, Any], prefix: str = "") -> list[tuple[str, float]]:
     """The numbers of a line by name, nested keys joined by slashes."""
-    found = []
+    numbers = []
     for key, value in line.items():
         name = f"{prefix}{key}"
         if isinstance(value, Mapping):
-            found += scalars(value, f"{name}/")
+            numbers += scalars(value, f"{name}/")
         elif isinstance(value, int | float) and key != "step":
-            found.append((name, float(value)))
-    return found
+            numbers.append((name, float(value)))
+    return numbers
 
 
 def perplexity(loss: float | None) -> float | None:
@@ -214,10 +214,10 @@ def unigram_entropies(windows: Windows, config: RunConfig, batches: int) -> dict
     loss below it is also below that of all data.
     """
     seen = [windows.batch(step, range(config.batch)) for step in range(batches)]
-    found = {}
+    entropies = {}
     for kind, name in KIND_NAMES.items():
         counts = np.bincount(np.concatenate([batch.targets[batch.target_kinds == kind] for batch in seen]))
         shares = counts[counts > 0] / max(1, counts.sum())
         if len(shares):
-            found[name] = float(-(shares * np.log(shares)).sum())
-    return found
+            entropies[name] = float(-(shares * np.log(shares)).sum())
+    return entropies

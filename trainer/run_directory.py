@@ -54,9 +54,9 @@ def open_run_directory(
     Raises ConfigError if it holds another run or cannot be made.
     """
     wanted = RunFile(config=config, data=list(directories), data_digest=mixture.data_digest)
-    found = read_run(out)
-    if found is not None:
-        check_same(found, wanted, out)
+    existing = read_run(out)
+    if existing is not None:
+        check_same(existing, wanted, out)
     if not writes:
         return
     try:
@@ -95,7 +95,7 @@ def read_run(out: Path) -> RunFile | None:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         overfit = content.pop("overfit_one_batch", False)
-        found = validated(RunFile, content, str(path))
+        run = validated(RunFile, content, str(path))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, AttributeError) as error:
@@ -106,36 +106,36 @@ def read_run(out: Path) -> RunFile | None:
         raise DataError(
             f"{path} is of a run on one batch (--overfit-one-batch), which cannot go on: give another --out"
         )
-    return found
+    return run
 
 
-def check_same(found: RunFile, wanted: RunFile, out: Path) -> None:
+def check_same(existing: RunFile, wanted: RunFile, out: Path) -> None:
     """Raises ConfigError, which names what differs, if the run in ``out`` cannot go on as ``wanted``."""
-    before, after = (_fields(item.config.model_dump(mode="json")) for item in (found, wanted))
+    before, after = (_fields(item.config.model_dump(mode="json")) for item in (existing, wanted))
     for name in sorted(before.keys() | after.keys()):
         if before.get(name) != after.get(name) and not name.startswith(CHANGEABLE):
             raise ConfigError(
                 f"{out} holds a run whose {name} is {before.get(name)!r}, and the config says {after.get(name)!r}: "
                 "give another --out, or the run's own config"
             )
-    if wanted.config.steps < found.config.steps:
+    if wanted.config.steps < existing.config.steps:
         raise ConfigError(
-            f"{out} holds a run of {found.config.steps} steps, and the config says {wanted.config.steps}: steps may "
+            f"{out} holds a run of {existing.config.steps} steps, and the config says {wanted.config.steps}: steps may "
             "only grow; --steps stops earlier"
         )
-    if found.data_digest != wanted.data_digest:
+    if existing.data_digest != wanted.data_digest:
         raise ConfigError(
-            f"{out} holds a run on other data ({', '.join(found.data)}; its digest is {found.data_digest[:12]}, not "
-            f"{wanted.data_digest[:12]}): give another --out, or init_from to go on with other data"
+            f"{out} holds a run on other data ({', '.join(existing.data)}; its digest is {existing.data_digest[:12]}, "
+            f"not {wanted.data_digest[:12]}): give another --out, or init_from to go on with other data"
         )
 
 
 def _fields(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """The leaves of nested mappings by dotted path."""
-    found: dict[str, Any] = {}
+    leaves: dict[str, Any] = {}
     for key, item in value.items():
-        found |= _fields(item, f"{prefix}{key}.") if isinstance(item, Mapping) else {f"{prefix}{key}": item}
-    return found
+        leaves |= _fields(item, f"{prefix}{key}.") if isinstance(item, Mapping) else {f"{prefix}{key}": item}
+    return leaves
 
 
 class _Episode(NamedTuple):
@@ -178,7 +178,7 @@ def _write_prompts(mixture: Mixture, path: Path) -> dict[str, PolicyDataset]:
     """Writes the records of each task's best episode; returns what ``policy.json`` says about the datasets."""
     writer = ArrayRecordWriter(str(path), "group_size:1,zstd:1")
     written = 0
-    found = {}
+    datasets = {}
     for dataset in mixture.datasets:
         described = dataset.described
         shards = OpenShards(dataset.shards, 16)
@@ -196,16 +196,16 @@ def _write_prompts(mixture: Mixture, path: Path) -> dict[str, PolicyDataset]:
             written += best.records
             spec = described.tasks[task].spec
             tasks[task] = PolicyTask(spec=spec, expert_return=best.expert_return, prompt=prompt)
-        found[dataset.name] = PolicyDataset(
+        datasets[dataset.name] = PolicyDataset(
             kind=dataset.totals.kind, specs=described.specs, tasks=tasks, documents=described.documents
         )
     writer.close()
-    return found
+    return datasets
 
 
 def _best_episodes(dataset: MixedDataset) -> dict[str, _Episode]:
     """By task the training episode of the highest return; of equal ones the first."""
-    found: dict[str, _Episode] = {}
+    best_of_task: dict[str, _Episode] = {}
     first_shard = 0
     for split in dataset.totals.splits:
         path = dataset.path / split.index
@@ -219,10 +219,10 @@ def _best_episodes(dataset: MixedDataset) -> dict[str, _Episode]:
             if task not in best or returns[row] > returns[best[task]]:
                 best[task] = row
         for task, row in best.items():
-            if task in found and returns[row] <= found[task].episode_return:
+            if task in best_of_task and returns[row] <= best_of_task[task].episode_return:
                 continue
             values = {name: table[name][row].as_py() for name in _COLUMNS}
-            found[task] = _Episode(
+            best_of_task[task] = _Episode(
                 episode_id=values["episode_id"],
                 agent=values["agent"],
                 episode_return=values["return"],
@@ -232,4 +232,4 @@ def _best_episodes(dataset: MixedDataset) -> dict[str, _Episode]:
                 records=len(values["record_tokens"]),
             )
         first_shard += len(split.parts)
-    return found
+    return best_of_task
