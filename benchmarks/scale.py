@@ -192,7 +192,7 @@ def write_built(job: tuple[str, int, str, list[tuple[str, str]]]) -> None:
 
 def planned(work: Path) -> tuple[Any, Any, list[Path]]:
     """Config, plan and paths of the scanned rows."""
-    from gatokit.pipelines.planning.kinds import plan_datasets, scan_units
+    from gatokit.pipelines.planning.plan import plan_datasets, scan_units
     from gatokit.schemas.config import read_config
 
     config = read_config(work / "build.yaml")
@@ -203,7 +203,7 @@ def planned(work: Path) -> tuple[Any, Any, list[Path]]:
 
 def stage_list(work: Path) -> Callable[[], Any]:
     """Sources found, their features read, files listed and grouped."""
-    import gatokit.pipelines.planning.kinds  # noqa: F401
+    import gatokit.pipelines.planning.plan  # noqa: F401
 
     return lambda: len(planned(work)[2])
 

@@ -27,13 +27,19 @@ from gatokit.pipelines.documents.text import LinesFile
 from gatokit.pipelines.documents.webdataset import WebDatasetFile
 from gatokit.pipelines.episodes.plan import EpisodesPlan
 from gatokit.pipelines.episodes.reader import EpisodeFile
-from gatokit.pipelines.planning.kinds import plan_datasets, scan_units
-from gatokit.pipelines.planning.plan import Plan, PlannedShard, plan_shards, task_rows, undivided
+from gatokit.pipelines.planning.plan import (
+    Plan,
+    PlannedShard,
+    plan_datasets,
+    plan_shards,
+    scan_units,
+    task_rows,
+    undivided,
+)
 from gatokit.pipelines.planning.shard_task import ShardTask
 from gatokit.pipelines.planning.splits import Splitter
-from gatokit.pipelines.shards.build import build_shard
 from gatokit.pipelines.shards.index import INDEX_SUFFIX, read_parts
-from gatokit.pipelines.shards.writer import MOST_RECORDS
+from gatokit.pipelines.shards.writer import MOST_RECORDS, build_shard
 from gatokit.schemas.config import BuildConfig, EpisodesConfig, Keep
 from gatokit.schemas.errors import DataError
 from gatokit.storage.files import write_rows

@@ -32,8 +32,7 @@ from gatokit.pipelines.episodes.plan import EpisodesPlan
 from gatokit.pipelines.episodes.reader import RawEpisode, SourceFeatures
 from gatokit.pipelines.find import local_path
 from gatokit.pipelines.formats.records import ByteRange
-from gatokit.pipelines.planning.kinds import plan_datasets, scan_units
-from gatokit.pipelines.planning.plan import filter_dataset, task_rows
+from gatokit.pipelines.planning.plan import filter_dataset, plan_datasets, scan_units, task_rows
 from gatokit.schemas.config import BuildConfig
 from gatokit.schemas.errors import ConfigError, DataError, RejectedError
 from gatokit.schemas.index import HELD_OUT, TRAIN

@@ -21,9 +21,8 @@ import pyarrow as pa
 
 from gatokit.pipelines.config_loading import load_vocabulary
 from gatokit.pipelines.dataset import ScanUnit
-from gatokit.pipelines.planning.kinds import unit_from_json
-from gatokit.pipelines.planning.shard_task import ShardTask
-from gatokit.pipelines.shards.build import Built, build_shard
+from gatokit.pipelines.planning.shard_task import ShardTask, unit_from_json
+from gatokit.pipelines.shards.writer import Built, build_shard
 from gatokit.schemas.errors import DataError, GatokitError
 from gatokit.storage import files
 

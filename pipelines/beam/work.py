@@ -17,9 +17,8 @@ from pathlib import Path
 
 from gatokit.pipelines.beam import crash_isolation
 from gatokit.pipelines.config_loading import load_vocabulary
-from gatokit.pipelines.planning.kinds import unit_from_json
-from gatokit.pipelines.planning.shard_task import ShardTask
-from gatokit.pipelines.shards.build import build_shard
+from gatokit.pipelines.planning.shard_task import ShardTask, unit_from_json
+from gatokit.pipelines.shards.writer import build_shard
 from gatokit.schemas.digests import digest
 from gatokit.schemas.errors import GatokitError
 from gatokit.storage import files

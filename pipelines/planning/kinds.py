@@ -1,12 +1,11 @@
 """The kinds of datasets. Each is registered here once, with the functions that the stages of a job call."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gatokit.pipelines.dataset import DatasetPlan, FilterResult, ScanUnit, ShardBuilder, ShardHeader
+from gatokit.pipelines.dataset import DatasetPlan, FilterResult, ShardBuilder, ShardHeader
 from gatokit.pipelines.documents import dedup
 from gatokit.pipelines.documents.scan import DocumentUnit, plan_documents
 from gatokit.pipelines.documents.scan import scan_units as document_units
@@ -16,7 +15,6 @@ from gatokit.pipelines.episodes.plan import plan_episodes
 from gatokit.pipelines.episodes.plan import scan_units as episode_units
 from gatokit.pipelines.episodes.scan import EpisodeUnit
 from gatokit.pipelines.episodes.tokenize import EpisodeShardBuilder, EpisodeShardHeader
-from gatokit.schemas.config import BuildConfig, EpisodesConfig
 
 
 @dataclass(frozen=True)
@@ -56,34 +54,3 @@ KINDS = {
     ),
 }
 """By ``DatasetPlan.kind``."""
-
-SCAN_UNIT_BYTES = 256 << 20
-"""Files are scanned together up to about this many bytes."""
-
-
-def plan_datasets(config: BuildConfig, base: Path) -> list[DatasetPlan]:
-    """The plan of each dataset of a config; relative paths start at ``base``.
-
-    Raises ConfigError or DataError if its sources cannot be used.
-    """
-    return [
-        KINDS["episodes" if isinstance(dataset, EpisodesConfig) else "documents"].plan(
-            dataset, f"datasets[{number}]", base
-        )
-        for number, dataset in enumerate(config.datasets)
-    ]
-
-
-def scan_units(plan: DatasetPlan, max_bytes: int, unit_bytes: int | None = None) -> list[ScanUnit]:
-    """The dataset's files in order, grouped into units of about ``unit_bytes``.
-
-    Episodes or documents above ``max_bytes`` will be rejected.
-    """
-    return KINDS[plan.kind].units(plan, max_bytes, unit_bytes or SCAN_UNIT_BYTES)
-
-
-def unit_from_json(text: str | bytes) -> ScanUnit:
-    """Reads a unit that was written with ``model_dump_json``."""
-    fields = json.loads(text)
-    unit: ScanUnit = KINDS[fields["kind"]].unit.model_validate(fields)
-    return unit

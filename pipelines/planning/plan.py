@@ -1,4 +1,4 @@
-"""Plans the shards of a dataset after its scan: verdicts, what is held out, and a task for every shard."""
+"""Plans a dataset: the units of its scan, and after the scan the verdicts and a task for every shard."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,13 +9,36 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from gatokit.pipelines.dataset import DatasetPlan, FilterResult, ShardSettings
-from gatokit.pipelines.planning.holdout import hold_out
+from gatokit.pipelines.dataset import DatasetPlan, FilterResult, ScanUnit, ShardSettings
 from gatokit.pipelines.planning.kinds import KINDS
 from gatokit.pipelines.planning.shard_task import ShardTask
-from gatokit.pipelines.planning.splits import Splitter
-from gatokit.schemas.config import BuildConfig
+from gatokit.pipelines.planning.splits import Splitter, hold_out
+from gatokit.schemas.config import BuildConfig, EpisodesConfig
 from gatokit.storage.files import side_by_side
+
+SCAN_UNIT_BYTES = 256 << 20
+"""Files are scanned together up to about this many bytes."""
+
+
+def plan_datasets(config: BuildConfig, base: Path) -> list[DatasetPlan]:
+    """The plan of each dataset of a config; relative paths start at ``base``.
+
+    Raises ConfigError or DataError if its sources cannot be used.
+    """
+    return [
+        KINDS["episodes" if isinstance(dataset, EpisodesConfig) else "documents"].plan(
+            dataset, f"datasets[{number}]", base
+        )
+        for number, dataset in enumerate(config.datasets)
+    ]
+
+
+def scan_units(plan: DatasetPlan, max_bytes: int, unit_bytes: int | None = None) -> list[ScanUnit]:
+    """The dataset's files in order, grouped into units of about ``unit_bytes``.
+
+    Episodes or documents above ``max_bytes`` will be rejected.
+    """
+    return KINDS[plan.kind].units(plan, max_bytes, unit_bytes or SCAN_UNIT_BYTES)
 
 
 @dataclass(frozen=True)

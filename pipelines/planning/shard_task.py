@@ -1,4 +1,5 @@
-"""A shard task: the rows and the header of one shard. They determine its bytes, and its fingerprint names them.
+"""What travels to a worker. A shard task has the rows and the header of one shard: they determine its bytes, and its
+fingerprint names them.
 
 The planning stage writes tasks to files. A worker, on any machine and at any time, reads a task and writes the shard.
 """
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from gatokit.pipelines.dataset import ShardBuilder, ShardHeader
+from gatokit.pipelines.dataset import ScanUnit, ShardBuilder, ShardHeader
 from gatokit.pipelines.planning.kinds import KINDS
 from gatokit.schemas.digests import digest, json_digest
 from gatokit.schemas.index import INDEX_VERSION
@@ -69,3 +70,10 @@ class ShardTask:
 def _column_bytes(column: pa.ChunkedArray) -> bytes:
     """Bytes that depend on the values alone, not on how Arrow lays them out."""
     return repr(column.to_pylist()).encode()
+
+
+def unit_from_json(text: str | bytes) -> ScanUnit:
+    """Reads a unit that was written with ``model_dump_json``."""
+    fields = json.loads(text)
+    unit: ScanUnit = KINDS[fields["kind"]].unit.model_validate(fields)
+    return unit

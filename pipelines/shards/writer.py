@@ -1,18 +1,27 @@
-"""Writes the shard files of a split and its index; each appears whole, checked and synced, or not at all."""
+"""Builds a shard: writes its records and its index. Each file appears complete, checked and synced, or not at all."""
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import google_crc32c
+import pyarrow as pa
 from array_record.python.array_record_module import ArrayRecordWriter
 
+from gatokit.pipelines.planning.shard_task import ShardTask
+from gatokit.pipelines.shards.index import INDEX_SUFFIX, write_index
+from gatokit.schemas.errors import RejectedError
+from gatokit.schemas.index import HELD_OUT, INDEX, TRAIN
 from gatokit.schemas.manifest import ShardEntry
 from gatokit.storage.array_record import SEQUENTIAL, ArrayRecordError, ArrayRecordFile
 from gatokit.storage.files import commit, temporary_beside
+from gatokit.tokenizers.text import TextTokenizer
 
 _HASH_BYTES = 16 << 20
 """A shard is hashed and synced on whenever about this many bytes of records were written."""
@@ -20,6 +29,65 @@ MOST_RECORDS = 65_536
 """A part with this many records is full; only an owner with more of them makes a larger one."""
 WRITER_OPTIONS = "group_size:1,zstd:-1"
 _READ_TOGETHER = 8
+CRASHED = "crashed_decoder"
+_NO_CRASHES: Mapping[int, str] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class Built:
+    """What ``build_shard`` wrote: rows of the index (``kind`` is ``episodes`` or ``documents``), rows that are kept,
+    tokens, shard files and their bytes."""
+
+    kind: str
+    rows: int
+    kept: int
+    tokens: int
+    shards: int
+    bytes: int
+
+
+def build_shard(
+    task: ShardTask, directory: str | Path, text: TextTokenizer, crashed: Mapping[int, str] = _NO_CRASHES
+) -> Built:
+    """Reads, tokenizes and writes the kept rows of a task, and then the index, which marks the shard as finished.
+
+    Training rows come first in the shard and held-out rows last, both in source order. A row that cannot become tokens
+    is dropped with a reason. Rows in ``crashed`` are not read, because that ends the process as their text says. Raises
+    DataError if the source changed since the scan.
+    """
+    columns = {name: task.rows[name].to_pylist() for name in task.rows.column_names}
+    for row, detail in crashed.items():
+        columns["kept"][row], columns["split"][row] = False, None
+        columns["reason"][row], columns["detail"][row] = CRASHED, detail
+    result: dict[str, list[Any]] = {
+        name: [None] * task.rows.num_rows for name in ("tokens", "part", "first_record", "record_tokens")
+    }
+    builder = task.builder(text)
+    with ShardWriter(directory, task.stem) as writer:
+        for split in (TRAIN, HELD_OUT):
+            rows = [row for row, value in enumerate(columns["split"]) if value == split]
+            for row, made in builder.tokenize(columns, rows):
+                if isinstance(made, RejectedError):
+                    columns["kept"][row], columns["split"][row] = False, None
+                    columns["reason"][row], columns["detail"][row] = made.reason, made.detail
+                    continue
+                part, first = writer.add(made.records, made.tokens, held_out=split == HELD_OUT)
+                result["tokens"][row], result["part"][row] = sum(made.tokens), part
+                result["first_record"][row], result["record_tokens"][row] = first, made.tokens
+                if made.remark is not None:
+                    columns["detail"][row] = "; ".join(filter(None, (columns["detail"][row], made.remark)))
+        writer.finish()
+        result["tokens"] = [0 if tokens is None else tokens for tokens in result["tokens"]]
+        index = pa.table({**columns, **result}).select(INDEX.names).cast(INDEX)
+        write_index(Path(directory) / (task.stem + INDEX_SUFFIX), index, writer.parts, builder.out_of_range)
+    return Built(
+        kind=task.header.kind,
+        rows=len(columns["kept"]),
+        kept=sum(columns["kept"]),
+        tokens=sum(part.tokens for part in writer.parts),
+        shards=len(writer.parts),
+        bytes=sum(part.size for part in writer.parts),
+    )
 
 
 class _GrowingDigest:
@@ -63,7 +131,7 @@ class _GrowingDigest:
 
 
 class ShardWriter:
-    """Writes records in order into as many parts as it takes; training records come first.
+    """Writes records in order into as many parts as needed; training records come first.
 
     Use as a context manager; ``finish`` commits the last part. A part is written under a temporary name, read
     back record by record, synced and renamed; leaving without ``finish`` removes what is not committed.

@@ -13,9 +13,8 @@ from gatokit.pipelines.beam import crash_isolation as isolated
 from gatokit.pipelines.beam import jobs, work
 from gatokit.pipelines.planning.shard_task import ShardTask
 from gatokit.pipelines.run import build
-from gatokit.pipelines.shards import build as shard_build
 from gatokit.pipelines.shards import writer as shard_writer
-from gatokit.pipelines.shards.build import Built, build_shard
+from gatokit.pipelines.shards.writer import Built, build_shard
 from gatokit.tokenizers.text import TextTokenizer
 
 Attempt = Callable[[str, str], Built]
@@ -47,22 +46,22 @@ def doubled(monkeypatch: pytest.MonkeyPatch) -> Callable[[Attempt], list[Any]]:
     return install
 
 
-def together(monkeypatch: pytest.MonkeyPatch, module: Any, name: str) -> None:
-    """Two threads always reach a function of the module before either goes on."""
-    barrier, real = threading.Barrier(2), getattr(module, name)
+def together(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Two threads always reach a function of the writer before either goes on."""
+    barrier, real = threading.Barrier(2), getattr(shard_writer, name)
 
     def waits(*arguments: Any, **options: Any) -> Any:
         barrier.wait(60)
         return real(*arguments, **options)
 
-    monkeypatch.setattr(module, name, waits)
+    monkeypatch.setattr(shard_writer, name, waits)
 
 
-@pytest.mark.parametrize(("module", "name"), [(shard_writer, "commit"), (shard_build, "write_index")])
-def test_two_threads(module, name, tmp_path, texts, vocabulary, contents, doubled, monkeypatch):
+@pytest.mark.parametrize("name", ["commit", "write_index"])
+def test_two_threads(name, tmp_path, texts, vocabulary, contents, doubled, monkeypatch):
     build(texts, tmp_path / "fresh")
     text = TextTokenizer.load(vocabulary)
-    together(monkeypatch, module, name)
+    together(monkeypatch, name)
     found = doubled(lambda path, directory: build_shard(ShardTask.read(path), directory, text))
     build(texts, tmp_path / "out")
     assert found

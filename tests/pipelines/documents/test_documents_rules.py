@@ -287,14 +287,14 @@ def test_neither_units_nor_batches_matter(tmp_path, configured, monkeypatch, rea
     """Of a scan, and of what is tokenized together."""
     from gatokit.pipelines.documents import scan as document_scan
     from gatokit.pipelines.documents import tokenize as documents
-    from gatokit.pipelines.planning import kinds
+    from gatokit.pipelines.planning import plan as planning
 
     for name in "abcd":
         write_lines(tmp_path / f"{name}.jsonl", [*texts(14, begin=10 * ord(name)), " "])
     (tmp_path / "0.jsonl").write_bytes(b"")
     config = configured("kind: text, source: '*.jsonl'", config="shard_bytes: 1024\nholdout: 0.2")
     build(config, tmp_path / "out")
-    monkeypatch.setattr(kinds, "SCAN_UNIT_BYTES", 1)
+    monkeypatch.setattr(planning, "SCAN_UNIT_BYTES", 1)
     monkeypatch.setattr(document_scan, "_BATCH_ROWS", 3)
     monkeypatch.setattr(documents, "_BATCH_DOCUMENTS", 2)
     monkeypatch.setattr(documents, "_BATCH_CHARACTERS", 50)

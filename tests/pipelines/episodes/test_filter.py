@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from gatokit.pipelines.dataset import LEAST_BAD_ROWS, Losses, Stream, Task, check_budget, row_hash
 from gatokit.pipelines.episodes.filter import Rows, filter_rows
-from gatokit.pipelines.planning.holdout import held_out
+from gatokit.pipelines.planning.splits import held_out
 from gatokit.schemas.config import Keep
 from gatokit.schemas.errors import ConfigError, DataError
 
