@@ -1,4 +1,4 @@
-"""What a command is given: a build config, perhaps one dataset of it, and the vocabulary that it names."""
+"""Reads a build config, the lists of episodes that it names, and its vocabulary."""
 
 import os
 from pathlib import Path

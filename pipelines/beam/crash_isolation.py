@@ -1,10 +1,8 @@
-"""Work of which an earlier attempt died, done in a process of its own: a decoder that crashes ends that one alone.
+"""Repeats a piece of work in an isolated process, after an earlier attempt at it died.
 
-Whoever begins a piece of work leaves a note until it ends. A note that is there already is that of an attempt that
-died, was killed or still runs elsewhere; in each case a process of its own gives the same result. Where that one
-crashes too, another goes through the rows one by one and says at which it is, until those that crash are known.
-
-Run as a program, this module is that process: it reads its task from standard input, as JSON.
+If a decoder crashes, it ends that process alone. Then another process goes through the rows one by one and says which
+row it is at, until all rows that crash are known. Run as a program, this module is such a process: it reads its task
+from standard input as JSON.
 """
 
 import json
@@ -27,16 +25,17 @@ from gatokit.schemas.errors import DataError, GatokitError
 from gatokit.storage import files
 
 MOST_CRASHES = 20
-"""Rows of one order that may crash their decoder before there must be another reason."""
+"""If more rows of one shard crash their decoder, the reason must be another one."""
 _CRASHES = {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGTRAP, signal.SIGSYS}
 _FAILED = 3
 _KILLED = "probably for lack of memory: take fewer --workers or a machine with more, or leave it out of the source"
 
 
 def build(order: str | Path, directory: str | Path, vocabulary: str | Path) -> Built:
-    """As ``build_shard``, of the order in a file; rows that end the process are dropped as ``crashed_decoder``.
+    """Does what ``build_shard`` does with the task in the file ``order``. Rows that crash are dropped as
+    ``crashed_decoder``.
 
-    DataError where the process ends for another reason than one of the rows.
+    Raises DataError if the process ends for another reason than one of the rows.
     """
     task = {"do": "build", "order": str(order), "directory": str(directory), "vocabulary": str(vocabulary)}
     crashed: dict[int, str] = {}
@@ -51,9 +50,9 @@ def build(order: str | Path, directory: str | Path, vocabulary: str | Path) -> B
 
 
 def scan(unit: ScanUnit, result: str | Path) -> int:
-    """Scans a unit into a file, as ``write_rows`` writes it; the number of its rows.
+    """Scans a unit, writes its rows with ``write_rows``, and returns their number.
 
-    DataError names the file with which the process ends.
+    Raises DataError, which names the file, if the process ends.
     """
     said, ended = _run({"do": "scan", "unit": json.loads(unit.model_dump_json()), "result": str(result)})
     if ended is None:
@@ -74,7 +73,7 @@ def _file_name(file: Any) -> str:
 
 
 def _find(task: dict[str, Any], crashed: dict[int, str]) -> None:
-    """Adds the rows that crash, and how."""
+    """Adds the rows that crash, each with the signal that ended the process."""
     start = 0
     while True:
         said, ended = _run({**task, "do": "probe", "start": start, "crashed": list(crashed.items())})
@@ -111,9 +110,9 @@ def _unexplained(order: ShardTask, ended: signal.Signals) -> str:
 
 
 def _run(task: dict[str, Any]) -> tuple[list[bytes], signal.Signals | None]:
-    """Runs a task in a process: the lines that it said, and the signal that ended it.
+    """Runs a task in a process. Returns the lines that it wrote, and the signal that ended it, if one did.
 
-    DataError with its own words where it failed for a reason that its user can mend.
+    Raises DataError, with the message of the process, if it failed for a reason that the user can mend.
     """
     reading, writing = os.pipe()
     with open(reading, "rb") as answers:

@@ -1,4 +1,4 @@
-"""What dead attempts leave in a directory, and its removal. No file that the manifest names is ever among it."""
+"""Finds and removes what interrupted jobs left in a directory. A file that the manifest names is never removed."""
 
 import re
 from collections.abc import Collection, Iterator
@@ -13,7 +13,7 @@ from gatokit.storage.files import is_remote
 from gatokit.storage.lock import hold
 
 WORK = ".work"
-"""Folder of a build that has not ended: scanned rows, orders, notes."""
+"""Folder of a job that has not finished: scanned rows, shard tasks, markers."""
 _TEMPORARY = re.compile(re.escape(files.TEMPORARY) + r"[0-9a-f]{32}-.+", re.DOTALL)
 _SUMMARY = re.compile(r"(dataset(-[0-9a-f]{16})?\.json|tasks(-[0-9a-f]{16})?\.parquet)")
 _SHARD = re.compile(r"-[0-9a-f]{16}(-\d{3,})?\.arrayrecord")
@@ -22,7 +22,7 @@ _INDEX = re.compile(r"-[0-9a-f]{16}" + re.escape(INDEX_SUFFIX))
 
 @dataclass(frozen=True)
 class Leftover:
-    """A file that belongs to nothing; ``path`` is below the directory, with forward slashes."""
+    """A file that belongs to no finished job. ``path`` is relative to the directory, with forward slashes."""
 
     path: str
     bytes: int
@@ -34,11 +34,11 @@ class Leftover:
 
 
 def collect(directory: str | Path, *, work: bool = False, dry_run: bool = False) -> list[Leftover]:
-    """Removes, or with ``dry_run`` only lists, what dead attempts left: temporary files, shards and indexes that the
-    manifest does not name, and with ``work`` also the folder from which an interrupted build would go on.
+    """Removes, or with ``dry_run`` only lists, what interrupted jobs left: temporary files, and shards and indexes that
+    the manifest does not name. With ``work`` also the folder from which an interrupted build would continue.
 
-    Without a manifest nobody can tell which shards are wanted, and they stay. ConfigError where the directory is none
-    of ours, DataError while a build holds it.
+    Without a manifest it is unknown which shards are needed, and they stay. Raises ConfigError if this is no directory
+    of a build or scan, DataError while a build holds it.
     """
     root = files.out_directory(directory)
     there = set(files.names(root))
@@ -58,15 +58,20 @@ def collect(directory: str | Path, *, work: bool = False, dry_run: bool = False)
 
 
 def remove_leftovers(root: Path, named: Collection[str]) -> list[Leftover]:
-    """Removes what is not ``named`` by the manifest and was left by attempts that died or by another build; of the work
-    of an interrupted build nothing."""
+    """Removes what interrupted jobs or another build left and the manifest does not name (``named`` are its paths).
+
+    The work folder of an interrupted build stays.
+    """
     found = list(leftovers(root, named, work=False))
     _remove(root, found)
     return found
 
 
 def leftovers(root: Path, named: Collection[str] | None, work: bool) -> Iterator[Leftover]:
-    """Files of our own making, known by their names, that are not ``named``; None: temporary files alone."""
+    """The files that a job wrote, recognised by their names, and that are not ``named``.
+
+    If ``named`` is None, only temporary files.
+    """
     for name in files.names(root):
         if name == WORK:
             yield from _of_work(root, WORK, work)
@@ -100,7 +105,7 @@ def _of_work(root: Path, path: str, everything: bool) -> Iterator[Leftover]:
 
 
 def _is_folder(path: Path) -> bool:
-    """Whether it is a directory and no link to one."""
+    """Whether the path is a directory, not a link to one."""
     return files.is_directory(path) and not path.is_symlink()
 
 

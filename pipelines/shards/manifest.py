@@ -1,4 +1,4 @@
-"""The end of a job: totals from the indexes, the last checks, ``tasks.parquet``, ``dataset.json``, the manifest."""
+"""Finishes a job: totals from the indexes, the last checks, ``tasks.parquet``, ``dataset.json`` and the manifest."""
 
 import hashlib
 import importlib.metadata
@@ -38,7 +38,7 @@ from gatokit.storage.files import exists, file_digest, read_bytes, write_atomica
 from gatokit.storage.prefetch import prefetch
 
 MOST_OUTSIDE = 0.001
-"""Share of an action's values that may lie outside of its range before the range is taken to be wrong."""
+"""If a larger share of an action's values lies outside of its range, the range is wrong."""
 _PACKAGES = (
     "gatokit",
     "apache-beam",
@@ -71,8 +71,8 @@ class Finished:
 def finish_dataset(root: Path, plan: Plan, config: BuildConfig, content: Literal["build", "scan"]) -> Finished:
     """Reads the indexes of a dataset's splits, checks it and makes its two summary files.
 
-    DataError where the build found more bad episodes than the budget allows, an action whose range is wrong
-    or a task of which nothing is left.
+    Raises DataError if the build found more bad episodes than the budget allows, the range of an action is wrong, or
+    nothing is left of a task.
     """
     dataset = plan.dataset.config
     directory = root / dataset.name
@@ -219,7 +219,7 @@ def packages() -> dict[str, str]:
 
 
 def _is_of(file: FileEntry, dataset: DatasetEntry) -> bool:
-    """Whether a file is one of the dataset's summaries."""
+    """Whether a file is one of the dataset's two summary files."""
     return file.path in (f"{dataset.directory}/{dataset.described_file}", f"{dataset.directory}/{dataset.tasks_file}")
 
 
