@@ -20,20 +20,7 @@ from tests.google.fixtures import Bucket
 from tests.google.workers import execute, install
 
 ROOT = Path(__file__).resolve().parents[2]
-FOLDERS = (
-    "schemas",
-    "tokenizers",
-    "storage",
-    "pipelines",
-    "inspection",
-    "loader",
-    "trainer",
-    "policy",
-    "evaluation",
-    "environments",
-    "cli",
-)
-
+FOLDERS = [path.parent.name for path in ROOT.glob("*/__init__.py")]
 CONFIG = """
 vocabulary: text.model
 chunk_tokens: 64
@@ -54,7 +41,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for path in ROOT.iterdir():
         if path.is_file():
             shutil.copy2(path, copy)
-    for folder in (*FOLDERS, "dataflow"):
+    for folder in (*FOLDERS, "deploy"):
         shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
     return copy
 
@@ -311,7 +298,7 @@ def test_the_flex_template_makes_a_job_that_runs_the_build(
     launcher = ["--runner=DataflowRunner", "--project=p", "--region=r", "--job_name=launch", "--sdk_location=container"]
     where = [f"--temp_location={bucket.url('tmp')}", f"--template_location={bucket.url('launch/job_object')}"]
     service = ["--no_auth", f"--dataflow_endpoint={dataflow.url}"]
-    command = [sys.executable, str(checkout / "dataflow" / "template.py"), *parameters, image, *launcher, *where]
+    command = [sys.executable, str(checkout / "deploy" / "template.py"), *parameters, image, *launcher, *where]
     done = subprocess.run([*command, *service], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert dataflow.jobs == []
@@ -322,10 +309,9 @@ def test_the_flex_template_makes_a_job_that_runs_the_build(
     assert steps(bucket, job) == ["Arguments", "Run the build"]
 
     # Its worker runs this; the program stands in for the command.
-    (tmp_path / "gatokit" / "cli").mkdir(parents=True)
-    for folder in ("gatokit", "gatokit/cli"):
-        (tmp_path / folder / "__init__.py").touch()
-    program = tmp_path / "gatokit" / "cli" / "main.py"
+    (tmp_path / "gatokit").mkdir()
+    (tmp_path / "gatokit" / "__init__.py").touch()
+    program = tmp_path / "gatokit" / "__main__.py"
     program.write_text(f"import json, sys; json.dump(sys.argv[1:], open({str(tmp_path / 'said')!r}, 'w'))")
     (tmp_path / "bin").mkdir()
     python = tmp_path / "bin" / "python"
