@@ -102,7 +102,7 @@ def _refuse_retired(words: list[str], retired: dict[str, str]) -> None:
     for word in words:
         name = word.partition("=")[0]
         if name in retired:
-            raise ConfigError(f"there is no option {name} any more", way_out=retired[name], code="usage")
+            raise ConfigError(f"{name} is no longer an option", way_out=retired[name], code="usage")
 
 
 def _overview() -> str:

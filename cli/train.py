@@ -26,6 +26,10 @@ RUN_CONFIG is a YAML file or one of the presets tiny, 79m, 364m and 1.2b. The sm
 Run the same command again to go on from the newest checkpoint in --out. SIGTERM or Ctrl-C writes a checkpoint first;
 a second one ends at once."""
 
+RETIRED = {
+    "--overfit-one-batch": "to see the loss near zero, train on a small build, such as gatokit build CONFIG --out "
+    "small --limit 1"
+}
 PROFILE_STEPS = 5
 
 
@@ -45,7 +49,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", metavar="DIR", help="directory of the run")
     parser.add_argument("--steps", type=positive, metavar="N", help="stop at step N; the schedule stays the config's")
-    parser.add_argument("--overfit-one-batch", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument(
         "--profile",
         type=positive,
@@ -74,11 +77,6 @@ def run(arguments: argparse.Namespace) -> int:
     """Trains, or says what the config would take."""
     from gatokit.schemas.run import read_run_config
 
-    if arguments.overfit_one_batch:
-        raise ConfigError(
-            "--overfit-one-batch is no longer an option: to see the loss near zero, train on a small build, such as "
-            "gatokit build CONFIG --out small --limit 1"
-        )
     config = read_run_config(arguments.config)
     output = Output(arguments.json)
     for flag, option in (("compile_only", "topology"), ("plan", "device")):

@@ -213,7 +213,7 @@ def test_an_option_that_is_gone_says_what_to_write_instead(capsys, monkeypatch):
     monkeypatch.setattr("gatokit.cli.verify.RETIRED", {"--fast": "leave it out: every check is fast"}, raising=False)
     for words in (["--fast"], ["--fast=2"]):
         assert main(["verify", "built", *words]) == 2
-        error = "gatokit: there is no option --fast any more; leave it out: every check is fast\n"
+        error = "gatokit: --fast is no longer an option; leave it out: every check is fast\n"
         assert capsys.readouterr().err == error
 
 

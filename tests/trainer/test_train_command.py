@@ -40,7 +40,7 @@ def line_parameters(said: str) -> int:
         (["tiny", "--data", "nowhere", "--out", "run"], "there is no directory nowhere"),
         (
             ["tiny", "--overfit-one-batch"],
-            "--overfit-one-batch is no longer an option: to see the loss near zero, train",
+            "--overfit-one-batch is no longer an option; to see the loss near zero, train on",
         ),
         (["tiny", "--plan"], "--plan and --device go together: give both or none"),
         (["tiny", "--topology", "v3:16x16"], "--compile-only and --topology go together: give both or none"),
