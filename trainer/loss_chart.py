@@ -8,6 +8,8 @@ from gatokit.schemas.errors import DataError
 from gatokit.trainer.metrics import Line, read_metrics
 
 LOSS_CHART = "loss.png"
+DASHES = {"training": [1, 0], "held out": [6, 3], "unigram entropy": [2, 2]}
+"""Lengths of dashes and gaps, by series."""
 MOST_POINTS = 400
 """Of a curve; a longer run is drawn as means over equal numbers of lines."""
 
@@ -41,7 +43,12 @@ def draw_losses(out: Path, entropies: dict[str, float] | None = None) -> Path | 
         _panel("loss by kind, nats", kinds, 340),
         _panel("learning rate", rates, 110),
     ]
-    chart = {"vconcat": panels, "resolve": {"scale": {"color": "independent"}}, "background": "white"}
+    chart = {
+        "title": {"text": "solid: training · dashed: held out · dotted: unigram entropy", "anchor": "start"},
+        "vconcat": panels,
+        "resolve": {"scale": {"color": "independent"}},
+        "background": "white",
+    }
     path = out / LOSS_CHART
     try:
         path.write_bytes(vl_convert.vegalite_to_png(chart, scale=1.5))
@@ -74,6 +81,11 @@ def _panel(title: str, points: list[Line], height: int) -> dict[str, Any]:
             "x": {"field": "step", "type": "quantitative"},
             "y": {"field": "value", "type": "quantitative", "title": title},
             "color": {"field": "curve", "type": "nominal"},
-            "strokeDash": {"field": "series", "type": "nominal"},
+            "strokeDash": {
+                "field": "series",
+                "type": "nominal",
+                "scale": {"domain": list(DASHES), "range": list(DASHES.values())},
+                "legend": None,
+            },
         },
     }
