@@ -161,7 +161,7 @@ def _check_options(arguments: argparse.Namespace) -> list[str]:
 def _show_against(output: Output, left: "Directory", rule: "Rule | None", arguments: argparse.Namespace) -> None:
     """Shows what changed from a directory, as it is or by a rule, to another directory or by another rule."""
     from gatokit.inspection import open_directory
-    from gatokit.inspection.compare.directories import compare, compare_rules
+    from gatokit.inspection.compare import compare, compare_rules
     from gatokit.inspection.preview import rule_text
     from gatokit.inspection.tables.changes import show_changes
 
@@ -268,8 +268,7 @@ def _instead(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
 
 def _show_one(output: Output, dataset: "DatasetReader", row: "EpisodeRow", arguments: argparse.Namespace) -> None:
     """Shows one episode or document."""
-    from gatokit.inspection.tables.document import show_document
-    from gatokit.inspection.tables.episode import show_episode
+    from gatokit.inspection.tables.episode import show_document, show_episode
 
     if not dataset.holds_documents:
         if arguments.full:

@@ -1,9 +1,8 @@
 """Opens finished builds and scans: episodes, documents, tokens, decoded values, and whether every byte is right."""
 
 from gatokit.inspection.preview import TaskPreview, preview
-from gatokit.inspection.read.dataset import DatasetReader
-from gatokit.inspection.read.directory import Directory, open_directory
-from gatokit.inspection.read.rows import EpisodeRow, TaskRow
+from gatokit.inspection.read.directory import DatasetReader, Directory, open_directory
+from gatokit.inspection.read.index import EpisodeRow, TaskRow
 from gatokit.inspection.read.stored import Step, StoredDocument, StoredEpisode
 from gatokit.inspection.verify.directory import Fault
 

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gatokit.inspection.read.dataset import DatasetReader
-from gatokit.inspection.read.directory import Directory
+from gatokit.inspection.read.directory import DatasetReader, Directory
 from gatokit.inspection.tables.summary import hours
 from gatokit.schemas.words import counted
 

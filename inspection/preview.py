@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from gatokit.inspection.read.columns import TaskCodes, among, named
-from gatokit.inspection.read.dataset import DatasetReader
+from gatokit.inspection.read.directory import DatasetReader
+from gatokit.inspection.read.index import TaskCodes, among, named
 from gatokit.schemas.config import Keep
 from gatokit.schemas.episode_list import EpisodeList
 from gatokit.schemas.errors import ConfigError

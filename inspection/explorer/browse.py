@@ -12,8 +12,8 @@ from gatokit.inspection.explorer.query import Filter, Match, Order, find, page, 
 from gatokit.inspection.explorer.selection import Selection
 from gatokit.inspection.explorer.task_list import TaskList
 from gatokit.inspection.explorer.widgets import WIDGET_STYLE, Table, Words, column, table_data
-from gatokit.inspection.read.dataset import DatasetReader
-from gatokit.inspection.read.rows import EpisodeRow
+from gatokit.inspection.read.directory import DatasetReader
+from gatokit.inspection.read.index import EpisodeRow
 from gatokit.schemas.errors import ConfigError, GatokitError
 from gatokit.schemas.index import HELD_OUT, REASONS, TRAIN
 from gatokit.schemas.words import counted, shown

@@ -13,9 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from gatokit.inspection.read.columns import coded, named
-from gatokit.inspection.read.dataset import DatasetReader
-from gatokit.inspection.read.rows import EpisodeRow
+from gatokit.inspection.read.directory import DatasetReader
+from gatokit.inspection.read.index import EpisodeRow, coded, named
 from gatokit.schemas import where
 from gatokit.schemas.where import ColumnType, Strings, Truth
 

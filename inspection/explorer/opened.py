@@ -12,11 +12,9 @@ from gatokit.inspection.explorer.columns import COLUMNS, value_of
 from gatokit.inspection.explorer.playing import PlayedEpisode, StepView
 from gatokit.inspection.explorer.plot import StepPlots
 from gatokit.inspection.explorer.widgets import WIDGET_STYLE, Parts, Player, Table, Words, column, table_data
-from gatokit.inspection.read.dataset import DatasetReader
-from gatokit.inspection.read.directory import Directory
-from gatokit.inspection.read.rows import EpisodeRow
-from gatokit.inspection.read.tokens import DocumentTokens, EpisodeTokens, kind_name
-from gatokit.inspection.read.values import data_url
+from gatokit.inspection.read.directory import DatasetReader, Directory
+from gatokit.inspection.read.index import EpisodeRow
+from gatokit.inspection.read.values import DocumentTokens, EpisodeTokens, data_url, kind_name
 from gatokit.schemas.errors import GatokitError, RejectedError
 from gatokit.schemas.tokens import EncodedImage, TokenKind
 from gatokit.schemas.words import counted, shown

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gatokit.inspection.read.stored import StoredEpisode
-from gatokit.inspection.read.tokens import EpisodeTokens, number_text, short_name
-from gatokit.inspection.read.values import flag_names
+from gatokit.inspection.read.values import EpisodeTokens, flag_names, number_text, short_name
 from gatokit.schemas.episode import FieldSpec
 from gatokit.schemas.tokens import EncodedImage
 from gatokit.tokenizers.text import TextTokenizer

@@ -14,9 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from gatokit.inspection.explorer.columns import KINDS, IndexColumns, reads
-from gatokit.inspection.read.columns import among
-from gatokit.inspection.read.dataset import DatasetReader
-from gatokit.inspection.read.rows import EpisodeRow
+from gatokit.inspection.read.directory import DatasetReader
+from gatokit.inspection.read.index import EpisodeRow, among
 from gatokit.schemas.errors import ConfigError
 from gatokit.schemas.where import Column, Strings, Truth, Where
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 
-from gatokit.inspection.read.dataset import DatasetReader
+from gatokit.inspection.read.directory import DatasetReader
 
 HEADER = ("episode_id", "dataset", "task")
 """The columns of the list, as ``schemas.episode_list`` reads them."""

@@ -17,8 +17,7 @@ from gatokit.inspection.explorer.browse import Browse
 from gatokit.inspection.explorer.opened import Opened
 from gatokit.inspection.explorer.selection import Selection, config_lines
 from gatokit.inspection.explorer.widgets import WIDGET_STYLE, Words
-from gatokit.inspection.read.dataset import DatasetReader
-from gatokit.inspection.read.directory import Directory
+from gatokit.inspection.read.directory import DatasetReader, Directory
 from gatokit.schemas.errors import ConfigError
 from gatokit.schemas.words import counted
 

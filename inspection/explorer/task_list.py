@@ -7,8 +7,8 @@ import panel as pn
 
 from gatokit.inspection.explorer.query import Order, toggled
 from gatokit.inspection.explorer.widgets import WIDGET_STYLE, Table, column, table_data
-from gatokit.inspection.read.dataset import DatasetReader
-from gatokit.inspection.read.rows import TaskTotals
+from gatokit.inspection.read.directory import DatasetReader
+from gatokit.inspection.read.index import TaskTotals
 from gatokit.schemas.words import shown
 
 TASKS_A_PAGE = 15

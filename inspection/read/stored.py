@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from gatokit.inspection.read.rows import EpisodeRow
+from gatokit.inspection.read.index import EpisodeRow
 from gatokit.schemas.episode import EpisodeSpec, FieldSpec
 from gatokit.schemas.errors import DataError
 from gatokit.schemas.record import Record

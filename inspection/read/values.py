@@ -1,15 +1,160 @@
-"""Decoded values for JSON, for a cell of a table and for a page."""
+"""Every token of a stored episode or document by name: its record, step and field, and the value that it came from.
+
+Legend: S time steps, T tokens, N records.
+"""
 
 import base64
 import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from gatokit.schemas.episode import FIRST, LAST, TERMINAL
-from gatokit.schemas.tokens import EncodedImage
+from gatokit.inspection.read.stored import StoredDocument, StoredEpisode
+from gatokit.schemas.episode import FIRST, LAST, TERMINAL, FieldSpec
+from gatokit.schemas.tokens import NO_POSITION, PREDICTED, EncodedImage, TokenKind, TokenSequence
+from gatokit.tokenizers.episode import FieldValues
 from gatokit.tokenizers.image_codec import decode
 from gatokit.tokenizers.image_header import probe
+from gatokit.tokenizers.layout import StepLayout
+from gatokit.tokenizers.text import TextTokenizer
+
+SEPARATOR = "observation | action"
+"""The value of a separator, which comes from no field."""
+
+
+@dataclass(frozen=True)
+class NamedToken:
+    """A token of an episode or document.
+
+    ``at`` counts from its first token, ``record`` from its first record; ``step`` is None in a document. ``field`` has
+    the component's number if the field has several; ``value`` is what the token decodes to: a number, a text piece,
+    the patch's row and column. ``is_target`` says whether the kind is predicted.
+    """
+
+    at: int
+    record: int
+    step: int | None
+    id: int
+    kind: TokenKind
+    field: str
+    value: str
+    position: int | None
+    is_target: bool
+
+
+class _Tokens:
+    """The T tokens of one episode or document; a subclass says which step, field and value one of them belongs to."""
+
+    def __init__(
+        self, sequence: TokenSequence, record_tokens: Sequence[int] | None, text: TextTokenizer | None
+    ) -> None:
+        self.sequence = sequence
+        self._text = text
+        self._record_ends = np.cumsum(np.array(record_tokens or [len(sequence.tokens)], np.int64))
+
+    def __len__(self) -> int:
+        return len(self.sequence.tokens)
+
+    def of_record(self, at: int) -> range:
+        """The tokens of the record that holds token ``at``."""
+        record = int(np.searchsorted(self._record_ends, at, side="right"))
+        return range(int(self._record_ends[record - 1]) if record else 0, int(self._record_ends[record]))
+
+    def named(self, tokens: Iterable[int]) -> list[NamedToken]:
+        """Some of the T tokens, by their ordinals."""
+        return [self._named(at) for at in tokens]
+
+    def _named(self, at: int) -> NamedToken:
+        kind, position = TokenKind(int(self.sequence.kinds[at])), int(self.sequence.positions[at])
+        step, field, value = self._source(at)
+        return NamedToken(
+            at=at,
+            record=int(np.searchsorted(self._record_ends, at, side="right")),
+            step=step,
+            id=int(self.sequence.tokens[at]),
+            kind=kind,
+            field=field,
+            value=value,
+            position=None if position == NO_POSITION else position,
+            is_target=kind in PREDICTED,
+        )
+
+    def _piece(self, at: int) -> str:
+        return "" if self._text is None else self._text.piece(int(self.sequence.tokens[at]))
+
+    def _source(self, at: int) -> tuple[int | None, str, str]:
+        """Step, field and value of token ``at``."""
+        raise NotImplementedError
+
+
+class EpisodeTokens(_Tokens):
+    """Names the tokens of an episode; ``values`` are those of ``episode.decode()``."""
+
+    def __init__(self, episode: StoredEpisode, values: dict[str, FieldValues], text: TextTokenizer | None) -> None:
+        """``text`` names pieces of text. Raises ValueError if the tokens are not of the spec."""
+        super().__init__(episode.sequence, episode.row.record_tokens, text)
+        self._values = values
+        self._layout = StepLayout(episode.spec)
+        self._begin = self._layout.arrangement_of(episode.sequence).begin
+
+    def of_step(self, step: int) -> range:
+        """The tokens of one time step."""
+        begins = self.sequence.step_begin
+        return range(int(begins[step]), int(begins[step + 1]) if step + 1 < len(begins) else len(self))
+
+    def _source(self, at: int) -> tuple[int | None, str, str]:
+        step = int(np.searchsorted(self.sequence.step_begin, at, side="right")) - 1
+        field_begins = self._begin if self._begin.ndim == 1 else self._begin[step]
+        offset = at - int(self.sequence.step_begin[step])
+        number = int(np.searchsorted(field_begins, offset, side="right")) - 1
+        field = self._layout.fields.get(number)
+        if field is None:
+            return step, "", SEPARATOR
+        component, name = offset - int(field_begins[number]), short_name(field)
+        if field.kind == "text":
+            return step, name, self._piece(at)
+        if field.image is not None:
+            return step, name, _patch(component, field.image.grid[1])
+        numbers = np.asarray(self._values[field.path][step]).ravel()
+        return step, name if len(numbers) == 1 else f"{name} {component}", number_text(numbers[component])
+
+
+class DocumentTokens(_Tokens):
+    """Names the tokens of a document."""
+
+    def __init__(self, document: StoredDocument, text: TextTokenizer) -> None:
+        super().__init__(document.sequence, document.row.record_tokens, text)
+        self._image_begins = np.array([placed.token for placed in self.sequence.images], np.int64)
+
+    def _source(self, at: int) -> tuple[int | None, str, str]:
+        if self.sequence.kinds[at] != TokenKind.IMAGE:
+            return None, "text", self._piece(at)
+        number = int(np.searchsorted(self._image_begins, at, side="right")) - 1
+        placed = self.sequence.images[number]
+        return None, f"image {number}", _patch(at - placed.token, placed.grid[1])
+
+
+def short_name(field: FieldSpec) -> str:
+    """The key path below ``observation`` or ``action``, or that word alone."""
+    return field.path if len(field.components) == 1 else "/".join(field.components[1:])
+
+
+def kind_name(kind: int) -> str:
+    """A token's kind in words."""
+    return TokenKind(kind).name.lower().replace("_", " ")
+
+
+def number_text(value: Any) -> str:
+    """A number in six digits; integers and booleans as they are."""
+    number = value.item() if isinstance(value, np.generic) else value
+    return f"{number:.6g}" if isinstance(number, float) else str(number)
+
+
+def _patch(number: int, columns: int) -> str:
+    return f"patch {number // columns}, {number % columns}"
+
 
 _FLAGS = {FIRST: "first", LAST: "last", TERMINAL: "terminal"}
 

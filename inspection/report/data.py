@@ -12,13 +12,12 @@ from typing import Any
 import numpy as np
 
 from gatokit.inspection.card import Card, card
-from gatokit.inspection.read.dataset import DatasetReader
-from gatokit.inspection.read.directory import Directory
+from gatokit.inspection.read.directory import DatasetReader, Directory
 from gatokit.inspection.report.drops import IndexCounts, count_index
 from gatokit.inspection.report.excerpts import Budget, DocumentExcerpt, Film, document_excerpt, film
 from gatokit.inspection.report.stops import STEPS
 from gatokit.inspection.report.tasks import TaskFacts, facts
-from gatokit.inspection.tables.contents import Effort, contents
+from gatokit.inspection.tables.summary import Effort, contents
 from gatokit.schemas.index import REASONS
 from gatokit.schemas.tokens import TokenKind
 

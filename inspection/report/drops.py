@@ -7,8 +7,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from gatokit.inspection.read.columns import coded
-from gatokit.inspection.read.dataset import DatasetReader
+from gatokit.inspection.read.directory import DatasetReader
+from gatokit.inspection.read.index import coded
 
 _MOST_EXAMPLES = 3
 _COLUMNS = ["task", "kept", "reason", "lost", "tokens", "episode_id"]

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gatokit.inspection.read.stored import StoredDocument, StoredEpisode
-from gatokit.inspection.read.tokens import EpisodeTokens, kind_name, short_name
-from gatokit.inspection.read.values import brief, data_url, flag_names
+from gatokit.inspection.read.values import EpisodeTokens, brief, data_url, flag_names, kind_name, short_name
 from gatokit.schemas.errors import RejectedError
 from gatokit.schemas.tokens import EncodedImage
 from gatokit.tokenizers.episode import FieldValues

@@ -12,9 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from gatokit.inspection.read.columns import among, coded
-from gatokit.inspection.read.dataset import DatasetReader
-from gatokit.inspection.read.rows import TaskRow
+from gatokit.inspection.read.directory import DatasetReader
+from gatokit.inspection.read.index import TaskRow, among, coded
 from gatokit.inspection.report.stops import Stops, bounds, random_return, stops
 from gatokit.schemas.index import BAD_REASONS
 

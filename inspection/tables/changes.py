@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from gatokit.inspection.compare.directories import Changes, Counts, DatasetChange, FieldChange, TaskChange
+from gatokit.inspection.compare import Changes, Counts, DatasetChange, FieldChange, TaskChange
 from gatokit.inspection.tables.output import Output, show_table
 from gatokit.schemas.words import byte_size, shown
 

@@ -6,8 +6,8 @@ from itertools import islice
 from typing import Any
 
 from gatokit.inspection.preview import Rule, preview, rule_text, rule_value
-from gatokit.inspection.read.dataset import DatasetReader
-from gatokit.inspection.read.rows import TaskRow
+from gatokit.inspection.read.directory import DatasetReader
+from gatokit.inspection.read.index import TaskRow
 from gatokit.inspection.tables.output import Output, known_columns, show_table
 from gatokit.inspection.tables.summary import Bin, drops, histogram, show_drops
 from gatokit.schemas.errors import ConfigError

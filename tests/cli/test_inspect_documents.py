@@ -164,7 +164,7 @@ def test_overview_as_json(gatokit, documents):
 
 def test_a_sample_is_said_to_be_one(gatokit, documents, monkeypatch):
     from gatokit.inspection.tables import overview
-    from gatokit.inspection.tables.contents import Effort
+    from gatokit.inspection.tables.summary import Effort
 
     monkeypatch.setattr(overview, "OVERVIEW", Effort(records=2, bytes=1 << 20))
     text = gatokit("inspect", documents).out

@@ -15,7 +15,7 @@ from gatokit.inspection import open_directory
 from gatokit.inspection.explorer.columns import COLUMNS, KINDS, value_of
 from gatokit.inspection.explorer.query import Filter, Match, Order, find, page
 from gatokit.inspection.explorer.task_list import TASK_COLUMNS, arranged
-from gatokit.inspection.read.rows import TaskTotals
+from gatokit.inspection.read.index import TaskTotals
 from gatokit.schemas.errors import ConfigError
 
 DATASETS = ["arm", "grid", "against_random"]

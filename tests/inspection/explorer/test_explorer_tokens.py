@@ -5,7 +5,7 @@ import pytest
 
 from gatokit.inspection import open_directory
 from gatokit.inspection.explorer.playing import MOST_POINTS, PlayedEpisode
-from gatokit.inspection.read.tokens import SEPARATOR, DocumentTokens, EpisodeTokens
+from gatokit.inspection.read.values import SEPARATOR, DocumentTokens, EpisodeTokens
 from gatokit.loader.batch import find_targets
 from gatokit.schemas.record import Record
 from gatokit.schemas.tokens import IMAGE_ID, NO_POSITION, TokenKind

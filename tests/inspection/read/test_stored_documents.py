@@ -9,8 +9,7 @@ import pytest
 import sentencepiece
 
 from gatokit.inspection import open_directory, preview
-from gatokit.inspection.tables.contents import Contents, Effort, ImageSize, contents
-from gatokit.inspection.tables.summary import Lengths, drops, lengths
+from gatokit.inspection.tables.summary import Contents, Effort, ImageSize, Lengths, contents, drops, lengths
 from gatokit.schemas.errors import ConfigError, DataError
 from gatokit.schemas.tokens import EncodedImage
 from gatokit.tokenizers.image_codec import decode, encode, resize

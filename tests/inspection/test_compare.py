@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from gatokit.inspection import open_directory, preview
-from gatokit.inspection.compare.directories import Changes, FieldChange, compare, compare_rules
-from gatokit.inspection.compare.rows import MOST_EXAMPLES, RowChanges
+from gatokit.inspection.compare import MOST_EXAMPLES, Changes, FieldChange, RowChanges, compare, compare_rules
 from gatokit.pipelines.run import build, scan
 from gatokit.schemas.config import Keep
 from gatokit.schemas.errors import ConfigError
