@@ -13,8 +13,7 @@ from gatokit.policy.spans import Span
 from gatokit.schemas.document import Document, ImageRule
 from gatokit.schemas.errors import ConfigError, RejectedError
 from gatokit.schemas.tokens import EncodedImage, TokenSequence
-from gatokit.tokenizers.document import DocumentTokenizer
-from gatokit.tokenizers.document_images import prepare
+from gatokit.tokenizers.document import DocumentTokenizer, prepare
 
 
 @dataclass(frozen=True)

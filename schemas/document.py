@@ -9,7 +9,7 @@ from gatokit.schemas.tokens import PATCH, EncodedImage
 
 
 class ImageRule(BaseModel):
-    """Size, codec and filter of a document's stored images; ``tokenizers.document_images.prepare`` applies it.
+    """Size, codec and filter of a document's stored images; ``tokenizers.document.prepare`` applies it.
 
     Exactly one of ``size`` and ``max_patches`` is set. Its JSON is part of shard tasks, of fingerprints and of
     ``dataset.json``, so that evaluation can prepare an image exactly as the build did.

@@ -1,4 +1,6 @@
-"""Encoded images ↔ pixels, by OpenCV.
+"""Image files ↔ pixels, by OpenCV; and the form of an image file, read from its first bytes without decoding it.
+
+A build reads the header of every image, so that ``probe`` looks at a few dozen bytes and makes no copies.
 
 Legend: H, W pixels of an image.
 """
@@ -6,7 +8,7 @@ Legend: H, W pixels of an image.
 import functools
 import struct
 import zlib
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import cv2
 import numpy as np
@@ -14,23 +16,183 @@ import numpy as np
 from gatokit.schemas.episode import ImageSpec
 from gatokit.schemas.errors import RejectedError
 from gatokit.schemas.tokens import EncodedImage
-from gatokit.tokenizers.image_header import PNG_SIGNATURE, ImageHeader, probe
 
 MAX_PIXELS = 64_000_000
 """Larger images are rejected by their header, before anything is decoded."""
+PNG_SIGNATURE, JPEG_SIGNATURE = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
+JPEG_END = b"\xff\xd9"
 
-_PNG_END = b"\x00\x00\x00\x00IEND\xae\x42\x60\x82"
-_JPEG_SCAN, JPEG_END = b"\xff\xda", b"\xff\xd9"
+_PNG_IHDR, _PNG_END = b"\x00\x00\x00\x0dIHDR", b"\x00\x00\x00\x00IEND\xae\x42\x60\x82"
+_PNG_CHANNELS = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}
+_PNG_PALETTE = 3
+_JPEG_STANDALONE = frozenset([0x01, *range(0xD0, 0xD8)])
+_JPEG_FRAMES = frozenset([*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0)])
+_JPEG_HUFFMAN_DCT = frozenset([0xC0, 0xC1, 0xC2])
+_JPEG_SCAN = b"\xff\xda"
+_EXIF_ORIENTATION = 0x0112
+_WEBP_ANIMATION, _WEBP_EXIF, _WEBP_ALPHA = 0x02, 0x08, 0x10
 # All options are given, so that the bytes do not depend on OpenCV's defaults.
 _PNG_OPTIONS = [cv2.IMWRITE_PNG_COMPRESSION, 3, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE]
 _JPEG_OPTIONS = [
-    cv2.IMWRITE_JPEG_PROGRESSIVE,
-    0,
-    cv2.IMWRITE_JPEG_OPTIMIZE,
-    0,
-    cv2.IMWRITE_JPEG_SAMPLING_FACTOR,
-    cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420,
+    *(cv2.IMWRITE_JPEG_PROGRESSIVE, 0, cv2.IMWRITE_JPEG_OPTIMIZE, 0),
+    *(cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420),
 ]
+
+
+# --- headers ---------------------------------------------------------------------------------------------------
+
+
+class ImageHeader(NamedTuple):
+    """The form of a PNG or JPEG. ``channels`` is the number after decoding: 3 for a PNG with a palette.
+
+    ``alpha`` is set for an alpha channel or a transparent colour; ``orientation`` is EXIF's, 1 if there is none.
+    """
+
+    codec: Literal["png", "jpeg"]
+    height: int
+    width: int
+    channels: int
+    bit_depth: int
+    palette: bool = False
+    alpha: bool = False
+    animated: bool = False
+    orientation: int = 1
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is upright 8-bit gray or RGB, without palette, alpha or animation."""
+        is_special = self.palette or self.alpha or self.animated or self.orientation != 1
+        return self.bit_depth == 8 and self.channels in (1, 3) and not is_special
+
+
+class WebpHeader(NamedTuple):
+    """The form of a WebP. ``lossy`` is about its colours; ``orientation`` is EXIF's, 1 if there is none."""
+
+    height: int
+    width: int
+    lossy: bool
+    alpha: bool = False
+    animated: bool = False
+    orientation: int = 1
+
+
+def probe(data: bytes) -> ImageHeader:
+    """The header of a PNG or JPEG. Raises RejectedError ``bad_image`` if it is neither, or ends inside its header."""
+    try:
+        if data[:8] == PNG_SIGNATURE:
+            return _png_header(data)
+        if data[:3] == JPEG_SIGNATURE:
+            return _jpeg_header(data)
+    except struct.error as error:
+        raise RejectedError("bad_image", "the image breaks off in its header") from error
+    if not data:
+        raise RejectedError("bad_image", "the image is empty")
+    raise RejectedError("bad_image", f"the image is neither PNG nor JPEG: it begins with {data[:8]!r}")
+
+
+def _png_header(data: bytes) -> ImageHeader:
+    width, height, depth, colour = struct.unpack_from(">IIBB", data, 16)
+    if data[8:16] != _PNG_IHDR or colour not in _PNG_CHANNELS or not (width and height):
+        raise RejectedError("bad_image", "the PNG's header is damaged")
+    alpha, animated, orientation, at = colour in (4, 6), False, 1, 33
+    while True:
+        length, kind = struct.unpack_from(">I4s", data, at)
+        if kind in (b"IDAT", b"IEND"):
+            break
+        alpha |= kind == b"tRNS"
+        animated |= kind == b"acTL"
+        if kind == b"eXIf":
+            orientation = exif_orientation(data[at + 8 : at + 8 + length])
+        at += 12 + length
+    palette = colour == _PNG_PALETTE
+    return ImageHeader("png", height, width, _PNG_CHANNELS[colour], depth, palette, alpha, animated, orientation)
+
+
+def _jpeg_header(data: bytes) -> ImageHeader:
+    orientation, at = 1, 2
+    while True:
+        mark, marker, length = struct.unpack_from(">BBH", data, at)
+        if mark != 0xFF or marker in (0xD9, 0xDA):
+            raise RejectedError("bad_image", "the JPEG's header is damaged")
+        if marker == 0xFF:
+            at += 1
+        elif marker in _JPEG_STANDALONE:
+            at += 2
+        elif marker in _JPEG_FRAMES:
+            depth, height, width, channels = struct.unpack_from(">BHHB", data, at + 4)
+            if marker not in _JPEG_HUFFMAN_DCT:
+                raise RejectedError("bad_image", f"the JPEG is lossless, hierarchical or arithmetic (SOF {marker:#x})")
+            if not (height and width):
+                raise RejectedError("bad_image", "the JPEG's header gives no size")
+            return ImageHeader("jpeg", height, width, channels, depth, orientation=orientation)
+        else:
+            if marker == 0xE1 and data[at + 4 : at + 10] == b"Exif\0\0":
+                orientation = exif_orientation(data[at + 10 : at + 2 + length])
+            at += 2 + length
+
+
+def probe_webp(data: bytes) -> WebpHeader:
+    """The header of a WebP. Raises RejectedError ``bad_image`` if ``data`` is no WebP, is damaged or is truncated."""
+    try:
+        return _webp_header(data)
+    except struct.error as error:
+        raise RejectedError("bad_image", "the WebP breaks off in its header") from error
+
+
+def _webp_header(data: bytes) -> WebpHeader:
+    end = 8 + struct.unpack_from("<I", data, 4)[0]
+    if data[:4] != b"RIFF" or data[8:12] != b"WEBP":
+        raise RejectedError("bad_image", f"the image is no WebP: it begins with {data[:12]!r}")
+    if end > len(data):
+        raise RejectedError("bad_image", f"the WebP is truncated: {len(data):,} of {end:,} bytes are there")
+    flags, vp8x_size, at = 0, None, 12
+    if data[12:16] == b"VP8X":
+        flags, wide, low_height, high_height = struct.unpack_from("<B3x3sBH", data, 20)
+        vp8x_size = 1 + low_height + (high_height << 8), 1 + int.from_bytes(wide, "little")
+        if flags & _WEBP_ANIMATION:
+            return WebpHeader(*vp8x_size, lossy=True, alpha=True, animated=True)
+    size: tuple[int, int] | None = None
+    lossy, alpha, orientation = True, bool(flags & _WEBP_ALPHA), 1
+    while size is None or (flags & _WEBP_EXIF and at + 8 <= end):
+        kind, length = struct.unpack_from("<4sI", data, at)
+        if kind == b"VP8 " and size is None:
+            mark, width, height = struct.unpack_from("<3sHH", data, at + 11)
+            if mark != b"\x9d\x01\x2a":
+                raise RejectedError("bad_image", "the WebP's header is damaged")
+            size = height & 0x3FFF, width & 0x3FFF
+        elif kind == b"VP8L" and size is None:
+            mark, bits = struct.unpack_from("<BI", data, at + 8)
+            if mark != 0x2F:
+                raise RejectedError("bad_image", "the WebP's header is damaged")
+            size, lossy = (1 + (bits >> 14 & 0x3FFF), 1 + (bits & 0x3FFF)), False
+            alpha |= bool(bits >> 28 & 1)
+        elif kind == b"EXIF":
+            orientation = exif_orientation(data[at + 8 : at + 8 + length])
+        at += 8 + length + length % 2
+    if 0 in size or size != (vp8x_size or size):
+        raise RejectedError("bad_image", "the WebP's header is damaged")
+    return WebpHeader(*size, lossy, alpha, orientation=orientation)
+
+
+def exif_orientation(exif: bytes) -> int:
+    """The orientation in a block of EXIF, with or without its ``Exif`` prefix; 1 if it has none or is damaged."""
+    exif = exif.removeprefix(b"Exif\0\0")
+    order = {b"II": "<", b"MM": ">"}.get(exif[:2])
+    if order is None:
+        return 1
+    try:
+        (at,) = struct.unpack_from(order + "I", exif, 4)
+        (count,) = struct.unpack_from(order + "H", exif, at)
+        for entry in range(count):
+            tag, _, _, value = struct.unpack_from(order + "HHIH", exif, at + 2 + 12 * entry)
+            if tag == _EXIF_ORIENTATION:
+                return int(value) if 1 <= value <= 8 else 1
+    except struct.error:
+        pass
+    return 1
+
+
+# --- pixels ----------------------------------------------------------------------------------------------------
 
 
 def decode(data: bytes) -> np.ndarray:
@@ -49,25 +211,16 @@ def encode(array: np.ndarray, codec: Literal["png", "jpeg"] = "png", quality: in
     """The bytes of uint8 pixels (H, W), (H, W, 1) or RGB (H, W, 3).
 
     The same pixels and the same version of OpenCV give the same bytes. PNG is exact; JPEG has ``quality`` from 0 to 100
-    and 4:2:0 chroma. ValueError for another shape or dtype.
+    and 4:2:0 chroma. Raises ValueError for another shape or dtype.
     """
-    channels = _channels(array)
-    if channels is None:
+    if not _are_pixels(array):
         raise ValueError(f"pixels are uint8 (H, W), (H, W, 1) or (H, W, 3), not {array.dtype} {array.shape}")
-    ordered = array[..., ::-1] if channels == 3 else array
+    ordered = array[..., ::-1] if array.shape[2:] == (3,) else array
     options = [cv2.IMWRITE_JPEG_QUALITY, quality, *_JPEG_OPTIONS] if codec == "jpeg" else _PNG_OPTIONS
     done, data = cv2.imencode(".jpg" if codec == "jpeg" else ".png", np.ascontiguousarray(ordered), options)
     if not done:
         raise ValueError(f"pixels of shape {array.shape} cannot be encoded as {codec}")
     return bytes(data)
-
-
-def resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Pixels (H, W, C) at another size by OpenCV's INTER_AREA; the same array if the size is the same."""
-    if pixels.shape[:2] == (height, width):
-        return pixels
-    resized = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
-    return resized.reshape(height, width, pixels.shape[2])
 
 
 def fit(frame: bytes | np.ndarray, spec: ImageSpec) -> EncodedImage:
@@ -80,46 +233,36 @@ def fit(frame: bytes | np.ndarray, spec: ImageSpec) -> EncodedImage:
     adds the field and the step.
     """
     if isinstance(frame, bytes):
-        height, width, codec = spec.height, spec.width, spec.codec
         # If a PNG's data follows its header at once, the header says everything, and all frames of a field share it.
-        if frame[37:41] == b"IDAT" and _plain_png(frame[:33], height, width, codec) and frame.endswith(_PNG_END):
-            return EncodedImage(frame, height, width)
-        header = probe(frame)
-        if _is_wanted(header, height, width, codec) and frame.endswith(_PNG_END if header.codec == "png" else JPEG_END):
-            return EncodedImage(frame, height, width)
+        header = _probe_once(frame[:33]) if frame[37:41] == b"IDAT" else probe(frame)
+        has_size = (header.height, header.width) == (spec.height, spec.width)
+        fits = has_size and spec.codec in (None, header.codec) and header.plain
+        if fits and frame.endswith(JPEG_END if header.codec == "jpeg" else _PNG_END):
+            return EncodedImage(frame, spec.height, spec.width)
         if header.orientation != 1:
             raise RejectedError(
                 "bad_image", f"the image has EXIF orientation {header.orientation}: rotate it when it is recorded"
             )
         pixels = _pixels(frame, header)
+    elif _are_pixels(frame):
+        pixels = frame.reshape(*frame.shape[:2], -1)
     else:
-        channels = _channels(frame)
-        if channels is None:
-            raise RejectedError(
-                "wrong_shape",
-                f"the frame is {frame.dtype} {frame.shape}, not uint8 of shape (H, W), (H, W, 1) or (H, W, 3)",
-            )
-        pixels = frame.reshape(*frame.shape[:2], channels)
+        raise RejectedError(
+            "wrong_shape",
+            f"the frame is {frame.dtype} {frame.shape}, not uint8 of shape (H, W), (H, W, 1) or (H, W, 3)",
+        )
     pixels = resize(pixels, spec.height, spec.width)
     return EncodedImage(encode(pixels, spec.codec or "png", spec.quality), spec.height, spec.width)
 
 
 @functools.lru_cache(maxsize=256)
-def _plain_png(header: bytes, height: int, width: int, codec: str | None) -> bool:
-    return _is_wanted(probe(header + b"\0\0\0\0IDAT"), height, width, codec)
+def _probe_once(beginning: bytes) -> ImageHeader:
+    """The header of a PNG whose data follows its ``beginning``."""
+    return probe(beginning + b"\0\0\0\0IDAT")
 
 
-def _is_wanted(header: ImageHeader, height: int, width: int, codec: str | None) -> bool:
-    """Whether an image is copied as it is."""
-    return (header.height, header.width) == (height, width) and codec in (None, header.codec) and header.plain
-
-
-def _channels(array: np.ndarray) -> int | None:
-    """1 or 3 for an array of pixels, else None."""
-    if array.dtype != np.uint8 or array.ndim not in (2, 3) or not array.size:
-        return None
-    channels = 1 if array.ndim == 2 else array.shape[2]
-    return channels if channels in (1, 3) else None
+def _are_pixels(array: np.ndarray) -> bool:
+    return array.dtype == np.uint8 and array.size > 0 and array.ndim in (2, 3) and array.shape[2:] in ((), (1,), (3,))
 
 
 def _pixels(data: bytes, header: ImageHeader) -> np.ndarray:
@@ -131,18 +274,15 @@ def _pixels(data: bytes, header: ImageHeader) -> np.ndarray:
     if header.animated:
         raise RejectedError("bad_image", "the PNG is animated")
     if header.codec == "jpeg":
-        if header.channels not in (1, 3) or header.bit_depth != 8:
-            raise RejectedError("bad_image", f"the JPEG has {header.channels} channels of {header.bit_depth} bits")
+        check_channels(header)
         # OpenCV fills the missing part of a truncated JPEG with gray, without an error. Neither marker can occur inside
         # a scan; before the last scan there may be a thumbnail with its own end marker.
         if data.find(JPEG_END, data.rfind(_JPEG_SCAN)) < 0:
             raise RejectedError("bad_image", "the JPEG is truncated: it has no end marker")
     else:
         png_chunks(data)
-    gray = header.channels == 1 and not header.alpha
-    mode = cv2.IMREAD_UNCHANGED if header.alpha else cv2.IMREAD_GRAYSCALE if gray else cv2.IMREAD_COLOR
-    pixels = decode_by_opencv(data, mode, (header.height, header.width), header.codec.upper())
-    if gray:
+    pixels = decode_by_opencv(data, header)
+    if header.channels == 1 and not header.alpha:
         return pixels
     if header.alpha:
         if pixels.shape[2] != 4:
@@ -151,28 +291,26 @@ def _pixels(data: bytes, header: ImageHeader) -> np.ndarray:
     return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
 
 
-def decode_by_opencv(data: bytes, mode: int, size: tuple[int, int], name: str) -> np.ndarray:
-    """Pixels (H, W, C) as OpenCV decodes them: blue, green, red, not turned upright.
+def decode_by_opencv(data: bytes, header: ImageHeader | WebpHeader) -> np.ndarray:
+    """Pixels (H, W, C) as OpenCV decodes them: gray, or blue, green, red (and alpha), not turned upright.
 
-    Raises RejectedError ``bad_image`` if the ``name``, such as PNG, does not decode to ``size`` (H, W).
+    Raises RejectedError ``bad_image`` if the file does not decode to the size of its header.
     """
+    name, channels = (header.codec.upper(), header.channels) if isinstance(header, ImageHeader) else ("WebP", 3)
+    mode = cv2.IMREAD_UNCHANGED if header.alpha else cv2.IMREAD_GRAYSCALE if channels == 1 else cv2.IMREAD_COLOR
     try:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), mode | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error as error:
         raise RejectedError("bad_image", f"the {name} does not decode: {error.err}") from error
-    if pixels is None or pixels.shape[:2] != size:
+    if pixels is None or pixels.shape[:2] != (header.height, header.width):
         raise RejectedError("bad_image", f"the {name} does not decode")
-    return pixels.reshape(*size, -1)
+    return pixels.reshape(header.height, header.width, -1)
 
 
-def over_white(pixels: np.ndarray) -> np.ndarray:
-    """Three colours of 8 bits from three colours and alpha of 8 or 16 bits, composited over white and rounded."""
-    if pixels.dtype == np.uint16:
-        pixels = (pixels >> 8).astype(np.uint8)
-    alpha = cv2.merge([cv2.extractChannel(pixels, 3)] * 3)
-    darkness = cv2.bitwise_not(cv2.cvtColor(pixels, cv2.COLOR_BGRA2BGR))
-    # No multiple of 1 / 255 is near a half, so this rounds right in float32 on any machine.
-    return cv2.bitwise_not(cv2.multiply(darkness, alpha, scale=1 / 255))
+def check_channels(header: ImageHeader, known: tuple[int, ...] = (1, 3)) -> None:
+    """Raises RejectedError ``bad_image`` if a JPEG has another number of channels, or not 8 bits."""
+    if header.channels not in known or header.bit_depth != 8:
+        raise RejectedError("bad_image", f"the JPEG has {header.channels} channels of {header.bit_depth} bits")
 
 
 def png_chunks(data: bytes) -> list[tuple[bytes, int, int]]:
@@ -195,3 +333,21 @@ def png_chunks(data: bytes) -> list[tuple[bytes, int, int]]:
         if kind == b"IEND":
             return chunks
         at = end
+
+
+def over_white(pixels: np.ndarray) -> np.ndarray:
+    """Three colours of 8 bits from three colours and alpha of 8 or 16 bits, composited over white and rounded."""
+    if pixels.dtype == np.uint16:
+        pixels = (pixels >> 8).astype(np.uint8)
+    alpha = cv2.merge([cv2.extractChannel(pixels, 3)] * 3)
+    darkness = cv2.bitwise_not(cv2.cvtColor(pixels, cv2.COLOR_BGRA2BGR))
+    # No multiple of 1 / 255 is near a half, so this rounds right in float32 on any machine.
+    return cv2.bitwise_not(cv2.multiply(darkness, alpha, scale=1 / 255))
+
+
+def resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Pixels (H, W, C) at another size by OpenCV's INTER_AREA; the same array if the size is the same."""
+    if pixels.shape[:2] == (height, width):
+        return pixels
+    resized = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
+    return resized.reshape(height, width, pixels.shape[2])

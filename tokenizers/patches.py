@@ -1,4 +1,4 @@
-"""Images ↔ patches, patches as model inputs, and the position of a patch in its image.
+"""The patches of an image, and the position of a patch in its image.
 
 Legend: H, W pixels (multiples of 16), P = H/16 · W/16 patches, R rows or columns of patches.
 """
@@ -19,37 +19,10 @@ def patches(image: np.ndarray) -> np.ndarray:
     if image.ndim != 3 or image.shape[2] != 3:
         raise ValueError(f"an image has shape (H, W, 3), not {image.shape}")
     height, width = image.shape[:2]
-    rows, columns = patch_grid(height, width)
-    blocks = image.reshape(rows, PATCH, columns, PATCH, 3).swapaxes(1, 2)
-    return blocks.reshape(rows * columns, PATCH, PATCH, 3)
-
-
-def image(patches: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
-    """The image (H, W, 3) of patches in raster order; ``grid`` is its number of patch rows and columns."""
-    rows, columns = grid
-    if patches.shape != (rows * columns, PATCH, PATCH, 3):
-        raise ValueError(
-            f"{rows} x {columns} patches have shape {(rows * columns, PATCH, PATCH, 3)}, not {patches.shape}"
-        )
-    return patches.reshape(rows, columns, PATCH, PATCH, 3).swapaxes(1, 2).reshape(rows * PATCH, columns * PATCH, 3)
-
-
-def patch_grid(height: int, width: int) -> tuple[int, int]:
-    """Patch rows and columns of an image; ValueError if a side is no positive multiple of 16."""
-    if height <= 0 or width <= 0 or height % PATCH or width % PATCH:
+    if not image.size or height % PATCH or width % PATCH:
         raise ValueError(f"an image of {height} x {width} pixels does not divide into {PATCH} x {PATCH} patches")
-    return height // PATCH, width // PATCH
-
-
-def scale(pixels: np.ndarray) -> np.ndarray:
-    """uint8 pixels as float32 model inputs: scaled to [-1, 1], then divided by √16 = 4 (Gato, section 2.1)."""
-    return (pixels.astype(np.float32) / np.float32(127.5) - np.float32(1.0)) / np.float32(4.0)
-
-
-def unscale(inputs: np.ndarray) -> np.ndarray:
-    """The uint8 pixels whose ``scale`` is given (float32, any shape); exact for every pixel value."""
-    pixels = np.rint((np.asarray(inputs, np.float32) * np.float32(4.0) + np.float32(1.0)) * np.float32(127.5))
-    return np.clip(pixels, 0, 255).astype(np.uint8)
+    blocks = image.reshape(height // PATCH, PATCH, width // PATCH, PATCH, 3).swapaxes(1, 2)
+    return blocks.reshape(-1, PATCH, PATCH, 3)
 
 
 def position_intervals(count: int) -> np.ndarray:

@@ -18,7 +18,7 @@ from gatokit.inspection.read.values import DocumentTokens, EpisodeTokens, data_u
 from gatokit.schemas.errors import GatokitError, RejectedError
 from gatokit.schemas.tokens import EncodedImage, TokenKind
 from gatokit.schemas.words import counted, shown
-from gatokit.tokenizers.image_header import probe
+from gatokit.tokenizers.image_codec import probe
 
 CONTENT, TOKENS, ROW = "content", "tokens", "index row"
 VIEWS = (CONTENT, TOKENS, ROW)

@@ -15,8 +15,7 @@ from gatokit.inspection.read.stored import StoredDocument, StoredEpisode
 from gatokit.schemas.episode import FIRST, LAST, TERMINAL, FieldSpec
 from gatokit.schemas.tokens import NO_POSITION, PREDICTED, EncodedImage, TokenKind, TokenSequence
 from gatokit.tokenizers.episode import FieldValues
-from gatokit.tokenizers.image_codec import decode
-from gatokit.tokenizers.image_header import probe
+from gatokit.tokenizers.image_codec import decode, probe
 from gatokit.tokenizers.layout import StepLayout
 from gatokit.tokenizers.text import TextTokenizer
 

@@ -13,8 +13,7 @@ from gatokit.inspection.read.values import EpisodeTokens, brief, data_url, flag_
 from gatokit.schemas.errors import RejectedError
 from gatokit.schemas.tokens import EncodedImage
 from gatokit.tokenizers.episode import FieldValues
-from gatokit.tokenizers.image_codec import decode, encode, resize
-from gatokit.tokenizers.image_header import probe
+from gatokit.tokenizers.image_codec import decode, encode, probe, resize
 from gatokit.tokenizers.text import TextTokenizer
 
 _FRAMES, _LINE_POINTS, _MOST_LINES = 8, 120, 4

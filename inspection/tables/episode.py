@@ -17,7 +17,7 @@ from gatokit.schemas.errors import ConfigError, RejectedError
 from gatokit.schemas.tokens import EncodedImage, TokenKind
 from gatokit.schemas.words import shown
 from gatokit.storage.files import write_atomically
-from gatokit.tokenizers.image_header import probe
+from gatokit.tokenizers.image_codec import probe
 
 _SUFFIXES = {"jpeg": "jpg", "png": "png"}
 

@@ -25,8 +25,8 @@ from gatokit.schemas.tokens import (
     TokenSequence,
 )
 from gatokit.storage.array_record import ArrayRecordFile
-from gatokit.tokenizers.document_images import prepare, target_size
-from gatokit.tokenizers.image_header import probe
+from gatokit.tokenizers.document import prepare, target_size
+from gatokit.tokenizers.image_codec import probe
 from gatokit.tokenizers.layout import Arrangement, StepLayout
 from gatokit.tokenizers.text import TextTokenizer
 

@@ -15,8 +15,7 @@ from gatokit.schemas.document import Document, DocumentRules
 from gatokit.schemas.errors import RejectedError
 from gatokit.schemas.record import document_record
 from gatokit.schemas.tokens import EncodedImage, PlacedImage, TokenSequence
-from gatokit.tokenizers.document import DocumentTokenizer, patch_count
-from gatokit.tokenizers.document_images import is_copied, prepare
+from gatokit.tokenizers.document import DocumentTokenizer, is_copied, patch_count, prepare
 from gatokit.tokenizers.text import TextTokenizer
 
 _BATCH_DOCUMENTS, _BATCH_CHARACTERS, _BATCH_BYTES = 256, 1 << 18, 1 << 19

@@ -15,7 +15,8 @@ from gatokit.schemas.errors import RejectedError
 from gatokit.schemas.record import Record
 from gatokit.schemas.record_pb2 import Record as RecordMessage
 from gatokit.storage.files import Ranges
-from gatokit.tokenizers.image_header import describe, probe
+from gatokit.tokenizers.document import describe
+from gatokit.tokenizers.image_codec import probe
 
 
 def record(data: bytes) -> None:

@@ -14,8 +14,7 @@ from gatokit.schemas.document import Document, DocumentRules, ImageRule
 from gatokit.schemas.errors import ConfigError
 from gatokit.schemas.policy import PolicyDataset
 from gatokit.schemas.tokens import TokenSequence
-from gatokit.tokenizers.document import DocumentTokenizer
-from gatokit.tokenizers.document_images import prepare
+from gatokit.tokenizers.document import DocumentTokenizer, prepare
 from gatokit.tokenizers.image_codec import encode
 from gatokit.trainer import model
 

@@ -16,8 +16,8 @@ from gatokit.schemas.document import ImageRule
 from gatokit.schemas.errors import RejectedError
 from gatokit.schemas.index import BAD_REASONS
 from gatokit.tokenizers import image_codec
-from gatokit.tokenizers.document_images import prepare, target_size
-from gatokit.tokenizers.image_header import PNG_SIGNATURE, WebpHeader, describe, probe_webp
+from gatokit.tokenizers.document import describe, prepare, target_size
+from gatokit.tokenizers.image_codec import PNG_SIGNATURE, WebpHeader, probe_webp
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 

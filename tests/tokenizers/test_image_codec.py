@@ -10,7 +10,7 @@ from PIL import Image
 from gatokit.schemas.episode import ImageSpec
 from gatokit.schemas.errors import RejectedError
 from gatokit.tokenizers import image_codec
-from gatokit.tokenizers.image_header import ImageHeader
+from gatokit.tokenizers.image_codec import ImageHeader
 
 RGB = np.random.default_rng(0).integers(0, 256, (32, 48, 3), dtype=np.uint8)
 SMOOTH = cv2.resize(RGB[:4, :6], (48, 32), interpolation=cv2.INTER_CUBIC)

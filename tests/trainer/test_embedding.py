@@ -9,7 +9,6 @@ from reference import CA, DA, RELATIVE, VOCABULARY, C, D, N, P, S, T, batch_of
 
 from gatokit.schemas.errors import DataError
 from gatokit.schemas.run import ModelConfig, patch_block
-from gatokit.tokenizers.patches import scale
 from gatokit.trainer import model
 from gatokit.trainer.model import patch_vectors
 
@@ -59,7 +58,7 @@ def test_patches_go_to_their_tokens():
     assert (found[:, 2:] == 0).all()
 
 
-def test_pixels_are_scaled_as_the_tokenizer_says():
+def test_pixels_are_scaled_to_a_quarter():
     """A stem that passes red on, and no branch: what comes out is the red of a patch, averaged over cells."""
     channels = RELATIVE.patch_channels
     values = jax.tree.map(np.zeros_like, VALUES["patches"])
@@ -67,7 +66,8 @@ def test_pixels_are_scaled_as_the_tokenizer_says():
     values["out"][:: channels // 2][np.arange(16), np.arange(16)] = 1
     batch = batch_of([[(P, 0, N, 0, 0)]], 6, groups=1, slots=1)
     found = np.asarray(patch_vectors(values, batch, RELATIVE, dtype=jnp.float32))[0, 0]
-    red = scale(batch.patches[0, 0])[..., 0].reshape(4, 4, 4, 4).mean((1, 3)).reshape(-1)
+    scaled = (batch.patches[0, 0].astype(np.float64) / 127.5 - 1) / 4
+    red = scaled[..., 0].reshape(4, 4, 4, 4).mean((1, 3)).reshape(-1)
     np.testing.assert_allclose(found[:16], red, atol=1e-6)
     assert (found[16:] == 0).all()
 
