@@ -24,12 +24,13 @@ from scale import peak
 
 from gatokit.inspection import open_directory
 from gatokit.inspection.report import library, page, report
-from gatokit.schemas.episode import EpisodeSpec, FieldSpec
 from gatokit.schemas.index import INDEX, TASKS
 from gatokit.schemas.manifest import (
     MANIFEST,
     DatasetEntry,
     DatasetFile,
+    EpisodeSpec,
+    FieldSpec,
     Manifest,
     SplitEntry,
     TaskEntry,

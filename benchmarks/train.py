@@ -64,7 +64,7 @@ def case(mixture: Mixture, size: str, positions: str, microbatches: int | None) 
     config = RunConfig(**settings)
     windows = Windows(mixture, config)
     mesh = make_mesh(config.mesh, jax.devices())
-    ids = mixture.ids.vocabulary_size
+    ids = mixture.tokenizer.vocabulary_size
     return Case(config, windows, Trainer(config, ids, len(mixture.names), windows.patch_slots, mesh))
 
 

@@ -190,8 +190,7 @@ def read_keep(text: str, option: str) -> "Keep":
     ``option``, if it is none."""
     import yaml
 
-    from gatokit.schemas.config import Keep
-    from gatokit.schemas.reading import validated
+    from gatokit.schemas.config import Keep, validated
 
     try:
         content = yaml.safe_load(text)

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gatokit.schemas.episode import EpisodeSpec, FieldSpec
 from gatokit.schemas.errors import ConfigError, install_hint
+from gatokit.schemas.manifest import EpisodeSpec, FieldSpec
 from gatokit.schemas.words import did_you_mean
 
 Observation = dict[str, Any]

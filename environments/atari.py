@@ -5,8 +5,8 @@ from collections.abc import Callable
 import numpy as np
 
 from gatokit.environments.adapter import Action, Adapter, Observation, Transition, need, unknown_task
-from gatokit.schemas.episode import FieldSpec, ImageSpec
 from gatokit.schemas.errors import ConfigError
+from gatokit.schemas.manifest import FieldSpec, ImageSpec
 from gatokit.schemas.tokens import PATCH
 
 STEPS = 27_000

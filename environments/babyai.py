@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from gatokit.environments.adapter import Action, Adapter, NoExpertError, Observation, Transition, need, unknown_task
-from gatokit.schemas.episode import FieldSpec
+from gatokit.schemas.manifest import FieldSpec
 
 STEPS = 512
 """Steps after which an episode is cut, unless the level has a lower bound of its own."""

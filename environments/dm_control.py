@@ -9,7 +9,7 @@ import numpy as np
 
 from gatokit.environments.adapter import Action, Adapter, Observation, Transition, need, unknown_task
 from gatokit.environments.rendering import RENDER_SIZE, rendering
-from gatokit.schemas.episode import FieldSpec
+from gatokit.schemas.manifest import FieldSpec
 
 STEPS = 1000
 """The suite's own episode length: with rewards in [0, 1], returns are at most 1000."""

@@ -7,7 +7,7 @@ import numpy as np
 from dm_env import specs
 
 from gatokit.environments.adapter import Action, Adapter, Transition
-from gatokit.schemas.episode import FieldSpec
+from gatokit.schemas.manifest import FieldSpec
 
 
 class DmEnvView(dm_env.Environment):

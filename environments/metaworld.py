@@ -8,7 +8,7 @@ import numpy as np
 
 from gatokit.environments.adapter import Action, Adapter, Observation, Transition, need, unknown_task
 from gatokit.environments.rendering import RENDER_SIZE, rendering
-from gatokit.schemas.episode import FieldSpec
+from gatokit.schemas.manifest import FieldSpec
 
 STEPS = 500
 """Meta-World's own episode length, which is also the longest."""

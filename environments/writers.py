@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from gatokit.environments.adapter import Action, Adapter, Observation, Transition, need
-from gatokit.schemas.episode import FieldSpec
 from gatokit.schemas.errors import ConfigError
+from gatokit.schemas.manifest import FieldSpec
 
 WRITERS = ("envlogger", "tfrecord", "array_record", "tfrecord-shuffled", "array_record-shuffled")
 """EnvLogger's TFDS backend (TFRecord); TFDS in collection order; TFDS in the order of its builders, by key hash."""

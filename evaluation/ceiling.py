@@ -15,7 +15,7 @@ from gatokit.environments.registry import make
 from gatokit.evaluation.rollout_log import Progress, RolloutLog, play_missing, write_json
 from gatokit.evaluation.rollouts import AgentMaker, Rollout, RolloutJob, Scripted, environment_options
 from gatokit.evaluation.scores import Anchors, Returns, check_rollouts
-from gatokit.schemas.episode import FieldSpec
+from gatokit.schemas.manifest import FieldSpec
 from gatokit.tokenizers.tensors import TensorTokenizer
 
 CEILING = "ceiling.json"

@@ -18,7 +18,7 @@ from gatokit.evaluation.tasks import EvalTask, find_tasks
 from gatokit.evaluation.videos import Videos, has_video
 from gatokit.policy.decode import Rule
 from gatokit.policy.policy import Decoding, Player, Policy
-from gatokit.schemas.episode import EpisodeSpec
+from gatokit.schemas.manifest import EpisodeSpec
 from gatokit.trainer.checkpoint import flat
 
 SCORES = "scores.json"

@@ -15,12 +15,18 @@ import numpy as np
 from gatokit.loader.index import EpisodeIndex, load_index
 from gatokit.loader.records import Shard
 from gatokit.loader.remote import MARKER, remote_shards
-from gatokit.schemas.digests import digest, json_digest
-from gatokit.schemas.episode import EpisodeSpec
 from gatokit.schemas.errors import ConfigError, DataError
 from gatokit.schemas.index import TRAIN
-from gatokit.schemas.manifest import DatasetEntry, DatasetFile, Manifest, TokenizerSettings, local_directory
-from gatokit.schemas.tokens import TokenIds
+from gatokit.schemas.manifest import (
+    DatasetEntry,
+    DatasetFile,
+    EpisodeSpec,
+    Manifest,
+    TokenizerSettings,
+    digest,
+    json_digest,
+    local_directory,
+)
 
 EPISODES = "episodes"
 _PAIRS = frozenset(("image_text", "image_question_answer"))
@@ -116,11 +122,6 @@ class Mixture:
         """Share of windows by dataset, float64; the sum is 1."""
         weights = np.array([dataset.weight for dataset in self.datasets])
         return weights / weights.sum()
-
-    @property
-    def ids(self) -> TokenIds:
-        """The ranges of token ids."""
-        return TokenIds(self.tokenizer.discrete_offset)
 
     @property
     def data_digest(self) -> str:

@@ -9,9 +9,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from gatokit.schemas.digests import digest
 from gatokit.schemas.errors import ConfigError, DataError
-from gatokit.schemas.manifest import MANIFEST, FileEntry, Manifest
+from gatokit.schemas.manifest import MANIFEST, FileEntry, Manifest, digest
 from gatokit.storage.cache import Cache, HeldFile
 from gatokit.storage.files import read_bytes, write_atomically
 

@@ -11,9 +11,8 @@ from gatokit.pipelines.planning.plan import Plan
 from gatokit.pipelines.shards.garbage import WORK
 from gatokit.pipelines.shards.manifest import packages
 from gatokit.schemas.config import PATHS, BuildConfig
-from gatokit.schemas.digests import json_digest
 from gatokit.schemas.errors import ConfigError
-from gatokit.schemas.manifest import LOG, MANIFEST, VOCABULARY, Manifest, VocabularyEntry
+from gatokit.schemas.manifest import LOG, MANIFEST, VOCABULARY, Manifest, VocabularyEntry, json_digest
 from gatokit.storage import files
 from gatokit.storage.files import TEMPORARY, is_remote
 from gatokit.storage.lock import LOCK

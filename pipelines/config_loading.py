@@ -5,8 +5,8 @@ from pathlib import Path
 
 from gatokit.pipelines.find import local_path
 from gatokit.schemas.config import BuildConfig, EpisodesConfig, Keep, read_config
-from gatokit.schemas.digests import digest
 from gatokit.schemas.errors import ConfigError
+from gatokit.schemas.manifest import digest
 from gatokit.storage import files, gcs
 from gatokit.storage.files import is_remote
 from gatokit.tokenizers.text import TextTokenizer

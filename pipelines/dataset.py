@@ -15,9 +15,9 @@ import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
-from gatokit.schemas.episode import EpisodeSpec
 from gatokit.schemas.errors import DataError, RejectedError
 from gatokit.schemas.index import BAD_REASONS, INDEX
+from gatokit.schemas.manifest import EpisodeSpec
 
 LEAST_BAD_ROWS = 10
 """The error budget always allows this many bad rows."""

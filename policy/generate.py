@@ -10,9 +10,9 @@ import numpy as np
 from gatokit.policy.decode import write
 from gatokit.policy.policy import Policy
 from gatokit.policy.spans import Span
-from gatokit.schemas.document import Document, ImageRule
 from gatokit.schemas.errors import ConfigError, RejectedError
-from gatokit.schemas.tokens import EncodedImage, TokenSequence
+from gatokit.schemas.manifest import ImageRule
+from gatokit.schemas.tokens import Document, EncodedImage, TokenSequence
 from gatokit.tokenizers.document import DocumentTokenizer, prepare
 
 

@@ -23,13 +23,10 @@ from gatokit.policy.decode import Rule, act, read
 from gatokit.policy.prompt import private_number, read_prompt
 from gatokit.policy.spans import NO_TOKENS, Span, concatenate, make_batch
 from gatokit.policy.step_codec import StepCodec, Task, check_same_spec
-from gatokit.schemas.digests import digest
-from gatokit.schemas.episode import EpisodeSpec
 from gatokit.schemas.errors import ConfigError, DataError
-from gatokit.schemas.manifest import VOCABULARY
+from gatokit.schemas.manifest import VOCABULARY, EpisodeSpec, digest
 from gatokit.schemas.policy import PROMPTS, PolicyFile
 from gatokit.schemas.run import RunConfig
-from gatokit.schemas.tokens import TokenIds
 from gatokit.tokenizers.text import TextTokenizer
 from gatokit.trainer.attention import Tree
 from gatokit.trainer.decoding import Cache, distance_keys, empty_cache
@@ -84,11 +81,6 @@ class Policy:
     def config(self) -> RunConfig:
         """The config of the run."""
         return self.file.config
-
-    @property
-    def ids(self) -> TokenIds:
-        """The id ranges of the build."""
-        return TokenIds(self.file.tokenizer.discrete_offset)
 
     @cached_property
     def model(self) -> dict[str, Any]:
@@ -193,7 +185,7 @@ class Player:
     def __init__(self, policy: Policy, task: Task, rows: int, decoding: Decoding) -> None:
         config = policy.config
         self._policy, self._decoding = policy, decoding
-        self._task, self._codec = task, StepCodec(task, policy.ids, policy.text)
+        self._task, self._codec = task, StepCodec(task, policy.file.tokenizer, policy.text)
         self._context, self._in_windows = config.context, decoding.memory == "window"
         hide = decoding.hide_actions
         self._hide = config.input.hide_actions > 0 if hide is None else hide

@@ -12,10 +12,10 @@ import numpy as np
 from gatokit.environments.adapter import Observation
 from gatokit.policy.decode import ActionSpace
 from gatokit.policy.spans import Span
-from gatokit.schemas.episode import EpisodeSpec, FieldSpec
 from gatokit.schemas.errors import ConfigError, DataError, RejectedError
+from gatokit.schemas.manifest import EpisodeSpec, FieldSpec, TokenizerSettings
 from gatokit.schemas.policy import Prompt
-from gatokit.schemas.tokens import BINS, CONTINUOUS_OFFSET, DISCRETE_VALUES, TokenIds, TokenKind
+from gatokit.schemas.tokens import BINS, CONTINUOUS_OFFSET, DISCRETE_VALUES, TokenKind
 from gatokit.tokenizers.episode import EpisodeTokenizer, FieldValues
 from gatokit.tokenizers.image_codec import fit
 from gatokit.tokenizers.tensors import TensorTokenizer
@@ -40,21 +40,21 @@ class Task(NamedTuple):
 class StepCodec:
     """Tokenizes the observations of one task and decodes its actions, with the tokenizers that made the shards."""
 
-    def __init__(self, task: Task, ids: TokenIds, text: TextTokenizer) -> None:
+    def __init__(self, task: Task, settings: TokenizerSettings, text: TextTokenizer) -> None:
         """Raises ConfigError if the task does not have exactly one action field."""
         if len(task.spec.action) != 1:
             raise ConfigError(f"{task.full_name} has {len(task.spec.action)} action fields, and a policy plays one")
         self._task = task
         self._action = task.spec.action[0]
-        self._observations = EpisodeTokenizer(task.spec, ids, text, actions=False)
-        self._actions = TensorTokenizer(self._action, ids.discrete_offset)
+        self._observations = EpisodeTokenizer(task.spec, settings, text, actions=False)
+        self._actions = TensorTokenizer(self._action, settings.discrete_offset)
         self.tokens = self._actions.components
         """A."""
         continuous = self._action.kind == "continuous"
         kind = TokenKind.CONTINUOUS_ACTION if continuous else TokenKind.DISCRETE_ACTION
         number = BINS if continuous else self._action.num or DISCRETE_VALUES
         self.space = ActionSpace(
-            lowest=np.full(self.tokens, CONTINUOUS_OFFSET if continuous else ids.discrete_offset, np.int32),
+            lowest=np.full(self.tokens, CONTINUOUS_OFFSET if continuous else settings.discrete_offset, np.int32),
             number=np.full(self.tokens, number, np.int32),
             continuous=np.full(self.tokens, continuous),
             kinds=np.full(self.tokens, kind, np.uint8),

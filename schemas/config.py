@@ -4,25 +4,29 @@ import math
 import re
 import string
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
+import yaml
 from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
     StrictBool,
+    ValidationError,
     field_validator,
     model_validator,
 )
 
-from gatokit.schemas.document import ImageRule
-from gatokit.schemas.manifest import LOG, MANIFEST, VOCABULARY
-from gatokit.schemas.reading import read_yaml
+from gatokit.schemas import config_errors
+from gatokit.schemas.errors import ConfigError
+from gatokit.schemas.manifest import LOG, MANIFEST, VOCABULARY, ImageRule
 from gatokit.schemas.tokens import BINS, CONTINUOUS_OFFSET, DISCRETE_VALUES, PATCH
 from gatokit.schemas.where import Where
 
 DEFAULT_MAX_PATCHES = 64
+
+Model = TypeVar("Model", bound=BaseModel)
 
 
 def _no_bool(value: Any) -> Any:
@@ -434,3 +438,52 @@ def _is_number(value: Any) -> bool:
         return isinstance(value, int | float | str) and not isinstance(value, bool) and math.isfinite(float(value))
     except (ValueError, OverflowError):
         return False
+
+
+def read_yaml(path: str | Path, model: type[Model], keys: str) -> Model:
+    """The model whose YAML is the file at ``path``; ``keys`` says in an error what such a file holds.
+
+    Raises ConfigError if the file cannot be read, is not YAML or does not validate.
+    """
+    return validated(model, read_mapping(path, keys), str(path))
+
+
+def read_mapping(path: str | Path, keys: str) -> dict[str, Any]:
+    """The mapping in the YAML file at ``path``; arguments and errors as in ``read_yaml``."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: the config is not UTF-8 text: {error}; save it as UTF-8") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot read the config: {error.strerror}; give the path of a YAML file") from None
+    try:
+        content = yaml.load(text, _Loader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}{config_errors.explain_yaml(error)}") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: must be a mapping with {keys}")
+    return content
+
+
+def validated(model: type[Model], content: dict[str, Any], name: str) -> Model:
+    """The model of ``content``; raises ConfigError, which begins with ``name``, if it does not validate."""
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        problem, way_out = config_errors.explain(model, error)
+        raise ConfigError(f"{name}: {problem}", way_out=way_out) from None
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that refuses a key given twice, where YAML would silently take the last."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    problem = f"the key {key.value!r} stands twice; remove one"
+                    raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+                seen.add(key.value)
+        return node

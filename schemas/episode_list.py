@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gatokit.schemas.digests import digest
 from gatokit.schemas.errors import ConfigError
+from gatokit.schemas.manifest import digest
 
 _COLUMNS = ("episode_id", "dataset", "task")
 

@@ -4,17 +4,18 @@ The manifest is written last and atomically: its presence means that the directo
 file except itself and the log, and ends with the digest of its own canonical JSON.
 """
 
+import functools
+import hashlib
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from gatokit.schemas.digests import json_digest
-from gatokit.schemas.document import DocumentRules
-from gatokit.schemas.episode import EpisodeSpec
 from gatokit.schemas.errors import ConfigError, DataError
+from gatokit.schemas.tokens import BINS, CONTINUOUS_OFFSET, DISCRETE_VALUES, PATCH
 
 MANIFEST_VERSION = 1
 MANIFEST = "manifest.json"
@@ -22,6 +23,8 @@ VOCABULARY = "vocabulary.model"
 LOG = "build.log.jsonl"
 DATASET = "dataset.json"
 TASKS_FILE = "tasks.parquet"
+DISCRETE_OFFSET = CONTINUOUS_OFFSET + BINS
+"""The first id behind those of continuous values, where discrete ids begin if they do not overlap text ids."""
 
 
 class _Model(BaseModel):
@@ -106,9 +109,25 @@ class TokenizerSettings(_Model):
     """The settings that decide every token, together with the vocabulary and the specs."""
 
     discrete_offset: int
+    """The id of the discrete value 0: 0 (discrete ids overlap text ids, as the paper literally says), or 33024."""
     separator: int
+    """The id of the token between a step's observation and its action; it is the last id."""
     vocabulary_size: int
+    """Number of ids."""
     chunk_tokens: int
+
+    @staticmethod
+    def of(discrete_offset: int, chunk_tokens: int = 4096) -> "TokenizerSettings":
+        """The settings that follow from the offset; ValueError if it is neither 0 nor 33024."""
+        if discrete_offset not in (0, DISCRETE_OFFSET):
+            raise ValueError(f"discrete_offset must be 0 or {DISCRETE_OFFSET}, not {discrete_offset}")
+        separator = DISCRETE_OFFSET + (DISCRETE_VALUES if discrete_offset else 0)
+        return TokenizerSettings(
+            discrete_offset=discrete_offset,
+            separator=separator,
+            vocabulary_size=separator + 1,
+            chunk_tokens=chunk_tokens,
+        )
 
 
 class VocabularyEntry(_Model):
@@ -197,6 +216,144 @@ def local_directory(path: str | Path) -> Path:
     return path
 
 
+FieldKind = Literal["text", "image", "discrete", "continuous"]
+
+
+class ImageSpec(BaseModel):
+    """How the frames of a field are stored: pixels, codec, and how a frame of another size is resized."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    height: int
+    width: int
+    codec: Literal["png", "jpeg"] | None = None
+    """None: PNG and JPEG are copied, and everything else becomes PNG."""
+    quality: int = 95
+    """JPEG quality of a frame that has to be encoded."""
+    resize: Literal["area"] = "area"
+    """Filter of a frame that has to be resized (OpenCV's INTER_AREA)."""
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patch rows and columns."""
+        return self.height // PATCH, self.width // PATCH
+
+
+class FieldSpec(BaseModel):
+    """One observation or action field of a time step.
+
+    ``path`` is the key path joined by ``/`` and begins with ``observation`` or ``action``. ``shape`` and
+    ``dtype`` are those of one recorded step (``dtype`` is ``str`` for text). ``range`` holds ``(low, high)``
+    pairs of a continuous action, one for all components or one each; ``num`` the number of values of a
+    discrete field, if known.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: str
+    kind: FieldKind
+    dtype: str
+    shape: tuple[int, ...] = ()
+    range: tuple[tuple[float, float], ...] | None = None
+    num: int | None = None
+    image: ImageSpec | None = None
+
+    @property
+    def is_action(self) -> bool:
+        """Whether the field is (part of) the action."""
+        return self.components[0] == "action"
+
+    @property
+    def components(self) -> tuple[str, ...]:
+        """The key path; fields are ordered by it, compared component by component (code points)."""
+        return tuple(self.path.split("/"))
+
+    @property
+    def tokens(self) -> int | None:
+        """Tokens a step: None for text, whose length varies."""
+        if self.kind == "text":
+            return None
+        if self.image is not None:
+            rows, columns = self.image.grid
+            return rows * columns
+        return math.prod(self.shape)
+
+
+class EpisodeSpec(BaseModel):
+    """The fields of a task's time step in token order: observations by key path, then actions by key path
+    (Gato, section 2.1)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    fields: tuple[FieldSpec, ...]
+
+    @staticmethod
+    def ordered(fields: list[FieldSpec]) -> "EpisodeSpec":
+        """The spec of ``fields`` given in any order."""
+        return EpisodeSpec(fields=tuple(sorted(fields, key=lambda field: (field.is_action, field.components))))
+
+    @property
+    def observation(self) -> tuple[FieldSpec, ...]:
+        """Observation fields in token order."""
+        return tuple(field for field in self.fields if not field.is_action)
+
+    @property
+    def action(self) -> tuple[FieldSpec, ...]:
+        """Action fields in token order."""
+        return tuple(field for field in self.fields if field.is_action)
+
+    @functools.cached_property
+    def id(self) -> str:
+        """Twelve hexadecimal digits that name this spec in records, indexes and ``dataset.json``."""
+        return json_digest(self.model_dump(mode="json"), 6)
+
+
+class ImageRule(BaseModel):
+    """Size, codec and filter of a document's stored images; ``tokenizers.document.prepare`` applies it.
+
+    Exactly one of ``size`` and ``max_patches`` is set. Its JSON is part of shard tasks, of fingerprints and of
+    ``dataset.json``, so that evaluation can prepare an image exactly as the build did.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    size: tuple[int, int] | None = None
+    """Height and width of every image, multiples of 16."""
+    max_patches: int | None = None
+    """Keeps the shape, in at most this many patches."""
+    codec: Literal["png", "jpeg"] | None = None
+    """None: JPEG for JPEG and lossy WebP, PNG for everything else."""
+    quality: int = 95
+    """JPEG quality of an image that has to be encoded."""
+    resize: Literal["area"] = "area"
+    """Filter of an image that has to be resized (OpenCV's INTER_AREA)."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "ImageRule":
+        if (self.size is None) == (self.max_patches is None):
+            raise ValueError("give size or max_patches, one of them")
+        if self.size is not None and any(side <= 0 or side % PATCH for side in self.size):
+            raise ValueError(f"height and width must be multiples of {PATCH}, not {list(self.size)}")
+        if self.max_patches is not None and self.max_patches < 1:
+            raise ValueError(f"max_patches must be 1 or more, not {self.max_patches}")
+        if not 1 <= self.quality <= 100:
+            raise ValueError(f"quality must be from 1 to 100, not {self.quality}")
+        return self
+
+
+class DocumentRules(BaseModel):
+    """What a build does with the documents of a dataset."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    pictures: ImageRule | None
+    """How images are stored; None if documents hold only text."""
+    end_of_document: bool
+    """A document ends with the vocabulary's end piece, if it has one."""
+    bad_images: Literal["reject", "skip"] = "reject"
+    """What a damaged image does: its document is rejected, or stays without the image."""
+
+
 class TaskEntry(_Model):
     """A task's spec id, and how it was collected."""
 
@@ -228,6 +385,21 @@ class DatasetFile(_Model):
 
 
 Model = TypeVar("Model", bound=BaseModel)
+
+
+def canonical_json(value: Any) -> bytes:
+    """UTF-8 JSON with sorted keys and no spaces; NaN and infinities are refused (ValueError)."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def digest(data: bytes, size: int = 32) -> str:
+    """BLAKE2b of ``data`` as ``2 * size`` hexadecimal digits."""
+    return hashlib.blake2b(data, digest_size=size).hexdigest()
+
+
+def json_digest(value: Any, size: int = 32) -> str:
+    """``digest`` of the canonical JSON of ``value``."""
+    return digest(canonical_json(value), size)
 
 
 def indented_json(content: Any) -> bytes:

@@ -8,9 +8,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from gatokit.schemas.document import DocumentRules
-from gatokit.schemas.episode import EpisodeSpec
-from gatokit.schemas.manifest import TokenizerSettings, indented_json, read_versioned
+from gatokit.schemas.manifest import DocumentRules, EpisodeSpec, TokenizerSettings, indented_json, read_versioned
 from gatokit.schemas.run import RunConfig
 
 POLICY_VERSION = 1

@@ -9,9 +9,8 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from gatokit.schemas.config import Number, Positive, Text, WholeNumber
+from gatokit.schemas.config import Number, Positive, Text, WholeNumber, read_mapping, validated
 from gatokit.schemas.errors import ConfigError
-from gatokit.schemas.reading import read_mapping, validated
 
 Count = Annotated[WholeNumber, Field(ge=1)]
 Share = Annotated[Number, Field(ge=0, le=1)]

@@ -1,4 +1,4 @@
-"""Tokens: the id ranges, what a token can be, and a sequence of tokens with its images.
+"""Tokens and what becomes tokens: id ranges, kinds of tokens, and images, sequences, episodes and documents in memory.
 
 Legend: T tokens, S time steps.
 """
@@ -25,6 +25,11 @@ NO_POSITION = 65_535
 """The position of a token without a local position: separators, actions and tokens of documents."""
 
 
+FIRST, LAST, TERMINAL = 1, 2, 4
+"""Bits of a step's flags. LAST marks the step whose action ended the episode, TERMINAL that it ended in a
+terminal state (and not by a time limit)."""
+
+
 class TokenKind(enum.IntEnum):
     """What a token is. Loss masks, embeddings and decoding follow kinds, never ids: the ids of discrete values
     overlap those of text."""
@@ -40,31 +45,6 @@ class TokenKind(enum.IntEnum):
 
 PREDICTED = frozenset({TokenKind.TEXT, TokenKind.DISCRETE_ACTION, TokenKind.CONTINUOUS_ACTION})
 """Kinds of tokens that are predicted: text and actions, not observations and images (Gato, section 2.3)."""
-
-
-@dataclass(frozen=True)
-class TokenIds:
-    """The id ranges of a build, which follow from the one choice that it has: where discrete ids begin.
-
-    ``discrete_offset`` is 0 (discrete ids overlap text ids, as the paper literally says) or 33024 (discrete values have
-    ids of their own, and the separator follows them).
-    """
-
-    discrete_offset: int = 0
-
-    def __post_init__(self) -> None:
-        if self.discrete_offset not in (0, CONTINUOUS_OFFSET + BINS):
-            raise ValueError(f"discrete_offset must be 0 or {CONTINUOUS_OFFSET + BINS}, not {self.discrete_offset}")
-
-    @property
-    def separator(self) -> int:
-        """Id of the token between a step's observation and its action."""
-        return CONTINUOUS_OFFSET + BINS + (DISCRETE_VALUES if self.discrete_offset else 0)
-
-    @property
-    def vocabulary_size(self) -> int:
-        """Number of ids; the separator is the last."""
-        return self.separator + 1
 
 
 class EncodedImage(NamedTuple):
@@ -104,3 +84,32 @@ class TokenSequence:
     step_begin: np.ndarray
     images: list[PlacedImage] = field(default_factory=list)
     text_tokens: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Episode:
+    """The S steps of an episode that have an action; a final observation without an action is dropped.
+
+    ``values`` maps the path of every field of the task's spec to its S values: an array (S, *shape), a list
+    of ``str`` for text, a list of ``EncodedImage`` for images. ``reward`` and ``discount`` are float64 (S,),
+    ``discount`` None if the source has none; ``flags`` is uint8 (S,), made of FIRST, LAST and TERMINAL.
+    """
+
+    id: str
+    values: dict[str, np.ndarray | list[str] | list[EncodedImage]]
+    reward: np.ndarray
+    discount: np.ndarray | None
+    flags: np.ndarray
+
+    @property
+    def steps(self) -> int:
+        """S, the number of time steps."""
+        return len(self.flags)
+
+
+@dataclass(frozen=True)
+class Document:
+    """Texts and images in reading order; no two texts stand next to each other."""
+
+    id: str
+    parts: list[str | EncodedImage]

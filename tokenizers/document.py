@@ -19,9 +19,18 @@ from typing import Literal
 import cv2
 import numpy as np
 
-from gatokit.schemas.document import Document, ImageRule
 from gatokit.schemas.errors import RejectedError
-from gatokit.schemas.tokens import IMAGE_ID, NO_POSITION, PATCH, EncodedImage, PlacedImage, TokenKind, TokenSequence
+from gatokit.schemas.manifest import ImageRule
+from gatokit.schemas.tokens import (
+    IMAGE_ID,
+    NO_POSITION,
+    PATCH,
+    Document,
+    EncodedImage,
+    PlacedImage,
+    TokenKind,
+    TokenSequence,
+)
 from gatokit.tokenizers.image_codec import (
     JPEG_END,
     JPEG_SIGNATURE,

@@ -13,8 +13,8 @@ from typing import Literal, NamedTuple
 import cv2
 import numpy as np
 
-from gatokit.schemas.episode import ImageSpec
 from gatokit.schemas.errors import RejectedError
+from gatokit.schemas.manifest import ImageSpec
 from gatokit.schemas.tokens import EncodedImage
 
 MAX_PIXELS = 64_000_000

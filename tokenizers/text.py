@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import sentencepiece
 
-from gatokit.schemas.digests import digest
 from gatokit.schemas.errors import ConfigError
+from gatokit.schemas.manifest import digest
 from gatokit.schemas.tokens import TEXT_IDS
 
 _SHORT = 256

@@ -18,8 +18,9 @@ import jax
 from jax.experimental import topologies
 
 from gatokit.schemas.errors import ConfigError, install_hint
+from gatokit.schemas.manifest import TokenizerSettings
 from gatokit.schemas.run import RunConfig
-from gatokit.schemas.tokens import PATCH, TokenIds
+from gatokit.schemas.tokens import PATCH
 from gatokit.trainer import flops
 from gatokit.trainer.flops import DEVICES, device_named
 from gatokit.trainer.loss import BLOCK
@@ -29,7 +30,7 @@ from gatokit.trainer.step import Trainer
 
 Remat = Literal["none", "dots", "full"]
 
-VOCABULARY_SIZE = TokenIds().vocabulary_size
+VOCABULARY_SIZE = TokenizerSettings.of(0).vocabulary_size
 """There is no data, so ids are counted with discrete ids overlapping text ids."""
 PATCH_SHARE = 4
 """If the config gives no ``patch_slots``, one token in this many is taken for a patch."""

@@ -17,11 +17,11 @@ from pydantic import BaseModel, ConfigDict
 
 from gatokit.loader.mixture import MixedDataset, Mixture
 from gatokit.loader.records import OpenShards
+from gatokit.schemas.config import validated
 from gatokit.schemas.errors import ConfigError, DataError
 from gatokit.schemas.index import TRAIN
 from gatokit.schemas.manifest import VOCABULARY
 from gatokit.schemas.policy import POLICY, PROMPTS, PolicyDataset, PolicyFile, PolicyTask, Prompt
-from gatokit.schemas.reading import validated
 from gatokit.schemas.run import RunConfig
 
 RUN = "run.json"

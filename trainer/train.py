@@ -96,7 +96,7 @@ def train(
 
         # ---- model and optimizer -----------------------------------------------------------------------------------
 
-        vocabulary_size = mixture.ids.vocabulary_size
+        vocabulary_size = mixture.tokenizer.vocabulary_size
         trainer = Trainer(config, vocabulary_size, len(mixture.names), windows.patch_slots, mesh)
         held_out = HeldOut(mixture, config, rows)
         _introduce(trainer, mixture, held_out, report)

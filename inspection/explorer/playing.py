@@ -10,7 +10,7 @@ import numpy as np
 
 from gatokit.inspection.read.stored import StoredEpisode
 from gatokit.inspection.read.values import EpisodeTokens, flag_names, number_text, short_name
-from gatokit.schemas.episode import FieldSpec
+from gatokit.schemas.manifest import FieldSpec
 from gatokit.schemas.tokens import EncodedImage
 from gatokit.tokenizers.text import TextTokenizer
 

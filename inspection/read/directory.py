@@ -17,12 +17,10 @@ from pydantic import Field, TypeAdapter
 from gatokit.inspection.read.index import EpisodeRow, TaskRow, TaskTotals
 from gatokit.inspection.read.stored import StoredDocument, StoredEpisode, join_document, join_episode
 from gatokit.schemas.config import CorpusConfig, Keep
-from gatokit.schemas.episode import EpisodeSpec
 from gatokit.schemas.errors import DataError
 from gatokit.schemas.index import INDEX, INDEX_VERSION
-from gatokit.schemas.manifest import DatasetEntry, DatasetFile, Manifest, local_directory
+from gatokit.schemas.manifest import DatasetEntry, DatasetFile, EpisodeSpec, Manifest, local_directory
 from gatokit.schemas.record import Record
-from gatokit.schemas.tokens import TokenIds
 from gatokit.storage.array_record import ArrayRecordFile
 from gatokit.tokenizers.document import DocumentTokenizer
 from gatokit.tokenizers.episode import EpisodeTokenizer
@@ -65,7 +63,7 @@ class DatasetReader:
         self.keep = None if self.holds_documents else Keep.model_validate(config["keep"])
         self.corpus: CorpusConfig | None = _CORPUS.validate_python(config) if self.holds_documents else None
         self._noun = "document" if self.holds_documents else "episode"
-        self._ids = TokenIds(manifest.tokenizer.discrete_offset)
+        self._settings = manifest.tokenizer
         self._text = text
         self._tokenizers: dict[str, EpisodeTokenizer] = {}
 
@@ -319,7 +317,7 @@ class DatasetReader:
                 described = self.path / self.totals.described_file
                 raise DataError(f"{described} lacks the spec {row.spec} of episode {row.episode_id!r}")
             has_text = any(field.kind == "text" for field in spec.fields)
-            self._tokenizers[row.spec] = EpisodeTokenizer(spec, self._ids, self._text() if has_text else None)
+            self._tokenizers[row.spec] = EpisodeTokenizer(spec, self._settings, self._text() if has_text else None)
         return self._tokenizers[row.spec]
 
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from gatokit.inspection.read.index import EpisodeRow
-from gatokit.schemas.episode import EpisodeSpec, FieldSpec
 from gatokit.schemas.errors import DataError
+from gatokit.schemas.manifest import EpisodeSpec, FieldSpec
 from gatokit.schemas.record import Record
 from gatokit.schemas.tokens import EncodedImage, PlacedImage, TokenSequence
 from gatokit.tokenizers.document import DocumentTokenizer

@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 
 from gatokit.inspection.read.stored import StoredDocument, StoredEpisode
-from gatokit.schemas.episode import FIRST, LAST, TERMINAL, FieldSpec
-from gatokit.schemas.tokens import NO_POSITION, PREDICTED, EncodedImage, TokenKind, TokenSequence
-from gatokit.tokenizers.episode import FieldValues
+from gatokit.schemas.manifest import FieldSpec
+from gatokit.schemas.tokens import FIRST, LAST, NO_POSITION, PREDICTED, TERMINAL, EncodedImage, TokenKind, TokenSequence
+from gatokit.tokenizers.episode import FieldValues, StepLayout
 from gatokit.tokenizers.image_codec import decode, probe
-from gatokit.tokenizers.layout import StepLayout
 from gatokit.tokenizers.text import TextTokenizer
 
 SEPARATOR = "observation | action"

@@ -20,7 +20,7 @@ from gatokit.inspection.tables.summary import (
     show_drops,
 )
 from gatokit.inspection.tables.tasks import show_streams, task_values
-from gatokit.schemas.document import DocumentRules
+from gatokit.schemas.manifest import DocumentRules
 from gatokit.schemas.words import byte_size
 
 OVERVIEW = Effort(records=2_000, bytes=32 << 20)

@@ -21,7 +21,7 @@ from gatokit.inspection.verify.index import (
 from gatokit.inspection.verify.records import ContentCheck, DocumentCheck, EpisodeCheck, shard_faults
 from gatokit.schemas.errors import DataError, GatokitError
 from gatokit.schemas.manifest import LOG, MANIFEST, FileEntry, Manifest, local_directory
-from gatokit.schemas.tokens import TEXT_IDS, TokenIds
+from gatokit.schemas.tokens import TEXT_IDS
 from gatokit.storage.files import TEMPORARY
 from gatokit.storage.lock import LOCK
 from gatokit.tokenizers.text import TextTokenizer
@@ -200,7 +200,7 @@ def _content_check(dataset: DatasetReader, manifest: Manifest, text: TextTokeniz
     if rules is not None and text is not None:
         return DocumentCheck(rules, text, manifest.tokenizer.chunk_tokens)
     pieces = TEXT_IDS if text is None else text.pieces
-    return EpisodeCheck(dataset.described.specs, TokenIds(manifest.tokenizer.discrete_offset), pieces)
+    return EpisodeCheck(dataset.described.specs, manifest.tokenizer, pieces)
 
 
 def _check_dataset(dataset: DatasetReader, content: ContentCheck, faults: Faults, moved: Callable[[int], None]) -> None:

@@ -17,8 +17,6 @@ from gatokit.inspection.read.directory import DatasetReader
 from gatokit.inspection.read.index import TaskRow, coded, named
 from gatokit.inspection.verify.records import Owner
 from gatokit.schemas.config import CorpusConfig, Keep, TextConfig
-from gatokit.schemas.digests import json_digest
-from gatokit.schemas.document import DocumentRules
 from gatokit.schemas.filter import FILTER_REASONS as RULE_REASONS
 from gatokit.schemas.filter import RULES, at_or_above, in_range
 from gatokit.schemas.index import HELD_OUT, INDEX, INDEX_VERSION, REASONS, TRAIN
@@ -28,11 +26,13 @@ from gatokit.schemas.manifest import (
     TASKS_FILE,
     DatasetEntry,
     DatasetFile,
+    DocumentRules,
     Manifest,
     ShardEntry,
     SplitEntry,
+    TokenizerSettings,
+    json_digest,
 )
-from gatokit.schemas.tokens import TokenIds
 from gatokit.schemas.where import Where
 
 _STORED = ("tokens", "part", "first_record", "record_tokens")
@@ -263,9 +263,9 @@ def manifest_faults(manifest: Manifest) -> Iterator[str]:
     """Where the manifest contradicts itself."""
     if manifest.config_digest != json_digest(manifest.config):
         yield "the config does not match its digest"
-    ids = TokenIds(manifest.tokenizer.discrete_offset)
-    if (manifest.tokenizer.separator, manifest.tokenizer.vocabulary_size) != (ids.separator, ids.vocabulary_size):
-        yield f"the separator or the number of ids is not that of discrete_offset {ids.discrete_offset}"
+    settings = manifest.tokenizer
+    if settings != TokenizerSettings.of(settings.discrete_offset, settings.chunk_tokens):
+        yield f"the separator or the number of ids is not that of discrete_offset {settings.discrete_offset}"
     if [dataset.name for dataset in manifest.datasets] != [item.get("name") for item in manifest.config["datasets"]]:
         yield "its datasets are not those of its config"
     files = {entry.path: entry for entry in manifest.files}

@@ -9,25 +9,26 @@ import numpy as np
 
 from gatokit.inspection.read.directory import open_shard
 from gatokit.inspection.read.values import kind_name
-from gatokit.schemas.document import DocumentRules, ImageRule
-from gatokit.schemas.episode import FIRST, LAST, TERMINAL, EpisodeSpec, FieldSpec
 from gatokit.schemas.errors import DataError, RejectedError
+from gatokit.schemas.manifest import DocumentRules, EpisodeSpec, FieldSpec, ImageRule, TokenizerSettings
 from gatokit.schemas.record import Record
 from gatokit.schemas.tokens import (
     BINS,
     CONTINUOUS_OFFSET,
     DISCRETE_VALUES,
+    FIRST,
     IMAGE_ID,
+    LAST,
     NO_POSITION,
+    TERMINAL,
     EncodedImage,
-    TokenIds,
     TokenKind,
     TokenSequence,
 )
 from gatokit.storage.array_record import ArrayRecordFile
 from gatokit.tokenizers.document import prepare, target_size
+from gatokit.tokenizers.episode import Arrangement, StepLayout
 from gatokit.tokenizers.image_codec import probe
-from gatokit.tokenizers.layout import Arrangement, StepLayout
 from gatokit.tokenizers.text import TextTokenizer
 
 _BATCH = 32
@@ -133,14 +134,14 @@ class EpisodeCheck:
 
     noun = "episode"
 
-    def __init__(self, specs: dict[str, EpisodeSpec], ids: TokenIds, pieces: int) -> None:
+    def __init__(self, specs: dict[str, EpisodeSpec], settings: TokenizerSettings, pieces: int) -> None:
         """``specs`` are those of ``dataset.json`` by id, ``pieces`` is the size of the vocabulary."""
         self._layouts = {id_: StepLayout(spec) for id_, spec in specs.items()}
         self._images = {
             id_: {number: field for number, field in layout.fields.items() if field.kind == "image"}
             for id_, layout in self._layouts.items()
         }
-        discrete = (ids.discrete_offset, ids.discrete_offset + DISCRETE_VALUES - 1)
+        discrete = (settings.discrete_offset, settings.discrete_offset + DISCRETE_VALUES - 1)
         continuous = (CONTINUOUS_OFFSET, CONTINUOUS_OFFSET + BINS - 1)
         # The lowest and the highest id of each kind, uint16 (256,).
         self._low, self._high = np.zeros((2, 256), np.uint16)
@@ -149,7 +150,7 @@ class EpisodeCheck:
             TokenKind.IMAGE: (IMAGE_ID, IMAGE_ID),
             TokenKind.DISCRETE: discrete,
             TokenKind.CONTINUOUS: continuous,
-            TokenKind.SEPARATOR: (ids.separator, ids.separator),
+            TokenKind.SEPARATOR: (settings.separator, settings.separator),
             TokenKind.DISCRETE_ACTION: discrete,
             TokenKind.CONTINUOUS_ACTION: continuous,
         }.items():

@@ -19,8 +19,8 @@ from gatokit.pipelines.beam import crash_isolation
 from gatokit.pipelines.config_loading import load_vocabulary
 from gatokit.pipelines.planning.shard_task import ShardTask, unit_from_json
 from gatokit.pipelines.shards.writer import build_shard
-from gatokit.schemas.digests import digest
 from gatokit.schemas.errors import GatokitError
+from gatokit.schemas.manifest import digest
 from gatokit.storage import files
 from gatokit.tokenizers.text import TextTokenizer
 

@@ -26,9 +26,9 @@ from gatokit.pipelines.dataset import (
 from gatokit.pipelines.documents.scan import DocumentsPlan
 from gatokit.pipelines.documents.tokenize import DocumentShardHeader
 from gatokit.schemas.config import BuildConfig, CorpusConfig, TextConfig
-from gatokit.schemas.document import DocumentRules
 from gatokit.schemas.errors import DataError
 from gatokit.schemas.index import HELD_OUT, TRAIN
+from gatokit.schemas.manifest import DocumentRules
 from gatokit.storage.files import read_rows
 from gatokit.storage.prefetch import prefetch
 

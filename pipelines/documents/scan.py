@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from gatokit.pipelines.dataset import DatasetPlan
 from gatokit.pipelines.documents.reader import ScannedDocument, file_from_json, find_documents
 from gatokit.schemas.config import CorpusConfig
-from gatokit.schemas.digests import json_digest
+from gatokit.schemas.manifest import json_digest
 
 FOUND = pa.schema(
     [

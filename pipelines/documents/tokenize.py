@@ -11,10 +11,10 @@ from pydantic import BaseModel
 from gatokit.pipelines.dataset import OutOfRange, ShardSettings, TokenizedRow
 from gatokit.pipelines.documents.reader import DocumentFile, Part, file_from_json
 from gatokit.pipelines.formats.records import ByteRange
-from gatokit.schemas.document import Document, DocumentRules
 from gatokit.schemas.errors import RejectedError
+from gatokit.schemas.manifest import DocumentRules
 from gatokit.schemas.record import document_record
-from gatokit.schemas.tokens import EncodedImage, PlacedImage, TokenSequence
+from gatokit.schemas.tokens import Document, EncodedImage, PlacedImage, TokenSequence
 from gatokit.tokenizers.document import DocumentTokenizer, is_copied, patch_count, prepare
 from gatokit.tokenizers.text import TextTokenizer
 

@@ -14,8 +14,8 @@ from gatokit.pipelines.episodes.scan import EpisodeUnit, ScanFields, ScanFile, s
 from gatokit.pipelines.episodes.spec import check_rules, episode_spec
 from gatokit.pipelines.find import find_directories, fixed_part, local_path, local_pattern
 from gatokit.schemas.config import EpisodesConfig
-from gatokit.schemas.episode import EpisodeSpec
 from gatokit.schemas.errors import ConfigError
+from gatokit.schemas.manifest import EpisodeSpec
 from gatokit.storage import files
 
 

@@ -14,8 +14,8 @@ from pydantic import BaseModel, ConfigDict
 
 from gatokit.pipelines.episodes.formats import AnyEpisodeFile
 from gatokit.pipelines.episodes.reader import RawEpisode, SourceFeatures, SourceField, StoredEpisode
-from gatokit.schemas.digests import json_digest
 from gatokit.schemas.errors import ConfigError, RejectedError
+from gatokit.schemas.manifest import json_digest
 
 SCANNED = pa.schema(
     [

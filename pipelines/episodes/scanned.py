@@ -26,11 +26,11 @@ from gatokit.pipelines.episodes.filter import Passes, Rows, filter_rows
 from gatokit.pipelines.episodes.plan import EpisodesPlan, check_tasks
 from gatokit.pipelines.episodes.tokenize import EpisodeShardHeader
 from gatokit.schemas.config import BuildConfig, Keep
-from gatokit.schemas.episode import EpisodeSpec
 from gatokit.schemas.episode_list import EpisodeList
 from gatokit.schemas.errors import ConfigError, DataError
 from gatokit.schemas.filter import sample_hash
 from gatokit.schemas.index import HELD_OUT, TRAIN
+from gatokit.schemas.manifest import EpisodeSpec
 from gatokit.schemas.tokens import DISCRETE_VALUES
 from gatokit.schemas.where import Column, Strings, Where
 from gatokit.storage.files import read_bytes, read_rows

@@ -7,8 +7,8 @@ import numpy as np
 
 from gatokit.pipelines.episodes.reader import SourceFeatures, SourceField
 from gatokit.schemas.config import EpisodeImages, EpisodesConfig, FieldRule
-from gatokit.schemas.episode import EpisodeSpec, FieldKind, FieldSpec, ImageSpec
 from gatokit.schemas.errors import ConfigError
+from gatokit.schemas.manifest import EpisodeSpec, FieldKind, FieldSpec, ImageSpec
 from gatokit.schemas.tokens import NO_POSITION, PATCH
 from gatokit.schemas.words import did_you_mean
 

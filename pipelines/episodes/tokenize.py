@@ -15,10 +15,10 @@ from gatokit.pipelines.dataset import OutOfRange, ShardSettings, TokenizedRow
 from gatokit.pipelines.episodes.formats import AnyEpisodeFile
 from gatokit.pipelines.episodes.reader import EpisodeFile, RawEpisode, SourceFeatures, SourceField, Values
 from gatokit.pipelines.formats.records import ByteRange
-from gatokit.schemas.episode import FIRST, LAST, TERMINAL, Episode, EpisodeSpec, FieldSpec, ImageSpec
 from gatokit.schemas.errors import RejectedError
+from gatokit.schemas.manifest import EpisodeSpec, FieldSpec, ImageSpec, TokenizerSettings
 from gatokit.schemas.record import Record
-from gatokit.schemas.tokens import EncodedImage, TokenIds, TokenSequence
+from gatokit.schemas.tokens import FIRST, LAST, TERMINAL, EncodedImage, Episode, TokenSequence
 from gatokit.tokenizers.episode import EpisodeTokenizer
 from gatokit.tokenizers.image_codec import fit
 from gatokit.tokenizers.tensors import count_outside
@@ -77,8 +77,8 @@ class EpisodeShardBuilder:
 
     def __init__(self, header: EpisodeShardHeader, text: TextTokenizer) -> None:
         self._header = header
-        ids = TokenIds(header.settings.discrete_offset)
-        self._tokenizers = {id_: EpisodeTokenizer(spec, ids, text) for id_, spec in header.specs.items()}
+        settings = TokenizerSettings.of(header.settings.discrete_offset)
+        self._tokenizers = {id_: EpisodeTokenizer(spec, settings, text) for id_, spec in header.specs.items()}
         self.out_of_range: OutOfRange = {}
 
     def tokenize(

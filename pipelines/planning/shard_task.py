@@ -13,8 +13,8 @@ import pyarrow as pa
 
 from gatokit.pipelines.dataset import ScanUnit, ShardBuilder, ShardHeader
 from gatokit.pipelines.planning.kinds import KINDS
-from gatokit.schemas.digests import digest, json_digest
 from gatokit.schemas.index import INDEX_VERSION
+from gatokit.schemas.manifest import digest, json_digest
 from gatokit.schemas.record import RECORD_VERSION
 from gatokit.storage.files import read_rows, write_rows
 from gatokit.tokenizers.text import TextTokenizer

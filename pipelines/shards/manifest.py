@@ -18,7 +18,6 @@ from gatokit.pipelines.planning.plan import Plan
 from gatokit.pipelines.shards.garbage import Leftover, remove_leftovers
 from gatokit.pipelines.shards.index import COUNTED_COLUMNS, INDEX_SUFFIX, IndexTotals, read_parts
 from gatokit.schemas.config import BuildConfig
-from gatokit.schemas.digests import json_digest
 from gatokit.schemas.errors import DataError
 from gatokit.schemas.index import TASKS
 from gatokit.schemas.manifest import (
@@ -32,8 +31,8 @@ from gatokit.schemas.manifest import (
     TaskEntry,
     TokenizerSettings,
     VocabularyEntry,
+    json_digest,
 )
-from gatokit.schemas.tokens import TokenIds
 from gatokit.storage.files import exists, file_digest, read_bytes, write_atomically
 from gatokit.storage.prefetch import prefetch
 
@@ -195,18 +194,12 @@ def _manifest(
             for part in split.parts:
                 path = f"{dataset.directory}/{part.file}"
                 files.append(FileEntry(path=path, size=part.size, blake2b=part.blake2b))
-    ids = TokenIds(config.discrete_offset)
     return Manifest(
         content=content,
         packages=packages(),
         config=described,
         config_digest=json_digest(described),
-        tokenizer=TokenizerSettings(
-            discrete_offset=ids.discrete_offset,
-            separator=ids.separator,
-            vocabulary_size=ids.vocabulary_size,
-            chunk_tokens=config.chunk_tokens,
-        ),
+        tokenizer=TokenizerSettings.of(config.discrete_offset, config.chunk_tokens),
         vocabulary=vocabulary,
         datasets=list(datasets),
         files=sorted(files, key=lambda file: Path(file.path)),

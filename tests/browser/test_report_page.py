@@ -10,7 +10,7 @@ import pytest
 
 from gatokit.cli.main import main
 from gatokit.inspection import open_directory, preview
-from gatokit.schemas.digests import json_digest
+from gatokit.schemas.manifest import json_digest
 
 pytestmark = pytest.mark.browser
 

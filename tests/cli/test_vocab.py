@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gatokit.pipelines.vocabulary import SAMPLE_BYTES
-from gatokit.schemas.digests import digest
+from gatokit.schemas.manifest import digest
 from gatokit.tokenizers.text import TextTokenizer
 
 CONFIG = """

@@ -11,7 +11,7 @@ import pytest
 from gatokit.environments import make
 from gatokit.evaluation.ceiling import ACTIONS, BOTH, Loss, TokenExpert, measure_ceiling, through_tokens
 from gatokit.evaluation.rollouts import Rollout
-from gatokit.schemas.episode import FieldSpec
+from gatokit.schemas.manifest import FieldSpec
 
 FIRST = 1 << 30
 

@@ -19,8 +19,8 @@ from gatokit.environments.agents import Actor
 from gatokit.evaluation.rollout_log import RolloutLog, play_missing
 from gatokit.evaluation.rollouts import Rollout, RolloutJob, Scripted, play, play_jobs
 from gatokit.evaluation.videos import Videos, has_video
-from gatokit.schemas.episode import FieldSpec
 from gatokit.schemas.errors import ConfigError, DataError
+from gatokit.schemas.manifest import FieldSpec
 
 FIRST = 1 << 30
 ROLLOUT = Rollout(number=0, seed=FIRST, episode_return=1.5, steps=3, seconds=0.25)

@@ -9,12 +9,11 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from gatokit.policy.policy import Policy
-from gatokit.schemas.episode import EpisodeSpec, FieldSpec, ImageSpec
-from gatokit.schemas.manifest import TokenizerSettings
+from gatokit.schemas.manifest import EpisodeSpec, FieldSpec, ImageSpec, TokenizerSettings
 from gatokit.schemas.policy import PolicyDataset, PolicyFile, PolicyTask, Prompt
 from gatokit.schemas.record import Record
 from gatokit.schemas.run import ModelConfig, RunConfig
-from gatokit.schemas.tokens import EncodedImage, TokenIds
+from gatokit.schemas.tokens import EncodedImage
 from gatokit.tokenizers.episode import EpisodeTokenizer
 from gatokit.tokenizers.image_codec import encode
 from gatokit.tokenizers.text import TextTokenizer
@@ -97,24 +96,21 @@ def policy(
         precision="float32",
         input={"hide_actions": hide},
     )
-    ids, text = TokenIds(offset), text_tokenizer(vocabulary)
+    settings, text = TokenizerSettings.of(offset), text_tokenizer(vocabulary)
     writer = ArrayRecordWriter(str(folder / "prompts.arrayrecord"), "group_size:1,zstd:1")
     tasks = {}
     for number, (name, spec) in enumerate((("arm", ARM), ("room", ROOM))):
-        sequence = EpisodeTokenizer(spec, ids, text).encode(*demonstration(spec))
+        sequence = EpisodeTokenizer(spec, settings, text).encode(*demonstration(spec))
         none = np.zeros(len(sequence.step_begin))
         flags = none.astype(np.uint8)
         writer.write(Record("demonstration", 0, 1, 0, spec.id, sequence, none, None, flags).to_bytes())
         prompt = Prompt(episode_id="d", agent="expert", episode_return=1.0, first_record=number, records=1)
         tasks[name] = PolicyTask(spec=spec.id, expert_return=1.0, prompt=prompt)
     writer.close()
-    tokenizer = TokenizerSettings(
-        discrete_offset=offset, separator=ids.separator, vocabulary_size=ids.vocabulary_size, chunk_tokens=4096
-    )
     dataset = PolicyDataset(kind="episodes", specs={ARM.id: ARM, ROOM.id: ROOM}, tasks=tasks, documents=None)
-    file = PolicyFile(config=config, tokenizer=tokenizer, vocabulary_blake2b=text.digest, datasets={"rooms": dataset})
+    file = PolicyFile(config=config, tokenizer=settings, vocabulary_blake2b=text.digest, datasets={"rooms": dataset})
     random = np.random.default_rng(5)
-    table = parameter_table(config.model, ids.vocabulary_size)
+    table = parameter_table(config.model, settings.vocabulary_size)
     params = jax.tree.map(
         lambda leaf: jnp.asarray(leaf.mean + random.normal(0, leaf.std + 0.2, leaf.shape), jnp.float32),
         table,

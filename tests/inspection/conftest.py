@@ -15,7 +15,7 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 from PIL import Image
 
 from gatokit.inspection import open_directory
-from gatokit.schemas.digests import digest, json_digest
+from gatokit.schemas.manifest import digest, json_digest
 from gatokit.tokenizers.image_codec import encode
 
 CONFIG = """

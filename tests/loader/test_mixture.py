@@ -10,9 +10,8 @@ import pytest
 
 from gatokit.loader.mixture import open_mixture
 from gatokit.pipelines.run import scan
-from gatokit.schemas.digests import digest, json_digest
 from gatokit.schemas.errors import ConfigError, DataError
-from gatokit.schemas.manifest import Manifest
+from gatokit.schemas.manifest import Manifest, digest, json_digest
 
 NAMES = ("arm", "grid", "books", "captions", "questions", "pages")
 
@@ -38,7 +37,7 @@ def test_weights_are_those_of_the_build_normalised(mixed: Path) -> None:
     mixture = open_mixture([mixed])
     assert mixture.names == NAMES
     np.testing.assert_allclose(mixture.weights, np.array([3, 2, 1.5, 1, 1, 1]) / 9.5)
-    assert mixture.ids.separator == 33024
+    assert mixture.tokenizer.separator == 33024
     assert digest(mixture.vocabulary) == mixture.vocabulary_digest
     assert [dataset.pairs for dataset in mixture.datasets] == [None, None, None, 1, 5, None]
     assert mixture.datasets[0].specs["push"].fields[0].path == "observation/image"

@@ -10,10 +10,10 @@ import pytest
 
 from gatokit.policy.generate import Writing, generate
 from gatokit.policy.spans import Span, make_batch
-from gatokit.schemas.document import Document, DocumentRules, ImageRule
 from gatokit.schemas.errors import ConfigError
+from gatokit.schemas.manifest import DocumentRules, ImageRule
 from gatokit.schemas.policy import PolicyDataset
-from gatokit.schemas.tokens import TokenSequence
+from gatokit.schemas.tokens import Document, TokenSequence
 from gatokit.tokenizers.document import DocumentTokenizer, prepare
 from gatokit.tokenizers.image_codec import encode
 from gatokit.trainer import model
@@ -47,7 +47,7 @@ def test_pieces_are_the_likeliest_of_a_training_window(make, text, image, positi
         # One shape for all lengths, so that each operation is compiled once; causal attention sees no padding behind.
         batch = make_batch([span], 32, 6)
         states = model.forward(policy.params, batch, policy.config.model, dtype=jnp.float32)
-        scores = np.asarray(model.logits(policy.params, states, policy.ids.vocabulary_size))[0, len(ids) - 1]
+        scores = np.asarray(model.logits(policy.params, states, policy.file.tokenizer.vocabulary_size))[0, len(ids) - 1]
         likeliest = int(scores[: policy.text.pieces].argmax())
         if likeliest == policy.text.end_id:
             break

@@ -14,9 +14,8 @@ from gatokit.loader.batch import find_targets
 from gatokit.policy.decode import pick
 from gatokit.policy.policy import Decoding, load_policy
 from gatokit.policy.spans import Patches, Span, make_batch
-from gatokit.schemas.episode import EpisodeSpec, FieldSpec
 from gatokit.schemas.errors import ConfigError, DataError
-from gatokit.schemas.manifest import VOCABULARY
+from gatokit.schemas.manifest import VOCABULARY, EpisodeSpec, FieldSpec
 from gatokit.schemas.tokens import CONTINUOUS_OFFSET, TokenKind
 from gatokit.tokenizers.episode import EpisodeTokenizer
 from gatokit.trainer import model
@@ -46,7 +45,7 @@ def play(policy, task, decoding, seeds, steps, *, spec=None, beside=None):
 
 def full_pass(policy, spec, demonstrated, observations, actions, hide):
     """Logits (L, V) of a demonstration's and an episode's tokens as one training window."""
-    tokenizer = EpisodeTokenizer(spec, policy.ids, policy.text)
+    tokenizer = EpisodeTokenizer(spec, policy.file.tokenizer, policy.text)
     sequences = [tokenizer.encode(*playing.episode(spec, observations, actions))]
     if demonstrated:
         sequences.insert(0, tokenizer.encode(*playing.demonstration(spec, demonstrated)))
@@ -73,7 +72,7 @@ def full_pass(policy, spec, demonstrated, observations, actions, hide):
     # One shape for all tests, so that each operation is compiled once; causal attention sees no padding behind.
     batch = make_batch([span], LONGEST, MOST_PATCHES)
     states = model.forward(policy.params, batch, policy.config.model, dtype=jnp.float32, hide=hide)
-    logits = np.asarray(model.logits(policy.params, states, policy.ids.vocabulary_size))
+    logits = np.asarray(model.logits(policy.params, states, policy.file.tokenizer.vocabulary_size))
     return logits[0, : span.size], kinds, ids
 
 
@@ -85,7 +84,9 @@ def test_actions_are_the_likeliest_of_a_training_window(make, task, spec, hide, 
     """Observations, prompt, separator, hidden and private tokens, positions and patches, all at once."""
     policy = make(context=256, hide=0.5 if hide else 0.0, offset=offset)
     demonstrated = 2
-    first_steps = EpisodeTokenizer(spec, policy.ids, policy.text).encode(*playing.demonstration(spec, demonstrated))
+    first_steps = EpisodeTokenizer(spec, policy.file.tokenizer, policy.text).encode(
+        *playing.demonstration(spec, demonstrated)
+    )
     prompt = len(first_steps.tokens)
     decoding = Decoding(rule="greedy", memory=memory, prompt_tokens=prompt + 1)
     (actions,) = play(policy, task, decoding, [3], 4)

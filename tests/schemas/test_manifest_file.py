@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from gatokit.schemas.episode import EpisodeSpec, FieldSpec
 from gatokit.schemas.errors import DataError
 from gatokit.schemas.manifest import (
     DatasetEntry,
     DatasetFile,
+    EpisodeSpec,
+    FieldSpec,
     FileEntry,
     Manifest,
     ShardEntry,

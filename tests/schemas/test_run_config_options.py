@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from gatokit.cli.main import main
+from gatokit.schemas.config import validated
 from gatokit.schemas.errors import ConfigError
-from gatokit.schemas.reading import validated
 from gatokit.schemas.run import RunConfig, read_run_config
 
 OLD: dict[str, Any] = {

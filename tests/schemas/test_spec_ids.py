@@ -5,10 +5,17 @@ import json
 
 import pytest
 
-from gatokit.schemas.digests import canonical_json, digest, json_digest
-from gatokit.schemas.episode import EpisodeSpec, FieldSpec, ImageSpec
 from gatokit.schemas.index import BAD_REASONS, INDEX, REASONS, RULE_REASONS, TASKS
-from gatokit.schemas.tokens import IMAGE_ID, TokenIds, TokenKind
+from gatokit.schemas.manifest import (
+    EpisodeSpec,
+    FieldSpec,
+    ImageSpec,
+    TokenizerSettings,
+    canonical_json,
+    digest,
+    json_digest,
+)
+from gatokit.schemas.tokens import IMAGE_ID, TokenKind
 
 FIELDS = [
     FieldSpec(
@@ -108,14 +115,14 @@ def test_digest_is_blake2b() -> None:
 
 @pytest.mark.parametrize(("offset", "separator"), [(0, 33024), (33024, 34048)])
 def test_separator_is_the_last_id(offset: int, separator: int) -> None:
-    ids = TokenIds(offset)
-    assert (ids.separator, ids.vocabulary_size) == (separator, separator + 1)
-    assert ids.vocabulary_size < IMAGE_ID
+    settings = TokenizerSettings.of(offset)
+    assert (settings.separator, settings.vocabulary_size) == (separator, separator + 1)
+    assert settings.vocabulary_size < IMAGE_ID
 
 
 def test_another_discrete_offset_is_refused() -> None:
     with pytest.raises(ValueError, match=r"^discrete_offset must be 0 or 33024, not 32000$"):
-        TokenIds(32000)
+        TokenizerSettings.of(32000)
 
 
 def test_kinds_are_those_of_the_record_format() -> None:

@@ -6,9 +6,8 @@ import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gatokit.schemas.document import Document
 from gatokit.schemas.errors import RejectedError
-from gatokit.schemas.tokens import EncodedImage, PlacedImage, TokenSequence
+from gatokit.schemas.tokens import Document, EncodedImage, PlacedImage, TokenSequence
 from gatokit.tokenizers.document import DocumentTokenizer, patch_count
 from gatokit.tokenizers.text import TextTokenizer
 

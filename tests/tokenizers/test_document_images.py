@@ -12,9 +12,9 @@ from PIL import Image, ImageOps
 from pydantic import ValidationError
 
 from gatokit.schemas.config import DocumentImages
-from gatokit.schemas.document import ImageRule
 from gatokit.schemas.errors import RejectedError
 from gatokit.schemas.index import BAD_REASONS
+from gatokit.schemas.manifest import ImageRule
 from gatokit.tokenizers import image_codec
 from gatokit.tokenizers.document import describe, prepare, target_size
 from gatokit.tokenizers.image_codec import PNG_SIGNATURE, WebpHeader, probe_webp

@@ -9,13 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gatokit.schemas.episode import EpisodeSpec, FieldSpec, ImageSpec
 from gatokit.schemas.errors import ConfigError, RejectedError
+from gatokit.schemas.manifest import EpisodeSpec, FieldSpec, ImageSpec, TokenizerSettings
 from gatokit.schemas.record import Record
-from gatokit.schemas.tokens import EncodedImage, PlacedImage, TokenIds, TokenSequence
+from gatokit.schemas.tokens import EncodedImage, PlacedImage, TokenSequence
 from gatokit.tokenizers.episode import EpisodeTokenizer
 
 NONE = 65535
+SETTINGS = TokenizerSettings.of(0)
 TEXT, IMAGE, DISCRETE, CONTINUOUS, SEPARATOR, DISCRETE_ACTION, CONTINUOUS_ACTION = range(1, 8)
 
 
@@ -53,7 +54,7 @@ def test_a_complete_episode():
         observation__open=np.array([True, False]),
         action=np.float32([[2.0, 0.0], [0.2, -7.0]]),
     )
-    tokenizer = EpisodeTokenizer(spec, TokenIds())
+    tokenizer = EpisodeTokenizer(spec, SETTINGS)
     found = tokenizer.encode(*given_episode)
     assert found.tokens.dtype == np.uint16
     assert found.tokens.tolist() == [
@@ -77,7 +78,7 @@ def test_a_complete_episode():
     assert values["observation/state"].dtype == np.float64
     assert values["action"] == pytest.approx(np.array([[2 - 1 / 512, 1 / 512], [0.2, -2 + 1 / 512]]), abs=1 / 512)
 
-    moved = EpisodeTokenizer(spec, TokenIds(33024)).encode(*given_episode)
+    moved = EpisodeTokenizer(spec, TokenizerSettings.of(33024)).encode(*given_episode)
     assert moved.tokens.tolist() == [
         *[65535, 65535, 33025, 32512, 32744, 34048, 33023, 32512],
         *[65535, 65535, 33024, 32632, 32279, 34048, 32563, 32000],
@@ -88,7 +89,7 @@ def test_a_complete_episode():
 def test_text_that_varies(text):
     spec = EpisodeSpec.ordered([field("action", "discrete"), field("observation/mission", "text")])
     missions = ["go to the red ball", "", "open the door"]
-    found = EpisodeTokenizer(spec, TokenIds(), text).encode(
+    found = EpisodeTokenizer(spec, SETTINGS, text).encode(
         *episode(3, observation__mission=missions, action=np.array([6, 0, 3]))
     )
     first, _, last = (text.encode(mission).tolist() for mission in missions)
@@ -110,7 +111,7 @@ def test_keys_are_compared_component_by_component():
     order = ["B", "a/b", "a/c", "a-b", "a.b/a", "b", "ä"]
     assert [one.path for one in spec.fields] == [*(f"observation/{path}" for path in order), "action/y", "action/z"]
     values = {f"observation/{path}": np.array([number]) for number, path in enumerate(order)}
-    found = EpisodeTokenizer(spec, TokenIds()).encode(
+    found = EpisodeTokenizer(spec, SETTINGS).encode(
         *episode(1, **values, action__y=np.float32([1]), action__z=np.array([9]))
     )
     assert found.tokens.tolist() == [*range(7), 33024, 33023, 9]
@@ -122,7 +123,7 @@ def test_text_fields_side_by_side_keep_their_border(text):
         + [field("observation/c", "discrete"), field("action", "discrete")]
     )
     values = {"a": ["red", ""], "b": ["ball", "box"], "d": ["", "go up"]}
-    tokenizer = EpisodeTokenizer(spec, TokenIds(), text)
+    tokenizer = EpisodeTokenizer(spec, SETTINGS, text)
     encoded = tokenizer.encode(
         *episode(
             2,
@@ -263,7 +264,7 @@ def test_any_episode_as_the_plain_tokenizer_and_back(text, fields, steps, seed, 
     values = {one.path: random_values(one, steps, rng, text_style) for one in fields}
     given_episode = episode(steps, **values)
     spec = EpisodeSpec.ordered([fields[index] for index in rng.permutation(len(fields))])
-    tokenizer = EpisodeTokenizer(spec, TokenIds(offset), text)
+    tokenizer = EpisodeTokenizer(spec, TokenizerSettings.of(offset), text)
     found = tokenizer.encode(*given_episode)
     tokens, kinds, positions, begins, images = plain_tokenize(fields, *given_episode, text, offset)
     assert found.tokens.tolist() == tokens
@@ -326,7 +327,7 @@ def companded(values):
 
 def test_long_episodes_beyond_the_prepared_layout():
     spec = EpisodeSpec.ordered([field("observation", "continuous", (39,)), field("action", "continuous", (4,))])
-    tokenizer = EpisodeTokenizer(spec, TokenIds())
+    tokenizer = EpisodeTokenizer(spec, SETTINGS)
     for steps in (1, 1489, 1490, 5000):
         found = tokenizer.encode(
             *episode(steps, observation=np.zeros((steps, 39), np.float32), action=np.zeros((steps, 4), np.float32))
@@ -341,7 +342,7 @@ def test_an_episode_without_steps_is_an_empty_sequence(text):
     spec = EpisodeSpec.ordered(
         [field("observation/mission", "text"), image_field("observation/view", 16, 16), field("action", "continuous")]
     )
-    found = EpisodeTokenizer(spec, TokenIds(), text).encode(
+    found = EpisodeTokenizer(spec, SETTINGS, text).encode(
         *episode(0, observation__mission=[], observation__view=[], action=np.zeros(0, np.float32))
     )
     assert [len(found.tokens), len(found.kinds), len(found.positions), len(found.step_begin)] == [0, 0, 0, 0]
@@ -404,9 +405,9 @@ def at(values, index, value):
 )
 def test_a_field_that_is_wrong_is_named(text, path, change, reason, detail):
     values = good_values()
-    EpisodeTokenizer(SPEC, TokenIds(), text).encode(*episode(4, **values))
+    EpisodeTokenizer(SPEC, SETTINGS, text).encode(*episode(4, **values))
     with pytest.raises(RejectedError) as error:
-        EpisodeTokenizer(SPEC, TokenIds(), text).encode(*episode(4, **values | {path: change(values[path])}))
+        EpisodeTokenizer(SPEC, SETTINGS, text).encode(*episode(4, **values | {path: change(values[path])}))
     assert (error.value.reason, error.value.detail) == (reason, f"field {path} {detail}")
 
 
@@ -415,7 +416,7 @@ def test_a_field_that_is_absent_is_named(text, path):
     values = good_values()
     del values[path]
     with pytest.raises(RejectedError) as error:
-        EpisodeTokenizer(SPEC, TokenIds(), text).encode(*episode(4, **values))
+        EpisodeTokenizer(SPEC, SETTINGS, text).encode(*episode(4, **values))
     assert (error.value.reason, error.value.detail) == ("missing_field", f"field {path} is absent")
 
 
@@ -425,7 +426,7 @@ def test_a_step_longer_than_positions_can_count_is_rejected(text):
             [field("observation/x", "discrete", (width,)), field("observation/y", "text"), field("action", "discrete")]
         )
         steps = len(texts)
-        return EpisodeTokenizer(spec, TokenIds(), text).encode(
+        return EpisodeTokenizer(spec, SETTINGS, text).encode(
             *episode(
                 steps,
                 observation__x=np.zeros((steps, width), np.uint8),
@@ -458,14 +459,12 @@ def test_a_step_longer_than_positions_can_count_is_rejected(text):
 )
 def test_a_spec_that_cannot_be_tokenized(fields, message):
     with pytest.raises(ConfigError, match=message):
-        EpisodeTokenizer(EpisodeSpec.ordered(fields), TokenIds())
+        EpisodeTokenizer(EpisodeSpec.ordered(fields), SETTINGS)
 
 
 def test_a_spec_out_of_order_is_refused():
     with pytest.raises(ConfigError, match="not in key order"):
-        EpisodeTokenizer(
-            EpisodeSpec(fields=(field("action", "discrete"), field("observation", "discrete"))), TokenIds()
-        )
+        EpisodeTokenizer(EpisodeSpec(fields=(field("action", "discrete"), field("observation", "discrete"))), SETTINGS)
 
 
 @pytest.mark.parametrize(
@@ -497,7 +496,7 @@ def test_a_spec_out_of_order_is_refused():
     ],
 )
 def test_a_sequence_of_another_spec_does_not_decode(text, change, message):
-    tokenizer = EpisodeTokenizer(SPEC, TokenIds(), text)
+    tokenizer = EpisodeTokenizer(SPEC, SETTINGS, text)
     sequence = tokenizer.encode(*episode(4, **good_values()))
     tokenizer.decode(sequence)
     with pytest.raises(ValueError, match=message):
@@ -506,7 +505,7 @@ def test_a_sequence_of_another_spec_does_not_decode(text, change, message):
 
 def test_shared_layouts_cannot_be_written_to():
     spec = EpisodeSpec.ordered([field("observation", "discrete"), field("action", "discrete")])
-    found = EpisodeTokenizer(spec, TokenIds()).encode(*episode(2, observation=np.arange(2), action=np.arange(2)))
+    found = EpisodeTokenizer(spec, SETTINGS).encode(*episode(2, observation=np.arange(2), action=np.arange(2)))
     for array in (found.kinds, found.positions, found.step_begin):
         with pytest.raises(ValueError, match="read-only"):
             array[0] = 1

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gatokit.schemas.episode import ImageSpec
 from gatokit.schemas.errors import RejectedError
+from gatokit.schemas.manifest import ImageSpec
 from gatokit.tokenizers import image_codec
 from gatokit.tokenizers.image_codec import ImageHeader
 

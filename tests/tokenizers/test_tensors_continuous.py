@@ -6,14 +6,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gatokit.schemas.errors import ConfigError, RejectedError
-from gatokit.tokenizers.mulaw import compand, expand
 from gatokit.tokenizers.tensors import (
     ActionRange,
+    compand,
     count_outside,
     decode_action,
     decode_observation,
     encode_action,
     encode_observation,
+    expand,
 )
 
 GOLDEN = [  # value, id as an observation, id as an action

@@ -126,7 +126,7 @@ def test_one_batch_is_learned_by_heart(mixed: Path, tmp_path: Path) -> None:
     mixture = open_mixture([str(mixed)], settings.input.weights)
     windows = Windows(mixture, settings)
     mesh = make_mesh(settings.mesh, jax.devices())
-    trainer = Trainer(settings, mixture.ids.vocabulary_size, len(mixture.names), windows.patch_slots, mesh)
+    trainer = Trainer(settings, mixture.tokenizer.vocabulary_size, len(mixture.names), windows.patch_slots, mesh)
     batch, state, losses = place(windows.batch(0, range(2)), mesh), trainer.init(), []
     for _ in range(60):
         state, metrics = trainer.step(state, batch)

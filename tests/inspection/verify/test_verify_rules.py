@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from gatokit.inspection.verify.directory import verify
-from gatokit.schemas.digests import json_digest
+from gatokit.schemas.manifest import json_digest
 
 
 @pytest.mark.parametrize(

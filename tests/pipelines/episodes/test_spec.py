@@ -7,8 +7,8 @@ import pytest
 from gatokit.pipelines.episodes.reader import SourceFeatures, SourceField
 from gatokit.pipelines.episodes.spec import check_rules, episode_spec, rule_of
 from gatokit.schemas.config import EpisodesConfig
-from gatokit.schemas.episode import EpisodeSpec, FieldSpec, ImageSpec
 from gatokit.schemas.errors import ConfigError
+from gatokit.schemas.manifest import EpisodeSpec, FieldSpec, ImageSpec
 
 ACTION = SourceField(path="action", dtype="float32", shape=(4,))
 STATE = SourceField(path="observation/state", dtype="float32", shape=(3,))

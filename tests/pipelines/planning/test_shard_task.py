@@ -15,7 +15,7 @@ from gatokit.pipelines.episodes.reader import EpisodeFile, SourceFeatures, Sourc
 from gatokit.pipelines.episodes.rlds import RldsFile
 from gatokit.pipelines.episodes.tokenize import EpisodeShardHeader
 from gatokit.pipelines.planning.shard_task import ShardTask
-from gatokit.schemas.episode import EpisodeSpec, FieldSpec
+from gatokit.schemas.manifest import EpisodeSpec, FieldSpec
 
 FEATURES = SourceFeatures(steps=(SourceField(path="action", dtype="float32", shape=(4,)),), metadata=())
 OTHER = SourceFeatures(steps=(SourceField(path="action", dtype="float64", shape=(4,)),), metadata=())

@@ -1,73 +1,15 @@
-"""Reads a YAML file into a model; every error names the file, the field's path, the value and what is allowed."""
+"""What to say of a YAML file that does not parse or does not validate."""
 
-from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from gatokit.schemas.errors import ConfigError
 from gatokit.schemas.words import did_you_mean
 
-Model = TypeVar("Model", bound=BaseModel)
 
-
-def read_yaml(path: str | Path, model: type[Model], keys: str) -> Model:
-    """The model whose YAML is the file at ``path``; ``keys`` says in an error what such a file holds.
-
-    Raises ConfigError if the file cannot be read, is not YAML or does not validate.
-    """
-    return validated(model, read_mapping(path, keys), str(path))
-
-
-def read_mapping(path: str | Path, keys: str) -> dict[str, Any]:
-    """The mapping in the YAML file at ``path``; arguments and errors as in ``read_yaml``."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: the config is not UTF-8 text: {error}; save it as UTF-8") from None
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot read the config: {error.strerror}; give the path of a YAML file") from None
-    try:
-        content = yaml.load(text, _Loader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}{_yaml_sentence(error)}") from None
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path}: must be a mapping with {keys}")
-    return content
-
-
-def validated(model: type[Model], content: dict[str, Any], name: str) -> Model:
-    """The model of ``content``; raises ConfigError, which begins with ``name``, if it does not validate."""
-    try:
-        return model.model_validate(content)
-    except ValidationError as error:
-        problems = _problems(error)
-        more = len(problems) - _MOST_ERRORS
-        sentences = [_sentence(model, item) for item in problems[:_MOST_ERRORS]]
-        way_out = None
-        if len(problems) == 1 and "; " in sentences[0]:
-            sentences[0], _, way_out = sentences[0].rpartition("; ")
-        text = "; ".join(sentences) + (f"; and {more} more" if more > 0 else "")
-        raise ConfigError(f"{name}: {text}", way_out=way_out) from None
-
-
-class _Loader(yaml.SafeLoader):
-    """SafeLoader that refuses a key given twice, where YAML would silently take the last."""
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        node = super().compose_mapping_node(anchor)
-        seen = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode):
-                if key.value in seen:
-                    problem = f"the key {key.value!r} stands twice; remove one"
-                    raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
-                seen.add(key.value)
-        return node
-
-
-def _yaml_sentence(error: Exception) -> str:
+def explain_yaml(error: Exception) -> str:
+    """The line and what is wrong there, to follow the name of the file."""
     mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
     where = f", line {mark.line + 1}: " if mark else ": "
     if isinstance(error, yaml.constructor.ConstructorError) and problem:
@@ -93,6 +35,17 @@ _MESSAGES = {
     **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "must be a whole number"),
     **dict.fromkeys(("float_type", "float_parsing"), "must be a number"),
 }
+
+
+def explain(model: type[BaseModel], error: ValidationError) -> tuple[str, str | None]:
+    """What is wrong with the first two fields, and the way out if it is one field and it has one."""
+    problems = _problems(error)
+    more = len(problems) - _MOST_ERRORS
+    sentences = [_sentence(model, item) for item in problems[:_MOST_ERRORS]]
+    way_out = None
+    if len(problems) == 1 and "; " in sentences[0]:
+        sentences[0], _, way_out = sentences[0].rpartition("; ")
+    return "; ".join(sentences) + (f"; and {more} more" if more > 0 else ""), way_out
 
 
 def _problems(error: ValidationError) -> list[Any]:
