@@ -1,17 +1,12 @@
-"""``gatokit build``: the dataset, or with ``--plan`` what a build would give and take."""
+"""``gatokit build``: builds the dataset; with ``--plan`` estimates a build and writes nothing."""
 
 import argparse
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from gatokit.cli.console import Output, needs
+from gatokit.cli.console import Output, needs, positive
 from gatokit.schemas.errors import ConfigError
 from gatokit.schemas.words import byte_size
-
-_ESTIMATED = ("files", "source_bytes", "splits", "episodes", "kept", "shards", "tokens", "bytes", "worker_hours")
-_MOST_SECONDS = 3600.0
-
 
 TAKES_BEAM_OPTIONS = True
 
@@ -20,22 +15,26 @@ EXAMPLE = (
     "Every other option is Apache Beam's, such as --runner or --project."
 )
 
+_MOST_SECONDS = 3600.0
+_ESTIMATES = ("files", "source_bytes", "splits", "episodes", "kept", "shards", "tokens", "bytes", "worker_hours")
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
     add_job_arguments(parser)
-    parser.add_argument(
+    option = parser.add_argument
+    option(
         "--update",
         action="store_true",
         help="DIR may hold a finished build of another config or other source files: build what changed, keep the rest",
     )
-    parser.add_argument("--plan", action="store_true", help="say what a build would give and take, and write nothing")
-    parser.add_argument(
+    option("--plan", action="store_true", help="say what a build would give and take, and write nothing")
+    option(
         "--sample-seconds",
         type=_seconds,
         default=20.0,
         metavar="S",
-        help="with --plan: how long to measure a sample (default: 20)",
+        help="with --plan: how long to measure (default: 20)",
     )
 
 
@@ -46,13 +45,6 @@ def add_job_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--only", metavar="DATASET", help="this dataset of the config alone")
     parser.add_argument("--limit", type=positive, metavar="N", help="look at the first N episodes of each task alone")
     parser.add_argument("--workers", type=positive, default=1, metavar="N", help="local processes (default: 1)")
-
-
-def positive(text: str) -> int:
-    """An integer of at least 1."""
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no positive integer")
-    return int(text)
 
 
 def _seconds(text: str) -> float:
@@ -66,52 +58,35 @@ def _seconds(text: str) -> float:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Builds and prints what was written, or plans."""
+    """Builds and shows what was written, or shows what a build would write."""
     output = Output(arguments.json)
     if arguments.plan:
         _plan(arguments, output)
         return 0
     result = run_job(arguments, output)
-    datasets = result.manifest.datasets
+    keys = ("name", "episodes", "kept", "tokens", "records", "held_out", "shards", "bytes")
+    datasets = [{key: getattr(item, key) for key in keys} for item in result.manifest.datasets]
     output.table(
-        f"{arguments.out}",
+        arguments.out,
         ["dataset", "found", "kept", "tokens", "records", "held-out records", "shards", "bytes"],
-        [
-            [
-                item.name,
-                item.episodes,
-                item.kept,
-                item.tokens,
-                item.records,
-                item.held_out,
-                item.shards,
-                byte_size(item.bytes),
-            ]
-            for item in datasets
-        ],
+        [(row | {"bytes": byte_size(row["bytes"])}).values() for row in datasets],
     )
-    for sentence in summary(result):
-        output.say(sentence)
+    show_rejected(result, output)
+    speed = "" if result.tokens_per_second is None else f", {result.tokens_per_second:,.0f} tokens/s"
+    output.say(
+        f"{result.built:,} shards built, {result.reused:,} reused, {result.removed:,} removed; "
+        f"scan {result.stages['scan']:.1f} s, build {result.stages['build']:.1f} s{speed}"
+    )
     output.say(f"built in {result.seconds:.1f} s; next: gatokit inspect {arguments.out}")
-    keys = ("name", "episodes", "kept", "tokens", "records", "shards", "bytes")
-    output.result(
-        {
-            "datasets": [{key: getattr(item, key) for key in keys} for item in datasets],
-            "seconds": result.seconds,
-            "out": str(arguments.out),
-            "stages": result.stages,
-            "built": result.built,
-            "reused": result.reused,
-            "removed": result.removed,
-            "rejected": result.rejected,
-            "tokens_per_second": result.tokens_per_second,
-        }
-    )
+    for row in datasets:
+        del row["held_out"]
+    more = ("seconds", "stages", "built", "reused", "removed", "rejected", "tokens_per_second")
+    output.result({"datasets": datasets, "out": arguments.out} | {key: getattr(result, key) for key in more})
     return 0
 
 
 def run_job(arguments: argparse.Namespace, output: Output) -> Any:
-    """Runs the scan or build that the arguments ask for, with progress, and shows its notices. Returns its result."""
+    """Scans or builds as the arguments ask, with progress and notices. Returns the ``pipelines.run.Result``."""
     with needs("build"):
         from gatokit.pipelines import run as pipelines
     job = pipelines.scan if arguments.verb == "scan" else partial(pipelines.build, update=arguments.update)
@@ -130,27 +105,19 @@ def run_job(arguments: argparse.Namespace, output: Output) -> Any:
     return result
 
 
-def summary(result: Any) -> list[str]:
-    """Sentences about a finished job: rows rejected by reason, shards built or not, how fast."""
-    sentences = []
+def show_rejected(result: Any, output: Output) -> None:
+    """Shows how many rows of each dataset were not kept, by reason."""
     for name, reasons in result.rejected.items():
         counts = [f"{count:,} {reason}" for reason, count in sorted(reasons.items(), key=lambda item: -item[1])]
         if counts:
-            sentences.append(f"{name}: not kept: {', '.join(counts)}")
-    if result.manifest.content == "build":
-        shards = f"{result.built:,} shards built, {result.reused:,} reused, {result.removed:,} removed"
-        rate = result.tokens_per_second
-        speed = "" if rate is None else f", {rate:,.0f} tokens/s"
-        seconds = f"scan {result.stages['scan']:.1f} s, build {result.stages['build']:.1f} s"
-        sentences.append(f"{shards}; {seconds}{speed}")
-    return sentences
+            output.say(f"{name}: not kept: {', '.join(counts)}")
 
 
 # --- --plan ----------------------------------------------------------------------------------------------------
 
 
 def _plan(arguments: argparse.Namespace, output: Output) -> None:
-    """Estimates a build and prints it."""
+    """Estimates a build and shows the estimates."""
     if arguments.limit is not None:
         raise ConfigError("--plan looks at whole datasets; leave out --limit, or choose one with --only")
     with needs("build"):
@@ -166,58 +133,39 @@ def _plan(arguments: argparse.Namespace, output: Output) -> None:
         )
     for notice in plan.notices:
         output.notice(notice)
-    rows = [{"name": item.name, **{key: getattr(item, key) for key in _ESTIMATED}} for item in plan.datasets]
-    total = {"name": "all", **{key: plan.total(key) for key in _ESTIMATED}}
-    exact = [set(item.exact) for item in plan.datasets]
+    totals = {key: plan.total(key) for key in _ESTIMATES}
+    lines = [_estimates(item.name, vars(item), set(item.exact)) for item in plan.datasets]
+    lines.append(_estimates("all", totals, set.intersection(*(set(item.exact) for item in plan.datasets))))
     output.table(
         f"plan of {arguments.config}",
         ["dataset", "files", "source", "splits", "found", "kept", "shards", "tokens", "bytes", "on one worker"],
-        [_estimates(row, names) for row, names in zip([*rows, total], [*exact, set.intersection(*exact)], strict=True)],
+        lines,
     )
+    lines = []
+    for item in plan.datasets:
+        cells = [item.name, _percent(item.scanned_share), _percent(item.built_share)]
+        for key, ends in item.spread.items():
+            low, high = (_spread_text(key, end) for end in ends)
+            cells.append(low if low == high else f"{low} to {high}")
+        lines.append(cells)
     output.table(
         "from piece to piece of the sample",
         ["dataset", "scanned", "built", "kept", "tokens a byte", "scanned a second", "built a second"],
-        [
-            [
-                item.name,
-                _percent(item.scanned_share),
-                _percent(item.built_share),
-                _range(item.spread["kept_share"], _percent),
-                _range(item.spread["tokens_per_byte"], lambda value: f"{value:.3g}"),
-                _range(item.spread["scan_bytes_per_second"], byte_size),
-                _range(item.spread["build_bytes_per_second"], byte_size),
-            ]
-            for item in plan.datasets
-        ],
+        lines,
     )
     workers = f"{plan.workers} worker{'s' if plan.workers > 1 else ''}"
     output.say(f"about {_duration(plan.seconds)} with {workers}, once they run; ~ marks estimates, the rest is exact")
-    keys = ("kind", "scanned_share", "built_share", "scan_seconds", "build_seconds")
-    output.result(
-        {
-            "plan": {
-                "datasets": [
-                    {
-                        **row,
-                        **{key: getattr(item, key) for key in keys},
-                        "exact": list(item.exact),
-                        "spread": dict(item.spread),
-                    }
-                    for row, item in zip(rows, plan.datasets, strict=True)
-                ],
-                "totals": {key: total[key] for key in _ESTIMATED},
-                "workers": plan.workers,
-                "seconds": plan.seconds,
-            }
-        }
-    )
+    keys = ("name", *_ESTIMATES, "kind", "scanned_share", "built_share", "scan_seconds", "build_seconds", "exact")
+    datasets = [{key: getattr(item, key) for key in (*keys, "spread")} for item in plan.datasets]
+    values = {"datasets": datasets, "totals": totals, "workers": plan.workers, "seconds": plan.seconds}
+    output.result({"plan": values})
 
 
-def _estimates(row: dict[str, Any], exact: set[str]) -> list[str]:
-    """The cells of a dataset, with ``~`` before estimates and three digits of them."""
-    cells = [row["name"]]
-    for key in _ESTIMATED:
-        value = row[key]
+def _estimates(name: str, values: dict[str, Any], exact: set[str]) -> list[str]:
+    """The cells of a dataset. Estimates have ``~`` before them, and counts among them three digits."""
+    cells = [name]
+    for key in _ESTIMATES:
+        value = values[key]
         if key == "worker_hours":
             text = _duration(3600 * value)
         elif "bytes" in key:
@@ -230,9 +178,10 @@ def _estimates(row: dict[str, Any], exact: set[str]) -> list[str]:
     return cells
 
 
-def _range(spread: tuple[float, float], text: Callable[[float], str]) -> str:
-    low, high = map(text, spread)
-    return low if low == high else f"{low} to {high}"
+def _spread_text(key: str, value: float) -> str:
+    if key == "kept_share":
+        return _percent(value)
+    return f"{value:.3g}" if key == "tokens_per_byte" else byte_size(value)
 
 
 def _percent(share: float) -> str:

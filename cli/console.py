@@ -1,9 +1,10 @@
-"""What the commands share: progress on standard error, tables and notices, one JSON object with ``--json``, and the
-packages that only some of them need.
+"""What the commands share: progress on standard error, tables and notices, one JSON object with ``--json``, optional
+packages, and numbers as arguments.
 
 Rich is imported by the first command that prints, so that ``--help`` does not pay for it.
 """
 
+import argparse
 import json
 import math
 import os
@@ -21,7 +22,7 @@ _PIPED_WIDTH = 160
 
 
 class Output:
-    """Where a command prints: tables and sentences for people, or one JSON object on standard output.
+    """Prints tables and sentences for people, or one JSON object on standard output.
 
     Progress and notices go to standard error in both cases.
     """
@@ -36,74 +37,81 @@ class Output:
         self._err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
     def say(self, text: str) -> None:
-        """A line for people."""
+        """Prints a line for people."""
         if not self.as_json:
             self._out.print(text, markup=False)
 
     def notice(self, text: str) -> None:
-        """A line on standard error that a person should read."""
+        """Prints a line that a person should read to standard error."""
         self._err.print("[yellow]note:[/yellow]", end=" ")
         self._err.print(text, markup=False)
 
-    def table(self, title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-        """A table for people; numbers stand right."""
+    def table(self, title: str, columns: Sequence[str], rows: Iterable[Iterable[Any]]) -> None:
+        """Prints a table for people; columns of numbers are aligned on the right."""
         if self.as_json:
             return
         from rich.markup import escape
         from rich.table import Table
 
-        rows = [list(row) for row in rows]
+        lines = [list(row) for row in rows]
         table = Table(title=escape(title), title_justify="left", title_style="bold", header_style="bold")
         for number, column in enumerate(columns):
-            values = [row[number] for row in rows if row[number] is not None]
+            values = [line[number] for line in lines if line[number] is not None]
             numeric = bool(values) and all(isinstance(value, int | float) for value in values)
             table.add_column(column, justify="right" if numeric else "left", overflow="fold")
-        for row in rows:
-            table.add_row(*(escape(shown(value)) for value in row))
+        for line in lines:
+            table.add_row(*(escape(shown(value)) for value in line))
         self._out.print(table)
 
     def result(self, value: dict[str, Any]) -> None:
-        """The JSON object of ``--json``; nothing without it."""
+        """Prints the JSON object if ``--json`` was given."""
         if self.as_json:
             print(json.dumps(_finite(value), ensure_ascii=False), flush=True)
 
     @contextmanager
     def progress(self) -> Iterator[ProgressFunction]:
-        """A function (stage, done, total) that moves one bar a stage."""
+        """Yields a function (stage, done, total) that moves the bar of a stage."""
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-        bar = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            console=self._err,
-        )
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
         tasks: dict[str, Any] = {}
+        with Progress(*columns, TimeElapsedColumn(), console=self._err) as bars:
 
-        def update(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = bar.add_task(stage, total=total)
-            bar.update(tasks[stage], completed=done, total=total)
+            def update(stage: str, done: int, total: int) -> None:
+                if stage not in tasks:
+                    tasks[stage] = bars.add_task(stage)
+                bars.update(tasks[stage], completed=done, total=total)
 
-        with bar:
             yield update
 
 
 @contextmanager
 def needs(extra: str) -> Iterator[None]:
-    """Around imports: raises ConfigError if a package of ``extra`` is not installed."""
+    """Encloses imports; raises ConfigError if a package of ``extra`` is not installed."""
     try:
         yield
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("gatokit"):
             raise
-        raise missing_package(error.name.partition(".")[0], extra) from None
+        raise missing_package(error.name, extra) from None
+
+
+def positive(text: str) -> int:
+    """Reads an argument that is an integer of at least 1."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no positive integer")
+    return int(text)
+
+
+def not_negative(text: str) -> int:
+    """Reads an argument that is an integer of at least 0."""
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is no integer from 0 on")
+    return int(text)
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no NaN: null stands for it."""
+    """JSON has no NaN and no infinity: they become null."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):

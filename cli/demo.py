@@ -1,4 +1,4 @@
-"""``gatokit demo``: every command on real episodes, images and prose, which are made on the spot."""
+"""``gatokit demo``: runs every command on real episodes, images and prose, which it makes first."""
 
 import argparse
 import contextlib
@@ -6,13 +6,11 @@ import io
 import json
 import shutil
 import time
-from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from gatokit.cli.build import positive
-from gatokit.cli.console import Output, needs
+from gatokit.cli.console import Output, needs, positive
 
 VOCABULARY_PIECES = 4000
 """The demo's text is too short for 32,000."""
@@ -21,7 +19,6 @@ PLAYED = ("metaworld/button-press-topdown-v3", "metaworld/door-open-v3", "metawo
 ROLLOUTS = 10
 COUNTED_BATCHES = 200
 """Batches whose targets give the unigram entropy."""
-
 
 EXAMPLE = "gatokit demo --out demo"
 
@@ -34,8 +31,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs every stage; what is already there is not made again."""
-    from gatokit.inspection import open_directory
-
     output, out, begin = Output(arguments.json), Path(arguments.out), time.monotonic()
     workers = ["--workers", str(arguments.workers)]
     _make_sources(output, out / "data", arguments.workers)
@@ -55,9 +50,6 @@ def run(arguments: argparse.Namespace) -> int:
             print(printed.getvalue(), end="", flush=True)
         return status
 
-    def first_kept(dataset: str) -> str:
-        return next(open_directory(built).datasets[dataset].episodes(kept=True)).episode_id
-
     status = (
         (not vocabulary.exists() and command("vocab", config, "--out", vocabulary, "--pieces", VOCABULARY_PIECES))
         or command("scan", config, "--out", out / "scanned", *workers)
@@ -65,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
         or command("verify", built)
         or command("inspect", built)
         or command("inspect", built, "--dataset", "metaworld", "--at", "0.9")
-        or command("inspect", built, "--dataset", "babyai", "--episode", first_kept("babyai"))
+        or command("inspect", built, "--dataset", "babyai", "--episode", _first_kept(built, "babyai"))
         or command("inspect", built, "--html", out / "report.html", "--card", out / "CARD.md")
         or command("inspect", built, "--document", "00000.tar#000000007", "--images", out / "pictures")
     )
@@ -97,17 +89,13 @@ def _make_sources(output: Output, data: Path, workers: int) -> None:
     """Records episodes, and makes the images with captions and the prose."""
     from gatokit.environments.demo import record_demo
     from gatokit.environments.demo_corpora import make_captions, make_text
-    from gatokit.environments.jobs import progress_bars
 
     output.say("\n— record episodes of four families: experts, noisy experts and random agents")
-    with progress_bars() as progress:
+    with output.progress() as progress:
         recordings = record_demo(data, workers, progress)
-    agents: Sequence[str] = ("expert", "noisy", "random")
-    output.table(
-        f"{data}",
-        ["recorded", "episodes", "steps", *agents],
-        [[item.env_id, item.episodes, item.steps, *map(item.mean_return.get, agents)] for item in recordings],
-    )
+    agents = ("expert", "noisy", "random")
+    rows = [[item.env_id, item.episodes, item.steps, *map(item.mean_return.get, agents)] for item in recordings]
+    output.table(f"{data}", ["recorded", "episodes", "steps", *agents], rows)
     output.say("\n— draw images with captions, and collect prose, from Python packages")
     with output.progress() as progress:
         for done, (folder, make) in enumerate((("captions", make_captions), ("text", make_text))):
@@ -115,6 +103,12 @@ def _make_sources(output: Output, data: Path, workers: int) -> None:
             (data / folder).mkdir(parents=True, exist_ok=True)
             make(data / folder)
         progress("corpora", 2, 2)
+
+
+def _first_kept(directory: str, dataset: str) -> str:
+    from gatokit.inspection import open_directory
+
+    return next(open_directory(directory).datasets[dataset].episodes(kept=True)).episode_id
 
 
 def _copied(name: str, out: Path) -> Path:
@@ -131,14 +125,13 @@ def _forget_other_run(config: Path, built: str, out: Path, scores: Path) -> None
         from gatokit.schemas.run import read_run_config
         from gatokit.trainer.run_directory import read_run
     run, wanted = read_run(out), read_run_config(config)
-    if run is None:
-        shutil.rmtree(scores, ignore_errors=True)
-        return
-    slots = {"patch_slots": wanted.input.patch_slots, "patch_group_rows": wanted.input.patch_group_rows}
-    found = run.config.model_copy(update={"input": run.config.input.model_copy(update=slots)})
-    if found != wanted or run.data_digest != open_mixture([built], wanted.input.weights).data_digest:
+    if run is not None:
+        slots = {"patch_slots": wanted.input.patch_slots, "patch_group_rows": wanted.input.patch_group_rows}
+        found = run.config.model_copy(update={"input": run.config.input.model_copy(update=slots)})
+        if found == wanted and run.data_digest == open_mixture([built], wanted.input.weights).data_digest:
+            return
         shutil.rmtree(out)
-        shutil.rmtree(scores, ignore_errors=True)
+    shutil.rmtree(scores, ignore_errors=True)
 
 
 def _show_losses(output: Output, config: Path, built: str, out: Path) -> list[dict[str, Any]]:
@@ -159,10 +152,7 @@ def _show_losses(output: Output, config: Path, built: str, out: Path) -> list[di
         {"kind": kind, "entropy": entropy, "training": trained.get(kind), "held_out": held_out.get(kind)}
         for kind, entropy in entropies.items()
     ]
-    output.table(
-        "loss by kind, and the unigram entropy of the targets, nats",
-        ["kind", "unigram entropy", "training", "held out"],
-        [list(row.values()) for row in rows],
-    )
+    title = "loss by kind, and the unigram entropy of the targets, nats"
+    output.table(title, ["kind", "unigram entropy", "training", "held out"], [row.values() for row in rows])
     output.say(f"the curves are in {draw_losses(out, entropies)}")
     return rows

@@ -1,4 +1,4 @@
-"""``gatokit export``: the weights of a run."""
+"""``gatokit export``: writes the weights of a run."""
 
 import argparse
 from pathlib import Path
@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Exports and says what."""
+    """Exports the weights and shows how many."""
     with needs("train"):
         from gatokit.trainer.export import export
     output = Output(arguments.json)

@@ -1,10 +1,9 @@
-"""``gatokit generate``: text that a policy writes."""
+"""``gatokit generate``: lets a policy write text."""
 
 import argparse
 from pathlib import Path
 
-from gatokit.cli.build import positive
-from gatokit.cli.console import Output, needs
+from gatokit.cli.console import Output, needs, positive
 from gatokit.schemas.errors import ConfigError
 
 EXAMPLE = """gatokit generate --checkpoint run --text "The sum of two numbers"
@@ -13,24 +12,17 @@ EXAMPLE = """gatokit generate --checkpoint run --text "The sum of two numbers"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
-    parser.add_argument(
-        "--checkpoint", required=True, metavar="DIR", help="a run's directory, one of its checkpoints, or an export"
+    option = parser.add_argument
+    option("--checkpoint", required=True, metavar="DIR", help="a run's directory, one of its checkpoints, or an export")
+    option("--text", default="", help="what to continue")
+    option("--image", metavar="FILE", help="an image to caption; it comes before the text")
+    option("--dataset", metavar="NAME", help="prepare the image as in this dataset (default: the first with images)")
+    option("--tokens", type=positive, default=64, metavar="N", help="most pieces of text (default: 64)")
+    option("--greedy", action="store_true", help="take the likeliest piece instead of a sample")
+    option(
+        "--temperature", type=_temperature, default=0.9, metavar="T", help="of samples (default: 0.9, as in the paper)"
     )
-    parser.add_argument("--text", default="", help="what to continue")
-    parser.add_argument("--image", metavar="FILE", help="an image to caption; it comes before the text")
-    parser.add_argument(
-        "--dataset", metavar="NAME", help="prepare the image as in this dataset (default: the first with images)"
-    )
-    parser.add_argument("--tokens", type=positive, default=64, metavar="N", help="most pieces of text (default: 64)")
-    parser.add_argument("--greedy", action="store_true", help="take the likeliest piece instead of a sample")
-    parser.add_argument(
-        "--temperature",
-        type=_temperature,
-        default=0.9,
-        metavar="T",
-        help="of samples (default: 0.9, as in the paper)",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="seed of samples (default: 0)")
+    option("--seed", type=int, default=0, help="seed of samples (default: 0)")
 
 
 def run(arguments: argparse.Namespace) -> int:

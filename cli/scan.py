@@ -1,9 +1,9 @@
-"""``gatokit scan``: reads returns and says what the filter would keep."""
+"""``gatokit scan``: reads returns and shows what the filter would keep."""
 
 import argparse
 from pathlib import Path
 
-from gatokit.cli.build import add_job_arguments, run_job, summary
+from gatokit.cli.build import add_job_arguments, run_job, show_rejected
 from gatokit.cli.console import Output
 
 TAKES_BEAM_OPTIONS = True
@@ -17,32 +17,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Scans and prints the table of tasks."""
+    """Scans and shows the table of tasks."""
     import pyarrow.parquet as pq
 
     from gatokit.storage.files import arrow_file
 
     output = Output(arguments.json)
     result = run_job(arguments, output)
+    keys = ("task", "agent", "episodes", "window", "expert_return", "threshold", "kept", "dropped")
     tasks = []
     for dataset in result.manifest.datasets:
         with arrow_file(Path(arguments.out) / dataset.directory / dataset.tasks_file) as file:
-            tasks += [{"dataset": dataset.name, **row} for row in pq.read_table(file).to_pylist()]
-    keys = ("dataset", "task", "agent", "episodes", "window", "expert_return", "threshold", "kept", "dropped")
-    output.table(
-        f"{arguments.out}",
-        ["dataset", "task", "agent", "N", "W", "expert return", "threshold", "kept", "dropped"],
-        [[row[key] for key in keys] for row in tasks],
-    )
-    for sentence in summary(result):
-        output.say(sentence)
+            for row in pq.read_table(file).to_pylist():
+                tasks.append({"dataset": dataset.name} | {key: row[key] for key in keys})
+    columns = ["dataset", "task", "agent", "N", "W", "expert return", "threshold", "kept", "dropped"]
+    output.table(arguments.out, columns, [task.values() for task in tasks])
+    show_rejected(result, output)
     output.say(f"scanned in {result.seconds:.1f} s; next: gatokit inspect {arguments.out}")
-    output.result(
-        {
-            "tasks": [{key: row[key] for key in keys} for row in tasks],
-            "seconds": result.seconds,
-            "stages": result.stages,
-            "rejected": result.rejected,
-        }
-    )
+    values = {key: getattr(result, key) for key in ("seconds", "stages", "rejected")}
+    output.result({"tasks": tasks} | values)
     return 0

@@ -1,10 +1,10 @@
-"""``gatokit verify``: is a finished directory what its manifest says?"""
+"""``gatokit verify``: checks that a finished directory is what its manifest says."""
 
 import argparse
 import time
 
 from gatokit.cli.console import Output
-from gatokit.schemas.words import byte_size
+from gatokit.schemas.words import byte_size, counted
 
 EXAMPLE = "gatokit verify built"
 
@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Verifies and prints the faults, one a line."""
+    """Verifies and shows the faults, one a line; status 1 if there are any."""
     from gatokit.inspection import open_directory
     from gatokit.inspection.verify.directory import verify
 
@@ -24,12 +24,12 @@ def run(arguments: argparse.Namespace) -> int:
     with output.progress() as progress:
         faults = verify(arguments.directory, progress)
     seconds = time.monotonic() - begin
-    result = {"ok": not faults, "faults": [{"file": item.file, "fault": item.fault} for item in faults]}
+    result = {"ok": not faults, "faults": [vars(item) for item in faults], "seconds": seconds}
     for item in faults:
         output.say(f"{item.file}: {item.fault}")
     if faults:
         files = len({item.file for item in faults})
-        output.say(f"{arguments.directory}: {len(faults)} fault{'s' * (len(faults) > 1)} in {files} of its files")
+        output.say(f"{arguments.directory}: {counted(len(faults), 'fault')} in {files} of its files")
     else:
         manifest = open_directory(arguments.directory).manifest
         count, records = len(manifest.files), sum(dataset.records for dataset in manifest.datasets)
@@ -39,5 +39,5 @@ def run(arguments: argparse.Namespace) -> int:
             f"in {seconds:.1f} s ({byte_size(total / seconds)}/s, {records / seconds:,.0f} records/s)"
         )
         result |= {"files": count, "bytes": total, "records": records}
-    output.result(result | {"seconds": seconds})
+    output.result(result)
     return 1 if faults else 0

@@ -1,9 +1,8 @@
-"""``gatokit vocab``: the SentencePiece model."""
+"""``gatokit vocab``: trains the SentencePiece model."""
 
 import argparse
 
-from gatokit.cli.build import positive
-from gatokit.cli.console import Output, needs
+from gatokit.cli.console import Output, needs, positive
 from gatokit.schemas.words import byte_size
 
 EXAMPLE = """gatokit vocab corpora.yaml --out text.model
@@ -17,23 +16,17 @@ for a space, becomes a space. Under nfkc compatibility forms are unified, and li
 space."""
 
 MOST_PIECES = 32_000
-"""``schemas.tokens.TEXT_IDS``, which would import NumPy for the help."""
+"""``schemas.tokens.TEXT_IDS``; to import it would import NumPy for the help."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
-    parser.add_argument("config", metavar="CONFIG", help="build config (YAML)")
-    parser.add_argument("--out", required=True, metavar="FILE", help="model to write; the config's vocabulary")
-    parser.add_argument(
-        "--pieces", type=positive, default=MOST_PIECES, metavar="N", help=f"most pieces (default: {MOST_PIECES})"
-    )
-    parser.add_argument(
-        "--normalization",
-        choices=["identity", "nfkc"],
-        default="identity",
-        help="of text before it is tokenized (default: identity)",
-    )
-    parser.add_argument(
+    option = parser.add_argument
+    option("config", metavar="CONFIG", help="build config (YAML)")
+    option("--out", required=True, metavar="FILE", help="model to write; the config's vocabulary")
+    option("--pieces", type=positive, default=MOST_PIECES, metavar="N", help=f"most pieces (default: {MOST_PIECES})")
+    option("--normalization", choices=["identity", "nfkc"], default="identity", help="of the text (default: identity)")
+    option(
         "--sample-bytes",
         type=positive,
         default=60_000_000,
@@ -43,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Trains, and says on what."""
+    """Trains the model and shows what it was trained on."""
     from dataclasses import asdict
 
     with needs("build"):
@@ -60,11 +53,8 @@ def run(arguments: argparse.Namespace) -> int:
         )
     for warning in trained.warnings:
         output.notice(warning)
-    output.table(
-        f"{trained.file}",
-        ["dataset", "documents", "in the sample", "bytes"],
-        [[item.name, item.of, item.documents, byte_size(item.bytes)] for item in trained.datasets],
-    )
+    rows = [[item.name, item.of, item.documents, byte_size(item.bytes)] for item in trained.datasets]
+    output.table(f"{trained.file}", ["dataset", "documents", "in the sample", "bytes"], rows)
     held_out = trained.held_out_characters_per_token
     output.say(
         f"{trained.pieces:,} pieces ({trained.normalization}) from {trained.sentences:,} sentences, "
