@@ -38,7 +38,7 @@ def ceiling(out: Path, *words: str) -> list[str]:
         (["--ceiling", "--env", GRID, "--rollouts", "1"], 2, "--rollouts is 2 or more, not 1"),
         (["--ceiling", "--env", GRID, "--time-limit", "atari"], 2, "--time-limit atari: write NAME=STEPS"),
         (["--ceiling", "--env", GRID, "--time-limit", "babyai=600"], 2, "time_limit is from 1 to 512 steps, not 600"),
-        (["--checkpoint", "run", "--env", GRID, "--temperature", "warm"], 2, "'warm' is no number"),
+        (["--checkpoint", "run", "--env", GRID, "--temperature", "warm"], 2, "invalid float value: 'warm'"),
         (["--checkpoint", "run", "--env", GRID, "--rule", "best"], 2, "invalid choice: 'best'"),
     ],
 )
