@@ -5,7 +5,7 @@ import argparse
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gatokit.cli.console import Output, needs
 from gatokit.schemas.errors import ConfigError
@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from gatokit.inspection import DatasetReader, Directory, EpisodeRow
     from gatokit.inspection.preview import Rule
     from gatokit.inspection.report import Shares
-    from gatokit.loader.provenance import Provenance
     from gatokit.schemas.config import Keep
     from gatokit.trainer.run_directory import RunFile
 
@@ -377,6 +376,7 @@ def _show_training_step(output: Output, arguments: argparse.Namespace) -> None:
     """
     with needs("train"):
         from gatokit.loader.mixture import open_mixture
+        from gatokit.loader.provenance import COLUMNS, table_rows
         from gatokit.loader.windows import Windows
         from gatokit.schemas.run import read_run_config
         from gatokit.trainer.run_directory import read_run
@@ -408,24 +408,7 @@ def _show_training_step(output: Output, arguments: argparse.Namespace) -> None:
     ]
     output.table(
         f"step {step}: windows of {config.context} tokens, patch slots {windows.patch_slots}",
-        ("row", "dataset", "task", "episode or document", "shard", "records", "tokens", "prompt from", "targets"),
-        [line for sample in samples for line in _sample_lines(sample)],
+        COLUMNS,
+        table_rows(samples),
     )
     output.result({"step": step, "patch_slots": windows.patch_slots, "rows": [item.to_json() for item in samples]})
-
-
-def _sample_lines(sample: "Provenance") -> list[list[Any]]:
-    """One line for each episode or document of a window; the first has what counts for the whole window."""
-    lines: list[list[Any]] = []
-    for segment in sample.segments:
-        records = f"{segment.first_record}"
-        if segment.last_record > segment.first_record:
-            records += f"–{segment.last_record}"
-        place = [segment.owner, Path(segment.shard).name, records, f"{segment.begin}–{segment.end}"]
-        if lines:
-            lines.append([sample.row, "", "", *place, "", None])
-        else:
-            prompt = sample.prompt
-            of_prompt = "" if prompt is None else f"{prompt.owner} {prompt.begin}–{prompt.end}"
-            lines.append([sample.row, sample.dataset, sample.task or "", *place, of_prompt, sample.targets])
-    return lines

@@ -93,14 +93,11 @@ def run(arguments: argparse.Namespace) -> int:
     if "://" in arguments.out:
         raise ConfigError(f"--out {arguments.out}: a run needs a directory; mount the bucket, as docs/training.md says")
     with needs("train"):
-        from gatokit.loader.remote import is_remote, open_remote
+        from gatokit.storage.cache import open_remote
         from gatokit.trainer.distributed import is_first, meet
         from gatokit.trainer.train import train
     _hush_checkpoints()
-    data = [
-        open_remote(item, arguments.cache, arguments.cache_bytes) if is_remote(item) else item
-        for item in arguments.data
-    ]
+    data = [open_remote(item, arguments.cache, arguments.cache_bytes) for item in arguments.data]
     meet(arguments.coordinator, arguments.processes, arguments.process)
     if not is_first():
         output = Output(as_json=True)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gatokit.schemas.tokens import PREDICTED, TokenKind
+from gatokit.schemas.tokens import NO_POSITION, PATCH, PREDICTED, TokenKind
 
 PADDING = 0
 """Kind of a position without a token."""
@@ -51,6 +51,26 @@ class Batch(NamedTuple):
     """uint8 (G, P): row of the table of patch rows (Gato, appendix C.3)."""
     patch_column: np.ndarray
     """uint8 (G, P): row of the table of patch columns."""
+
+
+def empty_batch(rows: int, context: int, groups: int, slots: int) -> Batch:
+    """A batch without tokens: B ``rows`` of L ``context`` positions, and G ``groups`` of P ``slots``."""
+    return Batch(
+        tokens=np.zeros((rows, context), np.uint16),
+        kinds=np.full((rows, context), PADDING, np.uint8),
+        positions=np.full((rows, context), NO_POSITION, np.uint16),
+        hidden=np.zeros((rows, context), bool),
+        private=np.zeros((rows, context), np.uint16),
+        targets=np.zeros((rows, context), np.uint16),
+        target_kinds=np.zeros((rows, context), np.uint8),
+        first_action=np.zeros((rows, context), bool),
+        dataset=np.zeros(rows, np.int32),
+        redrawn=np.full(rows, -1, np.int32),
+        patches=np.zeros((groups, slots, PATCH, PATCH, 3), np.uint8),
+        patch_token=np.full((groups, slots), NO_TOKEN, np.int32),
+        patch_row=np.zeros((groups, slots), np.uint8),
+        patch_column=np.zeros((groups, slots), np.uint8),
+    )
 
 
 class Targets(NamedTuple):

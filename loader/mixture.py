@@ -14,7 +14,6 @@ import numpy as np
 
 from gatokit.loader.index import EpisodeIndex, load_index
 from gatokit.loader.records import Shard
-from gatokit.loader.remote import MARKER, remote_shards
 from gatokit.schemas.errors import ConfigError, DataError
 from gatokit.schemas.index import TRAIN
 from gatokit.schemas.manifest import (
@@ -27,6 +26,7 @@ from gatokit.schemas.manifest import (
     json_digest,
     local_directory,
 )
+from gatokit.storage.cache import cached_shards
 
 EPISODES = "episodes"
 _PAIRS = frozenset(("image_text", "image_question_answer"))
@@ -196,7 +196,7 @@ def _open_build(argument: str) -> _Build:
 def _datasets(build: _Build) -> Iterator[MixedDataset]:
     """The datasets of a build, with the build's weights."""
     configs = {config["name"]: config for config in build.manifest.config["datasets"]}
-    remote = remote_shards(build.path, build.manifest.files) if (build.path / MARKER).exists() else {}
+    remote = cached_shards(build.path, build.manifest)
     for totals in build.manifest.datasets:
         folder = build.path / totals.directory
         parts = [part for split in totals.splits for part in split.parts]
@@ -211,7 +211,7 @@ def _datasets(build: _Build) -> Iterator[MixedDataset]:
                     path=str(folder / part.file),
                     training=part.training,
                     held_out=part.held_out,
-                    remote=remote.get(f"{totals.directory}/{part.file}"),
+                    remote=remote.get(folder / part.file),
                 )
                 for part in parts
             ),

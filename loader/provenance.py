@@ -3,9 +3,13 @@
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 from gatokit.loader.records import Shard, Span
+
+COLUMNS = ("row", "dataset", "task", "episode or document", "shard", "records", "tokens", "prompt from", "targets")
+"""Titles of ``table_rows``."""
 
 
 @dataclass(frozen=True)
@@ -41,14 +45,9 @@ class Provenance:
     hides_actions: bool
     redraws: int
 
-    @property
-    def owner(self) -> str:
-        """Id of the (first) episode or document."""
-        return self.segments[0].owner
-
     def to_json(self) -> dict[str, Any]:
-        """The fields by name, and the owner."""
-        return asdict(self) | {"owner": self.owner}
+        """The fields by name, and as ``owner`` the id of the first episode or document."""
+        return asdict(self) | {"owner": self.segments[0].owner}
 
 
 def segments_of(spans: Iterable[Span], shards: list[Shard], context: int) -> tuple[Segment, ...]:
@@ -69,3 +68,21 @@ def segments_of(spans: Iterable[Span], shards: list[Shard], context: int) -> tup
             )
         )
     return tuple(found)
+
+
+def table_rows(windows: Iterable[Provenance]) -> list[list[Any]]:
+    """One row for each episode or document of the windows; the first of a window has what counts for all of it."""
+    rows: list[list[Any]] = []
+    for window in windows:
+        prompt = window.prompt
+        of_prompt = "" if prompt is None else f"{prompt.owner} {prompt.begin}–{prompt.end}"
+        for number, segment in enumerate(window.segments):
+            records = f"{segment.first_record}"
+            if segment.last_record > segment.first_record:
+                records += f"–{segment.last_record}"
+            place = [segment.owner, Path(segment.shard).name, records, f"{segment.begin}–{segment.end}"]
+            if number == 0:
+                rows.append([window.row, window.dataset, window.task or "", *place, of_prompt, window.targets])
+            else:
+                rows.append([window.row, "", "", *place, "", None])
+    return rows

@@ -16,14 +16,13 @@ from typing import NamedTuple
 import numpy as np
 from google.protobuf.message import DecodeError
 
-from gatokit.loader.remote import RemoteShard
 from gatokit.schemas.errors import DataError
 from gatokit.schemas.record import RECORD_VERSION
 from gatokit.schemas.record_pb2 import Image as ImageMessage
 from gatokit.schemas.record_pb2 import Record as RecordMessage
 from gatokit.schemas.tokens import PATCH
 from gatokit.storage.array_record import ArrayRecordError, ArrayRecordFile
-from gatokit.storage.cache import CacheFullError, HeldFile
+from gatokit.storage.cache import CachedFile, CacheFullError, HeldFile
 
 _FULL_SECONDS = 30.0
 """How long to wait for room if every cached shard is open in another process."""
@@ -39,8 +38,8 @@ class Shard:
     path: str
     training: int
     held_out: int
-    remote: RemoteShard | None = None
-    """Where it comes from, if it may have to be downloaded first."""
+    remote: CachedFile | None = None
+    """The object that it is a copy of, if it may have to be downloaded first."""
 
     @property
     def records(self) -> int:
@@ -121,7 +120,7 @@ class OpenShards:
                 self._open[number] = _Opened(file, held)
             return self._open[number]
 
-    def _hold(self, remote: RemoteShard) -> HeldFile:
+    def _hold(self, remote: CachedFile) -> HeldFile:
         """Holds a remote shard in the cache.
 
         If the cache is full, cached shards that are open in this process are closed: those of this object first. If

@@ -8,11 +8,10 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from gatokit.loader.batch import PADDING, Batch
+from gatokit.loader.batch import PADDING, Batch, empty_batch
 from gatokit.schemas.run import ModelConfig
-from gatokit.schemas.tokens import DISCRETE_VALUES, NO_POSITION, PATCH, TokenKind
+from gatokit.schemas.tokens import DISCRETE_VALUES, TokenKind
 from gatokit.trainer import model
 from gatokit.trainer.attention import Tree
 from gatokit.trainer.decoding import Cache, extend
@@ -144,11 +143,5 @@ def write(
 
 def _one_token(ids: jax.Array, kinds: jax.Array, private: jax.Array) -> Batch:
     """A batch (B, 1) of one text or action token a row."""
-    rows = len(ids)
-    zeros = np.zeros((rows, 1), np.int32)
-    arrays: dict[str, Any] = dict.fromkeys(Batch._fields, zeros)
-    arrays |= {"tokens": ids[:, None], "kinds": kinds[:, None], "private": private[:, None]}
-    arrays |= {"positions": zeros + NO_POSITION, "hidden": zeros > 0}
-    arrays |= {"patches": np.zeros((rows, 0, PATCH, PATCH, 3), np.uint8)}
-    arrays |= dict.fromkeys(("patch_token", "patch_row", "patch_column"), zeros[:, :0])
-    return Batch(**arrays)
+    batch = empty_batch(len(ids), 1, len(ids), 0)
+    return batch._replace(tokens=ids[:, None], kinds=kinds[:, None], private=private[:, None])

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gatokit.loader.batch import NO_TOKEN, PADDING, Batch
+from gatokit.loader.batch import Batch, empty_batch
 from gatokit.schemas.tokens import NO_POSITION, PATCH, PlacedImage, TokenKind, TokenSequence
 from gatokit.tokenizers.image_codec import decode
 from gatokit.tokenizers.patches import evaluation_positions, patches
@@ -119,36 +119,15 @@ def make_batch(spans: Sequence[Span | None], length: int, slots: int) -> Batch:
 
     Each row is a group of its own with ``slots`` patch slots; there are no targets.
     """
-    rows = len(spans)
-    arrays: dict[str, np.ndarray] = {
-        "tokens": np.zeros((rows, length), np.uint16),
-        "kinds": np.full((rows, length), PADDING, np.uint8),
-        "positions": np.full((rows, length), NO_POSITION, np.uint16),
-        "hidden": np.zeros((rows, length), bool),
-        "private": np.zeros((rows, length), np.uint16),
-    }
-    pixels = np.zeros((rows, slots, PATCH, PATCH, 3), np.uint8)
-    token = np.full((rows, slots), NO_TOKEN, np.int32)
-    patch_row, patch_column = np.zeros((rows, slots), np.uint8), np.zeros((rows, slots), np.uint8)
+    batch = empty_batch(len(spans), length, len(spans), slots)
     for row, span in enumerate(spans):
         if span is None:
             continue
-        for name, array in arrays.items():
-            array[row, : span.size] = getattr(span, name)
+        for name in ("tokens", "kinds", "positions", "hidden", "private"):
+            getattr(batch, name)[row, : span.size] = getattr(span, name)
         count = len(span.patches.token)
-        pixels[row, :count], token[row, :count] = span.patches.pixels, span.patches.token
-        patch_row[row, :count], patch_column[row, :count] = span.patches.row, span.patches.column
+        batch.patches[row, :count], batch.patch_token[row, :count] = span.patches.pixels, span.patches.token
+        batch.patch_row[row, :count], batch.patch_column[row, :count] = span.patches.row, span.patches.column
     # The ids of image tokens and of hidden actions are never looked up.
-    arrays["tokens"] *= (arrays["kinds"] != TokenKind.IMAGE) & ~arrays["hidden"]
-    return Batch(
-        **arrays,
-        targets=np.zeros((rows, length), np.uint16),
-        target_kinds=np.zeros((rows, length), np.uint8),
-        first_action=np.zeros((rows, length), bool),
-        dataset=np.zeros(rows, np.int32),
-        redrawn=np.full(rows, -1, np.int32),
-        patches=pixels,
-        patch_token=token,
-        patch_row=patch_row,
-        patch_column=patch_column,
-    )
+    batch.tokens[(batch.kinds == TokenKind.IMAGE) | batch.hidden] = 0
+    return batch

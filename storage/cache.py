@@ -1,25 +1,33 @@
-"""A bounded cache of files from ``gs://`` on this machine's disk, which several processes may share.
+"""Builds on ``gs://``, read through a bounded cache on this machine's disk, which several processes may share.
 
-A file is downloaded completely and counts only if it has the expected size and digest. If the cache would exceed its
-bound, it removes the files whose last use is longest ago. A file that is open anywhere is locked and stays.
+Everything but the shards is downloaded when a build is opened, and a shard when it is first read. A file counts only if
+it has the size and digest of the manifest. If the cache would exceed its bound, it removes the shards whose last use is
+longest ago. A shard that is open anywhere is locked and stays.
 """
 
 import fcntl
+import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from gatokit.schemas.errors import ConfigError, DataError
+from gatokit.schemas.manifest import MANIFEST, Manifest, digest
 from gatokit.storage import gcs
-from gatokit.storage.files import TEMPORARY, commit, file_digest, temporary_beside
+from gatokit.storage.files import TEMPORARY, commit, file_digest, read_bytes, temporary_beside, write_atomically
 
+_MARKER = "remote.json"
+"""File of a cached build that says where the build comes from."""
+_SHARD = ".arrayrecord"
+_ARGUMENT = re.compile(r"(?:(?P<name>[A-Za-z0-9_.-]+)=)?(?P<url>gs://[^/]+(?:/.*?)?)/*", re.DOTALL)
 _ATTEMPTS = 3
 
 
 class CacheFullError(DataError):
-    """Every file in the cache is open."""
+    """Every shard in the cache is open."""
 
 
 class HeldFile:
@@ -35,86 +43,137 @@ class HeldFile:
 
 
 @dataclass(frozen=True)
-class Cache:
-    """The files with ``suffix`` in the folders of ``directory`` that hold a file ``marker``.
+class CachedFile:
+    """A file ``path`` of a cached build, and the object ``url`` that it is a copy of.
 
-    They take at most ``most_bytes`` (None: no bound). Files in other folders are not the cache's, and stay.
+    The shards of all builds below the directory ``cache`` take at most ``most_bytes`` (None: no bound).
     """
 
-    directory: Path
-    marker: str
-    suffix: str
-    most_bytes: int | None = None
+    cache: Path
+    most_bytes: int | None
+    url: str
+    path: Path
+    size: int
+    blake2b: str
 
-    def hold(self, url: str, path: Path, size: int, blake2b: str) -> HeldFile:
-        """Keeps the object ``url`` at ``path``, and downloads it first if necessary.
+    def hold(self) -> HeldFile:
+        """Keeps the file on this disk, and downloads it first if necessary.
 
-        Raises CacheFullError if there is no room, DataError if the object does not have this size and digest.
+        Raises CacheFullError if there is no room, DataError if the object does not have this size and digest or the
+        cache cannot be written.
         """
-        while True:
-            with suppress(FileNotFoundError):
-                held = HeldFile(path)
-                status = os.fstat(held.descriptor)
-                if status.st_nlink and status.st_size == size:
-                    os.utime(path)
-                    return held
-                if status.st_nlink:  # damaged; without a link it was removed before it was locked
-                    path.unlink()
-            with _locked(path.with_name(path.name + ".lock")):  # one process downloads it, the others wait
-                if not path.exists():
-                    self.download(url, path, size, blake2b)
+        with _cache_errors(self.cache):
+            while True:
+                with suppress(FileNotFoundError):
+                    held = HeldFile(self.path)
+                    status = os.fstat(held.descriptor)
+                    if status.st_nlink and status.st_size == self.size:
+                        os.utime(self.path)
+                        return held
+                    if status.st_nlink:  # damaged; without a link it was removed before it was locked
+                        self.path.unlink()
+                # One process downloads it, the others wait.
+                with _locked(self.path.with_name(self.path.name + ".lock")):
+                    if not self.path.exists():
+                        self.download()
 
-    def download(self, url: str, path: Path, size: int, blake2b: str) -> None:
-        """Downloads an object to ``path``, where it appears complete or not at all. Errors as for ``hold``."""
-        temporary = Path(temporary_beside(path))
-        with _locked(self.directory / ".lock"):
-            if path.name.endswith(self.suffix):
-                self._make_room(url, size)
+    def download(self) -> None:
+        """Downloads the object to ``path``, where it appears complete or not at all."""
+        temporary = Path(temporary_beside(self.path))
+        with _locked(self.cache / ".lock"):
+            if self.path.name.endswith(_SHARD) and self.most_bytes is not None:
+                self._make_room(self.most_bytes)
             file = open(temporary, "w+b")  # noqa: SIM115
             # Other processes see the room that the file will take, and that the download is alive.
             fcntl.flock(file, fcntl.LOCK_EX)
-            file.truncate(size)
+            file.truncate(self.size)
         try:
             with file:
                 for _ in range(_ATTEMPTS):
                     file.seek(0)
-                    gcs.download_into(url, file)
+                    gcs.download_into(self.url, file)
                     file.truncate()
                     file.flush()
-                    size_found, digest_found = file_digest(temporary)
-                    if (size_found, digest_found) == (size, blake2b):
+                    size, blake2b = file_digest(temporary)
+                    if (size, blake2b) == (self.size, self.blake2b):
                         break
                 else:
                     problem = "what came has another digest than the manifest says"
-                    if size_found != size:
-                        problem = f"{size_found} bytes came and the manifest says {size}"
-                    raise DataError(f"{url}: {problem}, {_ATTEMPTS} times; gatokit verify says more of a copy")
+                    if size != self.size:
+                        problem = f"{size} bytes came and the manifest says {self.size}"
+                    raise DataError(f"{self.url}: {problem}, {_ATTEMPTS} times; gatokit verify says more of a copy")
                 os.fsync(file.fileno())
-                commit(temporary, path)
+                commit(temporary, self.path)
         finally:
             temporary.unlink(missing_ok=True)
 
-    def _make_room(self, url: str, size: int) -> None:
-        """Removes files until one of ``size`` bytes fits: first the remains of killed downloads, then the oldest."""
-        if self.most_bytes is None:
-            return
-        if size > self.most_bytes:
-            raise ConfigError(f"--cache-bytes {self.most_bytes}: {url} has {size} bytes; give room for several")
+    def _make_room(self, most_bytes: int) -> None:
+        """Removes shards until this one fits: first the remains of killed downloads, then the oldest."""
+        if self.size > most_bytes:
+            raise ConfigError(f"--cache-bytes {most_bytes}: {self.url} has {self.size} bytes; give room for several")
         files = []
-        for marker in self.directory.glob(f"*/{self.marker}"):
-            for path in marker.parent.rglob(f"*{self.suffix}"):
+        # Files in folders without a marker are not the cache's, and stay.
+        for marker in self.cache.glob(f"*/{_MARKER}"):
+            for path in marker.parent.rglob(f"*{_SHARD}"):
                 with suppress(FileNotFoundError):
                     status = path.stat()
                     files.append((not path.name.startswith(TEMPORARY), status.st_mtime_ns, path, status.st_size))
-        total = size + sum(file[-1] for file in files)
+        total = self.size + sum(file[-1] for file in files)
         for _, _, path, freed in sorted(files):
-            if total > self.most_bytes and _removed(path):
+            if total > most_bytes and _removed(path):
                 total -= freed
-        if total > self.most_bytes:
+        if total > most_bytes:
             raise CacheFullError(
-                f"--cache-bytes {self.most_bytes}: all that is in {self.directory} is open, and there is no room for "
-                f"{url}; give more, or lower input.open_shards"
+                f"--cache-bytes {most_bytes}: all that is in {self.cache} is open, and there is no room for "
+                f"{self.url}; give more, or lower input.open_shards"
             )
+
+
+def open_remote(argument: str, cache_directory: str | Path | None, most_bytes: int | None = None) -> str:
+    """Turns ``[NAME=]gs://BUCKET/DIR`` into ``[NAME=]DIR`` of a directory in the cache, which holds the build's files
+    but its shards. After an update of the build that is another directory. Local arguments are returned as they are.
+
+    Raises ConfigError without a cache, DataError if the build is not complete or cannot be read.
+    """
+    match = _ARGUMENT.fullmatch(argument)
+    if match is None:
+        return argument
+    if cache_directory is None:
+        raise ConfigError(
+            f"--data {argument}: give --cache DIR, a directory for copies of its shards, or mount the bucket"
+        )
+    url, cache = match["url"], Path(cache_directory).absolute()
+    try:
+        data = read_bytes(f"{url}/{MANIFEST}")
+    except FileNotFoundError:
+        raise DataError(f"{url}/{MANIFEST} does not exist: give a finished build") from None
+    manifest = Manifest.parse(data, f"{url}/{MANIFEST}")
+    directory = cache / f"{digest(url.encode(), 8)}-{manifest.digest[:16]}"
+    with _cache_errors(cache):
+        for file in _files(directory, manifest, url, most_bytes):
+            file.path.parent.mkdir(parents=True, exist_ok=True)
+            is_there = file.path.exists() and file.path.stat().st_size == file.size
+            if not file.path.name.endswith(_SHARD) and not is_there:
+                file.download()
+        write_atomically(directory / _MARKER, json.dumps({"url": url, "most_bytes": most_bytes}).encode())
+        write_atomically(directory / MANIFEST, data)
+    return f"{match['name']}={directory}" if match["name"] else str(directory)
+
+
+def cached_shards(directory: Path, manifest: Manifest) -> dict[Path, CachedFile]:
+    """The shards of a build in the cache by their paths; empty for any other build."""
+    marker = directory / _MARKER
+    if not marker.exists():
+        return {}
+    files = _files(directory, manifest, **json.loads(marker.read_bytes()))
+    return {file.path: file for file in files if file.path.name.endswith(_SHARD)}
+
+
+def _files(directory: Path, manifest: Manifest, url: str, most_bytes: int | None) -> list[CachedFile]:
+    return [
+        CachedFile(directory.parent, most_bytes, f"{url}/{file.path}", directory / file.path, file.size, file.blake2b)
+        for file in manifest.files
+    ]
 
 
 def _removed(path: Path) -> bool:
@@ -131,3 +190,14 @@ def _locked(path: Path) -> Iterator[None]:
     with open(path, "ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+@contextmanager
+def _cache_errors(directory: Path) -> Iterator[None]:
+    """Turns an OSError of the cache's disk into a DataError; those of the bucket are DataErrors already."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"--cache {directory}: cannot be written: {error.strerror or error}") from None

@@ -12,9 +12,8 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from gatokit.loader.batch import Batch
+from gatokit.loader.batch import Batch, empty_batch
 from gatokit.schemas.run import RunConfig
-from gatokit.schemas.tokens import PATCH
 from gatokit.trainer import model
 from gatokit.trainer.loss import Sums, target_losses
 from gatokit.trainer.mesh import check_mesh, replicated, row_sharding, split
@@ -92,28 +91,9 @@ class Trainer:
 
     def abstract_batch(self) -> Batch:
         """The shapes, dtypes and shardings of a placed batch."""
-        rows, tokens = self.config.batch, self.config.context
-        groups, slots = rows // self.config.patch_group_rows, self.patch_slots
-
-        def array(dtype: Any, *shape: int) -> Any:
-            return jax.ShapeDtypeStruct(shape, dtype, sharding=row_sharding(self.mesh))
-
-        return Batch(
-            tokens=array(np.uint16, rows, tokens),
-            kinds=array(np.uint8, rows, tokens),
-            positions=array(np.uint16, rows, tokens),
-            hidden=array(np.bool_, rows, tokens),
-            private=array(np.uint16, rows, tokens),
-            targets=array(np.uint16, rows, tokens),
-            target_kinds=array(np.uint8, rows, tokens),
-            first_action=array(np.bool_, rows, tokens),
-            dataset=array(np.int32, rows),
-            redrawn=array(np.int32, rows),
-            patches=array(np.uint8, groups, slots, PATCH, PATCH, 3),
-            patch_token=array(np.int32, groups, slots),
-            patch_row=array(np.uint8, groups, slots),
-            patch_column=array(np.uint8, groups, slots),
-        )
+        config, sharding = self.config, row_sharding(self.mesh)
+        batch = empty_batch(config.batch, config.context, config.batch // config.patch_group_rows, self.patch_slots)
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), batch)
 
     def _shardings(self) -> State:
         of_params = jax.tree.map(lambda parameter: NamedSharding(self.mesh, parameter.spec), self.table)

@@ -17,11 +17,10 @@ from gatokit.cli.main import main
 from gatokit.loader import records
 from gatokit.loader.mixture import Mixture, open_mixture
 from gatokit.loader.records import OpenShards
-from gatokit.loader.remote import is_remote, open_remote
 from gatokit.loader.windows import Windows
 from gatokit.schemas.errors import ConfigError, DataError
 from gatokit.schemas.run import RunConfig
-from gatokit.storage.cache import CacheFullError
+from gatokit.storage.cache import CacheFullError, open_remote
 from tests.google.fixtures import Bucket, bucket, impatient, private_key
 
 __all__ = ["bucket", "impatient", "private_key"]
@@ -78,7 +77,11 @@ def check(shards: OpenShards, shard: int, expected: list[list[bytes]]) -> None:
     ],
 )
 def test_directories_on_objects_are_known(item: str, expected: bool) -> None:
-    assert is_remote(item) == expected
+    if expected:
+        with pytest.raises(ConfigError, match=rf"^--data {item}: give --cache DIR"):
+            open_remote(item, None)
+    else:
+        assert open_remote(item, None) == item
 
 
 def test_the_start_brings_everything_but_shards(uploaded: Bucket, mixed: Path, tmp_path: Path) -> None:
