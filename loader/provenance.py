@@ -45,9 +45,14 @@ class Provenance:
     hides_actions: bool
     redraws: int
 
+    @property
+    def owner(self) -> str:
+        """Id of the (first) episode or document."""
+        return self.segments[0].owner
+
     def to_json(self) -> dict[str, Any]:
-        """The fields by name, and as ``owner`` the id of the first episode or document."""
-        return asdict(self) | {"owner": self.segments[0].owner}
+        """The fields by name, and the owner."""
+        return asdict(self) | {"owner": self.owner}
 
 
 def segments_of(spans: Iterable[Span], shards: list[Shard], context: int) -> tuple[Segment, ...]:

@@ -143,5 +143,5 @@ def write(
 
 def _one_token(ids: jax.Array, kinds: jax.Array, private: jax.Array) -> Batch:
     """A batch (B, 1) of one text or action token a row."""
-    batch = empty_batch(len(ids), 1, len(ids), 0)
-    return batch._replace(tokens=ids[:, None], kinds=kinds[:, None], private=private[:, None])
+    columns: dict[str, Any] = {"tokens": ids[:, None], "kinds": kinds[:, None], "private": private[:, None]}
+    return empty_batch(len(ids), 1, len(ids), 0)._replace(**columns)
