@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 
 from gatokit.loader.batch import PADDING, Batch, empty_batch
+from gatokit.policy.cache import Cache, extend
 from gatokit.schemas.run import ModelConfig
 from gatokit.schemas.tokens import DISCRETE_VALUES, TokenKind
 from gatokit.trainer import model
 from gatokit.trainer.attention import Tree
-from gatokit.trainer.decoding import Cache, extend
 
 Rule = Literal["sample", "greedy", "median"]
 

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gatokit.environments.adapter import Action, Observation
+from gatokit.policy.cache import Cache, distance_keys, empty_cache
 from gatokit.policy.decode import Rule, act, read
 from gatokit.policy.prompt import private_number, read_prompt
 from gatokit.policy.spans import NO_TOKENS, Span, concatenate, make_batch
@@ -29,7 +30,6 @@ from gatokit.schemas.policy import PROMPTS, PolicyFile
 from gatokit.schemas.run import RunConfig
 from gatokit.tokenizers.text import TextTokenizer
 from gatokit.trainer.attention import Tree
-from gatokit.trainer.decoding import Cache, distance_keys, empty_cache
 from gatokit.trainer.export import abstract, load_weights, policy_folder
 from gatokit.trainer.model import check_positions, parameter_table
 

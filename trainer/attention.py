@@ -1,11 +1,12 @@
-"""Causal attention with relative or rotary positions; ``attend`` is the one function that knows the backends.
+"""Causal attention with relative or rotary positions, over whole windows and over a cache of earlier tokens.
 
-Legend: B rows, T queries, S keys (the last T of them are the queries' own tokens), H heads, K head size, D width.
+Legend: B rows, T queries, S keys (the last T of them are the queries' own tokens), M tokens of a cache, H heads, K head
+size, D width.
 """
 
 import warnings
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -17,11 +18,12 @@ from gatokit.schemas.run import ModelConfig
 
 Tree = Mapping[str, Any]
 """Nested mappings of names to arrays: the model's parameters, or anything shaped like them."""
-Backend = Literal["xla", "cudnn", "splash"]
 SPLASH_MULTIPLE = 128
 """Splash attention takes lengths that are multiples of this."""
 WAVELENGTH = 10_000.0
 """Longest wavelength of sinusoidal and rotary positions, divided by 2π."""
+
+_dot = partial(jnp.einsum, preferred_element_type=jnp.float32)
 
 
 class Relative(NamedTuple):
@@ -35,26 +37,26 @@ class Relative(NamedTuple):
     """(H, K): v, added to the queries that meet distances."""
 
 
-def project(inputs: jax.Array, parameters: Tree) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Queries, keys and values (B, T, H, K) of normed inputs (B, T, D)."""
-    queries, keys, values = (
-        jnp.einsum("bld,dhk->blhk", inputs, parameters[name].astype(inputs.dtype)) for name in ("query", "key", "value")
-    )
-    return queries, keys, values
+class CacheView(NamedTuple):
+    """How T new tokens relate to the M slots of a cache; the same for every layer."""
 
-
-def relative_positions(parameters: Tree, keys: int, width: int, dtype: Any) -> Relative:
-    """A layer's relative positions for ``keys`` keys: its projection of sinusoids of the distances."""
-    distances = jnp.einsum("sd,dhk->shk", sinusoids(keys, width).astype(dtype), parameters["relative"].astype(dtype))
-    return Relative(distances, parameters["content_bias"].astype(dtype), parameters["position_bias"].astype(dtype))
+    old: jax.Array
+    """int32 (B, M): age order of the token in each slot: 0 is the oldest that the cache can hold."""
+    new: jax.Array
+    """int32 (B, T): the same count for the new tokens."""
+    visible: jax.Array
+    """bool (B, T, M + T): what each new token sees."""
+    distance: jax.Array
+    """int32 (B, T, M + T): from a new token back to what it sees, within [0, M)."""
 
 
 def self_attention(inputs: jax.Array, parameters: Tree, config: ModelConfig, visible: jax.Array | None) -> jax.Array:
     """What attention adds (B, T, D) for normed inputs (B, T, D); ``visible`` (B, T, T) as in ``attend``."""
-    queries, keys, values = project(inputs, parameters)
+    queries, keys, values = _project(inputs, parameters)
     relative = None
     if config.positions == "relative":
-        relative = relative_positions(parameters, keys.shape[1], config.width, inputs.dtype)
+        distances = distance_keys(parameters, keys.shape[1], config.width, inputs.dtype)
+        relative = _relative(parameters, distances)
     else:
         order = jnp.arange(keys.shape[1])
         queries, keys = rotate(queries, order), rotate(keys, order)
@@ -62,16 +64,69 @@ def self_attention(inputs: jax.Array, parameters: Tree, config: ModelConfig, vis
     return jnp.einsum("blhk,hkd->bld", attended, parameters["out"].astype(inputs.dtype))
 
 
-def sees(queries: jax.Array, keys: jax.Array) -> jax.Array:
-    """bool (B, T, S) from private numbers (B, T) and (B, S): only queries of the same number see a private key."""
-    return (keys[:, None] == 0) | (keys[:, None] == queries[:, :, None])
+def cached_attention(
+    inputs: jax.Array,
+    parameters: Tree,
+    keys: jax.Array,
+    values: jax.Array,
+    view: CacheView,
+    distances: jax.Array | None,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """What attention adds (B, T, D) for normed inputs of new tokens, and their keys and values (B, T, H, K), the keys
+    without positions.
+
+    ``keys`` and ``values`` (B, H, M, K) are the cache's; ``distances`` (M, H, K) are ``distance_keys``, or None for
+    rotary positions.
+    """
+    queries, unturned, new_values = _project(inputs, parameters)
+    memory, new_keys, relative = keys.shape[2], unturned, None
+    if distances is None:
+        queries, new_keys = rotate(queries, view.new), rotate(new_keys, view.new)
+        keys = rotate(keys.swapaxes(1, 2), view.old).swapaxes(1, 2)
+    else:
+        relative = _relative(parameters, distances)
+    content = _content_queries(queries, relative)
+    # Old and new keys stay apart: joining them would copy the whole cache.
+    old_scores, new_scores = _dot("bthk,bhmk->bhtm", content, keys), _dot("bthk,bshk->bhts", content, new_keys)
+    scores = jnp.concatenate([old_scores, new_scores], axis=-1)
+    if relative is not None:
+        by_distance = _dot("bthk,shk->bhts", queries + relative.position_bias, relative.distances)
+        scores += jnp.take_along_axis(by_distance, memory - 1 - view.distance[:, None], axis=-1)
+    weights = _masked_softmax(scores, view.visible[:, None], queries.shape[3]).astype(new_values.dtype)
+    attended = jnp.einsum("bhtm,bhmk->bthk", weights[..., :memory], values)
+    attended += jnp.einsum("bhts,bshk->bthk", weights[..., memory:], new_values)
+    added = jnp.einsum("bthk,hkd->btd", attended, parameters["out"].astype(inputs.dtype))
+    return added, unturned, new_values
 
 
-def sinusoids(count: int, width: int) -> jax.Array:
-    """Features (S, D) float32 of the distances count − 1, …, 1, 0: sines, then cosines."""
-    frequencies = WAVELENGTH ** -(jnp.arange(0, width, 2, dtype=jnp.float32) / width)
-    angles = jnp.arange(count - 1, -1, -1, dtype=jnp.float32)[:, None] * frequencies
-    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=1)[:, :width]
+def _project(inputs: jax.Array, parameters: Tree) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Queries, keys and values (B, T, H, K) of normed inputs (B, T, D)."""
+    queries, keys, values = (
+        jnp.einsum("bld,dhk->blhk", inputs, parameters[name].astype(inputs.dtype)) for name in ("query", "key", "value")
+    )
+    return queries, keys, values
+
+
+def distance_keys(parameters: Tree, count: int, width: int, dtype: Any) -> jax.Array:
+    """A layer's keys (S, H, K) of the distances count − 1, …, 1, 0: its projection of their sines and cosines."""
+    angles = jnp.arange(count - 1, -1, -1, dtype=jnp.float32)[:, None] * _frequencies(width)
+    sinusoids = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=1)[:, :width]
+    return jnp.einsum("sd,dhk->shk", sinusoids.astype(dtype), parameters["relative"].astype(dtype))
+
+
+def _frequencies(size: int) -> jax.Array:
+    return WAVELENGTH ** -(jnp.arange(0, size, 2, dtype=jnp.float32) / size)
+
+
+def _relative(parameters: Tree, distances: jax.Array) -> Relative:
+    return Relative(
+        distances, *(parameters[name].astype(distances.dtype) for name in ("content_bias", "position_bias"))
+    )
+
+
+def _content_queries(queries: jax.Array, relative: Relative | None) -> jax.Array:
+    """The queries (B, T, H, K) that meet keys."""
+    return queries if relative is None else queries + relative.content_bias
 
 
 def rotate(vectors: jax.Array, positions: jax.Array) -> jax.Array:
@@ -79,9 +134,7 @@ def rotate(vectors: jax.Array, positions: jax.Array) -> jax.Array:
 
     Element i and element i + K/2 make a pair.
     """
-    size = vectors.shape[-1]
-    frequencies = WAVELENGTH ** -(jnp.arange(0, size, 2, dtype=jnp.float32) / size)
-    angles = positions.astype(jnp.float32)[..., None, None] * frequencies
+    angles = positions.astype(jnp.float32)[..., None, None] * _frequencies(vectors.shape[-1])
     sine, cosine = jnp.sin(angles), jnp.cos(angles)
     left, right = jnp.split(vectors.astype(jnp.float32), 2, axis=-1)
     turned = jnp.concatenate([left * cosine - right * sine, left * sine + right * cosine], axis=-1)
@@ -96,6 +149,11 @@ def shift(scores: jax.Array) -> jax.Array:
     *rest, queries, keys = scores.shape
     padded = jnp.pad(scores, [(0, 0)] * (len(rest) + 1) + [(1, 0)])
     return padded.reshape(*rest, keys + 1, queries)[..., 1:, :].reshape(scores.shape)
+
+
+def sees(queries: jax.Array, keys: jax.Array) -> jax.Array:
+    """bool (B, T, S) from private numbers (B, T) and (B, S): only queries of the same number see a private key."""
+    return (keys[:, None] == 0) | (keys[:, None] == queries[:, :, None])
 
 
 def attend(
@@ -115,61 +173,67 @@ def attend(
     without ``visible``, and XLA elsewhere. A named backend that cannot serve the call is replaced by XLA, with one
     warning that says why. On a mesh, call it under ``jax.sharding.use_abstract_mesh``, which also tells the platform.
     """
-    chosen = choose(
-        backend,
-        platform=_platform(),
-        queries=queries.shape[1],
-        keys=keys.shape[1],
-        head_size=queries.shape[3],
-        dtype=np.dtype(queries.dtype).name,
-        relative=relative is not None,
-        restricted=visible is not None,
-    )
+    count, total, size = queries.shape[1], keys.shape[1], queries.shape[3]
+    is_relative, is_restricted = relative is not None, visible is not None
+    chosen = choose(backend, _platform(), queries, keys, relative=is_relative, restricted=is_restricted)
     if chosen == "splash":
         return _splash(queries, keys, values)
+    content, position_scores, bias = _content_queries(queries, relative), None, None
+    if relative is not None:
+        # Repeated for each row, the distances make a product like that with the keys: a third faster on CPUs. By key,
+        # (q + v)·r takes the memory of the scores, not K times theirs.
+        repeated = jnp.broadcast_to(relative.distances, (len(queries), *relative.distances.shape))
+        position_scores = shift(_dot("bthk,bshk->bhts", queries + relative.position_bias, repeated))
     if chosen == "cudnn":
-        return _cudnn(queries, keys, values, relative, visible)
-    return _xla(queries, keys, values, relative, visible)
+        if position_scores is not None:
+            bias = (position_scores * size**-0.5).astype(queries.dtype)
+        mask = None if visible is None else visible[:, None]
+        return jax.nn.dot_product_attention(content, keys, values, bias, mask, is_causal=True, implementation="cudnn")
+    scores = _dot("bthk,bshk->bhts", content, keys)
+    if position_scores is not None:
+        scores += position_scores
+    mask = jnp.arange(total) <= jnp.arange(total - count, total)[:, None]  # (T, S): a key at the query or before it
+    if visible is not None:
+        mask = mask & visible[:, None]
+    weights = _masked_softmax(scores, mask, size)
+    return jnp.einsum("bhts,bshk->bthk", weights.astype(values.dtype), values)
+
+
+def _masked_softmax(scores: jax.Array, mask: jax.Array, head_size: int) -> jax.Array:
+    """float32 weights (B, H, T, S) of scores before their division by √K; zeros where ``mask`` is false."""
+    return jax.nn.softmax(jnp.where(mask, scores * head_size**-0.5, -jnp.inf), axis=-1)
 
 
 def choose(
-    backend: str,
-    *,
-    platform: str,
-    queries: int,
-    keys: int,
-    head_size: int,
-    dtype: str,
-    relative: bool,
-    restricted: bool,
-) -> Backend:
-    """The backend that ``attend`` takes for these shapes and features. ``platform`` is ``cpu``, ``gpu``, or a TPU's
-    kind, such as ``TPU v5 lite``. ``auto`` never warns."""
+    backend: str, platform: str, queries: jax.Array, keys: jax.Array, *, relative: bool, restricted: bool
+) -> str:
+    """``xla``, ``cudnn`` or ``splash``: what ``attend`` takes for these shapes and features. ``platform`` is ``cpu``,
+    ``gpu``, or a TPU's kind, such as ``TPU v5 lite``. ``auto`` never warns."""
+    length, head_size, dtype = keys.shape[1], keys.shape[3], np.dtype(keys.dtype).name
+    decodes = queries.shape[1] != length
     new_tpu = platform.startswith("TPU") and not platform.startswith(("TPU v2", "TPU v3"))
-    obstacles: dict[Backend, list[tuple[bool, str]]] = {
-        "xla": [],
+    obstacles = {
         "cudnn": [
             (platform != "gpu", f"it needs a GPU, and this is {platform}"),
             (dtype != "bfloat16", f"it needs precision bfloat16, not {dtype}"),
             (head_size % 8 > 0 or head_size > 128, f"it needs heads of a multiple of 8 up to 128, not {head_size}"),
-            (queries != keys, "it does not support decoding with a cache"),
-            ((relative or restricted) and keys % 2 > 0, f"it needs an even context, not {keys}"),
+            (decodes, "it does not support decoding with a cache"),
+            ((relative or restricted) and length % 2 > 0, f"it needs an even context, not {length}"),
         ],
         "splash": [
             (not new_tpu, f"it needs a TPU of generation 4 or later, and this is {platform}"),
             (relative, "it needs rotary positions"),
             (restricted, "it cannot hide actions"),
-            (queries != keys, "it does not support decoding with a cache"),
-            (keys % SPLASH_MULTIPLE > 0, f"it needs a context of a multiple of {SPLASH_MULTIPLE}, not {keys}"),
+            (decodes, "it does not support decoding with a cache"),
+            (length % SPLASH_MULTIPLE > 0, f"it needs a context of a multiple of {SPLASH_MULTIPLE}, not {length}"),
         ],
     }
-    first = {name: next((why for holds, why in pairs if holds), None) for name, pairs in obstacles.items()}
-    wanted: tuple[Backend, ...] = ("cudnn", "splash") if backend == "auto" and not (relative or restricted) else ()
-    for name, reason in first.items():
-        if name == backend and reason is not None:
-            _warn(backend, reason)
-        elif reason is None and (name == backend or name in wanted):
+    for name, pairs in obstacles.items():
+        reason = next((why for holds, why in pairs if holds), None)
+        if reason is None and (backend == name or (backend == "auto" and not relative and not restricted)):
             return name
+        if reason is not None and backend == name:
+            _warn(backend, reason)
     return "xla"
 
 
@@ -186,70 +250,17 @@ def _platform() -> str:
     return kind if kind == "cpu" or kind.startswith("TPU") else "gpu"
 
 
-def _xla(
-    queries: jax.Array, keys: jax.Array, values: jax.Array, relative: Relative | None, visible: jax.Array | None
-) -> jax.Array:
-    count, total = queries.shape[1], keys.shape[1]
-    scores = dot("bthk,bshk->bhts", content_queries(queries, relative), keys)
-    if relative is not None:
-        scores += _position_scores(queries, relative)
-    mask = jnp.arange(total) <= jnp.arange(total - count, total)[:, None]  # (T, S): a key at the query or before it
-    if visible is not None:
-        mask = mask & visible[:, None]
-    weights = masked_softmax(scores, mask, queries.shape[3])
-    return jnp.einsum("bhts,bshk->bthk", weights.astype(values.dtype), values)
-
-
-def dot(equation: str, left: jax.Array, right: jax.Array) -> jax.Array:
-    """``jnp.einsum`` with float32 sums."""
-    return jnp.einsum(equation, left, right, preferred_element_type=jnp.float32)
-
-
-def content_queries(queries: jax.Array, relative: Relative | None) -> jax.Array:
-    """The queries (B, T, H, K) that meet keys."""
-    return queries if relative is None else queries + relative.content_bias
-
-
-def distance_scores(queries: jax.Array, relative: Relative) -> jax.Array:
-    """(q + v)·r by distance, float32 (B, H, T, S); the distances may also be repeated for each row, (B, S, H, K)."""
-    equation = "bthk,shk->bhts" if relative.distances.ndim == 3 else "bthk,bshk->bhts"
-    return dot(equation, queries + relative.position_bias, relative.distances)
-
-
-def _position_scores(queries: jax.Array, relative: Relative) -> jax.Array:
-    """(q + v)·r by key, float32 (B, H, T, S); the memory is that of the scores, not K times theirs."""
-    # Repeated for each row, the distances make a product like that with the keys: a third faster on CPUs.
-    repeated = jnp.broadcast_to(relative.distances, (len(queries), *relative.distances.shape))
-    return shift(distance_scores(queries, relative._replace(distances=repeated)))
-
-
-def masked_softmax(scores: jax.Array, mask: jax.Array, head_size: int) -> jax.Array:
-    """float32 weights (B, H, T, S) of scores before their division by √K; zeros where ``mask`` is false."""
-    return jax.nn.softmax(jnp.where(mask, scores * head_size**-0.5, -jnp.inf), axis=-1)
-
-
-def _cudnn(
-    queries: jax.Array, keys: jax.Array, values: jax.Array, relative: Relative | None, visible: jax.Array | None
-) -> jax.Array:
-    bias: Any = None
-    if relative is not None:
-        bias = (_position_scores(queries, relative) * queries.shape[3] ** -0.5).astype(queries.dtype)
-    mask = None if visible is None else visible[:, None]
-    content = content_queries(queries, relative)
-    return jax.nn.dot_product_attention(content, keys, values, bias, mask, is_causal=True, implementation="cudnn")
-
-
 def _splash(queries: jax.Array, keys: jax.Array, values: jax.Array, *, interpret: bool = False) -> jax.Array:
     from jax.experimental.pallas.ops.tpu import splash_attention
 
     def on_device(queries: jax.Array, keys: jax.Array, values: jax.Array) -> jax.Array:
         _, length, heads, size = queries.shape
         side = next(side for side in (512, 256, SPLASH_MULTIPLE) if length % side == 0)
-        forward: dict[str, Any] = dict.fromkeys(("block_q", "block_kv", "block_kv_compute"), side)
-        for_keys: dict[str, Any] = dict.fromkeys(("block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute"), side)
+        names = ["block_q", "block_kv", "block_kv_compute", "block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute"]
+        blocks: dict[str, Any] = dict.fromkeys([*names, "block_q_dq", "block_kv_dq"], side)
         kernel = splash_attention.make_splash_mha_single_device(
             splash_attention.MultiHeadMask([splash_attention.CausalMask((length, length))] * heads),
-            block_sizes=splash_attention.BlockSizes(**forward, **for_keys, block_q_dq=side, block_kv_dq=side),
+            block_sizes=splash_attention.BlockSizes(**blocks),
             interpret=interpret,
         )
         by_head = [array.swapaxes(1, 2) for array in (queries * size**-0.5, keys, values)]

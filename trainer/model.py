@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import blake2b
 from math import prod
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,6 @@ from gatokit.trainer.attention import Tree, sees, self_attention
 from gatokit.trainer.mesh import ROWS
 
 UNDIVIDED = PartitionSpec()
-"""Of an array that every device holds whole."""
 ROW_MULTIPLE = 256
 """The embedding table is padded to a multiple of this many rows, so that mesh axes divide it."""
 OBSERVATION_POSITIONS = 512
@@ -63,9 +62,8 @@ class Parameter:
 def parameter_table(config: ModelConfig, vocabulary_size: int) -> dict[str, Any]:
     """Every parameter of the model, float32, as a nested dict of ``Parameter``; layers are stacked on a leading axis.
 
-    The sizes are those of Gato, table 5; ``vocabulary_size`` is the number of token ids. Token, position and
-    masked-action vectors have deviation 1/√D and are multiplied by √D in ``embed``; a matrix keeps the variance of its
-    inputs, and what adds to the residual stream is divided by the root of its 2N additions.
+    Token, position and masked-action vectors have deviation 1/√D and are multiplied by √D in ``embed``; a matrix keeps
+    the variance of its inputs, and what adds to the residual stream is divided by the root of its 2N additions.
     """
     width, layers, heads, size = config.width, config.layers, config.heads, config.head_size
     half, channels = config.hidden // 2, config.patch_channels
@@ -73,31 +71,28 @@ def parameter_table(config: ModelConfig, vocabulary_size: int) -> dict[str, Any]
     residual = (2 * layers) ** -0.5
     padding = -vocabulary_size % ROW_MULTIPLE
 
-    def spec(*axes: str | None) -> PartitionSpec:
-        return PartitionSpec(*axes)
-
     def vectors(*rows: int) -> Parameter:
         return Parameter((*rows, width), std=width**-0.5)
 
     def norm(*shape: int) -> dict[str, Parameter]:
         return {"scale": Parameter(shape, mean=1.0), "bias": Parameter(shape)}
 
-    projection = Parameter((layers, width, heads, size), spec(None, "fsdp", "tensor"), std=width**-0.5)
-    head_bias = Parameter((layers, heads, size), spec(None, "tensor"))
+    projection = Parameter((layers, width, heads, size), PartitionSpec(None, "fsdp", "tensor"), std=width**-0.5)
+    head_bias = Parameter((layers, heads, size), PartitionSpec(None, "tensor"))
     convolution = Parameter((3, 3, channels, channels), std=(9 * channels) ** -0.5)
     out_std = residual * (heads * size) ** -0.5
     attention = {
         "query": projection,
         "key": projection,
         "value": projection,
-        "out": Parameter((layers, heads, size, width), spec(None, "tensor", None, "fsdp"), std=out_std),
+        "out": Parameter((layers, heads, size, width), PartitionSpec(None, "tensor", None, "fsdp"), std=out_std),
     }
     if config.positions == "relative":
         attention |= {"relative": projection, "content_bias": head_bias, "position_bias": head_bias}
-    token_shape = vocabulary_size + padding, width
+    rows = vocabulary_size + padding
     return {
         "embedding": {
-            "token": Parameter(token_shape, spec("tensor", "fsdp"), std=width**-0.5, padding=padding),
+            "token": Parameter((rows, width), PartitionSpec("tensor", "fsdp"), std=width**-0.5, padding=padding),
             "observation_position": vectors(OBSERVATION_POSITIONS),
             "action_position": vectors(),
             "hidden_action": vectors(),
@@ -110,7 +105,7 @@ def parameter_table(config: ModelConfig, vocabulary_size: int) -> dict[str, Any]
             "norm_2": norm(channels),
             "convolution_2": convolution,
             "reduce": Parameter((channels, channels // 2), std=channels**-0.5),
-            "out": Parameter((pooled, width), spec(None, "fsdp"), std=pooled**-0.5),
+            "out": Parameter((pooled, width), PartitionSpec(None, "fsdp"), std=pooled**-0.5),
             "row": vectors(POSITION_INTERVALS),
             "column": vectors(POSITION_INTERVALS),
         },
@@ -119,8 +114,10 @@ def parameter_table(config: ModelConfig, vocabulary_size: int) -> dict[str, Any]
             "attention": attention,
             "feed_forward_norm": norm(layers, width),
             "feed_forward": {
-                "in": Parameter((layers, width, 2, half), spec(None, "fsdp", None, "tensor"), std=width**-0.5),
-                "out": Parameter((layers, half, width), spec(None, "tensor", "fsdp"), std=residual * half**-0.5),
+                "in": Parameter((layers, width, 2, half), PartitionSpec(None, "fsdp", None, "tensor"), std=width**-0.5),
+                "out": Parameter(
+                    (layers, half, width), PartitionSpec(None, "tensor", "fsdp"), std=residual * half**-0.5
+                ),
             },
         },
         "norm": norm(width),
@@ -153,23 +150,19 @@ def initialize(table: Tree, seed: int) -> dict[str, Any]:
 
 def _normal(name: str, shape: tuple[int, ...]) -> jax.Array:
     """Normal draws, each a hash of the name and its place; JAX's own take eight times as long to compile on CPUs."""
-    digest = blake2b(name.encode(), digest_size=8).digest()
-    first, second = (np.uint32(int.from_bytes(half, "little")) for half in (digest[:4], digest[4:]))
-    place = jnp.zeros(shape, jnp.uint32)
+    bits = jnp.zeros(shape, jnp.uint32)
     for axis in range(len(shape)):
-        place += jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * np.uint32(prod(shape[axis + 1 :]))
-    bits = _mix(_mix(place ^ first) ^ second)
+        bits += jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * np.uint32(prod(shape[axis + 1 :]))
+    for word in np.frombuffer(blake2b(name.encode(), digest_size=8).digest(), "<u4"):
+        # A bijection of 32 bits in which each bit changes all others about half the time (Wellons' lowbias32).
+        bits = bits ^ word
+        bits = (bits ^ (bits >> 16)) * np.uint32(0x7FEB352D)
+        bits = (bits ^ (bits >> 15)) * np.uint32(0x846CA68B)
+        bits = bits ^ (bits >> 16)
     # 2^23 values between -1 and 1, each exact in float32: with one bit more, adding the half would round the last to 1,
     # whose normal is infinite.
     uniform = ((bits >> 9).astype(jnp.float32) + 0.5) * 2.0**-22 - 1.0
     return jax.lax.erf_inv(uniform) * np.float32(2**0.5)
-
-
-def _mix(bits: jax.Array) -> jax.Array:
-    """A bijection of 32 bits in which each bit changes all others about half the time (Wellons' lowbias32)."""
-    bits = (bits ^ (bits >> 16)) * np.uint32(0x7FEB352D)
-    bits = (bits ^ (bits >> 15)) * np.uint32(0x846CA68B)
-    return bits ^ (bits >> 16)
 
 
 # ---- embedding ---------------------------------------------------------------------------------------------------
@@ -191,8 +184,7 @@ def embed(parameters: Tree, batch: Batch, config: ModelConfig, *, dtype: Any) ->
 
     Kinds decide, never ids: an image token's vector comes from its patch slot, any other token's from the table, and
     a masked action's is the learned one. Observation tokens, patches included, add the vector of their position
-    within the observation; action tokens add one vector that they share (appendix C.3); separators and documents add
-    none. Looked-up vectors are multiplied by √D. The cost of patches follows the number of slots.
+    within the observation; action tokens add one vector that they share (appendix C.3).
     """
     tables = parameters["embedding"]
     kinds, positions, masked = jnp.asarray(batch.kinds), jnp.asarray(batch.positions), jnp.asarray(batch.hidden)
@@ -217,38 +209,38 @@ def embed(parameters: Tree, batch: Batch, config: ModelConfig, *, dtype: Any) ->
     tokens = jnp.asarray(batch.patch_token)
     tokens = jnp.where(tokens < 0, grouped.shape[1] + jnp.arange(slots), tokens)
 
-    def add(rows: jax.Array, index: jax.Array, patches: jax.Array) -> jax.Array:
-        return rows.at[index].add(patches, mode="drop", unique_indices=True, indices_are_sorted=True)
+    def add(vectors: jax.Array, index: jax.Array, patches: jax.Array) -> jax.Array:
+        return vectors.at[index].add(patches, mode="drop", unique_indices=True, indices_are_sorted=True)
 
     return by_rows(jax.vmap(add)(grouped, tokens, patches).reshape(vectors.shape))
 
 
 def by_rows(array: jax.Array) -> jax.Array:
-    """The array, whose first dimension counts rows or groups of rows, divided as a batch's rows are on the mesh in use
-    (``jax.sharding.use_abstract_mesh``); without a mesh, the array itself.
-
-    Without this the compiler may divide the width as the parameters are divided, and hold every row everywhere.
-    """
+    """An array (rows or groups of rows, …), divided as a batch's rows are on the mesh in use."""
     if jax.sharding.get_abstract_mesh().empty:
         return array
+    # Without this the compiler may divide the width as the parameters are, and hold every row everywhere.
     return jax.lax.with_sharding_constraint(array, PartitionSpec(ROWS))
 
 
 def patch_vectors(parameters: Tree, batch: Batch, config: ModelConfig, *, dtype: Any) -> jax.Array:
-    """A vector for each patch slot (G, P, D) of ``dtype``, in the scale of the first layer's inputs.
+    """A vector for each patch slot (G, P, D) of ``dtype``; those of unused slots mean nothing.
 
     One residual block with norms first and GELU (appendix C.2), plus the vectors of the patch's row and column
-    (appendix C.3). The pixels come as uint8 and are scaled here, to [-1, 1] and by 1/√16 (section 2.1). Unused slots
-    get vectors too, which are never used.
+    (appendix C.3). The uint8 pixels are scaled to [-1, 1] and by 1/√16 (section 2.1).
     """
     groups, slots = batch.patch_row.shape
     pixels = jnp.asarray(batch.patches).reshape(groups * slots, PATCH, PATCH, 3)
     scaled = (pixels.astype(jnp.float32) / 127.5 - 1.0) / 4.0
     features = scaled.astype(dtype) @ parameters["stem"].astype(dtype) + parameters["stem_bias"].astype(dtype)
-    stride = config.patch_stride
-    branch = _convolve(_norm_and_gelu(features, parameters["norm_1"]), parameters["convolution_1"], stride)
-    branch = _convolve(_norm_and_gelu(branch, parameters["norm_2"]), parameters["convolution_2"], 1)
-    features = _average(features, PATCH // stride) + branch
+    branch = features
+    for number, stride in ((1, config.patch_stride), (2, 1)):
+        branch = _norm_and_gelu(branch, parameters[f"norm_{number}"])
+        # 3×3, zeros beyond the border; output cell (0, 0) is centred on input cell (0, 0).
+        kernel, layout = parameters[f"convolution_{number}"].astype(dtype), ("NHWC", "HWIO", "NHWC")
+        strides, padding = (stride, stride), [(1, 1), (1, 1)]
+        branch = jax.lax.conv_general_dilated(branch, kernel, strides, padding, dimension_numbers=layout)
+    features = _average(features, PATCH // config.patch_stride) + branch
     cells = _average(features, POOLED) @ parameters["reduce"].astype(dtype)
     vectors = cells.reshape(groups, slots, -1) @ parameters["out"].astype(dtype)
     positions = parameters["row"][batch.patch_row] + parameters["column"][batch.patch_column]
@@ -256,13 +248,11 @@ def patch_vectors(parameters: Tree, batch: Batch, config: ModelConfig, *, dtype:
 
 
 def _norm_and_gelu(features: jax.Array, norm: Tree) -> jax.Array:
-    """GELU of the group-normalised features (patches, side, side, C), computed in float32.
-
-    Sums run over cells first and over a group's channels last: eight times as fast on CPUs as all at once.
-    """
+    """GELU of the group-normalised features (patches, side, side, C), computed in float32."""
     patches, _, _, channels = features.shape
 
     def group_means(values: jax.Array) -> jax.Array:
+        # Over cells first and a group's channels last: eight times as fast on CPUs as all at once.
         means = values.mean((1, 2)).reshape(patches, NORM_GROUPS, -1).mean(-1)
         return jnp.repeat(means, channels // NORM_GROUPS, axis=-1)[:, None, None]
 
@@ -270,13 +260,6 @@ def _norm_and_gelu(features: jax.Array, norm: Tree) -> jax.Array:
     centred = centred - group_means(centred)
     scale = jax.lax.rsqrt(group_means(jnp.square(centred)) + EPSILON) * norm["scale"]
     return jax.nn.gelu(centred * scale + norm["bias"]).astype(features.dtype)
-
-
-def _convolve(features: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    """3×3 convolution, zeros beyond the border; output cell (0, 0) is centred on input cell (0, 0)."""
-    strides, padding, layout = (stride, stride), [(1, 1), (1, 1)], ("NHWC", "HWIO", "NHWC")
-    kernel = kernel.astype(features.dtype)
-    return jax.lax.conv_general_dilated(features, kernel, strides, padding, dimension_numbers=layout)
 
 
 def _average(features: jax.Array, side: int) -> jax.Array:
@@ -299,12 +282,6 @@ def norm(vectors: jax.Array, parameters: Tree) -> jax.Array:
     return (values * parameters["scale"] + parameters["bias"]).astype(vectors.dtype)
 
 
-def feed_forward(inputs: jax.Array, parameters: Tree) -> jax.Array:
-    """What the feed-forward sub-layer adds (B, L, D): GEGLU, whose gate and values each take half of the width."""
-    both = jnp.einsum("bld,dcf->bclf", inputs, parameters["in"].astype(inputs.dtype))
-    return (jax.nn.gelu(both[:, 0]) * both[:, 1]) @ parameters["out"].astype(inputs.dtype)
-
-
 def apply_layer(
     vectors: jax.Array,
     parameters: Tree,
@@ -313,12 +290,14 @@ def apply_layer(
 ) -> tuple[jax.Array, Any]:
     """One layer over (B, L, D): what each sub-layer computes from its normed input, regularized, is added to the input.
 
-    ``attention`` takes normed inputs and its parameters, and returns what it adds and anything else, which comes back
-    as the second result.
+    ``attention`` returns what it adds and anything else, which comes back as the second result.
     """
     added, extra = attention(norm(vectors, parameters["attention_norm"]), parameters["attention"])
     vectors = by_rows(vectors + regularize(added, ATTENTION))
-    added = feed_forward(norm(vectors, parameters["feed_forward_norm"]), parameters["feed_forward"])
+    # GEGLU: gate and values each take half of the feed-forward width.
+    inputs, matrices = norm(vectors, parameters["feed_forward_norm"]), parameters["feed_forward"]
+    both = jnp.einsum("bld,dcf->bclf", inputs, matrices["in"].astype(inputs.dtype))
+    added = (jax.nn.gelu(both[:, 0]) * both[:, 1]) @ matrices["out"].astype(inputs.dtype)
     return by_rows(vectors + regularize(added, FEED_FORWARD)), extra
 
 
@@ -328,15 +307,11 @@ def apply_layers(
     config: ModelConfig,
     *,
     visible: jax.Array | None,
-    remat: Literal["none", "dots", "full"],
+    remat: str,
     key: jax.Array | None,
     rows: jax.Array,
 ) -> jax.Array:
-    """All layers over (B, L, D), by a scan.
-
-    ``remat`` says what the backward pass computes again: nothing, all but the products with parameters, or whole
-    layers. Without ``key`` it is evaluation: nothing is skipped or dropped.
-    """
+    """All layers over (B, L, D), by a scan; the arguments are those of ``forward`` and ``attend``."""
 
     def body(vectors: jax.Array, layer: tuple[Tree, jax.Array]) -> tuple[jax.Array, None]:
         parameters, number = layer
@@ -349,10 +324,9 @@ def apply_layers(
 
         return apply_layer(vectors, parameters, attention, regularize)
 
-    if remat == "dots":
-        body = jax.checkpoint(body, prevent_cse=False, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable)
-    elif remat == "full":
-        body = jax.checkpoint(body, prevent_cse=False)
+    if remat != "none":
+        saved = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
+        body = jax.checkpoint(body, prevent_cse=False, policy=saved)
     return jax.lax.scan(body, vectors, (layers, jnp.arange(config.layers)))[0]
 
 
@@ -388,27 +362,24 @@ def forward(
     config: ModelConfig,
     *,
     dtype: Any,
-    remat: Literal["none", "dots", "full"] = "none",
+    remat: str = "none",
     key: jax.Array | None = None,
     rows: jax.Array | None = None,
     hide: bool = False,
 ) -> jax.Array:
     """The final states (B, L, D) of ``dtype``, normed; those of padding mean nothing.
 
-    ``key``, folded with seed and step, makes it a training pass; ``rows``, int32 (B,), are the rows' numbers in the
-    global batch, by default 0, 1, …. ``hide`` obeys ``batch.private``; without it every private number counts as 0.
+    ``remat`` says what the backward pass computes again: nothing (``none``), all but the products with parameters
+    (``dots``), or whole layers (``full``). ``key``, folded with seed and step, makes it a training pass, in which
+    sub-layers are skipped and elements dropped; ``rows``, int32 (B,), are the rows' numbers in the global batch, by
+    default 0, 1, …. ``hide`` obeys ``batch.private``; without it every private number counts as 0.
     """
     vectors = embed(parameters, batch, config, dtype=dtype)
     private = jnp.asarray(batch.private)
-    vectors = apply_layers(
-        vectors,
-        parameters["layers"],
-        config,
-        visible=sees(private, private) if hide else None,
-        remat=remat,
-        key=key,
-        rows=jnp.arange(vectors.shape[0]) if rows is None else rows,
-    )
+    visible = sees(private, private) if hide else None
+    rows = jnp.arange(vectors.shape[0]) if rows is None else rows
+    layers = parameters["layers"]
+    vectors = apply_layers(vectors, layers, config, visible=visible, remat=remat, key=key, rows=rows)
     return norm(vectors, parameters["norm"])
 
 

@@ -10,7 +10,8 @@ import reference
 from reference import RELATIVE, ROTARY, ROWS, VOCABULARY, batch_of
 
 from gatokit.loader.batch import Batch
-from gatokit.trainer import decoding, model
+from gatokit.policy import cache as policy_cache
+from gatokit.trainer import model
 
 SCHEMES = pytest.mark.parametrize("config", [RELATIVE, ROTARY], ids=["relative", "rotary"])
 
@@ -144,11 +145,11 @@ def parts_of(batch: Batch, cuts: list[int]) -> list[Batch]:
 
 @cache
 def jitted_extend(config):
-    return jax.jit(partial(decoding.extend, config=config, dtype=jnp.float32))
+    return jax.jit(partial(policy_cache.extend, config=config, dtype=jnp.float32))
 
 
 def decoded(config, batch, cuts, memory):
-    kept = decoding.empty_cache(config, len(batch.tokens), memory, jnp.float32)
+    kept = policy_cache.empty_cache(config, len(batch.tokens), memory, jnp.float32)
     found = []
     for part in parts_of(batch, cuts):
         states, kept = jitted_extend(config)(values(config), part, cache=kept)
@@ -171,7 +172,7 @@ def test_rows_of_unequal_parts_go_on_where_they_ended():
     tokens = [(token[0], token[1], reference.N, 0, 0) for token in reference.EPISODE]
     prompts = batch_of([tokens[:count] for count in counts], 6)
     more = batch_of([tokens[count : count + 4] for count in counts], 6)
-    kept = decoding.empty_cache(RELATIVE, 4, 20, jnp.float32)
+    kept = policy_cache.empty_cache(RELATIVE, 4, 20, jnp.float32)
     _, kept = jitted_extend(RELATIVE)(values(RELATIVE), prompts, cache=kept)
     found, kept = jitted_extend(RELATIVE)(values(RELATIVE), more, cache=kept)
     assert kept.length.tolist() == [10, 6, 4, 9]
