@@ -1,7 +1,7 @@
 """Cross entropy at the targets only, at a cost that follows their number.
 
 Each device gathers the states at the targets of its rows into blocks. A loop over the blocks, as many as the device
-with the most targets needs, makes their logits and, when training, their gradients at once. So no array of rows ×
+with the most targets needs, makes their logits and, in training, their gradients at once. So no array of rows ×
 tokens × vocabulary exists, and a batch of few targets is cheap.
 
 Legend: B rows, L tokens, K targets of a block, D width, V rows of the embedding table, E datasets.
@@ -31,41 +31,27 @@ Logits = Callable[[Any, jax.Array], jax.Array]
 """From its parameters and states (K, D) to float32 logits (K, V)."""
 
 
-class _Targets(NamedTuple):
-    ids: jax.Array
-    """int32 (B, L)"""
-    mask: jax.Array
-    """bool (B, L): whether the position has a target."""
-    weight: jax.Array
-    """float32 (B, L): its weight in the loss."""
-
-
 class Sums(NamedTuple):
-    """Sums over targets, float32, and their counts, int32; a mean is their quotient, taken once, after everything
-    has been added up. Losses are in nats."""
+    """Sums over targets, float32 and in nats, and counts, int32; a mean is their quotient, taken after everything has
+    been added up.
+
+    ``loss`` () is weighted as ``loss_weight`` says, and ``weight`` () is what it is divided by: the targets, or the
+    rows that have any. All other losses are unweighted: by dataset (E,), by ``TokenKind`` of the target (8,), and of
+    the first action of each row, before which no other was seen (). ``tokens`` () are not padding; ``redraws`` (E,)
+    counts the windows of a dataset that were replaced because the patch slots were full.
+    """
 
     loss: jax.Array
-    """(): weighted as ``loss_weight`` says."""
     weight: jax.Array
-    """float32 (): what ``loss`` is divided by: the targets, or the rows that have any."""
     dataset_loss: jax.Array
-    """(E,): unweighted, as the others below."""
     dataset_targets: jax.Array
-    """(E,)"""
     kind_loss: jax.Array
-    """(8,): by ``TokenKind`` of the target."""
     kind_targets: jax.Array
-    """(8,)"""
     first_action_loss: jax.Array
-    """(): of the first action of a row that has any, before which no other was seen."""
     first_action_targets: jax.Array
-    """()"""
     tokens: jax.Array
-    """(): positions that are not padding."""
     patches: jax.Array
-    """(): image patches."""
     redraws: jax.Array
-    """(E,): windows of the dataset that were replaced because the patch slots were full."""
 
 
 def weights(batch: Batch, loss_weight: str) -> jax.Array:
@@ -87,21 +73,16 @@ def target_losses(
 
     ``states`` (B, L, D) are the final states; ``params`` is what ``logits`` takes and nothing more.
     """
-    targets = _Targets(
-        jnp.asarray(batch.targets, jnp.int32), batch.target_kinds != PADDING, weights(batch, loss_weight)
-    )
+    is_target, weight = batch.target_kinds != PADDING, weights(batch, loss_weight)
+    targets = jnp.asarray(batch.targets, jnp.int32), is_target, weight
     loss, losses = _weighted_loss(logits, mesh, params, states, targets)
-    return loss, _sums(batch, targets.weight, jax.lax.stop_gradient(loss), jax.lax.stop_gradient(losses), datasets)
-
-
-def _sums(batch: Batch, weight: jax.Array, loss: jax.Array, losses: jax.Array, datasets: int) -> Sums:
-    is_target = batch.target_kinds != PADDING
+    losses = jax.lax.stop_gradient(losses)
     of_dataset = batch.dataset[:, None] == jnp.arange(datasets)
     of_kind = [is_target & (batch.target_kinds == kind) for kind in range(KINDS)]
     row_loss, row_targets = losses.sum(axis=1), is_target.sum(axis=1, dtype=jnp.int32)
     first = is_target & batch.first_action
-    return Sums(
-        loss=loss,
+    return loss, Sums(
+        loss=jax.lax.stop_gradient(loss),
         weight=weight.sum(),
         dataset_loss=jnp.where(of_dataset, row_loss[:, None], 0).sum(axis=0),
         dataset_targets=jnp.where(of_dataset, row_targets[:, None], 0).sum(axis=0),
@@ -116,16 +97,67 @@ def _sums(batch: Batch, weight: jax.Array, loss: jax.Array, losses: jax.Array, d
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _weighted_loss(
-    logits: Logits, mesh: Mesh, params: Any, states: jax.Array, targets: _Targets
-) -> tuple[jax.Array, jax.Array]:
-    losses, _ = _on_devices(logits, mesh, False, params, states, targets)
-    return (targets.weight * losses).sum(), losses
+def _weighted_loss(logits: Logits, mesh: Mesh, params: Any, states: jax.Array, targets: Any) -> Any:
+    return _losses(logits, mesh, params, states, targets, training=False)[0]
 
 
-def _forward(logits: Logits, mesh: Mesh, params: Any, states: jax.Array, targets: _Targets) -> tuple[Any, Any]:
-    losses, gradients = _on_devices(logits, mesh, True, params, states, targets)
-    return ((targets.weight * losses).sum(), losses), gradients
+def _losses(
+    logits: Logits, mesh: Mesh, params: Any, states: jax.Array, targets: Any, training: bool = True
+) -> tuple[tuple[jax.Array, jax.Array], Any]:
+    """The weighted sum () and each position's loss (B, L), 0 without a target; in training also the sum's gradients
+    for ``params`` and ``states``.
+
+    ``targets`` are ids int32, whether the position has one, and weights float32, (B, L) each. Every device has its
+    rows; along ``tensor`` the compiler divides the logits.
+    """
+    _, mask, weight = targets
+    most = mask.reshape(shards(mesh), -1).sum(axis=1, dtype=jnp.int32).max()
+    block_size = CPU_BLOCK if mesh.devices.flat[0].platform == "cpu" else BLOCK
+
+    def on_device(params: Any, most: jax.Array, states: jax.Array, targets: Any) -> tuple[jax.Array, Any]:
+        ids, mask, weight = (array.reshape(-1) for array in targets)
+        vectors, count = states.reshape(-1, states.shape[-1]), ids.size
+        size = min(block_size, count)
+        padded = count + -count % size
+        indices = jnp.nonzero(mask, size=padded, fill_value=padded)[0]
+        indices = jnp.where(indices < count, indices, count + jnp.arange(padded))  # unique, and sorted
+
+        def block(number: jax.Array, carry: tuple[jax.Array, Any]) -> tuple[jax.Array, Any]:
+            losses, gradients = carry
+            index = jax.lax.dynamic_slice(indices, (number * size,), (size,))
+
+            def take(array: jax.Array) -> jax.Array:
+                return array.at[index].get(mode="fill", fill_value=0)
+
+            def put(array: jax.Array, values: jax.Array) -> jax.Array:
+                return array.at[index].set(values, mode="drop", unique_indices=True, indices_are_sorted=True)
+
+            scores, pull = jax.vjp(logits, params, take(vectors))
+            is_answer = jnp.arange(scores.shape[1]) == take(ids)[:, None]
+            total = jax.nn.logsumexp(scores, axis=1)
+            losses = put(losses, total - jnp.where(is_answer, scores, 0).sum(axis=1))
+            if training:
+                wrong = (jnp.exp(scores - total[:, None]) - is_answer) * take(weight)[:, None]
+                more, back = pull(wrong)
+                gradients = jax.tree.map(jnp.add, gradients[0], more), put(gradients[1], back)
+            return losses, gradients
+
+        zeros = (jax.tree.map(jnp.zeros_like, params), jnp.zeros_like(vectors)) if training else None
+        start = jnp.zeros(count, jnp.float32), zeros
+        # Devices that ran different numbers of rounds would wait for each other's collectives forever.
+        losses, gradients = jax.lax.fori_loop(0, (most + size - 1) // size, block, start)
+        if training:
+            gradients = jax.tree.map(lambda leaf: leaf[None], gradients[0]), gradients[1].reshape(states.shape)
+        return losses.reshape(states.shape[:2]), gradients
+
+    rows, everywhere = PartitionSpec(ROWS), PartitionSpec()
+    in_specs, out_specs = (everywhere, everywhere, rows, rows), (rows, rows)
+    losses, gradients = jax.shard_map(
+        on_device, mesh=mesh, in_specs=in_specs, out_specs=out_specs, axis_names=set(ROWS), check_vma=False
+    )(params, most, states, targets)
+    if training:
+        gradients = jax.tree.map(lambda of_devices: of_devices.sum(axis=0), gradients[0]), gradients[1]
+    return ((weight * losses).sum(), losses), gradients
 
 
 def _backward(logits: Logits, mesh: Mesh, gradients: Any, cotangents: tuple[jax.Array, jax.Array]) -> tuple[Any, ...]:
@@ -133,69 +165,4 @@ def _backward(logits: Logits, mesh: Mesh, gradients: Any, cotangents: tuple[jax.
     return *scaled, None
 
 
-_weighted_loss.defvjp(_forward, _backward)
-
-
-def _on_devices(
-    logits: Logits, mesh: Mesh, training: bool, params: Any, states: jax.Array, targets: _Targets
-) -> tuple[jax.Array, Any]:
-    """``_blocks`` on each device's rows; along ``tensor`` the compiler divides the logits."""
-    rows, everywhere = PartitionSpec(ROWS), PartitionSpec()
-    size = CPU_BLOCK if mesh.devices.flat[0].platform == "cpu" else BLOCK
-    most = targets.mask.reshape(shards(mesh), -1).sum(axis=1, dtype=jnp.int32).max()
-    losses, gradients = jax.shard_map(
-        partial(_blocks, logits, training, size),
-        mesh=mesh,
-        in_specs=(everywhere, everywhere, rows, rows),
-        out_specs=(rows, rows),
-        axis_names=set(ROWS),
-        check_vma=False,
-    )(params, most, states, targets)
-    if training:
-        for_params, for_states = gradients
-        gradients = jax.tree.map(lambda of_devices: of_devices.sum(axis=0), for_params), for_states
-    return losses, gradients
-
-
-def _blocks(
-    logits: Logits, training: bool, size: int, params: Any, most: jax.Array, states: jax.Array, targets: _Targets
-) -> tuple[jax.Array, Any]:
-    """A device's losses (B, L), 0 without a target; in training also the gradients of their weighted sum for
-    ``params``, with a leading axis of one, and for ``states``.
-
-    ``size``: targets of a block. ``most``: targets of the device with the most, so that all go the same number of
-    rounds: devices that run different numbers of collectives would wait for each other forever.
-    """
-    count = targets.ids.size
-    size = min(size, count)
-    padded = count + -count % size
-    indices = jnp.nonzero(targets.mask.reshape(-1), size=padded, fill_value=padded)[0]
-    indices = jnp.where(indices < count, indices, count + jnp.arange(padded))  # unique, and sorted
-    vectors, ids, weight = states.reshape(-1, states.shape[-1]), targets.ids.reshape(-1), targets.weight.reshape(-1)
-
-    def block(number: jax.Array, carry: tuple[jax.Array, Any]) -> tuple[jax.Array, Any]:
-        losses, gradients = carry
-        index = jax.lax.dynamic_slice(indices, (number * size,), (size,))
-
-        def take(array: jax.Array) -> jax.Array:
-            return array.at[index].get(mode="fill", fill_value=0)
-
-        def put(array: jax.Array, values: jax.Array) -> jax.Array:
-            return array.at[index].set(values, mode="drop", unique_indices=True, indices_are_sorted=True)
-
-        scores, pull = jax.vjp(logits, params, take(vectors))
-        is_answer = jnp.arange(scores.shape[1]) == take(ids)[:, None]
-        total = jax.nn.logsumexp(scores, axis=1)
-        losses = put(losses, total - jnp.where(is_answer, scores, 0).sum(axis=1))
-        if training:
-            wrong = (jnp.exp(scores - total[:, None]) - is_answer) * take(weight)[:, None]
-            more, back = pull(wrong)
-            gradients = jax.tree.map(jnp.add, gradients[0], more), put(gradients[1], back)
-        return losses, gradients
-
-    zeros = (jax.tree.map(jnp.zeros_like, params), jnp.zeros_like(vectors)) if training else None
-    start = jnp.zeros(count, jnp.float32), zeros
-    losses, gradients = jax.lax.fori_loop(0, (most + size - 1) // size, block, start)
-    if training:
-        gradients = jax.tree.map(lambda leaf: leaf[None], gradients[0]), gradients[1].reshape(states.shape)
-    return losses.reshape(targets.ids.shape), gradients
+_weighted_loss.defvjp(_losses, _backward)
