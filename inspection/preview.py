@@ -4,6 +4,7 @@ Legend: R rows of the index, N sound episodes of one task.
 """
 
 import json
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from gatokit.inspection.read.directory import DatasetReader
-from gatokit.inspection.read.index import TaskCodes, among, named
+from gatokit.inspection.read.index import TaskCodes, among, where_column
 from gatokit.schemas.config import Keep
 from gatokit.schemas.episode_list import EpisodeList
 from gatokit.schemas.errors import ConfigError
@@ -22,16 +23,16 @@ from gatokit.schemas.index import BAD_REASONS
 from gatokit.schemas.where import Where
 
 Rule = float | Keep
-"""A fraction stands for ``min_return``, with all else as the dataset has it."""
+"""A fraction means the rule ``{min_return: fraction}`` with the streams and the random return of the dataset."""
 
 
 @dataclass(frozen=True)
 class TaskPreview:
-    """A task under another rule beside what it is now.
+    """A task as it is and under another rule.
 
-    ``added`` are kept then and not now, ``removed`` the other way round. ``dropped_at`` counts every episode that
-    would not be kept, damaged ones included. ``task`` is None for episodes that are too damaged to name theirs.
-    ``threshold_at`` is None if the rule has none.
+    The rule would keep the ``added`` ones, which are dropped now, and would drop the ``removed`` ones. ``dropped_at``
+    counts all that it would drop, damaged episodes included. ``task`` is None for episodes that are too damaged to name
+    theirs. ``threshold_at`` is None if the rule has no threshold.
     """
 
     task: str | None
@@ -47,14 +48,15 @@ class TaskPreview:
 
 @dataclass(frozen=True)
 class Replayed:
-    """The rows of an index under a rule. ``task`` is int32 (R,), the index in ``names``, or -1; ``kept`` and
-    ``kept_at`` are bool (R,), now and then; ``episodes`` is int64 (R,), how many of the source a row stands for;
-    ``thresholds`` has that of each task, if there is one."""
+    """The rows of an index under a rule. ``task`` is int32 (R,), the index in ``names``, -1 for a row without a task;
+    ``kept`` and ``kept_at`` are bool (R,), as the directory is and by the rule; ``steps`` is int64 (R,), ``episodes``
+    too: how many of the source a row counts. ``thresholds`` has that of each task, if the rule has one."""
 
     names: list[str]
     task: np.ndarray
     kept: np.ndarray
     kept_at: np.ndarray
+    steps: np.ndarray
     episodes: np.ndarray
     thresholds: dict[str, float | None]
 
@@ -70,64 +72,65 @@ def preview(dataset: DatasetReader, rule: Rule) -> list[TaskPreview]:
 
     Expert returns are those of the tasks, over all sound episodes. Episodes that are damaged, were rejected for their
     content or have no step with an action are never kept. A scan has not looked at content, nor has a build at that of
-    episodes that it dropped by a rule. Raises ConfigError as ``replay``.
+    episodes that it dropped by a rule. Raises ConfigError as ``replay`` does.
     """
     rows = replay(dataset, rule)
-    expert = {row.task: row.expert_return for row in dataset.tasks}
-    threshold = {row.task: row.threshold for row in dataset.tasks}
+    expert: dict[str | None, float | None] = {row.task: row.expert_return for row in dataset.tasks}
+    threshold: dict[str | None, float | None] = {row.task: row.threshold for row in dataset.tasks}
+    counts = zip(
+        [None, *rows.names],
+        rows.count(weights=rows.episodes),
+        rows.count(rows.kept),
+        rows.count(rows.kept_at),
+        rows.count(rows.kept_at & ~rows.kept),
+        rows.count(rows.kept & ~rows.kept_at),
+        strict=True,
+    )
     tasks = [
         TaskPreview(
-            task=name,
-            expert_return=None if name is None else expert.get(name),
-            threshold=None if name is None else threshold.get(name),
-            threshold_at=None if name is None else rows.thresholds.get(name),
+            task=task,
+            expert_return=expert.get(task),
+            threshold=threshold.get(task),
+            threshold_at=None if task is None else rows.thresholds.get(task),
             kept=kept,
             kept_at=kept_at,
             added=added,
             removed=removed,
             dropped_at=episodes - kept_at,
         )
-        for name, episodes, kept, kept_at, added, removed in zip(
-            [None, *rows.names],
-            rows.count(None, rows.episodes),
-            rows.count(rows.kept),
-            rows.count(rows.kept_at),
-            rows.count(rows.kept_at & ~rows.kept),
-            rows.count(rows.kept & ~rows.kept_at),
-            strict=True,
-        )
+        for task, episodes, kept, kept_at, added, removed in counts
         if episodes
     ]
     return sorted(tasks, key=lambda row: (row.task is None, row.task or ""))
 
 
 def replay(dataset: DatasetReader, rule: Rule) -> Replayed:
-    """Every row of the index under a rule; about forty bytes a row are held.
+    """Every row of the index under a rule; about fifty bytes a row are held.
 
-    Raises ConfigError for documents, for a fraction outside of [0, 1], and if the rule asks for what the index does
-    not hold: marks of success, or expert returns of other streams than the directory's.
+    Raises ConfigError for documents, for a fraction outside of [0, 1], and if the rule needs what the index does not
+    hold: marks of success, or expert returns of other streams than the directory's.
     """
-    keep = _full_rule(dataset, rule)
+    keep = _keep_rule(dataset, rule)
     expert = dataset.expert_returns
-    names, columns = _read_columns(dataset, keep, expert)
-    task, returns, playable = columns.pop("task"), columns.pop("return"), columns.pop("playable")
-    kept, bad, episodes = columns.pop("kept"), columns.pop("bad"), columns.pop("lost")
+    names, rows, marks = _read_index(dataset, keep, expert)
+    task, returns = rows["task"], rows["return"]
     kept_at = np.zeros(len(task), bool)
     thresholds: dict[str, float | None] = {}
     by_task = np.argsort(task, kind="stable")
-    codes, starts = np.unique(task[by_task], return_index=True)
-    for code, members in zip(codes.tolist(), np.split(by_task, starts[1:]) if len(codes) else [], strict=True):
+    begins = np.searchsorted(task[by_task], np.arange(len(names) + 1))
+    for name, begin, end in zip(names, begins[:-1], begins[1:], strict=True):
+        members = by_task[begin:end]
         sound = members[np.isfinite(returns[members])]
-        name = names[code] if code >= 0 else ""
         if not len(sound) or name not in expert:
             continue
         if isinstance(keep.random_return, dict) and name not in keep.random_return:
             raise ConfigError(f"{dataset.name}: random_return names no return for task {name!r}; add it")
-        marks = {key: column[sound] for key, column in columns.items()}
-        verdict = apply_rules(keep, Candidates(name, returns[sound], expert[name], playable[sound], **marks))
-        kept_at[sound] = verdict.kept & playable[sound] & ~bad[sound]
+        playable = rows["steps"][sound] > 0
+        of_sound = {mark: column[sound] for mark, column in marks.items()}
+        outcome = apply_rules(keep, Candidates(name, returns[sound], expert[name], playable, **of_sound))
+        kept_at[sound] = outcome.kept & playable & ~rows["bad"][sound]
         thresholds[name] = min_return_threshold(keep, name, expert[name])
-    return Replayed(names, task, kept, kept_at, episodes, thresholds)
+    return Replayed(names, task, rows["kept"], kept_at, rows["steps"], rows["lost"], thresholds)
 
 
 def rule_value(rule: Rule) -> Any:
@@ -143,8 +146,8 @@ def rule_text(rule: Rule) -> str:
     return "{" + ", ".join(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in items) + "}"
 
 
-def _full_rule(dataset: DatasetReader, rule: Rule) -> Keep:
-    """The keep rule that ``rule`` stands for. Raises ConfigError if the index cannot answer it."""
+def _keep_rule(dataset: DatasetReader, rule: Rule) -> Keep:
+    """The keep rule that ``rule`` means. Raises ConfigError if the index cannot answer it."""
     now = dataset.keep
     if now is None:
         raise ConfigError(f"{dataset.name} holds documents, which have no threshold")
@@ -167,53 +170,49 @@ def _full_rule(dataset: DatasetReader, rule: Rule) -> Keep:
     return rule
 
 
-def _read_columns(
+def _read_index(
     dataset: DatasetReader, keep: Keep, expert: dict[str, float]
-) -> tuple[list[str], dict[str, np.ndarray]]:
-    """The names of tasks, and what verdicts need of every row, (R,) each, read a batch at a time. The columns that only
-    some rules need have the names of the fields of ``Candidates``."""
+) -> tuple[list[str], dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """The names of tasks; what every rule needs of the rows, (R,) each; and what only this rule needs, named as the
+    fields of ``Candidates``. The index is read some rows at a time."""
     where = None if keep.where is None else Where(keep.where)
-    selection = _selection(keep, dataset)
-    wanted = {"task", "return", "steps", "kept", "reason", "lost"} | (set() if where is None else where.columns)
-    if selection is not None or keep.sample is not None:
-        wanted.add("episode_id")
+    listed = None
+    if keep.episodes is not None:
+        try:
+            data = Path(keep.episodes).expanduser().read_bytes()
+        except OSError as error:
+            raise ConfigError(
+                f"episodes: cannot read {keep.episodes}: {error.strerror}; give a list of episode ids"
+            ) from None
+        listed = EpisodeList(data, keep.episodes, dataset.name)
+    columns = {"task", "return", "steps", "kept", "reason", "lost"} | (set() if where is None else where.columns)
+    if listed is not None or keep.sample is not None:
+        columns.add("episode_id")
     tasks = TaskCodes()
-    kinds = {"task": np.int32, "return": float, "playable": bool, "kept": bool, "bad": bool, "lost": np.int64}
-    parts: dict[str, list[np.ndarray]] = {name: [np.empty(0, kind)] for name, kind in kinds.items()}
-    for batch in dataset.batches(sorted(wanted)):
-        rows = {
-            "task": tasks.codes(batch["task"]),
-            "return": batch["return"].to_numpy(zero_copy_only=False),
-            "playable": pc.fill_null(batch["steps"], 0).to_numpy() > 0,
-            "kept": batch["kept"].to_numpy(zero_copy_only=False),
-            "bad": among(batch["reason"], BAD_REASONS),
-            "lost": batch["lost"].to_numpy(),
-        }
+    types = {"task": np.int32, "return": float, "steps": np.int64, "kept": bool, "bad": bool, "lost": np.int64}
+    rows: dict[str, list[np.ndarray]] = {name: [np.empty(0, type_)] for name, type_ in types.items()}
+    marks: dict[str, list[np.ndarray]] = defaultdict(list)
+    for batch in dataset.batches(sorted(columns)):
+        rows["task"].append(tasks.codes(batch["task"]))
+        rows["return"].append(batch["return"].to_numpy(zero_copy_only=False))
+        rows["steps"].append(pc.fill_null(batch["steps"], 0).to_numpy())
+        rows["kept"].append(batch["kept"].to_numpy(zero_copy_only=False))
+        rows["bad"].append(among(batch["reason"], BAD_REASONS))
+        rows["lost"].append(batch["lost"].to_numpy())
         if keep.success is not None:
-            rows["success"] = ~among(batch["reason"], {"not_success"})
-        if selection is not None:
+            marks["success"].append(~among(batch["reason"], {"not_success"}))
+        if listed is not None:
             names = pc.cast(batch["task"], pa.string()).to_pylist()
-            rows["listed"] = selection.find(batch["episode_id"].to_pylist(), names)
+            marks["listed"].append(listed.find(batch["episode_id"].to_pylist(), names))
         if keep.sample is not None:
             hashes = [sample_hash(keep.seed or 0, id_) for id_ in batch["episode_id"].to_pylist()]
-            rows["hashes"] = np.array(hashes, np.uint64)
+            marks["hashes"].append(np.array(hashes, np.uint64))
         if where is not None:
-            values = {name: named(batch, name, expert) for name in where.columns}
-            rows["where"] = where.passes(values, batch.num_rows).copy()
-        for name, column in rows.items():
-            parts.setdefault(name, []).append(column)
-    if selection is not None:
-        selection.check_found(dataset.name)
-    return list(tasks.of_name), {name: np.concatenate(columns) for name, columns in parts.items()}
-
-
-def _selection(keep: Keep, dataset: DatasetReader) -> EpisodeList | None:
-    if keep.episodes is None:
-        return None
-    try:
-        data = Path(keep.episodes).expanduser().read_bytes()
-    except OSError as error:
-        raise ConfigError(
-            f"episodes: cannot read {keep.episodes}: {error.strerror}; give a list of episode ids"
-        ) from None
-    return EpisodeList(data, keep.episodes, dataset.name)
+            values = {name: where_column(batch, name, expert) for name in where.columns}
+            marks["where"].append(where.passes(values, batch.num_rows).copy())
+    if listed is not None:
+        listed.check_found(dataset.name)
+    joined, joined_marks = (
+        {name: np.concatenate(parts) for name, parts in columns_.items()} for columns_ in (rows, marks)
+    )
+    return list(tasks.of_name), joined, joined_marks

@@ -14,11 +14,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from gatokit.schemas.errors import DataError
-from gatokit.schemas.index import INDEX_VERSION
+from gatokit.schemas.index import check_index_version
 
 _COLUMNS = ["task", "agent", "split", "steps", "part", "first_record", "record_tokens"]
-_VERSION = b"gatokit.index"
-
 
 RECORD_RANGE = np.dtype([("shard", np.int64), ("first", np.int64), ("stop", np.int64), ("skip", np.int64)])
 """Records [first, stop) of a shard, without the first ``skip`` tokens of the first record."""
@@ -138,12 +136,7 @@ def _runs(path: str, shard: int, split: str) -> Iterator[_Run]:
     """The runs of one index file, whose first shard has the ordinal ``shard``."""
     try:
         with pq.ParquetFile(path, read_dictionary=_COLUMNS[:3]) as file:
-            version = int((file.schema_arrow.metadata or {}).get(_VERSION, b"0"))
-            if version > INDEX_VERSION:
-                raise DataError(
-                    f"{path} has index version {version} and this gatokit reads up to {INDEX_VERSION}: "
-                    "install a newer gatokit"
-                )
+            check_index_version(file.schema_arrow, path)
             table = file.read(_COLUMNS, use_threads=False)
     except (OSError, pa.ArrowInvalid) as error:
         raise DataError(f"the index {path} cannot be read: {error}; gatokit verify says more") from None

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from gatokit.inspection.read.directory import DatasetReader
-from gatokit.inspection.read.index import EpisodeRow, coded, named
+from gatokit.inspection.read.index import EpisodeRow, coded, where_column
 from gatokit.schemas import where
 from gatokit.schemas.where import ColumnType, Strings, Truth
 
@@ -90,7 +90,7 @@ class IndexColumns:
             )
             return Truth(true, known & ~true)
         if name in where.COLUMNS:
-            return named(batch, name, self._expert)
+            return where_column(batch, name, self._expert)
         return Strings(*coded(batch[name])) if KINDS[name] == "string" else _numbers(batch[name])
 
     def _shard_codes(self, batch: pa.RecordBatch, first: int) -> np.ndarray:

@@ -1,6 +1,9 @@
-"""Rows of the index and of the table of tasks, one object each."""
+"""The index of a dataset: its rows and those of the table of tasks as objects, its columns as NumPy arrays.
 
-from collections.abc import Collection, Mapping
+Legend: R rows.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -9,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from gatokit.schemas.index import HELD_OUT, INDEX, REASONS, TASKS
+from gatokit.schemas.manifest import ShardEntry
 from gatokit.schemas.where import COLUMNS, Column, Strings
 
 
@@ -57,15 +61,16 @@ class EpisodeRow:
         if self.reason is None:
             return "dropped; the index does not say why"
         detail = "" if self.detail is None else f" ({self.detail})"
-        return f"dropped: {self.reason}{detail}: {REASONS.get(self.reason, 'a reason that this gatokit does not know')}"
+        return f"dropped: {self.reason}{detail}: {reason_meaning(self.reason)}"
 
     @staticmethod
-    def from_columns(row: dict[str, Any], shard: str | None) -> "EpisodeRow":
-        """The row with the values ``row`` by column name, stored in the file ``shard``."""
-        values = {name: row[name] for name in INDEX.names if name != "return"}
-        sizes = values["record_tokens"]
+    def from_columns(columns: Mapping[str, Any], parts: Sequence[ShardEntry]) -> "EpisodeRow":
+        """The row with these values by column name, of a split that has these shards."""
+        values = {name: columns[name] for name in INDEX.names if name != "return"}
+        sizes, part = values["record_tokens"], values["part"]
         values["record_tokens"] = None if sizes is None else tuple(sizes)
-        return EpisodeRow(episode_return=row["return"], shard=shard, **values)
+        shard = None if part is None else parts[part].file
+        return EpisodeRow(episode_return=columns["return"], shard=shard, **values)
 
     def columns(self) -> dict[str, Any]:
         """The values by column name, in the index's order, and the shard."""
@@ -77,8 +82,8 @@ class EpisodeRow:
 class TaskRow:
     """One agent's stream of a task: the columns of ``schemas.index.TASKS`` under the same names.
 
-    A dataset of documents has one row, named as the dataset, without a window and returns; its ``episodes`` counts
-    the documents that the scan found sound.
+    A dataset of documents has one row. It has the dataset's name and neither a window nor returns; its ``episodes``
+    counts the documents that the scan found sound.
     """
 
     task: str
@@ -100,8 +105,8 @@ assert [field.name for field in fields(TaskRow)] == TASKS.names
 
 @dataclass(frozen=True)
 class TaskTotals:
-    """A task with the streams of all its agents; ``found`` counts the rows of the index, ``kept`` and ``steps`` those
-    that are kept and their steps."""
+    """The streams of a task's agents added up; ``found`` counts kept and dropped episodes, ``steps`` those of kept
+    ones."""
 
     task: str
     found: int
@@ -111,12 +116,15 @@ class TaskTotals:
     steps: int
 
 
+def reason_meaning(reason: str | None) -> str:
+    """What a reason to drop an episode or document means."""
+    return REASONS.get(reason or "", "a reason that this gatokit does not know")
+
+
 def coded(column: pa.Array | pa.ChunkedArray) -> tuple[np.ndarray, list[str]]:
     """The code of each row, int64 (R,), -1 for null, and the value of each code."""
     if isinstance(column, pa.ChunkedArray):
         column = column.combine_chunks()
-    if isinstance(column, pa.ChunkedArray):
-        column = column.chunk(0) if column.num_chunks else pa.array([], column.type)
     if not pa.types.is_dictionary(column.type):
         column = column.dictionary_encode()
     codes: np.ndarray = pc.fill_null(column.indices, -1).to_numpy(zero_copy_only=False).astype(np.int64)
@@ -124,7 +132,7 @@ def coded(column: pa.Array | pa.ChunkedArray) -> tuple[np.ndarray, list[str]]:
 
 
 class TaskCodes:
-    """Codes of tasks that stay the same over the batches of an index."""
+    """Codes of task names; a name has the same code in every batch of an index."""
 
     def __init__(self) -> None:
         self.of_name: dict[str, int] = {}
@@ -132,6 +140,7 @@ class TaskCodes:
     def codes(self, column: pa.Array) -> np.ndarray:
         """The code of each row, int32 (R,), -1 for null."""
         local, names = coded(column)
+        # The last code is that of null, whose index is -1; so it is in all such arrays below.
         return np.array([*(self.of_name.setdefault(name, len(self.of_name)) for name in names), -1], np.int32)[local]
 
 
@@ -141,8 +150,9 @@ def among(column: pa.Array, words: Collection[str]) -> np.ndarray:
     return np.array([*(name in words for name in names), False], bool)[codes]
 
 
-def named(rows: pa.RecordBatch | pa.Table, name: str, expert_returns: Mapping[str, float]) -> Column:
-    """A column that an expression can name; expert returns are looked up by task, whatever the rows hold."""
+def where_column(rows: pa.RecordBatch | pa.Table, name: str, expert_returns: Mapping[str, float]) -> Column:
+    """A column that an expression of ``keep: {where: …}`` can name. Expert returns are taken from ``expert_returns``,
+    by task."""
     if name == "expert_return":
         codes, tasks = coded(rows["task"])
         return np.array([*(expert_returns.get(task, np.nan) for task in tasks), np.nan])[codes]

@@ -122,15 +122,11 @@ class StoredDocument:
 
 
 def join_episode(records: Sequence[Record], row: EpisodeRow, tokenizer: EpisodeTokenizer) -> StoredEpisode:
-    """The episode whose records, in order, these are.
-
-    Raises DataError if a record belongs to another episode or place, or records are missing.
-    """
-    _check_places(records, row, "episode")
+    """The episode of these records, in order. Raises DataError if a record belongs elsewhere, or steps are missing."""
     steps = 0
     for chunk, record in enumerate(records):
-        if (record.spec, record.first_step) != (row.spec, steps):
-            raise _misplaced(record, chunk, row, "episode")
+        if not _is_chunk_of(record, chunk, row) or (record.spec, record.first_step) != (row.spec, steps):
+            raise _misplaced(record, chunk, row, "episode", f" from step {record.first_step} on")
         steps += len(record.flags)
     if steps != row.steps:
         raise DataError(f"the records of episode {row.episode_id!r} hold {steps} steps and its index row {row.steps}")
@@ -146,22 +142,18 @@ def join_episode(records: Sequence[Record], row: EpisodeRow, tokenizer: EpisodeT
 
 
 def join_document(records: Sequence[Record], row: EpisodeRow, tokenizer: DocumentTokenizer) -> StoredDocument:
-    """The document whose records, in order, these are. Raises DataError if one belongs to another document or place."""
-    _check_places(records, row, "document")
+    """The document of these records, in order. Raises DataError if one belongs to another document or place."""
+    for chunk, record in enumerate(records):
+        if not _is_chunk_of(record, chunk, row):
+            raise _misplaced(record, chunk, row, "document")
     return StoredDocument(row, tuple(records), tokenizer)
 
 
-def _check_places(records: Sequence[Record], row: EpisodeRow, noun: str) -> None:
-    count = len(row.record_tokens or ())
-    if len(records) != count:
-        raise DataError(f"{noun} {row.episode_id!r} has {count} records and {len(records)} were read")
-    for chunk, record in enumerate(records):
-        if (record.owner, record.chunk, record.chunks) != (row.episode_id, chunk, count):
-            raise _misplaced(record, chunk, row, noun)
+def _is_chunk_of(record: Record, chunk: int, row: EpisodeRow) -> bool:
+    return (record.owner, record.chunk, record.chunks) == (row.episode_id, chunk, len(row.record_tokens or ()))
 
 
-def _misplaced(record: Record, chunk: int, row: EpisodeRow, noun: str) -> DataError:
-    step = f" from step {record.first_step} on" if noun == "episode" else ""
+def _misplaced(record: Record, chunk: int, row: EpisodeRow, noun: str, step: str = "") -> DataError:
     return DataError(
         f"record {chunk} of {noun} {row.episode_id!r} holds chunk {record.chunk} of {record.chunks} of "
         f"{record.owner!r}{step}: index and shard are not of one build. gatokit verify says more"
@@ -171,20 +163,18 @@ def _misplaced(record: Record, chunk: int, row: EpisodeRow, noun: str) -> DataEr
 def _joined(records: Sequence[Record]) -> TokenSequence:
     sequences = [record.sequence for record in records]
     begins = np.cumsum([0, *(len(sequence.tokens) for sequence in sequences)])[:-1].tolist()
+    step_begins, images = [], []
+    for begin, sequence in zip(begins, sequences, strict=True):
+        step_begins.append(sequence.step_begin + np.uint32(begin))
+        images += [PlacedImage(placed.token + begin, placed.image) for placed in sequence.images]
     texts = [sequence.text_tokens for sequence in sequences if sequence.text_tokens is not None]
     return TokenSequence(
         tokens=np.concatenate([sequence.tokens for sequence in sequences]),
         kinds=np.concatenate([sequence.kinds for sequence in sequences]),
         positions=np.concatenate([sequence.positions for sequence in sequences]),
-        step_begin=np.concatenate(
-            [sequence.step_begin + np.uint32(begin) for sequence, begin in zip(sequences, begins, strict=True)]
-        ),
-        images=[
-            PlacedImage(placed.token + begin, placed.image)
-            for sequence, begin in zip(sequences, begins, strict=True)
-            for placed in sequence.images
-        ],
-        text_tokens=np.concatenate(texts) if len(texts) == len(records) else None,
+        step_begin=np.concatenate(step_begins),
+        images=images,
+        text_tokens=np.concatenate(texts) if len(texts) == len(sequences) else None,
     )
 
 

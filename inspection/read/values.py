@@ -1,6 +1,7 @@
-"""Every token of a stored episode or document by name: its record, step and field, and the value that it came from.
+"""What stored episodes and documents hold, as text: each token with its record, step, field and value, and decoded
+values for JSON, for a cell of a table and for a page.
 
-Legend: S time steps, T tokens, N records.
+Legend: T tokens.
 """
 
 import base64
@@ -43,7 +44,7 @@ class NamedToken:
 
 
 class _Tokens:
-    """The T tokens of one episode or document; a subclass says which step, field and value one of them belongs to."""
+    """The T tokens of one episode or document; a subclass names the step, the field and the value of a token."""
 
     def __init__(
         self, sequence: TokenSequence, record_tokens: Sequence[int] | None, text: TextTokenizer | None
@@ -60,24 +61,25 @@ class _Tokens:
         record = int(np.searchsorted(self._record_ends, at, side="right"))
         return range(int(self._record_ends[record - 1]) if record else 0, int(self._record_ends[record]))
 
-    def named(self, tokens: Iterable[int]) -> list[NamedToken]:
-        """Some of the T tokens, by their ordinals."""
-        return [self._named(at) for at in tokens]
-
-    def _named(self, at: int) -> NamedToken:
-        kind, position = TokenKind(int(self.sequence.kinds[at])), int(self.sequence.positions[at])
-        step, field, value = self._source(at)
-        return NamedToken(
-            at=at,
-            record=int(np.searchsorted(self._record_ends, at, side="right")),
-            step=step,
-            id=int(self.sequence.tokens[at]),
-            kind=kind,
-            field=field,
-            value=value,
-            position=None if position == NO_POSITION else position,
-            is_target=kind in PREDICTED,
-        )
+    def named(self, ordinals: Iterable[int]) -> list[NamedToken]:
+        """Some of the T tokens."""
+        named = []
+        for at in ordinals:
+            kind, position = TokenKind(int(self.sequence.kinds[at])), int(self.sequence.positions[at])
+            step, field, value = self._source(at)
+            token = NamedToken(
+                at=at,
+                record=int(np.searchsorted(self._record_ends, at, side="right")),
+                step=step,
+                id=int(self.sequence.tokens[at]),
+                kind=kind,
+                field=field,
+                value=value,
+                position=None if position == NO_POSITION else position,
+                is_target=kind in PREDICTED,
+            )
+            named.append(token)
+        return named
 
     def _piece(self, at: int) -> str:
         return "" if self._text is None else self._text.piece(int(self.sequence.tokens[at]))

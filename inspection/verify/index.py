@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from gatokit.inspection.read.directory import DatasetReader
-from gatokit.inspection.read.index import TaskRow, coded, named
+from gatokit.inspection.read.index import TaskRow, coded, where_column
 from gatokit.inspection.verify.records import Owner
 from gatokit.schemas.config import CorpusConfig, Keep, TextConfig
 from gatokit.schemas.filter import FILTER_REASONS as RULE_REASONS
@@ -170,7 +170,8 @@ def _rule_masks(table: pa.Table, keep: Keep, experts: dict[str, float]) -> dict[
         faults["are kept with a return outside of the range"] = pc.and_not(kept, pa.array(within))
     if keep.where is not None:
         where = Where(keep.where)
-        true = pa.array(where.passes({name: named(table, name, experts) for name in where.columns}, table.num_rows))
+        columns = {name: where_column(table, name, experts) for name in where.columns}
+        true = pa.array(where.passes(columns, table.num_rows))
         dropped = pc.fill_null(pc.equal(table["reason"], "not_where"), False)
         faults["are kept, and the expression of keep is not true for them"] = pc.and_not(kept, true)
         faults["are dropped by the expression of keep, which is true for them"] = pc.and_(dropped, true)
