@@ -145,7 +145,7 @@ def write_built(job: tuple[str, int, str, list[tuple[str, str]]]) -> None:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    from gatokit.pipelines.planning.shard_task import ShardTask
+    from gatokit.pipelines.planning import ShardTask
     from gatokit.pipelines.shards.index import INDEX_SUFFIX, write_index
     from gatokit.schemas.index import HELD_OUT, INDEX
     from gatokit.schemas.manifest import ShardEntry
@@ -192,7 +192,7 @@ def write_built(job: tuple[str, int, str, list[tuple[str, str]]]) -> None:
 
 def planned(work: Path) -> tuple[Any, Any, list[Path]]:
     """Config, plan and paths of the scanned rows."""
-    from gatokit.pipelines.planning.plan import plan_datasets, scan_units
+    from gatokit.pipelines.planning import plan_datasets, scan_units
     from gatokit.schemas.config import read_config
 
     config = read_config(work / "build.yaml")
@@ -203,7 +203,7 @@ def planned(work: Path) -> tuple[Any, Any, list[Path]]:
 
 def stage_list(work: Path) -> Callable[[], Any]:
     """Sources found, their features read, files listed and grouped."""
-    import gatokit.pipelines.planning.plan  # noqa: F401
+    import gatokit.pipelines.planning  # noqa: F401
 
     return lambda: len(planned(work)[2])
 
@@ -211,14 +211,14 @@ def stage_list(work: Path) -> Callable[[], Any]:
 def stage_judge(work: Path) -> Callable[[], Any]:
     """Expert returns, verdicts, what is held out."""
     config, plan, paths = planned(work)
-    from gatokit.pipelines.planning.plan import filter_dataset
+    from gatokit.pipelines.planning import filter_dataset
 
     return lambda: len(filter_dataset(plan, paths, config, None).tasks)
 
 
 def stage_orders(work: Path) -> Callable[[], Any]:
     """The same, and the orders of all splits."""
-    from gatokit.pipelines.planning.plan import plan_shards
+    from gatokit.pipelines.planning import plan_shards
 
     config, plan, paths = planned(work)
 
@@ -240,7 +240,7 @@ def stage_resume(work: Path) -> Callable[[], Any]:
 
 def stage_finish(work: Path) -> Callable[[], Any]:
     """Totals over all indexes, the last checks, the tables of tasks."""
-    from gatokit.pipelines.planning.plan import Plan, filter_dataset
+    from gatokit.pipelines.planning import Plan, filter_dataset
     from gatokit.pipelines.shards.manifest import finish_dataset
 
     config, dataset, paths = planned(work)

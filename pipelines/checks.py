@@ -5,9 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gatokit.pipelines.config_loading import load_vocabulary
-from gatokit.pipelines.dataset import DatasetPlan
-from gatokit.pipelines.planning.plan import Plan
+from gatokit.pipelines.inputs import load_vocabulary
+from gatokit.pipelines.planning import DatasetPlan, Plan
 from gatokit.pipelines.shards.garbage import WORK
 from gatokit.pipelines.shards.manifest import packages
 from gatokit.schemas.config import PATHS, BuildConfig

@@ -19,25 +19,26 @@ import pyarrow.parquet as pq
 from apache_beam.options.pipeline_options import WorkerOptions
 
 from gatokit.pipelines.beam import jobs
-from gatokit.pipelines.config_loading import read_inputs, read_vocabulary
-from gatokit.pipelines.dataset import DatasetPlan, ScanUnit
 from gatokit.pipelines.documents.image_folder import ImageFolderFile
 from gatokit.pipelines.documents.reader import DocumentFile
 from gatokit.pipelines.documents.text import LinesFile
 from gatokit.pipelines.documents.webdataset import WebDatasetFile
 from gatokit.pipelines.episodes.plan import EpisodesPlan
 from gatokit.pipelines.episodes.reader import EpisodeFile
-from gatokit.pipelines.planning.plan import (
+from gatokit.pipelines.inputs import read_inputs, read_vocabulary
+from gatokit.pipelines.planning import (
+    DatasetPlan,
     Plan,
     PlannedShard,
+    ScanUnit,
+    ShardTask,
+    Splitter,
     plan_datasets,
     plan_shards,
     scan_units,
     task_rows,
     undivided,
 )
-from gatokit.pipelines.planning.shard_task import ShardTask
-from gatokit.pipelines.planning.splits import Splitter
 from gatokit.pipelines.shards.index import INDEX_SUFFIX, read_parts
 from gatokit.pipelines.shards.writer import MOST_RECORDS, build_shard
 from gatokit.schemas.config import BuildConfig, EpisodesConfig, Keep
@@ -459,7 +460,8 @@ def _episodes(dataset: DatasetPlan, sample: _Sample, up: float) -> tuple[int, bo
 
 def _splits(dataset: DatasetPlan, config: BuildConfig, sample: _Sample, bytes_a_byte: float) -> np.ndarray:
     """The stored bytes of each split; a file that was not scanned has ``bytes_a_byte`` of its size."""
-    files, splitter = dataset.files, Splitter(config.shard_bytes)
+    splitter = Splitter(config.shard_bytes)
+    files: Sequence[EpisodeFile | DocumentFile] = dataset.files
     names = [file.name for file in files]
     whole = undivided(dataset)
     sizes = np.zeros(1024)

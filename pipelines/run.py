@@ -15,10 +15,8 @@ from gatokit.pipelines import checks
 from gatokit.pipelines.beam import jobs
 from gatokit.pipelines.beam.local_workers import prepare_workers
 from gatokit.pipelines.beam.work import ERRORS, sentence
-from gatokit.pipelines.config_loading import read_inputs, read_vocabulary
-from gatokit.pipelines.dataset import ScanUnit
-from gatokit.pipelines.planning.plan import Plan, plan_datasets, plan_shards, scan_units
-from gatokit.pipelines.planning.shard_task import ShardTask
+from gatokit.pipelines.inputs import read_inputs, read_vocabulary
+from gatokit.pipelines.planning import Plan, ScanUnit, ShardTask, plan_datasets, plan_shards, scan_units
 from gatokit.pipelines.progress import JobLog, Progress, file_counter
 from gatokit.pipelines.shards.garbage import WORK
 from gatokit.pipelines.shards.index import INDEX_SUFFIX, finished_shards, write_index

@@ -25,14 +25,13 @@ from typing import Any, Literal, NamedTuple
 
 import sentencepiece
 
-from gatokit.pipelines.config_loading import read_inputs
-from gatokit.pipelines.dataset import DatasetPlan, FilterResult
 from gatokit.pipelines.documents.scan import DocumentsPlan
 from gatokit.pipelines.episodes.plan import EpisodesPlan
 from gatokit.pipelines.episodes.reader import RawEpisode, SourceFeatures
-from gatokit.pipelines.find import local_path
 from gatokit.pipelines.formats.records import ByteRange
-from gatokit.pipelines.planning.plan import filter_dataset, plan_datasets, scan_units, task_rows
+from gatokit.pipelines.inputs import local_path, read_inputs
+from gatokit.pipelines.planning import DatasetPlan, filter_dataset, plan_datasets, scan_units, task_rows
+from gatokit.pipelines.stages import FilterResult
 from gatokit.schemas.config import BuildConfig
 from gatokit.schemas.errors import ConfigError, DataError, RejectedError
 from gatokit.schemas.index import HELD_OUT, TRAIN

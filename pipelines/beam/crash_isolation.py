@@ -17,9 +17,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from gatokit.pipelines.config_loading import load_vocabulary
-from gatokit.pipelines.dataset import ScanUnit
-from gatokit.pipelines.planning.shard_task import ShardTask, unit_from_json
+from gatokit.pipelines.inputs import load_vocabulary
+from gatokit.pipelines.planning import ScanUnit, ShardTask, unit_from_json
 from gatokit.pipelines.shards.writer import Built, build_shard
 from gatokit.schemas.errors import DataError, GatokitError
 from gatokit.storage import files
@@ -167,7 +166,7 @@ def _main(task: dict[str, Any], answers: int) -> None:
             say(json.dumps(asdict(build_shard(order, task["directory"], text, crashed))))
             return
         columns = {name: order.rows[name].to_pylist() for name in order.rows.column_names}
-        builder = order.builder(text)
+        builder = order.header.builder(text)
         kept = [row for row, split in enumerate(columns["split"]) if split is not None]
         for at, row in enumerate(kept):
             if at >= task["start"] and row not in crashed:

@@ -16,8 +16,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from gatokit.pipelines.beam import crash_isolation
-from gatokit.pipelines.config_loading import load_vocabulary
-from gatokit.pipelines.planning.shard_task import ShardTask, unit_from_json
+from gatokit.pipelines.inputs import load_vocabulary
+from gatokit.pipelines.planning import ShardTask, unit_from_json
 from gatokit.pipelines.shards.writer import build_shard
 from gatokit.schemas.errors import GatokitError
 from gatokit.schemas.manifest import digest

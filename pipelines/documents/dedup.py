@@ -12,25 +12,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from gatokit.pipelines.dataset import (
-    DOCUMENT_TASK_ROWS,
-    FilterResult,
-    GrowingArray,
-    Losses,
-    ShardSettings,
-    Stream,
-    Task,
-    check_budget,
-    row_hash,
-)
 from gatokit.pipelines.documents.scan import DocumentsPlan
 from gatokit.pipelines.documents.tokenize import DocumentShardHeader
+from gatokit.pipelines.stages import TASK_ROWS, FilterResult, Losses, ShardSettings, Stream, Task, row_hash
 from gatokit.schemas.config import BuildConfig, CorpusConfig, TextConfig
 from gatokit.schemas.errors import DataError
 from gatokit.schemas.index import HELD_OUT, TRAIN
 from gatokit.schemas.manifest import DocumentRules
 from gatokit.storage.files import read_rows
 from gatokit.storage.prefetch import prefetch
+
+DOCUMENT_TASK_ROWS = pa.schema([*TASK_ROWS, pa.field("payload", pa.string())])
+"""The rows of a shard task; ``payload`` is that of ``ByteRange``."""
 
 
 @dataclass(frozen=True)
@@ -49,28 +42,24 @@ def filter_documents(
     """
     name = plan.config.name
     scanned = _Scanned(paths, limit)
-    losses, lost = Losses(), 0
-    hashes, contents, soundness = GrowingArray(np.uint64), GrowingArray(np.uint64, 2), GrowingArray(bool)
+    losses, hashes, contents, soundness = Losses(), bytearray(), bytearray(), bytearray()
     for table in scanned:
-        ids = plan.ids(table)
-        if table["reason"].null_count < len(table):
-            bad = table.filter(pc.is_valid(table["reason"]))
-            reasons, counts, details = (bad[column].to_pylist() for column in ("reason", "lost", "detail"))
-            losses.add(reasons, counts, plan.ids(bad), details)
-        lost += pc.sum(table["lost"]).as_py() or 0
+        losses.add(table, plan.ids)
         groups = table["group"].to_pylist()
-        keys = [id_ if group is None else f"group\0{group}" for id_, group in zip(ids, groups, strict=True)]
-        hashes.add(np.array([row_hash(config.seed, key) for key in keys], np.uint64))
-        soundness.add(pc.is_null(table["reason"]).to_numpy())
+        keys = [id_ if group is None else f"group\0{group}" for id_, group in zip(plan.ids(table), groups, strict=True)]
+        hashes += np.array([row_hash(config.seed, key) for key in keys], np.uint64).tobytes()
+        soundness += pc.is_null(table["reason"]).to_numpy().tobytes()
         if plan.config.drop_duplicates:
-            contents.add(_numbers(table["content"]))
-    check_budget(losses, lost, config.max_bad_fraction, name, plan.kind)
-    sound = soundness.joined()
-    repeats = _repeats(contents.joined(), sound) if plan.config.drop_duplicates else np.zeros_like(sound)
+            contents += b"".join(value or bytes(16) for value in table["content"].to_pylist())
+    losses.check_budget(config.max_bad_fraction, name, plan.kind)
+    sound = np.frombuffer(soundness, bool)
+    repeats = np.zeros(len(sound), bool)
+    if plan.config.drop_duplicates:
+        repeats = _repeats(np.frombuffer(contents, np.uint64).reshape(-1, 2), sound)
     kept = sound & ~repeats
     if not kept.any():
         raise DataError(
-            f"{name}: the source holds {lost} documents, of which none is sound: "
+            f"{name}: the source holds {losses.rows} documents, of which none is sound: "
             + (", ".join(f"{count} {reason}" for reason, count in losses.counts.items()) or "its files are empty")
         )
     stream = Stream(name, "", int(np.count_nonzero(sound)), None, None)
@@ -80,7 +69,7 @@ def filter_documents(
         notices=(),
         specs={},
         task=np.zeros(len(kept), np.int8),
-        hashes=hashes.joined(),
+        hashes=np.frombuffer(hashes, np.uint64),
         kept=kept,
         held_out=np.empty(0),
         repeats=repeats,
@@ -143,12 +132,6 @@ class _Scanned:
                 table = table.slice(0, left)
                 left -= table.num_rows
             yield table
-
-
-def _numbers(column: pa.ChunkedArray) -> np.ndarray:
-    """16-byte values as uint64 (R, 2), zeros for null."""
-    joined = b"".join(value or bytes(16) for value in column.to_pylist())
-    return np.frombuffer(joined, np.uint64).reshape(-1, 2)
 
 
 def _repeats(contents: np.ndarray, sound: np.ndarray) -> np.ndarray:

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, NamedTuple
 import xxhash
 from pydantic import BaseModel, ConfigDict
 
-from gatokit.pipelines import find
+from gatokit.pipelines import inputs
 from gatokit.pipelines.formats.records import ByteRange
 from gatokit.schemas.config import CorpusConfig
 from gatokit.schemas.errors import ConfigError, DataError, RejectedError
@@ -154,7 +154,7 @@ def source_files(
     Raises ConfigError, naming ``field``, if there are none or one has none of ``suffixes`` (any suffix if there are
     none), which one of ``compressions`` may follow.
     """
-    found = find.find_files(find.local_pattern(pattern, base, field), field)
+    found = inputs.find_files(inputs.local_pattern(pattern, base, field), field)
     for path, _ in found:
         name, is_compressed = suffix(path)
         if suffixes and (name not in suffixes or (is_compressed and not compressions)):
@@ -164,7 +164,7 @@ def source_files(
 
 def image_directory(path: str, field: str, base: Path) -> str:
     """The folder of images that a config names. Raises ConfigError if there is none."""
-    folder = find.local_path(path, base, field)
+    folder = inputs.local_path(path, base, field)
     if not storage.is_directory(folder):
         problem = "is a file" if storage.exists(folder) else "does not exist"
         raise ConfigError(f"{field}: {folder} {problem}; give the folder of the images, relative to the config file")

@@ -3,15 +3,14 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict
 
-from gatokit.pipelines.dataset import DatasetPlan
-from gatokit.pipelines.documents.reader import ScannedDocument, file_from_json, find_documents
+from gatokit.pipelines.documents.reader import DocumentFile, ScannedDocument, file_from_json, find_documents
 from gatokit.schemas.config import CorpusConfig
 from gatokit.schemas.manifest import json_digest
 
@@ -36,11 +35,13 @@ _BATCH_ROWS = 8192
 
 
 @dataclass(frozen=True)
-class DocumentsPlan(DatasetPlan):
-    """The plan of a dataset of documents."""
+class DocumentsPlan:
+    """A dataset of documents before its scan; messages call its config ``field``."""
 
     config: CorpusConfig
-    kind = "documents"
+    field: str
+    files: tuple[DocumentFile, ...]
+    kind: ClassVar = "documents"
 
     def ids(self, scanned: pa.Table) -> list[str]:
         """The id of each scanned row: its file and its key there. If an earlier document of the file has the same key,
@@ -95,11 +96,14 @@ class DocumentUnit(BaseModel):
 
     @property
     def fingerprint(self) -> str:
-        """See ``dataset.ScanUnit``."""
+        """Names the file with the unit's rows, so that an interrupted scan continues where it stopped."""
         return json_digest(self.model_dump(mode="json"), 8)
 
     def scan(self, most_bytes: int | None = None) -> pa.Table:
-        """The rows of the unit's documents (schema ``FOUND``); see ``dataset.ScanUnit``."""
+        """The rows of the unit's documents (schema ``FOUND``).
+
+        ``most_bytes`` ends the scan with the row that brings the sum of the rows' lengths to it.
+        """
         batches, rows, size = [], [], 0
         for ordinal, found in self._found():
             stored = found.byte_range

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 from tensorflow_datasets import features as tfds_features
 
 from gatokit.pipelines.documents.reader import DocumentFile, Part, ScannedDocument, captioned, decode, rejected
-from gatokit.pipelines.find import find_directories, fixed_part, local_pattern
 from gatokit.pipelines.formats import tf_example, tfds
 from gatokit.pipelines.formats.records import ByteRange, RecordFile
+from gatokit.pipelines.inputs import find_directories, fixed_part, local_pattern
 from gatokit.schemas.config import ImageTextConfig
 from gatokit.schemas.errors import DataError, RejectedError
 

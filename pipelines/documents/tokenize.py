@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from gatokit.pipelines.dataset import OutOfRange, ShardSettings, TokenizedRow
 from gatokit.pipelines.documents.reader import DocumentFile, Part, file_from_json
 from gatokit.pipelines.formats.records import ByteRange
+from gatokit.pipelines.stages import OutOfRange, ShardSettings, Tokenized, TokenizedRow
 from gatokit.schemas.errors import RejectedError
 from gatokit.schemas.manifest import DocumentRules
 from gatokit.schemas.record import document_record
@@ -24,7 +24,6 @@ _THREADS, _HEAVY_CHARACTERS = 2, 1 << 16
 """Threads beside a worker's own, and the text of a batch that is worth one: handing over less costs more."""
 _Batch = list[tuple[int, list[Part]]]
 """Rows, each with the stored parts of its document."""
-_Tokenized = list[tuple[int, TokenizedRow | RejectedError]]
 
 
 class DocumentShardHeader(BaseModel):
@@ -50,9 +49,13 @@ class DocumentShardHeader(BaseModel):
             ],
         }
 
+    def builder(self, text: TextTokenizer) -> "DocumentShardBuilder":
+        """Makes the records of the shard's rows with this vocabulary."""
+        return DocumentShardBuilder(self, text)
+
 
 class DocumentShardBuilder:
-    """Makes the records of a shard's documents; see ``dataset.ShardBuilder``."""
+    """Makes the records of a shard's documents."""
 
     def __init__(self, header: DocumentShardHeader, text: TextTokenizer) -> None:
         self._header, self._rules = header, header.rules
@@ -60,14 +63,15 @@ class DocumentShardBuilder:
         self._tokenizer = DocumentTokenizer(text, header.rules.end_of_document)
         self.out_of_range: OutOfRange = {}
 
-    def tokenize(
-        self, columns: dict[str, list[Any]], rows: list[int]
-    ) -> Iterator[tuple[int, TokenizedRow | RejectedError]]:
-        """See ``dataset.ShardBuilder``."""
+    def tokenize(self, columns: dict[str, list[Any]], rows: list[int]) -> Iterator[Tokenized]:
+        """Yields each of ``rows``, in order, with its records or the error that says why it has none.
+
+        ``columns`` are those of the shard task. Raises DataError if the source changed since the scan.
+        """
         # Decoding images and tokenizing text release the interpreter lock: other threads take the batches with much of
         # it, while this one reads the next documents and writes the last ones.
         with ThreadPoolExecutor(_THREADS) as others:
-            waiting: deque[Future[_Tokenized]] = deque()
+            waiting: deque[Future[list[Tokenized]]] = deque()
             for batch in _batches(self._stored(columns, rows)):
                 if self._is_heavy(batch):
                     waiting.append(others.submit(self._tokenize, columns, batch))
@@ -88,7 +92,7 @@ class DocumentShardBuilder:
         rule = self._rules.pictures
         return image is not None and rule is not None and not is_copied(image, rule)
 
-    def _tokenize(self, columns: dict[str, list[Any]], batch: _Batch) -> _Tokenized:
+    def _tokenize(self, columns: dict[str, list[Any]], batch: _Batch) -> list[Tokenized]:
         """The rows of a batch, each with its records or the error that says why it has none."""
         ids, files = columns["episode_id"], columns["file"]
         documents, remarks = {}, {}

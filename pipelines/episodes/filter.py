@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gatokit.pipelines.dataset import Stream, Task
+from gatokit.pipelines.stages import Stream, Task
 from gatokit.schemas.config import Keep
 from gatokit.schemas.errors import ConfigError, DataError
 from gatokit.schemas.filter import FILTER_REASONS, Candidates, apply_rules

@@ -3,16 +3,16 @@
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
 
-from gatokit.pipelines.dataset import DatasetPlan
 from gatokit.pipelines.episodes.formats import FORMATS
-from gatokit.pipelines.episodes.reader import SourceDirectory, SourceFeatures
+from gatokit.pipelines.episodes.reader import EpisodeFile, SourceDirectory, SourceFeatures
 from gatokit.pipelines.episodes.scan import EpisodeUnit, ScanFields, ScanFile, scan_fields
 from gatokit.pipelines.episodes.spec import check_rules, episode_spec
-from gatokit.pipelines.find import find_directories, fixed_part, local_path, local_pattern
+from gatokit.pipelines.inputs import find_directories, fixed_part, local_path, local_pattern
 from gatokit.schemas.config import EpisodesConfig
 from gatokit.schemas.errors import ConfigError
 from gatokit.schemas.manifest import EpisodeSpec
@@ -33,18 +33,20 @@ class DirectoryPlan:
 
 
 @dataclass(frozen=True)
-class EpisodesPlan(DatasetPlan):
-    """The plan of a dataset of episodes.
+class EpisodesPlan:
+    """A dataset of episodes before its scan; messages call its config ``field``.
 
     ``list_path`` is the list of episodes to keep, if there is one. ``is_partial`` is set if only a part of the source
     is looked at, so that the list may name episodes that are not found.
     """
 
     config: EpisodesConfig
+    field: str
+    files: tuple[EpisodeFile, ...]
     directories: tuple[DirectoryPlan, ...]
     list_path: str | None = None
     is_partial: bool = False
-    kind = "episodes"
+    kind: ClassVar = "episodes"
 
     @cached_property
     def features(self) -> list[SourceFeatures]:

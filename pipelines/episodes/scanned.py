@@ -10,21 +10,11 @@ from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from gatokit.pipelines.dataset import (
-    TASK_ROWS,
-    FilterResult,
-    GrowingArray,
-    Losses,
-    ShardSettings,
-    Task,
-    check_budget,
-    row_hash,
-)
 from gatokit.pipelines.episodes.filter import Passes, Rows, filter_rows
 from gatokit.pipelines.episodes.plan import EpisodesPlan, check_tasks
 from gatokit.pipelines.episodes.tokenize import EpisodeShardHeader
+from gatokit.pipelines.stages import TASK_ROWS, FilterResult, Losses, ShardSettings, Task, row_hash
 from gatokit.schemas.config import BuildConfig, Keep
 from gatokit.schemas.episode_list import EpisodeList
 from gatokit.schemas.errors import ConfigError, DataError
@@ -64,14 +54,11 @@ def filter_episodes(plan: EpisodesPlan, paths: Sequence[Path], config: BuildConf
             gathered.add_mark("listed", selection.find(ids, table["task"].to_pylist()))
         if keep.sample is not None:
             gathered.add_mark("sample", np.array([sample_hash(keep.seed or 0, id_) for id_ in ids], np.uint64))
-        if table["reason"].null_count < len(table):
-            bad = table.filter(pc.is_valid(table["reason"]))
-            reasons, lost, details = (bad[column].to_pylist() for column in ("reason", "lost", "detail"))
-            losses.add(reasons, lost, plan.ids(bad), details)
+        losses.add(table, plan.ids)
     rows = gathered.rows()
     if plan.config.id is not None:
         _check_ids(plan, scanned, gathered.hashes)
-    check_budget(losses, gathered.lost, config.max_bad_fraction, name)
+    losses.check_budget(config.max_bad_fraction, name)
     if selection is not None and limit is None and not plan.is_partial:
         selection.check_found(name)
     where = None if keep.where is None else _passes(plan, scanned, rows, Where(keep.where))
@@ -201,9 +188,8 @@ class _Gathered:
 
     def __init__(self) -> None:
         self.tasks, self._agents, self._reasons = _Names(), _Names(), _Names()
-        self._columns = {name: GrowingArray(dtype) for name, dtype in self._COLUMNS.items()}
+        self._columns = {name: bytearray() for name in self._COLUMNS}
         self._has_success = False
-        self.lost = 0
         self.directories: dict[int, set[int]] = {}
         """The directories of each task."""
         self.largest: dict[int, np.ndarray] = {}
@@ -223,9 +209,8 @@ class _Gathered:
             "hash": np.array(hashes, np.uint64),
         }
         for name, column in values.items():
-            self._columns[name].add(column)
+            self._columns[name] += column.astype(self._COLUMNS[name]).tobytes()
         self._has_success |= table["success"].null_count < len(table)
-        self.lost += int(table["lost"].to_numpy().sum())
         directory = table["directory"].to_numpy()
         for code, number in np.unique(np.stack([task, directory]), axis=1).T.tolist():
             self.directories.setdefault(code, set()).add(number)
@@ -233,7 +218,7 @@ class _Gathered:
 
     def add_mark(self, name: str, values: np.ndarray) -> None:
         """Appends the same rows of an optional column of ``Rows``."""
-        self._columns.setdefault(name, GrowingArray(self._MARKS[name])).add(values)
+        self._columns.setdefault(name, bytearray()).extend(values.tobytes())
 
     def _add_largest(self, task: np.ndarray, column: pa.ListArray) -> None:
         counts, values = column.value_lengths().fill_null(0).to_numpy(), column.flatten().to_numpy()
@@ -249,7 +234,10 @@ class _Gathered:
 
     def rows(self) -> Rows:
         """The columns over all rows. Call it once: it releases what was gathered."""
-        columns = {name: self._columns.pop(name).joined() for name in list(self._columns)}
+        dtypes = self._COLUMNS | self._MARKS
+        columns: dict[str, np.ndarray] = {
+            name: np.frombuffer(column, dtypes[name]) for name, column in self._columns.items()
+        }
         self.hashes = columns["hash"]
         reasons = np.array([*self._reasons.codes, None], object)
         return Rows(

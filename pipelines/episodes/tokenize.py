@@ -11,10 +11,10 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 from pydantic import BaseModel
 
-from gatokit.pipelines.dataset import OutOfRange, ShardSettings, TokenizedRow
 from gatokit.pipelines.episodes.formats import AnyEpisodeFile
 from gatokit.pipelines.episodes.reader import EpisodeFile, RawEpisode, SourceFeatures, SourceField, Values
 from gatokit.pipelines.formats.records import ByteRange
+from gatokit.pipelines.stages import OutOfRange, ShardSettings, Tokenized, TokenizedRow
 from gatokit.schemas.errors import RejectedError
 from gatokit.schemas.manifest import EpisodeSpec, FieldSpec, ImageSpec, TokenizerSettings
 from gatokit.schemas.record import Record
@@ -71,6 +71,10 @@ class EpisodeShardHeader(BaseModel):
             "files": [(file.name, file.size) for file in self.files],
         }
 
+    def builder(self, text: TextTokenizer) -> "EpisodeShardBuilder":
+        """Makes the records of the shard's rows with this vocabulary."""
+        return EpisodeShardBuilder(self, text)
+
 
 class EpisodeShardBuilder:
     """Makes the records of a shard's episodes."""
@@ -81,10 +85,11 @@ class EpisodeShardBuilder:
         self._tokenizers = {id_: EpisodeTokenizer(spec, settings, text) for id_, spec in header.specs.items()}
         self.out_of_range: OutOfRange = {}
 
-    def tokenize(
-        self, columns: dict[str, list[Any]], rows: list[int]
-    ) -> Iterator[tuple[int, TokenizedRow | RejectedError]]:
-        """See ``dataset.ShardBuilder``."""
+    def tokenize(self, columns: dict[str, list[Any]], rows: list[int]) -> Iterator[Tokenized]:
+        """Yields each of ``rows``, in order, with its records or the error that says why it has none.
+
+        ``columns`` are those of the shard task. Raises DataError if the source changed since the scan.
+        """
         lengths = columns["length"]
         yield from _in_runs(self._tokenized(columns, _in_runs(self._read(columns, rows), lengths)), lengths)
 
@@ -99,9 +104,7 @@ class EpisodeShardBuilder:
             for row, raw in zip(rows_of_file, header.files[ordinal].read_some(byte_ranges), strict=True):
                 yield row, raw, features
 
-    def _tokenized(
-        self, columns: dict[str, list[Any]], stored: Iterator[_StoredRow]
-    ) -> Iterator[tuple[int, TokenizedRow | RejectedError]]:
+    def _tokenized(self, columns: dict[str, list[Any]], stored: Iterator[_StoredRow]) -> Iterator[Tokenized]:
         for row, raw, features in stored:
             spec_id = columns["spec"][row]
             spec = self._header.specs[spec_id]

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from gatokit.pipelines.dataset import Losses, OutOfRange
+from gatokit.pipelines.stages import Losses, OutOfRange
 from gatokit.schemas.index import HELD_OUT
 from gatokit.schemas.manifest import ShardEntry
 from gatokit.storage.files import arrow_file, is_directory, sizes, write_atomically
@@ -85,8 +85,7 @@ class IndexTotals:
         self._count(rows, [("lost", "sum")])
         self._count(kept, [("kept", "count"), ("steps", "sum"), ("tokens", "sum")])
         self._count(kept.filter(pc.equal(kept["split"], HELD_OUT)), [("split", "count")])
-        dropped = rows.filter(pc.is_valid(rows["reason"]))
-        self.losses.add(*(dropped[name].to_pylist() for name in ("reason", "lost", "episode_id", "detail")))
+        self.losses.add(rows, lambda dropped: dropped["episode_id"].to_pylist())
         for task, fields in read_out_of_range(rows.schema.metadata).items():
             for field, (beyond, total) in fields.items():
                 self.outside[task, field] += beyond

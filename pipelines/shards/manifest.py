@@ -11,10 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from gatokit.pipelines.dataset import check_budget
 from gatokit.pipelines.documents.dedup import document_rules
 from gatokit.pipelines.documents.scan import DocumentsPlan
-from gatokit.pipelines.planning.plan import Plan
+from gatokit.pipelines.planning import Plan
 from gatokit.pipelines.shards.garbage import Leftover, remove_leftovers
 from gatokit.pipelines.shards.index import COUNTED_COLUMNS, INDEX_SUFFIX, IndexTotals, read_parts
 from gatokit.schemas.config import BuildConfig
@@ -92,8 +91,8 @@ def finish_dataset(root: Path, plan: Plan, config: BuildConfig, content: Literal
                 parts=read_parts(table.schema.metadata),
             )
         )
-    episodes, kept = sum(total["lost"] for total in totals.streams.values()), sum(split.kept for split in splits)
-    _check(totals, episodes, plan, config)
+    episodes, kept = totals.losses.rows, sum(split.kept for split in splits)
+    _check(totals, plan, config)
     pq.write_table(_tasks(totals, plan, content), sink := pa.BufferOutputStream())
     parts = [part for split in splits for part in split.parts]
     described = DatasetEntry(
@@ -220,9 +219,9 @@ def _digest(data: bytes, size: int) -> str:
     return hashlib.blake2b(data, digest_size=size).hexdigest()
 
 
-def _check(totals: IndexTotals, episodes: int, plan: Plan, config: BuildConfig) -> None:
+def _check(totals: IndexTotals, plan: Plan, config: BuildConfig) -> None:
     name, losses = plan.dataset.config.name, totals.losses
-    check_budget(losses, episodes, config.max_bad_fraction, name, plan.dataset.kind)
+    losses.check_budget(config.max_bad_fraction, name, plan.dataset.kind)
     for (task, field), beyond in sorted(totals.outside.items()):
         total = totals.values[task, field]
         if beyond > MOST_OUTSIDE * total:
@@ -257,7 +256,7 @@ def _describe(plan: Plan, episodes: int, kept: int) -> DatasetFile:
             task.name: TaskEntry(spec=specs[task.name].id if specs else "", ordered=ordered)
             for task in plan.result.tasks
         },
-        documents=document_rules(config) if isinstance(plan.dataset, DocumentsPlan) else None,
+        documents=document_rules(plan.dataset.config) if isinstance(plan.dataset, DocumentsPlan) else None,
         episodes=episodes,
         kept=kept,
     )

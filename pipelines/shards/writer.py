@@ -14,7 +14,7 @@ import google_crc32c
 import pyarrow as pa
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from gatokit.pipelines.planning.shard_task import ShardTask
+from gatokit.pipelines.planning import ShardTask
 from gatokit.pipelines.shards.index import INDEX_SUFFIX, write_index
 from gatokit.schemas.errors import RejectedError
 from gatokit.schemas.index import HELD_OUT, INDEX, TRAIN
@@ -62,7 +62,7 @@ def build_shard(
     result: dict[str, list[Any]] = {
         name: [None] * task.rows.num_rows for name in ("tokens", "part", "first_record", "record_tokens")
     }
-    builder = task.builder(text)
+    builder = task.header.builder(text)
     with ShardWriter(directory, task.stem) as writer:
         for split in (TRAIN, HELD_OUT):
             rows = [row for row, value in enumerate(columns["split"]) if value == split]

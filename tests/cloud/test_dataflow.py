@@ -143,7 +143,7 @@ def test_a_build_runs_in_workers_of_the_staged_package(
     # The workers had gatokit from the package that was staged, and nothing of the checkout.
     with tarfile.open(workers.package(scan)) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    assert {"setup.py", "pipelines/run.py", "pipelines/find.py", "schemas/record.proto"} <= names
+    assert {"setup.py", "pipelines/run.py", "pipelines/inputs.py", "schemas/record.proto"} <= names
     program = "import gatokit.pipelines.run as run; print(run.__file__)"
     done = subprocess.run([str(workers.python), "-c", program], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr

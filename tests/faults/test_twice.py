@@ -11,7 +11,7 @@ import pytest
 from gatokit.inspection.verify.directory import verify
 from gatokit.pipelines.beam import crash_isolation as isolated
 from gatokit.pipelines.beam import jobs, work
-from gatokit.pipelines.planning.shard_task import ShardTask
+from gatokit.pipelines.planning import ShardTask
 from gatokit.pipelines.run import build
 from gatokit.pipelines.shards import writer as shard_writer
 from gatokit.pipelines.shards.writer import Built, build_shard

@@ -285,9 +285,9 @@ def test_a_large_file_divides_at_its_documents_and_a_compressed_one_does_not(tmp
 
 def test_neither_units_nor_batches_matter(tmp_path, configured, monkeypatch, read_documents):
     """Of a scan, and of what is tokenized together."""
+    from gatokit.pipelines import planning
     from gatokit.pipelines.documents import scan as document_scan
     from gatokit.pipelines.documents import tokenize as documents
-    from gatokit.pipelines.planning import plan as planning
 
     for name in "abcd":
         write_lines(tmp_path / f"{name}.jsonl", [*texts(14, begin=10 * ord(name)), " "])

@@ -3,13 +3,14 @@
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gatokit.pipelines.dataset import LEAST_BAD_ROWS, Losses, Stream, Task, check_budget, row_hash
 from gatokit.pipelines.episodes.filter import Rows, filter_rows
-from gatokit.pipelines.planning.splits import held_out
+from gatokit.pipelines.planning import held_out
+from gatokit.pipelines.stages import LEAST_BAD_ROWS, Losses, Stream, Task, row_hash
 from gatokit.schemas.config import Keep
 from gatokit.schemas.errors import ConfigError, DataError
 
@@ -268,8 +269,10 @@ def test_rows_of_one_hash_stay_together() -> None:
 
 def check(bad: dict[str, int], total: int, share: float) -> None:
     losses = Losses()
-    losses.add(bad.keys(), bad.values(), [f"{reason}-place" for reason in bad], [None] * len(bad))
-    check_budget(losses, total, share, "demo")
+    columns = {"reason": list(bad), "lost": list(bad.values()), "detail": pa.nulls(len(bad))}
+    losses.add(pa.table(columns), lambda rows: [f"{reason}-place" for reason in rows["reason"].to_pylist()])
+    losses.rows = total
+    losses.check_budget(share, "demo")
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gatokit.pipelines.config_loading import read_inputs
-from gatokit.pipelines.dataset import row_hash
 from gatokit.pipelines.episodes.scanned import read_episode_list
+from gatokit.pipelines.inputs import read_inputs
+from gatokit.pipelines.stages import row_hash
 from gatokit.schemas.config import EpisodesConfig, Keep
 from gatokit.schemas.episode_list import EpisodeList
 from gatokit.schemas.errors import ConfigError

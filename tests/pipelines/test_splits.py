@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gatokit.pipelines.planning.splits import Splitter
+from gatokit.pipelines.planning import Splitter
 
 SIZE = 1000
 

@@ -9,12 +9,12 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from gatokit.pipelines.dataset import TASK_ROWS, ShardSettings
 from gatokit.pipelines.episodes.envlogger import EnvLoggerFile
 from gatokit.pipelines.episodes.reader import EpisodeFile, SourceFeatures, SourceField
 from gatokit.pipelines.episodes.rlds import RldsFile
 from gatokit.pipelines.episodes.tokenize import EpisodeShardHeader
-from gatokit.pipelines.planning.shard_task import ShardTask
+from gatokit.pipelines.planning import ShardTask
+from gatokit.pipelines.stages import TASK_ROWS, ShardSettings
 from gatokit.schemas.manifest import EpisodeSpec, FieldSpec
 
 FEATURES = SourceFeatures(steps=(SourceField(path="action", dtype="float32", shape=(4,)),), metadata=())

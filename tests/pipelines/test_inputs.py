@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gatokit.pipelines.find import FoundDirectory, find_directories, fixed_part, local_path, local_pattern
+from gatokit.pipelines.inputs import FoundDirectory, find_directories, fixed_part, local_path, local_pattern
 from gatokit.schemas.errors import ConfigError
 
 TFDS, LOG = "features.json", "metadata.riegeli"

@@ -1,22 +1,94 @@
-"""Finds the files and directories that a path or glob pattern of the config names. Local and ``gs://``."""
+"""The inputs of a job: its config, and the vocabulary, lists, files and directories that the config names.
+
+Paths are local or on ``gs://``, and relative ones start at the directory of the config. Patterns are glob patterns.
+"""
 
 import glob
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
+from gatokit.schemas.config import BuildConfig, DatasetConfig, EpisodesConfig, Keep, read_config
 from gatokit.schemas.errors import ConfigError
+from gatokit.schemas.manifest import digest
 from gatokit.storage import files, gcs
 from gatokit.storage.files import is_remote
+from gatokit.tokenizers.text import TextTokenizer
 
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 _ESCAPED = re.compile(r"\[([*?[])\]")
 
 
-@dataclass(frozen=True)
-class FoundDirectory:
+# --- the config, its lists of episodes and its vocabulary ----------------------------------------------------
+
+
+def read_inputs(path: str | Path, only: str | None = None) -> tuple[BuildConfig, Path]:
+    """Reads a config, with the digests of its lists of episodes; also gives the directory that relative paths start at.
+
+    ``only`` leaves one of its datasets. Raises ConfigError if the config or a list cannot be read, or if it has no such
+    dataset.
+    """
+    if not is_remote(path):
+        config, base = read_config(path), Path(path).resolve().parent
+    elif files.is_file(path):
+        with files.local_copy(path) as copy:
+            config, base = read_config(copy), Path(path).parent
+    else:
+        raise ConfigError(f"{path} does not exist; give a build config")
+    if only is not None and only not in [dataset.name for dataset in config.datasets]:
+        names = ", ".join(dataset.name for dataset in config.datasets)
+        raise ConfigError(f"--only {only}: {path} has no such dataset, only {names}")
+    datasets: list[DatasetConfig] = []
+    for dataset in config.datasets:
+        if only in (None, dataset.name):
+            if isinstance(dataset, EpisodesConfig) and dataset.keep.episodes is not None:
+                keep = _with_digest(dataset.keep, dataset.keep.episodes, base, f"datasets[{len(datasets)}].keep")
+                dataset = dataset.model_copy(update={"keep": keep})
+            datasets.append(dataset)
+    return config.model_copy(update={"datasets": tuple(datasets)}), base
+
+
+def _with_digest(keep: Keep, listed: str, base: Path, field: str) -> Keep:
+    """The same with the digest of its list, so that a config whose list changed is another config.
+
+    The path of the list starts at ``base``. Raises ConfigError if it cannot be read, or has another digest than the
+    config gives.
+    """
+    path = local_path(listed, base, f"{field}.episodes")
+    if not files.is_file(path):
+        raise ConfigError(f"{field}.episodes: {path} does not exist; give a list of episode ids")
+    found = digest(files.read_bytes(path))
+    if keep.digest not in (None, found):
+        raise ConfigError(
+            f"{field}.digest: {path} has the digest {found}, another than {keep.digest}; give the list that was meant, "
+            "or remove digest"
+        )
+    listed = os.path.expanduser(listed)
+    relative = os.path.relpath(listed, base) if os.path.isabs(listed) else listed
+    return keep.model_copy(update={"digest": found, "episodes": relative})
+
+
+def read_vocabulary(config: BuildConfig, base: Path, path: str | Path) -> TextTokenizer:
+    """The vocabulary of the config at ``path``; raises ConfigError if it is missing or no model."""
+    named = local_path(config.vocabulary, base, "vocabulary")
+    if not files.is_file(named):
+        raise ConfigError(f"{path}: vocabulary: {named} does not exist; give a SentencePiece model")
+    return load_vocabulary(named)
+
+
+def load_vocabulary(path: str | Path) -> TextTokenizer:
+    """The tokenizer of a model; raises ConfigError if it cannot be read or is no model."""
+    if not is_remote(path):
+        return TextTokenizer.load(path)
+    return TextTokenizer(gcs.read(path), source=gcs.canonical(path))
+
+
+# --- sources -------------------------------------------------------------------------------------------------
+
+
+class FoundDirectory(NamedTuple):
     """A source directory: ``name`` is its path below the pattern's fixed part, without version directories, and
     ``marker`` the file that shows its format."""
 
@@ -41,7 +113,7 @@ def local_path(path: str, base: str | Path, field: str) -> str:
 
 
 def local_pattern(source: str, base: Path, field: str) -> str:
-    """``local_path`` of a glob pattern; special characters in ``base`` are escaped."""
+    """``local_path`` of a pattern; special characters in ``base`` are escaped."""
     return local_path(source, glob.escape(os.fspath(base)), field)
 
 
@@ -87,7 +159,8 @@ def find_directories(
     names_version = bool(_version(os.path.basename(pattern.rstrip("/"))))
     found: dict[str, tuple[tuple[int, ...], FoundDirectory]] = {}
     for match in _matches(pattern, field):
-        for path, marker in _walk(match, markers, field):
+        walk = _walk_remote(match, markers) if is_remote(match) else _walk(match, markers, field)
+        for path, marker in walk:
             # A pattern that names the source itself leaves no name below its fixed part.
             name = _name(os.path.relpath(path, below)) or _name(os.path.abspath(path)).split("/")[-1]
             version = _version(os.path.basename(path))
@@ -111,9 +184,6 @@ def _walk(
     path: str, markers: tuple[str, ...], field: str, above: frozenset[str] = frozenset()
 ) -> Iterator[tuple[str, str]]:
     """Yields (directory, marker) at or below ``path``. Follows links, but not back into a directory of ``above``."""
-    if is_remote(path):
-        yield from _walk_remote(path, markers)
-        return
     real = os.path.realpath(path)
     if real in above:
         return
@@ -124,10 +194,10 @@ def _walk(
     except OSError as error:
         raise ConfigError(f"{field}: {path} cannot be read: {error.strerror}; mend it or narrow source") from None
     names = {entry.name for entry in entries}
-    marker = next((marker for marker in markers if marker in names), None)
-    if marker is not None:
-        yield path, marker
-        return
+    for marker in markers:
+        if marker in names:
+            yield path, marker
+            return
     for entry in entries:
         # A name that begins with a dot is a recording in progress, or belongs to another program.
         if entry.is_dir() and not entry.name.startswith("."):

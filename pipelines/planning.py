@@ -1,0 +1,326 @@
+"""Plans a dataset: its sources, the units of its scan, and after the scan the verdicts and a task for every shard.
+
+A shard task has the rows and the header of one shard: they determine its bytes, and its fingerprint names them. Tasks
+are written to files. A worker, on any machine and at any time, reads one and writes the shard. Legend: R rows of a
+dataset.
+"""
+
+import functools
+import hashlib
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import pyarrow as pa
+from pydantic import Field, TypeAdapter
+
+from gatokit.pipelines.documents import dedup
+from gatokit.pipelines.documents import scan as document_scan
+from gatokit.pipelines.documents.reader import DocumentFile
+from gatokit.pipelines.documents.tokenize import DocumentShardHeader
+from gatokit.pipelines.episodes import plan as episode_plan
+from gatokit.pipelines.episodes import scanned as episode_filter
+from gatokit.pipelines.episodes.reader import EpisodeFile
+from gatokit.pipelines.episodes.scan import EpisodeUnit
+from gatokit.pipelines.episodes.tokenize import EpisodeShardHeader
+from gatokit.pipelines.stages import FilterResult, ShardSettings
+from gatokit.schemas.config import BuildConfig, EpisodesConfig
+from gatokit.schemas.index import INDEX_VERSION
+from gatokit.schemas.manifest import digest, json_digest
+from gatokit.schemas.record import RECORD_VERSION
+from gatokit.storage.files import read_rows, side_by_side, write_rows
+
+SCAN_UNIT_BYTES = 256 << 20
+"""Files are scanned together up to about this many bytes."""
+_LARGEST_GROUP = 2
+"""A group of joined files ends at the latest at this multiple of the split size."""
+_METADATA_KEY = b"gatokit.shard_task"
+
+DatasetPlan = episode_plan.EpisodesPlan | document_scan.DocumentsPlan
+"""A dataset before its scan."""
+ScanUnit = EpisodeUnit | document_scan.DocumentUnit
+"""Consecutive files of a dataset that are scanned together."""
+ShardHeader = EpisodeShardHeader | DocumentShardHeader
+"""What all rows of a shard share."""
+_UNIT: TypeAdapter[ScanUnit] = TypeAdapter(Annotated[ScanUnit, Field(discriminator="kind")])
+_HEADER: TypeAdapter[ShardHeader] = TypeAdapter(Annotated[ShardHeader, Field(discriminator="kind")])
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What a kind of dataset does in each stage."""
+
+    plan: Callable[[Any, str, Path], DatasetPlan]
+    units: Callable[..., Sequence[ScanUnit]]
+    filter: Callable[..., FilterResult]
+    task_rows: Callable[..., pa.Table]
+    shard_header: Callable[..., ShardHeader]
+
+
+_KINDS = {
+    "episodes": _Kind(
+        episode_plan.plan_episodes,
+        episode_plan.scan_units,
+        episode_filter.filter_episodes,
+        episode_filter.task_rows,
+        episode_filter.shard_header,
+    ),
+    "documents": _Kind(
+        document_scan.plan_documents,
+        document_scan.scan_units,
+        dedup.filter_documents,
+        dedup.task_rows,
+        dedup.shard_header,
+    ),
+}
+"""By ``DatasetPlan.kind``."""
+
+
+# --- before the scan -----------------------------------------------------------------------------------------
+
+
+def plan_datasets(config: BuildConfig, base: Path) -> list[DatasetPlan]:
+    """The plan of each dataset of a config; relative paths start at ``base``.
+
+    Raises ConfigError or DataError if its sources cannot be used.
+    """
+    plans = []
+    for number, dataset in enumerate(config.datasets):
+        kind = "episodes" if isinstance(dataset, EpisodesConfig) else "documents"
+        plans.append(_KINDS[kind].plan(dataset, f"datasets[{number}]", base))
+    return plans
+
+
+def scan_units(plan: DatasetPlan, max_bytes: int, unit_bytes: int | None = None) -> Sequence[ScanUnit]:
+    """The dataset's files in order, grouped into units of about ``unit_bytes``.
+
+    Episodes or documents above ``max_bytes`` will be rejected.
+    """
+    return _KINDS[plan.kind].units(plan, max_bytes, unit_bytes or SCAN_UNIT_BYTES)
+
+
+def unit_from_json(text: str | bytes) -> ScanUnit:
+    """Reads a unit that was written with ``model_dump_json``."""
+    return _UNIT.validate_json(text)
+
+
+# --- shard tasks ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """A shard's header and rows (schema ``TASK_ROWS`` or ``DOCUMENT_TASK_ROWS``)."""
+
+    header: ShardHeader
+    rows: pa.Table
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Sixteen hexadecimal digits over exactly what the shard's bytes depend on.
+
+        These are the source files by name and size, the rows with the checksums of their content, their verdicts, the
+        expert returns and thresholds of their tasks, specs, rules and settings. Paths, weights, runner and workers do
+        not matter.
+        """
+        header = {
+            "record_version": RECORD_VERSION,
+            "index_version": INDEX_VERSION,
+            "settings": self.header.settings.model_dump(mode="json"),
+            **self.header.identity(),
+        }
+        # Python's values do not depend on how Arrow lays out a column.
+        columns = [digest(repr(self.rows[name].to_pylist()).encode()) for name in self.rows.column_names]
+        return json_digest([header, columns], 8)
+
+    @property
+    def stem(self) -> str:
+        """The name of the shard and of its index, without suffixes."""
+        return f"{self.header.dataset}-{self.fingerprint}"
+
+    def write(self, path: str | Path) -> None:
+        """Writes the task to a file."""
+        write_rows(path, self.rows.replace_schema_metadata({_METADATA_KEY: self.header.model_dump_json().encode()}))
+
+    @staticmethod
+    def read(path: str | Path) -> "ShardTask":
+        """Reads a task that ``write`` wrote."""
+        rows = read_rows(path)
+        return ShardTask(_HEADER.validate_json(rows.schema.metadata[_METADATA_KEY]), rows)
+
+
+@dataclass(frozen=True)
+class PlannedShard:
+    """A shard task in a file, the number of its rows that are to be kept, and their stored bytes."""
+
+    path: Path
+    stem: str
+    fingerprint: str
+    kept: int
+    length: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A dataset after its scan, with its shards in source order."""
+
+    dataset: DatasetPlan
+    result: FilterResult
+    shards: tuple[PlannedShard, ...]
+
+
+def plan_shards(
+    dataset: DatasetPlan,
+    scanned: Sequence[Path],
+    config: BuildConfig,
+    vocabulary_digest: str,
+    limit: int | None,
+    directory: Path,
+) -> Plan:
+    """Filters the rows of the scanned units, and writes the shard tasks of the build into ``directory``.
+
+    ``limit`` takes only the first episodes of each task. Raises DataError if the error budget is exceeded, a task
+    keeps nothing or two episodes have the same id.
+    """
+    settings = ShardSettings(
+        chunk_tokens=config.chunk_tokens, discrete_offset=config.discrete_offset, vocabulary_digest=vocabulary_digest
+    )
+    result = filter_dataset(dataset, scanned, config, limit)
+    shards = []
+    with side_by_side(directory) as submit:
+        for rows in _splits(dataset, result, config.shard_bytes):
+            files, file = np.unique(rows["file"].to_numpy(), return_inverse=True)
+            column = rows.schema.get_field_index("file")
+            rows = rows.set_column(column, rows.schema.field(column), pa.array(file, pa.int32()))
+            header = _KINDS[dataset.kind].shard_header(dataset, result, files.tolist(), rows, settings)
+            task = ShardTask(header, rows)
+            path = directory / f"{task.stem}.arrow"
+            submit(functools.partial(task.write, path))
+            kept = rows["kept"].to_numpy()
+            length = int(rows["length"].to_numpy()[kept].sum())
+            shards.append(PlannedShard(path, task.stem, task.fingerprint, int(np.count_nonzero(kept)), length))
+    return Plan(dataset, result, tuple(shards))
+
+
+def filter_dataset(
+    dataset: DatasetPlan, scanned: Sequence[Path], config: BuildConfig, limit: int | None
+) -> FilterResult:
+    """The verdicts over the rows of the scanned units, and which of them are held out; errors as ``plan_shards``."""
+    result = _KINDS[dataset.kind].filter(dataset, scanned, config, limit)
+    chosen = held_out(result.hashes, result.kept, result.task, config.holdout)
+    return replace(result, held_out=chosen, hashes=np.empty(0))
+
+
+def task_rows(dataset: DatasetPlan, result: FilterResult) -> Iterator[pa.Table]:
+    """All rows in source order with their verdicts, one table per unit of the scan.
+
+    They are as in a shard task, but ``file`` is an index into the dataset's files.
+    """
+    begin = 0
+    for scanned in result.scanned:
+        end = begin + scanned.num_rows
+        yield _KINDS[dataset.kind].task_rows(dataset, result, scanned, slice(begin, end))
+        begin = end
+
+
+def undivided(dataset: DatasetPlan) -> set[int]:
+    """The indexes of the files that cannot be read from the middle."""
+    files: Sequence[EpisodeFile | DocumentFile] = dataset.files
+    return {ordinal for ordinal, file in enumerate(files) if not file.divides}
+
+
+def _splits(dataset: DatasetPlan, result: FilterResult, shard_bytes: int) -> Iterator[pa.Table]:
+    """The rows of each split. Files of several units can be joined into one split."""
+    splitter = Splitter(shard_bytes)
+    names, whole = [file.name for file in dataset.files], undivided(dataset)
+    pending: list[pa.Table] = []
+    current = -1
+    for table in task_rows(dataset, result):
+        split = splitter.assign(names, table["file"].to_numpy(), table["length"].to_numpy(), whole)
+        # A unit may have no rows, if its files are empty or lie behind a limit.
+        starts = np.flatnonzero(np.diff(split, prepend=-1)).tolist()
+        for start, end in pairwise([*starts, len(split)]):
+            if split[start] != current and pending:
+                yield pa.concat_tables(pending)
+                pending = []
+            current = split[start]
+            pending.append(table.slice(start, end - start))
+    if pending:
+        yield pa.concat_tables(pending)
+
+
+# --- which rows become one shard, and which are held out -----------------------------------------------------
+
+
+class Splitter:
+    """Assigns rows to splits, file after file: large files are divided and small ones joined.
+
+    The name of a file decides whether a group of small files ends with it, so that a new file changes its own group and
+    no other. Only if no name ends a group in time, its size does; then the groups up to the next such name may change
+    too.
+    """
+
+    def __init__(self, split_bytes: int) -> None:
+        self._split_bytes = split_bytes
+        self._current = self._held = 0
+
+    def assign(self, names: list[str], file: np.ndarray, length: np.ndarray, whole: Collection[int] = ()) -> np.ndarray:
+        """The split of the next rows, int64 (R,), counted from 0 over all calls. All rows of a file come in one call.
+
+        ``file``, int (R,), is the row's file as an ascending index into ``names``. ``length``, int64 (R,), is the
+        row's size in bytes. ``whole`` has the files that cannot be divided.
+        """
+        split = np.zeros(len(file), np.int64)
+        ordinals, starts = np.unique(file, return_index=True)
+        for ordinal, start, end in zip(ordinals.tolist(), starts, [*starts[1:], len(file)], strict=False):
+            sizes = length[start:end]
+            total = int(sizes.sum())
+            if total > self._split_bytes:
+                self._current += self._held > 0
+                pieces = 1 if ordinal in whole else -(-total // self._split_bytes)
+                before = np.cumsum(sizes) - sizes
+                _, numbers = np.unique(before * pieces // total, return_inverse=True)
+                split[start:end] = self._current + numbers
+                self._current += int(numbers[-1]) + 1
+                self._held = 0
+                continue
+            if self._held + total > _LARGEST_GROUP * self._split_bytes:
+                self._current, self._held = self._current + 1, 0
+            split[start:end] = self._current
+            self._held += max(total, 1)
+            # A name ends its group with a probability that is the file's share of a split.
+            value = int.from_bytes(hashlib.blake2b(names[ordinal].encode(), digest_size=8).digest(), "big")
+            if value < total / self._split_bytes * 2.0**64:
+                self._current, self._held = self._current + 1, 0
+        return split
+
+
+def held_out(hashes: np.ndarray, kept: np.ndarray, task: np.ndarray, share: float) -> np.ndarray:
+    """The kept rows that are held out, bool (R,): those whose hash falls below ``share`` of its range.
+
+    At least one row and never all rows of every task that keeps two or more. No other row decides about a row, so that
+    new rows elsewhere change nothing. Rows with the same hash stay together, unless a task has no other hash.
+    """
+    result = np.zeros(len(kept), bool)
+    if share == 0:
+        return result
+    below = hashes < np.uint64(share * 2.0**64)
+    rows = np.flatnonzero(kept & (task >= 0))
+    rows = rows[np.argsort(task[rows], kind="stable")]
+    starts = np.flatnonzero(np.diff(task[rows], prepend=-1))
+    for members in np.split(rows, starts[1:]):
+        if len(members) < 2:
+            continue
+        values = hashes[members]
+        lowest, highest = values.min(), values.max()
+        chosen = below[members]
+        if lowest == highest:
+            chosen = np.arange(len(members)) == 0
+        elif not chosen.any():
+            chosen = values == lowest
+        elif chosen.all():
+            chosen = values != highest
+        result[members[chosen]] = True
+    return result

@@ -1,0 +1,158 @@
+"""What the stages of a job hand on, the same for episodes and for documents.
+
+A scan gives rows. A filter gives every row a verdict. A shard task holds the rows of one shard, and a shard builder
+turns those that are kept into serialized records.
+"""
+
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import BaseModel, ConfigDict
+
+from gatokit.schemas.errors import DataError, RejectedError
+from gatokit.schemas.index import BAD_REASONS, INDEX
+from gatokit.schemas.manifest import EpisodeSpec
+
+LEAST_BAD_ROWS = 10
+"""The error budget always allows this many bad rows."""
+
+_MADE_BY_BUILD = ("tokens", "part", "first_record", "record_tokens")
+TASK_ROWS = pa.schema(
+    [
+        *(field for field in INDEX if field.name not in _MADE_BY_BUILD),
+        pa.field("file", pa.int32()),  # ordinal in the header's files
+        pa.field("offset", pa.int64()),
+        pa.field("length", pa.int64()),
+        pa.field("crc", pa.uint32()),
+    ]
+)
+"""The rows of a shard task: those of the shard's index before tokenization, and where each episode is stored."""
+
+
+# --- filter --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Stream:
+    """The sound episodes of one agent on one task: their number N, the window W, and the best mean return of W
+    consecutive episodes.
+
+    A dataset of documents is one task with one stream, which has neither window nor return.
+    """
+
+    task: str
+    agent: str
+    episodes: int
+    window: int | None
+    stream_return: float | None
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task's expert return (None for documents), its threshold (None if the rule has none) and its streams.
+
+    ``is_left_out`` is set if the rules keep no episode of it.
+    """
+
+    name: str
+    expert_return: float | None
+    threshold: float | None
+    streams: tuple[Stream, ...]
+    is_left_out: bool = False
+
+
+@dataclass(frozen=True)
+class FilterResult:
+    """The verdicts over a dataset's scanned rows, R of them in source order.
+
+    ``scanned`` reads the rows again, one table per unit of the scan.
+    """
+
+    scanned: Iterable[pa.Table]
+    tasks: tuple[Task, ...]
+    notices: tuple[str, ...]
+    """Sentences for the user."""
+    specs: dict[str, EpisodeSpec]
+    """The spec of each task; empty for documents."""
+    task: np.ndarray
+    """int (R,): the row's task, -1 if it has none."""
+    hashes: np.ndarray
+    """uint64 (R,): see ``row_hash``. Empty once it is decided what is held out."""
+    kept: np.ndarray
+    """bool (R,)."""
+    held_out: np.ndarray
+    """bool (R,): empty until ``planning.filter_dataset`` decides it."""
+
+
+class Losses:
+    """Counts episodes or documents, ``rows`` of them, and the lost ones by reason. ``examples`` has the first id of
+    each reason with its detail."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self.counts: Counter[str] = Counter()
+        self.examples: dict[str, str] = {}
+
+    def add(self, rows: pa.Table, ids: Callable[[pa.Table], Iterable[str]]) -> None:
+        """Counts the next rows; those with a ``reason`` are lost. ``ids`` gives the ids of rows."""
+        self.rows += pc.sum(rows["lost"]).as_py() or 0
+        if rows["reason"].null_count == len(rows):
+            return
+        bad = rows.filter(pc.is_valid(rows["reason"]))
+        columns = (bad[name].to_pylist() for name in ("reason", "lost", "detail"))
+        for id_, reason, number, detail in zip(ids(bad), *columns, strict=True):
+            self.counts[reason] += number
+            self.examples.setdefault(reason, id_ if detail is None else f"{id_}: {detail}")
+
+    def check_budget(self, share: float, dataset: str, noun: str = "episodes") -> None:
+        """Raises DataError if a larger share of the episodes (or ``noun``) is bad than ``share``, the config's
+        ``max_bad_fraction``."""
+        bad = {reason: count for reason, count in self.counts.items() if reason in BAD_REASONS}
+        total, allowed = sum(bad.values()), max(LEAST_BAD_ROWS, math.floor(share * self.rows + 1e-9))
+        if total > allowed:
+            parts = "; ".join(
+                f"{count} {reason} (first {self.examples[reason]})" for reason, count in sorted(bad.items())
+            )
+            raise DataError(
+                f"{dataset}: {total} of {self.rows} {noun} are bad, more than the {allowed} that max_bad_fraction "
+                f"{share:g} allows: {parts}. Mend the source or raise max_bad_fraction"
+            )
+
+
+def row_hash(seed: int, id_: str) -> int:
+    """64 bits that decide whether the episode or document with this id is held out."""
+    return int.from_bytes(hashlib.blake2b(f"{seed}\0{id_}".encode(), digest_size=8).digest(), "big")
+
+
+# --- build ---------------------------------------------------------------------------------------------------
+
+
+class ShardSettings(BaseModel):
+    """What every shard of a build depends on besides its rows."""
+
+    model_config = ConfigDict(frozen=True)
+
+    chunk_tokens: int
+    discrete_offset: int
+    vocabulary_digest: str
+
+
+class TokenizedRow(NamedTuple):
+    """The serialized records of one episode or document, the number of tokens in each, and a remark for the index."""
+
+    records: list[bytes]
+    tokens: list[int]
+    remark: str | None = None
+
+
+Tokenized = tuple[int, TokenizedRow | RejectedError]
+"""The number of a row with its records, or with the error that says why it has none."""
+OutOfRange = dict[str, dict[str, tuple[int, int]]]
+"""By task and continuous action: the number of values outside of the range, and of all values."""
