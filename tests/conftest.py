@@ -13,6 +13,7 @@ import pytest
 from hypothesis import settings
 from mixed_build import mixed, mixed_config
 from packages import DM_CONTROL
+from shared import shared
 
 from gatokit.environments.agents import Mix
 from gatokit.environments.jobs import Job, record_tasks
@@ -86,29 +87,25 @@ def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A SentencePiece model trained on Python's own reference."""
     from gatokit.pipelines.vocabulary import train_vocabulary
 
-    path = tmp_path_factory.mktemp("vocabulary") / "text.model"
-    lines = [line.strip() for text in pydoc_data.topics.topics.values() for line in text.splitlines()]
-    assert train_vocabulary((line for line in lines if line), path, 1500) == 1500
-    return path
+    def fill(folder: Path) -> None:
+        lines = [line.strip() for text in pydoc_data.topics.topics.values() for line in text.splitlines()]
+        assert train_vocabulary((line for line in lines if line), folder / "text.model", 1500) == 1500
+
+    return shared(tmp_path_factory, "vocabulary", fill) / "text.model"
 
 
 @pytest.fixture(scope="session")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Real episodes of four families, recorded on the spot: ``FAMILY/TASK`` directories of RLDS."""
     pytest.importorskip("dm_control", reason="dm-control has no wheel here")
-    out = tmp_path_factory.mktemp("recorded")
-    record_tasks(
-        (
-            Job("metaworld/button-press-topdown-v3", Mix(expert=12, noisy=6, random=6), writer="tfrecord"),
-            Job("babyai/GoToLocal-v0", Mix(expert=12, noisy=8, random=12)),
-            Job("babyai/PickupLoc-v0", Mix(expert=12, noisy=8, random=12)),
-            Job("dm_control/cartpole-swingup", Mix(expert=3, noisy=2, random=3)),
-            Job("atari/Breakout", Mix(expert=3, noisy=2, random=3), options={"time_limit": 120}),
-        ),
-        out,
-        jobs=2,
+    jobs = (
+        Job("metaworld/button-press-topdown-v3", Mix(expert=12, noisy=6, random=6), writer="tfrecord"),
+        Job("babyai/GoToLocal-v0", Mix(expert=12, noisy=8, random=12)),
+        Job("babyai/PickupLoc-v0", Mix(expert=12, noisy=8, random=12)),
+        Job("dm_control/cartpole-swingup", Mix(expert=3, noisy=2, random=3)),
+        Job("atari/Breakout", Mix(expert=3, noisy=2, random=3), options={"time_limit": 120}),
     )
-    return out
+    return shared(tmp_path_factory, "recorded", lambda folder: record_tasks(jobs, folder, jobs=2))
 
 
 RECORDED_CONFIG = """
@@ -148,12 +145,14 @@ datasets:
 @pytest.fixture(scope="session")
 def recorded_config(tmp_path_factory: pytest.TempPathFactory, recorded: Path, vocabulary: Path) -> Path:
     """A config over ``recorded`` with paths relative to itself; small shards, so that there are many."""
-    folder = tmp_path_factory.mktemp("config")
-    (folder / "data").symlink_to(recorded)
-    (folder / "text.model").symlink_to(vocabulary)
-    config = folder / "build.yaml"
-    config.write_text(RECORDED_CONFIG.format(data="data", vocabulary="text.model", shard_bytes=400_000))
-    return config
+
+    def fill(folder: Path) -> None:
+        (folder / "data").symlink_to(recorded)
+        (folder / "text.model").symlink_to(vocabulary)
+        config = RECORDED_CONFIG.format(data="data", vocabulary="text.model", shard_bytes=400_000)
+        (folder / "build.yaml").write_text(config)
+
+    return shared(tmp_path_factory, "config", fill) / "build.yaml"
 
 
 @pytest.fixture(scope="session")
@@ -161,6 +160,4 @@ def built(tmp_path_factory: pytest.TempPathFactory, recorded_config: Path) -> Pa
     """A finished build of ``recorded_config``. Not to be written to."""
     from gatokit.pipelines.run import build
 
-    out = tmp_path_factory.mktemp("built") / "out"
-    build(recorded_config, out)
-    return out
+    return shared(tmp_path_factory, "built", lambda folder: build(recorded_config, folder / "out")) / "out"

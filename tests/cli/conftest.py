@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from shared import shared
 
 from gatokit.cli.main import main
 
@@ -42,6 +43,4 @@ def scanned(tmp_path_factory: pytest.TempPathFactory, recorded_config: Path) -> 
     """A finished scan of ``recorded_config``."""
     from gatokit.pipelines.run import scan
 
-    out = tmp_path_factory.mktemp("scanned") / "out"
-    scan(recorded_config, out)
-    return out
+    return shared(tmp_path_factory, "scanned", lambda folder: scan(recorded_config, folder / "out")) / "out"

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import webdataset
+from shared import shared
 
 from gatokit.tokenizers.image_codec import encode
 
@@ -157,21 +158,21 @@ def _write_corpora(root: Path) -> None:
 @pytest.fixture(scope="session")
 def mixed_config(tmp_path_factory: pytest.TempPathFactory, vocabulary: Path) -> Path:
     """The config of ``mixed`` beside its sources."""
-    root = tmp_path_factory.mktemp("mixed")
-    _write_arm(root / "arm" / "reach", 1)
-    _write_arm(root / "arm" / "push", 2)
-    _write_grid(root / "grid")
-    _write_corpora(root)
-    config = root / "mixed.yaml"
-    config.write_text(CONFIG.format(vocabulary=vocabulary))
-    return config
+
+    def fill(root: Path) -> None:
+        _write_arm(root / "arm" / "reach", 1)
+        _write_arm(root / "arm" / "push", 2)
+        _write_grid(root / "grid")
+        _write_corpora(root)
+        (root / "mixed.yaml").write_text(CONFIG.format(vocabulary=vocabulary))
+
+    return shared(tmp_path_factory, "mixed", fill) / "mixed.yaml"
 
 
 @pytest.fixture(scope="session")
-def mixed(mixed_config: Path) -> Path:
+def mixed(tmp_path_factory: pytest.TempPathFactory, mixed_config: Path) -> Path:
     """A build of episodes with images, texts and states, episodes of discrete values, texts, captions, questions and
     pages, in small shards and records. Not to be written to."""
     from gatokit.pipelines.run import build
 
-    build(mixed_config, mixed_config.parent / "built")
-    return mixed_config.parent / "built"
+    return shared(tmp_path_factory, "mixed-build", lambda folder: build(mixed_config, folder / "built")) / "built"

@@ -13,6 +13,7 @@ import pytest
 import webdataset
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from PIL import Image
+from shared import shared
 
 from gatokit.inspection import open_directory
 from gatokit.schemas.manifest import digest, json_digest
@@ -132,7 +133,6 @@ def small(tmp_path_factory: pytest.TempPathFactory, vocabulary: Path) -> Small:
 
     from gatokit.pipelines.run import build, scan
 
-    root = tmp_path_factory.mktemp("small")
     recorded = {"reach": _arm_episodes(1, 10.0), "push": _arm_episodes(2, -10.0), "grid": _grid_episodes()}
     observation = {
         "image": tfds.features.Image(shape=(32, 48, 3)),
@@ -141,19 +141,23 @@ def small(tmp_path_factory: pytest.TempPathFactory, vocabulary: Path) -> Small:
     }
     action = tfds.features.Tensor(shape=(2,), dtype=np.float32)
     metadata = {"agent_id": tfds.features.Text(), "index": np.int64}
-    for task in ("reach", "push"):
-        steps = {"observation": observation, "action": action, "discount": np.float32}
-        _write(root / "data" / "arm" / task, steps, metadata, recorded[task])
+    arm = {"observation": observation, "action": action, "discount": np.float32}
     force = tfds.features.Tensor(shape=(2, 2), dtype=np.float64)
-    steps = {
+    grid = {
         "observation": tfds.features.Tensor(shape=(5,), dtype=np.int64),
         "action": {"force": force, "move": np.int64},
     }
-    _write(root / "data" / "grid", steps, {}, recorded["grid"])
-    config = root / "small.yaml"
-    config.write_text(CONFIG.format(vocabulary=vocabulary))
-    build(config, root / "built")
-    scan(config, root / "scanned")
+
+    def fill(root: Path) -> None:
+        for task in ("reach", "push"):
+            _write(root / "data" / "arm" / task, arm, metadata, recorded[task])
+        _write(root / "data" / "grid", grid, {}, recorded["grid"])
+        config = root / "small.yaml"
+        config.write_text(CONFIG.format(vocabulary=vocabulary))
+        build(config, root / "built")
+        scan(config, root / "scanned")
+
+    root = shared(tmp_path_factory, "small", fill)
     return Small(root / "built", root / "scanned", recorded)
 
 
@@ -260,16 +264,18 @@ def corpora(tmp_path_factory: pytest.TempPathFactory, vocabulary: Path) -> Corpo
     """A dataset of each kind of documents: long ones, duplicates, damaged ones, pictures that fit and that do not."""
     from gatokit.pipelines.run import build, scan
 
-    root = tmp_path_factory.mktemp("corpora")
-    (root / "images").mkdir()
-    _write_notes(root / "notes.jsonl")
-    _write_captions(root / "captions.tar")
-    _write_pages(root / "pages.jsonl", root / "images")
-    _write_questions(root)
-    config = root / "corpora.yaml"
-    config.write_text(CORPORA.format(vocabulary=vocabulary))
-    build(config, root / "built")
-    scan(config, root / "scanned")
+    def fill(root: Path) -> None:
+        (root / "images").mkdir()
+        _write_notes(root / "notes.jsonl")
+        _write_captions(root / "captions.tar")
+        _write_pages(root / "pages.jsonl", root / "images")
+        _write_questions(root)
+        config = root / "corpora.yaml"
+        config.write_text(CORPORA.format(vocabulary=vocabulary))
+        build(config, root / "built")
+        scan(config, root / "scanned")
+
+    root = shared(tmp_path_factory, "corpora", fill)
     return Corpora(root / "built", root / "scanned", root)
 
 

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import sentencepiece
 from array_record.python.array_record_module import ArrayRecordReader
+from shared import shared
 
 from gatokit.schemas.manifest import DatasetEntry, DatasetFile, Manifest, ShardEntry
 from gatokit.schemas.record import Record
@@ -99,21 +100,23 @@ def write_riegeli(native_envlogger: Path) -> Callable[..., Path]:
 @pytest.fixture(scope="session")
 def exact_vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A SentencePiece model that gives every text back as it was, but for U+2581."""
-    path = tmp_path_factory.mktemp("vocabulary") / "exact.model"
-    lines = [line for text in list(pydoc_data.topics.topics.values())[:20] for line in text.splitlines() if line]
-    with open(path, "wb") as file:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(lines),
-            model_writer=file,
-            vocab_size=700,
-            normalization_rule_name="identity",
-            remove_extra_whitespaces=False,
-            add_dummy_prefix=False,
-            byte_fallback=True,
-            minloglevel=2,
-            num_threads=1,
-        )
-    return path
+
+    def fill(folder: Path) -> None:
+        lines = [line for text in list(pydoc_data.topics.topics.values())[:20] for line in text.splitlines() if line]
+        with open(folder / "exact.model", "wb") as file:
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=iter(lines),
+                model_writer=file,
+                vocab_size=700,
+                normalization_rule_name="identity",
+                remove_extra_whitespaces=False,
+                add_dummy_prefix=False,
+                byte_fallback=True,
+                minloglevel=2,
+                num_threads=1,
+            )
+
+    return shared(tmp_path_factory, "exact-vocabulary", fill) / "exact.model"
 
 
 @dataclass(frozen=True)
