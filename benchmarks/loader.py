@@ -269,7 +269,7 @@ def measure_memory(work: Path, batches: int) -> dict[str, Any]:
 
 def measure_index(work: Path, episodes: int) -> dict[str, Any]:
     """Loading an index."""
-    from gatokit.loader.index import load_index
+    from gatokit.loader.mixture import load_index
 
     paths, shards = write_indexes(work, episodes)
     for path in paths:
@@ -277,7 +277,8 @@ def measure_index(work: Path, episodes: int) -> dict[str, Any]:
     before, begin = resident(), time.perf_counter()
     index = load_index(paths, shards, "train")
     seconds = time.perf_counter() - begin
-    size = index.nbytes / index.episodes
+    nbytes = sum(value.nbytes for value in vars(index).values() if isinstance(value, np.ndarray))
+    size = nbytes / index.episodes
     show(f"seconds to load {index.episodes:,} episodes", "seconds", f"{seconds:.1f}")
     show("bytes an episode of the index", "100", f"{size:.1f}")
     grown = (resident() - before) / index.episodes

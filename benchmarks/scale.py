@@ -306,7 +306,7 @@ def stage_draw(work: Path) -> Callable[[], Any]:
 
     def run() -> int:
         sampler = Sampler(mixture, RunConfig.model_validate({"model": "tiny"}))
-        return len(sampler.draw(np.arange(BATCH), np.zeros(BATCH, np.int64)).window)
+        return len(sampler.draw(np.arange(BATCH), np.zeros(BATCH, np.int64)))
 
     return run
 

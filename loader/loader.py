@@ -30,9 +30,6 @@ class _Batches:
     def __getitem__(self, step: int) -> Batch:
         return self._windows.batch(step, self._rows)
 
-    def __repr__(self) -> str:
-        return "Batches"
-
 
 class Loader:
     """``rows`` of the batches of steps ``first`` to ``last`` - 1, in order.

@@ -1,21 +1,26 @@
-"""Several finished builds as one mixture of datasets, checked before any work begins."""
+"""Several finished builds as one mixture of datasets, checked before any work begins, and the indexes of its episodes.
 
-import difflib
+Legend: E episodes, N records of them, R runs.
+"""
+
 import math
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
-from gatokit.loader.index import EpisodeIndex, load_index
 from gatokit.loader.records import Shard
 from gatokit.schemas.errors import ConfigError, DataError
-from gatokit.schemas.index import TRAIN
+from gatokit.schemas.index import TRAIN, check_index_version
 from gatokit.schemas.manifest import (
     DatasetEntry,
     DatasetFile,
@@ -26,11 +31,18 @@ from gatokit.schemas.manifest import (
     json_digest,
     local_directory,
 )
-from gatokit.storage.cache import cached_shards
+from gatokit.schemas.words import did_you_mean
+from gatokit.storage.cache import MARKER, cached_shards
 
-EPISODES = "episodes"
+RECORD_RANGE = np.dtype([("shard", np.int64), ("first", np.int64), ("stop", np.int64), ("skip", np.int64)])
+"""Records [first, stop) of a shard, without the first ``skip`` tokens of the first record."""
+
 _PAIRS = frozenset(("image_text", "image_question_answer"))
 _NAMED = re.compile(r"([A-Za-z0-9_.-]+)=(.+)")
+_COLUMNS = ["task", "agent", "split", "steps", "part", "first_record", "record_tokens"]
+
+
+# --- datasets ----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -45,11 +57,12 @@ class MixedDataset:
     """The dataset's part of the build's config."""
     shards: tuple[Shard, ...]
     """In the manifest's order."""
+    _indexes: dict[str, "EpisodeIndex"] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def holds_episodes(self) -> bool:
         """Whether it holds episodes of tasks, not documents."""
-        return self.totals.kind == EPISODES
+        return self.totals.kind == "episodes"
 
     @property
     def pairs(self) -> int | None:
@@ -70,26 +83,20 @@ class MixedDataset:
     def has_images(self) -> bool:
         """Whether episodes or documents may hold images."""
         rules = self.described.documents
-        in_documents = rules is not None and rules.pictures is not None
-        return in_documents or any(
-            field.kind == "image" for spec in self.described.specs.values() for field in spec.fields
-        )
+        fields = [field for spec in self.described.specs.values() for field in spec.fields]
+        return (rules is not None and rules.pictures is not None) or any(field.kind == "image" for field in fields)
 
     def records(self, split: str) -> int:
         """Number of records of ``train`` or ``held_out``."""
         return self.totals.training if split == TRAIN else self.totals.held_out
 
-    def index(self, split: str) -> EpisodeIndex:
+    def index(self, split: str) -> "EpisodeIndex":
         """The kept episodes of ``train`` or ``held_out``, which are loaded once."""
         if split not in self._indexes:
             splits = self.totals.splits
             first_shards = np.cumsum([0, *(len(item.parts) for item in splits)])[:-1].tolist()
             self._indexes[split] = load_index([str(self.path / item.index) for item in splits], first_shards, split)
         return self._indexes[split]
-
-    @cached_property
-    def _indexes(self) -> dict[str, EpisodeIndex]:
-        return {}
 
 
 @dataclass(frozen=True)
@@ -168,7 +175,7 @@ def open_mixture(directories: Sequence[str | os.PathLike[str]], weights: Mapping
                     f"name one of the directories, such as new={build.path}"
                 )
             known[dataset.name] = dataset
-    vocabulary, vocabulary_digest = _read_vocabulary(builds[0])
+    vocabulary = _read_vocabulary(builds[0])
     datasets = _weighted(known, weights)
     for dataset in datasets:
         _check_files(dataset)
@@ -178,13 +185,12 @@ def open_mixture(directories: Sequence[str | os.PathLike[str]], weights: Mapping
         datasets=tuple(datasets),
         tokenizer=builds[0].manifest.tokenizer,
         vocabulary=vocabulary,
-        vocabulary_digest=vocabulary_digest,
+        vocabulary_digest=digest(vocabulary),
         manifest_digests=tuple(build.manifest.digest for build in builds),
     )
 
 
 def _open_build(argument: str) -> _Build:
-    """Reads the manifest of ``DIR`` or ``NAME=DIR``."""
     named = None if os.path.isdir(argument) else _NAMED.fullmatch(argument)
     prefix, path = ("", argument) if named is None else (f"{named[1]}/", named[2])
     manifest = Manifest.read(local_directory(path))
@@ -193,13 +199,26 @@ def _open_build(argument: str) -> _Build:
     return _Build(argument, prefix, Path(path), manifest)
 
 
+def _check_same_tokens(first: _Build, other: _Build) -> None:
+    """Raises ConfigError if a token id does not mean the same in both builds."""
+    ours, theirs = (build.manifest.tokenizer.model_dump(exclude={"chunk_tokens"}) for build in (first, other))
+    for settings, build in ((ours, first), (theirs, other)):
+        assert build.manifest.vocabulary is not None
+        settings["vocabulary"] = build.manifest.vocabulary.blake2b[:16]
+    for name in ours:
+        if ours[name] != theirs[name]:
+            raise ConfigError(
+                f"{other.argument} was built with {name} {theirs[name]} and {first.argument} with {ours[name]}, so "
+                "their tokens do not mean the same: build one of them again with the other's settings"
+            )
+
+
 def _datasets(build: _Build) -> Iterator[MixedDataset]:
     """The datasets of a build, with the build's weights."""
     configs = {config["name"]: config for config in build.manifest.config["datasets"]}
-    remote = cached_shards(build.path, build.manifest)
+    cached = cached_shards(build.path, build.manifest) if (build.path / MARKER).exists() else {}
     for totals in build.manifest.datasets:
         folder = build.path / totals.directory
-        parts = [part for split in totals.splits for part in split.parts]
         yield MixedDataset(
             name=build.prefix + totals.name,
             weight=totals.weight,
@@ -207,19 +226,15 @@ def _datasets(build: _Build) -> Iterator[MixedDataset]:
             totals=totals,
             config=configs[totals.name],
             shards=tuple(
-                Shard(
-                    path=str(folder / part.file),
-                    training=part.training,
-                    held_out=part.held_out,
-                    remote=remote.get(folder / part.file),
-                )
-                for part in parts
+                Shard(str(folder / part.file), part.training, part.held_out, cached.get(folder / part.file))
+                for split in totals.splits
+                for part in split.parts
             ),
         )
 
 
-def _read_vocabulary(build: _Build) -> tuple[bytes, str]:
-    """The SentencePiece model and its digest. Raises DataError if it is not the one of the manifest."""
+def _read_vocabulary(build: _Build) -> bytes:
+    """The SentencePiece model. Raises DataError if it is not the one of the manifest."""
     assert build.manifest.vocabulary is not None
     path = build.path / build.manifest.vocabulary.file
     try:
@@ -228,15 +243,14 @@ def _read_vocabulary(build: _Build) -> tuple[bytes, str]:
         raise DataError(f"{path} cannot be read: {error.strerror}; gatokit verify says what else is damaged") from None
     if digest(content) != build.manifest.vocabulary.blake2b:
         raise DataError(f"{path} is not the model that the tokens were made with")
-    return content, build.manifest.vocabulary.blake2b
+    return content
 
 
 def _weighted(known: dict[str, MixedDataset], weights: Mapping[str, float] | None) -> list[MixedDataset]:
     """The datasets with a weight above 0, with that weight. Raises ConfigError for a wrong weight or name."""
     for name in weights or ():
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=3)
-            instead = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}"
+            instead = did_you_mean(name, known) or f"there are {', '.join(known)}"
             raise ConfigError(f"input.weights.{name}: no directory has a dataset of this name; {instead}")
     datasets = []
     for name, dataset in known.items():
@@ -253,24 +267,6 @@ def _weighted(known: dict[str, MixedDataset], weights: Mapping[str, float] | Non
     if not datasets:
         raise ConfigError(f"input.weights: no dataset has a weight above 0; there are {', '.join(known)}")
     return datasets
-
-
-def _check_same_tokens(first: _Build, other: _Build) -> None:
-    """Raises ConfigError if a token id does not mean the same in both builds."""
-    assert first.manifest.vocabulary is not None
-    assert other.manifest.vocabulary is not None
-    ours, theirs = first.manifest.tokenizer, other.manifest.tokenizer
-    for name, our_value, their_value in (
-        ("discrete_offset", ours.discrete_offset, theirs.discrete_offset),
-        ("separator", ours.separator, theirs.separator),
-        ("vocabulary_size", ours.vocabulary_size, theirs.vocabulary_size),
-        ("vocabulary", first.manifest.vocabulary.blake2b[:16], other.manifest.vocabulary.blake2b[:16]),
-    ):
-        if our_value != their_value:
-            raise ConfigError(
-                f"{other.argument} was built with {name} {their_value} and {first.argument} with {our_value}, so their "
-                "tokens do not mean the same: build one of them again with the other's settings"
-            )
 
 
 def _check_files(dataset: MixedDataset) -> None:
@@ -290,3 +286,167 @@ def _check_files(dataset: MixedDataset) -> None:
                 f"the shard {shard.path} has {size} bytes and the manifest says {part.size}; "
                 "gatokit verify says what else is damaged"
             )
+
+
+# --- indexes of episodes -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class EpisodeIndex:
+    """Episodes sorted by task, agent, shard and first record, so that each of these is a range of episodes.
+
+    A run is what one agent has of one task in one shard. Ids are not kept: a record names its episode.
+    """
+
+    tasks: tuple[str, ...]
+    task_begin: np.ndarray
+    """int64 (tasks + 1,): the first episode of each task, and E."""
+    agents: tuple[str, ...]
+    """The agent of each group: the episodes of one task and agent."""
+    group_begin: np.ndarray
+    """int64 (groups + 1,)."""
+    run_shard: np.ndarray
+    """int32 (R,): ordinal of a run's shard among the dataset's."""
+    run_begin: np.ndarray
+    """int64 (R + 1,)."""
+    first_record: np.ndarray
+    """uint32 (E,): ordinal in the shard."""
+    steps: np.ndarray
+    """uint32 (E,)."""
+    record_begin: np.ndarray
+    """int64 (E + 1,): ordinal of an episode's first record among the N."""
+    token_end: np.ndarray
+    """int64 (N + 1,): tokens of all records before the one of that ordinal."""
+
+    @property
+    def episodes(self) -> int:
+        """E."""
+        return len(self.first_record)
+
+    def tokens(self, episodes: np.ndarray) -> np.ndarray:
+        """Tokens of each of ``episodes``, int64."""
+        begin, end = self.record_begin[episodes], self.record_begin[episodes + 1]
+        return self.token_end[end] - self.token_end[begin]
+
+    def run_of(self, episodes: np.ndarray) -> np.ndarray:
+        """The run of each of ``episodes``, int64."""
+        return np.searchsorted(self.run_begin, episodes, "right") - 1
+
+    def group_of(self, episodes: np.ndarray) -> np.ndarray:
+        """The group of each of ``episodes``, int64."""
+        return np.searchsorted(self.group_begin, episodes, "right") - 1
+
+    def task_of(self, group: int) -> str:
+        """The task of a group."""
+        return self.tasks[int(np.searchsorted(self.task_begin, self.group_begin[group], "right")) - 1]
+
+    def record_ranges(self, episodes: np.ndarray, begin: np.ndarray, end: np.ndarray) -> np.ndarray:
+        """The records that hold the tokens [begin, end) of each of ``episodes``, as RECORD_RANGE.
+
+        ``end`` is above ``begin``.
+        """
+        first = self.record_begin[episodes]
+        tokens_before = self.token_end[first]
+        records = np.searchsorted(self.token_end, np.stack([tokens_before + begin, tokens_before + end - 1]), "right")
+        records -= 1
+        in_shard = self.first_record[episodes].astype(np.int64) - first
+        ranges = np.empty(len(episodes), RECORD_RANGE)
+        ranges["shard"] = self.run_shard[self.run_of(episodes)]
+        ranges["first"] = in_shard + records[0]
+        ranges["stop"] = in_shard + records[1] + 1
+        ranges["skip"] = tokens_before + begin - self.token_end[records[0]]
+        return ranges
+
+
+class _Run(NamedTuple):
+    task: str
+    agent: str
+    shard: int
+    first_record: np.ndarray
+    steps: np.ndarray
+    records: np.ndarray
+    record_tokens: np.ndarray
+
+
+def load_index(paths: Sequence[str], first_shards: Sequence[int], split: str) -> EpisodeIndex:
+    """The kept episodes of one split (``train`` or ``held_out``) of a dataset.
+
+    ``paths`` are its index files, and ``first_shards`` the ordinals of the first shard of each. Raises DataError if one
+    cannot be read.
+    """
+    runs = [run for path, shard in zip(paths, first_shards, strict=True) for run in _read_runs(path, shard, split)]
+    runs.sort(key=lambda run: run[:3])
+    run_begin = np.cumsum([0, *(len(run.steps) for run in runs)])
+    new_task = [at for at, run in enumerate(runs) if at == 0 or run.task != runs[at - 1].task]
+    new_group = [at for at, run in enumerate(runs) if at == 0 or run[:2] != runs[at - 1][:2]]
+    none = np.zeros(0, np.uint32)
+    index = EpisodeIndex(
+        tasks=tuple(runs[at].task for at in new_task),
+        task_begin=run_begin[[*new_task, len(runs)]],
+        agents=tuple(runs[at].agent for at in new_group),
+        group_begin=run_begin[[*new_group, len(runs)]],
+        run_shard=np.array([run.shard for run in runs], np.int32),
+        run_begin=run_begin,
+        first_record=np.concatenate([none, *(run.first_record for run in runs)]),
+        steps=np.concatenate([none, *(run.steps for run in runs)]),
+        record_begin=_running_sums([run.records for run in runs]),
+        token_end=_running_sums([run.record_tokens for run in runs]),
+    )
+    # Arrow would keep the memory of the tables for its next read.
+    del runs
+    pa.default_memory_pool().release_unused()
+    return index
+
+
+def _read_runs(path: str, shard: int, split: str) -> Iterator[_Run]:
+    """The runs of one index file, whose first shard has the ordinal ``shard``."""
+    try:
+        with pq.ParquetFile(path, read_dictionary=_COLUMNS[:3]) as file:
+            check_index_version(file.schema_arrow, path)
+            table = file.read(_COLUMNS, use_threads=False)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise DataError(f"the index {path} cannot be read: {error}; gatokit verify says more") from None
+    table = table.filter(pc.equal(table["split"], split))
+    (tasks, task), (agents, agent) = _codes(table["task"]), _codes(table["agent"])
+    part, first = (table[name].to_numpy() for name in ("part", "first_record"))
+    order = np.lexsort((first, part, agent, task))
+    if not np.array_equal(order, np.arange(len(order))):
+        table = table.take(order)
+        task, agent, part, first = task[order], agent[order], part[order], first[order]
+    lists = table["record_tokens"].combine_chunks()
+    ends = lists.offsets.to_numpy().astype(np.int64)
+    tokens = lists.values.to_numpy()
+    steps = table["steps"].to_numpy().astype(np.uint32)
+    records = np.diff(ends).astype(np.uint32)
+    first = first.astype(np.uint32)
+    is_new = np.ones(len(order), bool)
+    is_new[1:] = (np.diff(task) != 0) | (np.diff(agent) != 0) | (np.diff(part) != 0)
+    for begin, end in pairwise([*np.flatnonzero(is_new).tolist(), len(order)]):
+        yield _Run(
+            task=tasks[task[begin]],
+            agent=agents[agent[begin]],
+            shard=shard + int(part[begin]),
+            first_record=first[begin:end],
+            steps=steps[begin:end],
+            records=records[begin:end],
+            record_tokens=tokens[ends[begin] : ends[end]],
+        )
+
+
+def _codes(column: pa.ChunkedArray) -> tuple[list[str], np.ndarray]:
+    """The distinct strings of a column, sorted, and the ordinal of each row's string among them."""
+    strings = pc.fill_null(column.cast(pa.string()), "").combine_chunks()
+    names = pc.unique(strings)
+    names = names.take(pc.sort_indices(names))
+    return names.to_pylist(), pc.index_in(strings, names).to_numpy()
+
+
+def _running_sums(arrays: list[np.ndarray]) -> np.ndarray:
+    """The sums of the first 0, 1, 2, … numbers of the arrays joined, int64; the arrays are not copied."""
+    sums = np.zeros(sum(map(len, arrays)) + 1, np.int64)
+    end = 0
+    for array in arrays:
+        begin, end = end, end + len(array)
+        np.cumsum(array, out=sums[begin + 1 : end + 1])
+        sums[begin + 1 : end + 1] += sums[begin]
+    return sums

@@ -41,18 +41,6 @@ class Shard:
     remote: CachedFile | None = None
     """The object that it is a copy of, if it may have to be downloaded first."""
 
-    @property
-    def records(self) -> int:
-        """Number of records, training and held out."""
-        return self.training + self.held_out
-
-
-class _Opened(NamedTuple):
-    """An open file, and the hold that keeps a cached file on this disk as long as anybody reads it."""
-
-    file: ArrayRecordFile
-    held: HeldFile | None
-
 
 class OpenShards:
     """The ``shards`` of a mixture, of which at most ``limit`` are open: the one unused for longest is closed.
@@ -64,7 +52,8 @@ class OpenShards:
         self.shards = list(shards)
         self._limit = limit
         self._lock = threading.Lock()
-        self._open: OrderedDict[int, _Opened] = OrderedDict()
+        # With a cached file goes what keeps it on this disk as long as anybody reads it.
+        self._open: OrderedDict[int, tuple[ArrayRecordFile, HeldFile | None]] = OrderedDict()
         _ALL.add(self)
 
     @property
@@ -79,7 +68,7 @@ class OpenShards:
             try:
                 views.append(RecordView(data))
             except ValueError as error:
-                raise self.damaged_record(shard, record, error) from None
+                raise self.damaged(shard, record, record + 1, error) from None
         return views
 
     def read_bytes(self, shard: int, begin: int, end: int) -> list[bytes]:
@@ -88,28 +77,25 @@ class OpenShards:
             opened = self._open.get(shard)
             if opened is not None:
                 self._open.move_to_end(shard)
-        if opened is None:
-            opened = self._opened(shard)
+        file, _held = opened or self._opened(shard)
         try:
-            return opened.file.read(begin, end)
+            return file.read(begin, end)
         except ArrayRecordError as error:
-            records = f"record {begin}" if end == begin + 1 else f"records {begin} to {end - 1}"
-            raise self._damage(shard, records, error.reason) from None
+            raise self.damaged(shard, begin, end, error.reason) from None
 
-    def damaged_record(self, shard: int, record: int, reason: Exception) -> DataError:
-        """The error about a record that cannot be used."""
-        return self._damage(shard, f"record {record}", str(reason))
-
-    def _damage(self, shard: int, records: str, reason: str) -> DataError:
+    def damaged(self, shard: int, begin: int, end: int, reason: object) -> DataError:
+        """The error about the records [begin, end), which cannot be used."""
+        records = f"record {begin}" if end == begin + 1 else f"records {begin} to {end - 1}"
         return DataError(f"{self.shards[shard].path}, {records}: {reason}. gatokit verify says what else is damaged")
 
-    def _opened(self, number: int) -> _Opened:
+    def _opened(self, number: int) -> tuple[ArrayRecordFile, HeldFile | None]:
         shard = self.shards[number]
         held = None if shard.remote is None else self._hold(shard.remote)
         file = ArrayRecordFile(shard.path)
-        if file.records != shard.records:
+        records = shard.training + shard.held_out
+        if file.records != records:
             raise DataError(
-                f"{shard.path} holds {file.records} records and the manifest says {shard.records}; "
+                f"{shard.path} holds {file.records} records and the manifest says {records}; "
                 "gatokit verify says what else is damaged"
             )
         with self._lock:
@@ -117,15 +103,12 @@ class OpenShards:
             if number not in self._open:
                 while len(self._open) >= self._limit:
                     self._open.popitem(last=False)
-                self._open[number] = _Opened(file, held)
+                self._open[number] = file, held
             return self._open[number]
 
     def _hold(self, remote: CachedFile) -> HeldFile:
-        """Holds a remote shard in the cache.
-
-        If the cache is full, cached shards that are open in this process are closed: those of this object first. If
-        there are none, the call waits for other processes.
-        """
+        """Holds a shard in the cache. If the cache is full, closes cached shards that are open in this process, those
+        of this object first; if there are none, waits for other processes."""
         end = time.monotonic() + _FULL_SECONDS
         while True:
             try:
@@ -139,7 +122,7 @@ class OpenShards:
     def _close_oldest(self) -> bool:
         """Closes the cached shard that is unused for longest. Returns False if none is open."""
         with self._lock:
-            oldest = next((shard for shard, opened in self._open.items() if opened.held is not None), None)
+            oldest = next((shard for shard, (_, held) in self._open.items() if held is not None), None)
             return oldest is not None and self._open.pop(oldest) is not None
 
     def __reduce__(self) -> tuple[type["OpenShards"], tuple[list[Shard], int]]:

@@ -9,12 +9,11 @@ Legend: B samples.
 """
 
 import enum
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 
-from gatokit.loader.index import RECORD_RANGE, EpisodeIndex
-from gatokit.loader.mixture import MixedDataset, Mixture
+from gatokit.loader.mixture import RECORD_RANGE, EpisodeIndex, MixedDataset, Mixture
 from gatokit.schemas.errors import ConfigError
 from gatokit.schemas.index import TRAIN
 from gatokit.schemas.run import RunConfig
@@ -29,7 +28,7 @@ PROMPT_END_SHARE = 0.5
 
 
 class Lane(enum.IntEnum):
-    """For what a sample draws one random number each."""
+    """What a sample draws one random number for."""
 
     DATASET = 0
     TASK = 1
@@ -92,40 +91,23 @@ def _mix(words: np.ndarray) -> np.ndarray:
 
 # --- draws -------------------------------------------------------------------------------------------------------
 
-
-@dataclass
-class Draws:
-    """What was drawn for B samples: arrays (B,), int64 unless something else is said."""
-
-    dataset: np.ndarray
-    """Ordinal in the mixture."""
-    group: np.ndarray
-    """For an episode its group in the index, for a document -1."""
-    owner: np.ndarray
-    """For an episode its ordinal in the index, for a document a record's ordinal among those of the split."""
-    window: np.ndarray
-    """RECORD_RANGE: what fills the window. The shard is an ordinal among the shards of all datasets. For documents it
-    is the first record alone, and ``skip`` is 0: where the window begins in it follows from ``start``."""
-    start: np.ndarray
-    """float64 in [0, 1): where in its first record a document's window begins."""
-    candidates_begin: np.ndarray
-    candidates: np.ndarray
-    """For pairs: first ordinal and number of the records from which the other pairs of the window are drawn."""
-    prompt: np.ndarray
-    """RECORD_RANGE: what the prompt is taken from."""
-    prompt_owner: np.ndarray
-    """The episode that the prompt is taken from; -1 for documents."""
-    prompt_tokens: np.ndarray
-    """Most tokens of the prompt; 0 without a prompt."""
-    prompt_end: np.ndarray
-    """bool: the prompt is the end of its episode."""
-    hide: np.ndarray
-    """bool: past actions are hidden."""
-
-    def put(self, rows: np.ndarray, other: "Draws") -> None:
-        """Replaces ``rows`` by those of ``other``."""
-        for item in fields(self):
-            getattr(self, item.name)[rows] = getattr(other, item.name)
+DRAW = np.dtype(
+    [
+        ("dataset", np.int64),  # ordinal in the mixture
+        ("group", np.int64),  # an episode's group in the index; -1 for a document
+        ("owner", np.int64),  # ordinal of an episode in the index, or of a document's record among those of the split
+        ("window", RECORD_RANGE),  # what fills the window; of a document the first record alone, and skip is 0
+        ("start", np.float64),  # in [0, 1): where in its first record a document's window begins
+        ("candidates_begin", np.int64),  # for pairs: the first record from which the window's others are drawn
+        ("candidates", np.int64),  # for pairs: the number of such records
+        ("prompt", RECORD_RANGE),  # what the prompt is taken from
+        ("prompt_owner", np.int64),  # the episode that the prompt is taken from; -1 for documents
+        ("prompt_tokens", np.int64),  # most tokens of the prompt; 0 without a prompt
+        ("prompt_end", np.bool_),  # the prompt is the end of its episode
+        ("hide", np.bool_),  # past actions are hidden
+    ]
+)
+"""What is drawn for a sample. Shards in its ranges are ordinals among the shards of all datasets."""
 
 
 @dataclass(frozen=True)
@@ -168,43 +150,48 @@ class Sampler:
         self.rng = Rng(config.seed, split != TRAIN)
         self._config, self._context = config.input, config.context
         self._prompt_tokens = min(config.input.prompt.tokens, config.context // 2)
-        weights = _weights(mixture, split, dataset)
+        if dataset is not None and dataset not in mixture.names:
+            raise ConfigError(f"{dataset} is no dataset of this run; there are {', '.join(mixture.names)}")
+        weights = mixture.weights * [
+            dataset in (None, item.name) and item.records(split) > 0 for item in mixture.datasets
+        ]
+        if not weights.any():
+            raise ConfigError(f"{dataset or ', '.join(mixture.names)}: no records of the split {split}")
+        weights = weights / weights.sum()
         self._bounds = np.cumsum(weights)
         self._last = int(np.flatnonzero(weights)[-1])
         self.datasets = {}
-        shards = pivots = 0
-        for ordinal, (mixed, weight) in enumerate(zip(mixture.datasets, weights, strict=True)):
-            if weight > 0:
-                sampled = self.datasets[ordinal] = _sampled(mixed, split, shards, pivots)
-                pivots += 1 if sampled.index is None else len(sampled.index.tasks)
+        shards = used_shards = pivots = 0
+        for ordinal, mixed in enumerate(mixture.datasets):
+            if weights[ordinal] > 0:
+                index = mixed.index(split) if mixed.holds_episodes else None
+                training = np.array([shard.training for shard in mixed.shards], np.int64)
+                records = training if split == TRAIN else np.array([shard.held_out for shard in mixed.shards], np.int64)
+                self.datasets[ordinal] = SampledDataset(
+                    dataset=mixed,
+                    first_shard=shards,
+                    first_pivot=pivots,
+                    index=index,
+                    first_record=np.zeros_like(training) if split == TRAIN else training,
+                    records_before=np.cumsum([0, *records]),
+                )
+                used_shards += int(np.count_nonzero(records))
+                pivots += 1 if index is None else len(index.tasks)
             shards += len(mixed.shards)
-        used = sum(int(np.count_nonzero(np.diff(item.records_before))) for item in self.datasets.values())
         open_shards = config.input.open_shards
-        self._pivots = max(1, open_shards // max(pivots, 1)) if used > open_shards else 0
+        self._pivots = max(1, open_shards // max(pivots, 1)) if used_shards > open_shards else 0
         for sampled in self.datasets.values():
             _check_context(sampled, config)
 
-    def draw(self, samples: np.ndarray, attempts: np.ndarray) -> Draws:
-        """Draws for the samples of these numbers, int64 (B,), each at its n-th attempt, int64 (B,)."""
-        count = len(samples)
+    def draw(self, samples: np.ndarray, attempts: np.ndarray) -> np.ndarray:
+        """Draws for the samples of these numbers, int64 (B,), each at its n-th attempt, int64 (B,): DRAW (B,)."""
         u = self.rng.uniform(samples[:, None], attempts[:, None], np.arange(len(Lane)))
-        dataset = np.minimum(np.searchsorted(self._bounds, u[:, Lane.DATASET], "right"), self._last)
-        draws = Draws(
-            dataset=dataset,
-            group=np.full(count, -1),
-            owner=np.zeros(count, np.int64),
-            window=np.zeros(count, RECORD_RANGE),
-            start=u[:, Lane.START],
-            candidates_begin=np.zeros(count, np.int64),
-            candidates=np.zeros(count, np.int64),
-            prompt=np.zeros(count, RECORD_RANGE),
-            prompt_owner=np.full(count, -1),
-            prompt_tokens=np.zeros(count, np.int64),
-            prompt_end=np.zeros(count, bool),
-            hide=np.zeros(count, bool),
-        )
-        for ordinal in np.unique(dataset).tolist():
-            rows = np.flatnonzero(dataset == ordinal)
+        draws = np.zeros(len(samples), DRAW)
+        draws["dataset"] = np.minimum(np.searchsorted(self._bounds, u[:, Lane.DATASET], "right"), self._last)
+        draws["group"] = draws["prompt_owner"] = -1
+        draws["start"] = u[:, Lane.START]
+        for ordinal in np.unique(draws["dataset"]).tolist():
+            rows = np.flatnonzero(draws["dataset"] == ordinal)
             sampled = self.datasets[ordinal]
             if sampled.index is not None:
                 self._draw_episodes(draws, rows, sampled, sampled.index, u[rows], samples[rows])
@@ -214,7 +201,7 @@ class Sampler:
 
     def _draw_episodes(
         self,
-        draws: Draws,
+        draws: np.ndarray,
         rows: np.ndarray,
         sampled: SampledDataset,
         index: EpisodeIndex,
@@ -223,11 +210,11 @@ class Sampler:
     ) -> None:
         """Draws task, episode, prompt and starts of the samples ``rows``."""
         task = below(u[:, Lane.TASK], len(index.tasks))
-        begin = index.task_begin[task]
-        count = index.task_begin[task + 1] - begin
+        begin, end = index.task_begin[task], index.task_begin[task + 1]
         if self._pivots:
             pivot = sampled.first_pivot + task
-            begin, count = self._pivot_range(index.run_begin, begin, count, pivot, u[:, Lane.SLOT], samples)
+            begin, end = self._pivot_range(index.run_begin, begin, end, pivot, u[:, Lane.SLOT], samples)
+        count = end - begin
         episode = begin + below(u[:, Lane.OWNER], count)
         group = index.group_of(episode)
 
@@ -240,28 +227,23 @@ class Sampler:
         prompt_all = index.tokens(prompt)
         prompt_tokens = np.minimum(self._prompt_tokens, prompt_all)
         at_end = u[:, Lane.PROMPT_END] < PROMPT_END_SHARE
-        prompt_start = np.where(
-            at_end,
-            prompt_all - prompt_tokens,
-            self._starts(u[:, Lane.PROMPT_START], index, prompt, prompt_all, prompt_tokens),
-        )
-        # One token more than the prompt has tells what it ends before.
-        prompt_range = index.record_ranges(
-            prompt, prompt_start, np.minimum(prompt_all, prompt_start + prompt_tokens + 1)
-        )
+        prompt_start = self._starts(u[:, Lane.PROMPT_START], index, prompt, prompt_all, prompt_tokens)
+        prompt_start = np.where(at_end, prompt_all - prompt_tokens, prompt_start)
         prompted = u[:, Lane.PROMPTED] < self._config.prompt.share
 
         tokens = index.tokens(episode)
         window = self._context - np.where(prompted, prompt_tokens, 0)
         start = self._starts(u[:, Lane.START], index, episode, tokens, window)
-        window_range = index.record_ranges(episode, start, np.minimum(tokens, start + window + 1))
 
-        window_range["shard"] += sampled.first_shard
-        prompt_range["shard"] += sampled.first_shard
-        draws.group[rows], draws.owner[rows], draws.window[rows] = group, episode, window_range
-        draws.prompt[rows], draws.prompt_owner[rows], draws.prompt_end[rows] = prompt_range, prompt, at_end
-        draws.prompt_tokens[rows] = np.where(prompted, prompt_tokens, 0)
-        draws.hide[rows] = u[:, Lane.HIDE] < self._config.hide_actions
+        # One token more: it is the target of a window's last position, or tells what a prompt ends before.
+        windows = index.record_ranges(episode, start, np.minimum(tokens, start + window + 1))
+        prompts = index.record_ranges(prompt, prompt_start, np.minimum(prompt_all, prompt_start + prompt_tokens + 1))
+        windows["shard"] += sampled.first_shard
+        prompts["shard"] += sampled.first_shard
+        draws["group"][rows], draws["owner"][rows], draws["window"][rows] = group, episode, windows
+        draws["prompt"][rows], draws["prompt_owner"][rows], draws["prompt_end"][rows] = prompts, prompt, at_end
+        draws["prompt_tokens"][rows] = np.where(prompted, prompt_tokens, 0)
+        draws["hide"][rows] = u[:, Lane.HIDE] < self._config.hide_actions
 
     def _starts(
         self, u: np.ndarray, index: EpisodeIndex, episodes: np.ndarray, tokens: np.ndarray, window: np.ndarray
@@ -273,62 +255,36 @@ class Sampler:
         return np.minimum(below(u, longest + 1), tokens - 1)
 
     def _draw_documents(
-        self, draws: Draws, rows: np.ndarray, sampled: SampledDataset, u: np.ndarray, samples: np.ndarray
+        self, draws: np.ndarray, rows: np.ndarray, sampled: SampledDataset, u: np.ndarray, samples: np.ndarray
     ) -> None:
         """Draws a record for each of the samples ``rows``."""
         begin = np.zeros(len(rows), np.int64)
-        count = np.full(len(rows), sampled.records_before[-1])
+        end = np.full(len(rows), sampled.records_before[-1])
         if self._pivots:
             pivot = np.full(len(rows), sampled.first_pivot)
-            begin, count = self._pivot_range(sampled.records_before, begin, count, pivot, u[:, Lane.SLOT], samples)
-        record = begin + below(u[:, Lane.OWNER], count)
-        draws.candidates_begin[rows], draws.candidates[rows] = begin, count
-        draws.owner[rows], draws.window[rows] = record, sampled.record_ranges(record)
+            begin, end = self._pivot_range(sampled.records_before, begin, end, pivot, u[:, Lane.SLOT], samples)
+        record = begin + below(u[:, Lane.OWNER], end - begin)
+        draws["candidates_begin"][rows], draws["candidates"][rows] = begin, end - begin
+        draws["owner"][rows], draws["window"][rows] = record, sampled.record_ranges(record)
 
     def _pivot_range(
         self,
         bounds: np.ndarray,
         begin: np.ndarray,
-        count: np.ndarray,
+        end: np.ndarray,
         pivot: np.ndarray,
         u: np.ndarray,
         samples: np.ndarray,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Begin and count of the range between ``bounds`` (of runs or shards) around one of a block's pivots.
+        """The range between ``bounds`` (of runs or shards) around one of a block's pivots, as begin and end.
 
-        A pivot is uniform over the ``count`` items from ``begin`` on, and the item is then drawn uniformly from the
-        pivot's range. So every item has the same chance, and a block of samples uses few ranges, hence few shards.
+        A pivot is uniform over the items [begin, end), and the item is then drawn uniformly from the pivot's range. So
+        every item has the same chance, and a block of samples uses few ranges, hence few shards.
         """
         slot = below(u, self._pivots)
-        chosen = begin + below(self.rng.uniform(samples // BLOCK, pivot, PIVOT_LANES + slot), count)
+        chosen = begin + below(self.rng.uniform(samples // BLOCK, pivot, PIVOT_LANES + slot), end - begin)
         at = np.searchsorted(bounds, chosen, "right") - 1
-        return bounds[at], bounds[at + 1] - bounds[at]
-
-
-def _sampled(dataset: MixedDataset, split: str, first_shard: int, first_pivot: int) -> SampledDataset:
-    training = np.array([shard.training for shard in dataset.shards], np.int64)
-    held_out = np.array([shard.held_out for shard in dataset.shards], np.int64)
-    records = training if split == TRAIN else held_out
-    return SampledDataset(
-        dataset=dataset,
-        first_shard=first_shard,
-        first_pivot=first_pivot,
-        index=dataset.index(split) if dataset.holds_episodes else None,
-        first_record=np.zeros_like(training) if split == TRAIN else training,
-        records_before=np.concatenate([np.zeros(1, np.int64), np.cumsum(records)]),
-    )
-
-
-def _weights(mixture: Mixture, split: str, dataset: str | None) -> np.ndarray:
-    """Share of each of the mixture's datasets, float64; zero for those that are not drawn from."""
-    if dataset is not None and dataset not in mixture.names:
-        raise ConfigError(f"{dataset} is no dataset of this run; there are {', '.join(mixture.names)}")
-    weights = mixture.weights * [
-        (dataset in (None, item.name)) and item.records(split) > 0 for item in mixture.datasets
-    ]
-    if not weights.any():
-        raise ConfigError(f"{dataset or ', '.join(mixture.names)}: no records of the split {split}")
-    return weights / weights.sum()
+        return bounds[at], bounds[at + 1]
 
 
 def _check_context(sampled: SampledDataset, config: RunConfig) -> None:

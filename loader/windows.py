@@ -3,23 +3,24 @@
 Legend: B rows, L tokens of a window, G groups of rows, P patch slots of a group.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from itertools import count
-from typing import Any
 
 import numpy as np
 
-from gatokit.loader.batch import IS_ACTION, PADDING, Batch, Targets, find_targets
+from gatokit.loader.batch import IS_ACTION, NO_TOKEN, PADDING, Batch, Targets, find_targets
 from gatokit.loader.mixture import Mixture
-from gatokit.loader.patches import cut_patches
 from gatokit.loader.provenance import Provenance, segments_of
 from gatokit.loader.records import OpenShards, RecordView, Span
-from gatokit.loader.sampler import PAIR_LANES, Draws, Lane, SampledDataset, Sampler, below
-from gatokit.schemas.errors import ConfigError
+from gatokit.loader.sampler import DRAW, PAIR_LANES, PATCH_LANES, Lane, SampledDataset, Sampler, below
+from gatokit.schemas.errors import ConfigError, RejectedError
 from gatokit.schemas.index import TRAIN
 from gatokit.schemas.run import RunConfig
-from gatokit.schemas.tokens import NO_POSITION, TokenKind
+from gatokit.schemas.tokens import NO_POSITION, PATCH, TokenKind
+from gatokit.tokenizers.image_codec import decode
+from gatokit.tokenizers.patches import evaluation_positions, patches, position_intervals
 
 _ATTEMPTS = 64
 """Draws of a row; if its group's patch slots are still full then, they are too few."""
@@ -37,7 +38,8 @@ class _Rows:
     """int64 (B,)."""
     attempts: np.ndarray
     """int64 (B,): how often the row was drawn again."""
-    draws: Draws
+    draws: np.ndarray
+    """DRAW (B,)."""
     ids: np.ndarray
     """uint16 (B, L + 1)."""
     kinds: np.ndarray
@@ -74,7 +76,7 @@ class _Rows:
 
     def targets(self) -> Targets:
         """What the windows predict and hide."""
-        return find_targets(self.ids, self.kinds, self.prompt_tokens, self.cut_action, self.draws.hide)
+        return find_targets(self.ids, self.kinds, self.prompt_tokens, self.cut_action, self.draws["hide"])
 
 
 class Windows:
@@ -100,9 +102,9 @@ class Windows:
         Raises ConfigError if the context is too short or there is nothing to draw from.
         """
         self._mixture, self._config = mixture, config
-        self._options: dict[str, Any] = {"split": split, "dataset": dataset, "training": training}
         self._batch, self._context, self._group_rows = config.batch, config.context, config.patch_group_rows
-        self._aligned, self._training = config.input.align == "step", training
+        self._split, self._dataset, self._training = split, dataset, training
+        self._aligned = config.input.align == "step"
         self._sampler = Sampler(mixture, config, split, dataset)
         self._shards = OpenShards(
             [shard for item in mixture.datasets for shard in item.shards], config.input.open_shards
@@ -113,8 +115,9 @@ class Windows:
         if patch_slots is None:
             self.patch_slots = self._needed_slots()
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return partial(Windows, **self._options, patch_slots=self.patch_slots), (self._mixture, self._config)
+    def __reduce__(self) -> tuple[object, ...]:
+        options = {"split": self._split, "dataset": self._dataset, "training": self._training}
+        return partial(Windows, **options, patch_slots=self.patch_slots), (self._mixture, self._config)
 
     def batch(self, step: int, rows: range) -> Batch:
         """``rows`` of the batch of a step, from 0; sample i is ``step * config.batch + row``.
@@ -125,25 +128,14 @@ class Windows:
         filled = self._filled(self._samples(step, rows))
         targets = filled.targets()
         kinds = np.ascontiguousarray(filled.kinds[:, :-1])
-        patches = cut_patches(
-            filled.spans,
-            self._shards,
-            self._sampler.rng,
-            filled.samples,
-            filled.attempts,
-            group_rows=self._group_rows,
-            slots=self.patch_slots,
-            context=self._context,
-            training=self._training,
-        )
         return Batch(
             tokens=filled.ids[:, :-1] * ((kinds != TokenKind.IMAGE) & ~targets.hidden),
             kinds=kinds,
             positions=np.ascontiguousarray(filled.positions[:, :-1]),
             **targets._asdict(),
-            dataset=filled.draws.dataset.astype(np.int32),
+            dataset=filled.draws["dataset"].astype(np.int32),
             redrawn=filled.redrawn.astype(np.int32),
-            **patches._asdict(),
+            **self._cut_patches(filled),
         )
 
     def trace(self, step: int, rows: range) -> list[Provenance]:
@@ -154,8 +146,8 @@ class Windows:
         patches = filled.patch_counts().tolist()
         found = []
         for at, row in enumerate(rows):
-            sampled = self._sampler.datasets[int(filled.draws.dataset[at])]
-            index, group = sampled.index, int(filled.draws.group[at])
+            sampled = self._sampler.datasets[int(filled.draws["dataset"][at])]
+            index, group = sampled.index, int(filled.draws["group"][at])
             spans, prompt = filled.spans[at], int(filled.prompt_tokens[at])
             in_prompt = [span for span in spans if span.column < prompt]
             found.append(
@@ -170,7 +162,7 @@ class Windows:
                     tokens=tokens[at],
                     targets=targets[at],
                     patches=patches[at],
-                    hides_actions=bool(filled.draws.hide[at]),
+                    hides_actions=bool(filled.draws["hide"][at]),
                     redraws=int(filled.attempts[at]),
                 )
             )
@@ -188,12 +180,11 @@ class Windows:
 
         As long as the patches of a group are more than its slots, its last row with any is drawn again.
         """
-        attempts = np.zeros(len(samples), np.int64)
         shape = len(samples), self._context + 1
         rows = _Rows(
             samples=samples,
-            attempts=attempts,
-            draws=self._sampler.draw(samples, attempts),
+            attempts=np.zeros(len(samples), np.int64),
+            draws=np.zeros(len(samples), DRAW),
             ids=np.zeros(shape, np.uint16),
             kinds=np.full(shape, PADDING, np.uint8),
             positions=np.full(shape, NO_POSITION, np.uint16),
@@ -202,30 +193,25 @@ class Windows:
             redrawn=np.full(len(samples), -1),
             spans=[[] for _ in samples],
         )
-        self._fill(rows, np.arange(len(samples)))
-        while True:
+        drawn = np.arange(len(samples))
+        while len(drawn):
+            rows.draws[drawn] = self._sampler.draw(samples[drawn], rows.attempts[drawn])
+            self._fill(rows, drawn)
             counts = rows.patch_counts().reshape(-1, self._group_rows)
             full = np.flatnonzero(counts.sum(axis=1) > self.patch_slots)
-            if not len(full):
-                return rows
             last = self._group_rows - 1 - np.argmax(counts[full, ::-1] > 0, axis=1)
-            self._draw_again(rows, full * self._group_rows + last)
-
-    def _draw_again(self, rows: _Rows, again: np.ndarray) -> None:
-        """Replaces the rows ``again``."""
-        first_time = rows.attempts[again] == 0
-        rows.redrawn[again] = np.where(first_time, rows.draws.dataset[again], rows.redrawn[again])
-        rows.attempts[again] += 1
-        if rows.attempts[again].max() >= _ATTEMPTS:
-            raise ConfigError(
-                f"input.patch_slots: {self.patch_slots} are too few for the images of {self._group_rows} windows of "
-                f"{self._context} tokens; raise it, or leave it out"
-            )
-        for row in again.tolist():
-            rows.clear(row)
-        rows.prompt_tokens[again], rows.cut_action[again] = 0, False
-        rows.draws.put(again, self._sampler.draw(rows.samples[again], rows.attempts[again]))
-        self._fill(rows, again)
+            drawn = full * self._group_rows + last
+            rows.redrawn[drawn] = np.where(rows.attempts[drawn] == 0, rows.draws["dataset"][drawn], rows.redrawn[drawn])
+            rows.attempts[drawn] += 1
+            if rows.attempts.max(initial=0) >= _ATTEMPTS:
+                raise ConfigError(
+                    f"input.patch_slots: {self.patch_slots} are too few for the images of {self._group_rows} windows "
+                    f"of {self._context} tokens; raise it, or leave it out"
+                )
+            rows.prompt_tokens[drawn], rows.cut_action[drawn] = 0, False
+            for row in drawn.tolist():
+                rows.clear(row)
+        return rows
 
     def _needed_slots(self) -> int:
         if not any(sampled.dataset.has_images for sampled in self._sampler.datasets.values()):
@@ -241,12 +227,9 @@ class Windows:
     def _fill(self, rows: _Rows, numbers: np.ndarray) -> None:
         """Puts the tokens of what was drawn into the rows of these numbers."""
         draws = rows.draws
-        columns = draws.dataset, draws.window, draws.prompt_tokens
-        for row, dataset, window, prompt_tokens in zip(
-            numbers.tolist(), *(column[numbers].tolist() for column in columns), strict=True
-        ):
+        drawn = (draws[name][numbers].tolist() for name in ("dataset", "window", "prompt_tokens"))
+        for row, dataset, (shard, first, stop, skip), prompt_tokens in zip(numbers.tolist(), *drawn, strict=True):
             sampled = self._sampler.datasets[dataset]
-            shard, first, stop, skip = window
             if sampled.index is not None:
                 column = self._fill_prompt(rows, row, prompt_tokens) if prompt_tokens else 0
                 views = self._shards.read(shard, first, stop)
@@ -255,7 +238,7 @@ class Windows:
                 self._copy(rows, row, column, self._context + 1, shard, first, skip, views)
             elif sampled.dataset.pairs is None:
                 views = self._shards.read(shard, first, stop)
-                skip = int(below(float(draws.start[row]), len(views[0].tokens)))
+                skip = int(below(float(draws["start"][row]), len(views[0].tokens)))
                 self._copy(rows, row, 0, self._context + 1, shard, first, skip, views)
             else:
                 self._fill_pairs(rows, row, sampled, sampled.dataset.pairs)
@@ -267,9 +250,9 @@ class Windows:
         the end of its episode, from the next step on. A step that is longer than the prompt is cut.
         """
         draws = rows.draws
-        shard, first, stop, skip = draws.prompt[row].item()
+        shard, first, stop, skip = draws["prompt"][row].item()
         views = self._shards.read(shard, first, stop)
-        if self._aligned and not draws.prompt_end[row]:
+        if self._aligned and not draws["prompt_end"][row]:
             skip = _step_of(views[0], skip)
         elif self._aligned:
             later = int(np.searchsorted(views[0].step_begin, skip))
@@ -278,7 +261,7 @@ class Windows:
             elif len(views) > 1:
                 first, skip, views = first + 1, 0, views[1:]
         # One token more tells whether the prompt ends inside a step or an action.
-        wanted = tokens + int(self._aligned or draws.hide[row])
+        wanted = tokens + int(self._aligned or draws["hide"][row])
         end = self._copy(rows, row, 0, wanted, shard, first, skip, views)
         length = min(end, tokens)
         if self._aligned and end > tokens:
@@ -294,7 +277,7 @@ class Windows:
         place (Gato, section 2.3: five question-answer pairs)."""
         lanes = np.array([Lane.CROP, *range(PAIR_LANES, PAIR_LANES + pairs)])
         crop, *u = self._sampler.rng.uniform(int(rows.samples[row]), int(rows.attempts[row]), lanes).tolist()
-        begin, left = int(rows.draws.candidates_begin[row]), int(rows.draws.candidates[row])
+        begin, left = int(rows.draws["candidates_begin"][row]), int(rows.draws["candidates"][row])
         taken: list[tuple[int, int]] = []
         """First record, among those of the split, and number of records of each document."""
         spans: list[Span] = []
@@ -342,6 +325,70 @@ class Windows:
             if column == stop or view.chunk + 1 == view.chunks:
                 break
         return column
+
+    # --- patches ---------------------------------------------------------------------------------------------------
+
+    def _cut_patches(self, rows: _Rows) -> dict[str, np.ndarray]:
+        """The patches that the rows show, as the fields of ``Batch``.
+
+        In training a patch takes a random row and column of the position tables from the intervals of its place in the
+        image, in evaluation their mean (Gato, appendix C.3).
+        """
+        groups, slots = len(rows.samples) // self._group_rows, self.patch_slots
+        pixels = np.zeros((groups, slots, PATCH, PATCH, 3), np.uint8)
+        token = np.full((groups, slots), NO_TOKEN, np.int32)
+        low = np.zeros((2, groups, slots), np.int64)
+        size = np.ones((2, groups, slots), np.int64)
+        used = [0] * groups
+        for row, spans in enumerate(rows.spans):
+            group, in_group = divmod(row, self._group_rows)
+            for column, shown, places in self._shown(spans):
+                begin = used[group]
+                used[group] = end = begin + len(shown)
+                pixels[group, begin:end] = shown
+                token[group, begin:end] = in_group * self._context + column + np.arange(len(shown))
+                low[:, group, begin:end], size[:, group, begin:end] = places
+        if self._training and any(used):
+            taken = np.nonzero(token >= 0)
+            in_group, columns = np.divmod(token[taken].astype(np.int64), self._context)
+            number = taken[0] * self._group_rows + in_group
+            for axis in (0, 1):
+                lanes = PATCH_LANES + 2 * columns + axis
+                u = self._sampler.rng.uniform(rows.samples[number], rows.attempts[number], lanes)
+                low[axis][taken] += below(u, size[axis][taken])
+        row, column = low.astype(np.uint8)
+        return {"patches": pixels, "patch_token": token, "patch_row": row, "patch_column": column}
+
+    def _shown(self, spans: list[Span]) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """The patches of each image that a row shows: the first one's column, their pixels, and ``_intervals``."""
+        for span in spans:
+            stop = span.skip + min(span.take, self._context - span.column)
+            try:
+                for image in span.view.images(span.skip, stop):
+                    first, end = max(span.skip - image.token, 0), stop - image.token
+                    shown = patches(decode(image.data))[first:end]
+                    grid = image.height // PATCH, image.width // PATCH
+                    if first + len(shown) != min(grid[0] * grid[1], end):
+                        raise ValueError(f"an image does not have {image.height} x {image.width} pixels")
+                    places = _intervals(grid, self._training)[:, :, first:end]
+                    yield span.column + max(image.token - span.skip, 0), shown, places
+            except (RejectedError, ValueError) as error:
+                raise self._shards.damaged(span.shard, span.record, span.record + 1, error) from None
+
+
+@lru_cache(maxsize=1024)
+def _intervals(grid: tuple[int, int], training: bool) -> np.ndarray:
+    """For the patches of an image in raster order, the first row of the position table that each may take and the
+    number of such rows: int64 (2, axes, patches)."""
+
+    def along(side: int) -> np.ndarray:
+        if not training:
+            return np.stack([evaluation_positions(side), np.ones(side, np.int64)])
+        low, high = position_intervals(side).T
+        return np.stack([low, np.maximum(high - low, 1)])
+
+    height, width = grid
+    return np.stack([np.repeat(along(height), width, axis=1), np.tile(along(width), height)], axis=1)
 
 
 def _step_of(view: RecordView, token: int) -> int:

@@ -19,7 +19,7 @@ from gatokit.schemas.manifest import MANIFEST, Manifest, digest
 from gatokit.storage import gcs
 from gatokit.storage.files import TEMPORARY, commit, file_digest, read_bytes, temporary_beside, write_atomically
 
-_MARKER = "remote.json"
+MARKER = "remote.json"
 """File of a cached build that says where the build comes from."""
 _SHARD = ".arrayrecord"
 _ARGUMENT = re.compile(r"(?:(?P<name>[A-Za-z0-9_.-]+)=)?(?P<url>gs://[^/]+(?:/.*?)?)/*", re.DOTALL)
@@ -113,7 +113,7 @@ class CachedFile:
             raise ConfigError(f"--cache-bytes {most_bytes}: {self.url} has {self.size} bytes; give room for several")
         files = []
         # Files in folders without a marker are not the cache's, and stay.
-        for marker in self.cache.glob(f"*/{_MARKER}"):
+        for marker in self.cache.glob(f"*/{MARKER}"):
             for path in marker.parent.rglob(f"*{_SHARD}"):
                 with suppress(FileNotFoundError):
                     status = path.stat()
@@ -155,17 +155,14 @@ def open_remote(argument: str, cache_directory: str | Path | None, most_bytes: i
             is_there = file.path.exists() and file.path.stat().st_size == file.size
             if not file.path.name.endswith(_SHARD) and not is_there:
                 file.download()
-        write_atomically(directory / _MARKER, json.dumps({"url": url, "most_bytes": most_bytes}).encode())
+        write_atomically(directory / MARKER, json.dumps({"url": url, "most_bytes": most_bytes}).encode())
         write_atomically(directory / MANIFEST, data)
     return f"{match['name']}={directory}" if match["name"] else str(directory)
 
 
 def cached_shards(directory: Path, manifest: Manifest) -> dict[Path, CachedFile]:
-    """The shards of a build in the cache by their paths; empty for any other build."""
-    marker = directory / _MARKER
-    if not marker.exists():
-        return {}
-    files = _files(directory, manifest, **json.loads(marker.read_bytes()))
+    """The shards of a build in the cache, whose directory holds a MARKER, by their paths."""
+    files = _files(directory, manifest, **json.loads((directory / MARKER).read_bytes()))
     return {file.path: file for file in files if file.path.name.endswith(_SHARD)}
 
 

@@ -61,7 +61,7 @@ def test_two_directories_mix_by_name(mixed: Path, other: Path) -> None:
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        ({"arm": 1, "captoins": 1}, r"input.weights.captoins: .* did you mean captions\?"),
+        ({"arm": 1, "captoins": 1}, r"input.weights.captoins: .* did you mean 'captions'\?"),
         ({"zzz": 1}, "input.weights.zzz: .* there are arm, grid, books, captions, questions, pages"),
         ({"arm": 0}, "no dataset has a weight above 0"),
         ({"arm": float("inf")}, "input.weights.arm: a weight is a finite number"),

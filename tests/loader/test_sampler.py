@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 from slow_windows import number
 
-from gatokit.loader.index import EpisodeIndex
-from gatokit.loader.mixture import open_mixture
-from gatokit.loader.sampler import BLOCK, PIVOT_LANES, Draws, Lane, Rng, Sampler, below
+from gatokit.loader.mixture import EpisodeIndex, open_mixture
+from gatokit.loader.sampler import BLOCK, PIVOT_LANES, Lane, Rng, Sampler, below
 from gatokit.schemas.run import RunConfig
 
 SAMPLES = 100_000
@@ -22,11 +21,11 @@ def assert_shares(counts: Sequence[int] | np.ndarray, shares: Sequence[float] | 
     assert np.all(np.abs(np.asarray(counts) / total - expected) <= 5 * errors), (counts, expected)
 
 
-def drawn(mixed: Path, samples: np.ndarray | None = None, **input: Any) -> tuple[Draws, Sampler]:
+def drawn(mixed: Path, samples: np.ndarray | None = None, **input: Any) -> tuple[np.recarray, Sampler]:
     config = RunConfig.model_validate({"model": "tiny", "context": 64, "seed": 4, "input": input})
     sampler = Sampler(open_mixture([mixed]), config)
     samples = np.arange(SAMPLES) if samples is None else samples
-    return sampler.draw(samples, np.zeros_like(samples)), sampler
+    return sampler.draw(samples, np.zeros_like(samples)).view(np.recarray), sampler
 
 
 def index_of(sampler: Sampler, dataset: int) -> EpisodeIndex:
@@ -132,7 +131,7 @@ def test_more_shards_than_may_be_open_are_drawn_in_turns(mixed: Path) -> None:
     )
 
 
-def _of_task(found: Draws, sampler: Sampler, dataset: int, task: int) -> np.ndarray:
+def _of_task(found: np.recarray, sampler: Sampler, dataset: int, task: int) -> np.ndarray:
     rows = found.dataset == dataset
     if dataset > 1:
         return rows
