@@ -116,8 +116,14 @@ class Windows:
             self.patch_slots = self._needed_slots()
 
     def __reduce__(self) -> tuple[object, ...]:
-        options = {"split": self._split, "dataset": self._dataset, "training": self._training}
-        return partial(Windows, **options, patch_slots=self.patch_slots), (self._mixture, self._config)
+        windows = partial(
+            Windows,
+            split=self._split,
+            dataset=self._dataset,
+            training=self._training,
+            patch_slots=self.patch_slots,
+        )
+        return windows, (self._mixture, self._config)
 
     def batch(self, step: int, rows: range) -> Batch:
         """``rows`` of the batch of a step, from 0; sample i is ``step * config.batch + row``.
@@ -350,14 +356,14 @@ class Windows:
                 low[:, group, begin:end], size[:, group, begin:end] = places
         if self._training and any(used):
             taken = np.nonzero(token >= 0)
-            in_group, columns = np.divmod(token[taken].astype(np.int64), self._context)
-            number = taken[0] * self._group_rows + in_group
+            in_groups, columns = np.divmod(token[taken].astype(np.int64), self._context)
+            numbers = taken[0] * self._group_rows + in_groups
             for axis in (0, 1):
                 lanes = PATCH_LANES + 2 * columns + axis
-                u = self._sampler.rng.uniform(rows.samples[number], rows.attempts[number], lanes)
+                u = self._sampler.rng.uniform(rows.samples[numbers], rows.attempts[numbers], lanes)
                 low[axis][taken] += below(u, size[axis][taken])
-        row, column = low.astype(np.uint8)
-        return {"patches": pixels, "patch_token": token, "patch_row": row, "patch_column": column}
+        low = low.astype(np.uint8)
+        return {"patches": pixels, "patch_token": token, "patch_row": low[0], "patch_column": low[1]}
 
     def _shown(self, spans: list[Span]) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """The patches of each image that a row shows: the first one's column, their pixels, and ``_intervals``."""
