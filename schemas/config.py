@@ -20,7 +20,7 @@ from pydantic import (
 
 from gatokit.schemas import config_errors
 from gatokit.schemas.errors import ConfigError
-from gatokit.schemas.manifest import LOG, MANIFEST, VOCABULARY, ImageRule
+from gatokit.schemas.manifest import LOG, MANIFEST, VOCABULARY, DocumentRules, ImageRule
 from gatokit.schemas.tokens import BINS, CONTINUOUS_OFFSET, DISCRETE_VALUES, PATCH
 from gatokit.schemas.where import Where
 
@@ -384,6 +384,15 @@ PATHS = frozenset(("source", "image_dir", "questions", "annotations"))
 """Keys of a dataset that hold paths or patterns of paths, relative to the config file."""
 CorpusConfig = TextConfig | ImageTextConfig | ImageQuestionAnswerConfig | InterleavedConfig
 DatasetConfig = Annotated[EpisodesConfig | CorpusConfig, Field(discriminator="kind")]
+
+
+def document_rules(config: CorpusConfig) -> DocumentRules:
+    """What a build does with the documents of a dataset."""
+    return DocumentRules(
+        pictures=None if isinstance(config, TextConfig) else config.images.rule(),
+        end_of_document=config.end_of_document,
+        bad_images=getattr(config, "bad_images", "reject"),
+    )
 
 
 def _placeholders(value: str, known: dict[str, Any], required: tuple[str, ...]) -> str:

@@ -1,4 +1,4 @@
-"""The files of a directory against its manifest: presence, size, digest, and no other file."""
+"""Is a finished directory what its manifest says, to the last byte?"""
 
 import hashlib
 import os
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from gatokit.inspection.read.directory import DatasetReader, Directory
 from gatokit.inspection.verify.index import (
-    Totals,
+    IndexSums,
     dataset_faults,
     index_faults,
     manifest_faults,
@@ -24,75 +24,15 @@ from gatokit.schemas.manifest import LOG, MANIFEST, FileEntry, Manifest, local_d
 from gatokit.schemas.tokens import TEXT_IDS
 from gatokit.storage.files import TEMPORARY
 from gatokit.storage.lock import LOCK
-from gatokit.tokenizers.text import TextTokenizer
+
+MOST_OF_A_FILE = 10
+"""Further faults of a file are counted and not listed."""
 
 _WORK = ".work"
 _LEFTOVERS = {
     _WORK: "work of a build that did not end; run the build again, or delete it",
     LOCK: "the lock of a build that runs or was killed; delete it if none runs",
 }
-
-
-def file_faults(root: Path, manifest: Manifest, moved: Callable[[int], None]) -> Iterator[tuple[str, str]]:
-    """File and fault of every listed file that is wrong, and of every file that is not listed. ``moved`` is called with
-    1 for each file that is done."""
-    file_of_digest = {entry.blake2b: entry.path for entry in manifest.files}
-    sizes = {entry.size for entry in manifest.files}
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        faults = pool.map(partial(_fault, root, file_of_digest, sizes), manifest.files)
-        for entry, fault in zip(manifest.files, faults, strict=True):
-            if fault is not None:
-                yield entry.path, fault
-            moved(1)
-    for path in unlisted(root, {entry.path for entry in manifest.files}):
-        if path.rsplit("/", 1)[-1].startswith(TEMPORARY):
-            yield path, "a temporary file of a build that was killed; delete it"
-        else:
-            yield path, _LEFTOVERS.get(path.split("/")[0], "no file of the manifest")
-
-
-def unlisted(root: Path, listed: set[str]) -> list[str]:
-    """Files below ``root`` that are neither listed nor the manifest nor the log; of ``.work`` only its name."""
-    found = []
-    for directory, directories, names in os.walk(root):
-        directories.sort()
-        below = Path(directory).relative_to(root)
-        if below == Path() and _WORK in directories:
-            directories.remove(_WORK)
-            found.append(_WORK)
-        links = [name for name in directories if os.path.islink(os.path.join(directory, name))]
-        for name in sorted([*names, *links]):
-            path = (below / name).as_posix()
-            if path not in listed and path not in (MANIFEST, LOG):
-                found.append(path)
-    return found
-
-
-def _fault(root: Path, file_of_digest: dict[str, str], sizes: set[int], entry: FileEntry) -> str | None:
-    path = root / entry.path
-    digest = None
-    try:
-        size = path.stat().st_size
-        # The content of another listed file is named as such; nothing else is read that has a wrong size.
-        if size in sizes:
-            with open(path, "rb") as file:
-                digest = hashlib.file_digest(file, partial(hashlib.blake2b, digest_size=32)).hexdigest()
-    except FileNotFoundError:
-        return "missing"
-    except OSError as error:
-        return f"cannot be read: {error.strerror}"
-    if digest == entry.blake2b:
-        return None
-    if digest in file_of_digest:
-        return f"holds the content of {file_of_digest[digest]}"
-    if size == entry.size:
-        return "its content does not match its digest"
-    problem = "truncated" if size < entry.size else "too long"
-    return f"{problem}: {size:,} bytes, and the manifest says {entry.size:,}"
-
-
-MOST_OF_A_FILE = 10
-"""Further faults of a file are counted and not listed."""
 
 Progress = Callable[[str, int, int], None]
 """Called with a stage (``files`` or ``records``), how many are done and how many there are."""
@@ -138,15 +78,15 @@ def verify(directory: str | Path, progress: Progress | None = None) -> list[Faul
     """
     root = local_directory(directory)
     faults = Faults()
-    manifest = _manifest(root, faults)
+    manifest = _read_manifest(root, faults)
     if manifest is not None:
-        for file, sentence in file_faults(root, manifest, _counter(progress, "files", len(manifest.files))):
-            faults.add(file, sentence)
-        _check_contents(root, manifest, faults, progress)
+        _check_files(root, manifest, faults, _counter(progress, "files", len(manifest.files)))
+        if not faults.has(MANIFEST):
+            _check_contents(root, manifest, faults, progress)
     return faults.listed()
 
 
-def _manifest(root: Path, faults: Faults) -> Manifest | None:
+def _read_manifest(root: Path, faults: Faults) -> Manifest | None:
     """The manifest. None, and a fault is added, if nothing else can be checked against it."""
     path = root / MANIFEST
     if not path.exists():
@@ -164,14 +104,69 @@ def _manifest(root: Path, faults: Faults) -> Manifest | None:
     return manifest
 
 
+def _check_files(root: Path, manifest: Manifest, faults: Faults, count: Callable[[int], None]) -> None:
+    """Checks every listed file, and that there is no other file."""
+    path_of_digest = {entry.blake2b: entry.path for entry in manifest.files}
+    sizes = {entry.size for entry in manifest.files}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        sentences = pool.map(partial(_file_fault, root, path_of_digest, sizes), manifest.files)
+        for entry, sentence in zip(manifest.files, sentences, strict=True):
+            if sentence is not None:
+                faults.add(entry.path, sentence)
+            count(1)
+    listed = {MANIFEST, LOG, *(entry.path for entry in manifest.files)}
+    for path in _all_files(root):
+        if path in listed:
+            continue
+        if path.rpartition("/")[2].startswith(TEMPORARY):
+            faults.add(path, "a temporary file of a build that was killed; delete it")
+        else:
+            faults.add(path, _LEFTOVERS.get(path, "no file of the manifest"))
+
+
+def _file_fault(root: Path, path_of_digest: dict[str, str], sizes: set[int], entry: FileEntry) -> str | None:
+    path = root / entry.path
+    digest = None
+    try:
+        size = path.stat().st_size
+        # A file that holds the content of another listed file is named as such; files of any other size are not read.
+        if size in sizes:
+            with open(path, "rb") as file:
+                digest = hashlib.file_digest(file, partial(hashlib.blake2b, digest_size=32)).hexdigest()
+    except FileNotFoundError:
+        return "missing"
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    if digest == entry.blake2b:
+        return None
+    if digest in path_of_digest:
+        return f"holds the content of {path_of_digest[digest]}"
+    if size == entry.size:
+        return "its content does not match its digest"
+    problem = "truncated" if size < entry.size else "too long"
+    return f"{problem}: {size:,} bytes, and the manifest says {entry.size:,}"
+
+
+def _all_files(root: Path) -> Iterator[str]:
+    """The paths below ``root`` of all files and links; the folder ``.work`` stands for what is in it."""
+    for directory, folders, files in os.walk(root):
+        below = Path(directory).relative_to(root)
+        if below == Path() and _WORK in folders:
+            folders.remove(_WORK)
+            files.append(_WORK)
+        folders.sort()
+        links = [name for name in folders if os.path.islink(os.path.join(directory, name))]
+        for name in sorted([*files, *links]):
+            yield (below / name).as_posix()
+
+
 def _check_contents(root: Path, manifest: Manifest, faults: Faults, progress: Progress | None) -> None:
-    vocabulary = manifest.vocabulary
-    if faults.has(MANIFEST) or (vocabulary is not None and faults.has(vocabulary.file)):
-        return
-    moved = _counter(progress, "records", sum(dataset.records for dataset in manifest.datasets))
+    """Checks the vocabulary and every dataset; ``manifest`` has no fault."""
     directory = Directory(root, manifest)
-    text = None
+    vocabulary, text = manifest.vocabulary, None
     if vocabulary is not None:
+        if faults.has(vocabulary.file):
+            return
         try:
             text = directory.text
             if text.pieces != vocabulary.pieces:
@@ -179,10 +174,10 @@ def _check_contents(root: Path, manifest: Manifest, faults: Faults, progress: Pr
         except GatokitError as error:
             faults.add(vocabulary.file, str(error).removeprefix(f"{root / vocabulary.file} "))
             return
+    count = _counter(progress, "records", sum(dataset.records for dataset in manifest.datasets))
     for dataset in directory.datasets.values():
-        described, tasks = (
-            f"{dataset.totals.directory}/{name}" for name in (dataset.totals.described_file, dataset.totals.tasks_file)
-        )
+        totals = dataset.totals
+        described, tasks = (f"{totals.directory}/{name}" for name in (totals.described_file, totals.tasks_file))
         if faults.has(described) or faults.has(tasks):
             continue
         try:
@@ -190,31 +185,31 @@ def _check_contents(root: Path, manifest: Manifest, faults: Faults, progress: Pr
                 faults.add(described, sentence)
         except DataError as error:
             faults.add(described, str(error))
-        if not faults.has(described):
-            _check_dataset(dataset, _content_check(dataset, manifest, text), faults, moved)
+        if faults.has(described):
+            continue
+        rules = dataset.described.documents
+        content: ContentCheck
+        if rules is not None and text is not None:
+            content = DocumentCheck(rules, text, manifest.tokenizer.chunk_tokens)
+        else:
+            pieces = TEXT_IDS if text is None else text.pieces
+            content = EpisodeCheck(dataset.described.specs, manifest.tokenizer, pieces)
+        _check_dataset(dataset, content, faults, count)
 
 
-def _content_check(dataset: DatasetReader, manifest: Manifest, text: TextTokenizer | None) -> ContentCheck:
-    """What checks the records of a dataset; ``text`` is None in a scan, which has no records."""
-    rules = dataset.described.documents
-    if rules is not None and text is not None:
-        return DocumentCheck(rules, text, manifest.tokenizer.chunk_tokens)
-    pieces = TEXT_IDS if text is None else text.pieces
-    return EpisodeCheck(dataset.described.specs, manifest.tokenizer, pieces)
-
-
-def _check_dataset(dataset: DatasetReader, content: ContentCheck, faults: Faults, moved: Callable[[int], None]) -> None:
-    name, totals = dataset.totals.directory, Totals(dataset)
+def _check_dataset(dataset: DatasetReader, content: ContentCheck, faults: Faults, count: Callable[[int], None]) -> None:
+    """Checks the indexes and shards of a dataset whose summaries have no fault."""
+    name, sums = dataset.totals.directory, IndexSums(dataset)
     for split in dataset.totals.splits:
         index = f"{name}/{split.index}"
         if faults.has(index):
             continue
         try:
             table = read_index(dataset.path / split.index)
-        except ValueError as error:
-            faults.add(index, str(error))
+        except (ValueError, DataError) as error:
+            faults.add(index, str(error).removeprefix(f"{dataset.path / split.index} "))
             continue
-        totals.add(table)
+        sums.add(table)
         for sentence in index_faults(table, split, dataset):
             faults.add(index, sentence)
         for ordinal, part in enumerate(split.parts):
@@ -226,10 +221,10 @@ def _check_dataset(dataset: DatasetReader, content: ContentCheck, faults: Faults
             except ValueError as error:
                 faults.add(index, str(error))
                 continue
-            for sentence in shard_faults(dataset.path / part.file, part.records, owners, content, moved):
+            for sentence in shard_faults(dataset.path / part.file, part.records, owners, content, count):
                 faults.add(shard, sentence)
     if not any(faults.has(f"{name}/{split.index}") for split in dataset.totals.splits):
-        for file, sentence in totals.faults():
+        for file, sentence in sums.faults():
             faults.add(file if file == MANIFEST else f"{name}/{file}", sentence)
 
 
@@ -237,10 +232,10 @@ def _counter(progress: Progress | None, stage: str, total: int) -> Callable[[int
     """A function that is called with how many more are done."""
     done = 0
 
-    def moved(more: int) -> None:
+    def count(more: int) -> None:
         nonlocal done
         done += more
         if progress is not None:
             progress(stage, done, total)
 
-    return moved
+    return count

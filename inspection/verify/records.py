@@ -1,16 +1,18 @@
-"""The records of a shard file against the index rows of the episodes or documents that it holds."""
+"""The records of a shard: what an episode or a document may hold, and whether its index row says the same.
+
+Legend: T tokens, S time steps, of one record.
+"""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
 from gatokit.inspection.read.directory import open_shard
 from gatokit.inspection.read.values import kind_name
 from gatokit.schemas.errors import DataError, RejectedError
-from gatokit.schemas.manifest import DocumentRules, EpisodeSpec, FieldSpec, ImageRule, TokenizerSettings
+from gatokit.schemas.manifest import DocumentRules, EpisodeSpec, FieldSpec, TokenizerSettings
 from gatokit.schemas.record import Record
 from gatokit.schemas.tokens import (
     BINS,
@@ -45,102 +47,14 @@ class Owner:
     record_tokens: list[int]
 
 
-class ContentCheck(Protocol):
-    """Checks what the records of a dataset hold; ``noun`` is ``episode`` or ``document``."""
-
-    noun: str
-
-    def check(self, record: Record, owner: Owner, next_step: int | None) -> None:
-        """Raises ValueError, with a sentence, if the record is not one of the owner's that may come next. ``next_step``
-        is the step that it should begin with, None if that is unknown."""
-
-    def fault(self, owner: Owner, rewards: np.ndarray, flags: np.ndarray) -> str | None:
-        """What is wrong with an owner whose records are each sound; ``rewards`` and ``flags`` are of all its steps."""
-
-
-def shard_faults(
-    path: Path, records: int, owners: list[Owner], content: ContentCheck, moved: Callable[[int], None]
-) -> Iterator[str]:
-    """What is wrong with a shard that should hold ``records`` records, those of ``owners`` in order.
-
-    ``moved`` is called with the number of records that were just read.
-    """
-    try:
-        with open_shard(path) as shard:
-            if shard.records != records:
-                yield f"holds {shard.records:,} records, and the manifest says {records:,}"
-                return
-            stream = _stream(shard, moved)
-            for owner in owners:
-                yield from _owner_faults(owner, stream, content)
-    except DataError as error:
-        yield str(error).removeprefix(f"{path} ")
-
-
-def _owner_faults(owner: Owner, stream: Iterator[tuple[int, bytes | str]], content: ContentCheck) -> Iterator[str]:
-    next_step: int | None = 0
-    rewards, flags = [], []
-    is_sound = True
-    for chunk, size in enumerate(owner.record_tokens):
-        number, data = next(stream)
-        record = None
-        try:
-            if isinstance(data, str):
-                raise ValueError(data)
-            record = Record.from_bytes(data)
-            _check_place(record, owner, chunk, size, content.noun)
-            content.check(record, owner, next_step)
-            rewards.append(record.reward)
-            flags.append(record.flags)
-        except ValueError as error:
-            yield f"record {number:,} of {content.noun} {owner.id!r}: {error}"
-            is_sound = False
-        # The step that follows a record that does not parse is unknown.
-        next_step = None if record is None else record.first_step + len(record.flags)
-    if is_sound and flags:
-        fault = content.fault(owner, np.concatenate(rewards), np.concatenate(flags))
-        if fault is not None:
-            yield f"{content.noun} {owner.id!r}: {fault}"
-
-
-def _check_place(record: Record, owner: Owner, chunk: int, size: int, noun: str) -> None:
-    """Raises ValueError if the index has something else at this place."""
-    chunks = len(owner.record_tokens)
-    if record.owner != owner.id:
-        raise ValueError(f"it belongs to {noun} {record.owner!r}")
-    if (record.chunk, record.chunks) != (chunk, chunks):
-        raise ValueError(f"it is chunk {record.chunk} of {record.chunks}, and the index says {chunk} of {chunks}")
-    if len(record.sequence.tokens) != size:
-        raise ValueError(f"it has {len(record.sequence.tokens)} tokens, and the index says {size}")
-
-
-def _stream(shard: ArrayRecordFile, moved: Callable[[int], None]) -> Iterator[tuple[int, bytes | str]]:
-    """Number and bytes of every record, or the sentence that says why it cannot be read."""
-    for begin in range(0, shard.records, _BATCH):
-        end = min(begin + _BATCH, shard.records)
-        moved(end - begin)
-        try:
-            yield from enumerate(shard.read(begin, end), begin)
-        except DataError:
-            for number in range(begin, end):
-                try:
-                    yield number, shard.read(number, number + 1)[0]
-                except DataError:
-                    yield number, "it cannot be read"
-
-
 class EpisodeCheck:
-    """See ``ContentCheck``."""
+    """Checks the records of episodes: whole steps of their spec, and together the steps and the return of the index."""
 
     noun = "episode"
 
     def __init__(self, specs: dict[str, EpisodeSpec], settings: TokenizerSettings, pieces: int) -> None:
         """``specs`` are those of ``dataset.json`` by id, ``pieces`` is the size of the vocabulary."""
         self._layouts = {id_: StepLayout(spec) for id_, spec in specs.items()}
-        self._images = {
-            id_: {number: field for number, field in layout.fields.items() if field.kind == "image"}
-            for id_, layout in self._layouts.items()
-        }
         discrete = (settings.discrete_offset, settings.discrete_offset + DISCRETE_VALUES - 1)
         continuous = (CONTINUOUS_OFFSET, CONTINUOUS_OFFSET + BINS - 1)
         # The lowest and the highest id of each kind, uint16 (256,).
@@ -157,22 +71,25 @@ class EpisodeCheck:
             self._low[kind], self._high[kind] = low, high
 
     def check(self, record: Record, owner: Owner, next_step: int | None) -> None:
-        """See ``ContentCheck``."""
+        """Raises ValueError, with a sentence, if the record is not one of the owner's that may come next. ``next_step``
+        is the step that it should begin with, None if that is unknown."""
         if next_step not in (None, record.first_step):
             raise ValueError(f"it begins with step {record.first_step}, and step {next_step} comes next")
         if record.spec != owner.spec or record.spec not in self._layouts:
             raise ValueError(f"it has the spec {record.spec}, and the index says {owner.spec}")
-        sequence = record.sequence
-        arrangement = self._layouts[record.spec].arrangement_of(sequence)
-        tokens, kinds = sequence.tokens, sequence.kinds
+        layout = self._layouts[record.spec]
+        arrangement = layout.arrangement_of(record.sequence)
+        tokens, kinds = record.sequence.tokens, record.sequence.kinds
         wrong = (tokens < self._low[kinds]) | (tokens > self._high[kinds])
         if wrong.any():
             at = int(wrong.argmax())
             raise ValueError(f"token {at} has the id {tokens[at]}, which no {kind_name(kinds[at])} has")
-        _check_images(sequence, arrangement, self._images[record.spec])
+        image_fields = {number: field for number, field in layout.fields.items() if field.kind == "image"}
+        if image_fields or record.sequence.images:
+            _check_images_of_steps(record.sequence, arrangement, image_fields)
 
     def fault(self, owner: Owner, rewards: np.ndarray, flags: np.ndarray) -> str | None:
-        """See ``ContentCheck``."""
+        """What is wrong with an owner whose records are each sound; ``rewards`` and ``flags`` are of all its steps."""
         if len(flags) != owner.steps:
             return f"its records hold {len(flags)} steps, and the index says {owner.steps}"
         if (flags[1:] & FIRST).any() or (flags[:-1] & (LAST | TERMINAL)).any():
@@ -183,39 +100,33 @@ class EpisodeCheck:
         return None
 
 
-def _check_images(sequence: TokenSequence, arrangement: Arrangement, image_fields: dict[int, FieldSpec]) -> None:
-    """Raises ValueError if the images are not those of ``image_fields``, which are keyed by their number in a step."""
-    if not image_fields and not sequence.images:
-        return
-    begins = arrangement.step_begin[:, None] + arrangement.begin[..., list(image_fields)]
+def _check_images_of_steps(sequence: TokenSequence, arrangement: Arrangement, fields: dict[int, FieldSpec]) -> None:
+    """Raises ValueError if the images are not those of the image fields, which are keyed by their number in a step."""
+    begins = arrangement.step_begin[:, None] + arrangement.begin[..., list(fields)]
     if [placed.token for placed in sequence.images] != begins.ravel().tolist():
         raise ValueError("its images are not at the tokens of its steps' image fields")
-    fields = list(image_fields.values())
+    fields_of_step = list(fields.values())
     for number, placed in enumerate(sequence.images):
-        step, field = number // len(fields), fields[number % len(fields)]
-        fault = _image_fault(placed.image.data, placed.image.height, placed.image.width, field)
-        if fault:
-            raise ValueError(f"{field.path} at step {step} of the record: {fault}")
-
-
-def _image_fault(data: bytes, height: int, width: int, field: FieldSpec) -> str | None:
-    assert field.image is not None
-    spec = field.image
-    if (height, width) != (spec.height, spec.width):
-        return f"the image is {height} x {width} pixels, and the spec says {spec.height} x {spec.width}"
-    try:
-        header = probe(data)
-    except RejectedError as error:
-        return error.detail
-    if (header.height, header.width) != (height, width):
-        return f"the encoded image is {header.height} x {header.width} pixels, and the record says {height} x {width}"
-    if spec.codec is not None and header.codec != spec.codec:
-        return f"the image is {header.codec.upper()}, and the spec says {spec.codec.upper()}"
-    return None
+        step, number_in_step = divmod(number, len(fields))
+        field = fields_of_step[number_in_step]
+        spec, image = field.image, placed.image
+        assert spec is not None
+        try:
+            if (image.height, image.width) != (spec.height, spec.width):
+                size = f"{spec.height} x {spec.width}"
+                raise ValueError(f"the image is {image.height} x {image.width} pixels, and the spec says {size}")
+            codec = _codec(image)
+            if spec.codec not in (None, codec):
+                raise ValueError(f"the image is {codec.upper()}, and the spec says {str(spec.codec).upper()}")
+        except ValueError as error:
+            raise ValueError(f"{field.path} at step {step} of the record: {error}") from None
 
 
 class DocumentCheck:
-    """See ``ContentCheck``. A record that passes decodes, because every piece of the vocabulary is text."""
+    """Checks the records of documents: texts and whole images, as the rules of their dataset say.
+
+    A record that passes decodes, because every piece of the vocabulary is text.
+    """
 
     noun = "document"
 
@@ -224,7 +135,7 @@ class DocumentCheck:
         self._rules, self._text, self._chunk_tokens = rules, text, chunk_tokens
 
     def check(self, record: Record, owner: Owner, next_step: int | None) -> None:
-        """See ``ContentCheck``."""
+        """See ``EpisodeCheck``."""
         sequence = record.sequence
         if record.spec or record.first_step or len(sequence.step_begin):
             raise ValueError("it has a spec or time steps, and documents have neither")
@@ -235,36 +146,46 @@ class DocumentCheck:
             at = int(wrong.argmax())
             kind = "text" if is_text[at] else "image"
             raise ValueError(f"token {at} has the id {sequence.tokens[at]}, which no {kind} has")
-        tokens = len(sequence.tokens)
+        tokens, most = len(sequence.tokens), self._chunk_tokens
         is_one_image = len(sequence.images) == 1 and not is_text.any()
-        if tokens > self._chunk_tokens and not is_one_image:
-            raise ValueError(
-                f"it has {tokens} tokens, more than the {self._chunk_tokens} of chunk_tokens, and is no single image"
-            )
-        self._check_end(record)
+        if tokens > most and not is_one_image:
+            raise ValueError(f"it has {tokens} tokens, more than the {most} of chunk_tokens, and is no single image")
+        if self._text.end_id is not None:
+            # The end piece closes the last record, if the rules say so, and no other.
+            ends = bool(sequence.tokens[-1] == self._text.end_id and is_text[-1])
+            is_last = record.chunk + 1 == record.chunks
+            if ends and not is_last:
+                raise ValueError("it ends with the vocabulary's end piece, and the document goes on")
+            if is_last and ends != self._rules.end_of_document:
+                verb, rule = ("ends", "false") if ends else ("does not end", "true")
+                raise ValueError(f"it {verb} with the vocabulary's end piece, and end_of_document is {rule}")
         for number, placed in enumerate(sequence.images):
-            fault = _document_image_fault(placed.image, self._rules.pictures)
-            if fault is not None:
-                raise ValueError(f"image {number} of the record: {fault}")
+            try:
+                self._check_image(placed.image)
+            except ValueError as error:
+                raise ValueError(f"image {number} of the record: {error}") from None
 
     def fault(self, owner: Owner, rewards: np.ndarray, flags: np.ndarray) -> str | None:
-        """See ``ContentCheck``."""
+        """See ``EpisodeCheck``."""
         return None
 
-    def _check_end(self, record: Record) -> None:
-        """The end piece closes the last record, if the rules say so, and no other."""
-        if self._text.end_id is None:
-            return
-        sequence = record.sequence
-        ends = bool(sequence.tokens[-1] == self._text.end_id and sequence.kinds[-1] == TokenKind.TEXT)
-        is_last = record.chunk + 1 == record.chunks
-        if ends and not is_last:
-            raise ValueError("it ends with the vocabulary's end piece, and the document goes on")
-        if is_last and ends != self._rules.end_of_document:
-            verb = "ends" if ends else "does not end"
-            raise ValueError(
-                f"it {verb} with the vocabulary's end piece, and end_of_document is {str(not ends).lower()}"
-            )
+    def _check_image(self, image: EncodedImage) -> None:
+        """Raises ValueError if a build by the rules would not have stored the image."""
+        rule, size = self._rules.pictures, (image.height, image.width)
+        if rule is None:
+            raise ValueError("the dataset holds text alone")
+        codec = _codec(image)
+        try:
+            if target_size(*size, rule) != size:
+                wanted = f"{rule.max_patches} patches at most" if rule.size is None else "{} x {}".format(*rule.size)
+                raise ValueError(f"the image is {size[0]} x {size[1]} pixels, and the rule says {wanted}")
+            if rule.codec not in (None, codec):
+                raise ValueError(f"the image is {codec.upper()}, and the rule says {str(rule.codec).upper()}")
+            # A build copies an image that it has made by the same rule.
+            if prepare(image.data, rule).data is not image.data:
+                raise ValueError(f"the {codec.upper()} is not complete, not upright, or not 8-bit gray or RGB")
+        except RejectedError as error:
+            raise ValueError(error.detail) from None
 
 
 def _check_kinds(sequence: TokenSequence) -> None:
@@ -286,25 +207,84 @@ def _check_kinds(sequence: TokenSequence) -> None:
         raise ValueError(f"token {int(has_position.argmax())} has a position, which no document has")
 
 
-def _document_image_fault(image: EncodedImage, rule: ImageRule | None) -> str | None:
-    """Why a build by the rule would not have stored the image."""
-    if rule is None:
-        return "the dataset holds text alone"
-    height, width = image.height, image.width
+def _codec(image: EncodedImage) -> str:
+    """The codec of an image. Raises ValueError if it cannot be read, or is of another size than the record says."""
     try:
         header = probe(image.data)
-        if (header.height, header.width) != (height, width):
-            return (
-                f"the encoded image is {header.height} x {header.width} pixels, and the record says {height} x {width}"
-            )
-        if target_size(height, width, rule) != (height, width):
-            size = f"{rule.max_patches} patches at most" if rule.size is None else f"{rule.size[0]} x {rule.size[1]}"
-            return f"the image is {height} x {width} pixels, and the rule says {size}"
-        if rule.codec not in (None, header.codec):
-            return f"the image is {header.codec.upper()}, and the rule says {str(rule.codec).upper()}"
-        # A build copies an image that it has made by the same rule.
-        if prepare(image.data, rule).data is not image.data:
-            return f"the {header.codec.upper()} is not complete, not upright, or not 8-bit gray or RGB"
     except RejectedError as error:
-        return error.detail
-    return None
+        raise ValueError(error.detail) from None
+    if (header.height, header.width) != (image.height, image.width):
+        size = f"{image.height} x {image.width}"
+        raise ValueError(f"the encoded image is {header.height} x {header.width} pixels, and the record says {size}")
+    return header.codec
+
+
+ContentCheck = EpisodeCheck | DocumentCheck
+
+
+def shard_faults(
+    path: Path, records: int, owners: list[Owner], content: ContentCheck, count: Callable[[int], None]
+) -> Iterator[str]:
+    """What is wrong with a shard that should hold ``records`` records, those of ``owners`` in order.
+
+    ``count`` is called with the number of records that were just read.
+    """
+    try:
+        with open_shard(path) as shard:
+            if shard.records != records:
+                yield f"holds {shard.records:,} records, and the manifest says {records:,}"
+                return
+            stream = _stream(shard, count)
+            for owner in owners:
+                yield from _owner_faults(owner, stream, content)
+    except DataError as error:
+        yield str(error).removeprefix(f"{path} ")
+
+
+def _stream(shard: ArrayRecordFile, count: Callable[[int], None]) -> Iterator[tuple[int, bytes | None]]:
+    """Number and bytes of every record, None for one that cannot be read."""
+    for begin in range(0, shard.records, _BATCH):
+        end = min(begin + _BATCH, shard.records)
+        count(end - begin)
+        try:
+            yield from enumerate(shard.read(begin, end), begin)
+        except DataError:
+            for number in range(begin, end):
+                try:
+                    yield number, shard.read(number, number + 1)[0]
+                except DataError:
+                    yield number, None
+
+
+def _owner_faults(owner: Owner, stream: Iterator[tuple[int, bytes | None]], content: ContentCheck) -> Iterator[str]:
+    next_step: int | None = 0
+    rewards, flags = [], []
+    is_sound = True
+    chunks = len(owner.record_tokens)
+    for chunk, size in enumerate(owner.record_tokens):
+        number, data = next(stream)
+        record = None
+        try:
+            if data is None:
+                raise ValueError("it cannot be read")
+            record = Record.from_bytes(data)
+            tokens = len(record.sequence.tokens)
+            if record.owner != owner.id:
+                raise ValueError(f"it belongs to {content.noun} {record.owner!r}")
+            if (record.chunk, record.chunks) != (chunk, chunks):
+                place = f"chunk {record.chunk} of {record.chunks}"
+                raise ValueError(f"it is {place}, and the index says {chunk} of {chunks}")
+            if tokens != size:
+                raise ValueError(f"it has {tokens} tokens, and the index says {size}")
+            content.check(record, owner, next_step)
+            rewards.append(record.reward)
+            flags.append(record.flags)
+        except ValueError as error:
+            yield f"record {number:,} of {content.noun} {owner.id!r}: {error}"
+            is_sound = False
+        # The step that follows a record that does not parse is unknown.
+        next_step = None if record is None else record.first_step + len(record.flags)
+    if is_sound and flags:
+        fault = content.fault(owner, np.concatenate(rewards), np.concatenate(flags))
+        if fault is not None:
+            yield f"{content.noun} {owner.id!r}: {fault}"

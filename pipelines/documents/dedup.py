@@ -15,10 +15,9 @@ import pyarrow.compute as pc
 from gatokit.pipelines.documents.scan import DocumentsPlan
 from gatokit.pipelines.documents.tokenize import DocumentShardHeader
 from gatokit.pipelines.stages import TASK_ROWS, FilterResult, Losses, ShardSettings, Stream, Task, row_hash
-from gatokit.schemas.config import BuildConfig, CorpusConfig, TextConfig
+from gatokit.schemas.config import BuildConfig, document_rules
 from gatokit.schemas.errors import DataError
 from gatokit.schemas.index import HELD_OUT, TRAIN
-from gatokit.schemas.manifest import DocumentRules
 from gatokit.storage.files import read_rows
 from gatokit.storage.prefetch import prefetch
 
@@ -95,16 +94,6 @@ def task_rows(plan: DocumentsPlan, result: DocumentFilterResult, scanned: pa.Tab
     nothing = pa.nulls(rows)
     table = pa.table({name: columns.get(name, nothing) for name in DOCUMENT_TASK_ROWS.names})
     return table.cast(DOCUMENT_TASK_ROWS)
-
-
-def document_rules(config: CorpusConfig) -> DocumentRules:
-    """What a build does with the documents of a dataset."""
-    pictures = None if isinstance(config, TextConfig) else config.images.rule()
-    return DocumentRules(
-        pictures=pictures,
-        end_of_document=config.end_of_document,
-        bad_images=getattr(config, "bad_images", "reject"),
-    )
 
 
 def shard_header(

@@ -11,12 +11,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from gatokit.pipelines.documents.dedup import document_rules
 from gatokit.pipelines.documents.scan import DocumentsPlan
 from gatokit.pipelines.planning import Plan
 from gatokit.pipelines.shards.garbage import Leftover, remove_leftovers
 from gatokit.pipelines.shards.index import COUNTED_COLUMNS, INDEX_SUFFIX, IndexTotals, read_parts
-from gatokit.schemas.config import BuildConfig
+from gatokit.schemas.config import BuildConfig, document_rules
 from gatokit.schemas.errors import DataError
 from gatokit.schemas.index import TASKS
 from gatokit.schemas.manifest import (
