@@ -146,7 +146,7 @@ def write_built(job: tuple[str, int, str, list[tuple[str, str]]]) -> None:
     import pyarrow.compute as pc
 
     from gatokit.pipelines.planning import ShardTask
-    from gatokit.pipelines.shards.index import INDEX_SUFFIX, write_index
+    from gatokit.pipelines.shards.writer import INDEX_SUFFIX, write_index
     from gatokit.schemas.index import HELD_OUT, INDEX
     from gatokit.schemas.manifest import ShardEntry
 
@@ -232,7 +232,7 @@ def stage_orders(work: Path) -> Callable[[], Any]:
 
 def stage_resume(work: Path) -> Callable[[], Any]:
     """Which of the splits are finished."""
-    from gatokit.pipelines.shards.index import finished_shards
+    from gatokit.pipelines.shards.writer import finished_shards
 
     orders = pickle.loads((work / "orders.pickle").read_bytes())
     return lambda: len(finished_shards(work / "out" / NAME, [order.stem for order in orders]))

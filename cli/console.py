@@ -9,14 +9,13 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from gatokit.schemas.errors import missing_package
+from gatokit.schemas.progress import Progress
 from gatokit.schemas.words import shown
-
-ProgressFunction = Callable[[str, int, int], None]
 
 _PIPED_WIDTH = 160
 
@@ -69,13 +68,14 @@ class Output:
             print(json.dumps(_finite(value), ensure_ascii=False), flush=True)
 
     @contextmanager
-    def progress(self) -> Iterator[ProgressFunction]:
+    def progress(self) -> Iterator[Progress]:
         """Yields a function (stage, done, total) that moves the bar of a stage."""
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import Progress as Bars
 
         columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
         tasks: dict[str, Any] = {}
-        with Progress(*columns, TimeElapsedColumn(), console=self._err) as bars:
+        with Bars(*columns, TimeElapsedColumn(), console=self._err) as bars:
 
             def update(stage: str, done: int, total: int) -> None:
                 if stage not in tasks:

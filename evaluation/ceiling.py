@@ -12,10 +12,11 @@ import numpy as np
 from gatokit.environments.adapter import Action, Adapter, Observation
 from gatokit.environments.agents import Actor
 from gatokit.environments.registry import make
-from gatokit.evaluation.rollout_log import Progress, RolloutLog, play_missing, write_json
+from gatokit.evaluation.rollout_log import RolloutLog, play_missing, write_json
 from gatokit.evaluation.rollouts import AgentMaker, Rollout, RolloutJob, Scripted, environment_options
 from gatokit.evaluation.scores import Anchors, Returns, check_rollouts
 from gatokit.schemas.manifest import FieldSpec
+from gatokit.schemas.progress import Progress
 from gatokit.tokenizers.tensors import TensorTokenizer
 
 CEILING = "ceiling.json"

@@ -3,22 +3,20 @@
 import fcntl
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from gatokit.evaluation.rollouts import Rollout, RolloutJob, play_jobs
 from gatokit.schemas.errors import ConfigError, DataError
+from gatokit.schemas.progress import Progress
 
 ROLLOUTS = "rollouts.jsonl"
 SETTINGS = "evaluation.json"
 
 Settings = dict[str, Any]
 """JSON values by name: everything that rollouts depend on besides their task, agent and number."""
-
-Progress = Callable[[str, int, int], None]
-"""Called with the agent's name, the number of finished rollouts and their total."""
 
 
 class RolloutLog:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from gatokit.environments.rendering import choose_backend
-from gatokit.evaluation.rollout_log import Progress, RolloutLog, play_missing, write_json
+from gatokit.evaluation.rollout_log import RolloutLog, play_missing, write_json
 from gatokit.evaluation.rollouts import AgentMaker, RolloutJob, Scripted, play
 from gatokit.evaluation.score_chart import draw_scores
 from gatokit.evaluation.scores import Anchors, Results, Returns, Score, TaskScores, best_variant, check_rollouts
@@ -19,6 +19,7 @@ from gatokit.evaluation.videos import Videos, has_video
 from gatokit.policy.decode import Rule
 from gatokit.policy.policy import Decoding, Player, Policy
 from gatokit.schemas.manifest import EpisodeSpec
+from gatokit.schemas.progress import Progress
 from gatokit.trainer.checkpoint import flat
 
 SCORES = "scores.json"

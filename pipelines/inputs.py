@@ -65,9 +65,13 @@ def _with_digest(keep: Keep, listed: str, base: Path, field: str) -> Keep:
             f"{field}.digest: {path} has the digest {found}, another than {keep.digest}; give the list that was meant, "
             "or remove digest"
         )
-    listed = os.path.expanduser(listed)
-    relative = os.path.relpath(listed, base) if os.path.isabs(listed) else listed
-    return keep.model_copy(update={"digest": found, "episodes": relative})
+    return keep.model_copy(update={"digest": found, "episodes": relative_path(listed, base)})
+
+
+def relative_path(path: str, base: Path) -> str:
+    """A path of the config as manifests name it: relative to ``base``."""
+    path = os.path.expanduser(path)
+    return os.path.relpath(path, base) if os.path.isabs(path) else path
 
 
 def read_vocabulary(config: BuildConfig, base: Path, path: str | Path) -> TextTokenizer:

@@ -1,35 +1,29 @@
 """Scan and build from beginning to end: the commands call these two functions, and so do programs."""
 
+import json
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from itertools import accumulate
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-import apache_beam as beam
 import pyarrow as pa
 
-from gatokit.pipelines import checks
 from gatokit.pipelines.beam import jobs
 from gatokit.pipelines.beam.local_workers import prepare_workers
-from gatokit.pipelines.beam.work import ERRORS, sentence
-from gatokit.pipelines.inputs import read_inputs, read_vocabulary
-from gatokit.pipelines.planning import Plan, ScanUnit, ShardTask, plan_datasets, plan_shards, scan_units
-from gatokit.pipelines.progress import JobLog, Progress, file_counter
-from gatokit.pipelines.shards.garbage import WORK
-from gatokit.pipelines.shards.index import INDEX_SUFFIX, finished_shards, write_index
-from gatokit.pipelines.shards.manifest import finish_dataset, write_manifest
-from gatokit.schemas.errors import DataError
+from gatokit.pipelines.inputs import load_vocabulary, read_inputs, read_vocabulary, relative_path
+from gatokit.pipelines.planning import DatasetPlan, Plan, ScanUnit, ShardTask, plan_datasets, plan_shards, scan_units
+from gatokit.pipelines.shards.manifest import WORK, finish_dataset, packages, write_manifest
+from gatokit.pipelines.shards.writer import INDEX_SUFFIX, finished_shards, write_index
+from gatokit.schemas.config import PATHS, BuildConfig
+from gatokit.schemas.errors import ConfigError, DataError
 from gatokit.schemas.index import INDEX
-from gatokit.schemas.manifest import LOG, VOCABULARY, Manifest, VocabularyEntry
+from gatokit.schemas.manifest import LOG, MANIFEST, VOCABULARY, Manifest, VocabularyEntry, json_digest
+from gatokit.schemas.progress import Progress
 from gatokit.storage import files
-from gatokit.storage.files import out_directory, write_atomically
-from gatokit.storage.lock import hold
-
-_MOST_DEATHS = 3
-"""Times in a row that worker processes may die without one piece of work getting done."""
+from gatokit.storage.files import LOCK, TEMPORARY, hold, is_remote, out_directory, write_atomically
 
 
 @dataclass(frozen=True)
@@ -106,21 +100,21 @@ def _run(
     update: bool,
 ) -> Result:
     begin, root, where = time.monotonic(), out_directory(out), jobs.execution(beam_arguments, workers)
-    work, log = root / WORK, JobLog(root / LOG)
-    if where.local_workers is not None and where.local_workers > 1:
+    work, log = root / WORK, _Log(root / LOG)
+    if (where.local_workers or 1) > 1:
         prepare_workers()  # while sources are listed
     # --- 1. read the config and list the sources -----------------------------------------------------------------
     config, base = read_inputs(config_path, only)
-    described = checks.described_config(config, base, limit)
+    described = _described_config(config, base, limit)
     text = read_vocabulary(config, base, config_path) if content == "build" else None
     model = VocabularyEntry(file=VOCABULARY, pieces=text.pieces, blake2b=text.digest) if text else None
     datasets = plan_datasets(config, base)
     if where.is_elsewhere:
-        checks.check_reachable(datasets, root)
+        _check_reachable(datasets, root)
     with hold(root), _os_errors():
-        before = checks.finished_manifest(root, config, described, content, only, update)
-        checks.check_vocabulary(root, model)
-        files.remove_tree(work / ERRORS)
+        before = _finished_manifest(root, config, described, content, only, update)
+        _check_vocabulary(root, model)
+        files.remove_tree(work / jobs.ERRORS)
         names = [dataset.config.name for dataset in datasets]
         log.write(f"{content} started", config=str(config_path), datasets=names, update=before is not None)
         # --- 2. scan -------------------------------------------------------------------------------------------------
@@ -136,11 +130,11 @@ def _run(
                 for dataset, paths in zip(datasets, scanned, strict=True)
             ]
             notices = [notice for plan in plans for notice in plan.result.notices]
-            notices += checks.other_packages(before) if update else []
+            notices += _other_packages(before) if before is not None and update else []
             for notice in notices:
                 log.write("notice", text=notice)
             if before is not None and not update:
-                checks.check_unchanged(root, before, plans, content)
+                _check_unchanged(root, before, plans, content)
         # --- 4. build the shards, or of a scan only their indexes ----------------------------------------------------
         reused: set[str] = set()
         with log.stage("build"):
@@ -168,54 +162,53 @@ def _run(
             removed=sum(item.is_shard for item in removed),
             rejected={item.dataset.name: item.rejected for item in finished},
         )
-        _log_result(log, content, result)
+        keys = ("name", "episodes", "kept", "tokens", "records", "shards", "bytes")
+        for item in manifest.datasets:
+            counts = {key: getattr(item, key) for key in keys}
+            log.write("dataset finished", **counts, rejected=result.rejected[item.name])
+        log.write(
+            f"{content} finished",
+            seconds=round(result.seconds, 3),
+            stages={name: round(seconds, 3) for name, seconds in result.stages.items()},
+            tokens=sum(item.tokens for item in manifest.datasets),
+            built=result.built,
+            reused=result.reused,
+            removed=result.removed,
+            tokens_per_second=result.tokens_per_second,
+        )
         return result
 
 
 def _scan(
-    units: Sequence[Sequence[ScanUnit]],
-    work: Path,
-    where: jobs.Execution,
-    progress: Progress | None,
-    log: JobLog,
+    units: Sequence[Sequence[ScanUnit]], work: Path, where: jobs.Execution, progress: Progress | None, log: "_Log"
 ) -> list[list[Path]]:
     """Scans the units of each dataset, and returns the files with their rows. Units that a killed job scanned stay."""
-    directory = work / "scan"
-    results = [{directory / f"{unit.fingerprint}.arrow": unit for unit in of_dataset} for of_dataset in units]
-    pieces = _write_units(dict(item for result in results for item in result.items()), work / "units.jsonl")
-
-    def waiting() -> list[object]:
-        done = files.existing(pieces)
-        return [piece for path, piece in pieces.items() if path not in done]
-
-    left = waiting()
-    log.write("scan planned", units=len(pieces), finished=len(pieces) - len(left))
-    if left:
-        poll = file_counter(progress, "scan", list(pieces))
-        _run_all(waiting, jobs.ScanFiles(str(directory), str(work)), where, poll, work, log)
-        if progress is not None:
-            progress("scan", len(pieces), len(pieces))
-    return [list(result) for result in results]
-
-
-def _write_units(units: dict[Path, ScanUnit], path: Path) -> dict[Path, tuple[str, str, int, int]]:
-    """Writes the units into one file, and returns the piece of work for each result."""
-    lines = [unit.model_dump_json().encode() + b"\n" for unit in units.values()]
-    write_atomically(path, b"".join(lines))
-    begins = accumulate(map(len, lines), initial=0)
-    return {
-        result: (result.stem, str(path), begin, len(line))
-        for result, line, begin in zip(units, lines, begins, strict=False)
-    }
+    directory, listed = work / "scan", work / "units.jsonl"
+    lines: list[bytes] = []
+    pieces: dict[Path, tuple[str, str, int, int]] = {}
+    results, begin = [], 0
+    for of_dataset in units:
+        results.append([directory / f"{unit.fingerprint}.arrow" for unit in of_dataset])
+        for path, unit in zip(results[-1], of_dataset, strict=True):
+            lines.append(unit.model_dump_json().encode() + b"\n")
+            pieces[path] = (path.stem, str(listed), begin, len(lines[-1]))
+            begin += len(lines[-1])
+    write_atomically(listed, b"".join(lines))
+    finished = partial(files.existing, pieces)
+    log.write("scan planned", units=len(pieces), finished=len(finished()))
+    scan_piece = partial(jobs.scan_piece, directory=str(directory), work=str(work))
+    jobs.run_pieces("scan", pieces, finished, scan_piece, where, work, log.write, progress)
+    return results
 
 
 def _build(
-    plans: Sequence[Plan], root: Path, work: Path, where: jobs.Execution, progress: Progress | None, log: JobLog
+    plans: Sequence[Plan], root: Path, work: Path, where: jobs.Execution, progress: Progress | None, log: "_Log"
 ) -> set[str]:
     """Builds the shards that do not exist yet. Returns the fingerprints of those that did."""
     shards = {
         root / plan.dataset.config.name / (shard.stem + INDEX_SUFFIX): shard for plan in plans for shard in plan.shards
     }
+    pieces = {index: (str(shard.path), str(index.parent)) for index, shard in shards.items()}
 
     def finished() -> set[Path]:
         found = set()
@@ -225,53 +218,18 @@ def _build(
             found |= {directory / (stem + INDEX_SUFFIX) for stem in done}
         return found
 
-    def waiting() -> list[object]:
-        done = finished()
-        return [(str(shard.path), str(index.parent)) for index, shard in shards.items() if index not in done]
-
     reused = finished()
     for index in shards.keys() - reused:
         files.remove(index)
     log.write("build planned", shards=len(shards), finished=len(reused))
-    if len(reused) < len(shards):
-        poll = file_counter(progress, "build", list(shards))
-        try:
-            _run_all(waiting, jobs.WriteShards(str(root / VOCABULARY), str(work)), where, poll, work, log)
-        except DataError:
-            # A source may have changed without a new modification time, so the next run scans again.
-            files.remove_tree(work / "scan")
-            raise
-        if progress is not None:
-            progress("build", len(shards), len(shards))
+    build_piece = partial(jobs.build_piece, vocabulary=str(root / VOCABULARY), work=str(work))
+    try:
+        jobs.run_pieces("build", pieces, finished, build_piece, where, work, log.write, progress)
+    except DataError:
+        # A source may have changed without a new modification time, so the next run scans again.
+        files.remove_tree(work / "scan")
+        raise
     return {shards[index].fingerprint for index in reused}
-
-
-def _run_all(
-    waiting: Callable[[], list[object]],
-    transform: beam.PTransform,
-    where: jobs.Execution,
-    poll: Callable[[], None],
-    work: Path,
-    log: JobLog,
-) -> None:
-    """Runs ``transform`` over the pieces that are ``waiting``, and again after a worker process died.
-
-    The second time an isolated process does what the dead one worked on.
-    """
-    left, deaths = waiting(), 0
-    while left:
-        try:
-            log.write("metrics", **jobs.run(left, transform, where, poll, work))
-            return
-        except jobs.WorkerDiedError as error:
-            log.write("worker died", message=str(error), pieces=len(left))
-            before, left = len(left), waiting()
-            deaths = deaths + 1 if len(left) == before else 1
-            if deaths == _MOST_DEATHS:
-                raise DataError(
-                    f"{error}. {deaths} times in a row nothing got done: take fewer --workers if memory is short, and "
-                    "run the command again to go on"
-                ) from None
 
 
 def _write_scan(plans: Sequence[Plan], root: Path) -> None:
@@ -284,21 +242,122 @@ def _write_scan(plans: Sequence[Plan], root: Path) -> None:
             write_index(path, pa.table(columns).cast(INDEX), [], {})
 
 
-def _log_result(log: JobLog, content: str, result: Result) -> None:
-    keys = ("name", "episodes", "kept", "tokens", "records", "shards", "bytes")
-    for item in result.manifest.datasets:
-        counts = {key: getattr(item, key) for key in keys}
-        log.write("dataset finished", **counts, rejected=result.rejected[item.name])
-    log.write(
-        f"{content} finished",
-        seconds=round(result.seconds, 3),
-        stages={name: round(seconds, 3) for name, seconds in result.stages.items()},
-        tokens=sum(item.tokens for item in result.manifest.datasets),
-        built=result.built,
-        reused=result.reused,
-        removed=result.removed,
-        tokens_per_second=result.tokens_per_second,
-    )
+# --- checks before the job writes ----------------------------------------------------------------------------------
+
+
+def _described_config(config: BuildConfig, base: Path, limit: int | None) -> dict[str, Any]:
+    """The config as the manifest holds it: complete, with paths relative to the config file."""
+    described = config.model_dump(mode="json", by_alias=True, exclude_none=True)
+    described["vocabulary"] = relative_path(described["vocabulary"], base)
+    for dataset in described["datasets"]:
+        for key in PATHS & dataset.keys():
+            dataset[key] = relative_path(dataset[key], base)
+    return described | ({"limit": limit} if limit is not None else {})
+
+
+def _check_reachable(plans: Sequence[DatasetPlan], out: Path) -> None:
+    """Raises ConfigError if workers on other machines cannot reach what they are to read or write."""
+    if not is_remote(out):
+        raise ConfigError(
+            f"--out {out}: lies on this machine, where the runner's workers write nothing; give a gs:// path"
+        )
+    for plan in plans:
+        for file in plan.files:
+            for path in (file.path, getattr(file, "image_dir", None)):
+                if path is not None and not is_remote(path):
+                    raise ConfigError(
+                        f"{plan.field}: {path} lies on this machine, where the runner's workers read nothing; "
+                        "copy it to a bucket and give its gs:// path"
+                    )
+
+
+def _finished_manifest(
+    root: Path, config: BuildConfig, described: dict[str, Any], content: str, only: str | None, update: bool
+) -> Manifest | None:
+    """The manifest in the directory, if a finished job left one.
+
+    Raises ConfigError if the directory holds something that this job would not write and is not asked to replace.
+    """
+    names = files.names(root)
+    if MANIFEST not in names:
+        ours = {VOCABULARY, LOG, LOCK, WORK, *(dataset["name"] for dataset in described["datasets"])}
+        foreign = [name for name in names if name not in ours and not name.startswith(TEMPORARY)]
+        if foreign:
+            raise ConfigError(f"--out {root}: holds {foreign[0]}, no part of this {content}; choose another directory")
+        return None
+    manifest = Manifest.parse(files.read_bytes(root / MANIFEST), root / MANIFEST)
+    if manifest.content != content:
+        raise ConfigError(f"--out {root}: holds a finished {manifest.content}; choose another directory")
+    if not update and manifest.config_digest != json_digest(described):
+        raise ConfigError(f"--out {root}: holds a finished {content} of another config; {_ways_out(content)}")
+    if manifest.tokenizer.discrete_offset != config.discrete_offset:
+        raise ConfigError(
+            f"--out {root}: holds shards made with discrete_offset {manifest.tokenizer.discrete_offset}, and "
+            f"{config.discrete_offset} gives every token another meaning; choose another directory"
+        )
+    others = [item.name for item in manifest.datasets if item.name != only]
+    if update and only is not None and others:
+        raise ConfigError(f"--only {only}: an update would remove {others[0]} from {root}; leave --only out")
+    return manifest
+
+
+def _check_vocabulary(root: Path, model: VocabularyEntry | None) -> None:
+    """Raises ConfigError if a build, finished or not, made shards with another vocabulary."""
+    path = root / VOCABULARY
+    if model is not None and files.exists(path) and load_vocabulary(path).digest != model.blake2b:
+        raise ConfigError(
+            f"--out {root}: holds shards of another vocabulary, {path}; choose another directory or delete this one"
+        )
+
+
+def _check_unchanged(root: Path, before: Manifest, plans: Sequence[Plan], content: str) -> None:
+    """Raises ConfigError if a finished job has other shards than the plans."""
+    finished = {split.fingerprint for item in before.datasets for split in item.splits}
+    if finished != {shard.fingerprint for plan in plans for shard in plan.shards}:
+        files.remove_tree(root / WORK)
+        raise ConfigError(f"--out {root}: holds a finished {content} of other source files; {_ways_out(content)}")
+
+
+def _ways_out(content: str) -> str:
+    ways = "choose another directory or delete it"
+    return f"--update builds what changed; else {ways}" if content == "build" else ways
+
+
+def _other_packages(before: Manifest) -> list[str]:
+    """A notice if an update of ``before`` reuses shards that other versions of the packages wrote."""
+    now = packages()
+    other = [f"{name} {version}" for name, version in before.packages.items() if now.get(name) != version]
+    return [f"shards that do not change stay as they were made, with {', '.join(other)}"] if other else []
+
+
+# --- log and errors ------------------------------------------------------------------------------------------------
+
+
+class _Log:
+    """``build.log.jsonl``: one JSON object a line for each event. ``seconds`` has the time that each stage took."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.seconds: dict[str, float] = {}
+
+    def write(self, event: str, **values: Any) -> None:
+        """Appends an event with the present time."""
+        line = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "event": event, **values}
+        files.append_line(self._path, json.dumps(line, ensure_ascii=False))
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Measures a stage and writes how it ended."""
+        begin = time.monotonic()
+        try:
+            yield
+        except BaseException as error:
+            seconds = round(time.monotonic() - begin, 3)
+            with suppress(OSError):  # the first error matters more
+                self.write("failed", stage=name, seconds=seconds, error=type(error).__name__, message=str(error))
+            raise
+        self.seconds[name] = time.monotonic() - begin
+        self.write("stage finished", stage=name, seconds=round(self.seconds[name], 3))
 
 
 @contextmanager
@@ -307,4 +366,4 @@ def _os_errors() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise DataError(sentence(error)) from None
+        raise DataError(jobs.sentence(error)) from None

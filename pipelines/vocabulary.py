@@ -1,9 +1,9 @@
 """Trains a SentencePiece model: on given sentences, or on a sample of a config's text.
 
-The sample is taken from what a build of the config keeps for training: rows are dropped as damaged or duplicate and
-held out as in a build. Documents, and the distinct texts of an episode, are taken by the hash of their id: those with
-the lowest hashes, as many as fit. So each dataset has its share by bytes, and neither the order of files nor where they
-lie matters. A document of more than ``LONGEST_CHARACTERS`` is cut into pieces, each with a hash of its own.
+The sample is taken from what a build of the config keeps for training. Of all documents, and the distinct texts of each
+episode, it takes those whose ids have the lowest hashes, as many as fit. So each dataset has its share by bytes, and
+neither the order of files nor where they lie matters. A document of more than ``LONGEST_CHARACTERS`` is cut into
+pieces, each with a hash of its own.
 """
 
 import hashlib
@@ -12,14 +12,16 @@ import io
 import json
 import logging
 import re
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, tee
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -27,20 +29,17 @@ import sentencepiece
 
 from gatokit.pipelines.documents.scan import DocumentsPlan
 from gatokit.pipelines.episodes.plan import EpisodesPlan
-from gatokit.pipelines.episodes.reader import RawEpisode, SourceFeatures
 from gatokit.pipelines.formats.records import ByteRange
 from gatokit.pipelines.inputs import local_path, read_inputs
 from gatokit.pipelines.planning import DatasetPlan, filter_dataset, plan_datasets, scan_units, task_rows
-from gatokit.pipelines.stages import FilterResult
 from gatokit.schemas.config import BuildConfig
 from gatokit.schemas.errors import ConfigError, DataError, RejectedError
 from gatokit.schemas.index import HELD_OUT, TRAIN
+from gatokit.schemas.progress import Progress, no_progress
 from gatokit.schemas.tokens import TEXT_IDS
 from gatokit.storage.files import write_atomically, write_rows
 from gatokit.tokenizers.text import TextTokenizer
 
-Progress = Callable[[str, int, int], None]
-"""Called with a stage, the units that are done and their number."""
 Normalization = Literal["identity", "nfkc"]
 
 FEWEST_PIECES = 260
@@ -84,7 +83,7 @@ class Sampled:
 
 @dataclass(frozen=True)
 class TrainedVocabulary:
-    """A model on disk, what it was trained on, and sentences that a person should read.
+    """A model on disk, what it was trained on, and sentences for the user.
 
     ``characters_per_token`` is measured on a million bytes of the sample, ``held_out_characters_per_token`` on up to
     as many of held-out documents (None if there are none).
@@ -129,7 +128,7 @@ def make_vocabulary(
     pieces: int = TEXT_IDS,
     normalization: Normalization = "identity",
     sample_bytes: int = SAMPLE_BYTES,
-    progress: Progress | None = None,
+    progress: Progress = no_progress,
 ) -> TrainedVocabulary:
     """Trains a model on a sample of a config's text and writes it to ``out``.
 
@@ -143,14 +142,13 @@ def make_vocabulary(
         raise ConfigError(f"--sample-bytes {sample_bytes}: must be at least {FEWEST_SAMPLE_BYTES}")
     config, base = read_inputs(config_path)
     _check_out(out)
-    report = progress or (lambda stage, done, total: None)
     with tempfile.TemporaryDirectory(prefix="gatokit-") as work:
-        drawn = draw(config, base, Path(work), sample_bytes, _MEASURED_BYTES, report)
+        drawn = draw(config, base, Path(work), sample_bytes, _MEASURED_BYTES, progress)
     if not drawn.train:
         raise ConfigError(f"{config_path}: its datasets hold no text to train a vocabulary on; add one that does")
-    report("train", 0, 1)
+    progress("train", 0, 1)
     model = _train_in_child([piece.text for piece in drawn.train], pieces, normalization)
-    report("train", 1, 1)
+    progress("train", 1, 1)
     text = TextTokenizer(model)
     write_atomically(out, model)
     warnings = []
@@ -159,9 +157,12 @@ def make_vocabulary(
         warnings.append(
             f"the text gives {text.pieces:,} pieces instead of {pieces:,}: {size:,} bytes are too few for more"
         )
-    configured = Path(local_path(config.vocabulary, base, "vocabulary"))
-    if configured.resolve() != Path(out).resolve():
+    if Path(local_path(config.vocabulary, base, "vocabulary")).resolve() != Path(out).resolve():
         warnings.append(f"{config_path} names another vocabulary, {config.vocabulary}; builds use that one")
+    sizes: Counter[int] = Counter()
+    for piece in drawn.train:
+        sizes[piece.dataset] += piece.size
+    sampled = Counter(dataset for dataset, _ in {(piece.dataset, piece.document) for piece in drawn.train})
     return TrainedVocabulary(
         file=str(out),
         pieces=text.pieces,
@@ -169,7 +170,10 @@ def make_vocabulary(
         normalization=normalization,
         sentences=sum(piece.text.count(CUT) + 1 for piece in drawn.train),
         bytes=size,
-        datasets=drawn.counts(),
+        datasets=tuple(
+            Sampled(name, sampled[number], drawn.documents[number], sizes[number])
+            for number, name in enumerate(drawn.names)
+        ),
         characters_per_token=_characters_per_token(text, drawn.train) or 0.0,
         held_out_characters_per_token=_characters_per_token(text, drawn.held_out),
         warnings=tuple(warnings),
@@ -235,8 +239,7 @@ class Sample:
         return [piece for _, piece in sorted(self._heap, reverse=True)]
 
 
-@dataclass(frozen=True)
-class Drawn:
+class Drawn(NamedTuple):
     """A sample of the training part and one of what is held out; ``names`` are those of the datasets that have text,
     ``documents`` how many training documents each has."""
 
@@ -244,43 +247,6 @@ class Drawn:
     held_out: list[Piece]
     names: list[str]
     documents: list[int]
-
-    def counts(self) -> tuple[Sampled, ...]:
-        """What the training sample holds of each dataset."""
-        sampled = Counter(dataset for dataset, _ in {(piece.dataset, piece.document) for piece in self.train})
-        sizes: Counter[int] = Counter()
-        for piece in self.train:
-            sizes[piece.dataset] += piece.size
-        return tuple(
-            Sampled(name, sampled[number], self.documents[number], sizes[number])
-            for number, name in enumerate(self.names)
-        )
-
-
-def draw(
-    config: BuildConfig, base: Path, work: Path, most_bytes: int, held_out_bytes: int, progress: Progress
-) -> Drawn:
-    """Reads the config's datasets that have text; paths start at ``base``, and ``work`` takes the scanned rows.
-
-    Errors are those of a scan of the same config.
-    """
-    plans = [plan for plan in plan_datasets(config, base) if isinstance(plan, DocumentsPlan) or any(_text_fields(plan))]
-    units = [(plan, unit) for plan in plans for unit in scan_units(plan, config.max_episode_bytes)]
-    results: dict[str, list[Path]] = {plan.config.name: [] for plan in plans}
-    rows = 0
-    for done, (plan, unit) in enumerate(units):
-        progress("scan", done, len(units))
-        table = unit.scan()
-        rows += table.num_rows
-        results[plan.config.name].append(work / f"{unit.fingerprint}.arrow")
-        write_rows(results[plan.config.name][-1], table)
-    progress("scan", len(units), len(units))
-    reading = _Reading({TRAIN: Sample(most_bytes), HELD_OUT: Sample(held_out_bytes)}, config.seed, rows, progress)
-    for plan in plans:
-        reading.read(plan, filter_dataset(plan, results[plan.config.name], config, None))
-    progress("sample", rows, rows)
-    names = [plan.config.name for plan in plans]
-    return Drawn(reading.samples[TRAIN].pieces(), reading.samples[HELD_OUT].pieces(), names, reading.documents)
 
 
 class _Row(NamedTuple):
@@ -291,70 +257,65 @@ class _Row(NamedTuple):
     byte_range: ByteRange
 
 
-class _Reading:
-    """Reads the documents that have a chance into the sample of their split."""
+def draw(
+    config: BuildConfig, base: Path, work: Path, most_bytes: int, held_out_bytes: int, progress: Progress
+) -> Drawn:
+    """Reads the config's datasets that have text; paths start at ``base``, and ``work`` takes the scanned rows.
 
-    def __init__(self, samples: dict[str, Sample], seed: int, rows: int, progress: Progress) -> None:
-        self.samples = samples
-        self.documents: list[int] = []
-        """How many training documents each dataset has."""
-        self._seed, self._rows, self._progress = seed, rows, progress
-        self._done = 0
+    Errors are those of a scan of the same config.
+    """
+    plans = [plan for plan in plan_datasets(config, base) if isinstance(plan, DocumentsPlan) or any(_text_fields(plan))]
+    units = [(number, unit) for number, plan in enumerate(plans) for unit in scan_units(plan, config.max_episode_bytes)]
+    scanned: list[list[Path]] = [[] for _ in plans]
+    total = read = 0
+    for done, (dataset, unit) in enumerate(units):
+        progress("scan", done, len(units))
+        table = unit.scan()
+        total += table.num_rows
+        scanned[dataset].append(work / f"{unit.fingerprint}.arrow")
+        write_rows(scanned[dataset][-1], table)
+    progress("scan", len(units), len(units))
+    samples = {TRAIN: Sample(most_bytes), HELD_OUT: Sample(held_out_bytes)}
+    documents = [0] * len(plans)
 
-    def read(self, plan: DatasetPlan, result: FilterResult) -> None:
-        """Reads the next dataset."""
-        dataset, name = len(self.documents), plan.config.name
-        self.documents.append(0)
-        for file, rows in groupby(self._kept(plan, result), key=lambda row: row.file):
-            waiting: deque[_Row] = deque()
-            for texts in _texts(plan, file, self._with_a_chance(name, rows, waiting)):
-                row = waiting.popleft()
-                for ordinal, pack in enumerate(_packed(texts)):
-                    size = sum(len(sentence.encode()) for sentence in pack)
-                    piece = Piece(dataset, row.number, CUT.join(pack), size)
-                    self.samples[row.split].add(self._key(name, row.id, ordinal), piece)
+    def key(dataset: int, row: _Row, pack: int) -> int:
+        name = f"{config.seed}\0vocabulary\0{plans[dataset].config.name}\0{row.id}\0{pack}"
+        return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=16).digest(), "big")
 
-    def _kept(self, plan: DatasetPlan, result: FilterResult) -> Iterator[_Row]:
-        number = 0
-        for table in task_rows(plan, result):
+    def rows(dataset: int) -> Iterator[_Row]:
+        """The rows of a dataset that may still come into a sample at the time they are asked for."""
+        nonlocal read
+        plan, number = plans[dataset], 0
+        names = ["episode_id", "split", "file", "source_position", "offset", "length", "crc"]
+        names += ["payload"] if isinstance(plan, DocumentsPlan) else []
+        for table in task_rows(plan, filter_dataset(plan, scanned[dataset], config, None)):
             for batch in table.to_batches(max_chunksize=_BATCH_ROWS):
-                self._progress("sample", self._done, self._rows)
-                self._done += batch.num_rows
-                names = ["episode_id", "split", "file", "source_position", "offset", "length", "crc"]
-                names += ["payload"] if "payload" in table.schema.names else []
+                progress("sample", read, total)
+                read += batch.num_rows
                 columns = (batch.column(name).to_pylist() for name in names)
                 for id_, split, file, *stored in zip(*columns, strict=True):
                     number += 1
-                    if split is not None:
-                        self.documents[-1] += split == TRAIN
-                        yield _Row(number, id_, split, file, ByteRange(*stored))
+                    if split is None:
+                        continue
+                    documents[dataset] += split == TRAIN
+                    row = _Row(number, id_, split, file, ByteRange(*stored))
+                    # Two packs that follow each other hold more than LONGEST_CHARACTERS, and none more than its bytes.
+                    packs = range(2 * row.byte_range.length // LONGEST_CHARACTERS + 1)
+                    if any(samples[split].wants(key(dataset, row, pack)) for pack in packs):
+                        yield row
 
-    def _with_a_chance(self, dataset: str, rows: Iterator[_Row], waiting: deque[_Row]) -> Iterator[ByteRange]:
-        """The byte ranges of rows that may still come into the sample when they are asked for; the rows are put into
-        ``waiting``."""
-        for row in rows:
-            # Two packs that follow each other hold more than LONGEST_CHARACTERS, and none more than its stored bytes.
-            packs = 2 * row.byte_range.length // LONGEST_CHARACTERS + 1
-            sample = self.samples[row.split]
-            if any(sample.wants(self._key(dataset, row.id, ordinal)) for ordinal in range(packs)):
-                waiting.append(row)
-                yield row.byte_range
-
-    def _key(self, dataset: str, id_: str, ordinal: int) -> int:
-        name = f"{self._seed}\0vocabulary\0{dataset}\0{id_}\0{ordinal}"
-        return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=16).digest(), "big")
-
-
-def _texts(plan: DatasetPlan, file: int, byte_ranges: Iterator[ByteRange]) -> Iterator[list[str]]:
-    """The texts of each document or episode of a file."""
-    if isinstance(plan, DocumentsPlan):
-        for parts in plan.files[file].read(byte_ranges):
-            yield [part for part in parts if isinstance(part, str)]
-        return
-    assert isinstance(plan, EpisodesPlan)
-    source, features, fields = plan.files[file], plan.features[file], _text_fields(plan)[file]
-    for episode in source.read_some(byte_ranges):
-        yield _texts_of_episode(episode, features, fields)
+    for dataset, plan in enumerate(plans):
+        for file, of_file in groupby(rows(dataset), key=lambda row: row.file):
+            chosen, asked = tee(of_file)
+            texts_of_rows = _texts(plan, file, (row.byte_range for row in asked))
+            for texts, row in zip(texts_of_rows, chosen, strict=True):
+                for ordinal, pack in enumerate(_packed(texts)):
+                    size = sum(len(sentence.encode()) for sentence in pack)
+                    piece = Piece(dataset, row.number, CUT.join(pack), size)
+                    samples[row.split].add(key(dataset, row, ordinal), piece)
+    progress("sample", total, total)
+    names = [plan.config.name for plan in plans]
+    return Drawn(samples[TRAIN].pieces(), samples[HELD_OUT].pieces(), names, documents)
 
 
 def _text_fields(plan: DatasetPlan) -> list[list[str]]:
@@ -367,16 +328,20 @@ def _text_fields(plan: DatasetPlan) -> list[list[str]]:
     ]
 
 
-def _texts_of_episode(episode: RawEpisode, features: SourceFeatures, fields: Sequence[str]) -> list[str]:
-    """The distinct texts of an episode's steps; none of a field that the build will reject."""
-    texts: dict[Any, None] = {}
-    for path in fields:
-        field = features.step(path)
-        try:
-            texts |= dict.fromkeys([] if field is None else list(episode.column(field)))
-        except RejectedError:
-            continue
-    return [text.decode(errors="ignore") for text in texts]
+def _texts(plan: DatasetPlan, file: int, byte_ranges: Iterator[ByteRange]) -> Iterator[list[str]]:
+    """The texts of each document of a file, or the distinct texts of each episode's steps."""
+    if isinstance(plan, DocumentsPlan):
+        for parts in plan.files[file].read(byte_ranges):
+            yield [part for part in parts if isinstance(part, str)]
+        return
+    assert isinstance(plan, EpisodesPlan)
+    fields = [plan.features[file].step(path) for path in _text_fields(plan)[file]]
+    for episode in plan.files[file].read_some(byte_ranges):
+        texts: dict[Any, None] = {}
+        for field in fields:
+            with suppress(RejectedError):  # the build rejects the episode
+                texts |= dict.fromkeys([] if field is None else list(episode.column(field)))
+        yield [text.decode(errors="ignore") for text in texts]
 
 
 # --- sentences -------------------------------------------------------------------------------------------------
@@ -470,9 +435,7 @@ def _train_in_child(texts: Sequence[str], pieces: int, normalization: Normalizat
     raise DataError(f"the training ended with status {child.returncode}: {lines[-1]}. Lower --sample-bytes")
 
 
-def _main() -> int:
-    import signal
-
+def _main() -> None:
     # The terminal sends Ctrl-C to both processes, and the parent ends this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     pieces, normalization = json.loads(sys.argv[1])
@@ -480,10 +443,9 @@ def _main() -> int:
         model = _train(sys.stdin.buffer.read().split(CUT.encode()), pieces, normalization, _THREADS)
     except RuntimeError as error:
         print(error, file=sys.stderr)
-        return _FAILED
+        sys.exit(_FAILED)
     sys.stdout.buffer.write(model)
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(_main())
+    _main()

@@ -1,9 +1,11 @@
-"""Files on a disk or on ``gs://``: reading, listing, and writing that leaves a whole file or none.
+"""Files on a disk or on ``gs://``: reading, listing, writing that leaves a whole file or none, and the lock of a
+directory.
 
 Every function takes local paths and names of objects alike. A local file is written under a temporary name in the same
 directory, synced and renamed. An object exists as soon as its upload has finished, and not before.
 """
 
+import fcntl
 import glob
 import hashlib
 import io
@@ -12,17 +14,18 @@ import re
 import shutil
 import tempfile
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 from uuid import uuid4
 
 import pyarrow as pa
 
-from gatokit.schemas.errors import ConfigError
+from gatokit.schemas.errors import ConfigError, DataError
 from gatokit.storage import gcs
 
 TEMPORARY = ".tmp-"
@@ -31,12 +34,19 @@ CONNECTIONS = 16
 """Requests to ``gs://`` that are made at a time, since each waits for its answer."""
 _WRITERS = 4
 """Local files that are written at a time, since each waits until it is synced."""
+_PREFETCHED_BYTES = 64 << 20
+"""About as many bytes are read before they are asked for."""
+LOCK = ".lock"
+"""Name of the lock, in the directory that is held."""
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]+:/")
 
 
 def is_remote(path: str | Path) -> bool:
     """Whether a path names an object on ``gs://``."""
     return str(path).startswith("gs:/")
+
+
+Read = TypeVar("Read")
 
 
 # --- reading ---------------------------------------------------------------------------------------------------
@@ -53,7 +63,7 @@ class Ranges(NamedTuple):
 def ranges(path: str | Path) -> Iterator[Ranges]:
     """Opens a file for reads at any offset."""
     if is_remote(path):
-        remote = gcs.Ranges(path)
+        remote = gcs.ObjectFile(path)
         yield Ranges(remote.read_at, remote.size)
         return
     with open(path, "rb", buffering=0) as file:
@@ -63,7 +73,7 @@ def ranges(path: str | Path) -> Iterator[Ranges]:
 
 def stream(path: str | Path) -> io.RawIOBase:
     """Opens a file for unbuffered reading; it can seek."""
-    return _ObjectFile(path) if is_remote(path) else io.FileIO(path)
+    return gcs.ObjectFile(path) if is_remote(path) else io.FileIO(path)
 
 
 @contextmanager
@@ -108,6 +118,30 @@ def read_rows(path: str | Path) -> pa.Table:
     source = pa.BufferReader(gcs.read(path)) if is_remote(path) else pa.OSFile(str(path))
     with source as file, pa.ipc.open_file(file) as reader:
         return reader.read_all()
+
+
+def prefetch(paths: Sequence[Path], read: Callable[[Path], Read], size: Callable[[Read], int]) -> Iterator[Read]:
+    """Yields ``read(path)`` for each path, in order. Several paths on ``gs://`` are read at a time.
+
+    How many at a time follows from the ``size``, in bytes, of the largest result so far.
+    """
+    if not any(map(is_remote, paths)):
+        yield from map(read, paths)
+        return
+    rest, waiting, largest, most = iter(paths), deque[Future[Read]](), 1, 1
+    with ThreadPoolExecutor(CONNECTIONS) as pool:
+        try:
+            while True:
+                waiting.extend(pool.submit(read, path) for path in islice(rest, max(0, most - len(waiting))))
+                if not waiting:
+                    return
+                result = waiting.popleft().result()
+                largest = max(largest, size(result))
+                most = max(1, min(CONNECTIONS, _PREFETCHED_BYTES // largest))
+                yield result
+        finally:
+            for future in waiting:
+                future.cancel()
 
 
 def file_digest(path: str | Path) -> tuple[int, str]:
@@ -156,8 +190,7 @@ def existing(paths: Iterable[Path]) -> set[Path]:
 def names(directory: str | Path) -> list[str]:
     """The names of the files and directories in a directory; empty if there is no directory."""
     if is_remote(directory):
-        begin = len(gcs.canonical(directory).rstrip("/")) + 1
-        return sorted({item.path[begin:].partition("/")[0] for item in gcs.below(directory)})
+        return sorted({name.partition("/")[0] for name in _names_below(directory)})
     try:
         return sorted(os.listdir(directory))
     except FileNotFoundError:
@@ -167,10 +200,15 @@ def names(directory: str | Path) -> list[str]:
 def sizes(directory: str | Path) -> dict[str, int]:
     """The size in bytes of each file in a directory, by name; files in directories below it are left out."""
     if is_remote(directory):
-        begin = len(gcs.canonical(directory).rstrip("/")) + 1
-        return {item.path[begin:]: item.size for item in gcs.below(directory) if "/" not in item.path[begin:]}
+        return {name: size for name, size in _names_below(directory).items() if "/" not in name}
     with os.scandir(directory) as entries:
         return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
+
+
+def _names_below(directory: str | Path) -> dict[str, int]:
+    """The size of each object below a directory, by its path relative to the directory."""
+    begin = len(gcs.canonical(directory).rstrip("/")) + 1
+    return {item.path[begin:]: item.size for item in gcs.below(directory)}
 
 
 def size(path: str | Path) -> int:
@@ -303,28 +341,36 @@ def side_by_side(directory: str | Path) -> Iterator[Callable[[Callable[[], None]
             future.result()
 
 
-class _ObjectFile(io.RawIOBase):
-    """An object as a file for reading."""
+# --- the lock -------------------------------------------------------------------------------------------------
 
-    def __init__(self, path: str | Path) -> None:
-        self._ranges = gcs.Ranges(path)
-        self._at = 0
 
-    def readable(self) -> bool:
-        return True
+@contextmanager
+def hold(directory: str | Path) -> Iterator[None]:
+    """Holds a directory, which is made if it is missing, so that one build at a time writes it.
 
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._ranges.size}[whence]
-        return self._at
-
-    def readinto(self, buffer: Any) -> int:
-        data = self._ranges.read_at(self._at, len(buffer))
-        buffer[: len(data)] = data
-        self._at += len(data)
-        return len(data)
+    On a disk the lock is a locked file, which the system frees when its process ends. Raises DataError if another
+    process holds the directory, ConfigError if it cannot be written.
+    """
+    if is_remote(directory):
+        with gcs.hold(f"{gcs.canonical(directory).rstrip('/')}/{LOCK}"):
+            yield
+        return
+    path = Path(directory) / LOCK
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "a")  # noqa: SIM115
+    except OSError as error:
+        raise ConfigError(f"--out {directory}: cannot be written: {error.strerror}; choose another directory") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # The former holder may have removed the file after we opened it; then the next holder locks a new one.
+            is_held = os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+        except OSError:
+            is_held = False
+        if not is_held:
+            raise DataError(f"{directory} is in use by another gatokit; wait for it or choose another --out")
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)

@@ -7,14 +7,20 @@ is an OSError, like that of a disk, and its message is a sentence for the user t
 """
 
 import base64
+import io
+import json
 import os
 import re
+import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, BinaryIO
+from uuid import uuid4
 
 from gatokit.schemas.errors import ConfigError, DataError, install_hint
 
@@ -75,17 +81,25 @@ def matching(pattern: str) -> set[str]:
     """The objects that a glob pattern matches, and the directories that hold objects and match."""
     pattern = canonical(pattern)
     fixed = re.split(r"[*?[]", pattern, maxsplit=1)[0].rpartition("/")[0]
-    wanted = re.compile(_expression(pattern.rstrip("/")), re.DOTALL)
+    wanted = [part for part in pattern[len(fixed) + 1 :].split("/") if part]
     found = set()
     for item in below(fixed if fixed.count("/") > 2 else fixed + "/"):
         parts = item.path[len(fixed) + 1 :].split("/")
-        for count in range(1, len(parts) + 1):
-            path = f"{fixed}/{'/'.join(parts[:count])}"
-            if wanted.fullmatch(path + "/"):
-                found.add(path)
-        if wanted.fullmatch(fixed + "/"):
-            found.add(fixed)
+        for count in range(len(parts) + 1):
+            if _matches(parts[:count], wanted):
+                found.add("/".join([fixed, *parts[:count]]))
     return found
+
+
+def _matches(parts: list[str], pattern: list[str]) -> bool:
+    """Whether the components of a path match those of a pattern, with the meaning of Python's own ``glob``."""
+    if not pattern:
+        return not parts
+    if pattern[0] == "**" and _matches(parts, pattern[1:]):
+        return True
+    if not parts or (parts[0].startswith(".") and not pattern[0].startswith(".")):
+        return False
+    return fnmatchcase(parts[0], pattern[0]) and _matches(parts[1:], pattern if pattern[0] == "**" else pattern[1:])
 
 
 def read(path: str | Path) -> bytes:
@@ -110,18 +124,8 @@ def download_into(path: str | Path, file: BinaryIO) -> None:
 def upload(local: str | Path, path: str | Path) -> None:
     """Sends a local file. Afterwards the object is complete and its checksum is right, or an error is raised and there
     is no new object."""
-    import google_crc32c
-
-    crc = google_crc32c.Checksum()
     with open(local, "rb") as file:
-        for _ in crc.consume(file, 1 << 20):
-            pass
-        file.seek(0)
-        with _os_errors(path):
-            blob = _blob(path)
-            blob.chunk_size = _PART_BYTES
-            with _checked(blob, crc.digest()):
-                blob.upload_from_file(file, checksum="crc32c", retry=_retry())
+        _send(file, path)
 
 
 def write(path: str | Path, data: bytes | memoryview, *, new: bool = False) -> int:
@@ -129,13 +133,29 @@ def write(path: str | Path, data: bytes | memoryview, *, new: bool = False) -> i
 
     Raises ReplacedObjectError if ``new`` is set and the object exists already.
     """
-    import google_crc32c
+    match = {"if_generation_match": 0} if new else {}
+    return _send(io.BytesIO(data), path, size=len(data), **match)
 
+
+def _send(file: BinaryIO, path: str | Path, **options: Any) -> int:
+    import google_crc32c
+    from google.cloud.storage.exceptions import DataCorruption
+
+    crc = google_crc32c.Checksum()
+    for _ in crc.consume(file, 1 << 20):
+        pass
+    file.seek(0)
     with _os_errors(path):
         blob = _blob(path)
-        match = {"if_generation_match": 0} if new else {}
-        with _checked(blob, google_crc32c.Checksum(bytes(data)).digest()):
-            blob.upload_from_string(bytes(data), checksum="crc32c", retry=_retry(), **match)
+        blob.chunk_size = _PART_BYTES
+        try:
+            blob.upload_from_file(file, checksum="crc32c", retry=_retry(), **options)
+            arrived = blob.crc32c == base64.b64encode(crc.digest()).decode()
+        except DataCorruption:
+            arrived = False
+        if not arrived:
+            blob.delete(retry=_retry())
+            raise ObjectError(f"{canonical(path)}: what arrived has another checksum than what was sent")
         return int(blob.generation)
 
 
@@ -145,8 +165,8 @@ def delete(path: str | Path, generation: int | None = None) -> None:
         _blob(path).delete(if_generation_match=generation, retry=_retry())
 
 
-class Ranges:
-    """Ranged reads of one object, of the generation that it has when this is created."""
+class ObjectFile(io.RawIOBase):
+    """An object as a file for reading, of the generation that it has when this is created."""
 
     def __init__(self, path: str | Path) -> None:
         self._path = path
@@ -155,6 +175,27 @@ class Ranges:
         with _os_errors(path):
             self._blob = _blob(path)
         self._begin, self._data, self._ahead = 0, b"", _LEAST
+        self._at = 0
+
+    def readable(self) -> bool:
+        """See ``io.RawIOBase``."""
+        return True
+
+    def seekable(self) -> bool:
+        """See ``io.RawIOBase``."""
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """See ``io.RawIOBase``."""
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self.size}[whence]
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        """See ``io.RawIOBase``."""
+        data = self.read_at(self._at, len(buffer))
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
 
     def read_at(self, offset: int, length: int) -> bytes:
         """``length`` bytes at ``offset``; fewer if the object ends before.
@@ -188,40 +229,107 @@ class Ranges:
             return found
 
 
+# --- the lock of a directory -----------------------------------------------------------------------------------
+
+
+@contextmanager
+def hold(lock: str) -> Iterator[None]:
+    """Holds the directory of an object that is the lock. Raises DataError if another process holds it.
+
+    Only the creator of the lock may delete it, so it outlives a process that is killed. A later process on the same
+    machine removes the lock of a dead process. Nobody can tell whether a process of another machine is dead, and a
+    write to a bucket cannot be made conditional on the lock, so such a lock is removed by a person.
+    """
+    mine = {
+        **describe(os.getpid()),
+        "token": uuid4().hex,
+        "since": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+    generation = None
+    while generation is None:
+        try:
+            generation = write(lock, json.dumps(mine).encode(), new=True)
+        except FileExistsError:
+            # The lock may disappear, or change its owner, at any time.
+            with suppress(FileNotFoundError):
+                generation = _check_owner(lock, mine)
+    try:
+        yield
+    finally:
+        # Another process that took the lock away, and holds the directory now, keeps it.
+        with suppress(FileExistsError):
+            delete(lock, generation)
+
+
+def describe(process: int) -> dict[str, Any]:
+    """What a lock says of a process of this machine.
+
+    ``machine`` names the boot of the machine and the process namespace, ``started`` is the start time of the process
+    in ticks. Both are empty if the system does not provide them.
+    """
+    machine = ""
+    with suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        machine = f"{boot}/{os.stat('/proc/self/ns/pid').st_ino}"
+    return {"host": socket.gethostname(), "process": process, "machine": machine, "started": _state(process)[1]}
+
+
+def _check_owner(lock: str, mine: dict[str, Any]) -> int | None:
+    """The generation of the lock if it is ours. Removes the lock of a dead process and returns None.
+
+    Raises DataError if another process holds it.
+    """
+    directory = lock.rpartition("/")[0]
+    way_out = f"wait for it or, where that one is dead, remove its lock: gcloud storage rm {lock}"
+    generation = about(lock).generation
+    try:
+        held = json.loads(read(lock))
+        owner = f"process {held['process']} on {held['host']} since {held['since']}"
+        is_dead = _is_dead(held)
+    except (ValueError, KeyError, TypeError):
+        raise DataError(f"{directory} is in use by another gatokit; {way_out}") from None
+    if held == mine:  # the answer to our request was lost, and the client asked again
+        return generation
+    if not is_dead:
+        raise DataError(f"{directory} is in use by {owner}; {way_out}")
+    # Several processes may see that the owner is dead; only one of them removes this generation of the lock.
+    with suppress(FileExistsError):
+        delete(lock, generation)
+    return None
+
+
+def _is_dead(held: dict[str, Any]) -> bool:
+    """Whether the owner of a lock ran on this machine and has ended."""
+    now = describe(int(held["process"]))
+    if not held["machine"] or held["machine"] != now["machine"]:
+        return False
+    try:
+        os.kill(held["process"], 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    state, started = _state(held["process"])
+    return state in ("Z", "X") or (bool(started) and started != held["started"])
+
+
+def _state(process: int) -> tuple[str, str]:
+    """The state of a process and its start time; empty if the system does not provide them."""
+    try:
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return "", ""
+    return fields[0], fields[19]
+
+
+# --- the client ------------------------------------------------------------------------------------------------
+
+
 def _parsed(path: str | Path) -> tuple[str, str]:
     match = _NAME.fullmatch(str(path))
     if match is None:
         raise ConfigError(f"{path}: names no bucket; write gs://BUCKET/NAME")
     return match["bucket"], match["object"] or ""
-
-
-def _expression(pattern: str) -> str:
-    """A regular expression for a glob pattern, with the meaning of Python's own ``glob``; paths end in a slash."""
-    parts = []
-    for part in pattern.split("/"):
-        if part == "**":
-            parts.append(r"(?:(?!\.)[^/]+/)*")
-        else:
-            visible = r"(?!\.)" if part[:1] in ("*", "?", "[") else ""
-            parts.append(f"{visible}{_component(part)}/")
-    return "".join(parts)
-
-
-def _component(pattern: str) -> str:
-    """The regular expression of one path component."""
-    found, at = "", 0
-    while at < len(pattern):
-        end = pattern.find("]", at + 2 + (pattern[at + 1 : at + 2] == "!")) if pattern[at] == "[" else -1
-        if end > 0:
-            inner = (
-                pattern[at + 1 : end].replace("\\", r"\\").replace("[", r"\[").replace("]", r"\]").replace("^", r"\^")
-            )
-            found += f"(?!/)[{'^' + inner[1:] if inner[0] == '!' else inner}]"
-            at = end + 1
-            continue
-        found += {"*": "[^/]*", "?": "[^/]"}.get(pattern[at], re.escape(pattern[at]))
-        at += 1
-    return found
 
 
 def _client() -> Any:
@@ -259,21 +367,6 @@ def _blob(path: str | Path) -> Any:
 
 def _object(blob: Any) -> Object:
     return Object(f"gs://{blob.bucket.name}/{blob.name}", int(blob.size), int(blob.generation))
-
-
-@contextmanager
-def _checked(blob: Any, crc: bytes) -> Iterator[None]:
-    """Removes the object again and raises ObjectError if its checksum is not ``crc``."""
-    from google.cloud.storage.exceptions import DataCorruption
-
-    try:
-        yield
-        arrived = blob.crc32c == base64.b64encode(crc).decode()
-    except DataCorruption:
-        arrived = False
-    if not arrived:
-        blob.delete(retry=_retry())
-        raise ObjectError(f"gs://{blob.bucket.name}/{blob.name}: what arrived has another checksum than what was sent")
 
 
 @contextmanager

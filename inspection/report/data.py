@@ -5,7 +5,7 @@ Legend: K stops of the threshold slider.
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from gatokit.inspection.report.stops import STEPS
 from gatokit.inspection.report.tasks import TaskFacts, facts
 from gatokit.inspection.tables.summary import Effort, contents
 from gatokit.schemas.index import REASONS
+from gatokit.schemas.progress import Progress
 from gatokit.schemas.tokens import TokenKind
 
 _EFFORT = Effort(records=5_000, bytes=64 << 20)
@@ -33,8 +34,6 @@ _LEAST_POINTS, _MOST_POINTS, _ALL_POINTS = 40, 400, 150_000
 _DOCUMENTS = 6
 """Documents of a dataset that are quoted."""
 _DEFAULT_FRACTION = 0.8
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)

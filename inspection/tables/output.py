@@ -1,9 +1,10 @@
 """Where tables are printed: the part of a command's output that they use, and tables that fit a line."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
+from gatokit.schemas.progress import Progress
 from gatokit.schemas.words import shown
 
 
@@ -24,7 +25,7 @@ class Output(Protocol):
     def result(self, value: dict[str, Any]) -> None:
         """Prints the JSON object, if it is asked for."""
 
-    def progress(self) -> AbstractContextManager[Callable[[str, int, int], None]]:
+    def progress(self) -> AbstractContextManager[Progress]:
         """A function (stage, done, total) that shows progress."""
 
 

@@ -21,9 +21,9 @@ from gatokit.inspection.verify.index import (
 from gatokit.inspection.verify.records import ContentCheck, DocumentCheck, EpisodeCheck, shard_faults
 from gatokit.schemas.errors import DataError, GatokitError
 from gatokit.schemas.manifest import LOG, MANIFEST, FileEntry, Manifest, local_directory
+from gatokit.schemas.progress import Progress
 from gatokit.schemas.tokens import TEXT_IDS
-from gatokit.storage.files import TEMPORARY
-from gatokit.storage.lock import LOCK
+from gatokit.storage.files import LOCK, TEMPORARY
 
 MOST_OF_A_FILE = 10
 """Further faults of a file are counted and not listed."""
@@ -33,9 +33,6 @@ _LEFTOVERS = {
     _WORK: "work of a build that did not end; run the build again, or delete it",
     LOCK: "the lock of a build that runs or was killed; delete it if none runs",
 }
-
-Progress = Callable[[str, int, int], None]
-"""Called with a stage (``files`` or ``records``), how many are done and how many there are."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Repeats a piece of work in an isolated process, after an earlier attempt at it died.
 
-If a decoder crashes, it ends that process alone. Then another process goes through the rows one by one and says which
-row it is at, until all rows that crash are known. Run as a program, this module is such a process: it reads its task
+A decoder that crashes ends that process alone. Then another process goes through the rows one by one and says which
+row it is at, until all rows that crash are known. Run as a program, this module is such a process, which reads its task
 from standard input as JSON.
 """
 
@@ -30,22 +30,50 @@ _FAILED = 3
 _KILLED = "probably for lack of memory: take fewer --workers or a machine with more, or leave it out of the source"
 
 
-def build(order: str | Path, directory: str | Path, vocabulary: str | Path) -> Built:
-    """Does what ``build_shard`` does with the task in the file ``order``. Rows that crash are dropped as
+def build(path: str | Path, directory: str | Path, vocabulary: str | Path) -> Built:
+    """Does what ``build_shard`` does with the shard task in the file ``path``. Rows that crash are dropped as
     ``crashed_decoder``.
 
     Raises DataError if the process ends for another reason than one of the rows.
     """
-    task = {"do": "build", "order": str(order), "directory": str(directory), "vocabulary": str(vocabulary)}
+    task = {"task": str(path), "directory": str(directory), "vocabulary": str(vocabulary)}
     crashed: dict[int, str] = {}
     while True:
-        said, ended = _run({**task, "crashed": list(crashed.items())})
+        answers, ended = _run({**task, "do": "build", "crashed": list(crashed.items())})
         if ended is None:
-            return Built(**json.loads(said[-1]))
-        before = len(crashed)
-        _find(task, crashed)
+            return Built(**json.loads(answers[-1]))
+        shard, start, before = ShardTask.read(path), 0, len(crashed)
+        while True:
+            answers, ended_at_row = _run({**task, "do": "probe", "start": start, "crashed": list(crashed.items())})
+            if ended_at_row is None:
+                break
+            if not answers:
+                raise _unexplained(shard, ended_at_row)
+            at, row = map(int, answers[-1].split())
+            if ended_at_row not in _CRASHES:
+                raise DataError(f"{_named(shard, row)} was ended by {ended_at_row.name} while it was made, {_KILLED}")
+            crashed[row] = f"its decoder ended in {ended_at_row.name}"
+            if len(crashed) > MOST_CRASHES:
+                raise DataError(
+                    f"{_named(shard, min(crashed))} and {MOST_CRASHES} more of its shard crash their decoder "
+                    f"({ended_at_row.name}): is an installed library broken?"
+                )
+            start = at + 1
         if len(crashed) == before:
-            raise DataError(_unexplained(ShardTask.read(order), ended))
+            raise _unexplained(shard, ended)
+
+
+def _named(shard: ShardTask, row: int) -> str:
+    return f"{shard.header.dataset}: {shard.rows['episode_id'][row]} (in {shard.rows['source_file'][row]})"
+
+
+def _unexplained(shard: ShardTask, ended: signal.Signals) -> DataError:
+    first, last = shard.rows["source_file"][0], shard.rows["source_file"][-1]
+    source = f"{first}" if first == last else f"{first} to {last}"
+    reason = "no single row does" if ended in _CRASHES else _KILLED
+    return DataError(
+        f"{shard.header.dataset}: making the shard {shard.stem} of {source} ends in {ended.name}, {reason}"
+    )
 
 
 def scan(unit: ScanUnit, result: str | Path) -> int:
@@ -53,56 +81,19 @@ def scan(unit: ScanUnit, result: str | Path) -> int:
 
     Raises DataError, which names the file, if the process ends.
     """
-    said, ended = _run({"do": "scan", "unit": json.loads(unit.model_dump_json()), "result": str(result)})
+    answers, ended = _run({"do": "scan", "unit": json.loads(unit.model_dump_json()), "result": str(result)})
     if ended is None:
-        return int(json.loads(said[-1])["rows"])
-    name = _file_name(unit.files[int(said[-1])]) if said else "its files"
+        return int(json.loads(answers[-1])["rows"])
+    name = "its files"
+    if answers:
+        file = unit.files[int(answers[-1])]  # plain values if it holds documents
+        name = file["name"] if isinstance(file, dict) else file.file.name
     if ended not in _CRASHES:
         raise DataError(f"{unit.dataset}: scanning {name} was ended by {ended.name}, {_KILLED}")
     raise DataError(
         f"{unit.dataset}: scanning {name} ends in {ended.name}: it crashes the library that reads it. Mend the file or "
         "leave it out of the source"
     )
-
-
-def _file_name(file: Any) -> str:
-    """The name of a file of a unit: episodes have objects there, documents plain values."""
-    name: str = file["name"] if isinstance(file, dict) else file.file.name
-    return name
-
-
-def _find(task: dict[str, Any], crashed: dict[int, str]) -> None:
-    """Adds the rows that crash, each with the signal that ended the process."""
-    start = 0
-    while True:
-        said, ended = _run({**task, "do": "probe", "start": start, "crashed": list(crashed.items())})
-        if ended is None:
-            return
-        order = ShardTask.read(task["order"])
-        if not said:
-            raise DataError(_unexplained(order, ended))
-        at, row = map(int, said[-1].split())
-        if ended not in _CRASHES:
-            raise DataError(f"{_named(order, row)} was ended by {ended.name} while it was made, {_KILLED}")
-        crashed[row] = f"its decoder ended in {ended.name}"
-        if len(crashed) > MOST_CRASHES:
-            raise DataError(
-                f"{_named(order, min(crashed))} and {MOST_CRASHES} more of its shard crash their decoder "
-                f"({ended.name}): is an installed library broken?"
-            )
-        start = at + 1
-
-
-def _named(order: ShardTask, row: int) -> str:
-    rows = order.rows
-    return f"{order.header.dataset}: {rows['episode_id'][row]} (in {rows['source_file'][row]})"
-
-
-def _unexplained(order: ShardTask, ended: signal.Signals) -> str:
-    first, last = order.rows["source_file"][0], order.rows["source_file"][-1]
-    files = f"{first}" if first == last else f"{first} to {last}"
-    reason = "no single row does" if ended in _CRASHES else _KILLED
-    return f"{order.header.dataset}: making the shard {order.stem} of {files} ends in {ended.name}, {reason}"
 
 
 # --- the process ---------------------------------------------------------------------------------------------
@@ -114,7 +105,7 @@ def _run(task: dict[str, Any]) -> tuple[list[bytes], signal.Signals | None]:
     Raises DataError, with the message of the process, if it failed for a reason that the user can mend.
     """
     reading, writing = os.pipe()
-    with open(reading, "rb") as answers:
+    with open(reading, "rb") as pipe:
         process = subprocess.Popen(
             [sys.executable, "-m", __spec__.name, str(writing)],
             stdin=subprocess.PIPE,
@@ -126,24 +117,22 @@ def _run(task: dict[str, Any]) -> tuple[list[bytes], signal.Signals | None]:
         assert process.stdin is not None
         with process.stdin:
             process.stdin.write(json.dumps(task).encode())
-        said = answers.read().splitlines()
+        answers = pipe.read().splitlines()
         code = process.wait()
     if code < 0:
-        return said, signal.Signals(-code)
+        return answers, signal.Signals(-code)
     if code == _FAILED:
-        raise DataError(json.loads(said[-1])["failed"])
+        raise DataError(json.loads(answers[-1])["failed"])
     if code:
-        raise RuntimeError(f"python -m {__spec__.name} ended with status {code} after {said[-1:]}")
-    return said, None
+        raise RuntimeError(f"python -m {__spec__.name} ended with status {code} after {answers[-1:]}")
+    return answers, None
 
 
-def _single_files(value: dict[str, Any]) -> Iterator[ScanUnit]:
+def _single_files(unit: dict[str, Any]) -> Iterator[ScanUnit]:
     """A unit for each file of a unit."""
-    for number, file in enumerate(value["files"]):
-        own = {**value, "files": [file], "versions": value["versions"][number : number + 1]}
-        if "ordinals" in value:
-            own["ordinals"] = [value["ordinals"][number]]
-        yield unit_from_json(json.dumps(own))
+    of_files = [key for key in ("files", "versions", "ordinals") if key in unit]
+    for number in range(len(unit["files"])):
+        yield unit_from_json(json.dumps({**unit, **{key: [unit[key][number]] for key in of_files}}))
 
 
 def _main(task: dict[str, Any], answers: int) -> None:
@@ -160,13 +149,13 @@ def _main(task: dict[str, Any], answers: int) -> None:
             files.write_rows(task["result"], rows)
             say(json.dumps({"rows": rows.num_rows}))
             return
-        text, order = load_vocabulary(task["vocabulary"]), ShardTask.read(task["order"])
+        text, shard = load_vocabulary(task["vocabulary"]), ShardTask.read(task["task"])
         crashed = dict(task["crashed"])
         if task["do"] == "build":
-            say(json.dumps(asdict(build_shard(order, task["directory"], text, crashed))))
+            say(json.dumps(asdict(build_shard(shard, task["directory"], text, crashed))))
             return
-        columns = {name: order.rows[name].to_pylist() for name in order.rows.column_names}
-        builder = order.header.builder(text)
+        columns = {name: shard.rows[name].to_pylist() for name in shard.rows.column_names}
+        builder = shard.header.builder(text)
         kept = [row for row, split in enumerate(columns["split"]) if split is not None]
         for at, row in enumerate(kept):
             if at >= task["start"] and row not in crashed:
@@ -175,8 +164,8 @@ def _main(task: dict[str, Any], answers: int) -> None:
                     pass
     except (GatokitError, OSError) as error:
         # As the message that would have been left without this process.
-        said = f"{type(error).__name__}: {error}" if isinstance(error, OSError) else str(error)
-        say(json.dumps({"failed": said}))
+        message = f"{type(error).__name__}: {error}" if isinstance(error, OSError) else str(error)
+        say(json.dumps({"failed": message}))
         sys.exit(_FAILED)
 
 

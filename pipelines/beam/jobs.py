@@ -1,9 +1,22 @@
-"""The Beam jobs: one scans units, one builds shards. Both spread independent pieces of work and shuffle no data."""
+"""The Beam jobs: one scans units, one builds shards. Both spread independent pieces of work and shuffle no data.
 
+``scan_piece`` and ``build_piece`` are functions of plain arguments, which another scheduler may call on any machine.
+The result of a piece is a file, and a repeated call writes the same file again. A piece that fails for a reason that
+the user can mend writes the reason to a file below ``work``, the working directory of the job, because Beam would wrap
+it in its own traceback.
+"""
+
+import ctypes
+import errno
+import functools
+import gc
 import json
+import os
 import tempfile
 import threading
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,19 +33,128 @@ from apache_beam.options.pipeline_options import (
     _BeamArgumentParser,
 )
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
-from apache_beam.runners.runner import PipelineRunner
 
-from gatokit.pipelines.beam import work
+from gatokit.pipelines.beam import crash_isolation
 from gatokit.pipelines.beam.local_workers import DIED, ProcessEnvironment, without_noise
+from gatokit.pipelines.inputs import load_vocabulary
+from gatokit.pipelines.planning import ShardTask, unit_from_json
+from gatokit.pipelines.shards.writer import build_shard
 from gatokit.schemas.errors import ConfigError, DataError, GatokitError
+from gatokit.schemas.manifest import digest
+from gatokit.schemas.progress import Progress
 from gatokit.storage import files
 from gatokit.storage.files import is_remote
+from gatokit.tokenizers.text import TextTokenizer
 
 NAMESPACE = "gatokit"
-"""Namespace of the counters, which are sums of ``work.Counts``. A piece that is done twice counts twice."""
+"""Namespace of the counters, which are sums of ``Counts``. A piece that is done twice counts twice."""
+ERRORS = "errors"
+"""Folder in ``work`` with the reasons of pieces that failed."""
+ATTEMPTS = "attempts"
+"""Folder in ``work`` with a marker for each piece that is being worked on."""
+FULL = "the disk is full; make room and run the build again: finished shards stay"
+_M_MMAP_THRESHOLD = -3
 _POLL_SECONDS = 0.2
+_LISTING_SECONDS = 5.0
+"""Time between two listings of ``gs://``: a listing costs a request."""
+_MOST_DEATHS = 3
+"""Times in a row that worker processes may die without one piece of work getting done."""
 _MOST_SAID = 1000
 """Characters of what a runner says of a job that failed."""
+
+Counts = dict[str, int]
+"""What a piece did: ``scanned`` rows; of a build ``episodes`` or ``documents``, those ``kept``, ``tokens``, ``shards``
+and their ``bytes``. Empty if it failed."""
+
+
+# --- pieces of work ----------------------------------------------------------------------------------------------
+
+
+def scan_piece(piece: tuple[str, str, int, int], directory: str, work: str) -> Counts:
+    """Scans a unit and writes its rows to a file in ``directory``.
+
+    ``piece`` is the unit's fingerprint, which names that file, and the path, offset and length of its JSON. A job of
+    thousands of units would be too large for Dataflow with the units themselves.
+    """
+    fingerprint, path, offset, length = piece
+    result = Path(directory) / f"{fingerprint}.arrow"
+
+    def attempt(died: bool) -> Counts:
+        with files.ranges(path) as file:
+            unit = unit_from_json(file.read_at(offset, length))
+        if died:
+            return {"scanned": crash_isolation.scan(unit, result)}
+        rows = unit.scan()
+        files.write_rows(result, rows)
+        return {"scanned": rows.num_rows}
+
+    return _do(attempt, work, fingerprint)
+
+
+def build_piece(piece: tuple[str, str], vocabulary: str, work: str) -> Counts:
+    """Builds a shard. ``piece`` is the path of its task and the directory of its dataset.
+
+    Reading, tokenizing and writing stay together, so that no image and no token passes through a scheduler.
+    """
+    path, directory = piece
+
+    def attempt(died: bool) -> Counts:
+        if died:
+            built = crash_isolation.build(path, directory, vocabulary)
+        else:
+            built = build_shard(ShardTask.read(path), directory, _vocabulary(vocabulary))
+        return {built.kind: built.rows} | {name: getattr(built, name) for name in ("kept", "tokens", "shards", "bytes")}
+
+    return _do(attempt, work, path)
+
+
+@functools.lru_cache(maxsize=1)
+def _vocabulary(path: str) -> TextTokenizer:
+    """The vocabulary, which all pieces of a process share."""
+    return load_vocabulary(path)
+
+
+def _do(attempt: Callable[[bool], Counts], work: str, name: str) -> Counts:
+    """Calls ``attempt`` with True if an earlier attempt at the piece ``name`` died."""
+    key = digest(name.encode(), 8)
+    try:
+        # The collector need not look again and again at what exists already: modules, features and columns.
+        gc.freeze()
+        with marked(Path(work) / ATTEMPTS / key) as died:
+            return attempt(died)
+    except (GatokitError, OSError) as error:
+        files.write_atomically(Path(work) / ERRORS / f"{key}.json", json.dumps({"message": sentence(error)}).encode())
+        return {}
+    finally:
+        gc.unfreeze()
+
+
+@contextmanager
+def marked(marker: Path) -> Iterator[bool]:
+    """A marker file exists while the block runs. Yields whether it existed before.
+
+    Then an attempt died, was killed or still runs elsewhere. In each case an isolated process gives the same result.
+    """
+    died = files.exists(marker)
+    files.write_atomically(marker, b"")
+    try:
+        yield died
+    finally:
+        files.remove(marker)
+
+
+def sentence(error: Exception) -> str:
+    """The message of an error for the user who can mend its reason."""
+    message = str(error) if isinstance(error, GatokitError) else f"{type(error).__name__}: {error}"
+    return f"{FULL} ({message})" if _is_full(message) else message
+
+
+def _is_full(message: str) -> bool:
+    """Whether a message says that a disk is full."""
+    return any(os.strerror(number) in message for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+
+
+# --- jobs --------------------------------------------------------------------------------------------------------
 
 
 class JobFailedError(GatokitError):
@@ -45,62 +167,24 @@ class WorkerDiedError(Exception):
     """A local worker process ended before its work did."""
 
 
-class ScanFiles(beam.PTransform):
-    """Calls ``work.scan`` for each piece."""
+class _Do(beam.DoFn):
+    """Calls a function with each piece and counts what it did."""
 
-    def __init__(self, directory: str, work_directory: str) -> None:
-        super().__init__()
-        self._fn = _ScanFn(directory, work_directory)
-
-    def expand(self, units: beam.PCollection) -> beam.PCollection:
-        """One unit per piece."""
-        return units | "Spread units" >> beam.Reshuffle() | "Scan unit" >> beam.ParDo(self._fn)
-
-
-class WriteShards(beam.PTransform):
-    """Calls ``work.build`` for each piece."""
-
-    def __init__(self, vocabulary: str, work_directory: str) -> None:
-        super().__init__()
-        self._fn = _BuildFn(vocabulary, work_directory)
-
-    def expand(self, tasks: beam.PCollection) -> beam.PCollection:
-        """One shard per piece."""
-        return tasks | "Spread tasks" >> beam.Reshuffle() | "Build shard" >> beam.ParDo(self._fn)
-
-
-class _ScanFn(beam.DoFn):
-    def __init__(self, directory: str, work_directory: str) -> None:
-        self._directory, self._work = directory, work_directory
+    def __init__(self, call: Callable[[Any], Counts]) -> None:
+        self._call = call
 
     def setup(self) -> None:
-        """Once per worker."""
-        work.return_large_blocks()
+        """From now on the process returns large blocks of memory to the system when they are freed.
 
-    def process(self, piece: tuple[str, str, int, int]) -> list[str]:
-        """Scans a unit."""
-        _count(work.scan(piece, self._directory, self._work))
-        return [piece[0]]
+        glibc would keep freed blocks of up to 32 MiB for every thread. With another C library nothing happens.
+        """
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1 << 20)
 
-
-class _BuildFn(beam.DoFn):
-    def __init__(self, vocabulary: str, work_directory: str) -> None:
-        self._vocabulary, self._work = vocabulary, work_directory
-
-    def setup(self) -> None:
-        """Loads the vocabulary once per worker, so that it does not travel with every bundle."""
-        work.vocabulary_at(self._vocabulary)
-        work.return_large_blocks()
-
-    def process(self, piece: tuple[str, str]) -> list[str]:
-        """Builds a shard."""
-        _count(work.build(piece, self._vocabulary, self._work))
-        return [piece[0]]
-
-
-def _count(counts: work.Counts) -> None:
-    for name, count in counts.items():
-        Metrics.counter(NAMESPACE, name).inc(count)
+    def process(self, piece: Any) -> None:
+        """Does one piece."""
+        for name, count in self._call(piece).items():
+            Metrics.counter(NAMESPACE, name).inc(count)
 
 
 @dataclass(frozen=True)
@@ -115,17 +199,6 @@ class Execution:
     def is_elsewhere(self) -> bool:
         """Whether the workers are machines that share no disk with this one."""
         return "dataflow" in str(self.options.view_as(StandardOptions).runner).lower()
-
-    def runner(self, log: Path) -> PipelineRunner | None:
-        """The runner to hand to Beam; None takes the one that the options name.
-
-        Local worker processes write what Beam has to say to ``log``.
-        """
-        if self.local_workers is None:
-            return None
-        if self.local_workers == 1:
-            return FnApiRunner()
-        return FnApiRunner(default_environment=ProcessEnvironment(str(log)))
 
 
 def execution(arguments: Sequence[str], workers: int) -> Execution:
@@ -154,45 +227,97 @@ def execution(arguments: Sequence[str], workers: int) -> Execution:
     return Execution(options, workers)
 
 
+def run_pieces(
+    stage: str,
+    pieces: Mapping[Path, object],
+    finished: Callable[[], set[Path]],
+    call: Callable[[Any], Counts],
+    where: Execution,
+    work: Path,
+    log: Callable[..., None],
+    progress: Progress | None,
+) -> None:
+    """Calls a function with each piece whose result is not ``finished``, and again after a worker process died.
+
+    The second time an isolated process does what the dead one worked on. ``pieces`` has the result of each.
+    """
+    seen, listed, deaths = set[Path](), 0.0, 0
+
+    def count() -> None:
+        nonlocal listed
+        if progress is not None and time.monotonic() - listed > (_LISTING_SECONDS if is_remote(work) else 0):
+            seen.update(files.existing(pieces.keys() - seen))
+            listed = time.monotonic()
+            progress(stage, len(seen), len(pieces))
+
+    def waiting() -> list[object]:
+        done = finished()
+        return [piece for result, piece in pieces.items() if result not in done]
+
+    left = waiting()
+    while left:
+        try:
+            log("metrics", **run(left, call, stage, where, count, work))
+            if progress is not None:
+                progress(stage, len(pieces), len(pieces))
+            return
+        except WorkerDiedError as error:
+            log("worker died", message=str(error), pieces=len(left))
+            before, left = len(left), waiting()
+            deaths = deaths + 1 if len(left) == before else 1
+            if deaths == _MOST_DEATHS:
+                raise DataError(
+                    f"{error}. {deaths} times in a row nothing got done: take fewer --workers if memory is short, and "
+                    "run the command again to go on"
+                ) from None
+
+
 def run(
     pieces: Sequence[object],
-    transform: beam.PTransform,
+    call: Callable[[Any], Counts],
+    stage: str,
     where: Execution,
     poll: Callable[[], None],
-    work_directory: Path,
-) -> work.Counts:
-    """Runs ``transform`` over ``pieces`` and waits, calling ``poll`` a few times a second; what its counters say.
+    work: Path,
+) -> Counts:
+    """Calls a function with each of ``pieces`` on the workers and waits, calling ``poll`` a few times a second.
 
-    Raises the first reason that a piece left below ``work``, WorkerDiedError, or what the pipeline itself raised.
+    Returns what the counters say. Raises the first reason that a piece left below ``work``, WorkerDiedError, or what
+    the pipeline itself raised.
     """
     failure: list[BaseException] = []
-    counters: dict[str, int] = {}
-    pieces = list(pieces)
-    log = (Path(tempfile.gettempdir()) / "gatokit" if is_remote(work_directory) else work_directory) / "workers.log"
+    counters: Counts = {}
+    has_processes = (where.local_workers or 1) > 1
+    runner = FnApiRunner() if where.local_workers else None
+    if has_processes:
+        log = Path(tempfile.gettempdir()) / "gatokit" if is_remote(work) else work
+        runner = FnApiRunner(default_environment=ProcessEnvironment(str(log / "workers.log")))
 
     def job() -> None:
         try:
-            pipeline = beam.Pipeline(runner=where.runner(log), options=where.options)
+            pipeline = beam.Pipeline(runner=runner, options=where.options)
             with pipeline:
-                _ = pipeline | "Pieces" >> beam.Create(pieces, reshuffle=False) | transform
-            counters.update(_counters(pipeline.result))
+                spread = pipeline | "Pieces" >> beam.Create(pieces, reshuffle=False) | "Spread" >> beam.Reshuffle()
+                _ = spread | stage.capitalize() >> beam.ParDo(_Do(call))
+            found = pipeline.result.metrics().query(MetricsFilter().with_namespace(NAMESPACE))["counters"]
+            counters.update((counter.key.metric.name, int(counter.result)) for counter in found)
         except BaseException as error:
             failure.append(error)
 
     # Beam's run blocks until the end and local metrics come only then, so finished files are the progress.
     thread = threading.Thread(target=job, name="beam", daemon=True)
-    with without_noise():
+    with without_noise() if has_processes else nullcontext():
         thread.start()
         while thread.is_alive():
             thread.join(_POLL_SECONDS)
             poll()
-    for name in files.names(work_directory / work.ERRORS):
+    for name in files.names(work / ERRORS):
         if name.endswith(".json"):
-            raise DataError(json.loads(files.read_bytes(work_directory / work.ERRORS / name))["message"])
+            raise DataError(json.loads(files.read_bytes(work / ERRORS / name))["message"])
     if failure:
         said = str(failure[0])
-        if work.is_full(said):
-            raise DataError(work.FULL)
+        if _is_full(said):
+            raise DataError(FULL)
         if DIED in said:
             raise WorkerDiedError(said[said.index(DIED) :].splitlines()[0])
         if where.is_elsewhere:
@@ -201,8 +326,3 @@ def run(
             ) from failure[0]
         raise failure[0]
     return counters
-
-
-def _counters(result: Any) -> dict[str, int]:
-    found = result.metrics().query(MetricsFilter().with_namespace(NAMESPACE))["counters"]
-    return {counter.key.metric.name: int(counter.result) for counter in found}

@@ -18,8 +18,7 @@ from gatokit.pipelines.stages import TASK_ROWS, FilterResult, Losses, ShardSetti
 from gatokit.schemas.config import BuildConfig, document_rules
 from gatokit.schemas.errors import DataError
 from gatokit.schemas.index import HELD_OUT, TRAIN
-from gatokit.storage.files import read_rows
-from gatokit.storage.prefetch import prefetch
+from gatokit.storage.files import prefetch, read_rows
 
 DOCUMENT_TASK_ROWS = pa.schema([*TASK_ROWS, pa.field("payload", pa.string())])
 """The rows of a shard task; ``payload`` is that of ``ByteRange``."""

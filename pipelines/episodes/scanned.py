@@ -23,8 +23,7 @@ from gatokit.schemas.index import HELD_OUT, TRAIN
 from gatokit.schemas.manifest import EpisodeSpec
 from gatokit.schemas.tokens import DISCRETE_VALUES
 from gatokit.schemas.where import Column, Strings, Where
-from gatokit.storage.files import read_bytes, read_rows
-from gatokit.storage.prefetch import prefetch
+from gatokit.storage.files import prefetch, read_bytes, read_rows
 
 _MOST_NAMES = 5
 

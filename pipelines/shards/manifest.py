@@ -1,8 +1,11 @@
-"""Finishes a job: totals from the indexes, the last checks, ``tasks.parquet``, ``dataset.json`` and the manifest."""
+"""Finishes a job: totals from the indexes, the last checks, ``tasks.parquet``, ``dataset.json`` and the manifest. Finds
+and removes what interrupted jobs left; a file that the manifest names is never removed.
+"""
 
-import hashlib
 import importlib.metadata
-from collections.abc import Sequence
+import re
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,12 +16,13 @@ import pyarrow.parquet as pq
 
 from gatokit.pipelines.documents.scan import DocumentsPlan
 from gatokit.pipelines.planning import Plan
-from gatokit.pipelines.shards.garbage import Leftover, remove_leftovers
-from gatokit.pipelines.shards.index import COUNTED_COLUMNS, INDEX_SUFFIX, IndexTotals, read_parts
+from gatokit.pipelines.shards.writer import INDEX_SUFFIX, read_out_of_range, read_parts
+from gatokit.pipelines.stages import Losses
 from gatokit.schemas.config import BuildConfig, document_rules
-from gatokit.schemas.errors import DataError
-from gatokit.schemas.index import TASKS
+from gatokit.schemas.errors import ConfigError, DataError
+from gatokit.schemas.index import HELD_OUT, TASKS
 from gatokit.schemas.manifest import (
+    LOG,
     MANIFEST,
     VOCABULARY,
     DatasetEntry,
@@ -29,13 +33,16 @@ from gatokit.schemas.manifest import (
     TaskEntry,
     TokenizerSettings,
     VocabularyEntry,
+    digest,
     json_digest,
 )
-from gatokit.storage.files import exists, file_digest, read_bytes, write_atomically
-from gatokit.storage.prefetch import prefetch
+from gatokit.storage import files
+from gatokit.storage.files import write_atomically
 
 MOST_OUTSIDE = 0.001
 """If a larger share of an action's values lies outside of its range, the range is wrong."""
+WORK = ".work"
+"""Folder of a job that has not finished: scanned rows, shard tasks, markers."""
 _PACKAGES = (
     "gatokit",
     "apache-beam",
@@ -46,6 +53,14 @@ _PACKAGES = (
     "pyarrow",
     "sentencepiece",
 )
+_COUNTED_COLUMNS = ["task", "agent", "kept", "split", "steps", "tokens", "lost", "reason", "detail", "episode_id"]
+_TEMPORARY = re.compile(re.escape(files.TEMPORARY) + r"[0-9a-f]{32}-.+", re.DOTALL)
+_SUMMARY = re.compile(r"(dataset(-[0-9a-f]{16})?\.json|tasks(-[0-9a-f]{16})?\.parquet)")
+_SHARD = re.compile(r"-[0-9a-f]{16}(-\d{3,})?\.arrayrecord")
+_INDEX = re.compile(r"-[0-9a-f]{16}" + re.escape(INDEX_SUFFIX))
+
+
+# --- a dataset ---------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -65,25 +80,55 @@ class Finished:
         return {f"{dataset.directory}/{name}": content for name, content in contents.items()}
 
 
+class _Totals:
+    """Sums over the indexes of a dataset.
+
+    ``streams`` has by task and agent the rows lost or not, and episodes, steps and tokens of those kept. ``outside``
+    and ``values`` have by task and action the values outside of the range, and all.
+    """
+
+    def __init__(self) -> None:
+        self.streams: dict[tuple[str | None, str | None], Counter[str]] = {}
+        self.losses = Losses()
+        self.outside, self.values = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
+
+    def add(self, rows: pa.Table) -> None:
+        """Takes the next index."""
+        kept = rows.filter(rows["kept"])
+        self._count(rows, [("lost", "sum")])
+        self._count(kept, [("kept", "count"), ("steps", "sum"), ("tokens", "sum")])
+        self._count(kept.filter(pc.equal(kept["split"], HELD_OUT)), [("split", "count")])
+        self.losses.add(rows, lambda dropped: dropped["episode_id"].to_pylist())
+        for task, fields in read_out_of_range(rows.schema.metadata).items():
+            for field, (beyond, total) in fields.items():
+                self.outside[task, field] += beyond
+                self.values[task, field] += total
+
+    def _count(self, rows: pa.Table, sums: list[tuple[str, str]]) -> None:
+        grouped = rows.group_by(["task", "agent"], use_threads=False).aggregate(sums)
+        for row in grouped.to_pylist():
+            total = self.streams.setdefault((row["task"], row["agent"]), Counter())
+            for column, function in sums:
+                total[column] += row[f"{column}_{function}"] or 0
+
+
 def finish_dataset(root: Path, plan: Plan, config: BuildConfig, content: Literal["build", "scan"]) -> Finished:
     """Reads the indexes of a dataset's splits, checks it and makes its two summary files.
 
     Raises DataError if the build found more bad episodes than the budget allows, the range of an action is wrong, or
     nothing is left of a task.
     """
-    dataset = plan.dataset.config
-    directory = root / dataset.name
-    splits, totals = [], IndexTotals()
-    names = [order.stem + INDEX_SUFFIX for order in plan.shards]
-    indexes = {}
-    contents = prefetch([directory / name for name in names], read_bytes, len)
-    for order, name, data in zip(plan.shards, names, contents, strict=True):
-        table = pq.ParquetFile(pa.BufferReader(data)).read(COUNTED_COLUMNS, use_threads=False)
+    dataset, specs = plan.dataset.config, plan.result.specs
+    splits, totals, indexes = [], _Totals(), {}
+    names = [shard.stem + INDEX_SUFFIX for shard in plan.shards]
+    contents = files.prefetch([root / dataset.name / name for name in names], files.read_bytes, len)
+    for shard, name, data in zip(plan.shards, names, contents, strict=True):
+        table = pq.ParquetFile(pa.BufferReader(data)).read(_COUNTED_COLUMNS, use_threads=False)
         totals.add(table)
-        indexes[name] = len(data), _digest(data, 32)
+        indexes[name] = len(data), digest(data)
         splits.append(
             SplitEntry(
-                fingerprint=order.fingerprint,
+                fingerprint=shard.fingerprint,
                 index=name,
                 rows=table.num_rows,
                 kept=pc.sum(table["kept"]).as_py() or 0,
@@ -92,16 +137,29 @@ def finish_dataset(root: Path, plan: Plan, config: BuildConfig, content: Literal
         )
     episodes, kept = totals.losses.rows, sum(split.kept for split in splits)
     _check(totals, plan, config)
+    ordered = getattr(dataset, "order", None) is not None
     pq.write_table(_tasks(totals, plan, content), sink := pa.BufferOutputStream())
+    described = DatasetFile(
+        name=dataset.name,
+        kind=dataset.kind,
+        specs={specs[task].id: specs[task] for task in sorted(specs)},
+        tasks={
+            task.name: TaskEntry(spec=specs[task.name].id if specs else "", ordered=ordered)
+            for task in plan.result.tasks
+        },
+        documents=document_rules(plan.dataset.config) if isinstance(plan.dataset, DocumentsPlan) else None,
+        episodes=episodes,
+        kept=kept,
+    )
     parts = [part for split in splits for part in split.parts]
-    described = DatasetEntry(
+    entry = DatasetEntry(
         name=dataset.name,
         kind=dataset.kind,
         directory=dataset.name,
         weight=dataset.weight,
         license=dataset.license,
         hz=getattr(dataset, "hz", None),
-        ordered=getattr(dataset, "order", None) is not None,
+        ordered=ordered,
         episodes=episodes,
         kept=kept,
         tokens=sum(part.tokens for part in parts),
@@ -111,13 +169,60 @@ def finish_dataset(root: Path, plan: Plan, config: BuildConfig, content: Literal
         bytes=sum(part.size for part in parts),
         splits=splits,
     )
-    return Finished(
-        described,
-        _describe(plan, episodes, kept).to_bytes(),
-        sink.getvalue().to_pybytes(),
-        dict(sorted(totals.losses.counts.items())),
-        indexes,
-    )
+    rejected = dict(sorted(totals.losses.counts.items()))
+    return Finished(entry, described.to_bytes(), sink.getvalue().to_pybytes(), rejected, indexes)
+
+
+def _check(totals: _Totals, plan: Plan, config: BuildConfig) -> None:
+    name, kind, losses = plan.dataset.config.name, plan.dataset.kind, totals.losses
+    losses.check_budget(config.max_bad_fraction, name, kind)
+    for (task, path), beyond in sorted(totals.outside.items()):
+        total = totals.values[task, path]
+        if beyond > MOST_OUTSIDE * total:
+            [action] = [field for field in plan.result.specs[task].action if field.path == path]
+            raise DataError(
+                f"{name}: task {task!r}: {beyond} of {total} values of {path} lie outside of its range "
+                f"{[list(pair) for pair in action.range or ()]}; give the right one as "
+                f"{plan.dataset.field}.fields.{path}: {{as: continuous, range: [low, high]}}"
+            )
+    kept = {task for (task, _), total in totals.streams.items() if total["kept"]}
+    for found in plan.result.tasks:
+        if not found.is_left_out and found.name not in kept:
+            reasons = [f"{count} {reason} (first {losses.examples[reason]})" for reason, count in losses.counts.items()]
+            raise DataError(
+                f"{name}: every kept {kind[:-1]} of task {found.name!r} was rejected while tokenizing: "
+                + ", ".join(reasons)
+            )
+
+
+def _tasks(totals: _Totals, plan: Plan, content: str) -> pa.Table:
+    lines = []
+    for task in plan.result.tasks:
+        # Rows that were too damaged to name their agent are counted in the first stream.
+        nameless = totals.streams.get((task.name, None), Counter())["lost"]
+        for stream in sorted(task.streams, key=lambda stream: stream.agent):
+            total = totals.streams.get((task.name, stream.agent), Counter[str]())
+            lines.append(
+                {
+                    "task": task.name,
+                    "agent": stream.agent,
+                    "episodes": stream.episodes,
+                    "window": stream.window,
+                    "stream_return": stream.stream_return,
+                    "expert_return": task.expert_return,
+                    "threshold": task.threshold,
+                    "kept": total["kept"],
+                    "dropped": total["lost"] + nameless - total["kept"],
+                    "held_out": total["split"],
+                    "steps": total["steps"],
+                    "tokens": total["tokens"] if content == "build" else None,
+                }
+            )
+            nameless = 0
+    return pa.Table.from_pylist(lines, TASKS)
+
+
+# --- the manifest ------------------------------------------------------------------------------------------------
 
 
 def write_manifest(
@@ -128,80 +233,64 @@ def write_manifest(
     vocabulary: VocabularyEntry | None,
     content: Literal["build", "scan"],
     before: Manifest | None,
-) -> tuple[Manifest, list[Leftover]]:
+) -> "tuple[Manifest, list[Leftover]]":
     """Writes the summary files and the manifest, last and atomically, and removes what the manifest does not list.
 
-    ``before`` is the manifest that stands, whose files stay what they are as long as it stands. Where summary files of
-    it change, a manifest that names the new ones differently comes in between. Returns the manifest, and the files that
+    ``before`` is the manifest that stands, whose files stay what they are as long as it stands. If summary files of it
+    change, a manifest that names the new ones differently comes in between. Returns the manifest, and the files that
     ``before`` or an attempt that died left behind.
     """
 
-    def manifest(datasets: Sequence[DatasetEntry]) -> Manifest:
-        return _manifest(root, config, described, finished, datasets, vocabulary, content)
+    def manifest(datasets: list[DatasetEntry]) -> Manifest:
+        entries = []
+        if vocabulary is not None:
+            size, blake2b = files.file_digest(root / VOCABULARY)
+            entries.append(FileEntry(path=VOCABULARY, size=size, blake2b=blake2b))
+        for item, dataset in zip(finished, datasets, strict=True):
+            for path, data in item.summaries(dataset).items():
+                entries.append(FileEntry(path=path, size=len(data), blake2b=digest(data)))
+            for split in dataset.splits:
+                size, blake2b = item.indexes[split.index]
+                entries.append(FileEntry(path=f"{dataset.directory}/{split.index}", size=size, blake2b=blake2b))
+                for part in split.parts:
+                    path = f"{dataset.directory}/{part.file}"
+                    entries.append(FileEntry(path=path, size=part.size, blake2b=part.blake2b))
+        return Manifest(
+            content=content,
+            packages=packages(),
+            config=described,
+            config_digest=json_digest(described),
+            tokenizer=TokenizerSettings.of(config.discrete_offset, config.chunk_tokens),
+            vocabulary=vocabulary,
+            datasets=datasets,
+            files=sorted(entries, key=lambda entry: Path(entry.path)),
+        )
 
     datasets = [item.dataset for item in finished]
     last = manifest(datasets)
     kept = {file.path: file.blake2b for file in before.files} if before is not None else {}
-    moving = [
-        any(kept.get(file.path, file.blake2b) != file.blake2b for file in last.files if _is_of(file, item))
-        for item in datasets
-    ]
-    if any(moving):
-        between = [
-            item.dataset.model_copy(update={"update": _digest(item.described + item.tasks, 8)})
-            if moves
-            else item.dataset
-            for item, moves in zip(finished, moving, strict=True)
-        ]
-        _write(root, finished, between)
+    between = []
+    for item in finished:
+        dataset = item.dataset
+        if any(kept.get(path, digest(data)) != digest(data) for path, data in item.summaries(dataset).items()):
+            dataset = dataset.model_copy(update={"update": digest(item.described + item.tasks, 8)})
+        between.append(dataset)
+    if between != datasets:
+        _write_summaries(root, finished, between)
         write_atomically(root / MANIFEST, manifest(between).to_bytes())
-    _write(root, finished, datasets)
+    _write_summaries(root, finished, datasets)
     named = {file.path for file in last.files}
-    removed = remove_leftovers(root, named) if before is None else []
+    removed = _remove_leftovers(root, named) if before is None else []
     write_atomically(root / MANIFEST, last.to_bytes())
-    return last, removed or remove_leftovers(root, named)
+    return last, removed or _remove_leftovers(root, named)
 
 
-def _write(root: Path, finished: Sequence[Finished], datasets: Sequence[DatasetEntry]) -> None:
+def _write_summaries(root: Path, finished: Sequence[Finished], datasets: Sequence[DatasetEntry]) -> None:
     """Writes the summary files that are not what they should be."""
     for item, dataset in zip(finished, datasets, strict=True):
         for path, data in item.summaries(dataset).items():
-            if not exists(root / path) or read_bytes(root / path) != data:
+            if not files.exists(root / path) or files.read_bytes(root / path) != data:
                 write_atomically(root / path, data)
-
-
-def _manifest(
-    root: Path,
-    config: BuildConfig,
-    described: dict[str, Any],
-    finished: Sequence[Finished],
-    datasets: Sequence[DatasetEntry],
-    vocabulary: VocabularyEntry | None,
-    content: Literal["build", "scan"],
-) -> Manifest:
-    files = []
-    if vocabulary is not None:
-        size, digest = file_digest(root / VOCABULARY)
-        files.append(FileEntry(path=VOCABULARY, size=size, blake2b=digest))
-    for item, dataset in zip(finished, datasets, strict=True):
-        for path, data in item.summaries(dataset).items():
-            files.append(FileEntry(path=path, size=len(data), blake2b=_digest(data, 32)))
-        for split in dataset.splits:
-            size, digest = item.indexes[split.index]
-            files.append(FileEntry(path=f"{dataset.directory}/{split.index}", size=size, blake2b=digest))
-            for part in split.parts:
-                path = f"{dataset.directory}/{part.file}"
-                files.append(FileEntry(path=path, size=part.size, blake2b=part.blake2b))
-    return Manifest(
-        content=content,
-        packages=packages(),
-        config=described,
-        config_digest=json_digest(described),
-        tokenizer=TokenizerSettings.of(config.discrete_offset, config.chunk_tokens),
-        vocabulary=vocabulary,
-        datasets=list(datasets),
-        files=sorted(files, key=lambda file: Path(file.path)),
-    )
 
 
 def packages() -> dict[str, str]:
@@ -209,80 +298,98 @@ def packages() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in _PACKAGES}
 
 
-def _is_of(file: FileEntry, dataset: DatasetEntry) -> bool:
-    """Whether a file is one of the dataset's two summary files."""
-    return file.path in (f"{dataset.directory}/{dataset.described_file}", f"{dataset.directory}/{dataset.tasks_file}")
+# --- leftovers ---------------------------------------------------------------------------------------------------
 
 
-def _digest(data: bytes, size: int) -> str:
-    return hashlib.blake2b(data, digest_size=size).hexdigest()
+@dataclass(frozen=True)
+class Leftover:
+    """A file that belongs to no finished job. ``path`` is relative to the directory, with forward slashes."""
+
+    path: str
+    bytes: int
+
+    @property
+    def is_shard(self) -> bool:
+        """Whether it holds records."""
+        return self.path.endswith(".arrayrecord") and not self.path.rpartition("/")[2].startswith(files.TEMPORARY)
 
 
-def _check(totals: IndexTotals, plan: Plan, config: BuildConfig) -> None:
-    name, losses = plan.dataset.config.name, totals.losses
-    losses.check_budget(config.max_bad_fraction, name, plan.dataset.kind)
-    for (task, field), beyond in sorted(totals.outside.items()):
-        total = totals.values[task, field]
-        if beyond > MOST_OUTSIDE * total:
-            raise DataError(
-                f"{name}: task {task!r}: {beyond} of {total} values of {field} lie outside of its range "
-                f"{_range_of(plan, task, field)}; give the right one as {plan.dataset.field}.fields.{field}: "
-                "{as: continuous, range: [low, high]}"
-            )
-    for task_ in plan.result.tasks:
-        if not task_.is_left_out and not totals.kept(task_.name):
-            raise DataError(
-                f"{name}: every kept {plan.dataset.kind[:-1]} of task {task_.name!r} was rejected while tokenizing: "
-                + ", ".join(
-                    f"{count} {reason} (first {losses.examples[reason]})" for reason, count in losses.counts.items()
-                )
-            )
+def collect(directory: str | Path, *, work: bool = False, dry_run: bool = False) -> list[Leftover]:
+    """Removes, or with ``dry_run`` only lists, what interrupted jobs left: temporary files, and shards and indexes that
+    the manifest does not name. With ``work`` also the folder from which an interrupted build would continue.
+
+    Without a manifest it is unknown which shards are needed, and they stay. Raises ConfigError if this is no directory
+    of a build or scan, DataError while a build holds it.
+    """
+    root = files.out_directory(directory)
+    there = set(files.names(root))
+    if not there & {MANIFEST, LOG, WORK}:
+        raise ConfigError(f"{directory} is no directory of a build or scan: it holds neither {MANIFEST} nor {LOG}")
+    with files.hold(root):
+        named = None
+        if MANIFEST in there:
+            manifest = Manifest.parse(files.read_bytes(root / MANIFEST), root / MANIFEST)
+            named = {file.path for file in manifest.files}
+        found = list(_leftovers(root, named, work))
+        if not dry_run:
+            _remove(root, found)
+            if work:
+                files.remove_tree(root / WORK)
+        return found
 
 
-def _range_of(plan: Plan, task: str, path: str) -> list[list[float]]:
-    """The range of a task's continuous action."""
-    return [list(pair) for field in plan.result.specs[task].action if field.path == path for pair in field.range or ()]
+def _remove_leftovers(root: Path, named: Collection[str]) -> list[Leftover]:
+    """Removes what the manifest, which names the paths ``named``, does not name. The work folder stays."""
+    found = list(_leftovers(root, named, work=False))
+    _remove(root, found)
+    return found
 
 
-def _describe(plan: Plan, episodes: int, kept: int) -> DatasetFile:
-    config, specs = plan.dataset.config, plan.result.specs
-    ordered = getattr(config, "order", None) is not None
-    return DatasetFile(
-        name=config.name,
-        kind=config.kind,
-        specs={specs[task].id: specs[task] for task in sorted(specs)},
-        tasks={
-            task.name: TaskEntry(spec=specs[task.name].id if specs else "", ordered=ordered)
-            for task in plan.result.tasks
-        },
-        documents=document_rules(plan.dataset.config) if isinstance(plan.dataset, DocumentsPlan) else None,
-        episodes=episodes,
-        kept=kept,
-    )
+def _leftovers(root: Path, named: Collection[str] | None, work: bool) -> Iterator[Leftover]:
+    """The files that a job wrote, recognised by their names, and that are not ``named``.
+
+    If ``named`` is None, only temporary files.
+    """
+    for name in files.names(root):
+        if name == WORK:
+            yield from _of_work(root, WORK, work)
+        elif _TEMPORARY.fullmatch(name):
+            yield Leftover(name, files.size(root / name))
+        elif not name.startswith(".") and _is_folder(root / name):
+            yield from _of_dataset(root, name, named)
 
 
-def _tasks(totals: IndexTotals, plan: Plan, content: str) -> pa.Table:
-    lines = []
-    for task in plan.result.tasks:
-        streams = {stream.agent: stream for stream in task.streams}
-        # Rows that were too damaged to name their agent stand in the first stream.
-        nameless = totals.of(task.name, None)["lost"]
-        for number, agent in enumerate(sorted(streams)):
-            stream, total = streams[agent], totals.of(task.name, agent)
-            lines.append(
-                {
-                    "task": task.name,
-                    "agent": agent,
-                    "episodes": stream.episodes,
-                    "window": stream.window,
-                    "stream_return": stream.stream_return,
-                    "expert_return": task.expert_return,
-                    "threshold": task.threshold,
-                    "kept": total["kept"],
-                    "dropped": total["lost"] + (nameless if number == 0 else 0) - total["kept"],
-                    "held_out": total["split"],
-                    "steps": total["steps"],
-                    "tokens": total["tokens"] if content == "build" else None,
-                }
-            )
-    return pa.Table.from_pylist(lines, TASKS)
+def _of_dataset(root: Path, name: str, named: Collection[str] | None) -> Iterator[Leftover]:
+    there = files.sizes(root / name)
+    own = {file: file.startswith(name) and _INDEX.fullmatch(file, len(name)) is not None for file in there}
+    # An index marks a folder as ours and its shard as done, so it goes last.
+    for file in sorted(there, key=lambda file: (own[file], file)):
+        path = f"{name}/{file}"
+        is_ours = own[file] or (file.startswith(name) and _SHARD.fullmatch(file, len(name)) is not None)
+        is_ours |= any(own.values()) and _SUMMARY.fullmatch(file) is not None
+        if _TEMPORARY.fullmatch(file) or (is_ours and named is not None and path not in named):
+            yield Leftover(path, there[file])
+
+
+def _of_work(root: Path, path: str, everything: bool) -> Iterator[Leftover]:
+    if _is_folder(root / path):
+        there = files.sizes(root / path)
+        for file in sorted(there):
+            if everything or _TEMPORARY.fullmatch(file):
+                yield Leftover(f"{path}/{file}", there[file])
+        for name in files.names(root / path):
+            if name not in there:
+                yield from _of_work(root, f"{path}/{name}", everything)
+
+
+def _is_folder(path: Path) -> bool:
+    """Whether the path is a directory and no link."""
+    return files.is_directory(path) and not path.is_symlink()
+
+
+def _remove(root: Path, found: list[Leftover]) -> None:
+    for item in found:
+        files.remove(root / item.path)
+    for name in {item.path.partition("/")[0] for item in found if "/" in item.path} - {WORK}:
+        if not files.is_remote(root) and not files.names(root / name):
+            (root / name).rmdir()

@@ -1,6 +1,10 @@
-"""Builds a shard: writes its records and its index. Each file appears complete, checked and synced, or not at all."""
+"""Builds a shard: writes its records, and its index, whose presence marks the shard as finished.
+
+Each file appears complete, checked and synced, or not at all.
+"""
 
 import hashlib
+import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,17 +16,23 @@ from typing import Any
 
 import google_crc32c
 import pyarrow as pa
+import pyarrow.parquet as pq
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from gatokit.pipelines.planning import ShardTask
-from gatokit.pipelines.shards.index import INDEX_SUFFIX, write_index
+from gatokit.pipelines.stages import OutOfRange
 from gatokit.schemas.errors import RejectedError
 from gatokit.schemas.index import HELD_OUT, INDEX, TRAIN
 from gatokit.schemas.manifest import ShardEntry
 from gatokit.storage.array_record import SEQUENTIAL, ArrayRecordError, ArrayRecordFile
-from gatokit.storage.files import commit, temporary_beside
+from gatokit.storage.files import arrow_file, commit, is_directory, prefetch, sizes, temporary_beside, write_atomically
 from gatokit.tokenizers.text import TextTokenizer
 
+INDEX_SUFFIX = ".index.parquet"
+_PARTS = b"gatokit.parts"
+_OUT_OF_RANGE = b"gatokit.outside"
+_FOOTER_BYTES = 1 << 16
+"""About what is read of an index to know its parts."""
 _HASH_BYTES = 16 << 20
 """A shard is hashed and synced on whenever about this many bytes of records were written."""
 MOST_RECORDS = 65_536
@@ -36,11 +46,12 @@ _NO_CRASHES: Mapping[int, str] = MappingProxyType({})
 @dataclass(frozen=True)
 class Built:
     """What ``build_shard`` wrote: rows of the index (``kind`` is ``episodes`` or ``documents``), rows that are kept,
-    tokens, shard files and their bytes."""
+    records and their tokens, shard files and their bytes."""
 
     kind: str
     rows: int
     kept: int
+    records: int
     tokens: int
     shards: int
     bytes: int
@@ -84,6 +95,7 @@ def build_shard(
         kind=task.header.kind,
         rows=len(columns["kept"]),
         kept=sum(columns["kept"]),
+        records=sum(part.records for part in writer.parts),
         tokens=sum(part.tokens for part in writer.parts),
         shards=len(writer.parts),
         bytes=sum(part.size for part in writer.parts),
@@ -91,7 +103,7 @@ def build_shard(
 
 
 class _GrowingDigest:
-    """Size and BLAKE2b-256 of a file that grows at its end, made by another thread while it is written.
+    """Size and BLAKE2b-256 of a file that grows at its end, computed by another thread while it is written.
 
     That thread also syncs it, so that little is left to wait for in the end.
     """
@@ -100,25 +112,22 @@ class _GrowingDigest:
         self._path = path
         self._hash, self._size, self._unread = hashlib.blake2b(digest_size=32), 0, 0
         self._buffer = memoryview(bytearray(1 << 18))
-        self._other = ThreadPoolExecutor(1)
+        self._thread = ThreadPoolExecutor(1)
 
     def grown(self, size: int) -> None:
         """About so many bytes were written."""
         self._unread += size
         if self._unread >= _HASH_BYTES:
             self._unread = 0
-            self._other.submit(self._read)
+            self.read_on()
 
-    def __enter__(self) -> "Future[tuple[int, str]]":
-        """The result of the whole file, which does not grow any more and is synced then."""
-        return self._other.submit(self._read)
-
-    def __exit__(self, *exception: object) -> None:
-        self.stop()
+    def read_on(self) -> "Future[tuple[int, str]]":
+        """Size and digest of what the file holds by now, which is synced then."""
+        return self._thread.submit(self._read)
 
     def stop(self) -> None:
         """Ends the other thread."""
-        self._other.shutdown(cancel_futures=True)
+        self._thread.shutdown(cancel_futures=True)
 
     def _read(self) -> tuple[int, str]:
         with open(self._path, "rb", buffering=0) as file:
@@ -188,9 +197,10 @@ class ShardWriter:
         writer, self._writer = self._writer, None
         with _os_errors(self._temporary):
             writer.close()
-            with self._digest as rest:
-                _check(self._temporary, self._checksums)
-                size, digest = rest.result()
+            rest = self._digest.read_on()
+            _check(self._temporary, self._checksums)
+            size, digest = rest.result()
+            self._digest.stop()
         name = self._name()
         commit(self._temporary, self._directory / name)
         records = len(self._checksums)
@@ -212,25 +222,24 @@ class ShardWriter:
 
 
 def _check(path: str, checksums: list[int]) -> None:
-    """OSError where the file does not hold the records that were written: a full or failing disk."""
-    with ArrayRecordFile(path, SEQUENTIAL) as file:
-        if file.records != len(checksums):
-            raise OSError(f"{path}: the shard does not read back; is the disk full?")
+    """Raises OSError if the file does not hold the records that were written: the disk is full or fails."""
+
+    def check_range(begin: int, end: int) -> None:
+        with ArrayRecordFile(path, SEQUENTIAL) as file:
+            if file.records != len(checksums):
+                raise OSError(f"{path}: the shard does not read back; is the disk full?")
+            for first in range(begin, end, _READ_TOGETHER):
+                records = file.read(first, min(first + _READ_TOGETHER, end))
+                for ordinal, record in enumerate(records, first):
+                    if google_crc32c.value(record) != checksums[ordinal]:
+                        raise OSError(f"{path}: record {ordinal} does not read back as it was written")
+
     # The native reader lets other threads run.
     middle = len(checksums) // 2
     with ThreadPoolExecutor(1) as other:
-        half = other.submit(_check_range, path, checksums, middle, len(checksums))
-        _check_range(path, checksums, 0, middle)
+        half = other.submit(check_range, middle, len(checksums))
+        check_range(0, middle)
         half.result()
-
-
-def _check_range(path: str, checksums: list[int], begin: int, end: int) -> None:
-    with ArrayRecordFile(path, SEQUENTIAL) as file:
-        for first in range(begin, end, _READ_TOGETHER):
-            records = file.read(first, min(first + _READ_TOGETHER, end))
-            for ordinal, record in enumerate(records, first):
-                if google_crc32c.value(record) != checksums[ordinal]:
-                    raise OSError(f"{path}: record {ordinal} does not read back as it was written")
 
 
 @contextmanager
@@ -242,3 +251,45 @@ def _os_errors(path: str) -> Iterator[None]:
         raise OSError(f"{path}: {str(error).splitlines()[0]}") from None
     except ArrayRecordError as error:
         raise OSError(f"{path}: {error.reason}") from None
+
+
+# --- the index ---------------------------------------------------------------------------------------------------
+
+
+def write_index(path: str | Path, rows: pa.Table, parts: list[ShardEntry], out_of_range: OutOfRange) -> None:
+    """Writes the index of a split, with its parts and the counts of actions out of their range as metadata."""
+    sink = pa.BufferOutputStream()
+    metadata = {
+        **(rows.schema.metadata or {}),
+        _PARTS: json.dumps([part.model_dump() for part in parts]).encode(),
+        _OUT_OF_RANGE: json.dumps(out_of_range, sort_keys=True).encode(),
+    }
+    pq.write_table(rows.replace_schema_metadata(metadata), sink, compression="zstd")
+    write_atomically(path, sink.getvalue().to_pybytes())
+
+
+def read_parts(metadata: dict[bytes, bytes]) -> list[ShardEntry]:
+    """The parts that an index names in its metadata."""
+    return [ShardEntry(**part) for part in json.loads(metadata[_PARTS])]
+
+
+def read_out_of_range(metadata: dict[bytes, bytes]) -> OutOfRange:
+    """The counts of out-of-range action values that an index holds in its metadata."""
+    return json.loads(metadata[_OUT_OF_RANGE])
+
+
+def finished_shards(directory: Path, stems: Sequence[str]) -> list[str]:
+    """Those of the splits that are finished: the index exists, and so does every part that it names, with its size."""
+    there = sizes(directory) if is_directory(directory) else {}
+
+    def is_finished(index: Path) -> bool:
+        try:
+            with arrow_file(index) as file:
+                parts = read_parts(pq.read_schema(file).metadata)
+        except (OSError, KeyError, ValueError, pa.ArrowInvalid):
+            return False
+        return all(there.get(part.file) == part.size for part in parts)
+
+    begun = [stem for stem in stems if stem + INDEX_SUFFIX in there]
+    found = prefetch([directory / (stem + INDEX_SUFFIX) for stem in begun], is_finished, lambda _: _FOOTER_BYTES)
+    return [stem for stem, finished in zip(begun, found, strict=True) if finished]

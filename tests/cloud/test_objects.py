@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from gatokit.schemas.errors import ConfigError, DataError
 from gatokit.storage import files, gcs
-from gatokit.storage.lock import describe, hold
+from gatokit.storage.files import hold
+from gatokit.storage.gcs import describe
 from tests.google.fixtures import Bucket
 
 DATA = bytes(range(251)) * 4000
@@ -248,7 +249,7 @@ def test_a_busy_service_is_asked_again(bucket: Bucket, tmp_path: Path, status: i
     for work in (
         lambda: files.read_bytes("gs://bucket/data") == DATA,
         lambda: [item.size for item in gcs.below("gs://bucket")] == [len(DATA)],
-        lambda: gcs.Ranges("gs://bucket/data").read_at(5, 7) == DATA[5:12],
+        lambda: gcs.ObjectFile("gs://bucket/data").read_at(5, 7) == DATA[5:12],
         lambda: files.write_atomically("gs://bucket/other", b"x") is None and bucket.get("other") == b"x",
         lambda: files.remove("gs://bucket/other") is None and bucket.names() == ["data"],
     ):
@@ -260,7 +261,7 @@ def test_a_busy_service_is_asked_again(bucket: Bucket, tmp_path: Path, status: i
 def test_a_body_that_ends_early_is_fetched_again(bucket: Bucket) -> None:
     bucket.put("data", DATA)
     for work in (
-        lambda: gcs.Ranges("gs://bucket/data").read_at(100, 300_000) == DATA[100:300_100],
+        lambda: gcs.ObjectFile("gs://bucket/data").read_at(100, 300_000) == DATA[100:300_100],
         lambda: files.read_bytes("gs://bucket/data") == DATA,
     ):
         fault = bucket.server.truncate(2, keep=1000)
@@ -272,7 +273,7 @@ def test_slow_answers_are_waited_for(bucket: Bucket) -> None:
     bucket.put("data", DATA[:5000])
     bucket.server.trickle()
     assert files.read_bytes("gs://bucket/data") == DATA[:5000]
-    assert gcs.Ranges("gs://bucket/data").read_at(9, 4000) == DATA[9:4009]
+    assert gcs.ObjectFile("gs://bucket/data").read_at(9, 4000) == DATA[9:4009]
 
 
 def test_an_upload_that_breaks_off_goes_on(bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

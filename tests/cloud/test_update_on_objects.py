@@ -15,7 +15,7 @@ import pytest
 from gatokit.cli.main import main
 from gatokit.inspection.verify.directory import verify
 from gatokit.pipelines.run import build
-from gatokit.pipelines.shards.garbage import collect
+from gatokit.pipelines.shards.manifest import collect
 from gatokit.schemas.errors import ConfigError, DataError
 from tests.google.fixtures import Bucket
 from tests.google.server import Request, Response

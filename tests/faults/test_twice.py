@@ -10,7 +10,7 @@ import pytest
 
 from gatokit.inspection.verify.directory import verify
 from gatokit.pipelines.beam import crash_isolation as isolated
-from gatokit.pipelines.beam import jobs, work
+from gatokit.pipelines.beam import jobs
 from gatokit.pipelines.planning import ShardTask
 from gatokit.pipelines.run import build
 from gatokit.pipelines.shards import writer as shard_writer
@@ -34,9 +34,9 @@ def doubled(monkeypatch: pytest.MonkeyPatch) -> Callable[[Attempt], list[Any]]:
         found: list[Any] = []
         real = jobs.run
 
-        def run(pieces: Sequence[Any], transform: Any, *rest: Any) -> dict[str, int]:
-            if isinstance(transform, jobs.ScanFiles):
-                return real(pieces, transform, *rest)
+        def run(pieces: Sequence[Any], call: Any, stage: str, *rest: Any) -> dict[str, int]:
+            if stage == "scan":
+                return real(pieces, call, stage, *rest)
             found.extend(twice(attempt, pieces))
             return {}
 
@@ -96,9 +96,9 @@ def test_a_note_of_an_attempt_that_still_runs_gives_the_same_shard(tmp_path, tex
         note.touch()
         return attempt(note)
 
-    attempt = work.marked
+    attempt = jobs.marked
     monkeypatch.setattr(isolated, "build", counted)
-    monkeypatch.setattr(work, "marked", noted)
+    monkeypatch.setattr(jobs, "marked", noted)
     result = build(texts, tmp_path / "out")
     assert len(isolates) == result.built
     assert contents(tmp_path / "out") == contents(tmp_path / "fresh")

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from gatokit.storage import prefetch as module
-from gatokit.storage.prefetch import prefetch
+from gatokit.storage import files as module
+from gatokit.storage.files import prefetch
 
 LOCAL, REMOTE = Path("/folder"), Path("gs://bucket/folder")
 
@@ -46,7 +46,7 @@ def test_in_a_bucket_several_are_and_fewer_of_large_ones():
     most, threads = read_all(REMOTE, 1)
     assert most <= module.CONNECTIONS
     assert len(threads - {threading.current_thread().name}) >= 1
-    assert read_all(REMOTE, module._MOST_BYTES)[0] <= 1
+    assert read_all(REMOTE, module._PREFETCHED_BYTES)[0] <= 1
 
 
 def test_several_reads_wait_at_once():

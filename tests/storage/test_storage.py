@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 
 from gatokit.schemas.errors import ConfigError, DataError
-from gatokit.storage.files import commit, file_digest, out_directory, temporary_beside, write_atomically
-from gatokit.storage.lock import hold
+from gatokit.storage.files import commit, file_digest, hold, out_directory, temporary_beside, write_atomically
 
 
 def names(directory: Path) -> list[str]:
@@ -87,7 +86,7 @@ def test_digest_of_a_file(tmp_path: Path, size: int) -> None:
 
 HOLDER = """
 import sys
-from gatokit.storage.lock import hold
+from gatokit.storage.files import hold
 with hold(sys.argv[1]):
     print("held", flush=True)
     sys.stdin.read()

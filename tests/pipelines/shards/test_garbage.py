@@ -13,7 +13,7 @@ import pytest
 from gatokit.cli.main import main
 from gatokit.inspection.verify.directory import verify
 from gatokit.pipelines.run import build, scan
-from gatokit.pipelines.shards.garbage import collect
+from gatokit.pipelines.shards.manifest import collect
 from gatokit.schemas.errors import ConfigError, DataError
 
 TEMPORARY = f".tmp-{'0' * 32}-"

@@ -15,8 +15,7 @@ import pytest
 from array_record.python.array_record_module import ArrayRecordReader
 
 from gatokit.pipelines.shards import writer as shards
-from gatokit.pipelines.shards.index import read_out_of_range, read_parts, write_index
-from gatokit.pipelines.shards.writer import ShardWriter
+from gatokit.pipelines.shards.writer import ShardWriter, read_out_of_range, read_parts, write_index
 from gatokit.schemas.manifest import ShardEntry
 
 
