@@ -21,11 +21,10 @@ from gatokit.pipelines.documents import dedup
 from gatokit.pipelines.documents import scan as document_scan
 from gatokit.pipelines.documents.reader import DocumentFile
 from gatokit.pipelines.documents.tokenize import DocumentShardHeader
-from gatokit.pipelines.episodes import plan as episode_plan
-from gatokit.pipelines.episodes import scanned as episode_filter
+from gatokit.pipelines.episodes import filter as episode_filter
+from gatokit.pipelines.episodes import scan as episode_scan
+from gatokit.pipelines.episodes import tokenize as episode_tokenize
 from gatokit.pipelines.episodes.reader import EpisodeFile
-from gatokit.pipelines.episodes.scan import EpisodeUnit
-from gatokit.pipelines.episodes.tokenize import EpisodeShardHeader
 from gatokit.pipelines.stages import FilterResult, ShardSettings
 from gatokit.schemas.config import BuildConfig, EpisodesConfig
 from gatokit.schemas.index import INDEX_VERSION
@@ -39,11 +38,11 @@ _LARGEST_GROUP = 2
 """A group of joined files ends at the latest at this multiple of the split size."""
 _METADATA_KEY = b"gatokit.shard_task"
 
-DatasetPlan = episode_plan.EpisodesPlan | document_scan.DocumentsPlan
+DatasetPlan = episode_scan.EpisodesPlan | document_scan.DocumentsPlan
 """A dataset before its scan."""
-ScanUnit = EpisodeUnit | document_scan.DocumentUnit
+ScanUnit = episode_scan.EpisodeUnit | document_scan.DocumentUnit
 """Consecutive files of a dataset that are scanned together."""
-ShardHeader = EpisodeShardHeader | DocumentShardHeader
+ShardHeader = episode_tokenize.EpisodeShardHeader | DocumentShardHeader
 """What all rows of a shard share."""
 _UNIT: TypeAdapter[ScanUnit] = TypeAdapter(Annotated[ScanUnit, Field(discriminator="kind")])
 _HEADER: TypeAdapter[ShardHeader] = TypeAdapter(Annotated[ShardHeader, Field(discriminator="kind")])
@@ -62,11 +61,11 @@ class _Kind:
 
 _KINDS = {
     "episodes": _Kind(
-        episode_plan.plan_episodes,
-        episode_plan.scan_units,
+        episode_scan.plan_episodes,
+        episode_scan.scan_units,
         episode_filter.filter_episodes,
         episode_filter.task_rows,
-        episode_filter.shard_header,
+        episode_tokenize.shard_header,
     ),
     "documents": _Kind(
         document_scan.plan_documents,

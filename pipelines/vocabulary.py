@@ -28,7 +28,7 @@ from typing import Any, Literal, NamedTuple
 import sentencepiece
 
 from gatokit.pipelines.documents.scan import DocumentsPlan
-from gatokit.pipelines.episodes.plan import EpisodesPlan
+from gatokit.pipelines.episodes.scan import EpisodesPlan
 from gatokit.pipelines.formats.records import ByteRange
 from gatokit.pipelines.inputs import local_path, read_inputs
 from gatokit.pipelines.planning import DatasetPlan, filter_dataset, plan_datasets, scan_units, task_rows

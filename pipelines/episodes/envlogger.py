@@ -19,7 +19,6 @@ from gatokit.pipelines.episodes.reader import (
     SourceDirectory,
     SourceFeatures,
     StoredEpisode,
-    changed,
 )
 from gatokit.pipelines.formats.records import ByteRange, Stored, too_large
 from gatokit.schemas.errors import ConfigError, DataError, install_hint
@@ -83,7 +82,7 @@ class EnvLoggerFile(EpisodeFile):
             for byte_range in byte_ranges:
                 stored = shard.read(byte_range.position, byte_range.length)
                 if stored.value is None or stored.byte_range != byte_range:
-                    raise changed(self, byte_range)
+                    raise self.changed(byte_range)
                 yield stored.value
 
     def features(self) -> SourceFeatures | None:

@@ -1,20 +1,32 @@
 """Decides which episodes are kept: returns, windows, thresholds and verdicts of one dataset (Gato, section 3.2).
 
-Legend: R rows of the dataset's scan.
+The scanned rows stay in files. In memory there are about thirty bytes of each. Legend: R rows of the dataset's scan.
 """
 
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
+import pyarrow as pa
 
-from gatokit.pipelines.stages import Stream, Task
-from gatokit.schemas.config import Keep
+from gatokit.pipelines.episodes.scan import EpisodesPlan, check_tasks
+from gatokit.pipelines.stages import TASK_ROWS, FilterResult, Losses, Stream, Task, row_hash
+from gatokit.schemas.config import BuildConfig, Keep
+from gatokit.schemas.episode_list import EpisodeList
 from gatokit.schemas.errors import ConfigError, DataError
-from gatokit.schemas.filter import FILTER_REASONS, Candidates, apply_rules
+from gatokit.schemas.filter import FILTER_REASONS, Candidates, apply_rules, sample_hash
+from gatokit.schemas.index import HELD_OUT, TRAIN
+from gatokit.schemas.manifest import EpisodeSpec
+from gatokit.schemas.tokens import DISCRETE_VALUES
+from gatokit.schemas.where import Column, Strings, Where
+from gatokit.storage.files import prefetch, read_bytes, read_rows
 
 LONGEST_WINDOW = 1000
+_MOST_NAMES = 5
 
 
 @dataclass(frozen=True)
@@ -39,9 +51,76 @@ class Rows:
     sample: np.ndarray | None = None
 
 
-Passes = Callable[[np.ndarray], np.ndarray]
-"""From the expert return of each task, in the order of ``task_names``, to the rows for which ``where`` is true, bool
-(R,)."""
+@dataclass(frozen=True)
+class EpisodeFilterResult(FilterResult):
+    """Adds the columns that only episodes have. ``reason`` is a dictionary array of R strings."""
+
+    rows: Rows
+    reason: pa.DictionaryArray
+
+
+def filter_episodes(plan: EpisodesPlan, paths: Sequence[Path], config: BuildConfig, limit: int | None) -> FilterResult:
+    """Windows, thresholds and verdicts over the rows of the scanned units.
+
+    ``limit`` takes only the first episodes of each task. Raises DataError or ConfigError if the error budget is
+    exceeded, two episodes have the same id, specs of one task differ, or nothing is kept.
+    """
+    keep, name = plan.config.keep, plan.config.name
+    selection = None if plan.list_path is None else read_episode_list(keep, plan.list_path, name)
+    scanned, gathered, losses = _Scanned(paths, limit), _Gathered(), Losses()
+    for table in scanned:
+        losses.add(table, plan.ids)
+        ids = plan.ids(table)
+        marks = {"hash": np.array([row_hash(config.seed, id_) for id_ in ids], np.uint64)}
+        if selection is not None:
+            marks["listed"] = selection.find(ids, table["task"].to_pylist())
+        if keep.sample is not None:
+            marks["sample"] = np.array([sample_hash(keep.seed or 0, id_) for id_ in ids], np.uint64)
+        gathered.add(table, marks)
+    rows, hashes = gathered.rows()
+    if plan.config.id is not None:
+        _check_ids(plan, scanned, hashes)
+    losses.check_budget(config.max_bad_fraction, name)
+    if selection is not None and limit is None and not plan.is_partial:
+        selection.check_found(name)
+    where = None if keep.where is None else Where(keep.where)
+    passes = None if where is None else partial(_passes, plan, scanned, rows, where)
+    tasks, kept, reason = filter_rows(rows, keep, name, passes)
+    specs, notices = _task_specs(plan, gathered)
+    left_out = [task.name for task in tasks if task.is_left_out]
+    if left_out:
+        shown = ", ".join(left_out[:_MOST_NAMES]) + (" …" if len(left_out) > _MOST_NAMES else "")
+        notices.append(f"{name}: keep leaves no episode of {len(left_out)} of {len(tasks)} tasks: {shown}")
+    needs_order = keep.min_return is not None or (where is not None and "expert_return" in where.columns)
+    if plan.config.order is None and needs_order:
+        notices.append(
+            f"{name}: no collection order is configured ({plan.field}.order), so expert returns run "
+            "over the order of the files, which TFDS shuffles"
+        )
+    nothing = np.empty(0)
+    return EpisodeFilterResult(
+        scanned=scanned,
+        tasks=tuple(tasks),
+        notices=tuple(notices),
+        specs=specs,
+        task=rows.task,
+        hashes=hashes,
+        kept=kept,
+        held_out=nothing,
+        rows=replace(rows, steps=nothing, success=None, reason=nothing, listed=None, sample=None),
+        reason=pa.array(reason, pa.string()).dictionary_encode(),
+    )
+
+
+def read_episode_list(keep: Keep, path: str, dataset: str) -> EpisodeList:
+    """The dataset's episodes of the list at ``path``. Raises ConfigError if it changed since the config was read."""
+    selection = EpisodeList(read_bytes(path), path, dataset)
+    if keep.digest is not None and selection.digest != keep.digest:
+        raise ConfigError(f"{path}: the list changed since the config was read; run the command again")
+    return selection
+
+
+# --- verdicts ------------------------------------------------------------------------------------------------
 
 
 def window(episodes: int) -> int:
@@ -68,32 +147,42 @@ def expert_return(returns: np.ndarray) -> float:
 
 
 def filter_rows(
-    rows: Rows, keep: Keep, dataset: str, where: Passes | None = None
+    rows: Rows, keep: Keep, dataset: str, where: Callable[[np.ndarray], np.ndarray] | None = None
 ) -> tuple[list[Task], np.ndarray, np.ndarray]:
     """The tasks by name with their expert returns, kept (R,) bool, and reason (R,) of str or None.
 
-    N, W and the expert return count every episode whose rewards parse and are finite, also one that is bad otherwise
-    and cannot be kept. Raises DataError if a task has no such episode, or if all episodes of a task are dropped. The
-    rule ``where`` and a list of episodes may leave tasks out, but not all of them.
+    ``where`` gives, from the expert return of each task in the order of ``task_names``, the rows for which the rule of
+    this name is true, bool (R,). N, W and the expert return count every episode whose rewards parse and are finite,
+    also one that is bad otherwise and cannot be kept.
+
+    Raises DataError if a task has no such episode, or if all episodes of a task are dropped; the rule ``where`` and a
+    list of episodes may leave tasks out, but not all of them. Raises ConfigError if ``random_return`` lacks a task.
     """
-    _check_names(rows, keep, dataset)
-    by_task = _groups(rows.task)
-    by_name = sorted(range(len(rows.task_names)), key=lambda code: rows.task_names[code])
-    sound_rows, streams, experts = {}, {}, np.full(len(rows.task_names), np.nan)
+    names = rows.task_names
+    if not names:
+        count = len(rows.reason)
+        counts = f"{count} episodes, of which none is sound: {_summary(rows.reason)}" if count else "no episode"
+        raise DataError(f"{dataset}: the source holds {counts}. Record it again, or leave it out of source")
+    if isinstance(keep.random_return, dict) and set(names) - set(keep.random_return):
+        missing = min(set(names) - set(keep.random_return))
+        raise ConfigError(f"{dataset}: keep.random_return names no return for task {missing!r}; add it")
+    members_of = _groups(rows.task)
+    by_name = sorted(range(len(names)), key=names.__getitem__)
+    sound_rows, streams, experts = {}, {}, np.full(len(names), np.nan)
     for code in by_name:
-        members, name = by_task.get(code, np.empty(0, np.int64)), rows.task_names[code]
+        members = members_of.get(code, np.empty(0, np.int64))
         sound = sound_rows[code] = members[np.isfinite(rows.returns[members])]
         if not len(sound):
-            raise DataError(
-                f"{dataset}: task {name!r} has no sound episode among {len(members)}: {_summary(rows.reason[members])}"
-            )
-        streams[code], experts[code] = _streams(rows, sound, keep, name)
+            counts = f"no sound episode among {len(members)}: {_summary(rows.reason[members])}"
+            raise DataError(f"{dataset}: task {names[code]!r} has {counts}")
+        streams[code], experts[code] = _streams(rows, sound, keep, names[code])
     passes = None if where is None else where(experts)
     kept, reason = np.zeros(len(rows.task), bool), rows.reason.copy()
     reasons = np.array([*FILTER_REASONS, None], object)
+    can_leave_out = keep.where is not None or keep.episodes is not None
     tasks = []
     for code in by_name:
-        sound, name, expert = sound_rows[code], rows.task_names[code], float(experts[code])
+        sound, name, expert = sound_rows[code], names[code], float(experts[code])
         columns = {"success": rows.success, "listed": rows.listed, "hashes": rows.sample, "where": passes}
         marks = {key: None if column is None else column[sound] for key, column in columns.items()}
         empty, bad = rows.steps[sound] == 0, np.array([item is not None for item in rows.reason[sound]], bool)
@@ -103,51 +192,32 @@ def filter_rows(
         reason[sound[empty & ~bad]] = "too_short"
         kept[sound] = verdict.kept & ~empty & ~bad
         is_left_out = not kept[sound].any()
-        if is_left_out and keep.where is None and keep.episodes is None:
+        if is_left_out and not can_leave_out:
             limit = "" if verdict.threshold is None else f", threshold {verdict.threshold:g}"
-            members = by_task[code]
+            change = "Change keep" if keep.min_return is None else "Lower keep.min_return, choose another keep rule"
             raise DataError(
-                f"{dataset}: task {name!r} keeps none of its {len(members)} episodes "
-                f"({_summary(reason[members])}; expert return {expert:g}{limit}). {_way_out(keep)}"
+                f"{dataset}: task {name!r} keeps none of its {len(members_of[code])} episodes "
+                f"({_summary(reason[members_of[code]])}; expert return {expert:g}{limit}). "
+                f"{change}, or leave the task out of source"
             )
         tasks.append(Task(name, expert, verdict.threshold, tuple(streams[code]), is_left_out))
     if not kept.any():
-        raise DataError(f"{dataset}: keep leaves none of {len(reason)} episodes ({_summary(reason)}). {_way_out(keep)}")
+        raise DataError(
+            f"{dataset}: keep leaves none of {len(reason)} episodes ({_summary(reason)}). "
+            "Change keep, or leave the dataset out of the config"
+        )
     return tasks, kept, reason
-
-
-def _check_names(rows: Rows, keep: Keep, dataset: str) -> None:
-    """Raises DataError if no episode names its task, ConfigError if ``random_return`` lacks a task."""
-    if not rows.task_names:
-        count = len(rows.reason)
-        counts = f"{count} episodes, of which none is sound: {_summary(rows.reason)}" if count else "no episode"
-        raise DataError(f"{dataset}: the source holds {counts}. Record it again, or leave it out of source")
-    if isinstance(keep.random_return, dict):
-        missing = sorted(set(rows.task_names) - set(keep.random_return))
-        if missing:
-            raise ConfigError(f"{dataset}: keep.random_return names no return for task {missing[0]!r}; add it")
-
-
-def _way_out(keep: Keep) -> str:
-    if keep.where is not None or keep.episodes is not None:
-        return "Change keep, or leave the dataset out of the config"
-    lower = "Lower keep.min_return, choose another keep rule" if keep.min_return is not None else "Change keep"
-    return f"{lower}, or leave the task out of source"
 
 
 def _streams(rows: Rows, sound: np.ndarray, keep: Keep, name: str) -> tuple[list[Stream], float]:
     """The streams of a task's sound episodes, each in collection order, and the task's expert return."""
-    by_agent = _groups(rows.agent[sound])
-    ordered = {
-        code: sound[members][np.argsort(rows.order[sound[members]], kind="stable")]
-        for code, members in by_agent.items()
-    }
+    in_order = sound[np.argsort(rows.order[sound], kind="stable")]
+    by_agent = _groups(rows.agent[in_order])
     streams = []
-    for code in sorted(ordered, key=lambda code: rows.agent_names[code]):
-        returns = rows.returns[ordered[code]]
+    for code in sorted(by_agent, key=rows.agent_names.__getitem__):
+        returns = rows.returns[in_order[by_agent[code]]]
         streams.append(Stream(name, rows.agent_names[code], len(returns), window(len(returns)), expert_return(returns)))
     if keep.streams == "task":
-        in_order = sound[np.argsort(rows.order[sound], kind="stable")]
         return streams, expert_return(rows.returns[in_order])
     return streams, max(stream.stream_return for stream in streams if stream.stream_return is not None)
 
@@ -163,3 +233,255 @@ def _groups(codes: np.ndarray) -> dict[int, np.ndarray]:
 def _summary(reasons: np.ndarray) -> str:
     counts = Counter(str(reason) for reason in reasons if reason is not None)
     return ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
+
+
+def _passes(
+    plan: EpisodesPlan, scanned: Iterable[pa.Table], rows: Rows, where: Where, experts: np.ndarray
+) -> np.ndarray:
+    """Which rows an expression is true for, bool (R,), evaluated one unit at a time."""
+    result, begin = np.zeros(len(rows.task), bool), 0
+    experts = np.append(experts, np.nan)  # for rows without a task
+    for table in scanned:
+        part = slice(begin, begin + len(table))
+        columns = {name: _column(name, plan, table, rows, part, experts) for name in where.columns}
+        result[part] = where.passes(columns, len(table))
+        begin = part.stop
+    return result
+
+
+def _column(name: str, plan: EpisodesPlan, table: pa.Table, rows: Rows, part: slice, experts: np.ndarray) -> Column:
+    """A column of ``table``, which is ``part`` of the dataset, as an index will hold it."""
+    numbers: np.ndarray
+    match name:
+        case "episode_id":
+            return Strings(np.arange(len(table)), plan.ids(table))
+        case "source_file":
+            return Strings(plan.file_ordinals(table), [file.name for file in plan.files])
+        case "task":
+            return Strings(rows.task[part], rows.task_names)
+        case "agent":
+            return Strings(rows.agent[part], rows.agent_names)
+        case "steps":
+            numbers = rows.steps[part]
+        case "return":
+            numbers = rows.returns[part]
+        case "expert_return":
+            numbers = experts[rows.task[part]]
+        case "source_position":
+            numbers = table["position"].to_numpy()
+        case "order":
+            numbers = _order(rows.order[part], table["position"].to_numpy())
+    return numbers.astype(np.float64)
+
+
+def _order(order: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """The collection order, float64 (R,): the configured one, else the position in the file."""
+    return np.where(np.isfinite(order), order, positions.astype(np.float64))
+
+
+# --- what the filter needs of all rows -----------------------------------------------------------------------
+
+
+class _Scanned:
+    """The scanned rows of a dataset in source order, one table per unit, cut to ``limit`` episodes per task."""
+
+    def __init__(self, paths: Sequence[Path], limit: int | None) -> None:
+        self._paths, self._limit = paths, limit
+
+    def __iter__(self) -> Iterator[pa.Table]:
+        seen: Counter[str | None] = Counter()
+        for table in prefetch(self._paths, read_rows, lambda read: int(read.nbytes)):
+            if self._limit is not None:
+                mask = []
+                for task in table["task"].to_pylist():
+                    seen[task] += 1
+                    mask.append(seen[task] <= self._limit)
+                table = table.filter(pa.array(mask, pa.bool_()))
+            yield table
+
+
+class _Gathered:
+    """Columns over all rows, as bytes: an array for each unit of the scan would fragment the memory."""
+
+    _DTYPES: ClassVar = {
+        "task": np.int32,
+        "agent": np.int32,
+        "reason": np.int16,
+        "order": np.float64,
+        "steps": np.uint32,
+        "return": np.float64,
+        "success": np.bool_,
+        "hash": np.uint64,
+        "listed": np.bool_,
+        "sample": np.uint64,
+    }
+
+    def __init__(self) -> None:
+        self._columns = {name: bytearray() for name in self._DTYPES}
+        self._has_success = False
+        self._agents: dict[str, int] = {}
+        self._reasons: dict[str, int] = {}
+        self.tasks: dict[str, int] = {}
+        self.directories: dict[int, set[int]] = {}
+        """The directories of each task."""
+        self.largest: dict[int, np.ndarray] = {}
+        """The largest value of each counted action of each task."""
+
+    def add(self, table: pa.Table, marks: dict[str, np.ndarray]) -> None:
+        """Appends the next rows. ``marks`` has their columns ``hash`` and, if a rule needs it, ``listed`` or
+        ``sample``."""
+        task = _codes(table["task"], self.tasks)
+        columns = {
+            "task": task,
+            "agent": _codes(table["agent"], self._agents),
+            "reason": _codes(table["reason"], self._reasons),
+            "order": table["order"].to_numpy(),
+            "steps": table["steps"].fill_null(0).to_numpy(),
+            "return": table["return"].to_numpy(),
+            "success": table["success"].fill_null(False).to_numpy(),
+            **marks,
+        }
+        for name, column in columns.items():
+            self._columns[name] += column.astype(self._DTYPES[name]).tobytes()
+        self._has_success |= table["success"].null_count < len(table)
+        for code, number in np.unique(np.stack([task, table["directory"].to_numpy()]), axis=1).T.tolist():
+            self.directories.setdefault(code, set()).add(number)
+        largest = table["largest"].combine_chunks()
+        counts, values = largest.value_lengths().fill_null(0).to_numpy(), largest.flatten().to_numpy()
+        starts = np.cumsum(counts) - counts
+        for code in np.unique(task[counts > 0]).tolist():
+            rows = np.flatnonzero((task == code) & (counts > 0))
+            # If directories of one task count different actions, the comparison of their specs fails later.
+            before = self.largest.get(code, np.zeros(counts[rows].min(), np.int64))
+            width = min(len(before), counts[rows].min())
+            self.largest[code] = np.maximum(
+                before[:width], values[starts[rows][:, None] + np.arange(width)].max(axis=0)
+            )
+
+    def rows(self) -> tuple[Rows, np.ndarray]:
+        """The columns over all rows, and their hashes. Call it once: it releases what was gathered."""
+        columns: dict[str, np.ndarray] = {
+            name: np.frombuffer(self._columns.pop(name), dtype) for name, dtype in self._DTYPES.items()
+        }
+        rows = Rows(
+            task=columns["task"],
+            agent=columns["agent"],
+            order=columns["order"],
+            steps=columns["steps"],
+            returns=columns["return"],
+            success=columns["success"] if self._has_success else None,
+            reason=np.array([*self._reasons, None], object)[columns["reason"]],
+            task_names=list(self.tasks),
+            agent_names=list(self._agents),
+            listed=columns["listed"] if len(columns["listed"]) else None,
+            sample=columns["sample"] if len(columns["sample"]) else None,
+        )
+        return rows, columns["hash"]
+
+
+def _codes(column: pa.ChunkedArray, numbers: dict[str, int]) -> np.ndarray:
+    """The numbers of the names in a dictionary column, int32, -1 for null. A new name gets the next number."""
+    parts = [np.empty(0, np.int32)]
+    for chunk in column.chunks:
+        known = [numbers.setdefault(name, len(numbers)) for name in chunk.dictionary.to_pylist()]
+        parts.append(np.array([*known, -1], np.int32)[chunk.indices.fill_null(-1).to_numpy()])
+    return np.concatenate(parts)
+
+
+def _check_ids(plan: EpisodesPlan, scanned: Iterable[pa.Table], hashes: np.ndarray) -> None:
+    """Raises DataError if two episodes have the same id. Only ids with equal hashes are compared."""
+    values, counts = np.unique(hashes, return_counts=True)
+    suspects = np.flatnonzero(np.isin(hashes, values[counts > 1]))
+    if not len(suspects):
+        return
+    seen: dict[str, str] = {}
+    begin = 0
+    for table in scanned:
+        here = suspects[(suspects >= begin) & (suspects < begin + len(table))] - begin
+        begin += len(table)
+        rows = table.take(pa.array(here))
+        for id_, address in zip(plan.ids(rows), plan.addresses(rows), strict=True):
+            if id_ in seen:
+                raise DataError(
+                    f"{plan.config.name}: {seen[id_]} and {address} have the same episode id {id_!r}; "
+                    "choose another metadata key for id, or leave id out"
+                )
+            seen[id_] = address
+
+
+def _task_specs(plan: EpisodesPlan, gathered: _Gathered) -> tuple[dict[str, EpisodeSpec], list[str]]:
+    """The spec of each task, and notices.
+
+    The number of values of a discrete action is counted if neither the config nor the source gives it.
+    """
+    specs, owners = {}, []
+    counts: dict[tuple[str, int], list[str]] = {}
+    for task, code in gathered.tasks.items():
+        directories = [plan.directories[number] for number in sorted(gathered.directories[code])]
+        owners += [(task, item.directory.path) for item in directories]
+        first = directories[0]
+        for other in directories[1:]:
+            if other.spec != first.spec:
+                left, right = ({field.path: field for field in item.spec.fields} for item in (first, other))
+                differing = sorted(path for path in left.keys() | right.keys() if left.get(path) != right.get(path))
+                raise ConfigError(
+                    f"{plan.field}: task {task!r} has other fields in {other.directory.path} than in "
+                    f"{first.directory.path} ({', '.join(differing)}); give them different tasks or equal fields"
+                )
+        nums = {}
+        counted = first.scan_fields.counted
+        largest = gathered.largest.get(code, np.zeros(len(counted), np.int64))
+        for source, value in zip(counted, largest.tolist(), strict=True):
+            num = nums[source.path] = min(DISCRETE_VALUES, max(1, value + 1))
+            counts.setdefault((source.path, num), []).append(task)
+        fields = (
+            field.model_copy(update={"num": nums[field.path]}) if field.path in nums else field
+            for field in first.spec.fields
+        )
+        specs[task] = EpisodeSpec(fields=tuple(fields)) if nums else first.spec
+    if plan.config.task.metadata is not None:
+        check_tasks(owners, plan.config, plan.field)
+    return specs, [
+        f"{plan.config.name}: {path} is taken to have {num} values, the largest seen plus one, in "
+        f"{tasks[0] if len(tasks) == 1 else f'{len(tasks)} tasks'}; state it as {plan.field}.fields: "
+        f"{{{path}: {{num: {num}}}}}"
+        for (path, num), tasks in counts.items()
+    ]
+
+
+# --- the rows of a shard task --------------------------------------------------------------------------------
+
+
+def task_rows(plan: EpisodesPlan, result: EpisodeFilterResult, scanned: pa.Table, part: slice) -> pa.Table:
+    """Scanned rows, which are ``part`` of the dataset's, as a shard task holds them (schema ``TASK_ROWS``).
+
+    ``file`` is an index into the plan's files.
+    """
+    rows, names = result.rows, result.rows.task_names
+    by_name = {task.name: task for task in result.tasks}
+    positions = scanned["position"].to_numpy()
+    file, task = plan.file_ordinals(scanned), rows.task[part]
+    kept, held_out = result.kept[part], result.held_out[part]
+    columns = {
+        "episode_id": plan.ids(scanned),
+        "task": _named(task, names),
+        "agent": _named(rows.agent[part], rows.agent_names),
+        "spec": _named(task, [result.specs[name].id for name in names]),
+        "order": _order(rows.order[part], positions),
+        "split": _named(np.where(kept, held_out.astype(np.int8), -1), [TRAIN, HELD_OUT]),
+        "return": pa.array(rows.returns[part], from_pandas=True),
+        "expert_return": _named(task, [by_name[name].expert_return for name in names]),
+        "threshold": _named(task, [by_name[name].threshold for name in names]),
+        "kept": kept,
+        "reason": result.reason[part].cast(pa.string()),
+        "source_file": _named(file, [file.name for file in plan.files]),
+        "source_position": positions,
+        "file": file,
+        **{name: scanned[name] for name in ("steps", "detail", "lost", "offset", "length", "crc")},
+    }
+    return pa.table(columns).select(TASK_ROWS.names).cast(TASK_ROWS)
+
+
+def _named(codes: np.ndarray, names: Sequence[object]) -> pa.Array:
+    """The names of codes, null for -1."""
+    return pa.array([*names, None]).take(pa.array(np.where(codes < 0, len(names), codes)))

@@ -21,7 +21,6 @@ from gatokit.pipelines.episodes.reader import (
     SourceField,
     StoredEpisode,
     Values,
-    changed,
 )
 from gatokit.pipelines.formats import tf_example, tfds
 from gatokit.pipelines.formats.records import ByteRange, RecordFile, Stored
@@ -68,7 +67,7 @@ class RldsFile(EpisodeFile):
             for byte_range in byte_ranges:
                 data = read(byte_range)
                 if data is None:
-                    raise changed(self, byte_range)
+                    raise self.changed(byte_range)
                 yield ExampleEpisode(data)
 
     def _records(self) -> RecordFile:

@@ -1,21 +1,47 @@
-"""The scan of episodes: rewards, flags and metadata of every episode, and nothing else.
+"""Plans and scans a dataset of episodes: its source directories with their specs, and a row for each episode.
 
-An ``EpisodeUnit`` groups files into one unit of work, whose rows become one Arrow file. Legend: N recorded steps of an
-episode, the last one included.
+A scan reads rewards, flags and metadata of every episode, and nothing else. An ``EpisodeUnit`` groups files into one
+unit of work, whose rows become one Arrow file. Legend: N recorded steps of an episode, the last one included; R scanned
+rows.
 """
 
 import math
+import typing
 from collections.abc import Iterator
-from typing import Any, Literal
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, TypeAdapter
 
-from gatokit.pipelines.episodes.formats import AnyEpisodeFile
-from gatokit.pipelines.episodes.reader import RawEpisode, SourceFeatures, SourceField, StoredEpisode
+from gatokit.pipelines.episodes.envlogger import EnvLoggerFile
+from gatokit.pipelines.episodes.reader import (
+    EpisodeFile,
+    RawEpisode,
+    SourceDirectory,
+    SourceFeatures,
+    SourceField,
+    StoredEpisode,
+    check_rules,
+    episode_spec,
+)
+from gatokit.pipelines.episodes.rlds import RldsFile
+from gatokit.pipelines.inputs import find_directories, fixed_part, local_path, local_pattern
+from gatokit.schemas.config import EpisodesConfig
 from gatokit.schemas.errors import ConfigError, RejectedError
-from gatokit.schemas.manifest import json_digest
+from gatokit.schemas.manifest import EpisodeSpec, json_digest
+from gatokit.storage import files
+
+_Formats = RldsFile | EnvLoggerFile
+"""A new format of episodes is a module beside this one, and its type of files here."""
+FORMATS: dict[str, type[EpisodeFile]] = {type_.marker: type_ for type_ in typing.get_args(_Formats)}
+"""The type of files of each format, by the name of the file that marks its directories."""
+_BY_FORMAT: TypeAdapter[_Formats] = TypeAdapter(Annotated[_Formats, Field(discriminator="format")])
+AnyEpisodeFile = Annotated[SerializeAsAny[EpisodeFile], BeforeValidator(_BY_FORMAT.validate_python)]
+"""A file of any format, in models that are written to JSON and read again."""
 
 SCANNED = pa.schema(
     [
@@ -59,6 +85,173 @@ class ScanFields(BaseModel):
     counted: tuple[SourceField, ...]
 
 
+# --- plan ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class DirectoryPlan:
+    """A source directory with its task (None if each episode names its own), its spec and what a scan reads of it.
+
+    ``num`` of a discrete action may be open in the spec.
+    """
+
+    directory: SourceDirectory
+    task: str | None
+    spec: EpisodeSpec
+    scan_fields: ScanFields
+
+
+@dataclass(frozen=True)
+class EpisodesPlan:
+    """A dataset of episodes before its scan; messages call its config ``field``.
+
+    ``list_path`` is the list of episodes to keep, if there is one. ``is_partial`` is set if only a part of the source
+    is looked at, so that the list may name episodes that are not found.
+    """
+
+    config: EpisodesConfig
+    field: str
+    directories: tuple[DirectoryPlan, ...]
+    list_path: str | None = None
+    is_partial: bool = False
+    kind: ClassVar = "episodes"
+
+    @cached_property
+    def files(self) -> list[EpisodeFile]:
+        """The files of all directories in order."""
+        return [file for plan in self.directories for file in plan.directory.files]
+
+    @cached_property
+    def features(self) -> list[SourceFeatures]:
+        """The features of each file."""
+        return [plan.directory.features for plan in self.directories for _ in plan.directory.files]
+
+    @cached_property
+    def _first_file(self) -> np.ndarray:
+        return np.cumsum([0, *(len(plan.directory.files) for plan in self.directories)])
+
+    def file_ordinals(self, scanned: pa.Table) -> np.ndarray:
+        """The index into ``files`` of each scanned row, int (R,)."""
+        ordinals: np.ndarray = self._first_file[scanned["directory"].to_numpy()] + scanned["file"].to_numpy()
+        return ordinals
+
+    def addresses(self, scanned: pa.Table) -> list[str]:
+        """The file and position of each scanned row."""
+        ordinals, positions = self.file_ordinals(scanned).tolist(), scanned["position"].to_pylist()
+        return [f"{self.files[file].name}#{position}" for file, position in zip(ordinals, positions, strict=True)]
+
+    def ids(self, scanned: pa.Table) -> list[str]:
+        """The episode id of each scanned row: the configured one, else file and position."""
+        addresses = self.addresses(scanned)
+        if scanned["id"].null_count == len(scanned):
+            return addresses
+        ids = scanned["id"].to_pylist()
+        return [address if id_ is None else id_ for id_, address in zip(ids, addresses, strict=True)]
+
+
+def plan_episodes(dataset: EpisodesConfig, field: str, base: Path) -> EpisodesPlan:
+    """Finds the source directories of a dataset and derives their specs. Relative paths start at ``base``.
+
+    Raises ConfigError or DataError if the sources cannot be used.
+    """
+    pattern = local_pattern(dataset.source, base, f"{field}.source")
+    below = fixed_part(pattern)
+    directories = [
+        FORMATS[found.marker].read_directory(found.path, found.name, below, dataset.splits)
+        for found in find_directories(pattern, tuple(FORMATS), f"{field}.source")
+    ]
+    check_rules(dataset, [directory.features for directory in directories], field)
+    plans = []
+    for directory in directories:
+        spec = episode_spec(directory.features, dataset, field, directory.path)
+        task = dataset.task.constant or (None if dataset.task.metadata else directory.name)
+        plans.append(DirectoryPlan(directory, task, spec, _scan_fields(directory, spec, dataset, field)))
+    check_tasks([(plan.task, plan.directory.path) for plan in plans if plan.task is not None], dataset, field)
+    listed = dataset.keep.episodes
+    list_path = None if listed is None else local_path(listed, base, f"{field}.keep.episodes")
+    return EpisodesPlan(dataset, field, tuple(plans), list_path)
+
+
+def _scan_fields(directory: SourceDirectory, spec: EpisodeSpec, dataset: EpisodesConfig, field: str) -> ScanFields:
+    """Finds the fields that a scan reads. Raises ConfigError if one is absent or has the wrong type."""
+    features, where = directory.features, f"{directory.path}, {field}"
+    keys = {
+        "task": dataset.task.metadata,
+        "agent": dataset.agent.metadata if dataset.agent else None,
+        "order": dataset.order.metadata if dataset.order else None,
+        "id": dataset.id.metadata if dataset.id else None,
+        "success": dataset.keep.success,
+    }
+    found: dict[str, SourceField | None] = dict.fromkeys(keys)
+    for role, key in keys.items():
+        if key is None:
+            continue
+        source = found[role] = features.metadata_field(key)
+        if source is None:
+            names = ", ".join(sorted(known.path for known in features.metadata)) or "none"
+            raise ConfigError(f"{where}: {role} asks for the metadata key {key!r}; the source's keys are {names}")
+        is_number = source.form == "tensor" and source.shape == ()
+        needs_number = role in ("order", "success")
+        if not is_number and (needs_number or source.form != "string"):
+            need = "a number" if needs_number else "a string or a number"
+            what = f"{source.path} is a {source.type_name} of {source.dtype}"
+            raise ConfigError(f"{where}: {role} needs {need}, and {what}")
+    for path in ("reward", "is_last"):
+        found[path] = features.step_scalar(path)
+        if found[path] is None:
+            raise ConfigError(f"{where}: the source has no scalar steps/{path}, which RLDS episodes need")
+    open_actions = {item.path for item in spec.action if item.kind == "discrete" and item.num is None}
+    counted = tuple(source for source in features.steps if source.path in open_actions)
+    return ScanFields.model_validate({**found, "counted": counted})
+
+
+def check_tasks(tasks: list[tuple[str, str]], dataset: EpisodesConfig, field: str) -> None:
+    """Raises ConfigError if two directories give the same task, which ``merge`` allows.
+
+    ``tasks`` are pairs of a task and the path of a directory.
+    """
+    seen: dict[str, str] = {}
+    for task, path in tasks:
+        if seen.setdefault(task, path) != path and not dataset.merge:
+            raise ConfigError(
+                f"{field}: {seen[task]} and {path} both give the task {task!r}; "
+                "set merge: true, or narrow source or task"
+            )
+
+
+def scan_units(plan: EpisodesPlan, max_bytes: int, unit_bytes: int) -> "list[EpisodeUnit]":
+    """Groups the files, in order, into units of about ``unit_bytes``. Episodes above ``max_bytes`` will be rejected."""
+    groups: list[list[tuple[int, int, EpisodeFile]]] = []
+    size = 0
+    for directory, item in enumerate(plan.directories):
+        for ordinal, file in enumerate(item.directory.files):
+            if not groups or size + file.size > unit_bytes:
+                groups.append([])
+                size = 0
+            groups[-1].append((directory, ordinal, file))
+            size += file.size
+    units = []
+    for group in groups:
+        fields = list(dict.fromkeys(plan.directories[directory].scan_fields for directory, _, _ in group))
+        scanned = []
+        for directory, ordinal, file in group:
+            item = plan.directories[directory]
+            index = fields.index(item.scan_fields)
+            scanned.append(ScanFile(directory=directory, ordinal=ordinal, task=item.task, fields=index, file=file))
+        unit = EpisodeUnit(
+            dataset=plan.config.name,
+            max_episode_bytes=max_bytes,
+            fields=tuple(fields),
+            files=tuple(scanned),
+            versions=tuple(files.version(file.path) for _, _, file in group),
+        )
+        units.append(unit)
+    return units
+
+
+# --- scan ----------------------------------------------------------------------------------------------------
+
+
 class ScanFile(BaseModel):
     """A file of the plan: ordinal of its directory, its own ordinal there, the task that the directory gives (None:
     each episode names its own), and the index of its ``ScanFields``."""
@@ -88,7 +281,7 @@ class EpisodeUnit(BaseModel):
 
     @property
     def fingerprint(self) -> str:
-        """Names the unit's result, so that an interrupted scan continues where it stopped."""
+        """Names the file with the unit's rows, so that an interrupted scan continues where it stopped."""
         return json_digest(self.model_dump(mode="json"), 8)
 
     def scan(self, most_bytes: int | None = None) -> pa.Table:
@@ -117,43 +310,17 @@ class EpisodeUnit(BaseModel):
         for item in self.files:
             fields = self.fields[item.fields]
             for stored in item.file.read_all(self.max_episode_bytes):
-                row = {"directory": item.directory, "file": item.ordinal, "lost": stored.lost}
                 where = stored.byte_range
-                row |= {"position": where.position, "offset": where.offset, "length": where.length, "crc": where.crc}
-                yield row | _scan_episode(stored, item.task, fields)
-
-
-def scan_fields(
-    features: SourceFeatures, keys: dict[str, str | None], counted: tuple[str, ...], where: str
-) -> ScanFields:
-    """Finds the fields that a scan reads.
-
-    ``keys`` maps task, agent, order, id and success to metadata keys. Raises ConfigError, which begins with ``where``,
-    if the source does not have one of them or it has the wrong type.
-    """
-    found: dict[str, SourceField | None] = {}
-    for role, key in keys.items():
-        field = features.metadata_field(key) if key is not None else None
-        if key is not None and field is None:
-            names = ", ".join(sorted(field.path for field in features.metadata)) or "none"
-            raise ConfigError(f"{where}: {role} asks for the metadata key {key!r}; the source's keys are {names}")
-        if field is not None:
-            _check_metadata(field, role, where)
-        found[role] = field
-    for path in ("reward", "is_last"):
-        found[path] = features.step_scalar(path)
-        if found[path] is None:
-            raise ConfigError(f"{where}: the source has no scalar steps/{path}, which RLDS episodes need")
-    counted_fields = tuple(field for field in features.steps if field.path in counted)
-    return ScanFields.model_validate({**found, "counted": counted_fields})
-
-
-def _check_metadata(field: SourceField, role: str, where: str) -> None:
-    is_number = field.form == "tensor" and field.shape == ()
-    needs_number = role in ("order", "success")
-    if not is_number and (needs_number or field.form != "string"):
-        need = "a number" if needs_number else "a string or a number"
-        raise ConfigError(f"{where}: {role} needs {need}, and {field.path} is a {field.type_name} of {field.dtype}")
+                yield {
+                    "directory": item.directory,
+                    "file": item.ordinal,
+                    "position": where.position,
+                    "offset": where.offset,
+                    "length": where.length,
+                    "crc": where.crc,
+                    "lost": stored.lost,
+                    **_scan_episode(stored, item.task, fields),
+                }
 
 
 def _scan_episode(stored: StoredEpisode, task: str | None, fields: ScanFields) -> dict[str, Any]:
@@ -179,8 +346,9 @@ def _scan_episode(stored: StoredEpisode, task: str | None, fields: ScanFields) -
             if field is not None:
                 row[role] = _metadata(episode, field, role)
         reward, is_last = _numbers(episode, fields.reward), _numbers(episode, fields.is_last)
-        row["steps"], row["return"] = steps_and_return(reward, is_last)
-        row["largest"] = [_largest(episode, field, row["steps"]) for field in fields.counted]
+        steps, row["return"] = steps_and_return(reward, is_last)
+        row["steps"] = steps
+        row["largest"] = [int(_numbers(episode, field)[:steps].max(initial=0)) for field in fields.counted]
     except RejectedError as error:
         row["reason"], row["detail"] = error.reason, error.detail
     return row
@@ -226,8 +394,3 @@ def _numbers(episode: RawEpisode, field: SourceField) -> np.ndarray:
     values = episode.column(field)
     assert isinstance(values, np.ndarray)
     return values
-
-
-def _largest(episode: RawEpisode, field: SourceField, steps: int) -> int:
-    values = _numbers(episode, field)[:steps]
-    return int(values.max()) if values.size else 0

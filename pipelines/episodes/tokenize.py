@@ -9,14 +9,15 @@ from itertools import groupby, pairwise
 from typing import Any, Literal, TypeVar
 
 import numpy as np
+import pyarrow as pa
 from pydantic import BaseModel
 
-from gatokit.pipelines.episodes.formats import AnyEpisodeFile
 from gatokit.pipelines.episodes.reader import EpisodeFile, RawEpisode, SourceFeatures, SourceField, Values
+from gatokit.pipelines.episodes.scan import AnyEpisodeFile, EpisodesPlan
 from gatokit.pipelines.formats.records import ByteRange
-from gatokit.pipelines.stages import OutOfRange, ShardSettings, Tokenized, TokenizedRow
+from gatokit.pipelines.stages import FilterResult, OutOfRange, ShardSettings, Tokenized, TokenizedRow
 from gatokit.schemas.errors import RejectedError
-from gatokit.schemas.manifest import EpisodeSpec, FieldSpec, ImageSpec, TokenizerSettings
+from gatokit.schemas.manifest import EpisodeSpec, FieldSpec, TokenizerSettings
 from gatokit.schemas.record import Record
 from gatokit.schemas.tokens import FIRST, LAST, TERMINAL, EncodedImage, Episode, TokenSequence
 from gatokit.tokenizers.episode import EpisodeTokenizer
@@ -76,6 +77,16 @@ class EpisodeShardHeader(BaseModel):
         return EpisodeShardBuilder(self, text)
 
 
+def shard_header(
+    plan: EpisodesPlan, result: FilterResult, files: list[int], rows: pa.Table, settings: ShardSettings
+) -> EpisodeShardHeader:
+    """The header of a shard task with these rows, which lie in these of the plan's files."""
+    tasks = rows["task"].unique().to_pylist()
+    specs = {result.specs[task].id: result.specs[task] for task in tasks if task is not None}
+    sources = [(plan.files[number], plan.features[number]) for number in files]
+    return EpisodeShardHeader.of(plan.config.name, settings, dict(sorted(specs.items())), sources)
+
+
 class EpisodeShardBuilder:
     """Makes the records of a shard's episodes."""
 
@@ -114,17 +125,14 @@ class EpisodeShardBuilder:
             except RejectedError as error:
                 yield row, error
                 continue
-            self._count_out_of_range(columns["task"][row], episode, spec)
+            counts = self.out_of_range.setdefault(columns["task"][row], {})
+            for field in spec.action:
+                if field.range is not None:
+                    values = episode.values[field.path]
+                    assert isinstance(values, np.ndarray)
+                    outside, total = counts.get(field.path, (0, 0))
+                    counts[field.path] = outside + count_outside(values, field.range), total + values.size
             yield row, TokenizedRow(*records(episode, sequence, spec_id, self._header.settings.chunk_tokens))
-
-    def _count_out_of_range(self, task: str, episode: Episode, spec: EpisodeSpec) -> None:
-        counts = self.out_of_range.setdefault(task, {})
-        for field in spec.action:
-            if field.range is not None:
-                values = episode.values[field.path]
-                assert isinstance(values, np.ndarray)
-                outside, total = counts.get(field.path, (0, 0))
-                counts[field.path] = outside + count_outside(values, field.range), total + values.size
 
 
 def _in_runs(items: Iterator[_Item], lengths: list[int]) -> Iterator[_Item]:
@@ -151,7 +159,12 @@ def to_episode(raw: RawEpisode, features: SourceFeatures, spec: EpisodeSpec, id:
     assert is_last is not None
     recorded = len(is_last)
     steps = recorded - int(np.count_nonzero(is_last))
-    values = {field.path: _values(raw, features, field, recorded, steps) for field in spec.fields}
+    values = {}
+    for field in spec.fields:
+        source = features.step(field.path)
+        if source is None:
+            raise RejectedError("missing_field", f"{field.path} is no field of the source")
+        values[field.path] = _fitted(_column(raw, source, recorded)[:steps], field)
     reward = _numbers(raw, features, "reward", recorded, steps)
     assert reward is not None
     discount = _numbers(raw, features, "discount", recorded, steps)
@@ -164,22 +177,6 @@ def to_episode(raw: RawEpisode, features: SourceFeatures, spec: EpisodeSpec, id:
     return Episode(id=id, values=values, reward=reward, discount=discount, flags=flags)
 
 
-def _values(
-    raw: RawEpisode, features: SourceFeatures, field: FieldSpec, recorded: int, steps: int
-) -> np.ndarray | list[str] | list[EncodedImage]:
-    source = features.step(field.path)
-    if source is None:
-        raise RejectedError("missing_field", f"{field.path} is no field of the source")
-    column = _column(raw, source, recorded)[:steps]
-    if field.kind == "text":
-        assert isinstance(column, list)
-        return _texts(column, field.path)
-    if field.image is not None:
-        return _images(column, field.image, field.path)
-    assert isinstance(column, np.ndarray)
-    return column
-
-
 def _column(raw: RawEpisode, source: SourceField, recorded: int) -> Values:
     column = raw.column(source)
     if len(column) != recorded:
@@ -187,25 +184,27 @@ def _column(raw: RawEpisode, source: SourceField, recorded: int) -> Values:
     return column
 
 
-def _texts(column: list[bytes], path: str) -> list[str]:
-    decoded: dict[bytes, str] = {}
-    for step, data in enumerate(column):
-        if data not in decoded:
+def _fitted(column: Values, field: FieldSpec) -> np.ndarray | list[str] | list[EncodedImage]:
+    """The values of a field: decoded texts, images that fit the spec, or an array as it is."""
+    if field.kind == "text":
+        decoded: dict[bytes, str] = {}
+        for step, data in enumerate(column):
+            if data not in decoded:
+                try:
+                    decoded[data] = str(data, "utf-8")
+                except UnicodeDecodeError:
+                    raise RejectedError("not_utf8", f"{field.path} is not valid UTF-8 at step {step}") from None
+        return [decoded[data] for data in column]
+    if field.image is not None:
+        images = []
+        for step, frame in enumerate(column):
             try:
-                decoded[data] = str(data, "utf-8")
-            except UnicodeDecodeError:
-                raise RejectedError("not_utf8", f"{path} is not valid UTF-8 at step {step}") from None
-    return [decoded[data] for data in column]
-
-
-def _images(column: Values, spec: ImageSpec, path: str) -> list[EncodedImage]:
-    images = []
-    for step, frame in enumerate(column):
-        try:
-            images.append(fit(frame, spec))
-        except RejectedError as error:
-            raise RejectedError(error.reason, f"{path} at step {step}: {error.detail}") from None
-    return images
+                images.append(fit(frame, field.image))
+            except RejectedError as error:
+                raise RejectedError(error.reason, f"{field.path} at step {step}: {error.detail}") from None
+        return images
+    assert isinstance(column, np.ndarray)
+    return column
 
 
 def _numbers(raw: RawEpisode, features: SourceFeatures, path: str, recorded: int, steps: int) -> np.ndarray | None:

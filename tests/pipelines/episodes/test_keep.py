@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gatokit.pipelines.episodes.scanned import read_episode_list
+from gatokit.pipelines.episodes.filter import read_episode_list
 from gatokit.pipelines.inputs import read_inputs
 from gatokit.pipelines.stages import row_hash
 from gatokit.schemas.config import EpisodesConfig, Keep

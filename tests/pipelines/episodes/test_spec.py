@@ -4,8 +4,7 @@ from typing import Any
 
 import pytest
 
-from gatokit.pipelines.episodes.reader import SourceFeatures, SourceField
-from gatokit.pipelines.episodes.spec import check_rules, episode_spec, rule_of
+from gatokit.pipelines.episodes.reader import SourceFeatures, SourceField, check_rules, episode_spec, rule_of
 from gatokit.schemas.config import EpisodesConfig
 from gatokit.schemas.errors import ConfigError
 from gatokit.schemas.manifest import EpisodeSpec, FieldSpec, ImageSpec
