@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from tensorflow_datasets import features as tfds_features
 
 from gatokit.pipelines.documents.reader import DocumentFile, Part, ScannedDocument, captioned, decode, rejected
-from gatokit.pipelines.formats import tf_example, tfds
+from gatokit.pipelines.formats import tfds, tfrecord
 from gatokit.pipelines.formats.records import ByteRange, RecordFile
 from gatokit.pipelines.inputs import find_directories, fixed_part, local_pattern
 from gatokit.schemas.config import ImageTextConfig
@@ -89,8 +89,8 @@ class TfdsImagesFile(DocumentFile):
 
     def _strings(self, data: bytes, field: str) -> list[bytes]:
         try:
-            span = tf_example.walk(data).get(field)
-            strings = [] if span is None else tf_example.byte_strings(data, span)
+            data, spans = tfrecord.walk_example(data)
+            strings = tfrecord.byte_strings(data, spans[field]) if field in spans else []
         except ValueError as error:
             raise RejectedError("corrupt_record", f"no tf.train.Example: {error}") from None
         if not strings:

@@ -1,31 +1,40 @@
 """EnvLogger logs of its Riegeli backend: ``metadata.riegeli`` beside one directory a shard, named by its time.
 
-EnvLogger's TFDS backend writes TFDS directories, which ``rlds.py`` reads.
+EnvLogger's TFDS backend writes TFDS directories, which ``rlds.py`` reads. Steps are stored in dm_env order and given in
+RLDS order. A stored step is (timestep, action, custom data), its timestep (step type, reward, discount, observation):
+an observation with the action and reward that led to it. RLDS puts the action that answers an observation, and the
+reward that follows, beside it. Legend: N recorded steps, the last one included.
 """
 
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import google_crc32c
+import numpy as np
 
-from gatokit.pipelines.episodes.envlogger_episode import Decode, EnvLoggerEpisode, is_first, is_step
 from gatokit.pipelines.episodes.reader import (
     EpisodeFile,
     RawEpisode,
     SourceDirectory,
     SourceFeatures,
+    SourceField,
     StoredEpisode,
+    Values,
 )
 from gatokit.pipelines.formats.records import ByteRange, Stored, too_large
-from gatokit.schemas.errors import ConfigError, DataError, install_hint
+from gatokit.schemas.errors import ConfigError, DataError, RejectedError, install_hint
 from gatokit.storage.files import is_remote
 
 _MARKER = "metadata.riegeli"
 _STEPS = "steps.riegeli"
+_FIRST, _LAST = 0, 2
+_STEP_TYPE, _REWARD, _DISCOUNT, _OBSERVATION = range(4)
+_EPISODE_METADATA = "episode_metadata"
+_FLAGS = ("is_first", "is_last", "is_terminal")
 
 
 class EnvLoggerFile(EpisodeFile):
@@ -62,18 +71,19 @@ class EnvLoggerFile(EpisodeFile):
     def read_all(self, max_bytes: int) -> Iterator[StoredEpisode]:
         """See ``EpisodeFile``."""
         with self._shard() as (shard, fault):
-            episodes = shard.reader.num_episodes
-            if fault or not shard.reader.num_steps:
+            reader = shard.reader
+            if fault or not reader.num_steps:
                 detail = f"the shard cannot be opened, so its recording was killed or it is damaged: {fault or 'empty'}"
                 yield Stored(ByteRange(0, 0, 0, 0), None, "corrupt_length", detail)
                 return
-            begin = shard.first_step()
+            first = reader.episode(0) if reader.num_episodes else None
+            begin = first.start if first else reader.num_steps
             if begin:
                 detail = f"the first {begin} steps belong to no episode, so the shard's index is damaged"
-                yield Stored(
-                    ByteRange(episodes, 0, 0, 0), None, "corrupt_length", detail, shard.count_episodes(0, begin)
-                )
-            for position in range(episodes):
+                steps = (shard.step(ordinal)[1] for ordinal in range(begin))
+                lost = max(1, sum(step is not None and shard.is_first(step) for step in steps))
+                yield Stored(ByteRange(reader.num_episodes, 0, 0, 0), None, "corrupt_length", detail, lost)
+            for position in range(reader.num_episodes):
                 yield shard.read(position, max_bytes)
 
     def read_some(self, byte_ranges: Iterable[ByteRange]) -> Iterator[RawEpisode]:
@@ -100,25 +110,19 @@ class EnvLoggerFile(EpisodeFile):
         return _opened(os.path.dirname(directory), os.path.basename(directory))
 
 
+# --- a shard -------------------------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
 class _Shard:
-    """EnvLogger's reader of a shard, its protobuf message ``Data`` and its decoder of such messages."""
+    """EnvLogger's reader of a shard, its protobuf message ``Data``, and its decoder of such messages to Python and
+    NumPy values."""
 
     reader: Any
     data: Any
-    decode: Decode
+    decode: Callable[[Any], Any]
 
-    def first_step(self) -> int:
-        """The first step that belongs to an episode: 0 unless entries of the index are lost."""
-        info = self.reader.episode(0) if self.reader.num_episodes else None
-        return info.start if info else self.reader.num_steps
-
-    def count_episodes(self, begin: int, end: int) -> int:
-        """How many episodes begin in a range of steps, at least one."""
-        steps = (self._step(ordinal)[1] for ordinal in range(begin, end))
-        return max(1, sum(step is not None and is_first(step, self.decode) for step in steps))
-
-    def read(self, position: int, max_bytes: int) -> Stored[EnvLoggerEpisode]:
+    def read(self, position: int, max_bytes: int) -> Stored["EnvLoggerEpisode"]:
         """An episode, or its rejection."""
         unknown = ByteRange(position, 0, 0, 0)
         info = self.reader.episode(position, True) if position < self.reader.num_episodes else None
@@ -127,14 +131,14 @@ class _Shard:
         steps: list[Any] = []
         length = crc = 0
         for ordinal in range(info.start, info.start + info.num_steps):
-            size, step = self._step(ordinal)
+            size, step = self.step(ordinal)
             length += size
             if length > max_bytes:
                 return too_large(ByteRange(position, 0, length, 0), max_bytes)
             if step is None:
                 return Stored(unknown, None, "corrupt_record", f"step {ordinal - info.start} cannot be read")
             steps.append(step)
-        firsts = [ordinal for ordinal, step in enumerate(steps) if is_first(step, self.decode)]
+        firsts = [ordinal for ordinal, step in enumerate(steps) if self.is_first(step)]
         if len(firsts) > 1:
             # EnvLogger joins an episode whose index entry is damaged to the one before it.
             detail = f"the shard's index is damaged: it joins {len(firsts)} episodes"
@@ -147,7 +151,7 @@ class _Shard:
             crc = google_crc32c.extend(crc, message.SerializeToString(deterministic=True))
         return Stored(ByteRange(position, 0, length, crc), EnvLoggerEpisode(steps, episode, log, self.decode))
 
-    def _step(self, ordinal: int) -> tuple[int, Any]:
+    def step(self, ordinal: int) -> tuple[int, Any]:
         """A step's size and message; the message is None if the step is damaged."""
         data = self.reader.serialized_step(ordinal)
         if data is None:
@@ -157,7 +161,12 @@ class _Shard:
         except Exception:
             # Protobuf's implementations raise different types; each means that this is no step.
             return len(data), None
-        return len(data), step if is_step(step) else None
+        is_step = len(step.tuple.values) == 3 and len(step.tuple.values[0].tuple.values) == 4
+        return len(data), step if is_step else None
+
+    def is_first(self, step: Any) -> bool:
+        """Whether an episode begins with this step."""
+        return bool(self.decode(_timestep(step, _STEP_TYPE)) == _FIRST)
 
     def _python_message(self, message: Any) -> Any:
         """A message of the native reader as one of Python's protobuf; empty if there is none."""
@@ -170,23 +179,6 @@ def _opened(log: str, shard: str | None) -> Iterator[tuple[_Shard, str | None]]:
 
     EnvLogger opens whole logs and fails if any shard is damaged, so it gets a directory with links to this shard alone.
     """
-    opened = _load(log)
-    with tempfile.TemporaryDirectory(prefix="gatokit-") as linked:
-        for part in (_MARKER, shard):
-            if part is not None:
-                os.symlink(os.path.join(os.path.abspath(log), part), os.path.join(linked, part))
-        fault = None
-        try:
-            opened.reader.init(linked)
-        except RuntimeError as error:
-            fault = str(error).replace(linked + os.sep, "")
-        try:
-            yield opened, fault
-        finally:
-            opened.reader.close()
-
-
-def _load(log: str) -> _Shard:
     try:
         from envlogger.backends.python.riegeli_dataset_reader import RiegeliDatasetReader
         from envlogger.converters.codec import decode
@@ -200,4 +192,171 @@ def _load(log: str) -> _Shard:
             f"{log}: is an EnvLogger log, and EnvLogger's native reader does not load ({error}); "
             "it needs libgmpxx.so.4, on Debian and Ubuntu: apt-get install libgmpxx4ldbl"
         ) from None
-    return _Shard(RiegeliDatasetReader(), Data, decode)
+    reader = RiegeliDatasetReader()
+    with tempfile.TemporaryDirectory(prefix="gatokit-") as linked:
+        for part in (_MARKER, shard):
+            if part is not None:
+                os.symlink(os.path.join(os.path.abspath(log), part), os.path.join(linked, part))
+        fault = None
+        try:
+            reader.init(linked)
+        except RuntimeError as error:
+            fault = str(error).replace(linked + os.sep, "")
+        try:
+            yield _Shard(reader, Data, decode), fault
+        finally:
+            reader.close()
+
+
+# --- an episode ----------------------------------------------------------------------------------------------
+
+
+class EnvLoggerEpisode:
+    """N stored steps, and the metadata of their episode and of their log.
+
+    The last step's action, reward and discount are placeholders: zeros or empty strings.
+    """
+
+    def __init__(self, steps: list[Any], episode: Any, log: Any, decode: Callable[[Any], Any]) -> None:
+        self._steps = steps
+        if not episode.ByteSize() and steps:
+            # Early versions of EnvLogger kept the episode's metadata in the first step.
+            episode = _leaf(steps[0].tuple.values[2], _EPISODE_METADATA) or episode
+        self._metadata = (episode, log)
+        self._decode = decode
+
+    def column(self, field: SourceField) -> Values:
+        """See ``RawEpisode``."""
+        if field.path in _FLAGS:
+            return self._flag(field.path)
+        try:
+            values = [None if leaf is None else self._decode(leaf) for leaf in self._column(field.path)]
+        except (ValueError, TypeError) as error:
+            raise RejectedError("corrupt_record", f"steps/{field.path}: {error}") from None
+        if any(value is None for value in values):
+            raise RejectedError("missing_field", f"steps/{field.path} is absent from a step of the episode")
+        if field.form == "string":
+            return [_string(field, value) for value in values] + [b""] * (len(self._steps) - len(values))
+        out = np.zeros((len(self._steps), *(side for side in field.shape if side is not None)), field.dtype)
+        for step, value in enumerate(values):
+            array = np.asarray(value)
+            if array.shape != out.shape[1:] or not np.can_cast(array.dtype, out.dtype, "same_kind"):
+                has = f"{array.dtype.name} of shape {array.shape}, not {field.dtype} {field.shape}"
+                raise RejectedError("wrong_shape", f"steps/{field.path} holds {has}")
+            out[step] = array
+        return out
+
+    def metadata(self, field: SourceField) -> str | float | int | None:
+        """See ``RawEpisode``."""
+        for message in self._metadata:
+            leaf = _leaf(message, field.path)
+            value = None if leaf is None else self._decode(leaf)
+            if value is None:
+                continue
+            if field.form == "string":
+                try:
+                    return str(_string(field, value), "utf-8")
+                except UnicodeDecodeError:
+                    raise RejectedError("not_utf8", f"{field.path} is not valid UTF-8") from None
+            number = np.asarray(value)
+            if number.shape or number.dtype == object:
+                raise RejectedError("wrong_shape", f"{field.path} is no number in this episode")
+            return int(number) if number.dtype == bool else number.item()
+        return None
+
+    def features(self) -> SourceFeatures:
+        """The fields of the episode, which has at least two steps."""
+        timestep, _, custom = self._decode(self._steps[0])
+        following, action, _ = self._decode(self._steps[1])
+        episode, log = (_dict(self._decode(message)) for message in self._metadata)
+        parts = {key: value for key, value in _dict(custom).items() if key != _EPISODE_METADATA}
+        parts |= {"observation": timestep[_OBSERVATION], "action": action}
+        parts |= {"reward": following[_REWARD], "discount": following[_DISCOUNT]}
+        specs = _dict(log.get("environment_specs"))
+        steps = {path: _field(path, value, _num(specs, path)) for path, value in _leaves(parts)}
+        steps |= {flag: SourceField(path=flag, dtype="bool") for flag in _FLAGS}
+        metadata = {path: _field(path, value, None) for part in (log, episode) for path, value in _leaves(part)}
+        scalars = [field for field in metadata.values() if field.form != "unreadable" and not field.shape]
+        return SourceFeatures(
+            steps=tuple(steps[path] for path in sorted(steps)),
+            metadata=tuple(sorted(scalars, key=lambda field: field.path)),
+        )
+
+    def _column(self, path: str) -> list[Any]:
+        """The messages of a field: N of them, or N - 1 if the last step has none."""
+        head, _, rest = path.partition("/")
+        if head == "observation":
+            return [_leaf(_timestep(step, _OBSERVATION), rest) for step in self._steps]
+        if head == "action":
+            return [_leaf(step.tuple.values[1], rest) for step in self._steps[1:]]
+        if head in ("reward", "discount"):
+            part = _REWARD if head == "reward" else _DISCOUNT
+            return [_leaf(_timestep(step, part), rest) for step in self._steps[1:]]
+        return [_leaf(step.tuple.values[2], path) for step in self._steps]
+
+    def _flag(self, name: str) -> np.ndarray:
+        out = np.zeros(len(self._steps), bool)
+        if name == "is_first":
+            out[0] = True
+        elif name == "is_last":
+            # Also if the log ends before the environment's last step: that step has no action.
+            out[-1] = True
+        else:
+            last, discount = (self._decode(_timestep(self._steps[-1], part)) for part in (_STEP_TYPE, _DISCOUNT))
+            out[-1] = last == _LAST and discount is not None and np.all(np.asarray(discount) == 0)
+        return out
+
+
+def _timestep(step: Any, part: int) -> Any:
+    return step.tuple.values[0].tuple.values[part]
+
+
+def _leaf(data: Any, path: str) -> Any:
+    """The message at a key path; None if there is none."""
+    while path:
+        values = data.dict.values
+        key, _, rest = (path, "", "") if path in values else path.partition("/")
+        if key not in values:
+            return None
+        data, path = values[key], rest
+    return data
+
+
+def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for key, part in value.items():
+            yield from _leaves(part, f"{path}/{key}" if path else str(key))
+    elif value is not None:
+        yield path, value
+
+
+def _field(path: str, value: Any, num: int | None) -> SourceField:
+    if isinstance(value, (list, tuple)):
+        return SourceField(path=path, dtype="", form="unreadable", type_name=type(value).__name__)
+    array = np.asarray(value)
+    if array.dtype.kind in "OUS" and not array.shape and isinstance(array.item(), (str, bytes)):
+        return SourceField(path=path, dtype="str", form="string", type_name="string")
+    if array.dtype.kind not in "fiub":
+        return SourceField(path=path, dtype="", form="unreadable", type_name=f"{array.dtype.name} array")
+    return SourceField(path=path, dtype=array.dtype.name, shape=array.shape, num=num)
+
+
+def _num(specs: dict[Any, Any], path: str) -> int | None:
+    """The number of values of a field, if its dm_env spec is a ``DiscreteArray``."""
+    head, *rest = path.split("/")
+    spec: Any = specs.get(f"{head}_spec")
+    for key in rest:
+        spec = _dict(spec).get(key)
+    num = _dict(spec).get("num_values")
+    return None if num is None else int(num)
+
+
+def _dict(value: Any) -> dict[Any, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _string(field: SourceField, value: Any) -> bytes:
+    value = value.item() if isinstance(value, np.ndarray) and not value.shape else value
+    if not isinstance(value, (str, bytes)):
+        raise RejectedError("wrong_shape", f"{field.path} holds {type(value).__name__}, no string")
+    return value.encode() if isinstance(value, str) else value

@@ -22,7 +22,7 @@ from gatokit.pipelines.episodes.reader import (
     StoredEpisode,
     Values,
 )
-from gatokit.pipelines.formats import tf_example, tfds
+from gatokit.pipelines.formats import tfds, tfrecord
 from gatokit.pipelines.formats.records import ByteRange, RecordFile, Stored
 from gatokit.schemas.errors import ConfigError, RejectedError
 
@@ -78,8 +78,7 @@ class ExampleEpisode:
     """An Example whose features are decoded when asked for. Raises ValueError if the bytes are no Example."""
 
     def __init__(self, data: bytes) -> None:
-        self._data = data
-        self._spans = tf_example.walk(data)
+        self._data, self._spans = tfrecord.walk_example(data)
 
     def column(self, field: SourceField) -> Values:
         """See ``RawEpisode``."""
@@ -89,7 +88,7 @@ class ExampleEpisode:
         try:
             if field.form == "tensor" and field.encoding == "none":
                 return _tensor(field, self._numbers(field, span))
-            strings = tf_example.byte_strings(self._data, span)
+            strings = tfrecord.byte_strings(self._data, span)
             return _unpacked(field, strings) if field.form == "tensor" else strings
         except (ValueError, zlib.error) as error:
             raise RejectedError("corrupt_record", f"steps/{field.path}: {error}") from None
@@ -101,7 +100,7 @@ class ExampleEpisode:
             return None
         try:
             if field.form == "string":
-                strings = tf_example.byte_strings(self._data, span)
+                strings = tfrecord.byte_strings(self._data, span)
                 return str(strings[0], "utf-8") if strings else None
             numbers = self._numbers(field, span)
             return numbers[0].item() if len(numbers) else None
@@ -110,8 +109,8 @@ class ExampleEpisode:
         except ValueError as error:
             raise RejectedError("corrupt_record", f"{field.path}: {error}") from None
 
-    def _numbers(self, field: SourceField, span: tf_example.Span) -> np.ndarray:
-        read = tf_example.floats if np.dtype(field.dtype).kind == "f" else tf_example.integers
+    def _numbers(self, field: SourceField, span: tfrecord.Span) -> np.ndarray:
+        read = tfrecord.floats if np.dtype(field.dtype).kind == "f" else tfrecord.integers
         return read(self._data, span)
 
 

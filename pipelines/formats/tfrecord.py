@@ -1,18 +1,31 @@
-"""TFRecord files: each record is a length, the checksum of the length, the payload and the checksum of the payload.
+"""TFRecord files, and the ``tf.train.Example`` messages that their records are.
 
-A damaged payload loses one record. A damaged length loses the rest of the file, because nothing says where the next
-record begins.
+A TFRecord is a length, the checksum of the length, the payload and the checksum of the payload. A damaged payload loses
+one record. A damaged length loses the rest of the file, because nothing says where the next record begins.
+
+An Example is read in place: the wire format is walked, and a feature is decoded when asked for. The message of an
+episode holds every step of a field in one list, so a list of images is stepped over in one jump and a list of floats is
+an array already. ``Example`` holds ``Features``, which holds map entries (key = ``steps/reward``, value = ``Feature``);
+a ``Feature`` holds one list of bytes, floats or integers. Only the form in which writers leave a message is walked: key
+before value, packed lists, no unknown fields. Protobuf brings a message of another form into this one.
 """
 
 import contextlib
 import struct
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import google_crc32c
+import numpy as np
+from google.protobuf.message import DecodeError
+from tensorflow_datasets.proto.tf_example_generated_pb2 import Example
+from tensorflow_datasets.proto.tf_feature_generated_pb2 import Feature
 
 from gatokit.pipelines.formats.records import ByteRange, RecordFile, Stored, too_large
+from gatokit.schemas.record import read_varint
 from gatokit.storage.files import ranges
+
+# --- files ---------------------------------------------------------------------------------------------------
 
 HEADER, FOOTER = 12, 4
 ReadAt = Callable[[int, int], bytes]
@@ -73,7 +86,7 @@ class Frame(NamedTuple):
 class DamagedLengthError(ValueError):
     """The file cannot be read from ``offset`` on."""
 
-    def __init__(self, offset: int, why: str) -> None:
+    def __init__(self, offset: int, why: str = "the file ends inside the record") -> None:
         super().__init__(f"{why} at byte {offset}")
         self.offset = offset
 
@@ -85,15 +98,22 @@ def frames(read: ReadAt, size: int, max_length: int) -> Iterator[Frame]:
     """
     offset, header = 0, read(0, HEADER) if size else b""
     while offset < size:
-        length = _length(header, offset, size)
+        if len(header) < HEADER:
+            raise DamagedLengthError(offset)
+        length, crc = struct.unpack("<QI", header)
+        if masked_crc(header[:8]) != crc:
+            raise DamagedLengthError(offset, "the record's length does not match its checksum")
+        end = offset + HEADER + length
+        if end + FOOTER > size:
+            raise DamagedLengthError(offset)
         data = None if length > max_length else read(offset + HEADER, length)
         # The checksum is read together with the next record's header, which saves a read a record.
-        behind = read(offset + HEADER + length, FOOTER + HEADER)
+        behind = read(end, FOOTER + HEADER)
         if len(behind) < FOOTER or (data is not None and len(data) < length):
-            raise DamagedLengthError(offset, "the file ends inside the record")
+            raise DamagedLengthError(offset)
         crc = int.from_bytes(behind[:FOOTER], "little")
         yield Frame(offset, length, crc, data, data is None or masked_crc(data) == crc)
-        offset, header = offset + HEADER + length + FOOTER, behind[FOOTER:]
+        offset, header = end + FOOTER, behind[FOOTER:]
 
 
 def masked_crc(data: bytes) -> int:
@@ -102,12 +122,177 @@ def masked_crc(data: bytes) -> int:
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
-def _length(header: bytes, offset: int, size: int) -> int:
-    if len(header) < HEADER:
-        raise DamagedLengthError(offset, "the file ends inside the record")
-    length, crc = struct.unpack("<QI", header)
-    if masked_crc(header[:8]) != crc:
-        raise DamagedLengthError(offset, "the record's length does not match its checksum")
-    if offset + HEADER + length + FOOTER > size:
-        raise DamagedLengthError(offset, "the file ends inside the record")
-    return length
+# --- messages: every function raises ValueError if the bytes are no such message -------------------------------
+
+Span = tuple[int, int]
+"""Begin and end of a part of a message."""
+
+_BYTES_LIST, _FLOAT_LIST, _INT64_LIST = 0x0A, 0x12, 0x1A
+_FIRST, _SECOND = 0x0A, 0x12
+"""Tags of the fields 1 and 2 that have a length: an entry of a map and a list's values, and the value of an entry."""
+_KEYS: dict[bytes, str] = {}
+"""Decoded feature names, which repeat in every message; at most ``_MOST_KEYS``."""
+_MOST_KEYS = 1024
+_LAYOUTS: dict[int, tuple[dict[str, Span], list[tuple[int, bytes]]]] = {}
+"""By length, the spans of the last message of that length and the bytes around them; at most ``_MOST_LAYOUTS``."""
+_MOST_LAYOUTS = 256
+_FEW_BYTES = 16
+
+
+def walk_example(data: bytes) -> tuple[bytes, dict[str, Span]]:
+    """Finds each feature of an Example: the message in the form that writers leave, and the span of each ``Feature`` in
+    it by key. Do not change the result.
+
+    Messages of one length mostly differ in their values alone. The bytes around the values decide where these are, so
+    if they equal those of the last message of that length, its result is returned.
+    """
+    layout = _LAYOUTS.get(len(data))
+    if layout is not None and all(data.startswith(around, at) for at, around in layout[1]):
+        return data, layout[0]
+    spans = _feature_spans(data)
+    if spans is None:
+        data = _rewritten(Example, data)
+        spans = _feature_spans(data)
+    if spans is None:
+        raise ValueError("a feature's name is not valid UTF-8")
+    around, at = [], 0
+    for begin, end in sorted(spans.values()):
+        around.append((at, data[at:begin]))
+        at = end
+    if len(_LAYOUTS) >= _MOST_LAYOUTS:
+        _LAYOUTS.clear()
+    _LAYOUTS[len(data)] = spans, [*around, (at, data[at:])]
+    return data, spans
+
+
+def floats(data: bytes, span: Span) -> np.ndarray:
+    """The float list of a feature, float32 (n,): a view of ``data``."""
+    data, begin, end = _packed(data, span, _FLOAT_LIST)
+    if (end - begin) % 4:
+        raise ValueError("a packed float list is no multiple of 4 bytes long")
+    return np.frombuffer(data, "<f4", (end - begin) // 4, begin)
+
+
+def integers(data: bytes, span: Span) -> np.ndarray:
+    """The integer list of a feature, int64 (n,)."""
+    data, begin, end = _packed(data, span, _INT64_LIST)
+    if begin < end and data[end - 1] >= 0x80:
+        raise ValueError("the last number of a packed list is cut off")
+    if end - begin <= _FEW_BYTES:  # a loop is faster for few numbers
+        numbers = []
+        while begin < end:
+            number, begin = read_varint(data, begin)
+            numbers.append(number & 0xFFFF_FFFF_FFFF_FFFF)
+        return np.array(numbers, np.uint64).view(np.int64)
+    raw = np.frombuffer(data, np.uint8, end - begin, begin)
+    last = raw < 0x80
+    if last.all():
+        return raw.astype(np.int64)
+    ends = np.flatnonzero(last)
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    lengths = ends - starts + 1
+    if lengths.max() > 10:
+        raise ValueError("a number is longer than 64 bits")
+    value = np.zeros(len(ends), np.uint64)
+    for digit in range(int(lengths.max())):
+        has = lengths > digit
+        value[has] |= (raw[starts[has] + digit] & 0x7F).astype(np.uint64) << np.uint64(7 * digit)
+    return value.view(np.int64)
+
+
+def byte_strings(data: bytes, span: Span) -> list[bytes]:
+    """The bytes list of a feature."""
+    found = _strings(data, *span)
+    if found is None:
+        data = _rewritten(Feature, data[span[0] : span[1]])
+        found = _strings(data, 0, len(data))
+    if found is None:
+        raise ValueError("the feature holds a list of another type")
+    return found
+
+
+def _feature_spans(data: bytes) -> dict[str, Span] | None:
+    """The span of each feature; None if the message has another form than writers leave."""
+    spans: dict[str, Span] = {}
+    at, end = 0, len(data)
+    try:
+        if end:
+            size, at = read_varint(data, 1)
+            if data[0] != _FIRST or at + size != end:
+                return None
+        while at < end:
+            size, begin = read_varint(data, at + 1)
+            stop = begin + size
+            key_size, key_begin = read_varint(data, begin + 1)
+            key_end = key_begin + key_size
+            value_size, value = read_varint(data, key_end + 1)
+            if not (data[at] == data[begin] == _FIRST and data[key_end] == _SECOND and value + value_size == stop):
+                return None
+            raw = data[key_begin:key_end]
+            key = _KEYS.get(raw)
+            if key is None:
+                key = str(raw, "utf-8")
+                if len(_KEYS) < _MOST_KEYS:
+                    _KEYS[raw] = key
+            spans[key] = (value, stop)
+            at = stop
+    except (IndexError, ValueError):
+        return None
+    return spans if at == end else None
+
+
+def _packed(data: bytes, span: Span, tag: int) -> tuple[bytes, int, int]:
+    """The numbers of a feature's list: where they begin and end in the bytes that come first."""
+    for _ in range(2):
+        at, end = span
+        try:
+            if at == end:
+                return data, at, end
+            size, begin = read_varint(data, at + 1)
+            if data[at] == tag and begin + size == end:
+                if size == 0:
+                    return data, end, end
+                numbers, at = read_varint(data, begin + 1)
+                if data[begin] == _FIRST and at + numbers == end:
+                    return data, at, end
+        except IndexError:
+            pass
+        data = _rewritten(Feature, data[span[0] : span[1]])
+        span = 0, len(data)
+    raise ValueError("the feature holds a list of another type")
+
+
+def _strings(data: bytes, at: int, end: int) -> list[bytes] | None:
+    """The strings of a feature's list; None if the feature has another form than writers leave, or another list."""
+    found: list[bytes] = []
+    try:
+        if at < end:
+            size, begin = read_varint(data, at + 1)
+            if data[at] != _BYTES_LIST or begin + size != end:
+                return None
+            at = begin
+        while at < end and data[at] == _FIRST:
+            length = data[at + 1]
+            at += 2
+            if length >= 0x80:
+                if data[at] < 0x80:  # a length of two bytes, as most frames have
+                    length += (data[at] - 1) << 7
+                    at += 1
+                else:
+                    length, at = read_varint(data, at - 1)
+            found.append(data[at : at + length])
+            at += length
+    except IndexError:
+        return None
+    return found if at == end else None
+
+
+def _rewritten(message_type: Any, data: bytes) -> bytes:
+    """A message in the form that writers leave."""
+    try:
+        message = message_type.FromString(data)
+    except DecodeError:
+        raise ValueError("a field reaches outside of its message") from None
+    message.DiscardUnknownFields()
+    written: bytes = message.SerializeToString()
+    return written

@@ -10,7 +10,6 @@ from tensorflow_datasets.proto import tf_example_generated_pb2 as tf_example
 
 from gatokit.loader.records import RecordView
 from gatokit.pipelines.formats import tar, tfrecord
-from gatokit.pipelines.formats import tf_example as example
 from gatokit.schemas.errors import RejectedError
 from gatokit.schemas.record import Record
 from gatokit.schemas.record_pb2 import Record as RecordMessage
@@ -46,16 +45,16 @@ def tf_example_message(data: bytes) -> None:
     """An episode's message: what the walk finds is what protobuf finds."""
     found: dict[str, list[bytes] | np.ndarray] = {}
     try:
-        spans = dict(example.walk(data))
+        usual, spans = tfrecord.walk_example(data)
         for key, span in spans.items():
-            assert 0 <= span[0] <= span[1] <= len(data)
+            assert 0 <= span[0] <= span[1] <= len(usual)
             for kind, read in (
-                ("float", example.floats),
-                ("int64", example.integers),
-                ("bytes", example.byte_strings),
+                ("float", tfrecord.floats),
+                ("int64", tfrecord.integers),
+                ("bytes", tfrecord.byte_strings),
             ):
                 try:
-                    found[f"{kind} {key}"] = read(data, span)
+                    found[f"{kind} {key}"] = read(usual, span)
                 except ValueError:
                     continue
         message = tf_example.Example.FromString(data)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensorflow_datasets.proto import tf_example_generated_pb2 as tf_example
 
-from gatokit.pipelines.formats import tf_example as example
+from gatokit.pipelines.formats import tfrecord as example
 
 FLOATS = st.floats(width=32)
 INTEGERS = st.integers(-(2**63), 2**63 - 1)
@@ -63,7 +63,8 @@ def value_list(kind: str, values: list, chunks: list[tuple[int, bool]], unknown:
 def read(data: bytes) -> dict[str, tuple[str, list]]:
     """What Gatokit reads: every feature by whichever list it holds."""
     found: dict[str, tuple[str, list]] = {}
-    for key, span in example.walk(data).items():
+    data, spans = example.walk_example(data)
+    for key, span in spans.items():
         for kind, reader in (("float", example.floats), ("int64", example.integers), ("bytes", example.byte_strings)):
             try:
                 values = reader(data, span)
@@ -105,7 +106,7 @@ def test_messages_of_protobuf_are_read_as_protobuf_reads_them(features: dict) ->
     for key, (kind, values) in features.items():
         getattr(message.features.feature[key], f"{kind}_list").value.extend(values)
     data = message.SerializeToString()
-    assert set(example.walk(data)) == set(features)
+    assert set(example.walk_example(data)[1]) == set(features)
     assert same(read(data), parsed(data))
 
 
@@ -128,7 +129,7 @@ def test_literal_message() -> None:
     message.features.feature["steps/k"].int64_list.value.extend([0, -1, 300, 2**63 - 1, -(2**63)])
     message.features.feature["id"].bytes_list.value.extend([b"", b"\xff\x00"])
     data = message.SerializeToString()
-    spans = example.walk(data)
+    _, spans = example.walk_example(data)
     assert example.floats(data, spans["steps/reward"]).tolist() == [0.5, -1.0]
     assert example.integers(data, spans["steps/k"]).tolist() == [0, -1, 300, 2**63 - 1, -(2**63)]
     assert example.byte_strings(data, spans["id"]) == [b"", b"\xff\x00"]
@@ -147,18 +148,19 @@ def test_messages_of_one_length_are_told_apart() -> None:
     messages = [message(features) for features in expected]
     assert len({len(data) for data in messages}) == 1
     for features, data in zip(expected, messages, strict=True):
-        assert {key: example.integers(data, span).tolist() for key, span in example.walk(data).items()} == features
+        found = example.walk_example(data)[1].items()
+        assert {key: example.integers(data, span).tolist() for key, span in found} == features
     broken = bytearray(messages[-1])
     broken[1] += 1
     with pytest.raises(ValueError, match="reaches outside"):
-        example.walk(bytes(broken))
+        example.walk_example(bytes(broken))
 
 
 def test_another_kind_of_list_is_an_error() -> None:
     message = tf_example.Example()
     message.features.feature["x"].float_list.value.extend([1.0])
     data = message.SerializeToString()
-    span = example.walk(data)["x"]
+    span = example.walk_example(data)[1]["x"]
     for reader in (example.integers, example.byte_strings):
         with pytest.raises(ValueError, match="the feature holds a list of another type"):
             reader(data, span)
@@ -173,7 +175,8 @@ def small() -> bytes:
 
 
 def read_everything(data: bytes) -> None:
-    for span in example.walk(data).values():
+    data, spans = example.walk_example(data)
+    for span in spans.values():
         for reader in (example.floats, example.integers, example.byte_strings):
             try:
                 reader(data, span)
@@ -196,8 +199,8 @@ def test_a_truncated_message_is_an_error_or_the_features_before_the_cut() -> Non
     whole = small()
     for size in range(1, len(whole)):
         with pytest.raises(ValueError):
-            example.walk(whole[:size])
-    assert example.walk(b"") == {}
+            example.walk_example(whole[:size])
+    assert example.walk_example(b"") == (b"", {})
 
 
 @given(st.binary(max_size=300))
