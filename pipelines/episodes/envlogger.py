@@ -237,7 +237,7 @@ class EnvLoggerEpisode:
             raise RejectedError("missing_field", f"steps/{field.path} is absent from a step of the episode")
         if field.form == "string":
             return [_string(field, value) for value in values] + [b""] * (len(self._steps) - len(values))
-        out = np.zeros((len(self._steps), *(side for side in field.shape if side is not None)), field.dtype)
+        out = np.zeros((len(self._steps), *field.sides), field.dtype)
         for step, value in enumerate(values):
             array = np.asarray(value)
             if array.shape != out.shape[1:] or not np.can_cast(array.dtype, out.dtype, "same_kind"):

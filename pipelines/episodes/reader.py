@@ -46,6 +46,11 @@ class SourceField(BaseModel):
     num: int | None = None
     type_name: str = "Tensor"
 
+    @property
+    def sides(self) -> tuple[int, ...]:
+        """The sides of the shape that are known."""
+        return tuple(side for side in self.shape if side is not None)
+
 
 class SourceFeatures(BaseModel):
     """The fields of a step and those of an episode."""
@@ -217,19 +222,18 @@ def _field_spec(source: SourceField, rule: FieldRule, images: EpisodeImages) -> 
         raise _FieldError(f"of dtype {source.dtype} as {kind} takes no num", "remove num")
     if rule.images is not None and kind != "image":
         raise _FieldError(f"is {kind} and takes no images", "remove images")
-    shape = tuple(side for side in source.shape if side is not None)
     if kind == "image":
         image = _image_spec(source, rule.images or images)
-        return FieldSpec(path=source.path, kind=kind, dtype="uint8", shape=shape, image=image)
+        return FieldSpec(path=source.path, kind=kind, dtype="uint8", shape=source.sides, image=image)
     if kind == "continuous":
         pairs = (rule.pairs or ((-1.0, 1.0),)) if is_action else None
-        size = math.prod(shape)
+        size = math.prod(source.sides)
         if pairs is not None and len(pairs) not in (1, size):
             raise _FieldError(f"has {size} components and range has {len(pairs)} pairs", "give one or as many")
-        return FieldSpec(path=source.path, kind=kind, dtype=source.dtype, shape=shape, range=pairs)
+        return FieldSpec(path=source.path, kind=kind, dtype=source.dtype, shape=source.sides, range=pairs)
     if kind == "discrete":
         num = 2 if source.dtype == "bool" else rule.num or source.num
-        return FieldSpec(path=source.path, kind=kind, dtype=source.dtype, shape=shape, num=num)
+        return FieldSpec(path=source.path, kind=kind, dtype=source.dtype, shape=source.sides, num=num)
     return FieldSpec(path=source.path, kind=kind, dtype="str")
 
 

@@ -123,38 +123,33 @@ def _tensor(field: SourceField, flat: np.ndarray) -> np.ndarray:
         wide, flat = flat, flat.astype(dtype)
         if not np.array_equal(wide, flat):
             raise ValueError(f"holds a value that is no {dtype.name}")
-    if not field.shape:
-        return flat
-    shape = [side for side in field.shape if side is not None]
-    size = math.prod(shape)
+    size = math.prod(field.sides)
     if size == 0 or len(flat) % size:
         raise RejectedError(
             "wrong_shape", f"steps/{field.path} holds {len(flat)} values, no multiple of its {size} a step"
         )
-    return flat.reshape(-1, *shape)
+    return flat.reshape(-1, *field.sides)
 
 
 def _unpacked(field: SourceField, strings: list[bytes]) -> np.ndarray:
     """Tensors that TFDS stored as raw or zlib-compressed bytes, one string a step."""
     if field.encoding == "zlib":
         strings = [zlib.decompress(string) for string in strings]
-    shape = [side for side in field.shape if side is not None]
     dtype = np.dtype(field.dtype)
-    size = math.prod(shape) * dtype.itemsize
+    size = math.prod(field.sides) * dtype.itemsize
     if any(len(string) != size for string in strings):
-        raise RejectedError("wrong_shape", f"steps/{field.path} holds tensors of another size than {shape}")
-    return np.frombuffer(b"".join(strings), dtype).reshape(len(strings), *shape)
+        raise RejectedError("wrong_shape", f"steps/{field.path} holds tensors of another size than {list(field.sides)}")
+    return np.frombuffer(b"".join(strings), dtype).reshape(len(strings), *field.sides)
 
 
 @functools.lru_cache(maxsize=256)
 def _source_features(features: FeatureConnector) -> SourceFeatures | None:
     """The fields of the steps and of the episode; None if there are no steps. Many tasks share one object."""
-    if not isinstance(features, FeaturesDict) or "steps" not in features:
-        return None
-    if type(features["steps"]).__name__ != "Dataset":
+    steps: Any = features["steps"] if isinstance(features, FeaturesDict) and "steps" in features else None
+    if type(steps).__name__ != "Dataset":
         return None
     metadata = [field for key in sorted(features) if key != "steps" for field in _fields(features[key], key)]
-    return SourceFeatures(steps=tuple(_fields(features["steps"].feature, "")), metadata=tuple(metadata))
+    return SourceFeatures(steps=tuple(_fields(steps.feature, "")), metadata=tuple(metadata))
 
 
 def _fields(feature: Any, path: str) -> Iterator[SourceField]:

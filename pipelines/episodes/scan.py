@@ -296,15 +296,7 @@ class EpisodeUnit(BaseModel):
             size += row["length"]
             if most_bytes is not None and size >= most_bytes:
                 break
-        columns = ([row[field.name] for row in rows] for field in SCANNED)
-        # Arrow has no direct way from a list to a dictionary column with 32-bit codes.
-        arrays = [
-            pa.array(column, pa.string()).dictionary_encode().cast(field.type)
-            if pa.types.is_dictionary(field.type)
-            else pa.array(column, field.type)
-            for field, column in zip(SCANNED, columns, strict=True)
-        ]
-        return pa.table(arrays, schema=SCANNED)
+        return pa.Table.from_pylist(rows, SCANNED)
 
     def _rows(self) -> Iterator[dict[str, Any]]:
         for item in self.files:
