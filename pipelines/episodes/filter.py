@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -301,7 +301,7 @@ class _Scanned:
 
 
 class _Gathered:
-    """Columns over all rows, as bytes: an array for each unit of the scan would fragment the memory."""
+    """The columns of ``Rows`` and the hashes, as bytes: an array for each unit of the scan would fragment the memory."""
 
     _DTYPES: ClassVar = {
         "task": np.int32,
@@ -309,16 +309,16 @@ class _Gathered:
         "reason": np.int16,
         "order": np.float64,
         "steps": np.uint32,
-        "return": np.float64,
+        "returns": np.float64,
         "success": np.bool_,
-        "hash": np.uint64,
         "listed": np.bool_,
         "sample": np.uint64,
+        "hash": np.uint64,
     }
 
     def __init__(self) -> None:
         self._columns = {name: bytearray() for name in self._DTYPES}
-        self._has_success = False
+        self._empty = {"success", "listed", "sample"}
         self._agents: dict[str, int] = {}
         self._reasons: dict[str, int] = {}
         self.tasks: dict[str, int] = {}
@@ -337,13 +337,15 @@ class _Gathered:
             "reason": _codes(table["reason"], self._reasons),
             "order": table["order"].to_numpy(),
             "steps": table["steps"].fill_null(0).to_numpy(),
-            "return": table["return"].to_numpy(),
+            "returns": table["return"].to_numpy(),
             "success": table["success"].fill_null(False).to_numpy(),
             **marks,
         }
         for name, column in columns.items():
             self._columns[name] += column.astype(self._DTYPES[name]).tobytes()
-        self._has_success |= table["success"].null_count < len(table)
+        self._empty -= marks.keys()
+        if table["success"].null_count < len(table):
+            self._empty.discard("success")
         for code, number in np.unique(np.stack([task, table["directory"].to_numpy()]), axis=1).T.tolist():
             self.directories.setdefault(code, set()).add(number)
         largest = table["largest"].combine_chunks()
@@ -354,29 +356,18 @@ class _Gathered:
             # If directories of one task count different actions, the comparison of their specs fails later.
             before = self.largest.get(code, np.zeros(counts[rows].min(), np.int64))
             width = min(len(before), counts[rows].min())
-            self.largest[code] = np.maximum(
-                before[:width], values[starts[rows][:, None] + np.arange(width)].max(axis=0)
-            )
+            most = values[starts[rows][:, None] + np.arange(width)].max(axis=0)
+            self.largest[code] = np.maximum(before[:width], most)
 
     def rows(self) -> tuple[Rows, np.ndarray]:
         """The columns over all rows, and their hashes. Call it once: it releases what was gathered."""
-        columns: dict[str, np.ndarray] = {
+        columns: dict[str, Any] = {
             name: np.frombuffer(self._columns.pop(name), dtype) for name, dtype in self._DTYPES.items()
         }
-        rows = Rows(
-            task=columns["task"],
-            agent=columns["agent"],
-            order=columns["order"],
-            steps=columns["steps"],
-            returns=columns["return"],
-            success=columns["success"] if self._has_success else None,
-            reason=np.array([*self._reasons, None], object)[columns["reason"]],
-            task_names=list(self.tasks),
-            agent_names=list(self._agents),
-            listed=columns["listed"] if len(columns["listed"]) else None,
-            sample=columns["sample"] if len(columns["sample"]) else None,
-        )
-        return rows, columns["hash"]
+        hashes = columns.pop("hash")
+        columns["reason"] = np.array([*self._reasons, None], object)[columns["reason"]]
+        columns |= dict.fromkeys(self._empty)
+        return Rows(**columns, task_names=list(self.tasks), agent_names=list(self._agents)), hashes
 
 
 def _codes(column: pa.ChunkedArray, numbers: dict[str, int]) -> np.ndarray:
