@@ -6,7 +6,6 @@ dataset.
 """
 
 import functools
-import hashlib
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -233,11 +232,11 @@ def undivided(dataset: DatasetPlan) -> set[int]:
 def _splits(dataset: DatasetPlan, result: FilterResult, shard_bytes: int) -> Iterator[pa.Table]:
     """The rows of each split. Files of several units can be joined into one split."""
     splitter = Splitter(shard_bytes)
-    names, whole = [file.name for file in dataset.files], undivided(dataset)
+    names, not_divided = [file.name for file in dataset.files], undivided(dataset)
     pending: list[pa.Table] = []
     current = -1
     for table in task_rows(dataset, result):
-        split = splitter.assign(names, table["file"].to_numpy(), table["length"].to_numpy(), whole)
+        split = splitter.assign(names, table["file"].to_numpy(), table["length"].to_numpy(), not_divided)
         # A unit may have no rows, if its files are empty or lie behind a limit.
         starts = np.flatnonzero(np.diff(split, prepend=-1)).tolist()
         for start, end in pairwise([*starts, len(split)]):
@@ -265,11 +264,13 @@ class Splitter:
         self._split_bytes = split_bytes
         self._current = self._held = 0
 
-    def assign(self, names: list[str], file: np.ndarray, length: np.ndarray, whole: Collection[int] = ()) -> np.ndarray:
+    def assign(
+        self, names: list[str], file: np.ndarray, length: np.ndarray, undivided: Collection[int] = ()
+    ) -> np.ndarray:
         """The split of the next rows, int64 (R,), counted from 0 over all calls. All rows of a file come in one call.
 
         ``file``, int (R,), is the row's file as an ascending index into ``names``. ``length``, int64 (R,), is the
-        row's size in bytes. ``whole`` has the files that cannot be divided.
+        row's size in bytes. ``undivided`` has the files that cannot be read from the middle.
         """
         split = np.zeros(len(file), np.int64)
         ordinals, starts = np.unique(file, return_index=True)
@@ -278,7 +279,7 @@ class Splitter:
             total = int(sizes.sum())
             if total > self._split_bytes:
                 self._current += self._held > 0
-                pieces = 1 if ordinal in whole else -(-total // self._split_bytes)
+                pieces = 1 if ordinal in undivided else -(-total // self._split_bytes)
                 before = np.cumsum(sizes) - sizes
                 _, numbers = np.unique(before * pieces // total, return_inverse=True)
                 split[start:end] = self._current + numbers
@@ -290,8 +291,7 @@ class Splitter:
             split[start:end] = self._current
             self._held += max(total, 1)
             # A name ends its group with a probability that is the file's share of a split.
-            value = int.from_bytes(hashlib.blake2b(names[ordinal].encode(), digest_size=8).digest(), "big")
-            if value < total / self._split_bytes * 2.0**64:
+            if int(digest(names[ordinal].encode(), 8), 16) < total / self._split_bytes * 2.0**64:
                 self._current, self._held = self._current + 1, 0
         return split
 

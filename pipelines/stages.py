@@ -4,7 +4,6 @@ A scan gives rows. A filter gives every row a verdict. A shard task holds the ro
 turns those that are kept into serialized records.
 """
 
-import hashlib
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -18,7 +17,7 @@ from pydantic import BaseModel, ConfigDict
 
 from gatokit.schemas.errors import DataError, RejectedError
 from gatokit.schemas.index import BAD_REASONS, INDEX
-from gatokit.schemas.manifest import EpisodeSpec
+from gatokit.schemas.manifest import EpisodeSpec, digest
 
 LEAST_BAD_ROWS = 10
 """The error budget always allows this many bad rows."""
@@ -128,7 +127,7 @@ class Losses:
 
 def row_hash(seed: int, id_: str) -> int:
     """64 bits that decide whether the episode or document with this id is held out."""
-    return int.from_bytes(hashlib.blake2b(f"{seed}\0{id_}".encode(), digest_size=8).digest(), "big")
+    return int(digest(f"{seed}\0{id_}".encode(), 8), 16)
 
 
 # --- build ---------------------------------------------------------------------------------------------------

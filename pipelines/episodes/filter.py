@@ -301,7 +301,7 @@ class _Scanned:
 
 
 class _Gathered:
-    """The columns of ``Rows`` and the hashes, as bytes: an array for each unit of the scan would fragment the memory."""
+    """The columns of ``Rows`` and the hashes, as bytes: an array for each unit would fragment the memory."""
 
     _DTYPES: ClassVar = {
         "task": np.int32,

@@ -13,7 +13,7 @@ before value, packed lists, no unknown fields. Protobuf brings a message of anot
 import contextlib
 import struct
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import google_crc32c
 import numpy as np
@@ -126,6 +126,7 @@ def masked_crc(data: bytes) -> int:
 
 Span = tuple[int, int]
 """Begin and end of a part of a message."""
+Found = TypeVar("Found")
 
 _BYTES_LIST, _FLOAT_LIST, _INT64_LIST = 0x0A, 0x12, 0x1A
 _FIRST, _SECOND = 0x0A, 0x12
@@ -167,7 +168,7 @@ def walk_example(data: bytes) -> tuple[bytes, dict[str, Span]]:
 
 def floats(data: bytes, span: Span) -> np.ndarray:
     """The float list of a feature, float32 (n,): a view of ``data``."""
-    data, begin, end = _packed(data, span, _FLOAT_LIST)
+    data, (begin, end) = _in_list(_numbers, data, span, _FLOAT_LIST)
     if (end - begin) % 4:
         raise ValueError("a packed float list is no multiple of 4 bytes long")
     return np.frombuffer(data, "<f4", (end - begin) // 4, begin)
@@ -175,7 +176,7 @@ def floats(data: bytes, span: Span) -> np.ndarray:
 
 def integers(data: bytes, span: Span) -> np.ndarray:
     """The integer list of a feature, int64 (n,)."""
-    data, begin, end = _packed(data, span, _INT64_LIST)
+    data, (begin, end) = _in_list(_numbers, data, span, _INT64_LIST)
     if begin < end and data[end - 1] >= 0x80:
         raise ValueError("the last number of a packed list is cut off")
     if end - begin <= _FEW_BYTES:  # a loop is faster for few numbers
@@ -202,13 +203,7 @@ def integers(data: bytes, span: Span) -> np.ndarray:
 
 def byte_strings(data: bytes, span: Span) -> list[bytes]:
     """The bytes list of a feature."""
-    found = _strings(data, *span)
-    if found is None:
-        data = _rewritten(Feature, data[span[0] : span[1]])
-        found = _strings(data, 0, len(data))
-    if found is None:
-        raise ValueError("the feature holds a list of another type")
-    return found
+    return _in_list(_strings, data, span, _BYTES_LIST)[1]
 
 
 def _feature_spans(data: bytes) -> dict[str, Span] | None:
@@ -241,34 +236,45 @@ def _feature_spans(data: bytes) -> dict[str, Span] | None:
     return spans if at == end else None
 
 
-def _packed(data: bytes, span: Span, tag: int) -> tuple[bytes, int, int]:
-    """The numbers of a feature's list: where they begin and end in the bytes that come first."""
-    for _ in range(2):
-        at, end = span
-        try:
-            if at == end:
-                return data, at, end
-            size, begin = read_varint(data, at + 1)
-            if data[at] == tag and begin + size == end:
-                if size == 0:
-                    return data, end, end
-                numbers, at = read_varint(data, begin + 1)
-                if data[begin] == _FIRST and at + numbers == end:
-                    return data, at, end
-        except IndexError:
-            pass
+def _in_list(
+    find: Callable[[bytes, int, int, int], Found | None], data: bytes, span: Span, tag: int
+) -> tuple[bytes, Found]:
+    """What ``find`` finds in a feature's list, and the bytes that it looked at: ``data``, or the rewritten feature."""
+    found = find(data, *span, tag)
+    if found is None:
         data = _rewritten(Feature, data[span[0] : span[1]])
-        span = 0, len(data)
-    raise ValueError("the feature holds a list of another type")
+        found = find(data, 0, len(data), tag)
+    if found is None:
+        raise ValueError("the feature holds a list of another type")
+    return data, found
 
 
-def _strings(data: bytes, at: int, end: int) -> list[bytes] | None:
-    """The strings of a feature's list; None if the feature has another form than writers leave, or another list."""
+def _numbers(data: bytes, at: int, end: int, tag: int) -> Span | None:
+    """The span of the numbers in a feature's list; None if the feature has another form than writers leave, or another
+    list."""
+    try:
+        if at < end:
+            size, begin = read_varint(data, at + 1)
+            if data[at] != tag or begin + size != end:
+                return None
+            at = begin
+        if at < end:
+            size, begin = read_varint(data, at + 1)
+            if data[at] != _FIRST or begin + size != end:
+                return None
+            at = begin
+    except IndexError:
+        return None
+    return at, end
+
+
+def _strings(data: bytes, at: int, end: int, tag: int) -> list[bytes] | None:
+    """The strings of a feature's list; None as in ``_numbers``."""
     found: list[bytes] = []
     try:
         if at < end:
             size, begin = read_varint(data, at + 1)
-            if data[at] != _BYTES_LIST or begin + size != end:
+            if data[at] != tag or begin + size != end:
                 return None
             at = begin
         while at < end and data[at] == _FIRST:
