@@ -13,7 +13,7 @@ before value, packed lists, no unknown fields. Protobuf brings a message of anot
 import contextlib
 import struct
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import google_crc32c
 import numpy as np
@@ -41,14 +41,8 @@ class TfRecordFile(RecordFile):
         with ranges(self.path) as (read, size):
             end = size
             try:
-                for frame in frames(read, size, max_bytes):
-                    byte_range = ByteRange(position, frame.offset, frame.length, frame.crc)
-                    if frame.data is None:
-                        yield too_large(byte_range, max_bytes)
-                    elif not frame.is_sound:
-                        yield Stored(byte_range, None, "corrupt_record", "the payload does not match its checksum")
-                    else:
-                        yield Stored(byte_range, frame.data)
+                for record in records(read, size, max_bytes):
+                    yield record
                     position += 1
                 detail = f"the file ends after {position} of the {self.declared} {self.noun} that its dataset states"
             except DamagedLengthError as error:
@@ -72,17 +66,6 @@ class TfRecordFile(RecordFile):
             yield read
 
 
-class Frame(NamedTuple):
-    """A record at ``offset`` of its file. ``data`` is None if the record was too large to be read. ``is_sound`` says
-    whether payload and checksum agree."""
-
-    offset: int
-    length: int
-    crc: int
-    data: bytes | None
-    is_sound: bool
-
-
 class DamagedLengthError(ValueError):
     """The file cannot be read from ``offset`` on."""
 
@@ -91,12 +74,12 @@ class DamagedLengthError(ValueError):
         self.offset = offset
 
 
-def frames(read: ReadAt, size: int, max_length: int) -> Iterator[Frame]:
-    """Yields every record of a file of ``size`` bytes; payloads above ``max_length`` are skipped unread.
+def records(read: ReadAt, size: int, max_bytes: int) -> Iterator[Stored[bytes]]:
+    """Yields every record of a file of ``size`` bytes; payloads above ``max_bytes`` are skipped unread.
 
     Raises DamagedLengthError if a length is damaged or the file ends inside a record.
     """
-    offset, header = 0, read(0, HEADER) if size else b""
+    position, offset, header = 0, 0, read(0, HEADER) if size else b""
     while offset < size:
         if len(header) < HEADER:
             raise DamagedLengthError(offset)
@@ -106,14 +89,20 @@ def frames(read: ReadAt, size: int, max_length: int) -> Iterator[Frame]:
         end = offset + HEADER + length
         if end + FOOTER > size:
             raise DamagedLengthError(offset)
-        data = None if length > max_length else read(offset + HEADER, length)
+        data = None if length > max_bytes else read(offset + HEADER, length)
         # The checksum is read together with the next record's header, which saves a read a record.
         behind = read(end, FOOTER + HEADER)
         if len(behind) < FOOTER or (data is not None and len(data) < length):
             raise DamagedLengthError(offset)
         crc = int.from_bytes(behind[:FOOTER], "little")
-        yield Frame(offset, length, crc, data, data is None or masked_crc(data) == crc)
-        offset, header = end + FOOTER, behind[FOOTER:]
+        byte_range = ByteRange(position, offset, length, crc)
+        if data is None:
+            yield too_large(byte_range, max_bytes)
+        elif masked_crc(data) != crc:
+            yield Stored(byte_range, None, "corrupt_record", "the payload does not match its checksum")
+        else:
+            yield Stored(byte_range, data)
+        position, offset, header = position + 1, end + FOOTER, behind[FOOTER:]
 
 
 def masked_crc(data: bytes) -> int:

@@ -75,14 +75,14 @@ def tf_example_message(data: bytes) -> None:
 
 
 def tfrecord_file(data: bytes) -> None:
-    """The frames of a TFRecord file."""
+    """The records of a TFRecord file."""
     end, stops = 0, None
     try:
-        for frame in tfrecord.frames(lambda offset, length: data[offset : offset + length], len(data), 1000):
-            assert frame.offset == end
-            end = frame.offset + tfrecord.HEADER + frame.length + tfrecord.FOOTER
+        for record in tfrecord.records(lambda offset, length: data[offset : offset + length], len(data), 1000):
+            assert record.byte_range.offset == end
+            end += tfrecord.HEADER + record.byte_range.length + tfrecord.FOOTER
             assert end <= len(data)
-            assert frame.data is None or len(frame.data) == frame.length
+            assert record.value is None or len(record.value) == record.byte_range.length
     except tfrecord.DamagedLengthError as error:
         stops = error.offset
     assert end == len(data) if stops is None else end <= stops <= len(data)

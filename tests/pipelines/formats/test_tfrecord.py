@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from gatokit.pipelines.formats import tfrecord
+from gatokit.pipelines.formats.records import Stored
 
 PAYLOADS = [b"first", b"", b"the third record", bytes(range(256))]
 OFFSETS = [0, 21, 37, 69]
@@ -24,11 +25,11 @@ def reading(data: bytes) -> tfrecord.ReadAt:
     return lambda offset, length: data[offset : offset + length]
 
 
-def read(data: bytes, max_length: int = 1 << 20) -> tuple[list[tfrecord.Frame], tfrecord.DamagedLengthError | None]:
-    found: list[tfrecord.Frame] = []
+def read(data: bytes, max_bytes: int = 1 << 20) -> tuple[list[Stored[bytes]], tfrecord.DamagedLengthError | None]:
+    found: list[Stored[bytes]] = []
     try:
-        for frame in tfrecord.frames(reading(data), len(data), max_length):
-            found.append(frame)
+        for record in tfrecord.records(reading(data), len(data), max_bytes):
+            found.append(record)
     except tfrecord.DamagedLengthError as error:
         return found, error
     return found, None
@@ -38,12 +39,13 @@ def flipped(data: bytes, at: int) -> bytes:
     return data[:at] + bytes([data[at] ^ 0x10]) + data[at + 1 :]
 
 
-def test_frames_are_those_of_tensorflow(written: bytes) -> None:
+def test_records_are_those_of_tensorflow(written: bytes) -> None:
     found, error = read(written)
     assert error is None
     assert len(written) == SIZE
-    assert [(frame.offset, frame.length, frame.data, frame.is_sound) for frame in found] == [
-        (offset, len(payload), payload, True) for offset, payload in zip(OFFSETS, PAYLOADS, strict=True)
+    assert [(*record.byte_range[:3], record.value, record.reason) for record in found] == [
+        (position, offset, len(payload), payload, None)
+        for position, (offset, payload) in enumerate(zip(OFFSETS, PAYLOADS, strict=True))
     ]
 
 
@@ -66,18 +68,20 @@ def test_a_flipped_bit_costs_one_record_or_the_rest_of_the_file(written: bytes, 
         assert error is not None
         assert error.offset == OFFSETS[hit]
         assert str(error) == f"the record's length does not match its checksum at byte {OFFSETS[hit]}"
-        assert [frame.data for frame in found] == PAYLOADS[:hit]
+        assert [record.value for record in found] == PAYLOADS[:hit]
     else:
         assert error is None
-        assert [frame.is_sound for frame in found] == [ordinal != hit for ordinal in range(len(PAYLOADS))]
+        assert [record.value for record in found] == [
+            None if ordinal == hit else payload for ordinal, payload in enumerate(PAYLOADS)
+        ]
+        assert found[hit].reason == "corrupt_record"
 
 
 @pytest.mark.parametrize("size", range(SIZE))
 def test_a_truncated_file_keeps_its_whole_records(written: bytes, size: int) -> None:
     whole = sum(end <= size for end in [*OFFSETS[1:], SIZE])
     found, error = read(written[:size])
-    assert [frame.data for frame in found] == PAYLOADS[:whole]
-    assert all(frame.is_sound for frame in found)
+    assert [record.value for record in found] == PAYLOADS[:whole]
     if size in (*OFFSETS, SIZE):
         assert error is None
     else:
@@ -87,11 +91,12 @@ def test_a_truncated_file_keeps_its_whole_records(written: bytes, size: int) -> 
 
 def test_a_file_that_shrinks_while_it_is_read_is_damaged(written: bytes) -> None:
     with pytest.raises(tfrecord.DamagedLengthError, match="the file ends inside the record at byte 69"):
-        list(tfrecord.frames(reading(written[:-5]), len(written), 1 << 20))
+        list(tfrecord.records(reading(written[:-5]), len(written), 1 << 20))
 
 
 def test_a_record_above_the_limit_is_stepped_over(written: bytes) -> None:
-    found, error = read(written, max_length=16)
+    found, error = read(written, max_bytes=16)
     assert error is None
-    assert [frame.data for frame in found] == [*PAYLOADS[:3], None]
-    assert [frame.length for frame in found] == [5, 0, 16, 256]
+    assert [record.value for record in found] == [*PAYLOADS[:3], None]
+    assert [record.byte_range.length for record in found] == [5, 0, 16, 256]
+    assert found[3].reason == "too_large"
