@@ -1,4 +1,4 @@
-"""Plans a dataset: its sources, the units of its scan, and after the scan the verdicts and a task for every shard.
+"""Plans a dataset: the units of its scan, and after the scan a task for every shard.
 
 A shard task has the rows and the header of one shard: they determine its bytes, and its fingerprint names them. Tasks
 are written to files. A worker, on any machine and at any time, reads one and writes the shard. Legend: R rows of a

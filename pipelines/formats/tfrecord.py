@@ -1,6 +1,6 @@
-"""TFRecord files, and the ``tf.train.Example`` messages that their records are.
+"""TFRecord files, and the ``tf.train.Example`` messages in them.
 
-A TFRecord is a length, the checksum of the length, the payload and the checksum of the payload. A damaged payload loses
+Each record is a length, the checksum of the length, the payload and the checksum of the payload. A damaged payload loses
 one record. A damaged length loses the rest of the file, because nothing says where the next record begins.
 
 An Example is read in place: the wire format is walked, and a feature is decoded when asked for. The message of an
