@@ -183,15 +183,12 @@ def _opened(log: str, shard: str | None) -> Iterator[tuple[_Shard, str | None]]:
         from envlogger.backends.python.riegeli_dataset_reader import RiegeliDatasetReader
         from envlogger.converters.codec import decode
         from envlogger.proto.storage_pb2 import Data
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"{log}: is an EnvLogger log, and EnvLogger is not installed ({error}); {install_hint('envlogger')}"
-        ) from None
     except ImportError as error:
-        raise ConfigError(
-            f"{log}: is an EnvLogger log, and EnvLogger's native reader does not load ({error}); "
-            "it needs libgmpxx.so.4, on Debian and Ubuntu: apt-get install libgmpxx4ldbl"
-        ) from None
+        problem = f"EnvLogger's native reader does not load ({error}); it needs libgmpxx.so.4, on Debian and Ubuntu: "
+        problem += "apt-get install libgmpxx4ldbl"
+        if isinstance(error, ModuleNotFoundError):
+            problem = f"EnvLogger is not installed ({error}); {install_hint('envlogger')}"
+        raise ConfigError(f"{log}: is an EnvLogger log, and {problem}") from None
     reader = RiegeliDatasetReader()
     with tempfile.TemporaryDirectory(prefix="gatokit-") as linked:
         for part in (_MARKER, shard):
@@ -228,7 +225,16 @@ class EnvLoggerEpisode:
     def column(self, field: SourceField) -> Values:
         """See ``RawEpisode``."""
         if field.path in _FLAGS:
-            return self._flag(field.path)
+            flags = np.zeros(len(self._steps), bool)
+            if field.path == "is_first":
+                flags[0] = True
+            elif field.path == "is_last":
+                # Also if the log ends before the environment's last step: that step has no action.
+                flags[-1] = True
+            else:
+                last, discount = (self._decode(_timestep(self._steps[-1], part)) for part in (_STEP_TYPE, _DISCOUNT))
+                flags[-1] = last == _LAST and discount is not None and np.all(np.asarray(discount) == 0)
+            return flags
         try:
             values = [None if leaf is None else self._decode(leaf) for leaf in self._column(field.path)]
         except (ValueError, TypeError) as error:
@@ -289,22 +295,11 @@ class EnvLoggerEpisode:
             return [_leaf(_timestep(step, _OBSERVATION), rest) for step in self._steps]
         if head == "action":
             return [_leaf(step.tuple.values[1], rest) for step in self._steps[1:]]
-        if head in ("reward", "discount"):
-            part = _REWARD if head == "reward" else _DISCOUNT
-            return [_leaf(_timestep(step, part), rest) for step in self._steps[1:]]
+        if head == "reward":
+            return [_leaf(_timestep(step, _REWARD), rest) for step in self._steps[1:]]
+        if head == "discount":
+            return [_leaf(_timestep(step, _DISCOUNT), rest) for step in self._steps[1:]]
         return [_leaf(step.tuple.values[2], path) for step in self._steps]
-
-    def _flag(self, name: str) -> np.ndarray:
-        out = np.zeros(len(self._steps), bool)
-        if name == "is_first":
-            out[0] = True
-        elif name == "is_last":
-            # Also if the log ends before the environment's last step: that step has no action.
-            out[-1] = True
-        else:
-            last, discount = (self._decode(_timestep(self._steps[-1], part)) for part in (_STEP_TYPE, _DISCOUNT))
-            out[-1] = last == _LAST and discount is not None and np.all(np.asarray(discount) == 0)
-        return out
 
 
 def _timestep(step: Any, part: int) -> Any:

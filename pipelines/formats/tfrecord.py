@@ -1,7 +1,7 @@
 """TFRecord files, and the ``tf.train.Example`` messages in them.
 
-Each record is a length, the checksum of the length, the payload and the checksum of the payload. A damaged payload loses
-one record. A damaged length loses the rest of the file, because nothing says where the next record begins.
+Each record is a length, the checksum of the length, the payload and the checksum of the payload. A damaged payload
+loses one record. A damaged length loses the rest of the file, because nothing says where the next record begins.
 
 An Example is read in place: the wire format is walked, and a feature is decoded when asked for. The message of an
 episode holds every step of a field in one list, so a list of images is stepped over in one jump and a list of floats is
