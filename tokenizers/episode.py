@@ -1,12 +1,14 @@
 """A whole episode ↔ its token sequence (Gato, section 2.1 and appendix B), without a Python loop over tokens.
 
-Legend: S time steps, T tokens, N components of one field, X text fields.
+A time step is its observation fields in key order, the separator, its action fields in key order; each of these is a
+section of the step. Only sections of text vary in width.
+
+Legend: S time steps, T tokens, K tokens of one step, N sections, X text fields.
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -18,12 +20,14 @@ from gatokit.schemas.tokens import IMAGE_ID, NO_POSITION, PATCH, EncodedImage, P
 from gatokit.tokenizers.tensors import TensorTokenizer
 from gatokit.tokenizers.text import TextTokenizer
 
+FieldValues = np.ndarray | list[str] | list[EncodedImage]
+"""The S values of a field: an array (S, *shape), or a list of S texts or images."""
+
 MAX_OBSERVATION = NO_POSITION - 1
 """Most observation tokens of a step: a position is a uint16, and 65535 means none."""
 
 _CACHED_TOKENS = 65_536
 """Most tokens whose arrays are kept for other episodes."""
-
 _OBSERVATION_KINDS = {
     "text": TokenKind.TEXT,
     "image": TokenKind.IMAGE,
@@ -33,9 +37,177 @@ _OBSERVATION_KINDS = {
 _ACTION_KINDS = {"discrete": TokenKind.DISCRETE_ACTION, "continuous": TokenKind.CONTINUOUS_ACTION}
 
 
+class EpisodeTokenizer:
+    """Turns the episodes of one task into tokens and back.
+
+    Local positions count the step's observation tokens, image patches included.
+    """
+
+    def __init__(
+        self, spec: EpisodeSpec, settings: TokenizerSettings, text: TextTokenizer | None = None, *, actions: bool = True
+    ) -> None:
+        """Without ``actions`` a step ends with its separator.
+
+        Raises ConfigError, naming the field, for a spec that cannot be tokenized: no action, fields out of order,
+        ranges that do not fit, an image size that is no multiple of 16, text without a ``text`` tokenizer.
+        """
+        self.spec = spec
+        self._layout = StepLayout(spec, actions)
+        fields = self._layout.fields
+        if text is None and self._layout.text:
+            raise ConfigError(f"field {fields[self._layout.text[0]].path} is text: a vocabulary is needed")
+        self._text = text
+        self._tensors = {
+            section: TensorTokenizer(field, settings.discrete_offset)
+            for section, field in fields.items()
+            if field.kind in ("discrete", "continuous")
+        }
+        self._images = [section for section, field in fields.items() if field.kind == "image"]
+        self._constants = {self._layout.separator: settings.separator} | dict.fromkeys(self._images, IMAGE_ID)
+
+    def encode(self, values: Mapping[str, FieldValues], steps: int) -> TokenSequence:
+        """The tokens of an episode's S ``steps``, given the ``values`` of each field by path.
+
+        ``kinds``, ``positions`` and ``step_begin`` may be read-only views that other episodes share. Raises
+        RejectedError, naming field, value and step: ``missing_field``, ``wrong_shape``, ``not_finite``,
+        ``out_of_range``, ``not_utf8``, ``step_too_long``.
+        """
+        fields = self._layout.fields
+        for field in fields.values():
+            if field.path not in values:
+                raise RejectedError("missing_field", f"field {field.path} is absent")
+        tensors = {
+            section: tensor.checked(values[fields[section].path], steps) for section, tensor in self._tensors.items()
+        }
+        images = [_checked_images(fields[section], values[fields[section].path], steps) for section in self._images]
+        texts = {
+            section: self._encode_texts(fields[section], values[fields[section].path], steps)
+            for section in self._layout.text
+        }
+        widths = None
+        if texts:
+            widths = np.stack([np.array([len(text) for text in ids])[at] for ids, at in texts.values()], axis=1)
+        arrangement = self._layout.arrange(steps, widths)
+        tokens = np.empty(len(arrangement.kinds), np.uint16)
+
+        for section, array in tensors.items():
+            tensor = self._tensors[section]
+            if arrangement.alike:
+                tensor.encode(array, arrangement.columns(tokens, section))
+            else:
+                ids = np.empty((steps, tensor.components), np.uint16)
+                tensor.encode(array, ids)
+                tokens[arrangement.index(section, tensor.components)] = ids
+        for section, constant in self._constants.items():
+            if arrangement.alike:
+                arrangement.columns(tokens, section)[...] = constant
+            else:
+                tokens[arrangement.index(section, self._layout.width(section))] = constant
+        for section, (ids_of_texts, at) in texts.items() if steps else ():
+            if arrangement.alike:
+                arrangement.columns(tokens, section)[...] = np.stack(ids_of_texts)[at]
+            else:
+                ids = np.concatenate([ids_of_texts[number] for number in at.tolist()])
+                tokens[arrangement.ragged_index(section)] = ids
+        return TokenSequence(
+            tokens=tokens,
+            kinds=arrangement.kinds,
+            positions=arrangement.positions,
+            step_begin=arrangement.step_begin,
+            images=list(
+                map(PlacedImage, arrangement.first_tokens(self._images), chain.from_iterable(zip(*images, strict=True)))
+            ),
+            text_tokens=widths.astype(np.uint32) if widths is not None and len(texts) > 1 else None,
+        )
+
+    def decode(self, sequence: TokenSequence) -> dict[str, FieldValues]:
+        """The values of every field of a whole episode, or of a chunk of whole steps, by path.
+
+        Continuous fields are float64 (S, *shape) at the centres of their bins (actions in their own units),
+        discrete ones int64, or bool if the spec says so, text a list of S strings, images a list of S encoded images.
+        Fields follow from kinds and the spec, never from id ranges. Raises ValueError for tokens that are not of this
+        spec.
+        """
+        arrangement = self._layout.arrangement_of(sequence)
+        tokens, steps, count = sequence.tokens, len(sequence.step_begin), len(self._images)
+        for section, constant in self._constants.items():
+            if (tokens[arrangement.index(section, self._layout.width(section))] != constant).any():
+                raise ValueError(f"a separator or image patch has another id than {constant}")
+        if [image.token for image in sequence.images] != arrangement.first_tokens(self._images):
+            raise ValueError(f"the sequence's images are not at the tokens of its {steps} steps' image fields")
+        values: dict[str, FieldValues] = {}
+        for section, field in self._layout.fields.items():
+            if section in self._tensors:
+                tensor = self._tensors[section]
+                values[field.path] = tensor.decode(tokens[arrangement.index(section, tensor.components)])
+            elif field.kind == "image":
+                images = [placed.image for placed in sequence.images[self._images.index(section) :: count]]
+                if wrong := _wrong_size(field, images):
+                    raise ValueError(wrong)
+                values[field.path] = images
+            else:
+                values[field.path] = self._decode_texts(arrangement, section, tokens)
+        return values
+
+    def _encode_texts(self, field: FieldSpec, texts: Any, steps: int) -> tuple[list[np.ndarray], np.ndarray]:
+        """The ids of every different text, and the number of the text at each step, int64 (S,)."""
+        assert self._text is not None
+        numbers = {text: number for number, text in enumerate(dict.fromkeys(texts))}
+        if not all(isinstance(text, str) for text in numbers):
+            raise RejectedError("wrong_shape", f"field {field.path} is text and holds something else")
+        _check_count(field, texts, steps)
+        try:
+            ids = self._text.encode_batch(list(numbers))
+        except UnicodeEncodeError as error:
+            step = next(step for step, text in enumerate(texts) if text == error.object)
+            raise RejectedError("not_utf8", f"field {field.path} holds lone surrogates at step {step}") from error
+        if len(numbers) == 1:
+            return ids, np.zeros(steps, np.int64)
+        return ids, np.fromiter(map(numbers.__getitem__, texts), np.int64, steps)
+
+    def _decode_texts(self, arrangement: "Arrangement", section: int, tokens: np.ndarray) -> list[str]:
+        assert self._text is not None
+        begin = arrangement.step_begin + arrangement.begin[..., section]
+        end = arrangement.step_begin + arrangement.begin[..., section + 1]
+        known: dict[bytes, str] = {}
+        texts = []
+        for first, last in zip(begin.tolist(), end.tolist(), strict=True):
+            ids = tokens[first:last]
+            key = ids.tobytes()
+            if key not in known:
+                known[key] = self._text.decode(ids)
+            texts.append(known[key])
+        return texts
+
+
+def _check_count(field: FieldSpec, values: Any, steps: int) -> None:
+    if len(values) != steps:
+        raise RejectedError("wrong_shape", f"field {field.path} has {len(values)} values for {steps} steps")
+
+
+def _checked_images(field: FieldSpec, images: Any, steps: int) -> list[EncodedImage]:
+    if not isinstance(images, list):
+        raise RejectedError("wrong_shape", f"field {field.path} is a {type(images).__name__}, not a list of images")
+    _check_count(field, images, steps)
+    if wrong := _wrong_size(field, images):
+        raise RejectedError("wrong_shape", wrong)
+    return images
+
+
+def _wrong_size(field: FieldSpec, images: list[EncodedImage]) -> str | None:
+    """What is wrong with the first image that does not have the field's size."""
+    assert field.image is not None
+    height, width = field.image.height, field.image.width
+    for step, (_, found_height, found_width) in enumerate(images):
+        if found_height != height or found_width != width:
+            found = f"{found_height} x {found_width} pixels at step {step}"
+            return f"field {field.path} has an image of {found}, not {height} x {width}"
+    return None
+
+
 @dataclass(frozen=True)
 class Arrangement:
-    """The tokens of S steps.
+    """Where the tokens of S steps stand.
 
     ``kinds`` is uint8 (T,), ``positions`` uint16 (T,), ``step_begin`` uint32 (S,); these may be read-only views of
     arrays that other episodes share. ``begin`` says where in a step each section begins and the last one ends: int64
@@ -68,6 +240,12 @@ class Arrangement:
         first = self.step_begin.astype(np.int64) + self.begin[..., section]
         return np.repeat(first - (np.cumsum(widths) - widths), widths) + np.arange(widths.sum())
 
+    def first_tokens(self, sections: list[int]) -> list[int]:
+        """The first token of each of ``sections`` in every step, in token order."""
+        first = self.step_begin[:, None].astype(np.int64) + self.begin[..., sections]
+        tokens: list[int] = first.ravel().tolist()
+        return tokens
+
 
 class StepLayout:
     """The sections of a spec's time steps."""
@@ -81,20 +259,16 @@ class StepLayout:
             raise ConfigError("the spec has no action field")
         for field in spec.fields:
             _check_field(field)
-        action = spec.action if actions else ()
-        self.separator = len(spec.observation)
+        observation, action = spec.observation, spec.action if actions else ()
+        self.separator = len(observation)
         """Section of the separator."""
-        self.fields = dict(enumerate(spec.observation)) | dict(enumerate(action, self.separator + 1))
+        self.fields = dict(enumerate(observation)) | dict(enumerate(action, self.separator + 1))
         """Field of every section but the separator, in token order."""
         self.text = tuple(section for section, field in self.fields.items() if field.kind == "text")
         """Sections of text, whose widths vary."""
-        self._widths = [field.tokens or 0 for field in spec.observation] + [1]
-        self._widths += [field.tokens or 0 for field in action]
-        self._kinds = bytes(
-            [_OBSERVATION_KINDS[field.kind] for field in spec.observation]
-            + [TokenKind.SEPARATOR]
-            + [_ACTION_KINDS[field.kind] for field in action]
-        )
+        self._widths = [*(field.tokens or 0 for field in observation), 1, *(field.tokens or 0 for field in action)]
+        kinds = [_OBSERVATION_KINDS[field.kind] for field in observation]
+        self._kinds = bytes([*kinds, TokenKind.SEPARATOR, *(_ACTION_KINDS[field.kind] for field in action)])
 
     def width(self, section: int) -> int:
         """Tokens of a section that is not text."""
@@ -168,24 +342,22 @@ class StepLayout:
 
 
 def _check_field(field: FieldSpec) -> None:
+    path, image = field.path, field.image
     if field.is_action and field.kind not in _ACTION_KINDS:
-        raise ConfigError(f"field {field.path} is {field.kind}: an action is discrete or continuous")
+        raise ConfigError(f"field {path} is {field.kind}: an action is discrete or continuous")
     if field.kind == "text" and field.shape:
-        raise ConfigError(f"field {field.path} is text of shape {field.shape}: text is one string a step")
-    image = field.image
+        raise ConfigError(f"field {path} is text of shape {field.shape}: text is one string a step")
     if (field.kind == "image") != (image is not None):
-        raise ConfigError(f"field {field.path} is {field.kind} and has {'no' if image is None else 'an'} image size")
+        raise ConfigError(f"field {path} is {field.kind} and has {'no' if image is None else 'an'} image size")
     if image is not None and (min(image.height, image.width) <= 0 or image.height % PATCH or image.width % PATCH):
-        raise ConfigError(
-            f"field {field.path} has images of {image.height} x {image.width} pixels: both must be multiples of {PATCH}"
-        )
+        size = f"{image.height} x {image.width} pixels"
+        raise ConfigError(f"field {path} has images of {size}: both must be multiples of {PATCH}")
 
 
 def _check_length(observation: int, step: int) -> None:
     if observation > MAX_OBSERVATION:
-        raise RejectedError(
-            "step_too_long", f"step {step} has {observation} observation tokens, more than {MAX_OBSERVATION}"
-        )
+        counted = f"step {step} has {observation} observation tokens, more than {MAX_OBSERVATION}"
+        raise RejectedError("step_too_long", counted)
 
 
 def _equal_steps(kinds: bytes, widths: tuple[int, ...], separator: int, steps: int) -> Arrangement:
@@ -217,197 +389,3 @@ def _shared_steps(kinds: bytes, widths: tuple[int, ...], separator: int, steps: 
     longest = _longest_shared(kinds, widths, separator)
     end = steps * sum(widths)
     return Arrangement(longest.kinds[:end], longest.positions[:end], longest.step_begin[:steps], longest.begin)
-
-
-FieldValues = np.ndarray | list[str] | list[EncodedImage]
-"""The S values of a field: an array (S, *shape), or a list of S texts or images."""
-
-
-class EpisodeTokenizer:
-    """Turns the episodes of one task into tokens and back.
-
-    A step is the observation fields in the spec's order, one separator, the action fields; local positions count
-    the step's observation tokens, image patches included.
-    """
-
-    def __init__(
-        self, spec: EpisodeSpec, settings: TokenizerSettings, text: TextTokenizer | None = None, *, actions: bool = True
-    ) -> None:
-        """Without ``actions`` a step ends with its separator.
-
-        Raises ConfigError, naming the field, for a spec that cannot be tokenized: no action, fields out of order,
-        ranges that do not fit, an image size that is no multiple of 16, text without a ``text`` tokenizer.
-        """
-        self.spec = spec
-        self._layout = StepLayout(spec, actions)
-        fields = self._layout.fields
-        if text is None and self._layout.text:
-            raise ConfigError(f"field {fields[self._layout.text[0]].path} is text: a vocabulary is needed")
-        self._text = text
-        self._tensors = {
-            section: TensorTokenizer(field, settings.discrete_offset)
-            for section, field in fields.items()
-            if field.kind in ("discrete", "continuous")
-        }
-        self._images = [section for section, field in fields.items() if field.kind == "image"]
-        self._constants = {self._layout.separator: settings.separator} | dict.fromkeys(self._images, IMAGE_ID)
-
-    def encode(self, values: Mapping[str, FieldValues], steps: int) -> TokenSequence:
-        """The tokens of an episode's S ``steps``, given the ``values`` of each field by path.
-
-        ``kinds``, ``positions`` and ``step_begin`` may be read-only views that other episodes share. Raises
-        RejectedError, naming field, value and step: ``missing_field``, ``wrong_shape``, ``not_finite``,
-        ``out_of_range``, ``not_utf8``, ``step_too_long``.
-        """
-        fields = self._layout.fields
-        for field in fields.values():
-            if field.path not in values:
-                raise RejectedError("missing_field", f"field {field.path} is absent")
-        tensors = {
-            section: item.checked(values[fields[section].path], steps) for section, item in self._tensors.items()
-        }
-        images = [_checked_images(fields[section], values[fields[section].path], steps) for section in self._images]
-        texts = {
-            section: self._encode_texts(fields[section], values[fields[section].path], steps)
-            for section in self._layout.text
-        }
-
-        widths = np.stack([text.widths() for text in texts.values()], axis=1) if texts else None
-        arrangement = self._layout.arrange(steps, widths)
-        tokens = np.empty(len(arrangement.kinds), np.uint16)
-
-        def write(section: int, fill: Callable[[np.ndarray], None]) -> None:
-            if arrangement.alike:
-                fill(arrangement.columns(tokens, section))
-            else:
-                ids = np.empty((steps, self._layout.width(section)), np.uint16)
-                fill(ids)
-                tokens[arrangement.index(section, ids.shape[1])] = ids
-
-        for section, array in tensors.items():
-            write(section, partial(self._tensors[section].encode, array))
-        for section, constant in self._constants.items():
-            write(section, partial(np.copyto, src=np.uint16(constant)))
-        for section, text in texts.items() if steps else ():
-            if arrangement.alike:
-                np.copyto(arrangement.columns(tokens, section), text.matrix())
-            else:
-                tokens[arrangement.ragged_index(section)] = text.flat()
-        first_tokens = _first_tokens(arrangement, self._images)
-        return TokenSequence(
-            tokens=tokens,
-            kinds=arrangement.kinds,
-            positions=arrangement.positions,
-            step_begin=arrangement.step_begin,
-            images=list(map(PlacedImage, first_tokens, chain.from_iterable(zip(*images, strict=True)))),
-            text_tokens=widths.astype(np.uint32) if widths is not None and len(texts) > 1 else None,
-        )
-
-    def decode(self, sequence: TokenSequence) -> dict[str, FieldValues]:
-        """The values of every field of a whole episode, or of a chunk of whole steps, by path.
-
-        Continuous fields are float64 (S, *shape) at the centres of their bins (actions in their own units),
-        discrete ones int64, or bool if the spec says so, text a list of S strings, images a list of S encoded images.
-        Fields follow from kinds and the spec, never from id ranges. Raises ValueError for tokens that are not of this
-        spec.
-        """
-        arrangement = self._layout.arrangement_of(sequence)
-        tokens, steps, count = sequence.tokens, len(sequence.step_begin), len(self._images)
-        for section, constant in self._constants.items():
-            if (tokens[arrangement.index(section, self._layout.width(section))] != constant).any():
-                raise ValueError(f"a separator or image patch has another id than {constant}")
-        if [image.token for image in sequence.images] != _first_tokens(arrangement, self._images):
-            raise ValueError(f"the sequence's images are not at the tokens of its {steps} steps' image fields")
-        values: dict[str, FieldValues] = {}
-        for section, field in self._layout.fields.items():
-            if section in self._tensors:
-                tensor = self._tensors[section]
-                values[field.path] = tensor.decode(tokens[arrangement.index(section, tensor.components)])
-            elif field.kind == "image":
-                images = [placed.image for placed in sequence.images[self._images.index(section) :: count]]
-                _check_sizes(field, images, ValueError)
-                values[field.path] = images
-            else:
-                values[field.path] = self._decode_texts(arrangement, section, tokens)
-        return values
-
-    def _encode_texts(self, field: FieldSpec, texts: Any, steps: int) -> "_Texts":
-        assert self._text is not None
-        numbers = {text: number for number, text in enumerate(dict.fromkeys(texts))}
-        if not all(isinstance(text, str) for text in numbers):
-            raise RejectedError("wrong_shape", f"field {field.path} is text and holds something else")
-        _check_count(field, texts, steps)
-        try:
-            ids = self._text.encode_batch(list(numbers))
-        except UnicodeEncodeError as error:
-            step = next(step for step, text in enumerate(texts) if text == error.object)
-            raise RejectedError("not_utf8", f"field {field.path} holds lone surrogates at step {step}") from error
-        if len(numbers) == 1:
-            return _Texts(ids, np.zeros(steps, np.int64))
-        return _Texts(ids, np.fromiter(map(numbers.__getitem__, texts), np.int64, steps))
-
-    def _decode_texts(self, arrangement: Arrangement, section: int, tokens: np.ndarray) -> list[str]:
-        assert self._text is not None
-        begin = arrangement.step_begin + arrangement.begin[..., section]
-        end = arrangement.step_begin + arrangement.begin[..., section + 1]
-        known: dict[bytes, str] = {}
-        texts = []
-        for first, last in zip(begin.tolist(), end.tolist(), strict=True):
-            ids = tokens[first:last]
-            key = ids.tobytes()
-            if key not in known:
-                known[key] = self._text.decode(ids)
-            texts.append(known[key])
-        return texts
-
-
-@dataclass(frozen=True)
-class _Texts:
-    """The texts of one field: the ids of every different text, and the number of the text at each step, int64 (S,)."""
-
-    ids: list[np.ndarray]
-    number: np.ndarray
-
-    def widths(self) -> np.ndarray:
-        """Tokens of each step, int64 (S,)."""
-        return np.array([len(ids) for ids in self.ids], np.int64)[self.number]
-
-    def matrix(self) -> np.ndarray:
-        """The ids of steps that are all of one width, uint16 (S, width)."""
-        return np.stack(self.ids)[self.number]
-
-    def flat(self) -> np.ndarray:
-        """The ids of all steps, one after the other, uint16."""
-        return np.concatenate([self.ids[number] for number in self.number.tolist()])
-
-
-def _check_count(field: FieldSpec, values: Sequence[Any], steps: int) -> None:
-    if len(values) != steps:
-        raise RejectedError("wrong_shape", f"field {field.path} has {len(values)} values for {steps} steps")
-
-
-def _checked_images(field: FieldSpec, images: Any, steps: int) -> list[EncodedImage]:
-    if not isinstance(images, list):
-        raise RejectedError("wrong_shape", f"field {field.path} is a {type(images).__name__}, not a list of images")
-    _check_count(field, images, steps)
-    _check_sizes(field, images, partial(RejectedError, "wrong_shape"))
-    return images
-
-
-def _check_sizes(field: FieldSpec, images: list[EncodedImage], error: Callable[[str], Exception]) -> None:
-    assert field.image is not None
-    height, width = field.image.height, field.image.width
-    for step, (_, found_height, found_width) in enumerate(images):
-        if found_height != height or found_width != width:
-            raise error(
-                f"field {field.path} has an image of {found_height} x {found_width} pixels at step {step}, "
-                f"not {height} x {width}"
-            )
-
-
-def _first_tokens(arrangement: Arrangement, sections: list[int]) -> list[int]:
-    """The first token of every image, in token order."""
-    tokens: list[int] = (
-        (arrangement.step_begin[:, None].astype(np.int64) + arrangement.begin[..., sections]).ravel().tolist()
-    )
-    return tokens

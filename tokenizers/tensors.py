@@ -1,9 +1,9 @@
 """The values of one tensor field ↔ its ids (Gato, section 2.1 and appendix B).
 
 Discrete values and booleans are integers in [0, 1024); their id is the value plus the build's offset. Continuous
-observations are companded; continuous actions are rescaled from their range to [-1, 1] and never companded; then both
-are clipped to [-1, 1] and binned. The kind of a field decides, never its data, so that a number has one id. The id is
-the one that float64 arithmetic gives on the stored value.
+observations are companded by a mu-law; continuous actions are rescaled from their range to [-1, 1] and never companded;
+then both are clipped to [-1, 1] and fall into 1,024 uniform bins. The kind of a field decides, never its data, so that
+a number has one id. The id is the one that float64 arithmetic gives on the stored value.
 
 Legend: S time steps, N components of one step in row-major order.
 """
@@ -20,115 +20,12 @@ from gatokit.schemas.errors import ConfigError, RejectedError
 from gatokit.schemas.manifest import FieldSpec
 from gatokit.schemas.tokens import BINS, CONTINUOUS_OFFSET, DISCRETE_VALUES
 
+Pairs = tuple[tuple[float, float], ...]
+"""``(low, high)`` of a continuous action: one pair for all components, or one each."""
+
 MU = 100.0
 M = 256.0
 """The magnitude that F maps to 1; larger ones saturate."""
-
-_CELLS = 1 << 15  # of either sign
-_CELL = 1 << 16
-_FIRST_NOT_FINITE = 0x7F80
-_NOT_FINITE = np.uint32(0xFFFF_0000)
-
-
-def compand(values: np.ndarray) -> np.ndarray:
-    """F(x) = sgn(x) · log(|x|·100 + 1) / log(256·100 + 1), float64; not clipped: |F| > 1 where |x| > 256."""
-    exact = np.asarray(values, np.float64)
-    return np.copysign(np.log(np.abs(exact) * MU + 1.0) / np.log(M * MU + 1.0), exact)
-
-
-def expand(companded: np.ndarray) -> np.ndarray:
-    """The inverse of F, float64."""
-    exact = np.asarray(companded, np.float64)
-    return np.copysign(((M * MU + 1.0) ** np.abs(exact) - 1.0) / MU, exact)
-
-
-def bins(values: np.ndarray) -> np.ndarray:
-    """The bin of finite float64 values, clipped to [-1, 1], as float64 integers in [0, 1024).
-
-    floor((x + 1) · 512), except that x = 1 belongs to the last bin.
-    """
-    scaled = values + 1.0
-    scaled *= BINS / 2
-    np.maximum(scaled, 0.0, out=scaled)
-    np.minimum(scaled, BINS - 1.0, out=scaled)
-    return np.floor(scaled, out=scaled)
-
-
-def centres(numbers: np.ndarray) -> np.ndarray:
-    """The centre in [-1, 1] of bins, float64: at most 1/1024 from every value of the bin."""
-    return (2.0 * numbers + 1.0) / BINS - 1.0
-
-
-def float32_ids(values: np.ndarray, out: np.ndarray) -> bool:
-    """Writes the ids of C-contiguous float32 observations (S, N) to ``out``, uint16 (S, N), which may be strided.
-
-    Returns False and leaves ``out`` untouched if a value is NaN or infinite.
-    """
-    if not values.size:
-        return True
-    bits = values.view(np.int32)
-    sums = _table().take(values.view(np.uint32) >> 16, mode="wrap")
-    # abs() counts a negative float's magnitude downwards from 2**31, so that one addition serves both signs.
-    np.add(sums, np.abs(bits).view(np.uint32), out=sums)
-    if sums.max() >= _NOT_FINITE:
-        return False
-    np.right_shift(sums, 16, out=sums)
-    out[...] = sums
-    return True
-
-
-@functools.cache
-def edges() -> np.ndarray:
-    """For every bin from 1 to 1023 its smallest float32 as a key, int64 (1023,), found by bisection.
-
-    A key numbers the finite float32 in the order of their values: the bits of a positive float, minus the bits
-    of its magnitude for a negative one.
-    """
-    wanted = np.arange(1, BINS)
-    above = np.full(BINS - 1, int(np.finfo(np.float32).max.view(np.int32)))  # always in its bin or a later one
-    below = -above  # always in an earlier bin
-    while (above - below).max() > 1:
-        middle = (above + below) // 2
-        reached = bins(compand(floats(middle))) >= wanted
-        above = np.where(reached, middle, above)
-        below = np.where(reached, below, middle)
-    return above
-
-
-def floats(keys: np.ndarray) -> np.ndarray:
-    """The float32 of keys."""
-    magnitude = np.abs(keys).astype(np.uint32).view(np.float32)
-    return np.where(keys < 0, -magnitude, magnitude)
-
-
-@functools.cache
-def _table() -> np.ndarray:
-    """uint32 (65536,): the number that, added to abs(bits as int32), has a float's id in its upper half."""
-    start = np.arange(_CELLS, dtype=np.int64) * _CELL  # the smallest magnitude of each cell
-    first, last = _id(start), _id(start + _CELL - 1)
-    edge = np.where(first < last, edges()[np.minimum(first - CONTINUOUS_OFFSET, BINS - 2)] - start, _CELL)
-    positive = first * _CELL + (_CELL - edge) - start
-
-    first_negative, last_negative = _id(-start), _id(-start - _CELL + 1)
-    under = edges()[np.maximum(first_negative - CONTINUOUS_OFFSET, 1) - 1]
-    stays = np.where(first_negative > last_negative, -under - start, _CELL - 1)  # the last offset before the edge
-    negative = first_negative * _CELL + stays + start - (1 << 31)
-
-    finite = slice(0, _FIRST_NOT_FINITE)
-    assert (last - first)[finite].max() <= 1, "a cell of positive floats holds two bin edges"
-    assert (first_negative - last_negative)[finite].max() <= 1, "a cell of negative floats holds two bin edges"
-    not_finite = slice(_FIRST_NOT_FINITE, None)
-    positive[not_finite] = int(_NOT_FINITE) - start[not_finite]
-    negative[not_finite] = int(_NOT_FINITE) + _CELL - 1 + start[not_finite] - (1 << 31)
-    return (np.concatenate([positive, negative]) % (1 << 32)).astype(np.uint32)
-
-
-def _id(keys: np.ndarray) -> np.ndarray:
-    return CONTINUOUS_OFFSET + np.searchsorted(edges(), keys, side="right")
-
-
-Pairs = tuple[tuple[float, float], ...]
-"""``(low, high)`` of a continuous action: one pair for all components, or one each."""
 
 _UNIT: Pairs = ((-1.0, 1.0),)
 _DTYPE_KINDS = {"continuous": "fiub", "discrete": "iub"}
@@ -154,15 +51,15 @@ class TensorTokenizer:
 
     def checked(self, values: Any, steps: int) -> np.ndarray:
         """The values of S ``steps`` as (S, N); RejectedError ``wrong_shape`` for another shape or sort of dtype."""
-        field = self.field
+        field, problem = self.field, None
         if not isinstance(values, np.ndarray):
-            raise RejectedError("wrong_shape", f"field {field.path} is a {type(values).__name__}, not an array")
-        if values.shape != (steps, *field.shape):
-            raise RejectedError(
-                "wrong_shape", f"field {field.path} has shape {values.shape}, not {(steps, *field.shape)}"
-            )
-        if values.dtype.kind not in _DTYPE_KINDS[field.kind]:
-            raise RejectedError("wrong_shape", f"field {field.path} is {field.kind} and has dtype {values.dtype}")
+            problem = f"is a {type(values).__name__}, not an array"
+        elif values.shape != (steps, *field.shape):
+            problem = f"has shape {values.shape}, not {(steps, *field.shape)}"
+        elif values.dtype.kind not in _DTYPE_KINDS[field.kind]:
+            problem = f"is {field.kind} and has dtype {values.dtype}"
+        if problem is not None:
+            raise RejectedError("wrong_shape", f"field {field.path} {problem}")
         return values.reshape(steps, self.components)
 
     def encode(self, values: np.ndarray, out: np.ndarray) -> None:
@@ -178,7 +75,7 @@ class TensorTokenizer:
     def decode(self, tokens: np.ndarray) -> np.ndarray:
         """The values (S, *shape) of ids (S, N): float64, or int64, or bool if the field's dtype is bool.
 
-        Raises ValueError, naming the field, for an id that stands for no value.
+        Raises ValueError, naming the field, for an id that is no value's.
         """
         path = self.field.path
         if self.field.kind == "discrete":
@@ -197,16 +94,14 @@ def encode_discrete(
 ) -> None:
     """Writes the ids of integers or booleans (S, N) to ``out``, uint16 (S, N), which may be strided.
 
-    The id is the value plus ``offset``. Raises RejectedError ``out_of_range``, naming field ``path``, value and
-    step, for a value outside [0, ``num``), where ``num`` is at most 1024; nothing is ever clipped.
+    Raises RejectedError ``out_of_range``, naming field ``path``, value and step, for a value outside [0, ``num``)
+    or [0, 1024); nothing is ever clipped.
     """
-    limit = _value_count(num)
+    limit = min(num or DISCRETE_VALUES, DISCRETE_VALUES)
     if values.size and values.dtype != np.bool_ and (values.min() < 0 or values.max() >= limit):
-        step, component = (int(index) for index in np.argwhere((values < 0) | (values >= limit))[0])
-        raise RejectedError(
-            "out_of_range",
-            f"field {path} is {values[step, component]} at step {step}, outside 0 to {limit - 1}",
-        )
+        step, component = np.argwhere((values < 0) | (values >= limit))[0]
+        wrong = f"field {path} is {values[step, component]} at step {step}, outside 0 to {limit - 1}"
+        raise RejectedError("out_of_range", wrong)
     out[...] = values
     if offset:
         out += np.uint16(offset)
@@ -214,7 +109,7 @@ def encode_discrete(
 
 def decode_discrete(tokens: np.ndarray, *, num: int | None = None, offset: int = 0, path: str = "") -> np.ndarray:
     """The values int64 (S, N) of ids uint16 (S, N); ValueError, naming ``path``, for an id out of range."""
-    values, limit = tokens.astype(np.int64) - offset, _value_count(num)
+    values, limit = tokens.astype(np.int64) - offset, min(num or DISCRETE_VALUES, DISCRETE_VALUES)
     if values.size and (values.min() < 0 or values.max() >= limit):
         wrong = values[(values < 0) | (values >= limit)][0]
         raise ValueError(f"field {path} has id {wrong + offset}, which is no discrete value below {limit}")
@@ -229,10 +124,10 @@ def encode_observation(values: np.ndarray, out: np.ndarray, *, path: str = "") -
     for rows in _slices(values):
         part = values[rows]
         if np.can_cast(part.dtype, np.float32, casting="safe"):
-            if not float32_ids(np.ascontiguousarray(part, np.float32), out[rows]):
+            if not _float32_ids(np.ascontiguousarray(part, np.float32), out[rows]):
                 raise _not_finite(values, path)
         else:
-            numbers = bins(compand(np.clip(_finite(part, values, path), -M, M)))
+            numbers = _bins(compand(np.clip(_finite(part, values, path), -M, M)))
             np.add(numbers, CONTINUOUS_OFFSET, out=out[rows], casting="unsafe")
 
 
@@ -260,7 +155,7 @@ class ActionRange:
 
         Raises ConfigError, naming ``path``, for another number of pairs or for a pair that is no finite interval.
         """
-        low, high = _bounds(pairs)
+        low, high = np.array(_UNIT if pairs is None else pairs, np.float64).reshape(-1, 2).T
         if len(low) not in (1, components):
             raise ConfigError(f"field {path} has {components} components and {len(low)} ranges: give one, or one each")
         if not (np.isfinite(low).all() and np.isfinite(high).all() and (low < high).all()):
@@ -280,7 +175,7 @@ def encode_action(values: np.ndarray, out: np.ndarray, *, scale: ActionRange, pa
     """
     for rows in _slices(values):
         exact = _finite(values[rows], values, path)
-        numbers = bins(exact if scale.is_unit else (exact - scale.centre) / scale.half)
+        numbers = _bins(exact if scale.is_unit else (exact - scale.centre) / scale.half)
         np.add(numbers, CONTINUOUS_OFFSET, out=out[rows], casting="unsafe")
 
 
@@ -298,25 +193,46 @@ def count_outside(values: np.ndarray, pairs: Pairs | None) -> int:
     A value that passes an end by at most four ulps of the larger end (ulps of float16 for float16 values, else of
     float32) counts as inside: stored values and declared bounds are often rounded differently.
     """
-    ranges = _UNIT if pairs is None else pairs
-    if not values.size or (
-        values.max() <= min(high for _, high in ranges) and values.min() >= max(low for low, _ in ranges)
-    ):
+    low, high = np.array(_UNIT if pairs is None else pairs, np.float64).reshape(-1, 2).T
+    if not values.size or (values.max() <= high.min() and values.min() >= low.max()):
         return 0
     flat = values.reshape(len(values), -1)
-    low, high = _bounds(pairs)
     epsilon = float(np.finfo(np.float16 if values.dtype == np.float16 else np.float32).eps)
     slack = 4.0 * epsilon * np.maximum(np.abs(low), np.abs(high))
     return int(np.count_nonzero((flat < low - slack) | (flat > high + slack)))
 
 
-def _value_count(num: int | None) -> int:
-    return DISCRETE_VALUES if num is None else min(num, DISCRETE_VALUES)
+def compand(values: np.ndarray) -> np.ndarray:
+    """F(x) = sgn(x) · log(|x|·100 + 1) / log(256·100 + 1), float64; not clipped: |F| > 1 where |x| > 256."""
+    exact = np.asarray(values, np.float64)
+    return np.copysign(np.log(np.abs(exact) * MU + 1.0) / np.log(M * MU + 1.0), exact)
 
 
-def _bounds(pairs: Pairs | None) -> tuple[np.ndarray, np.ndarray]:
-    low, high = np.array(_UNIT if pairs is None else pairs, np.float64).reshape(-1, 2).T
-    return low, high
+def expand(companded: np.ndarray) -> np.ndarray:
+    """The inverse of F, float64."""
+    exact = np.asarray(companded, np.float64)
+    return np.copysign(((M * MU + 1.0) ** np.abs(exact) - 1.0) / MU, exact)
+
+
+def _bins(values: np.ndarray) -> np.ndarray:
+    """The bin of finite float64 values, clipped to [-1, 1], as float64 integers in [0, 1024).
+
+    floor((x + 1) · 512), except that x = 1 belongs to the last bin.
+    """
+    scaled = values + 1.0
+    scaled *= BINS / 2
+    np.maximum(scaled, 0.0, out=scaled)
+    np.minimum(scaled, BINS - 1.0, out=scaled)
+    return np.floor(scaled, out=scaled)
+
+
+def _centres(tokens: np.ndarray, path: str) -> np.ndarray:
+    """The centre in [-1, 1] of the bins of ids, float64: at most 1/1024 from every value of the bin."""
+    numbers = tokens.astype(np.int64) - CONTINUOUS_OFFSET
+    wrong = (numbers < 0) | (numbers >= BINS)
+    if wrong.any():
+        raise ValueError(f"field {path} has id {tokens[wrong][0]}, which is no continuous value")
+    return (2.0 * numbers + 1.0) / BINS - 1.0
 
 
 def _slices(values: np.ndarray) -> Iterator[slice]:
@@ -324,14 +240,6 @@ def _slices(values: np.ndarray) -> Iterator[slice]:
     steps, components = values.shape
     rows = max(1, _CACHED_VALUES // max(1, components))
     return (slice(begin, begin + rows) for begin in range(0, steps, rows))
-
-
-def _centres(tokens: np.ndarray, path: str) -> np.ndarray:
-    numbers = tokens.astype(np.int64) - CONTINUOUS_OFFSET
-    wrong = (numbers < 0) | (numbers >= BINS)
-    if wrong.any():
-        raise ValueError(f"field {path} has id {tokens[wrong][0]}, which is no continuous value")
-    return centres(numbers)
 
 
 def _finite(part: np.ndarray, values: np.ndarray, path: str) -> np.ndarray:
@@ -345,4 +253,76 @@ def _finite(part: np.ndarray, values: np.ndarray, path: str) -> np.ndarray:
 def _not_finite(values: np.ndarray, path: str) -> RejectedError:
     step, component = np.argwhere(~np.isfinite(values))[0]
     value = float(values[step, component])
-    return RejectedError("not_finite", f"field {path} is {'NaN' if value != value else value} at step {step}")
+    return RejectedError("not_finite", f"field {path} is {'NaN' if math.isnan(value) else value} at step {step}")
+
+
+# Observations are nearly always float32, so each of them gets its bin by one table look-up, which equals float64
+# arithmetic for every float32. A float32 is a cell (its upper 16 bits: sign, exponent, 7 bits of mantissa) and an
+# offset in it (the lower 16). Mu-law bins are so wide for their cells that no cell holds two bin edges, so a cell needs
+# its first id and the offset of its edge. Both fit one uint32, arranged so that adding the offset carries into the
+# upper half at the edge.
+
+_CELLS = 1 << 15  # of either sign
+_CELL = 1 << 16
+_FIRST_NOT_FINITE = 0x7F80
+_NOT_FINITE = np.uint32(0xFFFF_0000)
+
+
+def _float32_ids(values: np.ndarray, out: np.ndarray) -> bool:
+    """Writes the ids of C-contiguous float32 observations (S, N) to ``out``, uint16 (S, N), which may be strided.
+
+    Returns False and leaves ``out`` untouched if a value is NaN or infinite.
+    """
+    if not values.size:
+        return True
+    sums = _table().take(values.view(np.uint32) >> 16, mode="wrap")
+    # abs() counts a negative float's magnitude downwards from 2**31, so that one addition serves both signs.
+    np.add(sums, np.abs(values.view(np.int32)).view(np.uint32), out=sums)
+    if sums.max() >= _NOT_FINITE:
+        return False
+    np.right_shift(sums, 16, out=sums)
+    out[...] = sums
+    return True
+
+
+@functools.cache
+def _table() -> np.ndarray:
+    """uint32 (65536,): the number that, added to abs(bits as int32), has a float's id in its upper half."""
+    edges = _edges()
+
+    def bin_of(keys: np.ndarray) -> np.ndarray:
+        return np.searchsorted(edges, keys, side="right")
+
+    start = np.arange(_CELLS, dtype=np.int64) * _CELL  # the smallest magnitude of each cell
+    first, last = bin_of(start), bin_of(start + _CELL - 1)
+    edge = np.where(first < last, edges[np.minimum(first, BINS - 2)] - start, _CELL)
+    positive = (CONTINUOUS_OFFSET + first) * _CELL + (_CELL - edge) - start
+
+    first_negative, last_negative = bin_of(-start), bin_of(-start - _CELL + 1)
+    under = edges[np.maximum(first_negative, 1) - 1]
+    stays = np.where(first_negative > last_negative, -under - start, _CELL - 1)  # the last offset before the edge
+    negative = (CONTINUOUS_OFFSET + first_negative) * _CELL + stays + start - (1 << 31)
+
+    finite, not_finite = slice(0, _FIRST_NOT_FINITE), slice(_FIRST_NOT_FINITE, None)
+    assert (last - first)[finite].max() <= 1, "a cell of positive floats holds two bin edges"
+    assert (first_negative - last_negative)[finite].max() <= 1, "a cell of negative floats holds two bin edges"
+    positive[not_finite] = int(_NOT_FINITE) - start[not_finite]
+    negative[not_finite] = int(_NOT_FINITE) + _CELL - 1 + start[not_finite] - (1 << 31)
+    return (np.concatenate([positive, negative]) % (1 << 32)).astype(np.uint32)
+
+
+def _edges() -> np.ndarray:
+    """For every bin from 1 to 1023 its smallest float32 as a key, int64 (1023,), found by bisection.
+
+    A key numbers the finite float32 in the order of their values: the bits of a positive float, minus the bits
+    of its magnitude for a negative one.
+    """
+    above = np.full(BINS - 1, int(np.finfo(np.float32).max.view(np.int32)))  # always in its bin or a later one
+    below = -above  # always in an earlier bin
+    while (above - below).max() > 1:
+        middle = (above + below) // 2
+        magnitude = np.abs(middle).astype(np.uint32).view(np.float32)
+        reached = _bins(compand(np.where(middle < 0, -magnitude, magnitude))) >= np.arange(1, BINS)
+        above = np.where(reached, middle, above)
+        below = np.where(reached, below, middle)
+    return above

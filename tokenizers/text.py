@@ -22,10 +22,7 @@ class TextTokenizer:
     """
 
     def __init__(self, model: bytes, *, source: str = "the vocabulary") -> None:
-        """Takes the bytes of a model; ``source`` names them in errors.
-
-        Raises ConfigError if the bytes are no SentencePiece model, or if it has more than 32,000 pieces.
-        """
+        """Raises ConfigError, naming ``source``, if ``model`` is no SentencePiece model or has above 32,000 pieces."""
         self._processor = sentencepiece.SentencePieceProcessor()
         try:
             loaded = bool(model) and self._processor.LoadFromSerializedProto(model)
@@ -36,12 +33,15 @@ class TextTokenizer:
         self.pieces: int = self._processor.vocab_size()
         """Number of ids of this model."""
         if self.pieces > TEXT_IDS:
-            raise ConfigError(
-                f"{source} has {self.pieces} pieces and text ids end at {TEXT_IDS}: train one with fewer pieces"
-            )
+            counted = f"{self.pieces} pieces and text ids end at {TEXT_IDS}"
+            raise ConfigError(f"{source} has {counted}: train one with fewer pieces")
+        end: int = self._processor.eos_id()
+        self.end_id = None if end < 0 else end
+        """Id of the piece that ends a document (``</s>``); None if the model has none."""
+        self.model = model
+        """The bytes of the model."""
         self.digest = digest(model)
-        """BLAKE2b of the model's bytes."""
-        self._model = model
+        """Their BLAKE2b."""
         self._path: str | None = None
 
     @classmethod
@@ -54,17 +54,6 @@ class TextTokenizer:
         tokenizer = cls(model, source=str(path))
         tokenizer._path = str(Path(path).absolute())
         return tokenizer
-
-    @property
-    def model(self) -> bytes:
-        """The bytes of the model."""
-        return self._model
-
-    @property
-    def end_id(self) -> int | None:
-        """Id of the piece that ends a document (``</s>``); None if the model has none."""
-        end: int = self._processor.eos_id()
-        return None if end < 0 else end
 
     def encode(self, text: str) -> np.ndarray:
         """Ids of ``text``, uint16 (T,); UnicodeEncodeError if it holds lone surrogates."""
@@ -84,8 +73,8 @@ class TextTokenizer:
 
     def decode(self, ids: np.ndarray) -> str:
         """The text of ids (T,); ValueError if one is no piece of the model."""
-        if len(ids) and int(np.max(ids)) >= self.pieces:
-            raise ValueError(f"text id {int(np.max(ids))} is outside the vocabulary's {self.pieces} pieces")
+        if len(ids) and np.max(ids) >= self.pieces:
+            raise ValueError(f"text id {np.max(ids)} is outside the vocabulary's {self.pieces} pieces")
         text: str = self._processor.decode(np.asarray(ids).tolist()) if len(ids) else ""
         return text
 
@@ -100,7 +89,7 @@ class TextTokenizer:
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self._path is None:
-            return TextTokenizer, (self._model,)
+            return TextTokenizer, (self.model,)
         return _load_again, (self._path, self.digest)
 
 
