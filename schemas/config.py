@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -21,12 +22,16 @@ from pydantic import (
 from gatokit.schemas import config_errors
 from gatokit.schemas.errors import ConfigError
 from gatokit.schemas.manifest import LOG, MANIFEST, VOCABULARY, DocumentRules, ImageRule
-from gatokit.schemas.tokens import BINS, CONTINUOUS_OFFSET, DISCRETE_VALUES, PATCH
+from gatokit.schemas.tokens import DISCRETE_VALUES, PATCH
 from gatokit.schemas.where import Where
 
 DEFAULT_MAX_PATCHES = 64
 
 Model = TypeVar("Model", bound=BaseModel)
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 def _no_bool(value: Any) -> Any:
@@ -35,21 +40,26 @@ def _no_bool(value: Any) -> Any:
     return value
 
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]*$", max_length=100)]
+def _is_number(value: Any) -> bool:
+    """Whether a value is a finite number. It may be a string: YAML reads 1e-3, without a point, as a string."""
+    try:
+        return isinstance(value, int | float | str) and not isinstance(value, bool) and math.isfinite(float(value))
+    except (ValueError, OverflowError):
+        return False
+
+
+def _not_reserved(value: str) -> str:
+    if value in (MANIFEST, VOCABULARY, LOG):
+        raise ValueError(f"the build writes a file {value!r} of its own; choose another name")
+    return value
+
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]*$", max_length=100), AfterValidator(_not_reserved)]
 Text = Annotated[str, Field(min_length=1)]
 WholeNumber = Annotated[int, Field(strict=True)]
 Number = Annotated[float, BeforeValidator(_no_bool), Field(allow_inf_nan=False)]
 Positive = Annotated[Number, Field(gt=0)]
-
-
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-def _one_of(value: Any, names: tuple[str, ...]) -> Any:
-    if not isinstance(value, dict) or [value[name] is None for name in names if name in value] != [False]:
-        raise ValueError("give exactly one of " + ", ".join(f"{{{name}: …}}" for name in names))
-    return value
+Quality = Annotated[WholeNumber, Field(ge=1, le=100)]
 
 
 class MetadataKey(_Model):
@@ -68,18 +78,52 @@ class TaskName(_Model):
     @model_validator(mode="before")
     @classmethod
     def _exactly_one(cls, value: Any) -> Any:
-        return _one_of(value, ("from", "metadata", "constant"))
+        names = ("from", "metadata", "constant")
+        if not isinstance(value, dict) or [value[name] is None for name in names if name in value] != [False]:
+            raise ValueError("give exactly one of " + ", ".join(f"{{{name}: …}}" for name in names))
+        return value
 
 
 def _amount(value: Any) -> Any:
-    if isinstance(value, bool) or not _is_number(value) or not (type(value) is int or 0 < float(value) < 1):
+    if not _is_number(value) or not (type(value) is int or 0 < float(value) < 1):
         raise ValueError("must be a whole number of episodes a task, or a share of them between 0 and 1")
     if type(value) is int and value < 1:
         raise ValueError("must be at least 1 episode a task")
     return value if type(value) is int else float(value)
 
 
+def _return_range(value: Any) -> Any:
+    ends = list(value) if isinstance(value, list | tuple) else []
+    if len(ends) != 2 or not all(end is None or _is_number(end) for end in ends):
+        raise ValueError("must be [low, high], two finite numbers, of which one may be null")
+    if ends == [None, None]:
+        raise ValueError("must have an end; give {all: true} to keep every return")
+    if None not in ends and float(ends[0]) > float(ends[1]):
+        raise ValueError("low must not be above high")
+    return value
+
+
+def _random_return(value: Any) -> Any:
+    by_task = value if isinstance(value, dict) else {"": value}
+    if not all(isinstance(task, str) and _is_number(number) for task, number in by_task.items()):
+        raise ValueError("must be a finite number, or such a number for each task, {TASK: NUMBER}")
+    return value
+
+
+def _expression(value: str) -> str:
+    Where(value)
+    return value
+
+
+def _hexadecimal(value: str) -> str:
+    if not re.fullmatch(r"[0-9a-f]{64}", value):
+        raise ValueError("must be 64 hexadecimal digits in lower case")
+    return value
+
+
+ReturnRange = Annotated[tuple[Number | None, Number | None], BeforeValidator(_return_range)]
 Amount = Annotated[int | float, BeforeValidator(_amount)]
+"""A number of episodes of each task, or a share of them."""
 _KEEP_RULES = ("min_return", "return", "success", "where", "episodes", "best", "sample")
 _BELONGS_TO = {"random_return": "min_return", "streams": "min_return", "digest": "episodes", "seed": "sample"}
 
@@ -93,25 +137,23 @@ class Keep(_Model):
     """
 
     min_return: Annotated[Number, Field(ge=0, le=1)] | None = None
-    random_return: float | dict[str, float] | None = None
+    random_return: Annotated[float | dict[str, float], BeforeValidator(_random_return)] | None = None
     """With ``min_return``: the fraction counts from this return (one number, or one a task) and not from zero."""
     streams: Literal["agent", "task"] = "agent"
     """With ``min_return``: windows contain the episodes of one agent, or of all agents of a task."""
     all: Literal[True] | None = None
     success: Text | None = None
     """The metadata key that marks an episode as a success."""
-    returns: tuple[Number | None, Number | None] | None = Field(default=None, alias="return")
+    returns: ReturnRange | None = Field(default=None, alias="return")
     """Lowest and highest return, both included; one of them may be null."""
-    where: Text | None = None
+    where: Annotated[Text, AfterValidator(_expression)] | None = None
     """An expression (``schemas.where``)."""
     episodes: Text | None = None
     """The path of a list of episodes (``schemas.episode_list``)."""
-    digest: Text | None = None
+    digest: Annotated[Text, AfterValidator(_hexadecimal)] | None = None
     """With ``episodes``: the BLAKE2b-256 digest of the file; another file is refused. A manifest always has it."""
     best: Amount | None = None
-    """A number of episodes of each task, or a share of them."""
     sample: Amount | None = None
-    """A number of episodes of each task, or a share of them."""
     seed: WholeNumber | None = None
     """With ``sample``: the seed, 0 by default."""
 
@@ -123,53 +165,15 @@ class Keep(_Model):
         if "all" in given and rules:
             raise ValueError(f"all keeps everything, and {rules[0]} does not; remove one")
         if "all" not in given and not rules:
-            raise ValueError(
-                "give {all: true}, or one or more of " + ", ".join(f"{{{rule}: …}}" for rule in _KEEP_RULES)
-            )
+            every = ", ".join(f"{{{rule}: …}}" for rule in _KEEP_RULES)
+            raise ValueError(f"give {{all: true}}, or one or more of {every}")
         for key, rule in _BELONGS_TO.items():
             if key in given and rule not in given and value[key] != cls.model_fields[key].default:
                 raise ValueError(f"{key} belongs to {rule}; remove it")
         return value
 
-    @field_validator("returns", mode="before")
-    @classmethod
-    def _low_and_high(cls, value: Any) -> Any:
-        ends = list(value) if isinstance(value, list | tuple) else []
-        if value is not None and (len(ends) != 2 or not all(end is None or _is_number(end) for end in ends)):
-            raise ValueError("must be [low, high], two finite numbers, of which one may be null")
-        if value is not None and ends == [None, None]:
-            raise ValueError("must have an end; give {all: true} to keep every return")
-        if None not in ends and ends and float(ends[0]) > float(ends[1]):
-            raise ValueError("low must not be above high")
-        return value
-
-    @field_validator("digest")
-    @classmethod
-    def _hexadecimal(cls, value: str | None) -> str | None:
-        if value is not None and not re.fullmatch(r"[0-9a-f]{64}", value):
-            raise ValueError("must be 64 hexadecimal digits in lower case")
-        return value
-
-    @field_validator("where")
-    @classmethod
-    def _expression(cls, value: str | None) -> str | None:
-        if value is not None:
-            Where(value)
-        return value
-
-    @field_validator("random_return", mode="before")
-    @classmethod
-    def _numbers(cls, value: Any) -> Any:
-        numbers = list(value.values()) if isinstance(value, dict) else [value]
-        named = isinstance(value, dict) and all(isinstance(task, str) for task in value)
-        if not (value is None or named or not isinstance(value, dict)) or not all(map(_is_number, numbers)):
-            raise ValueError("must be a finite number, or such a number for each task, {TASK: NUMBER}")
-        return value
-
 
 def _multiples(value: Any) -> Any:
-    if value is None:
-        return value
     if not (isinstance(value, list | tuple) and len(value) == 2 and all(type(side) is int for side in value)):
         raise ValueError("must be [height, width] in pixels, two whole numbers")
     if any(side <= 0 or side % PATCH for side in value):
@@ -178,30 +182,30 @@ def _multiples(value: Any) -> Any:
     return value
 
 
+Size = Annotated[tuple[int, int], BeforeValidator(_multiples)]
+"""Height and width in pixels."""
+
+
 class EpisodeImages(_Model):
     """Pixels and codec of an episode's stored frames."""
 
-    size: tuple[int, int] | None = None
-    """Height and width; default: as recorded."""
+    size: Size | None = None
+    """Default: as recorded."""
     codec: Literal["png", "jpeg"] | None = None
     """Default: PNG and JPEG are copied, everything else becomes PNG."""
-    quality: Annotated[WholeNumber, Field(ge=1, le=100)] = 95
-
-    _sides = field_validator("size", mode="before")(_multiples)
+    quality: Quality = 95
 
 
 class DocumentImages(_Model):
     """Pixels and codec of the stored images of documents."""
 
-    size: tuple[int, int] | None = None
-    """Height and width of every image, whatever its own shape."""
+    size: Size | None = None
+    """Of every image, whatever its own shape."""
     max_patches: Annotated[WholeNumber, Field(ge=1, le=4096)] | None = None
     """Keeps the shape: the largest multiples of 16 with at most this many patches. Default: 64, if no size is given."""
     codec: Literal["png", "jpeg"] | None = None
     """Default: that of the source if it is PNG or JPEG; else JPEG for lossy WebP, and PNG for all others."""
-    quality: Annotated[WholeNumber, Field(ge=1, le=100)] = 95
-
-    _sides = field_validator("size", mode="before")(_multiples)
+    quality: Quality = 95
 
     @model_validator(mode="after")
     def _one_rule(self) -> "DocumentImages":
@@ -215,36 +219,34 @@ class DocumentImages(_Model):
         return ImageRule(size=self.size, max_patches=patches, codec=self.codec, quality=self.quality)
 
 
+def _ascending(value: Any) -> Any:
+    pairs = value if isinstance(value, list | tuple) and value and not _is_number(value[0]) else [value]
+    for pair in pairs:
+        if not (isinstance(pair, list | tuple) and len(pair) == 2 and all(map(_is_number, pair))):
+            raise ValueError("must be [low, high], two finite numbers, or a list of one such pair a component")
+        if not float(pair[0]) < float(pair[1]):
+            raise ValueError(f"low must be below high, not {list(pair)}")
+    return value
+
+
+_Range = tuple[float, float] | tuple[tuple[float, float], ...]
+
+
 class FieldRule(_Model):
     """How a field is read, where the source's own description does not say it."""
 
     kind: Literal["skip", "text", "image", "discrete", "continuous"] | None = Field(None, alias="as")
-    range: tuple[float, float] | tuple[tuple[float, float], ...] | None = None
+    range: Annotated[_Range, BeforeValidator(_ascending)] | None = None
     """Of a continuous action: low and high, or one such pair a component."""
     num: Annotated[WholeNumber, Field(ge=1, le=DISCRETE_VALUES)] | None = None
     images: EpisodeImages | None = None
 
-    @field_validator("range", mode="before")
-    @classmethod
-    def _ascending(cls, value: Any) -> Any:
-        if value is None:
-            return value
-        pairs = value if isinstance(value, list | tuple) and value and not _is_number(value[0]) else [value]
-        for pair in pairs:
-            if not (isinstance(pair, list | tuple) and len(pair) == 2 and all(map(_is_number, pair))):
-                raise ValueError("must be [low, high], two finite numbers, or a list of one such pair a component")
-            if not float(pair[0]) < float(pair[1]):
-                raise ValueError(f"low must be below high, not {list(pair)}")
-        return value
-
     @property
     def pairs(self) -> tuple[tuple[float, float], ...] | None:
         """``range`` as pairs: one for all components, or one each."""
-        if self.range is None:
-            return None
-        if isinstance(self.range[0], float):
-            return (self.range,)
-        return self.range
+        if self.range is None or not isinstance(self.range[0], float):
+            return self.range
+        return (self.range,)
 
 
 class _Dataset(_Model):
@@ -253,13 +255,6 @@ class _Dataset(_Model):
     name: Name
     license: str | None = None
     weight: Positive = 1.0
-
-    @field_validator("name")
-    @classmethod
-    def _not_reserved(cls, value: str) -> str:
-        if value in (MANIFEST, VOCABULARY, LOG):
-            raise ValueError(f"the build writes a file {value!r} of its own; choose another name")
-        return value
 
 
 class EpisodesConfig(_Dataset):
@@ -336,6 +331,27 @@ class ImageTextConfig(_Documents):
         return self
 
 
+def _placeholders(value: str, known: dict[str, Any], required: tuple[str, ...]) -> str:
+    try:
+        used = {name for _, name, _, _ in string.Formatter().parse(value) if name is not None}
+        if unknown := sorted(used - known.keys()):
+            raise ValueError(f"{{{unknown[0]}}} is unknown; use " + " and ".join(f"{{{name}}}" for name in known))
+        value.format(**known)
+    except (IndexError, AttributeError, KeyError) as error:
+        raise ValueError(f"is not a valid template: {error}") from None
+    if missing := [name for name in required if name not in used]:
+        raise ValueError(f"must hold {{{missing[0]}}}")
+    return value
+
+
+def _template(value: str) -> str:
+    return _placeholders(value, {"question": "", "answer": ""}, required=("question", "answer"))
+
+
+def _image_name(value: str) -> str:
+    return _placeholders(value, {"data_subtype": "", "image_id": 0}, required=("image_id",))
+
+
 class ImageQuestionAnswerConfig(_Documents):
     """Questions about images, VQAv2 or OK-VQA; a record is one (image, question, answer)."""
 
@@ -343,22 +359,12 @@ class ImageQuestionAnswerConfig(_Documents):
     questions: Text
     annotations: Text
     image_dir: Text
-    image_name: Text = "COCO_{data_subtype}_{image_id:012d}.jpg"
+    image_name: Annotated[Text, AfterValidator(_image_name)] = "COCO_{data_subtype}_{image_id:012d}.jpg"
     """Name of an image in ``image_dir``; files with another suffix are found too."""
-    template: Text = "Q: {question} A: {answer}"
+    template: Annotated[Text, AfterValidator(_template)] = "Q: {question} A: {answer}"
     images: DocumentImages = DocumentImages()
     pairs_per_sequence: Annotated[WholeNumber, Field(ge=1)] = 5
     """Records in one training sequence (Gato, section 2.3)."""
-
-    @field_validator("template")
-    @classmethod
-    def _template(cls, value: str) -> str:
-        return _placeholders(value, {"question": "", "answer": ""}, required=("question", "answer"))
-
-    @field_validator("image_name")
-    @classmethod
-    def _image_name(cls, value: str) -> str:
-        return _placeholders(value, {"data_subtype": "", "image_id": 0}, required=("image_id",))
 
 
 class InterleavedConfig(_Documents):
@@ -395,19 +401,6 @@ def document_rules(config: CorpusConfig) -> DocumentRules:
     )
 
 
-def _placeholders(value: str, known: dict[str, Any], required: tuple[str, ...]) -> str:
-    try:
-        used = {name for _, name, _, _ in string.Formatter().parse(value) if name is not None}
-        if unknown := sorted(used - known.keys()):
-            raise ValueError(f"{{{unknown[0]}}} is unknown; use " + " and ".join(f"{{{name}}}" for name in known))
-        value.format(**known)
-    except (IndexError, AttributeError, KeyError) as error:
-        raise ValueError(f"is not a valid template: {error}") from None
-    if missing := [name for name in required if name not in used]:
-        raise ValueError(f"must hold {{{missing[0]}}}")
-    return value
-
-
 class BuildConfig(_Model):
     """A build: the vocabulary, how records are cut and shards are planned, and the datasets."""
 
@@ -433,32 +426,16 @@ class BuildConfig(_Model):
         return self
 
 
-assert CONTINUOUS_OFFSET + BINS == 33024
-
-
 def read_config(path: str | Path) -> BuildConfig:
     """Reads and checks a config file; ConfigError names the file, the field's path, the value and what is allowed."""
-    return read_yaml(path, BuildConfig, "the keys vocabulary and datasets")
-
-
-def _is_number(value: Any) -> bool:
-    """Whether a value is a finite number. It may be a string: YAML reads 1e-3, without a point, as a string."""
-    try:
-        return isinstance(value, int | float | str) and not isinstance(value, bool) and math.isfinite(float(value))
-    except (ValueError, OverflowError):
-        return False
-
-
-def read_yaml(path: str | Path, model: type[Model], keys: str) -> Model:
-    """The model whose YAML is the file at ``path``; ``keys`` says in an error what such a file holds.
-
-    Raises ConfigError if the file cannot be read, is not YAML or does not validate.
-    """
-    return validated(model, read_mapping(path, keys), str(path))
+    return validated(BuildConfig, read_mapping(path, "the keys vocabulary and datasets"), str(path))
 
 
 def read_mapping(path: str | Path, keys: str) -> dict[str, Any]:
-    """The mapping in the YAML file at ``path``; arguments and errors as in ``read_yaml``."""
+    """The mapping in the YAML file at ``path``; ``keys`` says in an error what such a file holds.
+
+    Raises ConfigError if the file cannot be read or is not YAML.
+    """
     try:
         text = Path(path).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:

@@ -30,6 +30,7 @@ _MESSAGES = {
     "tuple_type": "must be a list",
     "dict_type": "must be a mapping",
     "model_type": "must be a mapping",
+    "model_attributes_type": "must be a mapping",
     "bool_type": "must be true or false",
     "string_pattern_mismatch": "must be letters, digits, '_', '.' and '-', and begin with a letter or digit",
     **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "must be a whole number"),
@@ -39,7 +40,10 @@ _MESSAGES = {
 
 def explain(model: type[BaseModel], error: ValidationError) -> tuple[str, str | None]:
     """What is wrong with the first two fields, and the way out if it is one field and it has one."""
-    problems = _problems(error)
+    errors = error.errors()
+    # A list whose items failed is reported as too short as well.
+    inner = {item["loc"][:length] for item in errors for length in range(len(item["loc"]))}
+    problems = [item for item in errors if not (item["type"] == "too_short" and item["loc"] in inner)]
     more = len(problems) - _MOST_ERRORS
     sentences = [_sentence(model, item) for item in problems[:_MOST_ERRORS]]
     way_out = None
@@ -48,11 +52,29 @@ def explain(model: type[BaseModel], error: ValidationError) -> tuple[str, str | 
     return "; ".join(sentences) + (f"; and {more} more" if more > 0 else ""), way_out
 
 
-def _problems(error: ValidationError) -> list[Any]:
-    errors = error.errors()
-    # A list whose items failed is reported as too short as well.
-    inner = {item["loc"][:length] for item in errors for length in range(len(item["loc"]))}
-    return [item for item in errors if not (item["type"] == "too_short" and item["loc"] in inner)]
+def _sentence(model: type[BaseModel], item: Any) -> str:
+    path, location, type_, value = "", item["loc"], item["type"], item["input"]
+    for place, part in enumerate(location):
+        # Behind a dataset's number pydantic says which kind it took it for.
+        is_kind = part in _KINDS and place == 2 and location[0] == "datasets"
+        if not is_kind and part != "[key]":
+            path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else str(part)
+    message = _MESSAGES.get(type_, item["msg"]).removeprefix("Value error, ").replace("Input should be", "must be")
+    if type_ == "missing":
+        return f"{path}: {message}"
+    if type_ == "extra_forbidden":
+        return f"{path}: {_unknown_key(model, location)}"
+    if type_ == "union_tag_not_found":
+        return f"{path}.kind: {_MESSAGES['missing']}"
+    if type_ == "union_tag_invalid":
+        path, value = f"{path}.kind", value.get("kind")
+        message = "must be " + ", ".join(map(repr, _KINDS))
+    if type_ == "string_type":
+        message = "must be a string" + ("" if value is None or isinstance(value, list | dict) else "; quote it")
+    if not path:
+        return message
+    shown = repr(value)
+    return f"{path}: {message} (got {shown if len(shown) <= 60 else shown[:57] + '...'})"
 
 
 def _unknown_key(model: type[BaseModel], location: tuple[Any, ...]) -> str:
@@ -75,32 +97,3 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [model for part in get_args(annotation) for model in _models(part)]
-
-
-def _sentence(model: type[BaseModel], item: Any) -> str:
-    path = ""
-    # Behind a dataset's number pydantic says which kind it took it for.
-    for place, part in enumerate(item["loc"]):
-        if part in _KINDS and place == 2 and item["loc"][0] == "datasets":
-            continue
-        if part != "[key]":
-            path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else str(part)
-    value, message = item["input"], _MESSAGES.get(item["type"], item["msg"])
-    if item["type"] == "extra_forbidden":
-        message = _unknown_key(model, item["loc"])
-    if item["type"] == "model_attributes_type":
-        message = "must be a mapping"
-    if item["type"].startswith("union_tag_"):
-        path = f"{path}.kind"
-        missing = item["type"] == "union_tag_not_found"
-        value = value.get("kind")
-        message = "this key is required" if missing else "must be " + ", ".join(map(repr, _KINDS))
-        if missing:
-            return f"{path}: {message}"
-    if item["type"] == "string_type":
-        message = "must be a string" + ("" if value is None or isinstance(value, list | dict) else "; quote it")
-    message = message.removeprefix("Value error, ").replace("Input should be", "must be")
-    if item["type"] in ("extra_forbidden", "missing") or not path:
-        return f"{path}: {message}" if path else message
-    shown = repr(value)
-    return f"{path}: {message} (got {shown if len(shown) <= 60 else shown[:57] + '...'})"

@@ -31,7 +31,7 @@ class EpisodeList:
         self.digest = digest(data)
         self._numbers: dict[str, int] = {}
         self._tasks: list[str | None] = []
-        for number, (id_, of_dataset, task) in enumerate(_lines(data, path), 1):
+        for number, (id_, of_dataset, task) in enumerate(_entries(data, path), 1):
             if of_dataset not in (None, dataset):
                 continue
             known = self._numbers.setdefault(id_, len(self._tasks))
@@ -70,7 +70,10 @@ class EpisodeList:
         )
 
 
-def _lines(data: bytes, path: str) -> Iterator[tuple[str, str | None, str | None]]:
+_Entry = tuple[str, str | None, str | None]
+
+
+def _entries(data: bytes, path: str) -> Iterator[_Entry]:
     """Id, dataset and task of each entry."""
     suffix = PurePosixPath(path).suffix.lower()
     try:
@@ -80,23 +83,21 @@ def _lines(data: bytes, path: str) -> Iterator[tuple[str, str | None, str | None
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: is not UTF-8 text: {error}; save it as UTF-8") from None
-    if suffix == ".jsonl":
-        for number, line in enumerate(text.split("\n"), 1):
-            if line.strip():
-                yield _entry(_json(line, path, number), path, f"line {number}")
-    elif suffix == ".csv":
+    if suffix == ".csv":
         yield from _of_csv(text, path)
-    else:
-        yield from ((line, None, None) for line in (line.rstrip("\r") for line in text.split("\n")) if line.strip())
+        return
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            yield _of_json(line, path, number) if suffix == ".jsonl" else (line.rstrip("\r"), None, None)
 
 
-def _of_parquet(data: bytes, path: str) -> Iterator[tuple[str, str | None, str | None]]:
+def _of_parquet(data: bytes, path: str) -> Iterator[_Entry]:
     try:
         with pq.ParquetFile(pa.BufferReader(data)) as file:
-            present = [name for name in _COLUMNS if name in file.schema_arrow.names]
-            _check_columns(file.schema_arrow.names, path)
+            names = file.schema_arrow.names
+            _check_columns(names, path)
             row = 0
-            for batch in file.iter_batches(columns=present):
+            for batch in file.iter_batches(columns=[name for name in _COLUMNS if name in names]):
                 for values in batch.to_pylist():
                     row += 1
                     yield _entry(values, path, f"row {row}")
@@ -104,7 +105,7 @@ def _of_parquet(data: bytes, path: str) -> Iterator[tuple[str, str | None, str |
         raise ConfigError(f"{path}: is not a Parquet file: {error}; write the list again") from None
 
 
-def _of_csv(text: str, path: str) -> Iterator[tuple[str, str | None, str | None]]:
+def _of_csv(text: str, path: str) -> Iterator[_Entry]:
     rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
         _check_columns(rows.fieldnames or (), path)
@@ -119,17 +120,17 @@ def _check_columns(names: Sequence[str], path: str) -> None:
         raise ConfigError(f"{path}: has no column episode_id, only {', '.join(names) or 'none'}; name the column so")
 
 
-def _json(line: str, path: str, number: int) -> dict[str, Any]:
+def _of_json(line: str, path: str, number: int) -> _Entry:
     try:
         value = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: line {number} is not JSON: {error}; write one object a line") from None
     if not isinstance(value, dict):
         raise ConfigError(f"{path}: line {number} is not a JSON object; write one with the key episode_id")
-    return value
+    return _entry(value, path, f"line {number}")
 
 
-def _entry(values: dict[str, Any], path: str, where: str) -> tuple[str, str | None, str | None]:
+def _entry(values: dict[str, Any], path: str, where: str) -> _Entry:
     id_, dataset, task = (values.get(name) for name in _COLUMNS)
     if not isinstance(id_, str) or not id_:
         raise ConfigError(f"{path}: {where}: episode_id is {id_!r}; give the id as the index holds it, a string")

@@ -1,16 +1,16 @@
 """Which episodes a build keeps. A rule sees the episodes of one task and says which of them pass.
 
-The build applies the rules, and inspection asks what other rules would keep. A new rule is a function here, an entry
-in ``RULES``, a key of ``schemas.config.Keep`` and a reason in ``schemas.index``.
+The build applies the rules, and inspection asks what other rules would keep. A new rule is a case of ``_passes``, an
+entry in ``RULES``, a key of ``schemas.config.Keep`` and a reason in ``schemas.index``.
 
 Legend: N episodes of one task.
 """
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 
@@ -81,52 +81,46 @@ def in_range(keep: Keep, returns: np.ndarray) -> np.ndarray:
     """Which returns, float64 (N,), lie within ``keep.returns``, both ends included: bool (N,)."""
     assert keep.returns is not None
     low, high = keep.returns
-    within: np.ndarray = (returns >= (-math.inf if low is None else low)) & (
-        returns <= (math.inf if high is None else high)
-    )
-    return within
+    above: np.ndarray = returns >= (-math.inf if low is None else low)
+    return above & (returns <= (math.inf if high is None else high))
 
 
-def _above_threshold(keep: Keep, episodes: Candidates, left: np.ndarray) -> np.ndarray:
-    """Returns of at least ``min_return`` of the windowed expert return."""
-    limit = min_return_threshold(keep, episodes.task, episodes.expert_return)
-    assert limit is not None
-    return at_or_above(episodes.returns, limit)
+def _passes(rule: str, keep: Keep, episodes: Candidates, left: np.ndarray) -> Any:
+    """The episodes that pass one rule, bool (N,); ``left``, bool (N,), are those that the rules before it have left."""
+    amount = getattr(keep, rule)
+    match rule:
+        case "success":
+            return episodes.success
+        case "min_return":
+            limit: Any = min_return_threshold(keep, episodes.task, episodes.expert_return)
+            return at_or_above(episodes.returns, limit)
+        case "returns":
+            return in_range(keep, episodes.returns)
+        case "where":
+            return episodes.where
+        case "episodes":
+            return episodes.listed
+        case "best":
+            return _lowest(left, -episodes.returns, amount)
+        case "sample":
+            assert episodes.hashes is not None
+            if isinstance(amount, int):
+                return _lowest(left, episodes.hashes, amount)
+            # A share takes every hash below it, and at least the lowest.
+            return _lowest(left, episodes.hashes, 1) | (episodes.hashes < np.uint64(amount * 2.0**64))
 
 
-def _best(keep: Keep, episodes: Candidates, left: np.ndarray) -> np.ndarray:
-    """The highest returns of those left; of equal returns the first in source order."""
-    assert keep.best is not None
-    return _lowest(left, -episodes.returns, keep.best)
-
-
-def _sample(keep: Keep, episodes: Candidates, left: np.ndarray) -> np.ndarray:
-    """A number takes the lowest hashes of those left; a share takes every hash below it, and at least the lowest."""
-    assert keep.sample is not None
-    assert episodes.hashes is not None
-    if isinstance(keep.sample, int):
-        return _lowest(left, episodes.hashes, keep.sample)
-    return _lowest(left, episodes.hashes, 1) | (episodes.hashes < np.uint64(keep.sample * 2.0**64))
-
-
-def _mark(marks: np.ndarray | None) -> np.ndarray:
-    assert marks is not None
-    return marks
-
-
-RULES: dict[str, tuple[str, Callable[[Keep, Candidates, np.ndarray], np.ndarray]]] = {
-    "success": ("not_success", lambda keep, episodes, left: _mark(episodes.success)),
-    "min_return": ("below_threshold", _above_threshold),
-    "returns": ("outside_range", lambda keep, episodes, left: in_range(keep, episodes.returns)),
-    "where": ("not_where", lambda keep, episodes, left: _mark(episodes.where)),
-    "episodes": ("not_listed", lambda keep, episodes, left: _mark(episodes.listed)),
-    "best": ("not_best", _best),
-    "sample": ("not_sampled", _sample),
+RULES = {
+    "success": "not_success",
+    "min_return": "below_threshold",
+    "returns": "outside_range",
+    "where": "not_where",
+    "episodes": "not_listed",
+    "best": "not_best",
+    "sample": "not_sampled",
 }
-"""For each field of ``Keep``: the reason for dropping, and the rule. The rules are applied in this order; a rule gets
-the config, the episodes and, bool (N,), those that the rules before it have left, and returns bool (N,)."""
-
-FILTER_REASONS: Sequence[str] = tuple(reason for reason, _ in RULES.values())
+"""For each field of ``Keep`` that is a rule: the reason for dropping. The rules are applied in this order."""
+FILTER_REASONS = tuple(RULES.values())
 
 
 def apply_rules(keep: Keep, candidates: Candidates) -> FilterOutcome:
@@ -134,9 +128,9 @@ def apply_rules(keep: Keep, candidates: Candidates) -> FilterOutcome:
     total = len(candidates.returns)
     playable = np.ones(total, bool) if candidates.playable is None else candidates.playable
     left, failed = np.ones(total, bool), np.full(total, -1, np.int8)
-    for number, (key, (_, rule)) in enumerate(RULES.items()):
-        if getattr(keep, key) is not None:
-            passes = rule(keep, candidates, left & playable)
+    for number, rule in enumerate(RULES):
+        if getattr(keep, rule) is not None:
+            passes = _passes(rule, keep, candidates, left & playable)
             failed[left & ~passes] = number
             left &= passes
     return FilterOutcome(left, failed, min_return_threshold(keep, candidates.task, candidates.expert_return))

@@ -10,9 +10,9 @@ import json
 import math
 import re
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from gatokit.schemas.errors import ConfigError, DataError
 from gatokit.schemas.tokens import BINS, CONTINUOUS_OFFSET, DISCRETE_VALUES, PATCH
@@ -29,6 +29,10 @@ DISCRETE_OFFSET = CONTINUOUS_OFFSET + BINS
 
 class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid")
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class FileEntry(_Model):
@@ -219,10 +223,8 @@ def local_directory(path: str | Path) -> Path:
 FieldKind = Literal["text", "image", "discrete", "continuous"]
 
 
-class ImageSpec(BaseModel):
+class ImageSpec(_Frozen):
     """How the frames of a field are stored: pixels, codec, and how a frame of another size is resized."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     height: int
     width: int
@@ -239,7 +241,7 @@ class ImageSpec(BaseModel):
         return self.height // PATCH, self.width // PATCH
 
 
-class FieldSpec(BaseModel):
+class FieldSpec(_Frozen):
     """One observation or action field of a time step.
 
     ``path`` is the key path joined by ``/`` and begins with ``observation`` or ``action``. ``shape`` and
@@ -247,8 +249,6 @@ class FieldSpec(BaseModel):
     pairs of a continuous action, one for all components or one each; ``num`` the number of values of a
     discrete field, if known.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     path: str
     kind: FieldKind
@@ -279,11 +279,9 @@ class FieldSpec(BaseModel):
         return math.prod(self.shape)
 
 
-class EpisodeSpec(BaseModel):
+class EpisodeSpec(_Frozen):
     """The fields of a task's time step in token order: observations by key path, then actions by key path
     (Gato, section 2.1)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     fields: tuple[FieldSpec, ...]
 
@@ -308,43 +306,36 @@ class EpisodeSpec(BaseModel):
         return json_digest(self.model_dump(mode="json"), 6)
 
 
-class ImageRule(BaseModel):
+_Side = Annotated[int, Field(gt=0, multiple_of=PATCH)]
+
+
+class ImageRule(_Frozen):
     """Size, codec and filter of a document's stored images; ``tokenizers.document.prepare`` applies it.
 
     Exactly one of ``size`` and ``max_patches`` is set. Its JSON is part of shard tasks, of fingerprints and of
     ``dataset.json``, so that evaluation can prepare an image exactly as the build did.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    size: tuple[int, int] | None = None
-    """Height and width of every image, multiples of 16."""
-    max_patches: int | None = None
+    size: tuple[_Side, _Side] | None = None
+    """Height and width of every image."""
+    max_patches: Annotated[int, Field(ge=1)] | None = None
     """Keeps the shape, in at most this many patches."""
     codec: Literal["png", "jpeg"] | None = None
     """None: JPEG for JPEG and lossy WebP, PNG for everything else."""
-    quality: int = 95
+    quality: Annotated[int, Field(ge=1, le=100)] = 95
     """JPEG quality of an image that has to be encoded."""
     resize: Literal["area"] = "area"
     """Filter of an image that has to be resized (OpenCV's INTER_AREA)."""
 
     @model_validator(mode="after")
-    def _check(self) -> "ImageRule":
+    def _one_size(self) -> "ImageRule":
         if (self.size is None) == (self.max_patches is None):
             raise ValueError("give size or max_patches, one of them")
-        if self.size is not None and any(side <= 0 or side % PATCH for side in self.size):
-            raise ValueError(f"height and width must be multiples of {PATCH}, not {list(self.size)}")
-        if self.max_patches is not None and self.max_patches < 1:
-            raise ValueError(f"max_patches must be 1 or more, not {self.max_patches}")
-        if not 1 <= self.quality <= 100:
-            raise ValueError(f"quality must be from 1 to 100, not {self.quality}")
         return self
 
 
-class DocumentRules(BaseModel):
+class DocumentRules(_Frozen):
     """What a build does with the documents of a dataset."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     pictures: ImageRule | None
     """How images are stored; None if documents hold only text."""

@@ -55,11 +55,10 @@ class ModelConfig(_Model):
     def _of_size(cls, value: Any) -> Any:
         if isinstance(value, str):
             value = {"size": value}
-        if isinstance(value, dict) and value.get("size") is not None:
-            if value["size"] not in SIZES:
-                raise ValueError(f"size must be one of {', '.join(SIZES)}, not {value['size']!r}")
-            value = SIZES[value["size"]] | value
-        return value
+        size = value.get("size") if isinstance(value, dict) else None
+        if size is not None and size not in SIZES:
+            raise ValueError(f"size must be one of {', '.join(SIZES)}, not {size!r}")
+        return SIZES[size] | value if size else value
 
     @model_validator(mode="after")
     def _divides(self) -> "ModelConfig":
@@ -206,7 +205,7 @@ class RunConfig(_Model):
         for path, parent, option in list(_find_dropped(value)):
             fixed = option.fixed(parent) if callable(option.fixed) else option.fixed
             given = parent.pop(path.rpartition(".")[2])
-            if fixed is not _ANY and given != fixed:
+            if fixed is not None and given != fixed:
                 raise ValueError(_sentence(path, option))
         return value
 
@@ -224,14 +223,11 @@ class RunConfig(_Model):
         return self
 
 
-_ANY = object()
-
-
 class _Dropped(NamedTuple):
     """An option that the run config no longer has."""
 
     fixed: Any
-    """The value that is now fixed, or a function of the mapping that held it; ``_ANY`` if no result depended on it."""
+    """The value that is now fixed, or a function of the mapping that held it; None if no result depended on it."""
     advice: str
 
 
@@ -240,8 +236,8 @@ _PATCHES = (
     "32 and 4 below"
 )
 _DROPPED = {
-    "model.patch_channels": _Dropped(lambda model: patch_block(_width(model))[0], _PATCHES),
-    "model.patch_stride": _Dropped(lambda model: patch_block(_width(model))[1], _PATCHES),
+    "model.patch_channels": _Dropped(lambda model: _patch_block_of(model)[0], _PATCHES),
+    "model.patch_stride": _Dropped(lambda model: _patch_block_of(model)[1], _PATCHES),
     "model.observation_positions": _Dropped(
         512, "remove it; there are 512. For longer observations build with smaller images (images.size) or fewer fields"
     ),
@@ -249,20 +245,19 @@ _DROPPED = {
     "input.prompt.end_share": _Dropped(0.5, "remove it; half of the prompts come from the end of their episode"),
     "input.prompt.loss": _Dropped(True, "remove it; a prompt's actions and texts are always targets"),
     "input.threads": _Dropped(
-        _ANY, "set input.workers instead: a number of processes, or 0 for two threads in the trainer's own process"
+        None, "set input.workers instead: a number of processes, or 0 for two threads in the trainer's own process"
     ),
-    "input.prefetch": _Dropped(_ANY, "remove it; four batches are kept ready, and input.workers makes them faster"),
+    "input.prefetch": _Dropped(None, "remove it; four batches are kept ready, and input.workers makes them faster"),
     "optimizer.warmup_from": _Dropped(1e-7, "remove it; warm-up begins at a learning rate of 1e-7"),
     "checkpoint.keep_every": _Dropped(
-        _ANY, "raise checkpoint.keep_last instead, or copy the checkpoints that are to stay"
+        None, "raise checkpoint.keep_last instead, or copy the checkpoints that are to stay"
     ),
-    "checkpoint.keep_best": _Dropped(_ANY, "remove it; the checkpoint of the lowest held-out loss is always kept"),
+    "checkpoint.keep_best": _Dropped(None, "remove it; the checkpoint of the lowest held-out loss is always kept"),
 }
 
 
-def _width(model: dict[str, Any]) -> int:
-    width: int = (SIZES.get(model.get("size", ""), {}) | model).get("width", 0)
-    return width
+def _patch_block_of(model: dict[str, Any]) -> tuple[int, int]:
+    return patch_block((SIZES.get(model.get("size", ""), {}) | model).get("width", 0))
 
 
 def _find_dropped(content: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], _Dropped]]:

@@ -161,7 +161,7 @@ def _episode_masks(table: pa.Table, dataset: DatasetReader) -> Masks:
 
 def _rule_masks(table: pa.Table, dataset: DatasetReader, keep: Keep) -> Masks:
     """Rows of episodes against those rules for which one row is enough."""
-    absent = [reason for key, (reason, _) in RULES.items() if getattr(keep, key) is None]
+    absent = [reason for key, reason in RULES.items() if getattr(keep, key) is None]
     masks = {"are dropped by a rule that the config does not have": _is_in(table["reason"], absent)}
     if keep.returns is not None:
         within = pa.array(in_range(keep, table["return"].to_numpy()))
