@@ -36,7 +36,7 @@ PARTS = ("scan", "build", "memory")
 def prepare(work: Path, kind: str, steps: int, name: str) -> Path:
     """A config over recorded files under as many names as it takes to reach ``steps`` steps."""
     from gatokit.environments.agents import Mix
-    from gatokit.environments.jobs import Job, record_tasks
+    from gatokit.environments.record import Job, record_tasks
 
     jobs = []
     for task, episodes in RECORDINGS[kind]:

@@ -87,8 +87,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _make_sources(output: Output, data: Path, workers: int) -> None:
     """Records episodes, and makes the images with captions and the prose."""
-    from gatokit.environments.demo import record_demo
-    from gatokit.environments.demo_corpora import make_captions, make_text
+    from gatokit.environments.demo import make_captions, make_text, record_demo
 
     output.say("\n— record episodes of four families: experts, noisy experts and random agents")
     with output.progress() as progress:

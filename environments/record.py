@@ -1,19 +1,26 @@
-"""Records RLDS directories by playing tasks: one directory per task, complete or absent."""
+"""Records RLDS directories by playing tasks, several at a time: one directory per task, complete or absent."""
 
 import contextlib
 import json
+import multiprocessing
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from queue import Empty
 from typing import Any
 
 import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bars
 
 from gatokit.environments.adapter import Adapter
 from gatokit.environments.agents import AGENTS, Actor, Bursts, Mix, episode_seed
-from gatokit.environments.writers import Recorder, metadata_of, open_recorder
+from gatokit.environments.registry import make
+from gatokit.environments.writers import EpisodeWriter, metadata_of, open_writer
 from gatokit.schemas.errors import ConfigError
 
 MARKER = "recording.json"
@@ -87,16 +94,16 @@ def record(
     partial = directory.with_name(f".{task}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    recorder = None
+    episodes = None
     try:
-        recorder = open_recorder(adapter, partial, writer)
-        returns, steps = _play(adapter, recorder, mix, seed, bursts, progress)
-        recorder.close()
+        episodes = open_writer(adapter, partial, writer)
+        returns, steps = _play(adapter, episodes, mix, seed, bursts, progress)
+        episodes.close()
     except BaseException:
         # Without this, EnvLogger's destructor would write into the folder of a later recording.
         with contextlib.suppress(Exception):
-            if recorder:
-                recorder.close()
+            if episodes:
+                episodes.close()
         shutil.rmtree(partial, ignore_errors=True)
         raise
     content = {"settings": settings, "episodes": mix.total, "steps": steps, "returns": returns}
@@ -106,26 +113,42 @@ def record(
 
 
 def _play(
-    adapter: Adapter, recorder: Recorder, mix: Mix, seed: int, bursts: Bursts, progress: Progress | None
+    adapter: Adapter, episodes: EpisodeWriter, mix: Mix, seed: int, bursts: Bursts, progress: Progress | None
 ) -> tuple[dict[str, list[float]], int]:
     """Plays the episodes. Returns the episode returns by agent in collection order, and the number of steps."""
     returns: dict[str, list[float]] = {agent: [] for agent in AGENTS}
-    steps = 0
+    total = 0
     for index, agent in enumerate(mix.order()):
         reset_seed = episode_seed(adapter.name, seed, index)
-        recorder.reset(reset_seed, metadata_of(adapter, agent, index, reset_seed))
+        observation = adapter.reset(reset_seed)
         actor = Actor(adapter, agent, reset_seed, bursts)
-        rewards: list[float] = []
-        over = False
+        steps: list[dict[str, Any]] = []
+        over = terminated = False
         while not over:
-            _, reward, terminated, truncated = recorder.step(actor.act())
-            rewards.append(reward)
-            over = terminated or truncated
-        returns[agent].append(float(np.sum(np.array(rewards, np.float32), dtype=np.float64)))
-        steps += len(rewards)
+            action = actor.act()
+            following, reward, terminated, truncated = adapter.step(action)
+            steps.append(
+                {
+                    "observation": observation,
+                    "action": action,
+                    "reward": np.float32(reward),
+                    "discount": np.float32(0 if terminated else 1),
+                    "is_first": not steps,
+                    "is_last": False,
+                    "is_terminal": False,
+                }
+            )
+            observation, over = following, terminated or truncated
+        zero = np.float32(0)
+        last = {"observation": observation, "action": np.zeros_like(action), "reward": zero, "discount": zero}
+        last |= {"is_first": False, "is_last": True, "is_terminal": terminated}
+        episodes.write({"steps": [*steps, last], **metadata_of(adapter, agent, index, reset_seed)})
+        rewards = np.array([step["reward"] for step in steps], np.float32)
+        returns[agent].append(float(np.sum(rewards, dtype=np.float64)))
+        total += len(steps)
         if progress:
             progress(adapter.name, index + 1, mix.total)
-    return returns, steps
+    return returns, total
 
 
 def read_recording(directory: str | Path) -> Recording:
@@ -157,3 +180,87 @@ def _finished(directory: Path, settings: dict[str, Any]) -> Recording:
             "record to another folder or remove it"
         )
     return recording
+
+
+@dataclass(frozen=True)
+class Job:
+    """One task to record; ``options`` go to ``make``."""
+
+    name: str
+    mix: Mix
+    seed: int = 0
+    writer: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def record_tasks(
+    work: Sequence[Job], out: str | Path, jobs: int = 1, progress: Progress | None = None
+) -> list[Recording]:
+    """Records every job in ``jobs`` processes at a time. Finished directories are skipped.
+
+    The first failure is raised when the running tasks have ended; the others are left for the next call.
+    """
+    names = [job.name for job in work]
+    duplicates = sorted({name for name in names if names.count(name) > 1})
+    if duplicates:
+        raise ConfigError(f"the task {duplicates[0]} is named twice; one recording holds all its episodes")
+    if jobs == 1 or len(work) == 1:
+        return [_record(job, str(out), progress) for job in work]
+    context = multiprocessing.get_context("spawn")
+    reports = context.Queue()
+    with ProcessPoolExecutor(min(jobs, len(work)), context, _connect, (reports,)) as pool:
+        running = [pool.submit(_record_reporting, job, str(out)) for job in work]
+        try:
+            while wait(running, timeout=0.2).not_done:
+                _forward(reports, progress)
+                if any(future.done() and future.exception() for future in running):
+                    break
+            _forward(reports, progress)
+            return [future.result() for future in running]
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _record(job: Job, out: str, progress: Progress | None) -> Recording:
+    adapter = make(job.name, **job.options)
+    try:
+        return record(adapter, out, job.mix, seed=job.seed, writer=job.writer, progress=progress)
+    finally:
+        adapter.close()
+
+
+_reports: Any = None
+
+
+def _connect(reports: Any) -> None:
+    global _reports
+    _reports = reports
+
+
+def _record_reporting(job: Job, out: str) -> Recording:
+    return _record(job, out, lambda *report: _reports.put(report))
+
+
+def _forward(reports: Any, progress: Progress | None) -> None:
+    while True:
+        try:
+            report = reports.get_nowait()
+        except Empty:
+            return
+        if progress:
+            progress(*report)
+
+
+@contextlib.contextmanager
+def progress_bars() -> Iterator[Progress]:
+    """A callback for ``record`` and ``record_tasks`` that shows one bar per task on standard error."""
+    columns = (TextColumn("{task.description:<36}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Bars(*columns, console=Console(stderr=True)) as bars:
+        rows: dict[str, TaskID] = {}
+
+        def move(task: str, done: int, total: int) -> None:
+            if task not in rows:
+                rows[task] = bars.add_task(task, total=total)
+            bars.update(rows[task], completed=done)
+
+        yield move

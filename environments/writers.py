@@ -1,18 +1,17 @@
-"""Writes rollouts to disk as RLDS with the two usual libraries: EnvLogger and TensorFlow Datasets (TFDS).
+"""Writes episodes to disk as RLDS with the two usual libraries: EnvLogger and TensorFlow Datasets (TFDS).
 
 Both store ``steps`` as (observation, action, reward, discount, is_first, is_last, is_terminal): the action is taken at
 the observation, and the reward follows it. The last step holds the final observation and zeros for the rest.
 """
 
-import abc
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from gatokit.environments.adapter import Action, Adapter, Observation, Transition, need
+from gatokit.environments.adapter import Adapter, need
 from gatokit.schemas.errors import ConfigError
 from gatokit.schemas.manifest import FieldSpec
 
@@ -22,45 +21,58 @@ WRITERS = ("envlogger", "tfrecord", "array_record", "tfrecord-shuffled", "array_
 EPISODES_PER_FILE = 50
 VERSION = "1.0.0"
 
-Metadata = dict[str, Any]
 
+class EpisodeWriter(Protocol):
+    """Writes RLDS episodes, one after the other."""
 
-class Recorder(abc.ABC):
-    """Steps an adapter and writes the episodes. ``close`` completes the dataset on disk."""
+    def write(self, episode: dict[str, Any]) -> None:
+        """Writes an episode: its ``steps``, and the keys of ``metadata_of``."""
 
-    @abc.abstractmethod
-    def reset(self, seed: int, metadata: Metadata) -> Observation:
-        """Begins an episode; ``metadata`` has the keys of ``metadata_of``."""
-
-    @abc.abstractmethod
-    def step(self, action: Action) -> Transition:
-        """One step of the adapter."""
-
-    @abc.abstractmethod
     def close(self) -> None:
         """Writes the rest and the description of the dataset."""
 
 
-def open_recorder(adapter: Adapter, directory: Path, writer: str) -> Recorder:
-    """A recorder with one of ``WRITERS`` that writes below ``directory``, which must exist."""
+def open_writer(adapter: Adapter, directory: Path, writer: str) -> EpisodeWriter:
+    """One of ``WRITERS`` for the adapter's episodes, which writes below ``directory``, which must exist."""
     if writer not in WRITERS:
         raise ConfigError(f"there is no writer {writer!r}; there are {', '.join(WRITERS)}")
     # TensorFlow reads these when it is first imported; its start-up lines would disturb a progress bar.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+    tfds = need("tensorflow_datasets")
+    config = tfds.rlds.rlds_base.DatasetConfig(
+        name=re.sub(r"\W", "_", adapter.name).lower(),
+        observation_info={field.components[-1]: _feature(tfds, field) for field in adapter.spec.observation},
+        action_info=_feature(tfds, adapter.action),
+        reward_info=np.float32,
+        discount_info=np.float32,
+        episode_metadata_info={
+            key: tfds.features.Text()
+            if isinstance(value, str)
+            else tfds.features.Tensor(shape=value.shape, dtype=value.dtype)
+            for key, value in metadata_of(adapter, "", 0, 0).items()
+        },
+    )
     if writer == "envlogger":
-        return EnvLoggerRecorder(adapter, directory)
+        return _EnvLogger(config, directory)
+    directory = directory / VERSION
+    directory.mkdir(parents=True)
+    identity = tfds.core.dataset_info.DatasetIdentity(
+        name=config.name, version=tfds.core.Version(VERSION), data_dir=str(directory), module_name=""
+    )
+    info = tfds.rlds.rlds_base.build_info(config, identity)
     file_format, _, order = writer.partition("-")
-    return TfdsRecorder(adapter, directory / VERSION, file_format, shuffle=order == "shuffled")
+    info.set_file_format(file_format)
+    return (_Shuffled if order == "shuffled" else _Sequential)(info, directory, file_format)
 
 
-def metadata_of(adapter: Adapter, agent: str, index: int, seed: int) -> Metadata:
+def metadata_of(adapter: Adapter, agent: str, index: int, seed: int) -> dict[str, Any]:
     """The metadata of an episode.
 
     ``agent_id`` text, ``env_id`` text, ``episode_index`` int64 in collection order, ``seed`` int64,
     ``time_limit`` int64, and ``num_actions`` int64 or ``action_low`` and ``action_high`` float32 (A,).
     """
-    metadata: Metadata = {
+    metadata = {
         "agent_id": agent,
         "env_id": adapter.name,
         "episode_index": np.int64(index),
@@ -72,95 +84,44 @@ def metadata_of(adapter: Adapter, agent: str, index: int, seed: int) -> Metadata
     return metadata | {"action_low": adapter.action_low, "action_high": adapter.action_high}
 
 
-class EnvLoggerRecorder(Recorder):
-    """EnvLogger around the adapter, with its TFDS backend: files ``<name>-train.tfrecord-00000``."""
+def _feature(tfds: Any, field: FieldSpec) -> Any:
+    if field.kind == "text":
+        return tfds.features.Text()
+    if field.kind == "image":
+        return tfds.features.Image(shape=field.shape, encoding_format="png")
+    return tfds.features.Tensor(shape=field.shape, dtype=np.dtype(field.dtype))
 
-    def __init__(self, adapter: Adapter, directory: Path) -> None:
-        self._view = need("gatokit.environments.dm_env_view").DmEnvView(adapter)
+
+class _EnvLogger:
+    """EnvLogger's TFDS backend: files ``<name>-train.tfrecord-00000``."""
+
+    def __init__(self, config: Any, directory: Path) -> None:
         backend = need("envlogger.backends.tfds_backend_writer").TFDSBackendWriter
         self._backend = backend(
-            data_directory=str(directory),
-            ds_config=_dataset(adapter),
-            max_episodes_per_file=EPISODES_PER_FILE,
-            version=VERSION,
-        )
-        self._metadata: Metadata = {}
-        self._env = need("envlogger").EnvLogger(
-            self._view, episode_fn=lambda timestep, action, env: self._metadata, backend=self._backend
+            data_directory=str(directory), ds_config=config, max_episodes_per_file=EPISODES_PER_FILE, version=VERSION
         )
 
-    def reset(self, seed: int, metadata: Metadata) -> Observation:
-        """Begins an episode."""
-        self._view.seed, self._metadata = seed, metadata
-        return self._env.reset().observation
-
-    def step(self, action: Action) -> Transition:
-        """One step."""
-        self._env.step(action)
-        assert self._view.transition is not None
-        return self._view.transition
+    def write(self, episode: dict[str, Any]) -> None:
+        dm_env, step_data = need("dm_env"), need("envlogger.step_data").StepData
+        # EnvLogger's step is the action that led to an observation, RLDS's is the one that follows it.
+        action, reward, discount = None, None, None
+        for step in episode["steps"]:
+            kind = dm_env.StepType.FIRST if step["is_first"] else dm_env.StepType.MID
+            if step["is_last"]:
+                kind = dm_env.StepType.LAST
+            time_step = dm_env.TimeStep(kind, reward, discount, step["observation"])
+            self._backend.record_step(step_data(time_step, action, None), is_new_episode=step["is_first"])
+            action, reward, discount = step["action"], step["reward"], step["discount"]
+        self._backend.set_episode_metadata({key: value for key, value in episode.items() if key != "steps"})
 
     def close(self) -> None:
-        """Closes the backend once; its destructor would write the description again."""
-        self._env.close()
+        self._backend.close()
+        # The backend's destructor would write the description again.
         self._backend.close = lambda: None
 
 
-class TfdsRecorder(Recorder):
-    """TFDS's own writers. Files in collection order are ``<name>-train.array_record-00000``. If episodes are shuffled
-    by the hash of their keys, as TFDS builders do, they are ``<name>-train.array_record-00000-of-00001``."""
-
-    def __init__(self, adapter: Adapter, directory: Path, file_format: str, shuffle: bool) -> None:
-        tfds = need("tensorflow_datasets")
-        config = _dataset(adapter)
-        identity = tfds.core.dataset_info.DatasetIdentity(
-            name=config.name, version=tfds.core.Version(VERSION), data_dir=str(directory), module_name=""
-        )
-        self._adapter = adapter
-        self._info = tfds.rlds.rlds_base.build_info(config, identity)
-        self._info.set_file_format(file_format)
-        self._steps: list[dict[str, Any]] = []
-        self._observation: Observation = {}
-        self._metadata: Metadata = {}
-        directory.mkdir(parents=True)
-        self._sink = (_Shuffled if shuffle else _Sequential)(self._info, directory, file_format)
-
-    def reset(self, seed: int, metadata: Metadata) -> Observation:
-        """Begins an episode."""
-        self._steps, self._metadata = [], metadata
-        self._observation = self._adapter.reset(seed)
-        return self._observation
-
-    def step(self, action: Action) -> Transition:
-        """One step. The step that ends the episode writes it."""
-        transition = self._adapter.step(action)
-        self._add(action, transition.reward, 0.0 if transition.terminated else 1.0)
-        self._observation = transition.observation
-        if transition.terminated or transition.truncated:
-            self._add(np.zeros_like(action), 0.0, 0.0, last=True, terminal=transition.terminated)
-            self._sink.add({"steps": self._steps, **self._metadata})
-        return transition
-
-    def _add(self, action: Action, reward: float, discount: float, last: bool = False, terminal: bool = False) -> None:
-        self._steps.append(
-            {
-                "observation": self._observation,
-                "action": action,
-                "reward": np.float32(reward),
-                "discount": np.float32(discount),
-                "is_first": not self._steps,
-                "is_last": last,
-                "is_terminal": terminal,
-            }
-        )
-
-    def close(self) -> None:
-        """Closes the last file and writes the description."""
-        self._sink.close()
-
-
 class _Sequential:
-    """TFDS's SequentialWriter."""
+    """TFDS's SequentialWriter, in collection order: files ``<name>-train.array_record-00000``."""
 
     def __init__(self, info: Any, directory: Path, file_format: str) -> None:
         self._writer = need("tensorflow_datasets").core.SequentialWriter(
@@ -168,7 +129,7 @@ class _Sequential:
         )
         self._writer.initialize_splits(["train"])
 
-    def add(self, episode: dict[str, Any]) -> None:
+    def write(self, episode: dict[str, Any]) -> None:
         self._writer.add_examples({"train": [episode]})
 
     def close(self) -> None:
@@ -176,7 +137,7 @@ class _Sequential:
 
 
 class _Shuffled:
-    """The writer of TFDS's builders, which orders episodes by the hashes of their keys."""
+    """The writer of TFDS's builders, in the order of the keys' hashes: ``<name>-train.array_record-00000-of-00001``."""
 
     def __init__(self, info: Any, directory: Path, file_format: str) -> None:
         tfds = need("tensorflow_datasets")
@@ -198,7 +159,7 @@ class _Shuffled:
             example_writer=writer.ExampleWriter(file_format=info.file_format),
         )
 
-    def add(self, episode: dict[str, Any]) -> None:
+    def write(self, episode: dict[str, Any]) -> None:
         self._writer.write(f"episode-{int(episode['episode_index'])}", self._info.features.encode_example(episode))
 
     def close(self) -> None:
@@ -208,30 +169,3 @@ class _Shuffled:
         )
         self._info.set_splits(self._splits.SplitDict([split]))
         self._info.write_to_directory(self._directory)
-
-
-def _dataset(adapter: Adapter) -> Any:
-    """The description of a task's episodes for TFDS's RLDS builders."""
-    tfds = need("tensorflow_datasets")
-    return tfds.rlds.rlds_base.DatasetConfig(
-        name=re.sub(r"\W", "_", adapter.name).lower(),
-        observation_info={field.components[-1]: _feature(field) for field in adapter.spec.observation},
-        action_info=_feature(adapter.action),
-        reward_info=np.float32,
-        discount_info=np.float32,
-        episode_metadata_info={key: _metadata_feature(value) for key, value in metadata_of(adapter, "", 0, 0).items()},
-    )
-
-
-def _feature(field: FieldSpec) -> Any:
-    features = need("tensorflow_datasets").features
-    if field.kind == "text":
-        return features.Text()
-    if field.kind == "image":
-        return features.Image(shape=field.shape, encoding_format="png")
-    return features.Tensor(shape=field.shape, dtype=np.dtype(field.dtype))
-
-
-def _metadata_feature(value: Any) -> Any:
-    features = need("tensorflow_datasets").features
-    return features.Text() if isinstance(value, str) else features.Tensor(shape=value.shape, dtype=value.dtype)

@@ -6,8 +6,7 @@ from typing import Any
 
 from gatokit.environments import tasks
 from gatokit.environments.agents import Mix
-from gatokit.environments.jobs import Job, progress_bars, record_tasks
-from gatokit.environments.record import DEFAULT_WRITER
+from gatokit.environments.record import DEFAULT_WRITER, Job, progress_bars, record_tasks
 from gatokit.environments.writers import WRITERS
 from gatokit.schemas.errors import GatokitError
 

@@ -16,7 +16,7 @@ from packages import DM_CONTROL
 from shared import shared
 
 from gatokit.environments.agents import Mix
-from gatokit.environments.jobs import Job, record_tasks
+from gatokit.environments.record import Job, record_tasks
 
 __all__ = ["mixed", "mixed_config"]
 

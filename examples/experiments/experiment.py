@@ -10,7 +10,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from gatokit.environments.jobs import Job, progress_bars, record_tasks
+from gatokit.environments.record import Job, progress_bars, record_tasks
 
 ROOT = Path(__file__).resolve().parents[2]
 VOCABULARY = ROOT / "demo" / "vocabulary.model"

@@ -12,7 +12,7 @@ from pathlib import Path
 from experiment import build, draw_curves, evaluate, record, train
 
 from gatokit.environments.agents import Mix
-from gatokit.environments.jobs import Job
+from gatokit.environments.record import Job
 
 TASK = "metaworld/door-close-v3"
 """The pretrained model knows the arm from two other tasks, but no door."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from experiment import build, evaluate, record, train
 
 from gatokit.environments.agents import Mix
-from gatokit.environments.jobs import Job
+from gatokit.environments.record import Job
 
 TASK = "dm_control/cartpole-balance"
 SHARES = (0.0, 1.0)

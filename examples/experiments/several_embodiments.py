@@ -11,7 +11,7 @@ from pathlib import Path
 from experiment import build, evaluate, record, train
 
 from gatokit.environments.agents import Mix
-from gatokit.environments.jobs import Job
+from gatokit.environments.record import Job
 
 JOBS = (
     Job("metaworld/reach-v3", Mix(expert=100, noisy=60), writer="tfrecord"),

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gatokit.cli.console import needs
-from gatokit.environments.demo_corpora import make_captions
+from gatokit.environments.demo import make_captions
 from gatokit.schemas.errors import ConfigError, missing_package
 
 WITHOUT = """

@@ -14,8 +14,7 @@ from packages import ENVLOGGER
 
 from gatokit.environments import Adapter, make
 from gatokit.environments.agents import Actor, Mix, episode_seed
-from gatokit.environments.jobs import Job, record_tasks
-from gatokit.environments.record import MARKER, read_recording, record
+from gatokit.environments.record import MARKER, Job, read_recording, record, record_tasks
 from gatokit.schemas.errors import ConfigError
 
 pytestmark = pytest.mark.usefixtures("native_envlogger")

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from gatokit.environments.demo_corpora import make_captions, make_text
+from gatokit.environments.demo import make_captions, make_text
 
 
 @pytest.fixture(scope="module")
