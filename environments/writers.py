@@ -47,10 +47,7 @@ def open_writer(adapter: Adapter, directory: Path, writer: str) -> EpisodeWriter
         reward_info=np.float32,
         discount_info=np.float32,
         episode_metadata_info={
-            key: tfds.features.Text()
-            if isinstance(value, str)
-            else tfds.features.Tensor(shape=value.shape, dtype=value.dtype)
-            for key, value in metadata_of(adapter, "", 0, 0).items()
+            key: _metadata_feature(tfds, value) for key, value in metadata_of(adapter, "", 0, 0).items()
         },
     )
     if writer == "envlogger":
@@ -90,6 +87,12 @@ def _feature(tfds: Any, field: FieldSpec) -> Any:
     if field.kind == "image":
         return tfds.features.Image(shape=field.shape, encoding_format="png")
     return tfds.features.Tensor(shape=field.shape, dtype=np.dtype(field.dtype))
+
+
+def _metadata_feature(tfds: Any, value: Any) -> Any:
+    if isinstance(value, str):
+        return tfds.features.Text()
+    return tfds.features.Tensor(shape=value.shape, dtype=value.dtype)
 
 
 class _EnvLogger:
