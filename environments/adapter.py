@@ -9,7 +9,6 @@ import numpy as np
 
 from gatokit.schemas.errors import ConfigError, install_hint
 from gatokit.schemas.manifest import EpisodeSpec, FieldSpec
-from gatokit.schemas.words import did_you_mean
 
 Observation = dict[str, Any]
 """Field name to value: an array of the declared dtype and shape, or ``str``."""
@@ -42,9 +41,11 @@ class Adapter(abc.ABC):
     ``time_limit`` counts steps; the step that reaches it is truncated. ``hz`` is the control rate, None if time has no
     meaning. Everything after ``reset(seed)`` is a function of the seed and the actions.
 
-    A family implements ``_begin``, ``_advance``, ``_expert``, ``render`` and ``close``, and ``_expert_on`` if its
-    expert ``expert_observes``.
+    A family implements ``_begin``, ``_advance``, ``_expert`` and ``render``, and ``_expert_on`` if its expert
+    ``expert_observes``. ``_env`` is its environment.
     """
+
+    _env: Any
 
     expert_observes = False
     """Whether the expert acts on an observation alone; otherwise it reads the simulator's state."""
@@ -65,23 +66,19 @@ class Adapter(abc.ABC):
         self.spec = EpisodeSpec.ordered([*observation, action])
         self.time_limit = time_limit
         self.hz = hz
-        self._action = action
-        self._steps: int | None = None
-
-    @property
-    def action(self) -> FieldSpec:
+        self.action = action
         """The action field of ``spec``."""
-        return self._action
+        self._steps: int | None = None
 
     @property
     def action_low(self) -> np.ndarray:
         """float32 (A,): the lowest action of a continuous space."""
-        return np.array([low for low, _ in self._action.range or ()], np.float32)
+        return np.array([low for low, _ in self.action.range or ()], np.float32)
 
     @property
     def action_high(self) -> np.ndarray:
         """float32 (A,): the highest action of a continuous space."""
-        return np.array([high for _, high in self._action.range or ()], np.float32)
+        return np.array([high for _, high in self.action.range or ()], np.float32)
 
     def reset(self, seed: int) -> Observation:
         """Begins the episode of ``seed`` and returns its first observation."""
@@ -115,20 +112,20 @@ class Adapter(abc.ABC):
 
     def random_action(self, rng: np.random.Generator) -> Action:
         """An action drawn uniformly from the action space."""
-        if self._action.kind == "discrete":
-            return np.array(rng.integers(self._action.num or 1), np.int64)
+        if self.action.kind == "discrete":
+            return np.array(rng.integers(self.action.num or 1), np.int64)
         return rng.uniform(self.action_low, self.action_high).astype(np.float32)
 
     def checked(self, action: Action | int) -> Action:
         """``action`` in the declared dtype, shape and range. Raises ValueError if that is impossible."""
-        if self._action.kind == "discrete":
+        if self.action.kind == "discrete":
             number = np.asarray(action)
-            if number.shape != () or number.dtype.kind not in "iu" or not 0 <= number < (self._action.num or 0):
-                raise ValueError(f"{self.name}: {action!r} is not one of the {self._action.num} discrete actions")
+            if number.shape != () or number.dtype.kind not in "iu" or not 0 <= number < (self.action.num or 0):
+                raise ValueError(f"{self.name}: {action!r} is not one of the {self.action.num} discrete actions")
             return number.astype(np.int64)
         values = np.asarray(action, np.float32)
-        if values.shape != self._action.shape or not np.isfinite(values).all():
-            raise ValueError(f"{self.name}: an action is {self._action.shape} finite floats, not {action!r}")
+        if values.shape != self.action.shape or not np.isfinite(values).all():
+            raise ValueError(f"{self.name}: an action is {self.action.shape} finite floats, not {action!r}")
         return np.clip(values, self.action_low, self.action_high)
 
     @abc.abstractmethod
@@ -138,9 +135,9 @@ class Adapter(abc.ABC):
         Raises ConfigError if the machine cannot render it.
         """
 
-    @abc.abstractmethod
     def close(self) -> None:
         """Frees the environment's resources."""
+        self._env.close()
 
     @abc.abstractmethod
     def _begin(self, seed: int) -> Observation: ...
@@ -163,10 +160,3 @@ def need(module: str) -> ModuleType:
         package = module.partition(".")[0]
         extra = {"envlogger": "envlogger", "tensorflow_datasets": "record"}.get(package, "environments")
         raise ConfigError(f"{module} cannot be imported ({error})", way_out=install_hint(extra, package)) from None
-
-
-def unknown_task(family: str, task: str, known: list[str]) -> ConfigError:
-    """The error for a task that a family does not have."""
-    shown = ", ".join(known[:8]) + (", …" if len(known) > 8 else "")
-    way_out = did_you_mean(task, known) or f"it has {len(known)}: {shown}"
-    return ConfigError(f"{family} has no task {task!r}", way_out=way_out)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from gatokit.environments.adapter import Action, Adapter, Observation, Transition, need, unknown_task
+from gatokit.environments.adapter import Action, Adapter, Observation, Transition, need
 from gatokit.schemas.errors import ConfigError
 from gatokit.schemas.manifest import FieldSpec, ImageSpec
 from gatokit.schemas.tokens import PATCH
@@ -19,13 +19,6 @@ SIZE = (96, 80)
 def tasks() -> list[str]:
     """The games that have a controller."""
     return sorted(_CONTROLLERS)
-
-
-def make(task: str, time_limit: int = STEPS, size: tuple[int, int] = SIZE) -> Adapter:
-    """One game; ``size`` is the height and width of the observed frame, multiples of 16."""
-    if task not in _CONTROLLERS:
-        raise unknown_task("atari", task, tasks())
-    return Atari(task, time_limit, size)
 
 
 class Atari(Adapter):
@@ -86,9 +79,9 @@ class Atari(Adapter):
         screen: np.ndarray = self._ale.getScreenRGB()
         return screen
 
-    def close(self) -> None:
-        """Closes the emulator."""
-        self._env.close()
+
+make = Atari
+"""The adapter of one game; ``size`` is the height and width of the observed frame, multiples of 16."""
 
 
 def _breakout(ram: np.ndarray) -> str:

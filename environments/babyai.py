@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from gatokit.environments.adapter import Action, Adapter, NoExpertError, Observation, Transition, need, unknown_task
+from gatokit.environments.adapter import Action, Adapter, NoExpertError, Observation, Transition, need
 from gatokit.schemas.manifest import FieldSpec
 
 STEPS = 512
@@ -23,14 +23,6 @@ def tasks() -> list[str]:
     need("minigrid")
     ids = need("gymnasium").registry
     return sorted(name.removeprefix(_PREFIX) for name in ids if name.startswith(_PREFIX) and "ImpUnlock" not in name)
-
-
-def make(task: str, time_limit: int = STEPS) -> Adapter:
-    """One level. Its own step bound applies if it is below ``time_limit``."""
-    known = tasks()
-    if task not in known:
-        raise unknown_task("babyai", task, known)
-    return BabyAI(task, time_limit)
 
 
 class BabyAI(Adapter):
@@ -102,9 +94,9 @@ class BabyAI(Adapter):
         image: np.ndarray = self._env.unwrapped.get_frame(highlight=True, tile_size=32)
         return image
 
-    def close(self) -> None:
-        """Closes the environment."""
-        self._env.close()
+
+make = BabyAI
+"""The adapter of one level. Its own step bound applies if it is below ``time_limit``."""
 
 
 def _bounded_bot() -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from gatokit.environments.adapter import Action, Adapter, Observation, Transition, need, unknown_task
+from gatokit.environments.adapter import Action, Adapter, Observation, Transition, need
 from gatokit.environments.rendering import RENDER_SIZE, rendering
 from gatokit.schemas.manifest import FieldSpec
 
@@ -18,13 +18,6 @@ STEPS = 1000
 def tasks() -> list[str]:
     """``domain-task`` names."""
     return sorted(_CONTROLLERS)
-
-
-def make(task: str, time_limit: int = STEPS) -> Adapter:
-    """One task; ``time_limit`` up to 1000 steps."""
-    if task not in _CONTROLLERS:
-        raise unknown_task("dm_control", task, tasks())
-    return DmControl(task, time_limit)
 
 
 class DmControl(Adapter):
@@ -79,9 +72,9 @@ class DmControl(Adapter):
             image: np.ndarray = self._env.physics.render(height, width, camera_id=0)
         return image
 
-    def close(self) -> None:
-        """Closes the simulator."""
-        self._env.close()
+
+make = DmControl
+"""The adapter of one task; ``time_limit`` up to 1000 steps."""
 
 
 def _pendulum(physics: Any) -> list[float]:

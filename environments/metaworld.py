@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from gatokit.environments.adapter import Action, Adapter, Observation, Transition, need, unknown_task
+from gatokit.environments.adapter import Action, Adapter, Observation, Transition, need
 from gatokit.environments.rendering import RENDER_SIZE, rendering
 from gatokit.schemas.manifest import FieldSpec
 
@@ -17,13 +17,6 @@ STEPS = 500
 def tasks() -> list[str]:
     """The 50 task names, as Meta-World spells them."""
     return sorted(_policies().ENV_POLICY_MAP)
-
-
-def make(task: str, time_limit: int = STEPS) -> Adapter:
-    """One task; ``time_limit`` up to 500 steps."""
-    if task not in _policies().ENV_POLICY_MAP:
-        raise unknown_task("metaworld", task, tasks())
-    return MetaWorld(task, time_limit)
 
 
 class MetaWorld(Adapter):
@@ -92,7 +85,11 @@ class MetaWorld(Adapter):
         """Closes the simulator."""
         if self._renderer is not None:
             self._renderer.close()
-        self._env.close()
+        super().close()
+
+
+make = MetaWorld
+"""The adapter of one task; ``time_limit`` up to 500 steps."""
 
 
 def _policies() -> Any:

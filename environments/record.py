@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from queue import Empty
 from typing import Any
@@ -87,7 +88,13 @@ def record(
         "spec": adapter.spec.id,
     }
     if directory.exists():
-        recording = _finished(directory, settings)
+        recording, recorded = _read(directory)
+        for key, value in settings.items():
+            if recorded.get(key) != value:
+                differs = f"{key} {recorded.get(key)}, not {value}"
+                raise ConfigError(
+                    f"{directory} holds a recording with {differs}; record to another folder or remove it"
+                )
         if progress:
             progress(adapter.name, mix.total, mix.total)
         return recording
@@ -153,33 +160,17 @@ def _play(
 
 def read_recording(directory: str | Path) -> Recording:
     """Reads the marker of a finished task directory. Raises ConfigError if there is none."""
+    return _read(Path(directory))[0]
+
+
+def _read(directory: Path) -> tuple[Recording, dict[str, Any]]:
+    """The recording in a directory, and its settings."""
     try:
-        content: dict[str, Any] = json.loads((Path(directory) / MARKER).read_text(encoding="utf-8"))
-        settings = content["settings"]
-        return Recording(
-            settings["env_id"],
-            Path(directory),
-            settings["writer"],
-            content["episodes"],
-            content["steps"],
-            content["returns"],
-        )
+        content: dict[str, Any] = json.loads((directory / MARKER).read_text(encoding="utf-8"))
+        settings, counts = content["settings"], (content["episodes"], content["steps"])
+        return Recording(settings["env_id"], directory, settings["writer"], *counts, content["returns"]), settings
     except (OSError, ValueError, KeyError):
         raise ConfigError(f"{directory} is not a finished recording: it has no readable {MARKER}; remove it") from None
-
-
-def _finished(directory: Path, settings: dict[str, Any]) -> Recording:
-    """The recording in a directory. Raises ConfigError if it was made with other settings."""
-    recording = read_recording(directory)
-    recorded = json.loads((directory / MARKER).read_text(encoding="utf-8"))["settings"]
-    different = [key for key in settings if recorded.get(key) != settings[key]]
-    if different:
-        key = different[0]
-        raise ConfigError(
-            f"{directory} holds a recording with {key} {recorded.get(key)}, not {settings[key]}; "
-            "record to another folder or remove it"
-        )
-    return recording
 
 
 @dataclass(frozen=True)
@@ -200,10 +191,10 @@ def record_tasks(
 
     The first failure is raised when the running tasks have ended; the others are left for the next call.
     """
-    names = [job.name for job in work]
-    duplicates = sorted({name for name in names if names.count(name) > 1})
-    if duplicates:
-        raise ConfigError(f"the task {duplicates[0]} is named twice; one recording holds all its episodes")
+    names = sorted(job.name for job in work)
+    for name, following in pairwise(names):
+        if name == following:
+            raise ConfigError(f"the task {name} is named twice; one recording holds all its episodes")
     if jobs == 1 or len(work) == 1:
         return [_record(job, str(out), progress) for job in work]
     context = multiprocessing.get_context("spawn")

@@ -28,7 +28,13 @@ def make(name: str, **options: Any) -> Adapter:
     family, slash, task = name.partition("/")
     if not slash:
         raise ConfigError(f"{name!r} is no environment: write family/task, with one of {', '.join(FAMILIES)}")
-    return _module(family).make(task, **options)
+    known = tasks(family)
+    if task not in known:
+        shown = ", ".join(known[:8]) + (", …" if len(known) > 8 else "")
+        way_out = did_you_mean(task, known) or f"it has {len(known)}: {shown}"
+        raise ConfigError(f"{family} has no task {task!r}", way_out=way_out)
+    adapter: Adapter = _module(family).make(task, **options)
+    return adapter
 
 
 def _module(family: str) -> Any:
