@@ -5,7 +5,7 @@ import json
 import multiprocessing
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
@@ -14,9 +14,6 @@ from queue import Empty
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
-from rich.progress import Progress as Bars
 
 from gatokit.environments.adapter import Adapter
 from gatokit.environments.agents import AGENTS, Actor, Bursts, Mix, episode_seed
@@ -240,18 +237,3 @@ def _forward(reports: Any, progress: Progress | None) -> None:
             return
         if progress:
             progress(*report)
-
-
-@contextlib.contextmanager
-def progress_bars() -> Iterator[Progress]:
-    """A callback for ``record`` and ``record_tasks`` that shows one bar per task on standard error."""
-    columns = (TextColumn("{task.description:<36}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Bars(*columns, console=Console(stderr=True)) as bars:
-        rows: dict[str, TaskID] = {}
-
-        def move(task: str, done: int, total: int) -> None:
-            if task not in rows:
-                rows[task] = bars.add_task(task, total=total)
-            bars.update(rows[task], completed=done)
-
-        yield move

@@ -4,9 +4,10 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
+from gatokit.cli.console import Output
 from gatokit.environments import tasks
 from gatokit.environments.agents import Mix
-from gatokit.environments.record import DEFAULT_WRITER, Job, progress_bars, record_tasks
+from gatokit.environments.record import DEFAULT_WRITER, Job, record_tasks
 from gatokit.environments.writers import WRITERS
 from gatokit.schemas.errors import GatokitError
 
@@ -34,7 +35,7 @@ def record_family(
         names = tasks(family) if arguments.tasks == ["all"] else arguments.tasks
         mix, of_adapter = Mix.of(arguments.episodes), options(arguments) if options else {}
         jobs = [Job(f"{family}/{name}", mix, arguments.seed, arguments.writer, of_adapter) for name in names]
-        with progress_bars() as progress:
+        with Output(as_json=False).progress() as progress:
             recordings = record_tasks(jobs, arguments.out, arguments.jobs, progress)
     except GatokitError as error:
         parser.error(str(error))

@@ -10,7 +10,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from gatokit.environments.record import Job, progress_bars, record_tasks
+from gatokit.cli.console import Output
+from gatokit.environments.record import Job, record_tasks
 
 ROOT = Path(__file__).resolve().parents[2]
 VOCABULARY = ROOT / "demo" / "vocabulary.model"
@@ -23,7 +24,7 @@ FIELDS = {
 
 def record(jobs: Sequence[Job], out: Path) -> None:
     """Records the tasks that are not recorded yet below ``out``."""
-    with progress_bars() as progress:
+    with Output(as_json=False).progress() as progress:
         for item in record_tasks(jobs, out, 2, progress):
             means = ", ".join(f"{agent} {value:.1f}" for agent, value in item.mean_return.items())
             print(f"{item.env_id}: {item.episodes} episodes, {item.steps} steps; {means}", flush=True)
