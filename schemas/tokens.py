@@ -101,11 +101,6 @@ class Episode:
     discount: np.ndarray | None
     flags: np.ndarray
 
-    @property
-    def steps(self) -> int:
-        """S, the number of time steps."""
-        return len(self.flags)
-
 
 @dataclass(frozen=True)
 class Document:

@@ -121,7 +121,7 @@ class EpisodeShardBuilder:
             spec = self._header.specs[spec_id]
             try:
                 episode = to_episode(raw, features, spec, columns["episode_id"][row])
-                sequence = self._tokenizers[spec_id].encode(episode.values, episode.steps)
+                sequence = self._tokenizers[spec_id].encode(episode.values, len(episode.flags))
             except RejectedError as error:
                 yield row, error
                 continue
