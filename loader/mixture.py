@@ -20,13 +20,14 @@ import pyarrow.parquet as pq
 
 from gatokit.loader.records import Shard
 from gatokit.schemas.errors import ConfigError, DataError
-from gatokit.schemas.index import TRAIN, check_index_version
+from gatokit.schemas.index import TRAIN
 from gatokit.schemas.manifest import (
     DatasetEntry,
     DatasetFile,
     EpisodeSpec,
     Manifest,
     TokenizerSettings,
+    check_index_version,
     digest,
     json_digest,
     local_directory,

@@ -1,12 +1,8 @@
 """The index: one row for each episode or document of a dataset, dropped ones included, and the table of tasks."""
 
-from pathlib import Path
-
 import pyarrow as pa
 
-from gatokit.schemas.errors import DataError
-
-INDEX_VERSION = 1
+from gatokit.schemas.manifest import INDEX_VERSION
 
 INDEX = pa.schema(
     [
@@ -90,12 +86,3 @@ BAD_REASONS = {
 
 REASONS = RULE_REASONS | BAD_REASONS
 """Every value of the index column ``reason``, and what it means."""
-
-
-def check_index_version(schema: pa.Schema, path: str | Path) -> None:
-    """Raises DataError if the index file at ``path``, of this schema, is of a newer version than this gatokit reads."""
-    version = int((schema.metadata or {}).get(b"gatokit.index", b"0"))
-    if version > INDEX_VERSION:
-        raise DataError(
-            f"{path} has index version {version} and this gatokit reads up to {INDEX_VERSION}: install a newer gatokit"
-        )

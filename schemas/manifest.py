@@ -18,6 +18,7 @@ from gatokit.schemas.errors import ConfigError, DataError
 from gatokit.schemas.tokens import BINS, CONTINUOUS_OFFSET, DISCRETE_VALUES, PATCH
 
 MANIFEST_VERSION = 1
+INDEX_VERSION = 1
 MANIFEST = "manifest.json"
 VOCABULARY = "vocabulary.model"
 LOG = "build.log.jsonl"
@@ -410,8 +411,13 @@ def read_versioned(path: str | Path, model: type[Model], newest: int) -> Model:
         raise DataError(f"{path} cannot be read: {error}") from None
 
 
-def _check_version(version: Any, newest: int, path: str | Path) -> None:
+def check_index_version(schema: Any, path: str | Path) -> None:
+    """Raises DataError if the index file at ``path``, of this Arrow schema, is newer than this gatokit reads."""
+    _check_version(int((schema.metadata or {}).get(b"gatokit.index", b"0")), INDEX_VERSION, path, "index")
+
+
+def _check_version(version: Any, newest: int, path: str | Path, what: str = "format") -> None:
     if not isinstance(version, int) or version > newest:
         raise DataError(
-            f"{path} has format version {version} and this gatokit reads up to {newest}: install a newer gatokit"
+            f"{path} has {what} version {version} and this gatokit reads up to {newest}: install a newer gatokit"
         )

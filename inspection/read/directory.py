@@ -18,8 +18,15 @@ from gatokit.inspection.read.index import EpisodeRow, TaskRow, TaskTotals
 from gatokit.inspection.read.stored import StoredDocument, StoredEpisode, join_document, join_episode
 from gatokit.schemas.config import CorpusConfig, Keep
 from gatokit.schemas.errors import DataError
-from gatokit.schemas.index import INDEX, check_index_version
-from gatokit.schemas.manifest import DatasetEntry, DatasetFile, EpisodeSpec, Manifest, local_directory
+from gatokit.schemas.index import INDEX
+from gatokit.schemas.manifest import (
+    DatasetEntry,
+    DatasetFile,
+    EpisodeSpec,
+    Manifest,
+    check_index_version,
+    local_directory,
+)
 from gatokit.schemas.record import Record
 from gatokit.storage.array_record import ArrayRecordFile
 from gatokit.tokenizers.document import DocumentTokenizer

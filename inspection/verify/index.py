@@ -19,7 +19,7 @@ from gatokit.inspection.read.index import coded, where_column
 from gatokit.inspection.verify.records import Owner
 from gatokit.schemas.config import CorpusConfig, Keep, document_rules
 from gatokit.schemas.filter import FILTER_REASONS, RULES, at_or_above, in_range
-from gatokit.schemas.index import HELD_OUT, INDEX, REASONS, TRAIN, check_index_version
+from gatokit.schemas.index import HELD_OUT, INDEX, REASONS, TRAIN
 from gatokit.schemas.manifest import (
     DATASET,
     MANIFEST,
@@ -28,6 +28,7 @@ from gatokit.schemas.manifest import (
     ShardEntry,
     SplitEntry,
     TokenizerSettings,
+    check_index_version,
     json_digest,
 )
 from gatokit.schemas.where import Where
