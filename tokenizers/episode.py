@@ -97,18 +97,17 @@ class EpisodeTokenizer:
             else:
                 ids = np.empty((steps, tensor.components), np.uint16)
                 tensor.encode(array, ids)
-                tokens[arrangement.index(section, tensor.components)] = ids
+                tokens[arrangement.index(section)] = ids.ravel()
         for section, constant in self._constants.items():
             if arrangement.alike:
                 arrangement.columns(tokens, section)[...] = constant
             else:
-                tokens[arrangement.index(section, self._layout.width(section))] = constant
+                tokens[arrangement.index(section)] = constant
         for section, (ids_of_texts, at) in texts.items() if steps else ():
             if arrangement.alike:
                 arrangement.columns(tokens, section)[...] = np.stack(ids_of_texts)[at]
             else:
-                ids = np.concatenate([ids_of_texts[number] for number in at.tolist()])
-                tokens[arrangement.ragged_index(section)] = ids
+                tokens[arrangement.index(section)] = np.concatenate([ids_of_texts[number] for number in at.tolist()])
         return TokenSequence(
             tokens=tokens,
             kinds=arrangement.kinds,
@@ -131,7 +130,7 @@ class EpisodeTokenizer:
         arrangement = self._layout.arrangement_of(sequence)
         tokens, steps, count = sequence.tokens, len(sequence.step_begin), len(self._images)
         for section, constant in self._constants.items():
-            if (tokens[arrangement.index(section, self._layout.width(section))] != constant).any():
+            if (tokens[arrangement.index(section)] != constant).any():
                 raise ValueError(f"a separator or image patch has another id than {constant}")
         if [image.token for image in sequence.images] != arrangement.first_tokens(self._images):
             raise ValueError(f"the sequence's images are not at the tokens of its {steps} steps' image fields")
@@ -139,7 +138,7 @@ class EpisodeTokenizer:
         for section, field in self._layout.fields.items():
             if section in self._tensors:
                 tensor = self._tensors[section]
-                values[field.path] = tensor.decode(tokens[arrangement.index(section, tensor.components)])
+                values[field.path] = tensor.decode(tokens[arrangement.index(section)].reshape(steps, tensor.components))
             elif field.kind == "image":
                 images = [placed.image for placed in sequence.images[self._images.index(section) :: count]]
                 if wrong := _wrong_size(field, images):
@@ -229,12 +228,7 @@ class Arrangement:
         first, end, width = int(self.begin[section]), int(self.begin[section + 1]), int(self.begin[-1])
         return tokens.reshape(len(self.step_begin), width)[:, first:end]
 
-    def index(self, section: int, width: int) -> np.ndarray:
-        """The tokens of one section of ``width`` tokens in every step, int64 (S, width)."""
-        first = self.step_begin.astype(np.int64) + self.begin[..., section]
-        return first[:, None] + np.arange(width)
-
-    def ragged_index(self, section: int) -> np.ndarray:
+    def index(self, section: int) -> np.ndarray:
         """The tokens of one section in all steps, one step after the other, int64 (sum of its widths,)."""
         widths = np.broadcast_to(self.begin[..., section + 1] - self.begin[..., section], self.step_begin.shape)
         first = self.step_begin.astype(np.int64) + self.begin[..., section]
@@ -269,10 +263,6 @@ class StepLayout:
         self._widths = [*(field.tokens or 0 for field in observation), 1, *(field.tokens or 0 for field in action)]
         kinds = [_OBSERVATION_KINDS[field.kind] for field in observation]
         self._kinds = bytes([*kinds, TokenKind.SEPARATOR, *(_ACTION_KINDS[field.kind] for field in action)])
-
-    def width(self, section: int) -> int:
-        """Tokens of a section that is not text."""
-        return self._widths[section]
 
     def arrange(self, steps: int, text_widths: np.ndarray | None = None) -> Arrangement:
         """Where the tokens of ``steps`` steps stand; ``text_widths`` int (S, X) are the tokens of every text field.
