@@ -61,12 +61,17 @@ def scan(
     beam_arguments: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> Result:
-    """Writes the index of every dataset without decoding or tokenizing anything.
-
-    ``only`` names one dataset. ``limit`` takes only the first episodes of each task. ``workers`` is the number of local
-    processes, ``beam_arguments`` are Beam's own options.
-    """
-    return _run("scan", config_path, out, only, limit, workers, beam_arguments, progress, False)
+    """Writes the index of every dataset without decoding or tokenizing anything. Arguments as for ``build``."""
+    return build(
+        config_path,
+        out,
+        only=only,
+        limit=limit,
+        workers=workers,
+        beam_arguments=beam_arguments,
+        progress=progress,
+        content="scan",
+    )
 
 
 def build(
@@ -79,26 +84,15 @@ def build(
     beam_arguments: Sequence[str] = (),
     progress: Progress | None = None,
     update: bool = False,
+    content: Literal["build", "scan"] = "build",
 ) -> Result:
-    """Builds every dataset of a config. An interrupted build continues where it stopped. Arguments as for ``scan``.
+    """Builds every dataset of a config. An interrupted build continues where it stopped.
 
-    With ``update`` the directory may hold a finished build of another config or of other source files. Shards that are
-    in both stay. Until the new build is finished, the directory is the old one.
+    ``only`` names one dataset. ``limit`` takes only the first episodes of each task. ``workers`` is the number of local
+    processes, ``beam_arguments`` are Beam's own options. With ``update`` the directory may hold a finished build of
+    another config or of other source files. Shards that are in both stay, and until the new build is finished, the
+    directory is the old one. ``content`` is ``scan`` if only indexes are written.
     """
-    return _run("build", config_path, out, only, limit, workers, beam_arguments, progress, update)
-
-
-def _run(
-    content: Literal["build", "scan"],
-    config_path: str | Path,
-    out: str | Path,
-    only: str | None,
-    limit: int | None,
-    workers: int,
-    beam_arguments: Sequence[str],
-    progress: Progress | None,
-    update: bool,
-) -> Result:
     begin, root, where = time.monotonic(), out_directory(out), jobs.execution(beam_arguments, workers)
     work, log = root / WORK, _Log(root / LOG)
     if (where.local_workers or 1) > 1:
@@ -211,11 +205,9 @@ def _build(
     pieces = {index: (str(shard.path), str(index.parent)) for index, shard in shards.items()}
 
     def finished() -> set[Path]:
-        found = set()
+        found: set[Path] = set()
         for plan in plans:
-            directory = root / plan.dataset.config.name
-            done = finished_shards(directory, [shard.stem for shard in plan.shards])
-            found |= {directory / (stem + INDEX_SUFFIX) for stem in done}
+            found |= finished_shards(root / plan.dataset.config.name, [shard.stem for shard in plan.shards])
         return found
 
     reused = finished()

@@ -56,8 +56,6 @@ _PACKAGES = (
 _COUNTED_COLUMNS = ["task", "agent", "kept", "split", "steps", "tokens", "lost", "reason", "detail", "episode_id"]
 _TEMPORARY = re.compile(re.escape(files.TEMPORARY) + r"[0-9a-f]{32}-.+", re.DOTALL)
 _SUMMARY = re.compile(r"(dataset(-[0-9a-f]{16})?\.json|tasks(-[0-9a-f]{16})?\.parquet)")
-_SHARD = re.compile(r"-[0-9a-f]{16}(-\d{3,})?\.arrayrecord")
-_INDEX = re.compile(r"-[0-9a-f]{16}" + re.escape(INDEX_SUFFIX))
 
 
 # --- a dataset ---------------------------------------------------------------------------------------------------
@@ -330,45 +328,46 @@ def collect(directory: str | Path, *, work: bool = False, dry_run: bool = False)
         if MANIFEST in there:
             manifest = Manifest.parse(files.read_bytes(root / MANIFEST), root / MANIFEST)
             named = {file.path for file in manifest.files}
-        found = list(_leftovers(root, named, work))
-        if not dry_run:
-            _remove(root, found)
-            if work:
-                files.remove_tree(root / WORK)
+        found = _remove_leftovers(root, named, work=work, dry_run=dry_run)
+        if work and not dry_run:
+            files.remove_tree(root / WORK)
         return found
 
 
-def _remove_leftovers(root: Path, named: Collection[str]) -> list[Leftover]:
-    """Removes what the manifest, which names the paths ``named``, does not name. The work folder stays."""
-    found = list(_leftovers(root, named, work=False))
-    _remove(root, found)
-    return found
+def _remove_leftovers(
+    root: Path, named: Collection[str] | None, *, work: bool = False, dry_run: bool = False
+) -> list[Leftover]:
+    """Removes the files that a job wrote, recognised by their names, and that are not ``named``, and returns them.
 
-
-def _leftovers(root: Path, named: Collection[str] | None, work: bool) -> Iterator[Leftover]:
-    """The files that a job wrote, recognised by their names, and that are not ``named``.
-
-    If ``named`` is None, only temporary files.
+    If ``named`` is None, only temporary files. In the work folder also only those, unless ``work`` is set.
     """
+    found: list[Leftover] = []
     for name in files.names(root):
         if name == WORK:
-            yield from _of_work(root, WORK, work)
+            found += _of_work(root, WORK, work)
         elif _TEMPORARY.fullmatch(name):
-            yield Leftover(name, files.size(root / name))
+            found.append(Leftover(name, files.size(root / name)))
         elif not name.startswith(".") and _is_folder(root / name):
-            yield from _of_dataset(root, name, named)
+            found += _of_dataset(root, name, named)
+    if not dry_run:
+        for item in found:
+            files.remove(root / item.path)
+        for name in {item.path.partition("/")[0] for item in found if "/" in item.path} - {WORK}:
+            if not files.is_remote(root) and not files.names(root / name):
+                (root / name).rmdir()
+    return found
 
 
 def _of_dataset(root: Path, name: str, named: Collection[str] | None) -> Iterator[Leftover]:
     there = files.sizes(root / name)
-    own = {file: file.startswith(name) and _INDEX.fullmatch(file, len(name)) is not None for file in there}
+    stem = re.escape(name) + "-[0-9a-f]{16}"
+    indexes = {file for file in there if re.fullmatch(stem + re.escape(INDEX_SUFFIX), file)}
     # An index marks a folder as ours and its shard as done, so it goes last.
-    for file in sorted(there, key=lambda file: (own[file], file)):
-        path = f"{name}/{file}"
-        is_ours = own[file] or (file.startswith(name) and _SHARD.fullmatch(file, len(name)) is not None)
-        is_ours |= any(own.values()) and _SUMMARY.fullmatch(file) is not None
-        if _TEMPORARY.fullmatch(file) or (is_ours and named is not None and path not in named):
-            yield Leftover(path, there[file])
+    for file in sorted(there, key=lambda file: (file in indexes, file)):
+        is_ours = file in indexes or re.fullmatch(stem + r"(-\d{3,})?\.arrayrecord", file)
+        is_ours = is_ours or (indexes and _SUMMARY.fullmatch(file))
+        if _TEMPORARY.fullmatch(file) or (is_ours and named is not None and f"{name}/{file}" not in named):
+            yield Leftover(f"{name}/{file}", there[file])
 
 
 def _of_work(root: Path, path: str, everything: bool) -> Iterator[Leftover]:
@@ -385,11 +384,3 @@ def _of_work(root: Path, path: str, everything: bool) -> Iterator[Leftover]:
 def _is_folder(path: Path) -> bool:
     """Whether the path is a directory and no link."""
     return files.is_directory(path) and not path.is_symlink()
-
-
-def _remove(root: Path, found: list[Leftover]) -> None:
-    for item in found:
-        files.remove(root / item.path)
-    for name in {item.path.partition("/")[0] for item in found if "/" in item.path} - {WORK}:
-        if not files.is_remote(root) and not files.names(root / name):
-            (root / name).rmdir()

@@ -278,8 +278,8 @@ def read_out_of_range(metadata: dict[bytes, bytes]) -> OutOfRange:
     return json.loads(metadata[_OUT_OF_RANGE])
 
 
-def finished_shards(directory: Path, stems: Sequence[str]) -> list[str]:
-    """Those of the splits that are finished: the index exists, and so does every part that it names, with its size."""
+def finished_shards(directory: Path, stems: Sequence[str]) -> set[Path]:
+    """The indexes of the splits that are finished: every part that the index names exists and has its size."""
     there = sizes(directory) if is_directory(directory) else {}
 
     def is_finished(index: Path) -> bool:
@@ -290,6 +290,6 @@ def finished_shards(directory: Path, stems: Sequence[str]) -> list[str]:
             return False
         return all(there.get(part.file) == part.size for part in parts)
 
-    begun = [stem for stem in stems if stem + INDEX_SUFFIX in there]
-    found = prefetch([directory / (stem + INDEX_SUFFIX) for stem in begun], is_finished, lambda _: _FOOTER_BYTES)
-    return [stem for stem, finished in zip(begun, found, strict=True) if finished]
+    begun = [directory / (stem + INDEX_SUFFIX) for stem in stems if stem + INDEX_SUFFIX in there]
+    found = prefetch(begun, is_finished, lambda _: _FOOTER_BYTES)
+    return {index for index, finished in zip(begun, found, strict=True) if finished}
