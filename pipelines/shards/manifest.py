@@ -55,7 +55,7 @@ _PACKAGES = (
 )
 _COUNTED_COLUMNS = ["task", "agent", "kept", "split", "steps", "tokens", "lost", "reason", "detail", "episode_id"]
 _TEMPORARY = re.compile(re.escape(files.TEMPORARY) + r"[0-9a-f]{32}-.+", re.DOTALL)
-_SUMMARY = re.compile(r"(dataset(-[0-9a-f]{16})?\.json|tasks(-[0-9a-f]{16})?\.parquet)")
+_SUMMARY = r"(dataset(-[0-9a-f]{16})?\.json|tasks(-[0-9a-f]{16})?\.parquet)"
 
 
 # --- a dataset ---------------------------------------------------------------------------------------------------
@@ -362,10 +362,10 @@ def _of_dataset(root: Path, name: str, named: Collection[str] | None) -> Iterato
     there = files.sizes(root / name)
     stem = re.escape(name) + "-[0-9a-f]{16}"
     indexes = {file for file in there if re.fullmatch(stem + re.escape(INDEX_SUFFIX), file)}
+    patterns = [stem + r"(-\d{3,})?\.arrayrecord", *([_SUMMARY] if indexes else [])]
     # An index marks a folder as ours and its shard as done, so it goes last.
     for file in sorted(there, key=lambda file: (file in indexes, file)):
-        is_ours = file in indexes or re.fullmatch(stem + r"(-\d{3,})?\.arrayrecord", file)
-        is_ours = is_ours or (indexes and _SUMMARY.fullmatch(file))
+        is_ours = file in indexes or any(re.fullmatch(pattern, file) for pattern in patterns)
         if _TEMPORARY.fullmatch(file) or (is_ours and named is not None and f"{name}/{file}" not in named):
             yield Leftover(f"{name}/{file}", there[file])
 
