@@ -1,4 +1,4 @@
-"""Trains a SentencePiece model: on given sentences, or on a sample of a config's text.
+"""Trains a SentencePiece model on a sample of a config's text.
 
 The sample is taken from what a build of the config keeps for training. Of all documents, and the distinct texts of each
 episode, it takes those whose ids have the lowest hashes, as many as fit. So each dataset has its share by bytes, and
@@ -10,7 +10,6 @@ import hashlib
 import heapq
 import io
 import json
-import logging
 import re
 import signal
 import subprocess
@@ -100,25 +99,6 @@ class TrainedVocabulary:
     held_out_characters_per_token: float | None
     warnings: tuple[str, ...]
     seconds: float
-
-
-def train_vocabulary(
-    texts: Iterable[str], path: str | Path, pieces: int = TEXT_IDS, *, normalization: Normalization = "nfkc"
-) -> int:
-    """Trains a unigram model with byte fallback, and writes it to ``path``; texts that are too long are cut.
-
-    A corpus too small for ``pieces`` gives a smaller model, with a warning in the log. Returns the number of pieces.
-    Raises ConfigError if there is no text at all.
-    """
-    try:
-        model = _train((sentence for text in texts for sentence in sentences(text)), pieces, normalization)
-    except RuntimeError as error:
-        raise ConfigError(f"{path}: no vocabulary can be trained on this text: {error}") from None
-    trained = TextTokenizer(model).pieces
-    if trained < pieces:
-        logging.getLogger(__name__).warning("the text gives %d pieces instead of %d", trained, pieces)
-    write_atomically(path, model)
-    return trained
 
 
 def make_vocabulary(
@@ -402,8 +382,11 @@ def _characters_per_token(text: TextTokenizer, sample: list[Piece]) -> float | N
     return characters / tokens if tokens else None
 
 
-def _train(lines: Iterable[str | bytes], pieces: int, normalization: Normalization, threads: int = 1) -> bytes:
-    """The bytes of a model. Raises RuntimeError if SentencePiece cannot make one of these sentences."""
+def train_model(lines: Iterable[str | bytes], pieces: int, normalization: Normalization, threads: int = 1) -> bytes:
+    """The bytes of a unigram model with byte fallback; fewer pieces than asked for if the text is too small.
+
+    Raises RuntimeError if SentencePiece cannot make a model of these sentences.
+    """
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(lines),
@@ -440,7 +423,7 @@ def _main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     pieces, normalization = json.loads(sys.argv[1])
     try:
-        model = _train(sys.stdin.buffer.read().split(CUT.encode()), pieces, normalization, _THREADS)
+        model = train_model(sys.stdin.buffer.read().split(CUT.encode()), pieces, normalization, _THREADS)
     except RuntimeError as error:
         print(error, file=sys.stderr)
         sys.exit(_FAILED)

@@ -85,7 +85,7 @@ def native_envlogger(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A SentencePiece model trained on Python's own reference."""
-    from gatokit.pipelines.vocabulary import train_vocabulary
+    from tests.helpers.vocabularies import train_vocabulary
 
     def fill(folder: Path) -> None:
         lines = [line.strip() for text in pydoc_data.topics.topics.values() for line in text.splitlines()]

@@ -1,7 +1,6 @@
 """What a vocabulary keeps of a text, and what it is trained on."""
 
 import json
-import logging
 from pydoc_data.topics import topics
 
 import pytest
@@ -9,9 +8,10 @@ import sentencepiece
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gatokit.pipelines.vocabulary import make_vocabulary, train_vocabulary
-from gatokit.schemas.errors import ConfigError, DataError
+from gatokit.pipelines.vocabulary import make_vocabulary, train_model
+from gatokit.schemas.errors import DataError
 from gatokit.tokenizers.text import TextTokenizer
+from tests.helpers.vocabularies import train_vocabulary
 
 LINES = [
     "def run(self):\n    if a <  b:  \n\treturn 'ä € 漢字 😀'\n\n",
@@ -83,13 +83,10 @@ def test_long_sentences_are_cut_not_dropped(tmp_path):
     assert len(TextTokenizer.load(tmp_path / "v.model").encode(" zebra")) == 1
 
 
-def test_a_small_text_gives_fewer_pieces_and_a_warning(tmp_path, caplog):
-    with caplog.at_level(logging.WARNING):
-        assert train_vocabulary(["a b"], tmp_path / "v.model", 32_000, normalization="identity") == 262
-    assert caplog.messages == ["the text gives 262 pieces instead of 32000"]
-    with pytest.raises(ConfigError, match="no vocabulary can be trained on this text"):
-        train_vocabulary([], tmp_path / "none.model")
-    assert not (tmp_path / "none.model").exists()
+def test_a_small_text_gives_fewer_pieces_and_no_text_none(tmp_path):
+    assert train_vocabulary(["a b"], tmp_path / "v.model", 32_000, normalization="identity") == 262
+    with pytest.raises(RuntimeError):
+        train_model([], 300, "identity")
 
 
 def test_the_child_trains_what_this_process_would(tmp_path):

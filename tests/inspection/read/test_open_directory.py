@@ -12,11 +12,11 @@ from array_record.python.array_record_module import ArrayRecordReader
 from PIL import Image
 
 from gatokit.inspection import open_directory
-from gatokit.pipelines.vocabulary import train_vocabulary
 from gatokit.schemas.errors import ConfigError, DataError
 from gatokit.schemas.index import INDEX
 from gatokit.schemas.record import Record
 from gatokit.tokenizers.image_codec import decode
+from tests.helpers.vocabularies import train_vocabulary
 
 
 def positions(recorded, dataset, row):
