@@ -64,3 +64,8 @@ def install_hint(extra: str, package: str | None = None) -> str:
         python = f"Python {newest[0]}.{newest[1]}"
         return f"it cannot be had above {python}: run this in {python}"
     return f"run in a checkout of gatokit: pip install '.[{extra}]'"
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of another library's message, or the error's type if it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

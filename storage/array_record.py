@@ -9,7 +9,7 @@ from pathlib import Path
 
 from array_record.python.array_record_module import ArrayRecordReader
 
-from gatokit.schemas.errors import DataError
+from gatokit.schemas.errors import DataError, first_line
 
 RANDOM_ACCESS = "readahead_buffer_size:0,max_parallelism:0"
 """No threads, and nothing is read ahead of what was asked for."""
@@ -37,7 +37,7 @@ class ArrayRecordFile:
         try:
             self._reader = ArrayRecordReader(str(path), options)
         except (RuntimeError, ValueError) as error:
-            reason = _first_line(error)
+            reason = first_line(error)
             raise ArrayRecordError(f"{path} cannot be opened as an ArrayRecord file: {reason}", reason) from None
         self.is_whole: bool = self._reader.ok()
         self.records: int = self._reader.num_records() if self.is_whole else 0
@@ -47,7 +47,7 @@ class ArrayRecordFile:
         try:
             found: list[bytes] = self._reader.read(begin, end)
         except Exception as error:  # the library raises many types, and each means the same
-            reason = _first_line(error)
+            reason = first_line(error)
         else:
             if len(found) == end - begin:
                 return found
@@ -65,7 +65,3 @@ class ArrayRecordFile:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

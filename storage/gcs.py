@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 from uuid import uuid4
 
-from gatokit.schemas.errors import ConfigError, DataError, install_hint
+from gatokit.schemas.errors import ConfigError, DataError, first_line, install_hint
 
 _NAME = re.compile(r"gs:/{1,2}(?P<bucket>[^/]+)(?:/(?P<object>.*))?", re.DOTALL)
 _LEAST, _MOST = 1 << 16, 1 << 23
@@ -389,10 +389,6 @@ def _os_errors(path: str | Path) -> Iterator[None]:
     except exceptions.PreconditionFailed:
         raise ReplacedObjectError(f"{canonical(path)}: was replaced, or exists already") from None
     except (exceptions.Forbidden, exceptions.Unauthorized) as error:
-        raise ObjectError(f"{canonical(path)}: access denied: {_first_line(error)}") from None
+        raise ObjectError(f"{canonical(path)}: access denied: {first_line(error)}") from None
     except (*failures, InvalidResponse) as error:
-        raise ObjectError(f"{canonical(path)}: {_first_line(error)}") from None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ObjectError(f"{canonical(path)}: {first_line(error)}") from None

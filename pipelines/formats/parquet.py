@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gatokit.schemas.errors import DataError
+from gatokit.schemas.errors import DataError, first_line
 from gatokit.storage import files as storage
 
 BATCH_BYTES = 8 << 20
@@ -74,7 +74,7 @@ class ParquetRows:
                         position += 1
                 detail = "the row group ends early"
             except (pa.ArrowException, OSError, ValueError) as error:
-                detail = _first_line(error)
+                detail = first_line(error)[:200]
             if position < end:
                 yield DamagedRows(position, group, end - position, detail)
 
@@ -92,7 +92,7 @@ def open_rows(path: str, name: str) -> Iterator[ParquetRows]:
         try:
             file = pq.ParquetFile(source, buffer_size=_BUFFER_BYTES, pre_buffer=False, page_checksum_verification=True)
         except (pa.ArrowException, OSError, ValueError) as error:
-            raise DamagedFileError(_first_line(error)) from None
+            raise DamagedFileError(first_line(error)[:200]) from None
         yield ParquetRows(file)
 
 
@@ -147,7 +147,3 @@ def _bytes_type(type_: pa.DataType) -> pa.DataType:
     if pa.types.is_list(type_):
         return pa.list_(type_.value_field.with_type(_bytes_type(type_.value_type)))
     return type_
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
