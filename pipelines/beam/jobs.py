@@ -46,13 +46,13 @@ from gatokit.storage import files
 from gatokit.storage.files import is_remote
 from gatokit.tokenizers.text import TextTokenizer
 
-NAMESPACE = "gatokit"
+_NAMESPACE = "gatokit"
 """Namespace of the counters, which are sums of ``Counts``. A piece that is done twice counts twice."""
 ERRORS = "errors"
 """Folder in ``work`` with the reasons of pieces that failed."""
-ATTEMPTS = "attempts"
+_ATTEMPTS = "attempts"
 """Folder in ``work`` with a marker for each piece that is being worked on."""
-FULL = "the disk is full; make room and run the build again: finished shards stay"
+_FULL = "the disk is full; make room and run the build again: finished shards stay"
 _M_MMAP_THRESHOLD = -3
 _POLL_SECONDS = 0.2
 _LISTING_SECONDS = 5.0
@@ -120,7 +120,7 @@ def _do(attempt: Callable[[bool], Counts], work: str, name: str) -> Counts:
     try:
         # The collector need not look again and again at what exists already: modules, features and columns.
         gc.freeze()
-        with marked(Path(work) / ATTEMPTS / key) as died:
+        with marked(Path(work) / _ATTEMPTS / key) as died:
             return attempt(died)
     except (GatokitError, OSError) as error:
         files.write_atomically(Path(work) / ERRORS / f"{key}.json", json.dumps({"message": sentence(error)}).encode())
@@ -146,7 +146,7 @@ def marked(marker: Path) -> Iterator[bool]:
 def sentence(error: Exception) -> str:
     """The message of an error for the user who can mend its reason."""
     message = str(error) if isinstance(error, GatokitError) else f"{type(error).__name__}: {error}"
-    return f"{FULL} ({message})" if _is_full(message) else message
+    return f"{_FULL} ({message})" if _is_full(message) else message
 
 
 def _is_full(message: str) -> bool:
@@ -184,7 +184,7 @@ class _Do(beam.DoFn):
     def process(self, piece: Any) -> None:
         """Does one piece."""
         for name, count in self._call(piece).items():
-            Metrics.counter(NAMESPACE, name).inc(count)
+            Metrics.counter(_NAMESPACE, name).inc(count)
 
 
 @dataclass(frozen=True)
@@ -299,7 +299,7 @@ def run(
             with pipeline:
                 spread = pipeline | "Pieces" >> beam.Create(pieces, reshuffle=False) | "Spread" >> beam.Reshuffle()
                 _ = spread | stage.capitalize() >> beam.ParDo(_Do(call))
-            found = pipeline.result.metrics().query(MetricsFilter().with_namespace(NAMESPACE))["counters"]
+            found = pipeline.result.metrics().query(MetricsFilter().with_namespace(_NAMESPACE))["counters"]
             counters.update((counter.key.metric.name, int(counter.result)) for counter in found)
         except BaseException as error:
             failure.append(error)
@@ -317,7 +317,7 @@ def run(
     if failure:
         said = str(failure[0])
         if _is_full(said):
-            raise DataError(FULL)
+            raise DataError(_FULL)
         if DIED in said:
             raise WorkerDiedError(said[said.index(DIED) :].splitlines()[0])
         if where.is_elsewhere:
