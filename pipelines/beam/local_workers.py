@@ -16,7 +16,7 @@ import sys
 import threading
 import traceback
 import types
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from multiprocessing import forkserver
 from pathlib import Path
@@ -51,14 +51,8 @@ def prepare_workers() -> None:
 class ProcessEnvironment(Environment):
     """Runs a pipeline in processes of this machine, whose output goes to the file ``log``."""
 
-    def __init__(
-        self,
-        log: str,
-        capabilities: Iterable[str] = (),
-        artifacts: Iterable[Any] = (),
-        resource_hints: Mapping[str, bytes] | None = None,
-    ) -> None:
-        super().__init__(capabilities, artifacts, resource_hints)
+    def __init__(self, log: str) -> None:
+        super().__init__()
         self.log = log
 
     def to_runner_api_parameter(self, context: Any) -> tuple[str, bytes]:
@@ -70,7 +64,7 @@ class ProcessEnvironment(Environment):
         payload: bytes, capabilities: Any, artifacts: Any, resource_hints: Any, context: Any
     ) -> "ProcessEnvironment":
         """See ``Environment``."""
-        return ProcessEnvironment(payload.decode(), capabilities, artifacts, resource_hints)
+        return ProcessEnvironment(payload.decode())
 
 
 @WorkerHandler.register_environment(_URN, bytes)
