@@ -76,7 +76,7 @@ def test_the_table_is_for_people_and_filters_by_dataset_and_task(gatokit, built,
     ("words", "message"),
     [
         (["--step", "0"], "--step 0: the first step of a run is 1"),
-        (["--step", "1", "--at", "0.5"], "--step answers another question than --episode and --at"),
+        (["--step", "1", "--at", "0.5"], "--step and --at exclude each other"),
         (["--run", "tiny"], "--run belongs to --step"),
         (["--step", "1", "--run", "nothing"], "nothing is no file and no preset"),
     ],

@@ -101,12 +101,12 @@ def test_a_port_that_is_none_is_a_sentence(small, capsys):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        ("--serve --task reach", "--serve and --task are two views: give one of them"),
-        ("--serve --at 0.9", "--serve and --at are two views: give one of them"),
-        ("--serve --step 1", "--serve and --step are two views: give one of them"),
-        ("--serve --html x.html", "--serve and --html are two views: give one of them"),
-        ("--serve --card x.md", "--serve and --card are two views: give one of them"),
-        ("--serve --run tiny", "--serve and --run are two views: give one of them"),
+        ("--serve --task reach", "--serve and --task exclude each other: give one of them"),
+        ("--serve --at 0.9", "--serve and --at exclude each other: give one of them"),
+        ("--serve --step 1", "--serve and --step exclude each other: give one of them"),
+        ("--serve --html x.html", "--serve and --html exclude each other: give one of them"),
+        ("--serve --card x.md", "--serve and --card exclude each other: give one of them"),
+        ("--serve --run tiny", "--serve and --run exclude each other: give one of them"),
         ("--port 5006", "--port belongs to --serve: give --serve as well"),
     ],
 )
