@@ -26,8 +26,7 @@ def measure(root: Path) -> dict[str, Any]:
     begin = time.perf_counter()
     from gatokit.inspection import open_directory
     from gatokit.inspection.explorer import server
-    from gatokit.inspection.explorer.query import Filter, Order, find, page
-    from gatokit.inspection.explorer.selection import Selection
+    from gatokit.inspection.explorer.query import Filter, Order, Selection, find, page
 
     directory = open_directory(root)
     [dataset] = directory.datasets.values()

@@ -1,23 +1,23 @@
-"""Filters and the table of rows of one session: the widgets make a ``Filter``, and a page of its match is drawn."""
+"""The tasks and rows of one session: widgets make a ``Filter``, and a page of the rows that match is drawn."""
 
 import asyncio
+import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import panel as pn
 
-from gatokit.inspection.explorer.columns import COLUMNS, FIRST, FIRST_OF_DOCUMENTS, KINDS, value_of
-from gatokit.inspection.explorer.query import Filter, Match, Order, find, page, toggled
-from gatokit.inspection.explorer.selection import Selection
-from gatokit.inspection.explorer.task_list import TaskList
+from gatokit.inspection.explorer.query import COLUMNS, Filter, Match, Order, Selection, find, page, toggled, value_of
 from gatokit.inspection.explorer.widgets import WIDGET_STYLE, Table, Words, column, table_data
 from gatokit.inspection.read.directory import DatasetReader
-from gatokit.inspection.read.index import EpisodeRow
+from gatokit.inspection.read.index import EpisodeRow, TaskTotals
 from gatokit.schemas.errors import ConfigError, GatokitError
 from gatokit.schemas.index import HELD_OUT, REASONS, TRAIN
 from gatokit.schemas.words import counted, shown
 
+TASKS_A_PAGE = 15
+TASK_COLUMNS = tuple(field.name for field in dataclasses.fields(TaskTotals))
 ROWS_A_PAGE = 20
 _MOST_OPTIONS = 2_000
 """Tasks that a list to choose from may have; more are found in the table of tasks."""
@@ -26,6 +26,80 @@ _ALL_TASKS = ""
 """The value of the choice of all tasks; no task has this name."""
 _KEPT = {"kept": True, "dropped": False}
 _WIDE = ("episode_id", "detail", "source_file", "shard")
+_FIRST = ("episode_id", "task", "agent", "return", "steps", "kept", "reason", "split", "tokens")
+"""Columns of episodes that are shown until others are chosen."""
+_FIRST_OF_DOCUMENTS = ("episode_id", "kept", "reason", "split", "tokens", "records")
+
+
+# --- tasks ----------------------------------------------------------------------------------------------------------
+
+
+def arranged(lines: Sequence[TaskTotals], text: str, column: str, descending: bool) -> list[TaskTotals]:
+    """The tasks whose name has ``text`` in it, in upper or lower case, sorted; unknown values come last."""
+    named = [line for line in lines if text.casefold() in line.task.casefold()]
+    known = [line for line in named if getattr(line, column) is not None]
+    unknown = [line for line in named if getattr(line, column) is None]
+    # A stable sort keeps equal values in order of name, also in reverse.
+    return [*sorted(known, key=lambda line: getattr(line, column), reverse=descending), *unknown]
+
+
+class TaskList:
+    """The table of tasks of the chosen dataset: found by name, sorted, one of them chosen."""
+
+    def __init__(self, choose: Callable[[str], None]) -> None:
+        """``choose`` is called with the task that somebody clicks on."""
+        self._choose = choose
+        self._lines: list[TaskTotals] = []
+        self._shown: list[TaskTotals] = []
+        self._names: list[str] = []
+        self._marked: str | None = None
+        self._begin, self._order = 0, Order("task")
+        self.text = pn.widgets.TextInput(
+            placeholder="find a task", stylesheets=[WIDGET_STYLE], sizing_mode="stretch_width", margin=(8, 0)
+        )
+        self.table = Table({"open": self._open, "sort": self._sort, "begin": self._turn})
+        self.text.param.watch(lambda _: self._turn(0), "value_input")
+
+    def take(self, dataset: DatasetReader) -> list[str]:
+        """Shows the tasks of another dataset, and returns their names."""
+        self._lines, self._marked = dataset.task_totals, None
+        hidden = {"expert_return", "threshold", "steps"} if dataset.holds_documents else {"threshold", "steps"}
+        self._names = [name for name in TASK_COLUMNS if name not in hidden]
+        self.text.param.update(value="", value_input="", visible=len(self._lines) > TASKS_A_PAGE)
+        self._turn(0)
+        return [line.task for line in self._lines]
+
+    def mark(self, task: str | None) -> None:
+        """Marks the task that rows are filtered by."""
+        self._marked = task
+        self._turn(self._begin)
+
+    def _open(self, place: int) -> None:
+        self._choose(self._shown[place].task)
+
+    def _sort(self, name: str) -> None:
+        self._order = toggled(self._order, name)
+        self._turn(0)
+
+    def _turn(self, begin: int) -> None:
+        self._begin, order = begin, self._order
+        lines = arranged(self._lines, self.text.value_input or "", order.column, order.descending)
+        self._shown = lines[begin : begin + TASKS_A_PAGE]
+        self.table.data = table_data(
+            [column(name, number=name != "task", sorts=True) for name in self._names],
+            [[shown(getattr(line, name)) for name in self._names] for line in self._shown],
+            begin=begin,
+            total=len(lines),
+            size=TASKS_A_PAGE,
+            sort=order.column,
+            descending=order.descending,
+            marked=next((at for at, line in enumerate(self._shown) if line.task == self._marked), -1),
+            empty="No task has this in its name." if self._lines else "The dataset has no tasks.",
+            unit="tasks",
+        )
+
+
+# --- rows -----------------------------------------------------------------------------------------------------------
 
 
 class _Superseded(Exception):
@@ -52,8 +126,9 @@ class Browse:
         self._order: Order | None = None
         self._missing: tuple[str, ...] = ()
         self._lock = asyncio.Lock()
+        self._is_resetting = False
         style: dict[str, Any] = {"stylesheets": [WIDGET_STYLE], "sizing_mode": "stretch_width", "margin": 0}
-        select = partial(pn.widgets.Select, **style)
+        select, write = partial(pn.widgets.Select, **style), partial(pn.widgets.TextInput, **style)
         names = list(self._datasets)
         self.dataset = select(label="dataset", options=names, value=names[0])
         self.tasks = TaskList(self._choose_task)
@@ -61,28 +136,24 @@ class Browse:
         self.kept = select(label="kept", options=[ANY, *_KEPT])
         self.split = select(label="split", options=[ANY, TRAIN, HELD_OUT])
         self.reason = select(label="reason", options=[ANY, *REASONS])
-        self.text = pn.widgets.TextInput(label="text in id", placeholder="any", **style)
-        self.where = pn.widgets.TextInput(
-            label="expression", placeholder="return > 0.5 * expert_return and steps < 400", **style
-        )
+        self.text = write(label="text in id", placeholder="any")
+        self.where = write(label="expression", placeholder="return > 0.5 * expert_return and steps < 400")
         self.wrong, self.counts = Words(visible=False), Words()
         self.rows = Table({"open": self._open, "tick": self._tick, "sort": self._sort, "begin": self._turn})
-        button = partial(pn.widgets.Button, stylesheets=[WIDGET_STYLE], margin=(0, 8, 6, 0))
+        small: dict[str, Any] = {"stylesheets": [WIDGET_STYLE], "margin": (0, 8, 6, 0)}
+        button = partial(pn.widgets.Button, **small)
         self._all = button(label="select all that match", on_click=lambda _: self._select_all(True))
         self._none = button(label="unselect all that match", on_click=lambda _: self._select_all(False))
-        self._more = pn.widgets.Toggle(label="columns", stylesheets=[WIDGET_STYLE], margin=(0, 8, 6, 0))
-        self._shown = pn.widgets.CheckBoxGroup(
-            options=list(COLUMNS), inline=True, visible=False, **{**style, "css_classes": ["choices"]}
-        )
-        self._more.link(self._shown, value="visible")
-        self.actions = pn.Column(
-            pn.FlexBox(self._all, self._none, self._more), self._shown, sizing_mode="stretch_width"
-        )
+        more = pn.widgets.Toggle(label="columns", **small)
+        style["css_classes"] = ["choices"]
+        self._shown = pn.widgets.CheckBoxGroup(options=list(COLUMNS), inline=True, visible=False, **style)
+        more.link(self._shown, value="visible")
+        buttons = pn.FlexBox(self._all, self._none, more)
+        self.actions = pn.Column(buttons, self._shown, sizing_mode="stretch_width")
         self.dataset.param.watch(self._choose_dataset, "value")
         self._shown.param.watch(lambda _: self.draw_rows(), "value")
         for widget in (self.task, self.kept, self.split, self.reason, self.text, self.where):
             widget.param.watch(self._ask, "value")
-        self._is_resetting = False
         self._reset()
 
     @property
@@ -127,25 +198,22 @@ class Browse:
 
     def draw_rows(self) -> None:
         """Draws the page of rows, with what is selected and open."""
-        reader, match, ordinals = self.reader, self._match, self._ordinals()
+        reader, match, order, ordinals = self.reader, self._match, self._order, self._ordinals()
         names = [name for name in COLUMNS if name in self._shown.value] or ["episode_id"]
+        columns = [
+            column(
+                name, number=COLUMNS[name].kind == "number", about=COLUMNS[name].about, sorts=True, style=_style(name)
+            )
+            for name in names
+        ]
         self.rows.data = table_data(
-            [
-                column(
-                    name,
-                    number=KINDS[name] == "number",
-                    about=COLUMNS[name].about,
-                    sorts=True,
-                    style="wide" if name in _WIDE else "",
-                )
-                for name in names
-            ],
+            columns,
             [[shown(value_of(row, name)) for name in names] for row in self._page],
             begin=self._begin,
             total=0 if match is None else match.rows,
             size=ROWS_A_PAGE,
-            sort=None if self._order is None else self._order.column,
-            descending=self._order is not None and self._order.descending,
+            sort=None if order is None else order.column,
+            descending=order is not None and order.descending,
             ticked=None if reader.holds_documents else self._selection.holds(reader.name, ordinals),
             marked=next((at for at, ordinal in enumerate(ordinals) if (reader.name, ordinal) == self._opened), -1),
             fixed=True,
@@ -173,7 +241,7 @@ class Browse:
             widget.value = ANY
         self.text.value = self.where.value = ""
         self._is_resetting = False
-        self._shown.value = list(FIRST_OF_DOCUMENTS if reader.holds_documents else FIRST)
+        self._shown.value = list(_FIRST_OF_DOCUMENTS if reader.holds_documents else _FIRST)
         self._all.visible = self._none.visible = not reader.holds_documents
 
     def _choose_task(self, task: str) -> None:
@@ -194,9 +262,8 @@ class Browse:
         self.draw_rows()
 
     def _ordinals(self) -> list[int]:
-        if self._match is None:
-            return []
-        return [int(ordinal) for ordinal in self._match.ordinals[self._begin : self._begin + len(self._page)]]
+        ordinals: Any = [] if self._match is None else self._match.ordinals[self._begin : self._begin + len(self._page)]
+        return [int(ordinal) for ordinal in ordinals]
 
     def _open(self, place: int) -> None:
         self._opened = self.reader.name, self._ordinals()[place]
@@ -236,6 +303,10 @@ class Browse:
         if self._missing:
             lines.append(f"The index lacks {', '.join(self._missing)}: what depends on them is unknown.")
         self.counts.data = {"lines": lines, "style": "counts"}
+
+
+def _style(name: str) -> str:
+    return "wide" if name in _WIDE else ""
 
 
 def _options(tasks: Sequence[str]) -> dict[str, str]:

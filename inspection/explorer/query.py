@@ -1,27 +1,110 @@
-"""Finds rows of an index: a filter, an order, a page.
+"""Rows of an index as the explorer asks for them: their columns, filters, orders and pages, and which are selected.
 
-An index is read some rows at a time; of the rows that match, only the ordinals and the column to sort by are held.
+An index is read some rows at a time; of the rows that match, only the ordinals and the column to sort by are held. The
+columns are those of the index without ``record_tokens``, and two that follow from it. A new column is an entry in
+``COLUMNS`` and, if the index does not hold it, a branch of ``_IndexColumns.values``.
 
 Legend: R rows of a batch, M rows that match.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.csv as pa_csv
 
-from gatokit.inspection.explorer.columns import KINDS, IndexColumns, reads
 from gatokit.inspection.read.directory import DatasetReader
-from gatokit.inspection.read.index import EpisodeRow, among
+from gatokit.inspection.read.index import EpisodeRow, among, coded, where_column
+from gatokit.schemas import where
 from gatokit.schemas.errors import ConfigError
-from gatokit.schemas.where import Column, Strings, Truth, Where
+from gatokit.schemas.where import ColumnType, Strings, Truth, Where
 
-_COUNTED = {"kept", "steps", "tokens"}
+
+@dataclass(frozen=True)
+class Column:
+    """A column; ``about`` says what it is, ``of`` names the column of the index it is made of, if that is another."""
+
+    kind: ColumnType
+    about: str
+    of: str | None = None
+
+
+COLUMNS = {
+    "episode_id": Column("string", "the configured metadata key, or the file and the position in it"),
+    "task": Column("string", "the task"),
+    "agent": Column("string", "the source agent"),
+    "return": Column("number", "sum of the rewards"),
+    "steps": Column("number", "steps with an action"),
+    "kept": Column("truth", "whether it stays"),
+    "reason": Column("string", "why it was dropped"),
+    "split": Column("string", "train or held_out; none when dropped"),
+    "tokens": Column("number", "tokens that are stored"),
+    "order": Column("number", "collection order"),
+    "expert_return": Column("number", "windowed expert return of the task", "task"),
+    "threshold": Column("number", "lowest return that stays"),
+    "detail": Column("string", "what exactly was wrong, or left out"),
+    "lost": Column("number", "episodes of the source that the row stands for"),
+    "records": Column("number", "records that hold it", "record_tokens"),
+    "shard": Column("string", "the file that holds it", "part"),
+    "part": Column("number", "ordinal of that file in its split"),
+    "first_record": Column("number", "ordinal of its first record in that file"),
+    "source_file": Column("string", "path below the source"),
+    "source_position": Column("number", "ordinal in that file"),
+    "spec": Column("string", "key of the fields of its steps"),
+}
+KINDS: dict[str, ColumnType] = {name: column.kind for name, column in COLUMNS.items()}
+HEADER = ("episode_id", "dataset", "task")
+"""The columns of a list of selected episodes, as ``schemas.episode_list`` reads them."""
 _DISTINCT_TEXTS = ("episode_id", "detail")
 """Strings that hardly ever come twice; they are held as they are, other strings as codes."""
+
+
+def value_of(row: EpisodeRow, name: str) -> str | float | int | bool | None:
+    """The value of a column of one row; None if it is unknown."""
+    if name == "records":
+        return None if row.record_tokens is None else len(row.record_tokens)
+    found: str | float | int | bool | None = getattr(row, "episode_return" if name == "return" else name)
+    return found
+
+
+class _IndexColumns:
+    """Turns rows of one dataset's index into columns."""
+
+    def __init__(self, dataset: DatasetReader) -> None:
+        self._expert = dataset.expert_returns
+        splits = dataset.totals.splits
+        self._ends = np.array(list(accumulate(split.rows for split in splits)), np.int64)
+        self._first_part = np.array([0, *accumulate(len(split.parts) for split in splits)], np.int64)
+        self._shards = [part.file for split in splits for part in split.parts]
+
+    def values(self, batch: pa.RecordBatch, name: str, first: int) -> where.Column:
+        """The column ``name`` of R rows, of which the first has the ordinal ``first`` in the index."""
+        if name == "records":
+            return _numbers(pc.list_value_length(batch["record_tokens"]))
+        if name == "shard":
+            part = pc.fill_null(batch["part"], -1).to_numpy(zero_copy_only=False).astype(np.int64)
+            split = np.searchsorted(self._ends, np.arange(first, first + batch.num_rows), side="right")
+            shards = self._first_part[np.minimum(split, len(self._ends) - 1)] + part
+            return Strings(np.where(part < 0, -1, shards), self._shards)
+        if name == "kept":
+            known = pc.is_valid(batch["kept"]).to_numpy(zero_copy_only=False)
+            true = pc.fill_null(batch["kept"], False).to_numpy(zero_copy_only=False)
+            return Truth(true, known & ~true)
+        if name in where.COLUMNS:
+            return where_column(batch, name, self._expert)
+        return Strings(*coded(batch[name])) if KINDS[name] == "string" else _numbers(batch[name])
+
+
+def _numbers(column: pa.Array) -> np.ndarray:
+    found: np.ndarray = pc.cast(column, pa.float64()).to_numpy(zero_copy_only=False)
+    return found
+
+
+# --- filters and orders ---------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -44,13 +127,6 @@ class Filter:
             return Where(self.where, KINDS)
         except ValueError as error:
             raise ConfigError(f"the expression {error}") from None
-
-    @property
-    def reads(self) -> set[str]:
-        """The columns of the index that it looks at."""
-        columns = {name for name in ("task", "kept", "split", "reason") if getattr(self, name) is not None}
-        where = self.expression()
-        return columns | ({"episode_id"} if self.text else set()) | (set() if where is None else reads(where.columns))
 
 
 @dataclass(frozen=True)
@@ -90,15 +166,23 @@ def find(
     ``moved`` is called with the number of rows that were read, and may raise to give up. Raises ConfigError if the
     expression is not valid; DataError if the index cannot be read.
     """
-    where, columns = wanted.expression(), IndexColumns(dataset)
+    expression, columns = wanted.expression(), _IndexColumns(dataset)
     key = None if order is None else _SortKey(order.column)
-    names = wanted.reads | _COUNTED | (set() if order is None else reads({order.column}))
+    names = {"kept", "steps", "tokens"}
+    names |= {name for name in ("task", "split", "reason") if getattr(wanted, name) is not None}
+    if wanted.text:
+        names.add("episode_id")
+    if expression is not None:
+        names |= expression.columns
+    if order is not None:
+        names.add(order.column)
+    reads = {COLUMNS[name].of or name for name in names}
     found: list[np.ndarray] = []
     rows = kept = steps = tokens = 0
     is_all = wanted == Filter()
     dtype = np.int32 if sum(split.rows for split in dataset.totals.splits) < 1 << 31 else np.int64
-    for batch in dataset.batches(sorted(names)):
-        passes = None if is_all else _passes(batch, wanted, where, columns, rows)
+    for batch in dataset.batches(sorted(reads)):
+        passes = None if is_all else _passes(batch, wanted, expression, columns, rows)
         matching = batch if passes is None else batch.filter(pa.array(passes))
         if matching.num_rows:
             kept += pc.sum(matching["kept"]).as_py() or 0
@@ -126,7 +210,7 @@ def page(dataset: DatasetReader, match: Match, begin: int, end: int) -> list[Epi
 
 
 def _passes(
-    batch: pa.RecordBatch, wanted: Filter, where: Where | None, columns: IndexColumns, first: int
+    batch: pa.RecordBatch, wanted: Filter, expression: Where | None, columns: _IndexColumns, first: int
 ) -> np.ndarray:
     """Which of R rows the filter asks for, bool (R,)."""
     passes = np.ones(batch.num_rows, bool)
@@ -138,8 +222,9 @@ def _passes(
     if wanted.text:
         contains = pc.match_substring(batch["episode_id"], wanted.text, ignore_case=True)
         passes &= pc.fill_null(contains, False).to_numpy(zero_copy_only=False)
-    if where is not None:
-        passes &= where.passes({name: columns.values(batch, name, first) for name in where.columns}, batch.num_rows)
+    if expression is not None:
+        values = {name: columns.values(batch, name, first) for name in expression.columns}
+        passes &= expression.passes(values, batch.num_rows)
     return passes
 
 
@@ -149,31 +234,27 @@ class _SortKey:
 
     def __init__(self, column: str) -> None:
         self._column = column
-        self._is_text = column in _DISTINCT_TEXTS
         self._codes: dict[str, int] = {}
         self._parts: list[Any] = []
 
-    def add(self, batch: pa.RecordBatch, passes: np.ndarray | None, columns: IndexColumns, first: int) -> None:
+    def add(self, batch: pa.RecordBatch, passes: np.ndarray | None, columns: _IndexColumns, first: int) -> None:
         """Adds the rows of a batch that pass, bool (R,), or all of them if that is None."""
-        if self._is_text:
+        if self._column in _DISTINCT_TEXTS:
             texts = pc.cast(batch[self._column], pa.large_string())
             self._parts.append(texts if passes is None else texts.filter(pa.array(passes)))
-        else:
-            values = self._numbers(columns.values(batch, self._column, first))
-            self._parts.append(values if passes is None else values[passes])
-
-    def _numbers(self, column: Column) -> np.ndarray:
-        if isinstance(column, Truth):
-            return np.where(column.true, 1.0, np.where(column.false, 0.0, np.nan)).astype(np.float32)
-        if isinstance(column, Strings):
-            codes = [self._codes.setdefault(name, len(self._codes)) for name in column.names]
-            return np.array([*codes, -1], np.int32)[column.codes]
-        return column
+            return
+        values = columns.values(batch, self._column, first)
+        if isinstance(values, Truth):
+            values = np.where(values.true, 1.0, np.where(values.false, 0.0, np.nan)).astype(np.float32)
+        elif isinstance(values, Strings):
+            codes = [self._codes.setdefault(name, len(self._codes)) for name in values.names]
+            values = np.array([*codes, -1], np.int32)[values.codes]
+        self._parts.append(values if passes is None else values[passes])
 
     def sorted(self, descending: bool) -> np.ndarray:
         """The places of the rows in order, int64 (M,); equal ones as they came, unknown ones last."""
         parts, self._parts = self._parts, []
-        if self._is_text:
+        if self._column in _DISTINCT_TEXTS:
             texts = pa.chunked_array(parts, pa.large_string())
             known = pc.is_valid(texts).to_numpy()
             order = "descending" if descending else "ascending"
@@ -186,3 +267,80 @@ class _SortKey:
             ranks[-1] = np.nan
             values = ranks[values]
         return np.argsort(-values if descending else values, kind="stable")
+
+
+# --- selected episodes ----------------------------------------------------------------------------------------------
+
+
+class Selection:
+    """Selected rows of all datasets, by their ordinals in the index: one byte a row of datasets that have any."""
+
+    def __init__(self, datasets: Mapping[str, DatasetReader]) -> None:
+        self._datasets = datasets
+        self._marks: dict[str, np.ndarray] = {}
+
+    def add(self, dataset: str, ordinals: np.ndarray | range | Sequence[int]) -> None:
+        """Selects some rows."""
+        if dataset not in self._marks:
+            self._marks[dataset] = np.zeros(sum(split.rows for split in self._datasets[dataset].totals.splits), bool)
+        if isinstance(ordinals, range):
+            self._marks[dataset][ordinals.start : ordinals.stop : ordinals.step] = True
+        else:
+            self._marks[dataset][np.asarray(ordinals, np.int64)] = True
+
+    def remove(self, dataset: str, ordinals: np.ndarray | range | Sequence[int]) -> None:
+        """Deselects some rows."""
+        if dataset in self._marks:
+            self._marks[dataset][np.asarray(ordinals, np.int64)] = False
+
+    def clear(self) -> None:
+        """Deselects all rows."""
+        self._marks.clear()
+
+    def holds(self, dataset: str, ordinals: Iterable[int]) -> list[bool]:
+        """Whether each of some rows is selected."""
+        marks = self._marks.get(dataset)
+        return [marks is not None and bool(marks[ordinal]) for ordinal in ordinals]
+
+    def counts(self) -> dict[str, int]:
+        """How many rows are selected in each dataset that has any."""
+        found = {name: int(np.count_nonzero(self._marks[name])) for name in self._datasets if name in self._marks}
+        return {name: count for name, count in found.items() if count}
+
+    def copy(self) -> "Selection":
+        """A copy, which does not change with this selection."""
+        copy = Selection(self._datasets)
+        copy._marks = {name: marks.copy() for name, marks in self._marks.items()}
+        return copy
+
+    def csv(self) -> Iterator[bytes]:
+        """The list for ``keep: {episodes: FILE}``, some rows at a time. Raises DataError if an index cannot be read."""
+        yield (",".join(HEADER) + "\n").encode()
+        for name in self.counts():
+            dataset, marks = self._datasets[name], self._marks[name]
+            splits = dataset.totals.splits
+            begins = np.cumsum([0, *(split.rows for split in splits)]).tolist()
+            for split, (begin, end) in zip(splits, pairwise(begins), strict=True):
+                if not marks[begin:end].any():
+                    continue
+                for batch in dataset.batches(["episode_id", "task"], [split.index]):
+                    chosen = batch.filter(pa.array(marks[begin : begin + batch.num_rows]))
+                    begin += batch.num_rows
+                    chosen = chosen.filter(pc.is_valid(chosen["episode_id"]))
+                    if chosen.num_rows:
+                        yield _csv_lines(chosen, name)
+
+
+def config_lines(counts: Mapping[str, int], file: str) -> str:
+    """The lines of a config that keep the selected episodes of each dataset."""
+    lines = [f"  - name: {name}\n    keep: {{episodes: {file}}}" for name in counts]
+    return "\n".join(["datasets:", *lines]) if lines else ""
+
+
+def _csv_lines(rows: pa.RecordBatch, dataset: str) -> bytes:
+    names = pa.array([dataset]).take(pa.array(np.zeros(rows.num_rows, np.int8)))
+    table = pa.table([rows["episode_id"], names, pc.cast(rows["task"], pa.string())], names=list(HEADER))
+    sink = pa.BufferOutputStream()
+    pa_csv.write_csv(table, sink, pa_csv.WriteOptions(include_header=False))
+    lines: bytes = sink.getvalue().to_pybytes()
+    return lines

@@ -7,15 +7,14 @@ import signal
 import socket
 from collections.abc import Callable, Sequence
 from importlib import resources
-from pathlib import PurePath
 from typing import Any
 
 import panel as pn
 from tornado.web import HTTPError, RequestHandler
 
 from gatokit.inspection.explorer.browse import Browse
-from gatokit.inspection.explorer.opened import Opened
-from gatokit.inspection.explorer.selection import Selection, config_lines
+from gatokit.inspection.explorer.episode import Opened
+from gatokit.inspection.explorer.query import Selection, config_lines
 from gatokit.inspection.explorer.widgets import WIDGET_STYLE, Words
 from gatokit.inspection.read.directory import DatasetReader, Directory
 from gatokit.schemas.errors import ConfigError
@@ -84,10 +83,8 @@ def _free_port(port: int) -> int:
         try:
             probe.bind((ADDRESS, port))
         except (OSError, OverflowError) as error:
-            number: Any = getattr(error, "errno", None)
-            reason = (
-                "is taken" if number == errno.EADDRINUSE else f"cannot be had ({getattr(error, 'strerror', error)})"
-            )
+            is_taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
+            reason = "is taken" if is_taken else f"cannot be had ({getattr(error, 'strerror', error)})"
             raise ConfigError(f"--port {port}: {reason}; give another one, or 0 for any that is free") from None
         found: int = probe.getsockname()[1]
         return found
@@ -104,16 +101,15 @@ def session_page(
     def draw_selection() -> None:
         counts = selection.counts()
         clear.visible = bool(counts)
-        if not counts:
+        if counts:
+            of = ", ".join(f"{count:,} of {name}" for name, count in counts.items())
+            summary.data = {
+                "lines": [f"{counted(sum(counts.values()), 'episode')} selected: {of}"],
+                "link": {"href": export, "name": LIST, "text": f"download {LIST}"},
+                "code": config_lines(counts, LIST),
+            }
+        else:
             summary.data = {"lines": [_HINT], "style": "soft"}
-            return
-        total = sum(counts.values())
-        of = ", ".join(f"{count:,} of {name}" for name, count in counts.items())
-        summary.data = {
-            "lines": [f"{counted(total, 'episode')} selected: {of}"],
-            "link": {"href": export, "name": LIST, "text": f"download {LIST}"},
-            "code": config_lines(counts, LIST),
-        }
 
     browse = Browse(datasets, selection, opened.show, draw_selection)
 
@@ -125,23 +121,14 @@ def session_page(
     clear.on_click(clear_all)
     draw_selection()
     pn.state.onload(browse.refresh)
-    kinds = "a finished build" if directory.manifest.content == "build" else "a scan: no tokens are stored"
-    roots = {
-        "selection": pn.Column(summary, clear, sizing_mode="stretch_width"),
-        "opened": opened.panel,
-        "tasks": browse.tasks.table,
-        "task_text": browse.tasks.text,
-        **{
-            name: getattr(browse, name)
-            for name in (
-                "dataset", "task", "kept", "split", "reason", "text", "where", "wrong", "counts",
-                "actions", "rows",
-            )
-        },
-    }  # fmt: skip
+    names = ("dataset", "task", "kept", "split", "reason", "text", "where", "wrong", "counts", "actions", "rows")
+    roots: dict[str, Any] = {name: getattr(browse, name) for name in names}
+    roots |= {"tasks": browse.tasks.table, "task_text": browse.tasks.text, "opened": opened.panel}
+    roots["selection"] = pn.Column(summary, clear, sizing_mode="stretch_width")
     page = pn.Template(_file("page.html"), items=roots)
+    kinds = "a finished build" if directory.manifest.content == "build" else "a scan: no tokens are stored"
     page.add_variable("style", _file("page.css"))
-    page.add_variable("name", PurePath(directory.path).name or str(directory.path))
+    page.add_variable("name", directory.path.name or str(directory.path))
     page.add_variable("about", f"{directory.path}: {kinds}, {counted(len(datasets), 'dataset')}")
     return page
 

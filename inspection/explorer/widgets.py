@@ -66,42 +66,19 @@ class Words(Drawn):
     _esm = _script("words.js")
 
 
-def table_data(
-    columns: list[dict[str, Any]],
-    rows: list[list[str]],
-    *,
-    begin: int = 0,
-    total: int | None = None,
-    size: int = 0,
-    sort: str | None = None,
-    descending: bool = False,
-    ticked: list[bool] | None = None,
-    marked: int = -1,
-    fixed: bool = False,
-    opens: bool = True,
-    empty: str = "",
-    unit: str = "rows",
-) -> dict[str, Any]:
-    """What ``Table`` draws: columns as ``column`` makes them, and the rows from ``begin`` on of ``total``, in pages of
-    ``size``. ``ticked`` is None if rows cannot be ticked, ``marked`` is the place of the open row; ``fixed`` cuts texts
-    so that each row is one line; ``opens`` says whether rows can be opened."""
-    return {
-        "columns": columns,
-        "rows": rows,
-        "begin": begin,
-        "total": len(rows) if total is None else total,
-        "size": size or max(1, len(rows)),
-        "sort": sort,
-        "descending": descending,
-        "ticked": ticked,
-        "marked": marked,
-        "fixed": fixed,
-        "opens": opens,
-        "empty": empty,
-        "unit": unit,
-    }
+def table_data(columns: list[dict[str, Any]], rows: list[list[str]], **more: Any) -> dict[str, Any]:
+    """What ``Table`` draws: columns as ``column`` makes them, and rows.
+
+    ``more``: the rows are those from ``begin`` on of ``total``, in pages of ``size``, sorted by ``sort``,
+    ``descending`` or not. ``ticked`` says of each whether it is ticked, and is None if rows cannot be. ``marked`` is
+    the place of the open row. ``fixed`` cuts texts so that each row is one line; ``opens`` says whether rows can be
+    opened; ``empty`` stands in place of no rows, ``unit`` behind their number.
+    """
+    data: dict[str, Any] = {"begin": 0, "total": len(rows), "size": max(1, len(rows)), "sort": None, "ticked": None}
+    data |= {"descending": False, "marked": -1, "fixed": False, "opens": True, "empty": "", "unit": "rows"}
+    return data | {"columns": columns, "rows": rows} | more
 
 
 def column(name: str, *, number: bool = False, about: str = "", sorts: bool = False, style: str = "") -> dict[str, Any]:
-    """A column of ``Table``; numbers stand right, ``style`` is ``wide`` (ids), ``word`` or ``note``."""
+    """A column of ``Table``; numbers are aligned on the right, ``style`` is ``wide`` (ids), ``word`` or ``note``."""
     return {"name": name, "number": number, "about": about, "sorts": sorts, "style": style}

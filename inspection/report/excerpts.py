@@ -1,22 +1,20 @@
-"""Excerpts of stored episodes and documents: frames, actions, rewards, texts and the first tokens.
+"""Excerpts of stored episodes and documents as JSON holds them: frames, actions, rewards, texts and the first tokens.
 
-Images become data URLs. A ``Budget`` bounds the bytes of all excerpts of a page. Legend: S time steps.
+Images become data URLs. A ``Budget`` bounds the bytes of all excerpts of a page.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
-
+from gatokit.inspection.playback import Line, Playback, evenly_spaced
 from gatokit.inspection.read.stored import StoredDocument, StoredEpisode
-from gatokit.inspection.read.values import EpisodeTokens, brief, data_url, flag_names, kind_name, short_name
+from gatokit.inspection.read.values import brief, data_url, flag_names, kind_name, short_name
 from gatokit.schemas.errors import RejectedError
 from gatokit.schemas.tokens import EncodedImage
-from gatokit.tokenizers.episode import FieldValues
 from gatokit.tokenizers.image_codec import decode, encode, probe, resize
 from gatokit.tokenizers.text import TextTokenizer
 
-_FRAMES, _LINE_POINTS, _MOST_LINES = 8, 120, 4
+_FRAMES, _LINE_POINTS, _MOST_ACTIONS = 8, 120, 4
 _FIRST_TOKENS, _LAST_TOKENS = 40, 8
 _COPIED_BYTES, _HEIGHT = 6_000, 144
 """An image of more bytes becomes a JPEG of at most this height, in pixels."""
@@ -32,96 +30,49 @@ class Budget:
     left: int
 
 
-@dataclass(frozen=True)
-class Frame:
-    """A time step: images (data URLs), texts and other observations by field, actions and flags in words."""
+def film(episode: StoredEpisode, label: str, text: TextTokenizer, budget: Budget) -> dict[str, Any]:
+    """An episode: evenly spaced frames, lines over its steps, and the first and last tokens of its first step.
 
-    step: int
-    images: dict[str, str]
-    texts: dict[str, str]
-    values: dict[str, str]
-    action: dict[str, str]
-    reward: float
-    flags: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Token:
-    """A token at position ``at`` of the episode, its kind, and the field and value that it encodes."""
-
-    at: int
-    id: int
-    kind: str
-    position: int | None
-    field: str
-    value: str
-
-
-@dataclass(frozen=True)
-class Line:
-    """A number over the time steps, all of them or evenly spaced ones."""
-
-    name: str
-    steps: list[int]
-    values: list[float]
-
-
-@dataclass(frozen=True)
-class Film:
-    """An episode: evenly spaced frames, lines over its steps, and the first and last tokens of its first step."""
-
-    id: str
-    agent: str | None
-    label: str
-    steps: int
-    tokens: int
-    episode_return: float | None
-    split: str | None
-    frames: list[Frame]
-    lines: list[Line]
-    first_step_tokens: int
-    tokens_shown: list[Token]
-
-
-@dataclass(frozen=True)
-class DocumentExcerpt:
-    """The beginning of a document: texts as ``{"text": …}``, images as ``{"image": URL, "size": …}``."""
-
-    id: str
-    tokens: int
-    parts: list[dict[str, str]]
-
-
-def film(episode: StoredEpisode, label: str, text: TextTokenizer, budget: Budget) -> Film:
-    """The film of an episode; ``text`` names the text tokens. Raises DataError if it does not decode."""
-    values = episode.decode()
-    frames = [_frame(episode, values, step, budget) for step in _evenly_spaced(episode.steps, _FRAMES).tolist()]
-    named = EpisodeTokens(episode, values, text)
-    first_step = range(named.of_step(0).stop if episode.steps else 0)
+    ``text`` names the text tokens. Raises DataError if the episode does not decode.
+    """
+    played, row = Playback(episode, text), episode.row
+    frames = [_frame(played, step, budget) for step in evenly_spaced(episode.steps, _FRAMES).tolist()]
+    lines = [played.rewards(_LINE_POINTS)[0], *played.actions(_LINE_POINTS)[:_MOST_ACTIONS]]
+    first_step = range(played.tokens.of_step(0).stop if episode.steps else 0)
     shown = [*first_step]
-    if len(first_step) > _FIRST_TOKENS + _LAST_TOKENS:
-        shown = [*first_step[:_FIRST_TOKENS], *first_step[-_LAST_TOKENS:]]
+    if len(shown) > _FIRST_TOKENS + _LAST_TOKENS:
+        shown = [*shown[:_FIRST_TOKENS], *shown[-_LAST_TOKENS:]]
     budget.left -= _FILM_BYTES
-    return Film(
-        id=episode.row.episode_id,
-        agent=episode.row.agent,
-        label=label,
-        steps=episode.steps,
-        tokens=len(episode.sequence.tokens),
-        episode_return=episode.row.episode_return,
-        split=episode.row.split,
-        frames=frames,
-        lines=_lines(episode, values),
-        first_step_tokens=len(first_step),
-        tokens_shown=[
-            Token(token.at, token.id, kind_name(token.kind), token.position, token.field, token.value)
-            for token in named.named(shown)
+    return {
+        "id": row.episode_id,
+        "agent": row.agent,
+        "label": label,
+        "steps": episode.steps,
+        "tokens": len(episode.sequence.tokens),
+        "episode_return": row.episode_return,
+        "split": row.split,
+        "frames": frames,
+        "lines": [_line(line) for line in lines],
+        "first_step_tokens": len(first_step),
+        "tokens_shown": [
+            {
+                "at": token.at,
+                "id": token.id,
+                "kind": kind_name(token.kind),
+                "position": token.position,
+                "field": token.field,
+                "value": token.value,
+            }
+            for token in played.tokens.named(shown)
         ],
-    )
+    }
 
 
-def document_excerpt(document: StoredDocument, budget: Budget) -> DocumentExcerpt:
-    """The beginning of a document. Raises DataError if it does not decode."""
+def document_excerpt(document: StoredDocument, budget: Budget) -> dict[str, Any]:
+    """The beginning of a document: texts as ``{"text": …}``, images as ``{"image": URL, "size": …}``.
+
+    Raises DataError if the document does not decode.
+    """
     parts: list[dict[str, str]] = []
     left = _EXCERPT_CHARACTERS
     for part in document.parts:
@@ -134,23 +85,32 @@ def document_excerpt(document: StoredDocument, budget: Budget) -> DocumentExcerp
         if left <= 0:
             break
     budget.left -= _EXCERPT_CHARACTERS
-    return DocumentExcerpt(document.id, document.tokens, parts)
+    return {"id": document.id, "tokens": document.tokens, "parts": parts}
 
 
-def _frame(episode: StoredEpisode, values: Mapping[str, FieldValues], step: int, budget: Budget) -> Frame:
-    frame = Frame(step, {}, {}, {}, {}, float(episode.reward[step]), tuple(flag_names(int(episode.flags[step]))))
-    for spec in episode.spec.fields:
-        value, name = values[spec.path][step], short_name(spec)
+def _frame(played: Playback, step: int, budget: Budget) -> dict[str, Any]:
+    images: dict[str, str] = {}
+    texts: dict[str, str] = {}
+    values: dict[str, str] = {}
+    action: dict[str, str] = {}
+    for field, value in played.values(step):
+        name = short_name(field)
         if isinstance(value, EncodedImage):
             if budget.left > 0:
-                frame.images[name] = _image_url(value, budget)
-        elif spec.is_action:
-            frame.action[name] = brief(value, _CELL_CHARACTERS)
+                images[name] = _image_url(value, budget)
+        elif field.is_action:
+            action[name] = brief(value, _CELL_CHARACTERS)
         elif isinstance(value, str):
-            frame.texts[name] = brief(value, 4 * _CELL_CHARACTERS)
+            texts[name] = brief(value, 4 * _CELL_CHARACTERS)
         else:
-            frame.values[name] = brief(value, _CELL_CHARACTERS)
-    return frame
+            values[name] = brief(value, _CELL_CHARACTERS)
+    reward, flags = float(played.episode.reward[step]), flag_names(int(played.episode.flags[step]))
+    shown = {"images": images, "texts": texts, "values": values, "action": action}
+    return shown | {"step": step, "reward": reward, "flags": flags}
+
+
+def _line(line: Line) -> dict[str, Any]:
+    return {"name": line.name, "steps": line.steps, "values": [float(f"{value:.5g}") for value in line.values.tolist()]}
 
 
 def _image_url(image: EncodedImage, budget: Budget) -> str:
@@ -169,23 +129,3 @@ def _image_url(image: EncodedImage, budget: Budget) -> str:
     url = data_url(data, codec)
     budget.left -= len(url)
     return url
-
-
-def _lines(episode: StoredEpisode, values: Mapping[str, FieldValues]) -> list[Line]:
-    """The reward and the first components of the action."""
-    columns = {"reward": np.asarray(episode.reward)}
-    for spec in episode.spec.action:
-        components = np.asarray(values[spec.path], np.float64).reshape(episode.steps, -1).T
-        for number, column in enumerate(components):
-            columns[short_name(spec) + (f" {number}" if len(components) > 1 else "")] = column
-    steps = _evenly_spaced(episode.steps, _LINE_POINTS)
-    return [
-        Line(name, steps.tolist(), [float(f"{value:.5g}") for value in column[steps].tolist()])
-        for name, column in list(columns.items())[: _MOST_LINES + 1]
-    ]
-
-
-def _evenly_spaced(steps: int, most: int) -> np.ndarray:
-    """At most ``most`` of S steps, the first and the last among them."""
-    count = min(most, steps)
-    return np.unique(np.arange(count) * (steps - 1) // max(count - 1, 1))

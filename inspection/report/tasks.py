@@ -1,8 +1,8 @@
-"""What a report says of each task: returns in collection order, their distribution, and what every threshold keeps.
+"""What a report says of each task: returns in collection order, their distribution, and what each threshold keeps.
 
 Rows are held for as many tasks at a time as fit, so memory does not grow with the index.
 
-Legend: R rows of some tasks, N sound episodes of one task, B bins.
+Legend: R rows of some tasks, N sound episodes of one task, B bins, K stops of the page's threshold slider.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,26 +13,33 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from gatokit.inspection.read.directory import DatasetReader
-from gatokit.inspection.read.index import TaskRow, among, coded
-from gatokit.inspection.report.stops import Stops, bounds, random_return, stops
+from gatokit.inspection.read.index import among, coded
+from gatokit.schemas.filter import TOLERANCE, return_threshold
 from gatokit.schemas.index import BAD_REASONS
 
+STEPS = 200
+"""Steps of the slider between the fractions 0 and 1."""
+FRACTIONS = tuple(stop / STEPS for stop in range(STEPS + 1))
+"""The fractions of the expert return at the K stops."""
 MOST_ROWS = 1 << 21
 """Rows that are held at a time, of about 50 bytes each; all rows of a task with more."""
 _BINS = 30
 _MOST_AGENTS = 6
 _COLUMNS = ["task", "agent", "order", "steps", "return", "kept", "reason", "tokens"]
-_ROW_TYPES = (np.int32, np.int64, np.int32, float, np.int64, float, np.int64, bool, bool)
 
 
 @dataclass(frozen=True)
-class Curve:
-    """Means of ``window`` consecutive returns of an agent; ``place`` is the number of the window's last episode."""
+class Stops:
+    """Sums over the rows of a task that ``keep: {min_return: F}`` keeps, each int64 (K,), for K fractions F.
 
-    agent: str
-    window: int
-    place: np.ndarray
-    mean: np.ndarray
+    ``episodes`` and ``steps`` are sums over all of them, ``tokens`` over those whose tokens are stored, and
+    ``unstored_steps`` over the others.
+    """
+
+    episodes: np.ndarray
+    steps: np.ndarray
+    tokens: np.ndarray
+    unstored_steps: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -45,6 +52,16 @@ class Points:
     place: np.ndarray
     value: np.ndarray
     kept: np.ndarray
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Means of ``window`` consecutive returns of an agent; ``place`` is the number of the window's last episode."""
+
+    agent: str
+    window: int
+    place: np.ndarray
+    mean: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -62,8 +79,7 @@ class TaskFacts:
 
     ``tokens_a_step`` is exact if ``is_exact``, else measured, or None if nothing is stored. ``random`` is the return
     that fractions count from, if one is configured. ``stops`` is None if no threshold can be worked out. ``chosen``
-    has the ordinals of the kept rows to show, by label. Points, curves and bins are only there for the tasks that are
-    drawn.
+    has the ordinals of the kept rows to show, by label. Only tasks that are drawn have points, curves and bins.
     """
 
     name: str
@@ -93,22 +109,49 @@ def facts(
 
     Reads the index once for every ``most_rows`` rows. Raises DataError if it cannot be read.
     """
-    streams: dict[str, list[TaskRow]] = {}
+    totals = {task.task: task for task in dataset.task_totals}
+    windows: dict[str, dict[str, int | None]] = {}
     for row in dataset.tasks:
-        streams.setdefault(row.task, []).append(row)
+        windows.setdefault(row.task, {})[row.agent] = row.window
     groups: list[list[str]] = []
     held = most_rows
-    for task, rows in streams.items():
-        count = sum((row.kept or 0) + (row.dropped or 0) for row in rows)
-        if held + count > most_rows:
+    for task in totals.values():
+        if held + task.found > most_rows:
             groups.append([])
             held = 0
-        groups[-1].append(task)
-        held += count
+        groups[-1].append(task.task)
+        held += task.found
     for group in groups:
         rows_of_task, agents = _read_rows(dataset, group)
-        for task, task_rows in zip(group, rows_of_task, strict=True):
-            yield _facts(dataset, task, task_rows, agents, streams[task], points if task in drawn else 0)
+        for name, rows in zip(group, rows_of_task, strict=True):
+            sound = np.flatnonzero(np.isfinite(rows.value))
+            expert_return = totals[name].expert_return
+            stored = rows.kept & (rows.tokens >= 0)
+            tokens, stored_steps = int(rows.tokens[stored].sum()), int(rows.steps[stored].sum())
+            fixed = _fixed_tokens(dataset, name)
+            measured = tokens / stored_steps if stored_steps else None
+            is_drawn = points > 0 and name in drawn
+            by_agent = _by_agent(rows, sound) if is_drawn else []
+            yield TaskFacts(
+                name=name,
+                agents=len(np.unique(rows.agent)),
+                rows=len(rows.kept),
+                sound=len(sound),
+                kept=int(rows.kept.sum()),
+                steps=int(rows.steps[rows.kept].sum()),
+                tokens=tokens if stored.any() or not rows.kept.any() else None,
+                expert_return=expert_return,
+                threshold=totals[name].threshold,
+                random=_random_return(dataset, name),
+                tokens_a_step=measured if fixed is None else fixed,
+                is_exact=fixed is not None,
+                stops=_stops(dataset, name, rows, sound, expert_return),
+                chosen=_chosen(rows),
+                points=_points(rows, by_agent, agents, points) if by_agent else None,
+                curves=_curves(rows, by_agent, agents, windows[name], points),
+                returns=_bins(rows.value[sound], rows.kept[sound]) if by_agent else None,
+                lengths=_bins(rows.steps, rows.kept) if is_drawn and len(rows.steps) else None,
+            )
 
 
 @dataclass(frozen=True)
@@ -125,6 +168,10 @@ class _Rows:
     bad: np.ndarray
 
 
+_ROW_TYPES = (np.int32, np.int64, np.int32, float, np.int64, float, np.int64, bool, bool)
+"""The type of the task's code, and of each field of ``_Rows``."""
+
+
 def _read_rows(dataset: DatasetReader, tasks: Sequence[str]) -> tuple[Iterator[_Rows], list[str]]:
     """The rows of each task, and the names of all agents."""
     agents: dict[str, int] = {}
@@ -133,70 +180,36 @@ def _read_rows(dataset: DatasetReader, tasks: Sequence[str]) -> tuple[Iterator[_
     first = 0
     for batch in dataset.batches(_COLUMNS):
         task_of_row, names = coded(batch["task"])
-        # The last code stands for rows without a task, whose index is -1.
+        # A row without a task has the index -1, which is the last code.
         task = np.array([*(codes.get(name, -1) for name in names), -1], np.int32)[task_of_row]
         selected = np.flatnonzero(task >= 0)
         if len(selected):
-            parts.append((task[selected], first + selected, *_row_columns(batch.take(pa.array(selected)), agents)))
+            rows = batch.take(pa.array(selected))
+            agent_of_row, names = coded(rows["agent"])
+            agent_codes = [agents.setdefault(name, len(agents)) for name in (*names, "")]
+            kept = pc.fill_null(rows["kept"], False).to_numpy(zero_copy_only=False)
+            columns = (
+                task[selected],
+                first + selected,
+                np.array(agent_codes, np.int32)[agent_of_row],
+                pc.fill_null(rows["order"], np.nan).to_numpy(),
+                pc.fill_null(rows["steps"], 0).to_numpy(),
+                pc.fill_null(rows["return"], np.nan).to_numpy(),
+                np.where(kept, pc.fill_null(rows["tokens"], -1).to_numpy(), -1),
+                kept,
+                among(rows["reason"], BAD_REASONS),
+            )
+            parts.append(columns)
         first += batch.num_rows
-    task, *columns = (np.concatenate(column) for column in zip(*parts, strict=True))
+    task, *joined = (np.concatenate(column) for column in zip(*parts, strict=True))
     by_task = np.argsort(task, kind="stable")
     begins = np.searchsorted(task[by_task], np.arange(len(tasks) + 1)).tolist()
-    columns = [column[by_task] for column in columns]
+    joined = [column[by_task] for column in joined]
     slices = (slice(*begins[code : code + 2]) for code in range(len(tasks)))
-    return (_Rows(*(column[rows] for column in columns)) for rows in slices), list(agents)
+    return (_Rows(*(column[rows] for column in joined)) for rows in slices), list(agents)
 
 
-def _row_columns(batch: pa.RecordBatch, agents: dict[str, int]) -> tuple[np.ndarray, ...]:
-    """The columns of ``_Rows`` but the ordinals; adds new agents to ``agents``."""
-    agent_of_row, names = coded(batch["agent"])
-    # The last name stands for rows without an agent, whose index is -1.
-    agent_codes = [agents.setdefault(name, len(agents)) for name in (*names, "")]
-    kept = pc.fill_null(batch["kept"], False).to_numpy(zero_copy_only=False)
-    return (
-        np.array(agent_codes, np.int32)[agent_of_row],
-        pc.fill_null(batch["order"], np.nan).to_numpy(),
-        pc.fill_null(batch["steps"], 0).to_numpy(),
-        pc.fill_null(batch["return"], np.nan).to_numpy(),
-        np.where(kept, pc.fill_null(batch["tokens"], -1).to_numpy(), -1),
-        kept,
-        among(batch["reason"], BAD_REASONS),
-    )
-
-
-def _facts(
-    dataset: DatasetReader, task: str, rows: _Rows, agents: list[str], streams: list[TaskRow], points: int
-) -> TaskFacts:
-    sound = np.flatnonzero(np.isfinite(rows.value))
-    expert = next((row.expert_return for row in streams if row.expert_return is not None), None)
-    stored = rows.kept & (rows.tokens >= 0)
-    tokens, stored_steps = int(rows.tokens[stored].sum()), int(rows.steps[stored].sum())
-    fixed = fixed_tokens(dataset, task)
-    measured = tokens / stored_steps if stored_steps else None
-    by_agent = _by_agent(rows, sound)
-    return TaskFacts(
-        name=task,
-        agents=len(np.unique(rows.agent)),
-        rows=len(rows.kept),
-        sound=len(sound),
-        kept=int(rows.kept.sum()),
-        steps=int(rows.steps[rows.kept].sum()),
-        tokens=tokens if stored.any() or not rows.kept.any() else None,
-        expert_return=expert,
-        threshold=next((row.threshold for row in streams if row.threshold is not None), None),
-        random=None if dataset.keep is None else random_return(dataset.keep, task),
-        tokens_a_step=fixed if fixed is not None else measured,
-        is_exact=fixed is not None,
-        stops=_stops(dataset, task, rows, sound, expert),
-        chosen=_chosen(rows),
-        points=_points(rows, by_agent, agents, points) if points and len(sound) else None,
-        curves=_curves(rows, by_agent, agents, streams, points) if points else (),
-        returns=_bins(rows.value[sound], rows.kept[sound]) if points and len(sound) else None,
-        lengths=_bins(rows.steps, rows.kept) if points and len(rows.steps) else None,
-    )
-
-
-def fixed_tokens(dataset: DatasetReader, task: str) -> int | None:
+def _fixed_tokens(dataset: DatasetReader, task: str) -> int | None:
     """Tokens of a step with its separator; None if the task has text, whose length varies."""
     entry = dataset.described.tasks.get(task)
     spec = None if entry is None else dataset.described.specs.get(entry.spec)
@@ -204,15 +217,6 @@ def fixed_tokens(dataset: DatasetReader, task: str) -> int | None:
         return None
     widths = [item.tokens for item in spec.fields]
     return None if None in widths else 1 + sum(width or 0 for width in widths)
-
-
-def _stops(dataset: DatasetReader, task: str, rows: _Rows, sound: np.ndarray, expert: float | None) -> Stops | None:
-    """As ``inspection.preview`` judges: damaged episodes, and those without a step with an action, are never kept."""
-    lowest = None if expert is None or dataset.keep is None else bounds(dataset.keep, task, expert)
-    if lowest is None:
-        return None
-    able = sound[(rows.steps[sound] > 0) & ~rows.bad[sound]]
-    return stops(lowest, rows.value[able], rows.steps[able], rows.tokens[able])
 
 
 def _chosen(rows: _Rows) -> dict[str, int]:
@@ -229,32 +233,78 @@ def _chosen(rows: _Rows) -> dict[str, int]:
     return chosen
 
 
+# --- thresholds -------------------------------------------------------------------------------------------------
+
+
+def _random_return(dataset: DatasetReader, task: str) -> float | None:
+    random = None if dataset.keep is None else dataset.keep.random_return
+    return random.get(task) if isinstance(random, dict) else random
+
+
+def _stops(dataset: DatasetReader, task: str, rows: _Rows, sound: np.ndarray, expert: float | None) -> Stops | None:
+    """As ``inspection.preview`` judges: damaged episodes, and those without a step with an action, are never kept."""
+    random, keep = _random_return(dataset, task), dataset.keep
+    if expert is None or keep is None or (random is None and isinstance(keep.random_return, dict)):
+        return None
+    limits = np.array([return_threshold(expert, fraction, random) for fraction in FRACTIONS])
+    able = sound[(rows.steps[sound] > 0) & ~rows.bad[sound]]
+    return stops(limits - TOLERANCE * np.abs(limits), rows.value[able], rows.steps[able], rows.tokens[able])
+
+
+def stops(lowest: np.ndarray, returns: np.ndarray, steps: np.ndarray, tokens: np.ndarray) -> Stops:
+    """The sums at each bound of ``lowest``, float64 (K,), over rows that may be kept.
+
+    ``returns`` are float64 (R,), ``steps`` and ``tokens`` int64 (R,); -1 tokens if none are stored.
+    """
+    order = np.argsort(lowest, kind="stable")
+    # A row that reaches n bounds is kept by the n lowest.
+    reached = np.searchsorted(lowest[order], returns, side="right")
+
+    def sums(amounts: np.ndarray) -> np.ndarray:
+        of_reached = np.zeros(len(order) + 1, np.int64)
+        np.add.at(of_reached, reached, amounts)
+        by_stop = np.empty(len(order), np.int64)
+        by_stop[order] = of_reached[::-1].cumsum()[::-1][1:]
+        return by_stop
+
+    is_stored = tokens >= 0
+    return Stops(
+        episodes=sums(np.ones(len(reached), np.int64)),
+        steps=sums(steps),
+        tokens=sums(np.where(is_stored, tokens, 0)),
+        unstored_steps=sums(np.where(is_stored, 0, steps)),
+    )
+
+
+# --- what is drawn ----------------------------------------------------------------------------------------------
+
+
 def _by_agent(rows: _Rows, sound: np.ndarray) -> list[tuple[int, np.ndarray]]:
     """(agent, its N sound rows in collection order), the agent with the most first."""
-    codes, inverse = np.unique(rows.agent[sound], return_inverse=True)
-    members = [sound[inverse == number] for number in range(len(codes))]
-    ordered = [item[np.argsort(rows.order[item], kind="stable")] for item in members]
-    return sorted(zip(codes.tolist(), ordered, strict=True), key=lambda item: -len(item[1]))
+    by_agent = []
+    for agent in np.unique(rows.agent[sound]).tolist():
+        episodes = sound[rows.agent[sound] == agent]
+        by_agent.append((agent, episodes[np.argsort(rows.order[episodes], kind="stable")]))
+    return sorted(by_agent, key=lambda item: -len(item[1]))
 
 
 def _points(rows: _Rows, by_agent: list[tuple[int, np.ndarray]], agents: list[str], most: int) -> Points:
-    members = np.concatenate([episodes for _, episodes in by_agent])
-    agent = np.concatenate([np.full(len(episodes), number) for number, (_, episodes) in enumerate(by_agent)])
-    place = np.concatenate([np.arange(len(episodes)) for _, episodes in by_agent])
-    shown = _evenly_spaced(len(members), most)
+    episodes = np.concatenate([own for _, own in by_agent])
+    agent = np.repeat(np.arange(len(by_agent)), [len(own) for _, own in by_agent])
+    place = np.concatenate([np.arange(len(own)) for _, own in by_agent])
+    shown = _evenly_spaced(len(episodes), most)
     return Points(
         agents=tuple(agents[code] for code, _ in by_agent),
         agent=agent[shown],
         place=place[shown],
-        value=rows.value[members[shown]],
-        kept=rows.kept[members[shown]],
+        value=rows.value[episodes[shown]],
+        kept=rows.kept[episodes[shown]],
     )
 
 
 def _curves(
-    rows: _Rows, by_agent: list[tuple[int, np.ndarray]], agents: list[str], streams: list[TaskRow], most: int
+    rows: _Rows, by_agent: list[tuple[int, np.ndarray]], agents: list[str], windows: dict[str, int | None], most: int
 ) -> tuple[Curve, ...]:
-    windows = {row.agent: row.window for row in streams}
     curves = []
     for code, episodes in by_agent[:_MOST_AGENTS]:
         width = windows.get(agents[code]) or 1

@@ -12,9 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gatokit.inspection import open_directory
-from gatokit.inspection.explorer.columns import COLUMNS, KINDS, value_of
-from gatokit.inspection.explorer.query import Filter, Match, Order, find, page
-from gatokit.inspection.explorer.task_list import TASK_COLUMNS, arranged
+from gatokit.inspection.explorer.browse import TASK_COLUMNS, arranged
+from gatokit.inspection.explorer.query import COLUMNS, KINDS, Filter, Match, Order, find, page, value_of
 from gatokit.inspection.read.index import TaskTotals
 from gatokit.schemas.errors import ConfigError
 

@@ -14,8 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gatokit.inspection import open_directory, preview
-from gatokit.inspection.explorer.query import Filter, find
-from gatokit.inspection.explorer.selection import Selection, config_lines
+from gatokit.inspection.explorer.query import Filter, Selection, config_lines, find
 from gatokit.schemas.config import Keep
 from gatokit.schemas.episode_list import EpisodeList
 

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from gatokit.inspection import open_directory
-from gatokit.inspection.explorer.playing import MOST_POINTS, PlayedEpisode
-from gatokit.inspection.read.values import SEPARATOR, DocumentTokens, EpisodeTokens
+from gatokit.inspection.explorer.episode import step_data
+from gatokit.inspection.playback import Playback
+from gatokit.inspection.read.values import SEPARATOR, DocumentTokens, EpisodeTokens, data_url
 from gatokit.loader.batch import find_targets
 from gatokit.schemas.record import Record
 from gatokit.schemas.tokens import IMAGE_ID, NO_POSITION, TokenKind
@@ -25,7 +26,7 @@ def test_every_token_of_an_episode_is_that_of_its_record(small, name):
     directory = open_directory(small.built)
     dataset = directory.datasets[name]
     for row in kept_rows(directory, name)[:4]:
-        tokens = PlayedEpisode(dataset.episode(row), directory.text).tokens
+        tokens = Playback(dataset.episode(row), directory.text).tokens
         found = tokens.named(range(len(tokens)))
         assert [token.at for token in found] == list(range(row.tokens))
         at = 0
@@ -72,7 +73,7 @@ def test_values_are_those_that_are_decoded(small):
 def test_nested_and_bare_fields_have_names(small):
     directory = open_directory(small.built)
     row = kept_rows(directory, "grid")[0]
-    played = PlayedEpisode(directory.datasets["grid"].episode(row), directory.text)
+    played = Playback(directory.datasets["grid"].episode(row), directory.text)
     names = [token.field for token in played.tokens.named(played.tokens.of_step(7))]
     observation = [f"observation {at}" for at in range(5)]
     assert names == [*observation, "", "force 0", "force 1", "force 2", "force 3", "move"]
@@ -132,33 +133,37 @@ def test_steps_are_those_that_are_decoded(small):
     directory = open_directory(small.built)
     dataset = directory.datasets["arm"]
     for row in kept_rows(directory, "arm")[:3]:
-        played = PlayedEpisode(dataset.episode(row), directory.text)
+        played = Playback(dataset.episode(row), directory.text)
         so_far = 0.0
         for step in played.episode.decoded_steps():
-            view = played.view(step.step)
+            drawn = step_data(played, step.step)
+            texts = {value["field"]: value["text"] for value in drawn["values"]}
             so_far += step.reward
-            assert (view.step, view.reward, view.return_so_far) == (step.step, step.reward, pytest.approx(so_far))
-            assert [(name, image.data) for name, image in view.images] == [("image", step.observation["image"].data)]
-            words = {value.field: value.text for value in view.observation}
-            assert words["mission"] == step.observation["mission"]
-            assert [float(word) for word in words["state"].split()] == pytest.approx(
+            assert (drawn["step"], float(texts["reward"])) == (step.step, pytest.approx(step.reward, rel=1e-5))
+            assert float(texts["return so far"]) == pytest.approx(so_far, rel=1e-5)
+            assert [(image["name"], image["url"]) for image in drawn["images"]] == [
+                ("image", data_url(step.observation["image"].data, "png"))
+            ]
+            assert texts["observation/mission"] == step.observation["mission"]
+            assert [float(word) for word in texts["observation/state"].split()] == pytest.approx(
                 step.observation["state"], rel=1e-5
             )
-            assert [float(word) for word in view.action[0].text.split()] == pytest.approx(step.action, rel=1e-5)
-            assert ("first" in view.flags) == (step.step == 0)
-            assert ("last" in view.flags) == (step.step == row.steps - 1)
+            assert [float(word) for word in texts["action/action"].split()] == pytest.approx(step.action, rel=1e-5)
+            flags = texts["flags"].split(", ")
+            assert ("first" in flags) == (step.step == 0)
+            assert ("last" in flags) == (step.step == row.steps - 1)
         assert so_far == pytest.approx(row.episode_return)
 
 
 def test_lines_over_the_steps_end_where_the_episode_ends(small):
     directory = open_directory(small.built)
     row = kept_rows(directory, "grid")[0]
-    played = PlayedEpisode(directory.datasets["grid"].episode(row), directory.text)
-    reward, so_far = played.rewards()
+    played = Playback(directory.datasets["grid"].episode(row), directory.text)
+    reward, so_far = played.rewards(1000)
     assert reward.steps.tolist() == list(range(row.steps))
     assert so_far.values[-1] == pytest.approx(row.episode_return)
-    lines, components = played.actions(3)
-    assert ([line.name for line in lines], components) == (["force 0", "force 1", "force 2"], 5)
+    lines = played.actions(1000)
+    assert [line.name for line in lines] == ["force 0", "force 1", "force 2", "force 3", "move"]
     force = played.episode.decode()["action/force"].reshape(row.steps, 4)
     assert lines[1].values.tolist() == force[:, 1].tolist()
-    assert row.steps < MOST_POINTS
+    assert played.rewards(2)[1].steps.tolist() == [0, row.steps - 1]

@@ -9,8 +9,8 @@ import pytest
 
 from gatokit.inspection import open_directory
 from gatokit.inspection.explorer.browse import Browse
-from gatokit.inspection.explorer.opened import Opened
-from gatokit.inspection.explorer.selection import Selection
+from gatokit.inspection.explorer.episode import Opened
+from gatokit.inspection.explorer.query import Selection
 from gatokit.schemas.index import REASONS
 
 

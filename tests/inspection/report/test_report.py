@@ -17,8 +17,7 @@ from gatokit.cli.main import main
 from gatokit.inspection import open_directory, preview
 from gatokit.inspection.card import Card, Section, card, markdown
 from gatokit.inspection.report import page, report
-from gatokit.inspection.report.stops import FRACTIONS, stops
-from gatokit.inspection.report.tasks import facts
+from gatokit.inspection.report.tasks import FRACTIONS, facts, stops
 from gatokit.schemas.index import INDEX, TASKS
 
 HOSTILE = "<script>alert('x')</script>|`*"
@@ -31,7 +30,7 @@ def data_of(html: str) -> dict:
 
 def report_of(path: Path) -> dict:
     directory = open_directory(path)
-    return json.loads(json.dumps(report(directory, list(directory.datasets.values())).to_json(), allow_nan=False))
+    return json.loads(json.dumps(report(directory, list(directory.datasets.values())), allow_nan=False))
 
 
 def kept_at(task: dict, stop: int, name: str = "episodes") -> int:

@@ -1,20 +1,31 @@
-"""The opened episode or document: its index row, its steps to play, its parts to read, all its tokens.
+"""The opened episode or document: its index row, its steps to play with plots, its parts to read, all its tokens.
 
-A new view is a name in ``VIEWS``, an item of ``panel`` and a branch of ``_show``.
+A new view is a name in ``VIEWS``, an item of ``Opened.panel`` and a branch of ``Opened._show``.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import panel as pn
+from bokeh.events import Tap
+from bokeh.models import BasicTicker, ColumnDataSource, HoverTool, Legend, Span
+from bokeh.plotting import figure
 
-from gatokit.inspection.explorer.columns import COLUMNS, value_of
-from gatokit.inspection.explorer.playing import PlayedEpisode, StepView
-from gatokit.inspection.explorer.plot import StepPlots
+from gatokit.inspection.explorer.query import COLUMNS, value_of
 from gatokit.inspection.explorer.widgets import WIDGET_STYLE, Parts, Player, Table, Words, column, table_data
+from gatokit.inspection.playback import Line, Playback
 from gatokit.inspection.read.directory import DatasetReader, Directory
 from gatokit.inspection.read.index import EpisodeRow
-from gatokit.inspection.read.values import DocumentTokens, EpisodeTokens, data_url, kind_name
+from gatokit.inspection.read.values import (
+    DocumentTokens,
+    EpisodeTokens,
+    data_url,
+    flag_names,
+    kind_name,
+    number_text,
+    short_name,
+)
 from gatokit.schemas.errors import GatokitError, RejectedError
 from gatokit.schemas.tokens import EncodedImage, TokenKind
 from gatokit.schemas.words import counted, shown
@@ -23,9 +34,15 @@ from gatokit.tokenizers.image_codec import probe
 CONTENT, TOKENS, ROW = "content", "tokens", "index row"
 VIEWS = (CONTENT, TOKENS, ROW)
 THIS_STEP, THIS_RECORD, ALL = "this step", "its record", "all"
-_TOKENS_A_PAGE = 50
+MOST_NUMBERS = 400
+"""Of a field in a step."""
+MOST_POINTS = 2_000
+"""Of a line."""
+MOST_ACTIONS = 8
+"""Components of an action that are drawn."""
 _MOST_CHARACTERS = 50_000
 """Of a document that are shown as text."""
+_TOKENS_A_PAGE = 50
 _TOKEN_COLUMNS = [
     column("token", number=True, about="counted from the first token"),
     column("record", number=True, about="counted from the first record"),
@@ -37,6 +54,11 @@ _TOKEN_COLUMNS = [
     column("position", number=True, about="within the step's observation"),
     column("target", about="whether tokens of this kind are predicted"),
 ]
+_COLORS = ("#2f86a6", "#d07d31", "#7a9a3a", "#a05fa5", "#c0564b", "#5b74c9", "#9a8438", "#4a9c8c")
+_SOFT = "#848b98"
+"""Of axes; it can be read on white and on black."""
+_EDGE = ":host { clip-path: inset(1px 0 0 2px); }"
+"""Bokeh clears a canvas up to half a pixel from its edge, and would leave there what was drawn before."""
 
 
 class Opened:
@@ -44,18 +66,18 @@ class Opened:
 
     def __init__(self, directory: Directory) -> None:
         self._directory = directory
-        self._played: PlayedEpisode | None = None
+        self._played: Playback | None = None
         self._tokens: EpisodeTokens | DocumentTokens | None = None
-        self._plots: StepPlots | None = None
         self._step = 0
+        self._marks: list[Span] = []
         self._title = Words(data={"lines": ["Click a row to open it."], "style": "title"})
         self._fault = Words(visible=False)
-        style: dict[str, Any] = {"stylesheets": [WIDGET_STYLE], "margin": (6, 0)}
-        self._view = pn.widgets.RadioButtonGroup(options=list(VIEWS), value=CONTENT, visible=False, **style)
+        style: dict[str, Any] = {"stylesheets": [WIDGET_STYLE], "margin": (6, 0), "visible": False}
+        self._view = pn.widgets.RadioButtonGroup(options=list(VIEWS), value=CONTENT, **style)
         self._player = Player({"step": self.go}, visible=False)
         self._figures = pn.Column(sizing_mode="stretch_width", visible=False, margin=(10, 0, 0, 0))
         self._parts = Parts(visible=False)
-        self._scope = pn.widgets.RadioButtonGroup(options=[THIS_STEP, THIS_RECORD, ALL], visible=False, **style)
+        self._scope = pn.widgets.RadioButtonGroup(options=[THIS_STEP, THIS_RECORD, ALL], **style)
         self._token_table = Table({"begin": self._turn}, visible=False)
         self._row = Table({}, visible=False)
         self._view.param.watch(lambda _: self._show(), "value")
@@ -67,17 +89,25 @@ class Opened:
 
     def show(self, dataset: DatasetReader, row: EpisodeRow) -> None:
         """Opens an episode or document."""
-        self._played = self._tokens = self._plots = None
-        self._step = 0
+        self._played = self._tokens = None
+        self._step, self._marks = 0, []
+        self._figures.clear()
         names = [dataset.name] if row.task in (None, dataset.name) else [dataset.name, str(row.task)]
         lines = [row.episode_id, ", ".join([*names, *_facts(row)])]
-        self._figures.clear()
         self._title.data = {"lines": lines, "style": "title", "reveal": f"{dataset.name} {row.episode_id}"}
         self._row.data = _row_table(row)
         fault = "" if row.shard is not None else row.why_unstored
         if row.shard is not None:
             try:
-                self._read(dataset, row)
+                text = self._directory.text
+                if dataset.holds_documents:
+                    document = dataset.document(row)
+                    self._parts.data = {"parts": _part_data(document.parts)}
+                    self._tokens = DocumentTokens(document, text)
+                else:
+                    self._played = Playback(dataset.episode(row), text)
+                    self._tokens = self._played.tokens
+                    self.go(0)
             except GatokitError as error:
                 fault = str(error)
         self._fault.param.update(visible=bool(fault), data={"lines": [fault], "style": "wrong"})
@@ -89,32 +119,22 @@ class Opened:
             return
         episode = self._played.episode
         self._step = min(max(int(step), 0), episode.steps - 1)
-        step_data = _step_data(self._played.view(self._step))
-        self._player.data = {"episode": episode.row.episode_id, "steps": episode.steps, **step_data}
-        if self._plots is not None:
-            self._plots.mark(self._step)
+        about = {"episode": episode.row.episode_id, "steps": episode.steps}
+        self._player.data = about | step_data(self._played, self._step)
+        for mark in self._marks:
+            mark.location = self._step
         if self._view.value == TOKENS:
             self._turn(0)
-
-    def _read(self, dataset: DatasetReader, row: EpisodeRow) -> None:
-        text = self._directory.text
-        if dataset.holds_documents:
-            document = dataset.document(row)
-            self._parts.data = {"parts": _part_data(document.parts)}
-            self._tokens = DocumentTokens(document, text)
-        else:
-            self._played = PlayedEpisode(dataset.episode(row), text)
-            self._tokens = self._played.tokens
-            self._plots = StepPlots(self._played, self.go)
-            self.go(0)
 
     def _show(self) -> None:
         view = ROW if self._tokens is None else self._view.value
         self._view.visible = self._tokens is not None
         self._player.visible = view in (CONTENT, TOKENS) and self._played is not None
-        self._figures.visible = view == CONTENT and self._plots is not None
-        if self._figures.visible and self._plots is not None and not self._figures.objects:
-            self._figures.extend(pn.pane.Bokeh(item, sizing_mode="stretch_width") for item in self._plots.figures)
+        self._figures.visible = view == CONTENT and self._played is not None
+        if self._figures.visible and self._played is not None and not self._figures.objects:
+            for drawn, mark in _plots(self._played, self._step, self.go):
+                self._figures.append(pn.pane.Bokeh(drawn, sizing_mode="stretch_width"))
+                self._marks.append(mark)
         self._parts.visible = view == CONTENT and self._played is None
         self._scope.visible = view == TOKENS and self._played is not None
         self._token_table.visible = view == TOKENS
@@ -147,8 +167,8 @@ class Opened:
 
 
 def _facts(row: EpisodeRow) -> list[str]:
-    """What stands below the id."""
-    facts = [] if not row.agent else [f"agent {row.agent}"]
+    """The line below the id, in parts."""
+    facts = [f"agent {row.agent}"] if row.agent else []
     if row.steps is not None:
         facts.append(counted(row.steps, "step"))
     if row.episode_return is not None:
@@ -171,30 +191,26 @@ def _row_table(row: EpisodeRow) -> dict[str, Any]:
     return table_data(columns, lines, opens=False)
 
 
-def _step_data(view: StepView) -> dict[str, Any]:
-    """What ``Player`` draws of a step."""
-    images = [
-        {"name": name, "height": image.height, "width": image.width} | _image_data(image) for name, image in view.images
-    ]
-    lines = [
-        (
-            f"action/{value.field}",
-            value.field if value.field == "action" else f"action {value.field}",
-            value.kind,
-            value.text,
-        )
-        for value in view.action
-    ]
-    lines += [
-        ("reward", "reward", "number", f"{view.reward:.6g}"),
-        ("return so far", "return so far", "number", f"{view.return_so_far:.6g}"),
-        ("flags", "flags", "word", ", ".join(view.flags) or "none"),
-    ]
-    if view.discount is not None:
-        lines.append(("discount", "discount", "number", f"{view.discount:.6g}"))
-    lines += [(f"observation/{value.field}", value.field, value.kind, value.text) for value in view.observation]
-    values = [{"field": field, "name": name, "kind": kind, "text": text} for field, name, kind, text in lines]
-    return {"step": view.step, "images": images, "values": values}
+def step_data(played: Playback, step: int) -> dict[str, Any]:
+    """What ``Player`` draws of a step: images, and values as text."""
+    episode, images, observation, action = played.episode, [], [], []
+    for field, value in played.values(step):
+        name = short_name(field)
+        if isinstance(value, EncodedImage):
+            images.append({"name": name, "height": value.height, "width": value.width} | _image_data(value))
+        elif field.is_action:
+            label = name if name == "action" else f"action {name}"
+            action.append((f"action/{name}", label, field.kind, _text(value)))
+        else:
+            observation.append((f"observation/{name}", name, field.kind, _text(value)))
+    numbers = {"reward": episode.reward[step], "return so far": played.returns_so_far[step]}
+    lines = [*action, *((name, name, "number", f"{number:.6g}") for name, number in numbers.items())]
+    lines.append(("flags", "flags", "word", ", ".join(flag_names(int(episode.flags[step]))) or "none"))
+    if episode.discount is not None:
+        lines.append(("discount", "discount", "number", f"{episode.discount[step]:.6g}"))
+    keys = ("field", "name", "kind", "text")
+    values = [dict(zip(keys, line, strict=True)) for line in [*lines, *observation]]
+    return {"step": step, "images": images, "values": values}
 
 
 def _part_data(parts: Sequence[str | EncodedImage]) -> list[dict[str, str]]:
@@ -221,7 +237,73 @@ def _image_data(image: EncodedImage) -> dict[str, str]:
     return {"url": data_url(image.data, codec), "about": f"{size} {codec}, {len(image.data):,} bytes"}
 
 
+def _text(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    numbers = np.asarray(value).ravel()
+    more = f" … ({len(numbers):,})" if len(numbers) > MOST_NUMBERS else ""
+    return "  ".join(map(number_text, numbers[:MOST_NUMBERS])) + more
+
+
 def _quoted(text: str) -> str:
     """A text piece with visible spaces and line ends."""
     escaped = text.replace("\n", "\\n").replace("\t", "\\t")
     return f"“{escaped}”"
+
+
+# --- plots ----------------------------------------------------------------------------------------------------------
+
+
+def _plots(played: Playback, step: int, go: Callable[[int], None]) -> list[tuple[figure, Span]]:
+    """Plots of reward, return and actions, each with the mark of a step; a click on one calls ``go`` with a step."""
+    last, components = played.episode.steps - 1, played.actions(MOST_POINTS)
+    is_discrete = all(field.kind == "discrete" for field in played.episode.spec.action)
+    title = f"{MOST_ACTIONS} of {len(components)} components of the action" if len(components) > MOST_ACTIONS else ""
+    plots = [_plot("", [line], False, 120, last) for line in played.rewards(MOST_POINTS)]
+    plots.append(_plot(title, components[:MOST_ACTIONS], is_discrete, 170, last))
+    marked = []
+    for drawn in plots:
+        mark = Span(location=step, dimension="height", line_color=_COLORS[4], line_width=1.5, line_dash="4 2")
+        drawn.add_layout(mark)
+        drawn.on_event(Tap, lambda event: go(min(max(round(event.x), 0), last)))
+        marked.append((drawn, mark))
+    return marked
+
+
+def _plot(title: str, lines: Sequence[Line], is_discrete: bool, height: int, last: int) -> figure:
+    """Lines over the steps 0 to ``last``, discrete ones as stairs."""
+    drawn = figure(
+        title=title or None,
+        height=height,
+        sizing_mode="stretch_width",
+        tools="xpan,xwheel_zoom,reset",
+        toolbar_location=None,
+        background_fill_color=None,
+        border_fill_color=None,
+        outline_line_color=None,
+        stylesheets=[_EDGE],
+        x_range=(-0.5, max(last, 1) + 0.5),
+    )
+    draw, more = (drawn.step, {"mode": "center"}) if is_discrete else (drawn.line, {})
+    items = []
+    for color, line in zip(_COLORS, lines, strict=False):
+        source = ColumnDataSource({"step": line.steps, "value": line.values})
+        glyph = draw("step", "value", source=source, color=color, line_width=1.6, name=line.name, **more)
+        items.append((line.name, [glyph]))
+    legend = Legend(
+        items=items, orientation="horizontal", label_text_color=_SOFT, label_text_font_size="11px",
+        background_fill_color=None, border_line_color=None, padding=0, margin=0, spacing=10, glyph_width=14,
+    )  # fmt: skip
+    drawn.add_layout(legend, "above")
+    drawn.add_tools(HoverTool(tooltips=[("$name", "@value{0.[00000]}"), ("step", "@step")], mode="mouse"))
+    if title:
+        drawn.title.update(text_color=_SOFT, text_font_style="normal", text_font_size="12px")
+    drawn.xaxis.ticker = BasicTicker(min_interval=1, num_minor_ticks=0)
+    if is_discrete:
+        drawn.yaxis.ticker = BasicTicker(min_interval=1, num_minor_ticks=0)
+    for axis in (*drawn.xaxis, *drawn.yaxis):
+        axis.axis_line_color = axis.major_tick_line_color = axis.minor_tick_line_color = _SOFT
+        axis.major_label_text_color = _SOFT
+    drawn.grid.grid_line_color = _SOFT
+    drawn.grid.grid_line_alpha = 0.2
+    return drawn
