@@ -1,4 +1,4 @@
-"""The ``gatokit`` command: finds the verb, turns errors into a sentence and an exit status.
+"""The ``gatokit`` command: finds the verb, and turns errors into a sentence and an exit status.
 
 Only the module of the chosen verb is imported, and a verb's module imports what it needs when it runs, so that help and
 completion are quick.
@@ -30,13 +30,21 @@ VERBS = {
     "generate": "let a policy continue a text, or caption a picture",
     "completion": "print a script that completes gatokit's commands in a shell",
 }
-"""What each command does. Each is a module beside this one with ``EXAMPLE``, ``add_arguments(parser)`` and
+"""What each command does. A command is a module beside this one with ``EXAMPLE``, ``add_arguments(parser)`` and
 ``run(arguments)``; ``TAKES_BEAM_OPTIONS`` if it passes unknown options to Beam, and ``RETIRED`` if options of it were
 renamed or dropped: what to write instead, by option."""
 
+_OVERVIEW = """usage: gatokit COMMAND ...
+
+The data side of a generalist agent, and the trainer that proves it.
+
+{commands}
+
+gatokit COMMAND --help shows a command's arguments and an example; gatokit --version the version."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command. 0: done; 1: the data failed a check; 2: the arguments or the config are wrong."""
+    """Runs one command. Returns 0: done; 1: the data failed a check; 2: the arguments or the config are wrong."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     logging.getLogger().setLevel(logging.ERROR)
     try:
@@ -75,20 +83,25 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _run(words: list[str]) -> int:
-    if not words or words[0] in ("-h", "--help"):
-        print(_overview())
+    verb, *words = words or ["--help"]
+    if verb in ("-h", "--help"):
+        width = max(map(len, VERBS))
+        commands = "\n".join(f"  {verb:{width}}  {does}" for verb, does in VERBS.items())
+        print(_OVERVIEW.format(commands=commands))
         return 0
-    if words[0] == "--version":
+    if verb == "--version":
         print(f"gatokit {gatokit.__version__}")
         return 0
-    verb = words[0]
     if verb not in VERBS:
         way_out = did_you_mean(verb, VERBS) or "gatokit --help lists the commands"
         raise ConfigError(f"there is no command {verb!r}", way_out=way_out, code="usage")
     parser = verb_parser(verb)
     module: Any = importlib.import_module(f"gatokit.cli.{verb}")
-    _refuse_retired(words[1:], getattr(module, "RETIRED", {}))
-    known, rest = parser.parse_known_args(words[1:])
+    retired = getattr(module, "RETIRED", {})
+    for name in (word.partition("=")[0] for word in words):
+        if name in retired:
+            raise ConfigError(f"{name} is no longer an option", way_out=retired[name], code="usage")
+    known, rest = parser.parse_known_args(words)
     if getattr(module, "TAKES_BEAM_OPTIONS", False):
         known.beam_options = rest
     elif rest:
@@ -98,31 +111,8 @@ def _run(words: list[str]) -> int:
     return int(module.run(known) or 0)
 
 
-def _refuse_retired(words: list[str], retired: dict[str, str]) -> None:
-    for word in words:
-        name = word.partition("=")[0]
-        if name in retired:
-            raise ConfigError(f"{name} is no longer an option", way_out=retired[name], code="usage")
-
-
-def _overview() -> str:
-    """The help of ``gatokit`` itself."""
-    width = max(map(len, VERBS))
-    return "\n".join(
-        [
-            "usage: gatokit COMMAND ...",
-            "",
-            "The data side of a generalist agent, and the trainer that proves it.",
-            "",
-            *(f"  {verb:{width}}  {does}" for verb, does in VERBS.items()),
-            "",
-            "gatokit COMMAND --help shows a command's arguments and an example; gatokit --version the version.",
-        ]
-    )
-
-
 def _report(words: list[str], code: str, problem: str, way_out: str | None) -> None:
-    """Says on standard error what went wrong, and with ``--json`` on standard output too."""
+    """Prints what went wrong on standard error, and with ``--json`` on standard output too."""
     print(f"gatokit: {problem}; {way_out}" if way_out else f"gatokit: {problem}", file=sys.stderr)
     if "--json" in words:
         error = {"code": code, "message": problem, "way_out": way_out}
