@@ -32,22 +32,16 @@ EXAMPLE = """gatokit inspect built --task door-open-v3
   gatokit inspect built --serve"""
 
 _EXCLUSIVE = {
-    "serve": ("task", "episode", "at", "keep", "against", "step", "html", "card", "run"),
-    "html": ("task", "episode", "at", "keep", "against", "step"),
-    "card": ("task", "episode", "at", "keep", "against", "step"),
-    "step": ("episode", "at", "keep", "against"),
-    "episode": ("at", "keep", "against"),
-    "at": ("keep",),
+    "serve": "task episode at keep against step html card run",
+    "html": "task episode at keep against step",
+    "card": "task episode at keep against step",
+    "step": "episode at keep against",
+    "episode": "at keep against",
+    "at": "keep",
 }
 """Options, and those that cannot be given with them."""
-_NEEDED = {
-    "steps": ("episode",),
-    "full": ("document",),
-    "images": ("document",),
-    "port": ("serve",),
-    "run": ("step", "html"),
-}
-"""Options that need one of others."""
+_NEEDED = {"steps": "episode", "full": "document", "images": "document", "port": "serve", "run": "step html"}
+"""Options, and those of which they need one."""
 _MOST_COMPARED = 20_000
 """Ids that are compared with an unknown one, so that a suggestion takes no longer than the answer."""
 _COUNTED_WINDOWS = 1_000
@@ -140,12 +134,12 @@ def _check_options(arguments: argparse.Namespace) -> None:
     if "episode" in given:
         given.add("document")
     for option, others in _EXCLUSIVE.items():
-        for other in others:
+        for other in others.split():
             if {option, other} <= given:
                 raise ConfigError(f"--{option} and --{other} exclude each other: give one of them")
     for option, others in _NEEDED.items():
-        if option in given and given.isdisjoint(others):
-            needed = " or ".join(f"--{other}" for other in others)
+        if option in given and given.isdisjoint(others.split()):
+            needed = " or ".join(f"--{other}" for other in others.split())
             raise ConfigError(f"--{option} belongs to {needed}: give {needed} as well")
 
 
@@ -180,13 +174,10 @@ def _find_episode(
     found = [(dataset, row) for dataset in datasets if (row := dataset.row(id_)) and task in (None, row.task)]
     if len(found) == 1:
         return found[0]
-    kinds = {dataset.holds_documents for dataset in datasets}
-    noun = "document" if kinds == {True} else "episode" if kinds == {False} else "episode or document"
-    option = "--document" if kinds == {True} else "--episode"
+    option = "--document" if all(dataset.holds_documents for dataset in datasets) else "--episode"
     if found:
         names = ", ".join(dataset.name for dataset, _ in found)
-        article = "a" if noun == "document" else "an"
-        raise ConfigError(f"{option} {id_}: {names} each have {article} {noun} of this id; name one with --dataset")
+        raise ConfigError(f"{option} {id_}: {names} each have this id; name one with --dataset")
     where = None if task is None else pc.field("task") == task
     ids: list[str] = []
     for dataset in datasets:

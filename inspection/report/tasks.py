@@ -124,22 +124,22 @@ def facts(
     for group in groups:
         rows_of_task, agents = _read_rows(dataset, group)
         for name, rows in zip(group, rows_of_task, strict=True):
-            sound = np.flatnonzero(np.isfinite(rows.value))
+            sound = np.flatnonzero(np.isfinite(rows["value"]))
             expert_return = totals[name].expert_return
-            stored = rows.kept & (rows.tokens >= 0)
-            tokens, stored_steps = int(rows.tokens[stored].sum()), int(rows.steps[stored].sum())
+            stored = rows["kept"] & (rows["tokens"] >= 0)
+            tokens, stored_steps = int(rows["tokens"][stored].sum()), int(rows["steps"][stored].sum())
             fixed = _fixed_tokens(dataset, name)
             measured = tokens / stored_steps if stored_steps else None
             is_drawn = points > 0 and name in drawn
             by_agent = _by_agent(rows, sound) if is_drawn else []
             yield TaskFacts(
                 name=name,
-                agents=len(np.unique(rows.agent)),
-                rows=len(rows.kept),
+                agents=len(np.unique(rows["agent"])),
+                rows=len(rows["kept"]),
                 sound=len(sound),
-                kept=int(rows.kept.sum()),
-                steps=int(rows.steps[rows.kept].sum()),
-                tokens=tokens if stored.any() or not rows.kept.any() else None,
+                kept=int(rows["kept"].sum()),
+                steps=int(rows["steps"][rows["kept"]].sum()),
+                tokens=tokens if stored.any() or not rows["kept"].any() else None,
                 expert_return=expert_return,
                 threshold=totals[name].threshold,
                 random=_random_return(dataset, name),
@@ -149,34 +149,23 @@ def facts(
                 chosen=_chosen(rows),
                 points=_points(rows, by_agent, agents, points) if by_agent else None,
                 curves=_curves(rows, by_agent, agents, windows[name], points),
-                returns=_bins(rows.value[sound], rows.kept[sound]) if by_agent else None,
-                lengths=_bins(rows.steps, rows.kept) if is_drawn and len(rows.steps) else None,
+                returns=_bins(rows["value"][sound], rows["kept"][sound]) if by_agent else None,
+                lengths=_bins(rows["steps"], rows["kept"]) if is_drawn and len(rows["steps"]) else None,
             )
 
 
-@dataclass(frozen=True)
-class _Rows:
-    """Rows of one task in source order, arrays (R,). ``tokens`` is -1 if none are stored; ``agent`` indexes names."""
-
-    ordinal: np.ndarray
-    agent: np.ndarray
-    order: np.ndarray
-    steps: np.ndarray
-    value: np.ndarray
-    tokens: np.ndarray
-    kept: np.ndarray
-    bad: np.ndarray
+_ROW = np.dtype([
+    ("task", np.int32), ("ordinal", np.int64), ("agent", np.int32), ("order", float), ("steps", np.int64),
+    ("value", float), ("tokens", np.int64), ("kept", bool), ("bad", bool),
+])  # fmt: skip
+"""A row of the index: codes of task and agent, its ordinal, and ``value``, its return; -1 tokens if none are stored."""
 
 
-_ROW_TYPES = (np.int32, np.int64, np.int32, float, np.int64, float, np.int64, bool, bool)
-"""The type of the task's code, and of each field of ``_Rows``."""
-
-
-def _read_rows(dataset: DatasetReader, tasks: Sequence[str]) -> tuple[Iterator[_Rows], list[str]]:
-    """The rows of each task, and the names of all agents."""
+def _read_rows(dataset: DatasetReader, tasks: Sequence[str]) -> tuple[list[np.ndarray], list[str]]:
+    """The rows of each task in source order, arrays of ``_ROW`` (R,), and the names of all agents."""
     agents: dict[str, int] = {}
     codes = {task: code for code, task in enumerate(tasks)}
-    parts: list[tuple[np.ndarray, ...]] = [tuple(np.empty(0, type_) for type_ in _ROW_TYPES)]
+    parts = [np.empty(0, _ROW)]
     first = 0
     for batch in dataset.batches(_COLUMNS):
         task_of_row, names = coded(batch["task"])
@@ -184,29 +173,23 @@ def _read_rows(dataset: DatasetReader, tasks: Sequence[str]) -> tuple[Iterator[_
         task = np.array([*(codes.get(name, -1) for name in names), -1], np.int32)[task_of_row]
         selected = np.flatnonzero(task >= 0)
         if len(selected):
-            rows = batch.take(pa.array(selected))
-            agent_of_row, names = coded(rows["agent"])
+            of_tasks, part = batch.take(pa.array(selected)), np.empty(len(selected), _ROW)
+            agent_of_row, names = coded(of_tasks["agent"])
             agent_codes = [agents.setdefault(name, len(agents)) for name in (*names, "")]
-            kept = pc.fill_null(rows["kept"], False).to_numpy(zero_copy_only=False)
-            columns = (
-                task[selected],
-                first + selected,
-                np.array(agent_codes, np.int32)[agent_of_row],
-                pc.fill_null(rows["order"], np.nan).to_numpy(),
-                pc.fill_null(rows["steps"], 0).to_numpy(),
-                pc.fill_null(rows["return"], np.nan).to_numpy(),
-                np.where(kept, pc.fill_null(rows["tokens"], -1).to_numpy(), -1),
-                kept,
-                among(rows["reason"], BAD_REASONS),
-            )
-            parts.append(columns)
+            part["task"] = task[selected]
+            part["ordinal"] = first + selected
+            part["agent"] = np.array(agent_codes, np.int32)[agent_of_row]
+            part["order"] = pc.fill_null(of_tasks["order"], np.nan)
+            part["steps"] = pc.fill_null(of_tasks["steps"], 0)
+            part["value"] = pc.fill_null(of_tasks["return"], np.nan)
+            part["kept"] = pc.fill_null(of_tasks["kept"], False)
+            part["tokens"] = np.where(part["kept"], pc.fill_null(of_tasks["tokens"], -1), -1)
+            part["bad"] = among(of_tasks["reason"], BAD_REASONS)
+            parts.append(part)
         first += batch.num_rows
-    task, *joined = (np.concatenate(column) for column in zip(*parts, strict=True))
-    by_task = np.argsort(task, kind="stable")
-    begins = np.searchsorted(task[by_task], np.arange(len(tasks) + 1)).tolist()
-    joined = [column[by_task] for column in joined]
-    slices = (slice(*begins[code : code + 2]) for code in range(len(tasks)))
-    return (_Rows(*(column[rows] for column in joined)) for rows in slices), list(agents)
+    rows = np.concatenate(parts)
+    rows = rows[np.argsort(rows["task"], kind="stable")]
+    return np.split(rows, np.searchsorted(rows["task"], np.arange(1, len(tasks)))), list(agents)
 
 
 def _fixed_tokens(dataset: DatasetReader, task: str) -> int | None:
@@ -219,12 +202,12 @@ def _fixed_tokens(dataset: DatasetReader, task: str) -> int | None:
     return None if None in widths else 1 + sum(width or 0 for width in widths)
 
 
-def _chosen(rows: _Rows) -> dict[str, int]:
+def _chosen(rows: np.ndarray) -> dict[str, int]:
     """Ordinals of the kept rows with the best, the median and the lowest return; each row once."""
-    kept = np.flatnonzero(rows.kept)
+    kept = np.flatnonzero(rows["kept"])
     if not len(kept):
         return {}
-    ascending = rows.ordinal[kept[np.argsort(rows.value[kept], kind="stable")]].tolist()
+    ascending = rows["ordinal"][kept[np.argsort(rows["value"][kept], kind="stable")]].tolist()
     chosen: dict[str, int] = {}
     median = ascending[(len(ascending) - 1) // 2]
     for label, ordinal in (("best kept", ascending[-1]), ("median kept", median), ("lowest kept", ascending[0])):
@@ -241,14 +224,16 @@ def _random_return(dataset: DatasetReader, task: str) -> float | None:
     return random.get(task) if isinstance(random, dict) else random
 
 
-def _stops(dataset: DatasetReader, task: str, rows: _Rows, sound: np.ndarray, expert: float | None) -> Stops | None:
+def _stops(
+    dataset: DatasetReader, task: str, rows: np.ndarray, sound: np.ndarray, expert: float | None
+) -> Stops | None:
     """As ``inspection.preview`` judges: damaged episodes, and those without a step with an action, are never kept."""
     random, keep = _random_return(dataset, task), dataset.keep
     if expert is None or keep is None or (random is None and isinstance(keep.random_return, dict)):
         return None
     limits = np.array([return_threshold(expert, fraction, random) for fraction in FRACTIONS])
-    able = sound[(rows.steps[sound] > 0) & ~rows.bad[sound]]
-    return stops(limits - TOLERANCE * np.abs(limits), rows.value[able], rows.steps[able], rows.tokens[able])
+    able = sound[(rows["steps"][sound] > 0) & ~rows["bad"][sound]]
+    return stops(limits - TOLERANCE * np.abs(limits), rows["value"][able], rows["steps"][able], rows["tokens"][able])
 
 
 def stops(lowest: np.ndarray, returns: np.ndarray, steps: np.ndarray, tokens: np.ndarray) -> Stops:
@@ -279,16 +264,16 @@ def stops(lowest: np.ndarray, returns: np.ndarray, steps: np.ndarray, tokens: np
 # --- what is drawn ----------------------------------------------------------------------------------------------
 
 
-def _by_agent(rows: _Rows, sound: np.ndarray) -> list[tuple[int, np.ndarray]]:
+def _by_agent(rows: np.ndarray, sound: np.ndarray) -> list[tuple[int, np.ndarray]]:
     """(agent, its N sound rows in collection order), the agent with the most first."""
     by_agent = []
-    for agent in np.unique(rows.agent[sound]).tolist():
-        episodes = sound[rows.agent[sound] == agent]
-        by_agent.append((agent, episodes[np.argsort(rows.order[episodes], kind="stable")]))
+    for agent in np.unique(rows["agent"][sound]).tolist():
+        episodes = sound[rows["agent"][sound] == agent]
+        by_agent.append((agent, episodes[np.argsort(rows["order"][episodes], kind="stable")]))
     return sorted(by_agent, key=lambda item: -len(item[1]))
 
 
-def _points(rows: _Rows, by_agent: list[tuple[int, np.ndarray]], agents: list[str], most: int) -> Points:
+def _points(rows: np.ndarray, by_agent: list[tuple[int, np.ndarray]], agents: list[str], most: int) -> Points:
     episodes = np.concatenate([own for _, own in by_agent])
     agent = np.repeat(np.arange(len(by_agent)), [len(own) for _, own in by_agent])
     place = np.concatenate([np.arange(len(own)) for _, own in by_agent])
@@ -297,20 +282,24 @@ def _points(rows: _Rows, by_agent: list[tuple[int, np.ndarray]], agents: list[st
         agents=tuple(agents[code] for code, _ in by_agent),
         agent=agent[shown],
         place=place[shown],
-        value=rows.value[episodes[shown]],
-        kept=rows.kept[episodes[shown]],
+        value=rows["value"][episodes[shown]],
+        kept=rows["kept"][episodes[shown]],
     )
 
 
 def _curves(
-    rows: _Rows, by_agent: list[tuple[int, np.ndarray]], agents: list[str], windows: dict[str, int | None], most: int
+    rows: np.ndarray,
+    by_agent: list[tuple[int, np.ndarray]],
+    agents: list[str],
+    windows: dict[str, int | None],
+    most: int,
 ) -> tuple[Curve, ...]:
     curves = []
     for code, episodes in by_agent[:_MOST_AGENTS]:
         width = windows.get(agents[code]) or 1
         if width > len(episodes):
             continue
-        sums = np.cumsum(np.append(0.0, rows.value[episodes]))
+        sums = np.cumsum(np.append(0.0, rows["value"][episodes]))
         means = (sums[width:] - sums[:-width]) / width
         shown = np.unique(np.append(_evenly_spaced(len(means), max(2, most // 2)), [means.argmax(), len(means) - 1]))
         curves.append(Curve(agents[code], width, shown + width - 1, means[shown]))

@@ -200,7 +200,7 @@ def test_an_episode_of_two_datasets_has_to_be_told_apart(gatokit, built):
     id_ = first_kept(built, "atari").episode_id
     result = gatokit("inspect", built, "--episode", id_)
     assert result.status == 2
-    assert "atari, atari-small each have an episode of this id; name one with --dataset" in result.err
+    assert "atari, atari-small each have this id; name one with --dataset" in result.err
     assert gatokit("inspect", built, "--dataset", "atari", "--episode", id_).status == 0
 
 
