@@ -157,7 +157,7 @@ def _find_datasets(directory: "Directory", dataset: str | None, task: str | None
         return datasets
     episodes = [item for item in datasets if not item.holds_documents]
     found = [item for item in episodes if task in item.task_names]
-    if not found and any(item.name == task for item in datasets):
+    if not found and any(item.name == task for item in datasets if item.holds_documents):
         raise ConfigError(f"--task {task}: it holds documents, which have no tasks; give --dataset {task}")
     if not found:
         names = dict.fromkeys(name for item in episodes for name in item.task_names)

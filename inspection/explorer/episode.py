@@ -14,12 +14,12 @@ from bokeh.plotting import figure
 
 from gatokit.inspection.explorer.query import COLUMNS, value_of
 from gatokit.inspection.explorer.widgets import WIDGET_STYLE, Parts, Player, Table, Words, column, table_data
-from gatokit.inspection.playback import Line, Playback
 from gatokit.inspection.read.directory import DatasetReader, Directory
 from gatokit.inspection.read.index import EpisodeRow
 from gatokit.inspection.read.values import (
-    DocumentTokens,
-    EpisodeTokens,
+    DecodedDocument,
+    DecodedEpisode,
+    Line,
     data_url,
     flag_names,
     kind_name,
@@ -66,8 +66,8 @@ class Opened:
 
     def __init__(self, directory: Directory) -> None:
         self._directory = directory
-        self._played: Playback | None = None
-        self._tokens: EpisodeTokens | DocumentTokens | None = None
+        self._episode: DecodedEpisode | None = None
+        self._tokens: DecodedEpisode | DecodedDocument | None = None
         self._step = 0
         self._marks: list[Span] = []
         self._title = Words(data={"lines": ["Click a row to open it."], "style": "title"})
@@ -89,7 +89,7 @@ class Opened:
 
     def show(self, dataset: DatasetReader, row: EpisodeRow) -> None:
         """Opens an episode or document."""
-        self._played = self._tokens = None
+        self._episode = self._tokens = None
         self._step, self._marks = 0, []
         self._figures.clear()
         names = [dataset.name] if row.task in (None, dataset.name) else [dataset.name, str(row.task)]
@@ -103,10 +103,9 @@ class Opened:
                 if dataset.holds_documents:
                     document = dataset.document(row)
                     self._parts.data = {"parts": _part_data(document.parts)}
-                    self._tokens = DocumentTokens(document, text)
+                    self._tokens = DecodedDocument(document, text)
                 else:
-                    self._played = Playback(dataset.episode(row), text)
-                    self._tokens = self._played.tokens
+                    self._episode = self._tokens = DecodedEpisode(dataset.episode(row), text)
                     self.go(0)
             except GatokitError as error:
                 fault = str(error)
@@ -115,12 +114,12 @@ class Opened:
 
     def go(self, step: int) -> None:
         """Shows a step."""
-        if self._played is None:
+        if self._episode is None:
             return
-        episode = self._played.episode
+        episode = self._episode.episode
         self._step = min(max(int(step), 0), episode.steps - 1)
         about = {"episode": episode.row.episode_id, "steps": episode.steps}
-        self._player.data = about | step_data(self._played, self._step)
+        self._player.data = about | step_data(self._episode, self._step)
         for mark in self._marks:
             mark.location = self._step
         if self._view.value == TOKENS:
@@ -129,14 +128,14 @@ class Opened:
     def _show(self) -> None:
         view = ROW if self._tokens is None else self._view.value
         self._view.visible = self._tokens is not None
-        self._player.visible = view in (CONTENT, TOKENS) and self._played is not None
-        self._figures.visible = view == CONTENT and self._played is not None
-        if self._figures.visible and self._played is not None and not self._figures.objects:
-            for drawn, mark in _plots(self._played, self._step, self.go):
+        self._player.visible = view in (CONTENT, TOKENS) and self._episode is not None
+        self._figures.visible = view == CONTENT and self._episode is not None
+        if self._figures.visible and self._episode is not None and not self._figures.objects:
+            for drawn, mark in _plots(self._episode, self._step, self.go):
                 self._figures.append(pn.pane.Bokeh(drawn, sizing_mode="stretch_width"))
                 self._marks.append(mark)
-        self._parts.visible = view == CONTENT and self._played is None
-        self._scope.visible = view == TOKENS and self._played is not None
+        self._parts.visible = view == CONTENT and self._episode is None
+        self._scope.visible = view == TOKENS and self._episode is not None
         self._token_table.visible = view == TOKENS
         self._row.visible = view == ROW
         if view == TOKENS:
@@ -147,7 +146,7 @@ class Opened:
         tokens = self._tokens
         if tokens is None:
             return
-        if isinstance(tokens, DocumentTokens) or self._scope.value == ALL:
+        if isinstance(tokens, DecodedDocument) or self._scope.value == ALL:
             scope = range(len(tokens))
         else:
             step = tokens.of_step(self._step)
@@ -191,10 +190,10 @@ def _row_table(row: EpisodeRow) -> dict[str, Any]:
     return table_data(columns, lines, opens=False)
 
 
-def step_data(played: Playback, step: int) -> dict[str, Any]:
+def step_data(decoded: DecodedEpisode, step: int) -> dict[str, Any]:
     """What ``Player`` draws of a step: images, and values as text."""
-    episode, images, observation, action = played.episode, [], [], []
-    for field, value in played.values(step):
+    episode, images, observation, action = decoded.episode, [], [], []
+    for field, value in decoded.values(step):
         name = short_name(field)
         if isinstance(value, EncodedImage):
             images.append({"name": name, "height": value.height, "width": value.width} | _image_data(value))
@@ -203,7 +202,7 @@ def step_data(played: Playback, step: int) -> dict[str, Any]:
             action.append((f"action/{name}", label, field.kind, _text(value)))
         else:
             observation.append((f"observation/{name}", name, field.kind, _text(value)))
-    numbers = {"reward": episode.reward[step], "return so far": played.returns_so_far[step]}
+    numbers = {"reward": episode.reward[step], "return so far": decoded.returns_so_far[step]}
     lines = [*action, *((name, name, "number", f"{number:.6g}") for name, number in numbers.items())]
     lines.append(("flags", "flags", "word", ", ".join(flag_names(int(episode.flags[step]))) or "none"))
     if episode.discount is not None:
@@ -254,12 +253,12 @@ def _quoted(text: str) -> str:
 # --- plots ----------------------------------------------------------------------------------------------------------
 
 
-def _plots(played: Playback, step: int, go: Callable[[int], None]) -> list[tuple[figure, Span]]:
+def _plots(decoded: DecodedEpisode, step: int, go: Callable[[int], None]) -> list[tuple[figure, Span]]:
     """Plots of reward, return and actions, each with the mark of a step; a click on one calls ``go`` with a step."""
-    last, components = played.episode.steps - 1, played.actions(MOST_POINTS)
-    is_discrete = all(field.kind == "discrete" for field in played.episode.spec.action)
+    last, components = decoded.episode.steps - 1, decoded.actions(MOST_POINTS)
+    is_discrete = all(field.kind == "discrete" for field in decoded.episode.spec.action)
     title = f"{MOST_ACTIONS} of {len(components)} components of the action" if len(components) > MOST_ACTIONS else ""
-    plots = [_plot("", [line], False, 120, last) for line in played.rewards(MOST_POINTS)]
+    plots = [_plot("", [line], False, 120, last) for line in decoded.rewards(MOST_POINTS)]
     plots.append(_plot(title, components[:MOST_ACTIONS], is_discrete, 170, last))
     marked = []
     for drawn in plots:

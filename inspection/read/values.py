@@ -1,7 +1,7 @@
-"""What stored episodes and documents hold, as text: each token with its record, step, field and value, and decoded
-values for JSON, for a cell of a table and for a page.
+"""What stored episodes and documents hold, for people: tokens with their record, step, field and value, the values of a
+step, numbers over the steps of an episode; and values for JSON, for a cell of a table and for a page.
 
-Legend: T tokens.
+Legend: S time steps, T tokens.
 """
 
 import base64
@@ -15,7 +15,7 @@ import numpy as np
 from gatokit.inspection.read.stored import StoredDocument, StoredEpisode
 from gatokit.schemas.manifest import FieldSpec
 from gatokit.schemas.tokens import FIRST, LAST, NO_POSITION, PREDICTED, TERMINAL, EncodedImage, TokenKind, TokenSequence
-from gatokit.tokenizers.episode import FieldValues, StepLayout
+from gatokit.tokenizers.episode import StepLayout
 from gatokit.tokenizers.image_codec import decode, probe
 from gatokit.tokenizers.text import TextTokenizer
 
@@ -89,15 +89,49 @@ class _Tokens:
         raise NotImplementedError
 
 
-class EpisodeTokens(_Tokens):
-    """Names the tokens of an episode; ``values`` are those of ``episode.decode()``."""
+@dataclass(frozen=True)
+class Line:
+    """A number over the S steps, all of them or evenly spaced ones: int64 and float64, (points,)."""
 
-    def __init__(self, episode: StoredEpisode, values: dict[str, FieldValues], text: TextTokenizer | None) -> None:
-        """``text`` names pieces of text. Raises ValueError if the tokens are not of the spec."""
+    name: str
+    steps: np.ndarray
+    values: np.ndarray
+
+
+class DecodedEpisode(_Tokens):
+    """Names the tokens of an episode, and gives what they encode.
+
+    ``returns_so_far`` is float64 (S,) and includes the reward of the step.
+    """
+
+    def __init__(self, episode: StoredEpisode, text: TextTokenizer | None) -> None:
+        """``text`` names pieces of text. Raises DataError if the episode does not decode."""
         super().__init__(episode.sequence, episode.row.record_tokens, text)
-        self._values = values
+        self.episode = episode
+        self.returns_so_far = np.cumsum(episode.reward)
+        self._values = episode.decode()
         self._layout = StepLayout(episode.spec)
         self._begin = self._layout.arrangement_of(episode.sequence).begin
+
+    def values(self, step: int) -> list[tuple[FieldSpec, Any]]:
+        """The fields of a step with their values, in token order."""
+        return [(field, self._values[field.path][step]) for field in self.episode.spec.fields]
+
+    def rewards(self, most_points: int) -> list[Line]:
+        """The reward and the return so far."""
+        steps = evenly_spaced(self.episode.steps, most_points)
+        rewards = Line("reward", steps, self.episode.reward[steps])
+        return [rewards, Line("return so far", steps, self.returns_so_far[steps])]
+
+    def actions(self, most_points: int) -> list[Line]:
+        """Every component of the action."""
+        steps, lines = evenly_spaced(self.episode.steps, most_points), []
+        for field in self.episode.spec.action:
+            components = np.asarray(self._values[field.path], np.float64).reshape(self.episode.steps, -1).T
+            for number, component in enumerate(components):
+                name = short_name(field) + (f" {number}" if len(components) > 1 else "")
+                lines.append(Line(name, steps, component[steps]))
+        return lines
 
     def of_step(self, step: int) -> range:
         """The tokens of one time step."""
@@ -121,7 +155,7 @@ class EpisodeTokens(_Tokens):
         return step, name if len(numbers) == 1 else f"{name} {component}", number_text(numbers[component])
 
 
-class DocumentTokens(_Tokens):
+class DecodedDocument(_Tokens):
     """Names the tokens of a document."""
 
     def __init__(self, document: StoredDocument, text: TextTokenizer) -> None:
@@ -134,6 +168,12 @@ class DocumentTokens(_Tokens):
         number = int(np.searchsorted(self._image_begins, at, side="right")) - 1
         placed = self.sequence.images[number]
         return None, f"image {number}", _patch(at - placed.token, placed.grid[1])
+
+
+def evenly_spaced(steps: int, most: int) -> np.ndarray:
+    """At most ``most`` of S steps, the first and the last among them."""
+    count = min(most, steps)
+    return np.arange(count) * (steps - 1) // max(count - 1, 1)
 
 
 def short_name(field: FieldSpec) -> str:

@@ -6,9 +6,17 @@ Images become data URLs. A ``Budget`` bounds the bytes of all excerpts of a page
 from dataclasses import dataclass
 from typing import Any
 
-from gatokit.inspection.playback import Line, Playback, evenly_spaced
 from gatokit.inspection.read.stored import StoredDocument, StoredEpisode
-from gatokit.inspection.read.values import brief, data_url, flag_names, kind_name, short_name
+from gatokit.inspection.read.values import (
+    DecodedEpisode,
+    Line,
+    brief,
+    data_url,
+    evenly_spaced,
+    flag_names,
+    kind_name,
+    short_name,
+)
 from gatokit.schemas.errors import RejectedError
 from gatokit.schemas.tokens import EncodedImage
 from gatokit.tokenizers.image_codec import decode, encode, probe, resize
@@ -35,10 +43,10 @@ def film(episode: StoredEpisode, label: str, text: TextTokenizer, budget: Budget
 
     ``text`` names the text tokens. Raises DataError if the episode does not decode.
     """
-    played, row = Playback(episode, text), episode.row
-    frames = [_frame(played, step, budget) for step in evenly_spaced(episode.steps, _FRAMES).tolist()]
-    lines = [played.rewards(_LINE_POINTS)[0], *played.actions(_LINE_POINTS)[:_MOST_ACTIONS]]
-    first_step = range(played.tokens.of_step(0).stop if episode.steps else 0)
+    decoded, row = DecodedEpisode(episode, text), episode.row
+    frames = [_frame(decoded, step, budget) for step in evenly_spaced(episode.steps, _FRAMES).tolist()]
+    lines = [decoded.rewards(_LINE_POINTS)[0], *decoded.actions(_LINE_POINTS)[:_MOST_ACTIONS]]
+    first_step = range(decoded.of_step(0).stop if episode.steps else 0)
     shown = [*first_step]
     if len(shown) > _FIRST_TOKENS + _LAST_TOKENS:
         shown = [*shown[:_FIRST_TOKENS], *shown[-_LAST_TOKENS:]]
@@ -63,7 +71,7 @@ def film(episode: StoredEpisode, label: str, text: TextTokenizer, budget: Budget
                 "field": token.field,
                 "value": token.value,
             }
-            for token in played.tokens.named(shown)
+            for token in decoded.named(shown)
         ],
     }
 
@@ -88,12 +96,12 @@ def document_excerpt(document: StoredDocument, budget: Budget) -> dict[str, Any]
     return {"id": document.id, "tokens": document.tokens, "parts": parts}
 
 
-def _frame(played: Playback, step: int, budget: Budget) -> dict[str, Any]:
+def _frame(decoded: DecodedEpisode, step: int, budget: Budget) -> dict[str, Any]:
     images: dict[str, str] = {}
     texts: dict[str, str] = {}
     values: dict[str, str] = {}
     action: dict[str, str] = {}
-    for field, value in played.values(step):
+    for field, value in decoded.values(step):
         name = short_name(field)
         if isinstance(value, EncodedImage):
             if budget.left > 0:
@@ -104,7 +112,7 @@ def _frame(played: Playback, step: int, budget: Budget) -> dict[str, Any]:
             texts[name] = brief(value, 4 * _CELL_CHARACTERS)
         else:
             values[name] = brief(value, _CELL_CHARACTERS)
-    reward, flags = float(played.episode.reward[step]), flag_names(int(played.episode.flags[step]))
+    reward, flags = float(decoded.episode.reward[step]), flag_names(int(decoded.episode.flags[step]))
     shown = {"images": images, "texts": texts, "values": values, "action": action}
     return shown | {"step": step, "reward": reward, "flags": flags}
 

@@ -61,10 +61,11 @@ def report(
     for number, dataset in enumerate(datasets):
         own: list[TaskFacts] = []
         if not dataset.holds_documents:
+            names = len(dataset.task_names)
             for task in facts(dataset, points, frozenset(name for at, name in drawn if at == number)):
                 own.append(task)
                 if progress is not None:
-                    progress(f"tasks of {dataset.name}", len(own), len(dataset.task_names))
+                    progress(f"tasks of {dataset.name}", len(own), names)
         tasks += [(number, task) for task in own]
         shares = None if of_run is None else of_run.get(dataset.name, Shares(0.0, 0.0))
         described.append(dataset_facts(dataset, counts[number], own, shares, budget))

@@ -5,8 +5,7 @@ import pytest
 
 from gatokit.inspection import open_directory
 from gatokit.inspection.explorer.episode import step_data
-from gatokit.inspection.playback import Playback
-from gatokit.inspection.read.values import SEPARATOR, DocumentTokens, EpisodeTokens, data_url
+from gatokit.inspection.read.values import SEPARATOR, DecodedDocument, DecodedEpisode, data_url
 from gatokit.loader.batch import find_targets
 from gatokit.schemas.record import Record
 from gatokit.schemas.tokens import IMAGE_ID, NO_POSITION, TokenKind
@@ -26,7 +25,7 @@ def test_every_token_of_an_episode_is_that_of_its_record(small, name):
     directory = open_directory(small.built)
     dataset = directory.datasets[name]
     for row in kept_rows(directory, name)[:4]:
-        tokens = Playback(dataset.episode(row), directory.text).tokens
+        tokens = DecodedEpisode(dataset.episode(row), directory.text)
         found = tokens.named(range(len(tokens)))
         assert [token.at for token in found] == list(range(row.tokens))
         at = 0
@@ -52,7 +51,7 @@ def test_values_are_those_that_are_decoded(small):
     row = kept_rows(directory, "arm")[0]
     episode = dataset.episode(row)
     values = episode.decode()
-    tokens = EpisodeTokens(episode, values, directory.text)
+    tokens = DecodedEpisode(episode, directory.text)
     for step in range(episode.steps):
         found = tokens.named(tokens.of_step(step))
         assert {token.step for token in found} == {step}
@@ -73,8 +72,8 @@ def test_values_are_those_that_are_decoded(small):
 def test_nested_and_bare_fields_have_names(small):
     directory = open_directory(small.built)
     row = kept_rows(directory, "grid")[0]
-    played = Playback(directory.datasets["grid"].episode(row), directory.text)
-    names = [token.field for token in played.tokens.named(played.tokens.of_step(7))]
+    played = DecodedEpisode(directory.datasets["grid"].episode(row), directory.text)
+    names = [token.field for token in played.named(played.of_step(7))]
     observation = [f"observation {at}" for at in range(5)]
     assert names == [*observation, "", "force 0", "force 1", "force 2", "force 3", "move"]
 
@@ -83,7 +82,7 @@ def test_nested_and_bare_fields_have_names(small):
 def test_targets_are_those_that_the_trainer_finds(small, name):
     directory = open_directory(small.built)
     episode = directory.datasets[name].episode(kept_rows(directory, name)[0])
-    tokens = EpisodeTokens(episode, episode.decode(), directory.text)
+    tokens = DecodedEpisode(episode, directory.text)
     ids, kinds = (array[None] for array in (episode.sequence.tokens, episode.sequence.kinds))
     none = np.zeros(1, np.int64)
     found = find_targets(ids, kinds, none, none.astype(bool), none.astype(bool))
@@ -100,7 +99,7 @@ def test_every_token_of_a_document_is_that_of_its_record(corpora, name):
     dataset = directory.datasets[name]
     for row in kept_rows(directory, name):
         document = dataset.document(row)
-        tokens = DocumentTokens(document, directory.text)
+        tokens = DecodedDocument(document, directory.text)
         found = tokens.named(range(len(tokens)))
         ids = [id_ for record in document.records for id_ in record.sequence.tokens.tolist()]
         numbers = [number for number, record in enumerate(document.records) for _ in record.sequence.tokens]
@@ -133,7 +132,7 @@ def test_steps_are_those_that_are_decoded(small):
     directory = open_directory(small.built)
     dataset = directory.datasets["arm"]
     for row in kept_rows(directory, "arm")[:3]:
-        played = Playback(dataset.episode(row), directory.text)
+        played = DecodedEpisode(dataset.episode(row), directory.text)
         so_far = 0.0
         for step in played.episode.decoded_steps():
             drawn = step_data(played, step.step)
@@ -158,7 +157,7 @@ def test_steps_are_those_that_are_decoded(small):
 def test_lines_over_the_steps_end_where_the_episode_ends(small):
     directory = open_directory(small.built)
     row = kept_rows(directory, "grid")[0]
-    played = Playback(directory.datasets["grid"].episode(row), directory.text)
+    played = DecodedEpisode(directory.datasets["grid"].episode(row), directory.text)
     reward, so_far = played.rewards(1000)
     assert reward.steps.tolist() == list(range(row.steps))
     assert so_far.values[-1] == pytest.approx(row.episode_return)
