@@ -152,7 +152,7 @@ def _ceiling(arguments: argparse.Namespace, time_limits: dict[str, int], output:
     names, out = arguments.env, Path(arguments.out)
     if arguments.all:
         with needs("train"):
-            from gatokit.evaluation.tasks import find_tasks
+            from gatokit.evaluation.run import find_tasks
             from gatokit.policy.policy import load_policy
         policy = load_policy(Path(arguments.checkpoint))
         names = [task.name for task in find_tasks(policy, None, time_limits, output.notice)]

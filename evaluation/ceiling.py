@@ -10,10 +10,17 @@ from typing import Any
 import numpy as np
 
 from gatokit.environments.adapter import Action, Adapter, Observation
-from gatokit.environments.agents import Actor
 from gatokit.environments.registry import make
-from gatokit.evaluation.rollout_log import RolloutLog, play_missing, write_json
-from gatokit.evaluation.rollouts import AgentMaker, Rollout, RolloutJob, Scripted, environment_options
+from gatokit.evaluation.rollouts import (
+    AgentMaker,
+    Rollout,
+    RolloutJob,
+    RolloutLog,
+    Scripted,
+    environment_options,
+    play_missing,
+    write_json,
+)
 from gatokit.evaluation.scores import Anchors, Returns, check_rollouts
 from gatokit.schemas.manifest import FieldSpec
 from gatokit.schemas.progress import Progress
@@ -24,30 +31,23 @@ ACTIONS = "expert, actions as tokens"
 BOTH = "expert, all as tokens"
 
 
-class TokenExpert:
+class TokenExpert(Scripted):
     """The scripted expert, whose actions pass through tokens and, with ``observes``, also the continuous and discrete
     observations that it acts on."""
 
     def __init__(self, adapters: Sequence[Adapter], observes: bool) -> None:
-        self._adapters = adapters
+        super().__init__(adapters, "expert")
         self._observes = observes
-        self._actors: dict[int, Actor] = {}
-
-    def begin(self, row: int, seed: int) -> None:
-        """Starts a new episode in ``row``."""
-        self._actors[row] = Actor(self._adapters[row], "expert", seed)
 
     def act(self, observations: Mapping[int, Observation]) -> dict[int, Action]:
         """The expert's actions as a policy that chose the same tokens would give them."""
-        return {row: self._act(row, observation) for row, observation in observations.items()}
-
-    def _act(self, row: int, observation: Observation) -> Action:
-        adapter = self._adapters[row]
-        if not self._observes:
-            return through_tokens(adapter.action, self._actors[row].act())
-        fields = {field.components[-1]: field for field in adapter.spec.observation}
-        decoded = {name: through_tokens(fields[name], value) for name, value in observation.items()}
-        return through_tokens(adapter.action, adapter.expert_action_on(decoded))
+        actions = {} if self._observes else super().act(observations)
+        for row, observation in observations.items() if self._observes else ():
+            adapter = self.adapters[row]
+            fields = {field.components[-1]: field for field in adapter.spec.observation}
+            decoded = {name: through_tokens(fields[name], value) for name, value in observation.items()}
+            actions[row] = adapter.expert_action_on(decoded)
+        return {row: through_tokens(self.adapters[row].action, action) for row, action in actions.items()}
 
 
 @cache
@@ -154,16 +154,10 @@ def measure_ceiling(
                 log.of(name, agent, rollouts) for agent in ("random", "expert", ACTIONS, BOTH)
             )
             anchors = Anchors(Returns.of(random), Returns.of(expert))
-            has_scale = anchors.refusal is None
-            ceilings.append(
-                Ceiling(
-                    name,
-                    continuous[name],
-                    observes[name],
-                    anchors,
-                    Loss.of(expert, actions, anchors.gap) if has_scale else None,
-                    Loss.of(expert, both, anchors.gap) if has_scale and observes[name] else None,
-                )
-            )
+            of_actions = of_both = None
+            if anchors.refusal is None:
+                of_actions = Loss.of(expert, actions, anchors.gap)
+                of_both = Loss.of(expert, both, anchors.gap) if observes[name] else None
+            ceilings.append(Ceiling(name, continuous[name], observes[name], anchors, of_actions, of_both))
         write_json(out / CEILING, {"rollouts": rollouts, "tasks": [ceiling.to_json() for ceiling in ceilings]})
     return ceilings

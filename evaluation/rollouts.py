@@ -1,17 +1,22 @@
 """Numbered rollouts of one task by one agent: side by side on several adapters, or in several processes.
 
-Rollout number i has the same seed for every agent, so that agents can be compared by pairs.
+Rollout number i has the same seed for every agent, so that agents can be compared by pairs. Finished rollouts are lines
+of ``rollouts.jsonl``, so that an evaluation continues where it was killed.
 """
 
+import fcntl
+import json
 import multiprocessing
 import os
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -19,7 +24,12 @@ import numpy as np
 from gatokit.environments.adapter import Action, Adapter, Observation
 from gatokit.environments.agents import RECORDING_SEEDS, Actor
 from gatokit.environments.registry import make
-from gatokit.schemas.errors import DataError
+from gatokit.schemas.errors import ConfigError, DataError
+from gatokit.schemas.progress import Progress
+from gatokit.storage.files import write_atomically
+
+ROLLOUTS = "rollouts.jsonl"
+SETTINGS = "evaluation.json"
 
 
 @dataclass(frozen=True)
@@ -58,13 +68,12 @@ class Scripted:
     """The scripted expert (random where it has no action, as in recordings) or the random agent."""
 
     def __init__(self, adapters: Sequence[Adapter], agent: Literal["expert", "random"]) -> None:
-        self._adapters = adapters
-        self._agent = agent
+        self.adapters, self._agent = adapters, agent
         self._actors: dict[int, Actor] = {}
 
     def begin(self, row: int, seed: int) -> None:
         """Starts a new episode in ``row``."""
-        self._actors[row] = Actor(self._adapters[row], self._agent, seed)
+        self._actors[row] = Actor(self.adapters[row], self._agent, seed)
 
     def act(self, observations: Mapping[int, Observation]) -> dict[int, Action]:
         """The action of each row's actor in the simulator's current state."""
@@ -76,14 +85,10 @@ class _Episode:
     """A rollout that is being played."""
 
     number: int
+    seed: int
     observation: Observation
     rewards: list[float] = field(default_factory=list)
     started: float = field(default_factory=time.monotonic)
-
-
-def rollout_seed(number: int) -> int:
-    """The environment's seed in rollout ``number``: the same for every agent, and never that of a recording."""
-    return RECORDING_SEEDS + number
 
 
 def play(
@@ -101,8 +106,8 @@ def play(
         number = next(waiting, None)
         if number is None:
             return
-        seed = rollout_seed(number)
-        episodes[row] = _Episode(number, adapters[row].reset(seed))
+        seed = RECORDING_SEEDS + number  # never the seed of a recording
+        episodes[row] = _Episode(number, seed, adapters[row].reset(seed))
         agent.begin(row, seed)
         if watch:
             watch(number, adapters[row])
@@ -119,9 +124,11 @@ def play(
             if terminated or truncated:
                 episode_return = float(np.sum(np.array(episode.rewards, np.float32), dtype=np.float64))
                 seconds = time.monotonic() - episode.started
-                number, steps = episode.number, len(episode.rewards)
-                yield Rollout(number, rollout_seed(number), episode_return, steps, seconds)
+                yield Rollout(episode.number, episode.seed, episode_return, len(episode.rewards), seconds)
                 begin(row)
+
+
+# --- in several processes ----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -194,11 +201,138 @@ def _close_adapter() -> None:
 def _begin_worker() -> None:
     """Makes a worker leave Ctrl-C to its parent, and end if the parent was killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
-    if parent is not None:
+    assert parent is not None
+
+    def end_with_parent() -> None:
         parent.join()
         os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+# --- the log -----------------------------------------------------------------------------------------------------
+
+
+class RolloutLog:
+    """The rollouts of one directory (``rollouts.jsonl``), by task, agent and number; one process holds it at a time.
+
+    Each line is appended whole. If a kill cut the last line short, the rest of it is removed, and that rollout is
+    played again.
+    """
+
+    def __init__(self, out: Path, settings: Mapping[str, Any]) -> None:
+        """Opens the log in ``out`` or creates it. ``settings`` are JSON values: everything that rollouts depend on
+        besides their task, agent and number.
+
+        Raises ConfigError if it holds rollouts of other settings or is in use, and DataError if it cannot be read or
+        written.
+        """
+        self._path = out / ROLLOUTS
+        self._rollouts: dict[tuple[str, str, int], Rollout] = {}
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            self._file = self._path.open("a+b")
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ConfigError(
+                    f"{out} is in use by another gatokit evaluate: wait for it, or give another --out"
+                ) from None
+            _check_settings(out, settings)
+            self._read()
+        except OSError as error:
+            raise DataError(f"{error.filename or out} cannot be read or written: {error.strerror}") from None
+
+    def __enter__(self) -> "RolloutLog":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._file.close()
+
+    def has(self, task: str, agent: str, number: int) -> bool:
+        """Whether a rollout is finished."""
+        return (task, agent, number) in self._rollouts
+
+    def of(self, task: str, agent: str, count: int) -> list[Rollout]:
+        """The finished rollouts with a number below ``count``, by number."""
+        return [self._rollouts[task, agent, number] for number in range(count) if self.has(task, agent, number)]
+
+    def missing(self, task: str, agent: str, count: int) -> list[int]:
+        """The numbers below ``count`` of rollouts that are not finished."""
+        return [number for number in range(count) if not self.has(task, agent, number)]
+
+    def add(self, task: str, agent: str, rollout: Rollout) -> None:
+        """Appends a finished rollout; it is in the file when this returns."""
+        key = {"task": task, "agent": agent, "number": rollout.number, "seed": rollout.seed}
+        result = {"return": rollout.episode_return, "steps": rollout.steps, "seconds": round(rollout.seconds, 3)}
+        try:
+            self._file.write((json.dumps(key | result, allow_nan=False) + "\n").encode())
+            self._file.flush()
+        except OSError as error:
+            raise DataError(
+                f"{self._path} cannot be written: {error.strerror}; mend that and run the same command again"
+            ) from None
+        self._rollouts[task, agent, rollout.number] = rollout
+
+    def _read(self) -> None:
+        self._file.seek(0)
+        content = self._file.read()
+        complete = content[: content.rfind(b"\n") + 1]
+        if len(complete) < len(content):
+            self._file.truncate(len(complete))
+        for number, text in enumerate(complete.splitlines(), 1):
+            try:
+                line = json.loads(text)
+                rollout = Rollout(line["number"], line["seed"], line["return"], line["steps"], line["seconds"])
+                self._rollouts.setdefault((line["task"], line["agent"], rollout.number), rollout)
+            except (ValueError, KeyError, TypeError):
+                raise DataError(
+                    f"{self._path}: line {number} is no rollout; remove the line, and that rollout is played again"
+                ) from None
+
+
+def _check_settings(out: Path, settings: Mapping[str, Any]) -> None:
+    """Writes the settings if there are none; raises ConfigError if there are other ones."""
+    path = out / SETTINGS
+    wanted = json.loads(json.dumps(settings))
+    if not path.exists():
+        write_json(path, wanted)
+        return
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        names = list(wanted | stored)
+    except (ValueError, TypeError):
+        raise DataError(f"{path} cannot be read: it is no JSON object; give another --out") from None
+    for name in names:
+        if stored.get(name) != wanted.get(name):
+            raise ConfigError(
+                f"{out} holds rollouts whose {name} is {json.dumps(stored.get(name))}, not "
+                f"{json.dumps(wanted.get(name))}: give another --out"
+            )
+
+
+def play_missing(log: RolloutLog, jobs: Sequence[RolloutJob], workers: int, progress: Progress) -> None:
+    """Plays the jobs that the log does not have yet, in ``workers`` processes."""
+    total = Counter(job.agent for job in jobs)
+    missing = [job for job in jobs if not log.has(job.task, job.agent, job.number)]
+    done = total - Counter(job.agent for job in missing)
+    for agent, count in total.items():
+        progress(agent, done[agent], count)
+    for job, rollout in play_jobs(missing, workers):
+        log.add(job.task, job.agent, rollout)
+        done[job.agent] += 1
+        progress(job.agent, done[job.agent], total[job.agent])
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a JSON file whole or not at all. Raises DataError if it cannot be written."""
+    write_whole(path, (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Writes a file whole or not at all. Raises DataError if it cannot be written."""
+    try:
+        write_atomically(path, data)
+    except OSError as error:
+        raise DataError(f"{path} cannot be written: {error.strerror}") from None

@@ -1,7 +1,8 @@
 """Plays a policy, the expert and chance in the same environments, and scores the policy between the two."""
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -9,15 +10,34 @@ from typing import Any, Literal
 
 import numpy as np
 
+from gatokit.environments import registry
+from gatokit.environments.adapter import Adapter
 from gatokit.environments.rendering import choose_backend
-from gatokit.evaluation.rollout_log import RolloutLog, play_missing, write_json
-from gatokit.evaluation.rollouts import AgentMaker, RolloutJob, Scripted, play
-from gatokit.evaluation.score_chart import draw_scores
-from gatokit.evaluation.scores import Anchors, Results, Returns, Score, TaskScores, best_variant, check_rollouts
-from gatokit.evaluation.tasks import EvalTask, find_tasks
+from gatokit.evaluation.rollouts import (
+    AgentMaker,
+    RolloutJob,
+    RolloutLog,
+    Scripted,
+    environment_options,
+    play,
+    play_missing,
+    write_json,
+)
+from gatokit.evaluation.scores import (
+    Anchors,
+    Results,
+    Returns,
+    Score,
+    TaskScores,
+    best_variant,
+    check_rollouts,
+    draw_scores,
+)
 from gatokit.evaluation.videos import Videos, has_video
 from gatokit.policy.decode import Rule
 from gatokit.policy.policy import Decoding, Player, Policy
+from gatokit.policy.step_codec import Task
+from gatokit.schemas.errors import ConfigError
 from gatokit.schemas.manifest import EpisodeSpec
 from gatokit.schemas.progress import Progress
 from gatokit.trainer.checkpoint import flat
@@ -27,6 +47,8 @@ VIDEOS = "videos"
 
 Memory = Literal["memory", "window"]
 MODES: tuple[Memory, ...] = ("memory", "window")
+
+Notice = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -75,7 +97,7 @@ def score_policy(
     out: Path,
     scoring: Scoring,
     progress: Progress,
-    notice: Callable[[str], None],
+    notice: Notice,
 ) -> Results:
     """Scores a policy on environments (``family/task`` or ``dataset/task``; None: on all that it knows).
 
@@ -94,22 +116,24 @@ def score_policy(
         "mask": scoring.mask,
         "time limits": dict(sorted(scoring.time_limits.items())),
     }
-    _check(policy, tasks, scoring)
+    for task in tasks:
+        with task.adapters(1) as (adapter,):
+            policy.player(task.task, adapter.spec, 1, scoring.decoding(f"{scoring.rule}/memory"))
+            if scoring.videos:
+                adapter.reset(0)
+                adapter.render()
+
     with RolloutLog(out, settings) as log:
         evaluation = _Evaluation(log, policy, scoring, progress, notice)
-        evaluation.play_anchors(tasks)
-        anchors = {task.name: evaluation.anchors(task) for task in tasks}
+        anchors = evaluation.play_anchors(tasks)
         refused = {name: scale for name, scale in anchors.items() if scale.refusal is not None}
         tasks = [task for task in tasks if task.name not in refused]
         variants = tuple(f"{scoring.rule}/{mode}" for mode in scoring.modes)
-        evaluation.play_policy(tasks, variants)
-        scored = evaluation.scores(tasks, variants)
+        scored = evaluation.play_policy(tasks, variants, anchors)
         best = best_variant(scored, variants) if scored else variants[0]
         if scoring.sampling and scoring.rule != "sample":
-            sampling = f"sample/{best.partition('/')[2]}"
-            evaluation.play_policy(tasks, (sampling,))
-            variants = (*variants, sampling)
-            scored = evaluation.scores(tasks, variants)
+            variants = (*variants, f"sample/{best.partition('/')[2]}")
+            scored = evaluation.play_policy(tasks, variants, anchors)
         results = Results(scoring.rule, best, variants, scored, refused)
         write_json(out / SCORES, results.to_json())
         if scored:
@@ -128,16 +152,6 @@ def params_digest(params: Any) -> str:
     return hasher.hexdigest()
 
 
-def _check(policy: Policy, tasks: Sequence[EvalTask], scoring: Scoring) -> None:
-    """Raises ConfigError or DataError if the policy cannot play a task, or if one cannot be filmed and should be."""
-    for task in tasks:
-        with task.adapters(1) as (adapter,):
-            policy.player(task.task, adapter.spec, 1, scoring.decoding(f"{scoring.rule}/memory"))
-            if scoring.videos:
-                adapter.reset(0)
-                adapter.render()
-
-
 @dataclass(frozen=True)
 class _Evaluation:
     """One evaluation; a variant of the policy is called ``rule/memory``."""
@@ -146,10 +160,10 @@ class _Evaluation:
     policy: Policy
     scoring: Scoring
     progress: Progress
-    notice: Callable[[str], None]
+    notice: Notice
 
-    def play_anchors(self, tasks: Sequence[EvalTask]) -> None:
-        """Plays the missing rollouts of chance and, if it is to be measured, of the expert."""
+    def play_anchors(self, tasks: Sequence["EvalTask"]) -> dict[str, Anchors]:
+        """Plays the missing rollouts of chance and, if it is to be measured, of the expert; the scale of each task."""
         makers: dict[str, AgentMaker] = {"random": partial(Scripted, agent="random")}
         if not self.scoring.expert_from_data:
             makers["expert"] = partial(Scripted, agent="expert")
@@ -160,35 +174,27 @@ class _Evaluation:
             for number in range(self.scoring.rollouts)
         ]
         play_missing(self.log, jobs, self.scoring.workers, self.progress)
-
-    def anchors(self, task: EvalTask) -> Anchors:
-        """The scale of a task."""
-        random = self._returns(task, "random")
-        if self.scoring.expert_from_data:
-            return Anchors(random, Returns(0, task.task.expert_return, 0.0), "data")
-        return Anchors(random, self._returns(task, "expert"))
-
-    def scores(self, tasks: Sequence[EvalTask], variants: Sequence[str]) -> list[TaskScores]:
-        """The scores of all tasks, whose rollouts are finished."""
-        scored = []
+        anchors = {}
         for task in tasks:
-            anchors = self.anchors(task)
-            returns = {variant: self._returns(task, task.agent(variant)) for variant in variants}
-            scores = {variant: Score.of(found, anchors) for variant, found in returns.items()}
-            scored.append(TaskScores(task.name, anchors, scores))
-        return scored
+            random = self._returns(task, "random")
+            if self.scoring.expert_from_data:
+                anchors[task.name] = Anchors(random, Returns(0, task.task.expert_return, 0.0), "data")
+            else:
+                anchors[task.name] = Anchors(random, self._returns(task, "expert"))
+        return anchors
 
-    def play_policy(self, tasks: Sequence[EvalTask], variants: Sequence[str]) -> None:
-        """Plays the missing rollouts of the policy in these variants."""
-        total = self.scoring.rollouts * len(tasks)
+    def play_policy(
+        self, tasks: Sequence["EvalTask"], variants: Sequence[str], anchors: Mapping[str, Anchors]
+    ) -> list[TaskScores]:
+        """Plays the missing rollouts of the policy in these variants; the scores of all tasks."""
+        count, total = self.scoring.rollouts, self.scoring.rollouts * len(tasks)
         done = dict.fromkeys(variants, 0)
         invalid = 0
+        scored = []
         for task in tasks:
-            missing = {
-                variant: self.log.missing(task.name, task.agent(variant), self.scoring.rollouts) for variant in variants
-            }
+            missing = {variant: self.log.missing(task.name, task.agent(variant), count) for variant in variants}
             for variant, numbers in missing.items():
-                done[variant] += self.scoring.rollouts - len(numbers)
+                done[variant] += count - len(numbers)
                 self.progress(variant, done[variant], total)
             with task.adapters(min(self.scoring.rows, max(map(len, missing.values())))) as adapters:
                 for variant, numbers in missing.items():
@@ -200,10 +206,14 @@ class _Evaluation:
                         done[variant] += 1
                         self.progress(variant, done[variant], total)
                     invalid += player.invalid
+            returns = {variant: self._returns(task, task.agent(variant)) for variant in variants}
+            scores = {variant: Score.of(found, anchors[task.name]) for variant, found in returns.items()}
+            scored.append(TaskScores(task.name, anchors[task.name], scores))
         if invalid:
             self.notice(f"{invalid} tokens were chosen that are not valid actions; the nearest valid ones were taken")
+        return scored
 
-    def film(self, tasks: Sequence[EvalTask], variant: str, folder: Path) -> None:
+    def film(self, tasks: Sequence["EvalTask"], variant: str, folder: Path) -> None:
         """Plays the first rollouts of each task once more, for the videos that are missing; scores do not change."""
         count = min(self.scoring.videos, self.scoring.rollouts)
         total, done = count * len(tasks), 0
@@ -227,10 +237,76 @@ class _Evaluation:
                             f"the scored rollout had {before:g}: other rollouts beside it change the rounding"
                         )
 
-    def _returns(self, task: EvalTask, agent: str) -> Returns:
+    def _returns(self, task: "EvalTask", agent: str) -> Returns:
         return Returns.of(self.log.of(task.name, agent, self.scoring.rollouts))
 
-    def _player(self, task: EvalTask, spec: EpisodeSpec, variant: str) -> Player:
+    def _player(self, task: "EvalTask", spec: EpisodeSpec, variant: str) -> Player:
         # The number of rows is the same in every call, so that results do not depend on where an evaluation was killed.
         rows = min(self.scoring.rows, self.scoring.rollouts)
         return self.policy.player(task.task, spec, rows, self.scoring.decoding(variant))
+
+
+# --- the environments of a policy's tasks ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class EvalTask:
+    """An environment ``name`` (``family/task``), and the policy's task that is played in it; ``options`` go to
+    ``make``."""
+
+    name: str
+    task: Task
+    options: dict[str, Any]
+
+    def agent(self, variant: str) -> str:
+        """The policy's name in the log: tasks of two datasets may be played in one environment."""
+        return variant if self.task.full_name == self.name else f"{variant} as {self.task.full_name}"
+
+    @contextmanager
+    def adapters(self, count: int) -> Iterator[list[Adapter]]:
+        """``count`` adapters of the environment, closed at the end."""
+        with ExitStack() as stack:
+            yield [stack.enter_context(closing(registry.make(self.name, **self.options))) for _ in range(count)]
+
+
+def find_tasks(
+    policy: Policy, names: Sequence[str] | None, time_limits: Mapping[str, int], notice: Notice
+) -> list[EvalTask]:
+    """The environments ``names`` (``family/task`` or ``dataset/task``), or those of all the policy's tasks; each once.
+
+    Raises ConfigError for an environment that is unknown, that the policy was not trained on or in which two of the
+    named tasks are played, and if no environment is left.
+    """
+    found: dict[str, EvalTask] = {}
+    asked = [(None, task) for task in policy.tasks] if names is None else [(name, policy.find(name)) for name in names]
+    for name, task in asked:
+        has_family = name is not None and name.partition("/")[0] in registry.families()
+        environment = name if has_family else environment_of(task.dataset, task.name)
+        if environment is None:
+            problem = "no family has an environment of that name"
+        elif environment in found and found[environment].task != task:
+            problem = f"{found[environment].task.full_name} is played in {environment} already"
+        else:
+            options = environment_options(environment, time_limits)
+            for field in task.spec.observation if environment.startswith("atari/") else ():
+                if field.path == "observation/frame":
+                    options["size"] = field.shape[:2]
+            found[environment] = EvalTask(environment, task, options)
+            continue
+        if name is not None:
+            raise ConfigError(f"{name}: {problem}; name one task of an environment as family/task")
+        notice(f"{task.full_name} is left out: {problem}")
+    if not found:
+        raise ConfigError(f"{policy.path} was trained on no task of a known environment")
+    return list(found.values())
+
+
+def environment_of(dataset: str, task: str) -> str | None:
+    """The environment that a dataset's task was recorded in: the one whose family is part of the names, or the only one
+    of that task's name; None if neither decides."""
+    short = task.rpartition("/")[2]
+    for part in reversed(f"{dataset}/{task}".split("/")):
+        if part in registry.families():
+            return f"{part}/{short}"
+    found = [family for family in registry.families() if short in registry.tasks(family)]
+    return f"{found[0]}/{short}" if len(found) == 1 else None

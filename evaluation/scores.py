@@ -1,13 +1,17 @@
-"""Normalised scores: 0 is chance, 100 the expert, both measured in the harness that measures the policy."""
+"""Normalised scores: 0 is chance, 100 the expert, both measured in the harness that measures the policy.
+
+``scores.png`` shows how many tasks reach which share of expert, and every task's score.
+"""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from gatokit.evaluation.rollouts import Rollout
+from gatokit.evaluation.rollouts import Rollout, write_whole
 from gatokit.schemas.errors import ConfigError
 
 FEWEST = 2
@@ -18,6 +22,8 @@ GAP_ERRORS = 5.0
 
 SHARES = tuple(range(0, 101, 10))
 """Percentages of expert at which ``scores.json`` counts tasks."""
+
+CHART = "scores.png"
 
 
 def check_rollouts(rollouts: int) -> None:
@@ -158,38 +164,37 @@ class Results:
     refused: Mapping[str, Anchors] = field(default_factory=dict)
 
     @property
-    def memory(self) -> str:
-        """The memory of ``variant``."""
-        return self.variant.partition("/")[2]
-
-    @property
     def others(self) -> tuple[str, ...]:
         """The variants that are shown beside the one that counts."""
         return tuple(variant for variant in self.variants if variant != self.variant)
 
     def to_json(self) -> dict[str, Any]:
         """The content of ``scores.json`` and ``--json``; scores and their errors in percent."""
-        content: dict[str, Any] = {"rule": self.rule, "memory": self.memory}
-        content |= {"mean": None, "standard_error": None, "domains": [], "tasks": [], "others": {}, "curve": []}
-        if self.scored:
-            mean = overall(self.scored, self.variant)
-            content |= {"mean": mean.normalized, "standard_error": mean.error}
-            content["domains"] = [
+        scored, counts = self.scored, curve(self.scored, self.variant)
+        mean = overall(scored, self.variant) if scored else None
+        return {
+            "rule": self.rule,
+            "memory": self.variant.partition("/")[2],
+            "mean": mean and mean.normalized,
+            "standard_error": mean and mean.error,
+            "domains": [
                 {"domain": domain, "tasks": part.tasks, "normalized": part.normalized, "standard_error": part.error}
-                for domain, part in domain_means(self.scored, self.variant).items()
-            ]
-            content["tasks"] = [self._task(task) for task in self.scored]
-            content["others"] = {variant: overall(self.scored, variant).normalized for variant in self.others}
-            counts = curve(self.scored, self.variant)
-            content["curve"] = [
-                {"percent_of_expert": share, "tasks": count} for share, count in zip(SHARES, counts, strict=True)
-            ]
-        content["refused"] = [
-            {"task": task, **_anchors(anchors), "why": anchors.refusal} for task, anchors in self.refused.items()
-        ]
-        return content
+                for domain, part in domain_means(scored, self.variant).items()
+            ],
+            "tasks": [self._task_json(task) for task in scored],
+            "others": {variant: overall(scored, variant).normalized for variant in self.others if scored},
+            "curve": [
+                {"percent_of_expert": share, "tasks": count}
+                for share, count in zip(SHARES, counts, strict=True)
+                if scored
+            ],
+            "refused": [
+                {"task": task, **_anchors_json(anchors), "why": anchors.refusal}
+                for task, anchors in self.refused.items()
+            ],
+        }
 
-    def _task(self, task: TaskScores) -> dict[str, Any]:
+    def _task_json(self, task: TaskScores) -> dict[str, Any]:
         score = task.scores[self.variant]
         return {
             "task": task.task,
@@ -197,21 +202,18 @@ class Results:
             "episodes": score.returns.episodes,
             "mean_return": score.returns.mean,
             "return_standard_error": score.returns.error,
-            **_anchors(task.anchors),
+            **_anchors_json(task.anchors),
             "normalized": score.normalized,
             "standard_error": score.error,
-            "others": {
-                variant: {
-                    "mean_return": task.scores[variant].returns.mean,
-                    "normalized": task.scores[variant].normalized,
-                    "standard_error": task.scores[variant].error,
-                }
-                for variant in self.others
-            },
+            "others": {variant: _score_json(task.scores[variant]) for variant in self.others},
         }
 
 
-def _anchors(anchors: Anchors) -> dict[str, Any]:
+def _score_json(score: Score) -> dict[str, Any]:
+    return {"mean_return": score.returns.mean, "normalized": score.normalized, "standard_error": score.error}
+
+
+def _anchors_json(anchors: Anchors) -> dict[str, Any]:
     return {
         "random_return": anchors.random.mean,
         "random_standard_error": anchors.random.error,
@@ -219,3 +221,54 @@ def _anchors(anchors: Anchors) -> dict[str, Any]:
         "expert_standard_error": anchors.expert.error,
         "expert_source": anchors.expert_source,
     }
+
+
+def draw_scores(results: Results, out: Path) -> None:
+    """Draws the curve of each variant (Gato, figure 5), and a bar a task with its three mean returns."""
+    import vl_convert
+
+    shares = range(101)
+    curves = [
+        {"share": share, "tasks": count, "rule/memory": variant}
+        for variant in (results.variant, *results.others)
+        for share, count in zip(shares, curve(results.scored, variant, shares), strict=True)
+    ]
+    bars = []
+    for task in results.scored:
+        score, anchors = task.scores[results.variant], task.anchors
+        returns = ", ".join(f"{mean:.4g}" for mean in (anchors.random.mean, score.returns.mean, anchors.expert.mean))
+        ends = {"low": score.normalized - score.error, "high": score.normalized + score.error}
+        bars.append({"task": f"{task.task} ({returns})", "domain": task.domain, "score": score.normalized} | ends)
+    scores = [task.scores[results.variant].normalized for task in results.scored]
+    domain = [max(-50, min(0, *scores)), min(150, max(110, *scores))]
+    x_title = "score: 0 is chance, 100 the expert; lines are standard errors"
+    x = {"type": "quantitative", "scale": {"domain": domain, "nice": False}, "title": x_title}
+    curve_chart = {
+        "data": {"values": curves},
+        "mark": {"type": "line", "interpolate": "step-before", "clip": True},
+        "encoding": {
+            "x": {"field": "share", "type": "quantitative", "title": "% of expert"},
+            "y": {"field": "tasks", "type": "quantitative", "title": "tasks at or above", "axis": {"tickMinStep": 1}},
+            "color": {"field": "rule/memory", "sort": None},
+        },
+    }
+    bar_chart = {
+        "data": {"values": bars},
+        "title": "tasks, with the mean returns of random, policy and expert",
+        "encoding": {"y": {"field": "task", "sort": "-x", "title": None}},
+        "layer": [
+            {
+                "mark": {"type": "bar", "clip": True},
+                "encoding": {"x": x | {"field": "score"}, "color": {"field": "domain"}},
+            },
+            {"mark": {"type": "rule", "clip": True}, "encoding": {"x": x | {"field": "low"}, "x2": {"field": "high"}}},
+        ],
+    }
+    chart = {
+        "title": f"{results.variant}: {overall(results.scored, results.variant).normalized:.1f} % of expert",
+        "background": "white",
+        "config": {"axis": {"labelLimit": 400}, "view": {"continuousWidth": 500}},
+        "resolve": {"scale": {"color": "independent"}},
+        "vconcat": [curve_chart, bar_chart],
+    }
+    write_whole(out / CHART, vl_convert.vegalite_to_png(chart, scale=1.5))

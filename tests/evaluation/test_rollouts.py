@@ -16,8 +16,7 @@ import pytest
 
 from gatokit.environments import Action, Adapter, Observation, Transition, make
 from gatokit.environments.agents import Actor
-from gatokit.evaluation.rollout_log import RolloutLog, play_missing
-from gatokit.evaluation.rollouts import Rollout, RolloutJob, Scripted, play, play_jobs
+from gatokit.evaluation.rollouts import Rollout, RolloutJob, RolloutLog, Scripted, play, play_jobs, play_missing
 from gatokit.evaluation.videos import Videos, has_video
 from gatokit.schemas.errors import ConfigError, DataError
 from gatokit.schemas.manifest import FieldSpec
