@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Shows the text that the policy writes."""
     with needs("train"):
-        from gatokit.policy.generate import Writing, generate
+        from gatokit.policy.generate import generate
         from gatokit.policy.policy import load_policy
     output = Output(arguments.json)
     image = None
@@ -37,14 +37,16 @@ def run(arguments: argparse.Namespace) -> int:
             image = Path(arguments.image).read_bytes()
         except OSError as error:
             raise ConfigError(f"--image: {arguments.image} cannot be read: {error.strerror}") from None
-    writing = Writing(
+    written = generate(
+        load_policy(Path(arguments.checkpoint)),
+        arguments.text,
+        image,
+        dataset=arguments.dataset,
         tokens=arguments.tokens,
         rule="greedy" if arguments.greedy else "sample",
         temperature=arguments.temperature,
         seed=arguments.seed,
     )
-    policy = load_policy(Path(arguments.checkpoint))
-    written = generate(policy, arguments.text, image, writing, arguments.dataset)
     output.say(f"{arguments.text}{written}")
     output.result({"text": arguments.text, "image": arguments.image, "written": written})
     return 0

@@ -1,6 +1,5 @@
 """Text that a policy writes: it continues a text, or says what an image shows (Gato, section 2.1 and figure 7)."""
 
-from dataclasses import dataclass
 from typing import Literal
 
 import jax
@@ -12,28 +11,27 @@ from gatokit.policy.policy import Policy
 from gatokit.policy.spans import Span
 from gatokit.schemas.errors import ConfigError, RejectedError
 from gatokit.schemas.manifest import ImageRule
-from gatokit.schemas.tokens import Document, EncodedImage, TokenSequence
+from gatokit.schemas.tokens import Document, EncodedImage
 from gatokit.tokenizers.document import DocumentTokenizer, prepare
 
 
-@dataclass(frozen=True)
-class Writing:
-    """How text is written."""
-
-    tokens: int = 64
-    """Most pieces; the piece that ends a document ends the text earlier."""
-    rule: Literal["sample", "greedy"] = "sample"
-    temperature: float = 0.9
-    """Default: the paper's for captions."""
-    seed: int = 0
-
-
-def generate(policy: Policy, text: str, image: bytes | None, writing: Writing, dataset: str | None = None) -> str:
+def generate(
+    policy: Policy,
+    text: str,
+    image: bytes | None,
+    *,
+    dataset: str | None = None,
+    tokens: int = 64,
+    rule: Literal["sample", "greedy"] = "sample",
+    temperature: float = 0.9,
+    seed: int = 0,
+) -> str:
     """The continuation of ``text``, or of an image and then ``text``, as in a document of ``dataset``.
 
     The image (the bytes of an image file) is prepared as the build of that dataset did it; without ``dataset``, the
-    first one that has images. Raises ConfigError if there is nothing to continue, if the image cannot be used, or if
-    the policy knows no such dataset or no images.
+    first one that has images. The continuation has at most ``tokens`` pieces, and ends earlier with the piece that ends
+    a document. The default temperature is the paper's for captions. Raises ConfigError if there is nothing to continue,
+    if the image cannot be used, or if the policy knows no such dataset or no images.
     """
     parts: list[str | EncodedImage] = []
     if image is not None:
@@ -48,33 +46,29 @@ def generate(policy: Policy, text: str, image: bytes | None, writing: Writing, d
     (sequence,) = DocumentTokenizer(policy.text, end_of_document=False).encode([Document("prompt", parts)])
     if isinstance(sequence, RejectedError):
         raise ConfigError(f"the text is {sequence.reason}: {sequence.detail}")
-    given = sequence.tokens[len(sequence.tokens) - len(policy.text.encode(text)) :] if text else sequence.tokens[:0]
-    written = np.array(_write(policy, sequence, writing), np.uint16)
-    # Pieces lose their spaces at the beginning of a text, so both are decoded together.
-    return policy.text.decode(np.concatenate([given, written])).removeprefix(policy.text.decode(given))
 
-
-def _write(policy: Policy, sequence: TokenSequence, writing: Writing) -> list[int]:
-    """The ids that follow a sequence, without the end piece."""
     state, cache = policy.read(Span.of(sequence))
     assert state is not None
     written: list[int] = []
-    key = jax.random.key(writing.seed)
-    while len(written) < writing.tokens:
+    key = jax.random.key(seed)
+    while len(written) < tokens:
         ids, state, cache = write(
             policy.params,
             state,
             cache,
             jax.random.fold_in(key, len(written)),
-            jnp.float32(writing.temperature),
-            rule=writing.rule,
+            jnp.float32(temperature),
+            rule=rule,
             pieces=policy.text.pieces,
             **policy.model,
         )
         if int(ids[0]) == policy.text.end_id:
             break
         written.append(int(ids[0]))
-    return written
+    # Pieces lose their spaces at the beginning of a text, so both are decoded together.
+    given = policy.text.encode(text) if text else sequence.tokens[:0]
+    together = np.concatenate([given, np.array(written, np.uint16)])
+    return policy.text.decode(together).removeprefix(policy.text.decode(given))
 
 
 def _image_rule(policy: Policy, dataset: str | None) -> ImageRule:

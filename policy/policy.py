@@ -8,8 +8,8 @@ Legend: B rows (episodes side by side), A action tokens of a step, M tokens of c
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
@@ -21,8 +21,7 @@ import numpy as np
 from gatokit.environments.adapter import Action, Observation
 from gatokit.policy.cache import Cache, distance_keys, empty_cache
 from gatokit.policy.decode import Rule, act, read
-from gatokit.policy.prompt import private_number, read_prompt
-from gatokit.policy.spans import NO_TOKENS, Span, concatenate, make_batch
+from gatokit.policy.spans import Span, concatenate, make_batch, private_number, read_prompt
 from gatokit.policy.step_codec import StepCodec, Task, check_same_spec
 from gatokit.schemas.errors import ConfigError, DataError
 from gatokit.schemas.manifest import VOCABULARY, EpisodeSpec, digest
@@ -56,8 +55,6 @@ class Decoding:
     again for every action."""
     prompt_tokens: int | None = None
     """Most tokens of the demonstration, which is cut at its last whole step; None: half of the context."""
-    hide_actions: bool | None = None
-    """Past actions are hidden; None: as in training."""
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.temperature) and self.temperature > 0):
@@ -90,13 +87,9 @@ class Policy:
         The dtype is the run's, except on CPUs, where bfloat16 is slower than float32.
         """
         dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.dtype(self.config.precision)
-        distances = jax.jit(distance_keys, static_argnums=(1, 2, 3))
-        config = self.config.model
-        return {
-            "config": config,
-            "dtype": dtype,
-            "distances": distances(self.params, config, self.config.context, dtype),
-        }
+        of_distances = jax.jit(distance_keys, static_argnums=(1, 2, 3))
+        distances = of_distances(self.params, self.config.model, self.config.context, dtype)
+        return {"config": self.config.model, "dtype": dtype, "distances": distances}
 
     def read(self, span: Span) -> tuple[jax.Array | None, Cache]:
         """The hidden state (1, D) of a span's last token (None if it has no tokens), and a cache of one row that has
@@ -168,15 +161,12 @@ def load_policy(path: Path) -> Policy:
 
 @dataclass
 class _Row:
-    """One episode that is being played.
-
-    ``history`` (window mode) holds a span for each step; ``pending`` (cache mode) what the cache has not read yet.
-    """
+    """One episode that is being played."""
 
     key: np.ndarray
+    before: list[Span]
+    """With memory what the cache has not read yet, with windows a span for each step so far."""
     steps: int = 0
-    pending: Span = NO_TOKENS
-    history: list[Span] = field(default_factory=list)
 
 
 class Player:
@@ -187,8 +177,7 @@ class Player:
         self._policy, self._decoding = policy, decoding
         self._task, self._codec = task, StepCodec(task, policy.file.tokenizer, policy.text)
         self._context, self._in_windows = config.context, decoding.memory == "window"
-        hide = decoding.hide_actions
-        self._hide = config.input.hide_actions > 0 if hide is None else hide
+        self._hide = config.input.hide_actions > 0
         tokens = config.context // 2 if decoding.prompt_tokens is None else decoding.prompt_tokens
         self._prompt = read_prompt(policy.demonstrations, task.prompt, tokens, self._codec.tokens, self._hide)
         self._rows: list[_Row | None] = [None] * rows
@@ -213,7 +202,7 @@ class Player:
         ``seed`` decides the row's draws; they do not depend on the other rows.
         """
         key = np.asarray(jax.random.key_data(jax.random.key(seed)))
-        self._rows[row] = _Row(key=key, history=list(self._prompt) if self._in_windows else [])
+        self._rows[row] = _Row(key, list(self._prompt) if self._in_windows else [])
         if not self._in_windows:
             if self._prompt_cache is None:
                 _, self._prompt_cache = self._policy.read(concatenate(self._prompt))
@@ -225,88 +214,73 @@ class Player:
         Raises RuntimeError for a row that was not begun, and DataError for an observation that cannot be tokenized or
         is longer than the context.
         """
-        order = sorted(observations)
+        policy, codec, order = self._policy, self._codec, sorted(observations)
+        observed = codec.encode([observations[row] for row in order])
         spans: list[Span | None] = [None] * self.rows
         private = np.zeros(self.rows, np.int32)
         steps = np.zeros(self.rows, np.int32)
         keys = np.zeros((self.rows, 2), np.uint32)
-        observed = self._codec.encode([observations[row] for row in order])
         for row, span in zip(order, observed, strict=True):
-            state = self._state(row)
-            if span.size + self._codec.tokens - 1 > self._context:
+            state = self._rows[row]
+            if state is None:
+                raise RuntimeError(f"row {row} was not begun")
+            left = self._context - span.size - (codec.tokens - 1)
+            if left < 0:
                 raise DataError(
-                    f"{self._task.full_name}: a time step has {span.size + self._codec.tokens} tokens, more than the "
+                    f"{self._task.full_name}: a time step has {span.size + codec.tokens} tokens, more than the "
                     f"policy's context of {self._context}"
                 )
-            spans[row] = self._window(state, span) if self._in_windows else concatenate([state.pending, span])
-            private[row], steps[row], keys[row] = self._private(state), state.steps, state.key
-        ids = self._choose(spans, private, keys, steps)
-        space = self._codec.space
-        valid = np.clip(ids, space.lowest, space.lowest + space.number - 1)
-        self.invalid += int(np.count_nonzero(valid[order] != ids[order]))
-        for row, span in zip(order, observed, strict=True):
-            self._remember(self._state(row), span, valid[row])
-        return dict(zip(order, self._codec.decode(valid[order].astype(np.uint16)), strict=True))
+            if self._in_windows:
+                # The newest whole steps that fit into the context together with the observation and the action.
+                first = len(state.before)
+                while first > 0 and state.before[first - 1].size <= left:
+                    first -= 1
+                    left -= state.before[first].size
+                del state.before[:first]
+            spans[row] = concatenate([*state.before, span])
+            private[row] = private_number(len(self._prompt) + state.steps) if self._hide else 0
+            steps[row], keys[row] = state.steps, state.key
 
-    def _state(self, row: int) -> _Row:
-        state = self._rows[row]
-        if state is None:
-            raise RuntimeError(f"row {row} was not begun")
-        return state
-
-    def _private(self, state: _Row) -> int:
-        """The number of the current step's hidden actions; 0 if they are visible."""
-        return private_number(len(self._prompt) + state.steps) if self._hide else 0
-
-    def _window(self, state: _Row, span: Span) -> Span:
-        """The newest whole steps that fit into the context together with the observation and the action."""
-        left = self._context - span.size - (self._codec.tokens - 1)
-        begin = len(state.history)
-        while begin > 0 and state.history[begin - 1].size <= left:
-            begin -= 1
-            left -= state.history[begin].size
-        state.history = state.history[begin:]
-        return concatenate([*state.history, span])
-
-    def _remember(self, state: _Row, span: Span, ids: np.ndarray) -> None:
-        action = Span.of_actions(ids, self._codec.space.kinds, self._private(state))
-        if self._in_windows:
-            state.history.append(concatenate([span, action]))
-        else:
-            state.pending = action.part(action.size - 1, action.size)
-        state.steps += 1
-
-    def _choose(
-        self, spans: Sequence[Span | None], private: np.ndarray, keys: np.ndarray, steps: np.ndarray
-    ) -> np.ndarray:
-        """The ids (B, A) that follow the spans of all rows."""
         longest = max((span.size for span in spans if span is not None), default=1)
         if self._in_windows:
             patches = max((len(span.patches.token) for span in spans if span is not None), default=0)
             length, slots = min(_power(longest), self._context), _power(patches)
-            cache = self._policy.empty_cache(self.rows)
+            cache = policy.empty_cache(self.rows)
         else:
-            length, slots = -(-longest // _MULTIPLE) * _MULTIPLE, self._codec.patches
+            length, slots = -(-longest // _MULTIPLE) * _MULTIPLE, codec.patches
             cache = self._cache
         batch = make_batch(spans, length, slots)
         check_positions(batch)
-        ids, cache = act(
-            self._policy.params,
+        chosen, cache = act(
+            policy.params,
             batch,
             cache,
-            self._codec.space,
+            codec.space,
             private,
             keys,
             steps,
             jnp.float32(self._decoding.temperature),
             rule=self._decoding.rule,
             mask=self._decoding.mask,
-            vocabulary_size=self._policy.file.tokenizer.vocabulary_size,
-            **self._policy.model,
+            vocabulary_size=policy.file.tokenizer.vocabulary_size,
+            **policy.model,
         )
         if not self._in_windows:
             self._cache = cache
-        return np.asarray(ids)
+
+        ids = np.asarray(chosen)[order]
+        valid = np.clip(ids, codec.space.lowest, codec.space.lowest + codec.space.number - 1)
+        self.invalid += int(np.count_nonzero(valid != ids))
+        for row, span, action_ids in zip(order, observed, valid, strict=True):
+            state = self._rows[row]
+            assert state is not None
+            action = Span.of_actions(action_ids, codec.space.kinds, int(private[row]))
+            if self._in_windows:
+                state.before.append(concatenate([span, action]))
+            else:
+                state.before = [action.part(action.size - 1, action.size)]
+            state.steps += 1
+        return dict(zip(order, codec.decode(valid.astype(np.uint16)), strict=True))
 
 
 @partial(jax.jit, donate_argnums=0)

@@ -8,7 +8,7 @@ import numpy as np
 import playing
 import pytest
 
-from gatokit.policy.generate import Writing, generate
+from gatokit.policy.generate import generate
 from gatokit.policy.spans import Span, make_batch
 from gatokit.schemas.errors import ConfigError
 from gatokit.schemas.manifest import DocumentRules, ImageRule
@@ -56,23 +56,23 @@ def test_pieces_are_the_likeliest_of_a_training_window(make, text, image, positi
     assert expected
     before = policy.text.encode(text) if text else np.zeros(0, np.uint16)
     whole = policy.text.decode(np.append(before, expected).astype(np.uint16))
-    assert whole == text + generate(policy, text, image, Writing(tokens=5, rule="greedy"))
+    assert whole == text + generate(policy, text, image, tokens=5, rule="greedy")
 
 
 def test_samples_follow_their_seed(make):
     policy = make()
     write = partial(generate, policy, "go to the", None)
-    assert write(Writing(tokens=8, seed=1)) == write(Writing(tokens=8, seed=1))
-    assert write(Writing(tokens=8, seed=1)) != write(Writing(tokens=8, seed=2))
+    assert write(tokens=8, seed=1) == write(tokens=8, seed=1)
+    assert write(tokens=8, seed=1) != write(tokens=8, seed=2)
 
 
 def test_what_cannot_be_continued_is_named(make, tmp_path, vocabulary):
     policy = make()
     with pytest.raises(ConfigError, match="give a text or an image to continue"):
-        generate(policy, "", None, Writing())
+        generate(policy, "", None)
     with pytest.raises(ConfigError, match=r"the image cannot be used \(bad_image\): the file is"):
-        generate(policy, "", b"no image", Writing())
+        generate(policy, "", b"no image")
     with pytest.raises(ConfigError, match="prose is no dataset of images with text; there are captions"):
-        generate(policy, "", IMAGE, Writing(), dataset="prose")
+        generate(policy, "", IMAGE, dataset="prose")
     with pytest.raises(ConfigError, match="was trained on no images with text"):
-        generate(playing.policy(tmp_path, vocabulary, context=20), "", IMAGE, Writing())
+        generate(playing.policy(tmp_path, vocabulary, context=20), "", IMAGE)
