@@ -254,11 +254,11 @@ def resident() -> int:
 
 def measure_memory(work: Path, batches: int) -> dict[str, Any]:
     """Resident memory after 200 batches and after many, through the loader."""
-    from gatokit.loader.loader import Loader
+    from gatokit.loader.loader import batches_ahead
 
     windows = windows_of(build_states(work))
     sizes = {}
-    with Loader(windows, 0, batches, range(8)) as ready:
+    with batches_ahead(windows, 0, batches, range(8)) as ready:
         for number, _ in enumerate(ready, 1):
             if number in (200, batches):
                 sizes[number] = resident()

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from harness import machine
 
 from gatokit.loader.batch import PADDING, Batch
-from gatokit.loader.loader import Loader
+from gatokit.loader.loader import batches_ahead
 from gatokit.loader.mixture import Mixture, open_mixture
 from gatokit.loader.windows import Windows
 from gatokit.schemas.run import RunConfig, read_run_config
@@ -81,7 +81,7 @@ def train(run: Case, steps: int) -> dict[str, Any]:
     read: list[Metrics] = []
     pending: Metrics | None = None
     rows = process_rows(mesh, run.config.batch)
-    with Loader(run.windows, 0, WARM_UP + steps, rows, run.config.input.workers) as ready:
+    with batches_ahead(run.windows, 0, WARM_UP + steps, rows, run.config.input.workers) as ready:
         for _ in range(WARM_UP + steps):
             asked = time.perf_counter()
             batch = next(ready)

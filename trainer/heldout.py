@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from gatokit.loader.batch import NO_TOKEN, Batch
-from gatokit.loader.loader import Loader
+from gatokit.loader.loader import batches_ahead
 from gatokit.loader.mixture import Mixture
 from gatokit.loader.windows import Windows
 from gatokit.schemas.run import RunConfig
@@ -61,7 +61,9 @@ class HeldOut:
 
     def _sums(self, trainer: Trainer, params: Any, windows: Windows) -> list[np.ndarray]:
         sums: list[Sums] = []
-        with Loader(windows, 0, self._config.evaluation.batches, self._rows, self._config.input.workers) as ready:
+        with batches_ahead(
+            windows, 0, self._config.evaluation.batches, self._rows, self._config.input.workers
+        ) as ready:
             for batch in ready:
                 check_positions(batch)
                 # The sums are read only after the next batch was dispatched.

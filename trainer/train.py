@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from gatokit.loader.loader import Loader
+from gatokit.loader.loader import batches_ahead
 from gatokit.loader.mixture import Mixture, open_mixture
 from gatokit.loader.windows import Windows
 from gatokit.schemas.errors import ConfigError, DataError, GatokitError
@@ -140,7 +140,7 @@ def train(
             report.progress(step, last, line)
             return bool(someone_asked)
 
-        ready = iter(stack.enter_context(Loader(windows, first, last, rows, config.input.workers)))
+        ready = stack.enter_context(batches_ahead(windows, first, last, rows, config.input.workers))
         trace = stack.enter_context(_profiler(out, first, profile))
         report.progress(first, last, {})
         for step in range(first + 1, last + 1):

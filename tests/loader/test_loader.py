@@ -7,7 +7,7 @@ import pytest
 from test_windows import run_config
 
 from gatokit.loader.batch import Batch
-from gatokit.loader.loader import Loader
+from gatokit.loader.loader import batches_ahead
 from gatokit.loader.mixture import open_mixture
 from gatokit.loader.windows import Windows
 from gatokit.schemas.errors import DataError
@@ -21,7 +21,7 @@ def equal(one: Batch, other: Batch) -> bool:
 def test_batches_come_in_order_from_the_first_step_asked_for(mixed: Path, input: dict[str, int]) -> None:
     config = run_config(64, 32, **input)
     windows = Windows(open_mixture([mixed], {"arm": 1, "books": 1}), config)
-    with Loader(windows, 3, 10, range(8, 24), config.input.workers) as ready:
+    with batches_ahead(windows, 3, 10, range(8, 24), config.input.workers) as ready:
         found = list(ready)
     expected = [windows.batch(step, range(8, 24)) for step in range(3, 10)]
     assert len(found) == 7
@@ -31,7 +31,7 @@ def test_batches_come_in_order_from_the_first_step_asked_for(mixed: Path, input:
 def test_a_run_that_stops_early_leaves_nothing_behind(mixed: Path) -> None:
     config = run_config(64, 32)
     windows = Windows(open_mixture([mixed], {"grid": 1}), config)
-    with Loader(windows, 0, 1_000_000, range(32), config.input.workers) as ready:
+    with batches_ahead(windows, 0, 1_000_000, range(32), config.input.workers) as ready:
         assert equal(next(ready), windows.batch(0, range(32)))
     with pytest.raises(StopIteration):
         next(ready)
@@ -48,7 +48,7 @@ def test_an_error_comes_where_its_batch_is_asked_for(mixed: Path) -> None:
         return good(step, rows)
 
     windows.batch = fails  # type: ignore[method-assign]
-    with Loader(windows, 0, 5, range(32), config.input.workers) as ready:
+    with batches_ahead(windows, 0, 5, range(32), config.input.workers) as ready:
         assert [next(ready).tokens.shape for _ in range(3)] == [(32, 64)] * 3
         with pytest.raises(DataError, match="the shard is damaged"):
             next(ready)
