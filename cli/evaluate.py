@@ -1,6 +1,7 @@
 """``gatokit evaluate``: scores a policy between chance and expert, or measures what tokens cost the expert."""
 
 import argparse
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -164,8 +165,9 @@ def _ceiling(arguments: argparse.Namespace, time_limits: dict[str, int], output:
     rows = []
     for item in found:
         row: list[Any] = [item.task, "continuous" if item.continuous else "discrete"]
-        row += [_rounded(item.anchors.random.mean), _rounded(item.anchors.expert.mean), *_loss_cells(item.actions)]
-        row += _loss_cells(item.both) if item.observes else ["reads the state", None, None]
+        row += [_rounded(item.random_return), _rounded(item.expert_return), *_loss_cells(item.actions)]
+        of_both = _loss_cells(item.actions_and_observations)
+        row += of_both if item.expert_observes else ["reads the state", None, None]
         rows.append(row)
     output.table(
         "the expert behind tokens; losses in % of expert - random, by pairs of seeds",
@@ -173,10 +175,10 @@ def _ceiling(arguments: argparse.Namespace, time_limits: dict[str, int], output:
         rows,
     )
     for item in found:
-        if item.anchors.refusal is not None:
-            output.notice(f"{item.task} has no loss: {item.anchors.refusal}")
+        if item.refused is not None:
+            output.notice(f"{item.task} has no loss: {item.refused}")
     output.say(f"every rollout and the losses are in {out}")
-    output.result({"rollouts": rollouts, "tasks": [item.to_json() for item in found], "out": str(out)})
+    output.result({"rollouts": rollouts, "tasks": [asdict(item) for item in found], "out": str(out)})
     return 0
 
 
@@ -184,7 +186,7 @@ def _loss_cells(loss: Any) -> list[Any]:
     if loss is None:
         return [None, None, None]
     # A small negative loss rounds to -0.0; adding 0 makes it 0.
-    return [_rounded(loss.mean), round(loss.percent, 2) + 0.0, round(loss.error, 2)]
+    return [_rounded(loss.mean_return), round(loss.loss, 2) + 0.0, round(loss.standard_error, 2)]
 
 
 def _rounded(value: float) -> float:

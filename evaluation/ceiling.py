@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -68,12 +68,12 @@ def through_tokens(field: FieldSpec, value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Loss:
-    """What tokens cost an expert: its ``mean`` return with them, and what it loses in ``percent`` of its distance from
-    chance. ``error`` is the standard error of that percentage over pairs of rollouts with the same seed."""
+    """What tokens cost an expert: its ``mean_return`` with them, and its ``loss`` in percent of its distance from
+    chance. ``standard_error`` is that of the loss over pairs of rollouts with the same seed."""
 
-    mean: float
-    percent: float
-    error: float
+    mean_return: float
+    loss: float
+    standard_error: float
 
     @staticmethod
     def of(without: Sequence[Rollout], tokenized: Sequence[Rollout], gap: float) -> "Loss":
@@ -82,41 +82,25 @@ class Loss:
         losses = 100 * (before - after) / gap
         return Loss(float(after.mean()), float(losses.mean()), float(losses.std(ddof=1) / math.sqrt(len(losses))))
 
-    def to_json(self) -> dict[str, float]:
-        """An entry of ``ceiling.json``."""
-        return {"mean_return": self.mean, "loss": self.percent, "standard_error": self.error}
-
 
 @dataclass(frozen=True)
 class Ceiling:
-    """A task's ceiling: the loss with ``actions`` as tokens, and with ``both`` actions and observations.
+    """A task of ``ceiling.json``: the losses with ``actions`` as tokens, and with ``actions_and_observations``.
 
-    Both are None if expert and chance are too close for a scale; ``both`` also if the expert reads the simulator's
-    state and ``observes`` nothing.
+    Both are None if ``refused`` says why expert and chance give no scale, and the second one also if the expert reads
+    the simulator's state and observes nothing.
     """
 
     task: str
     continuous: bool
-    observes: bool
-    anchors: Anchors
+    expert_observes: bool
+    episodes: int
+    random_return: float
+    expert_return: float
+    expert_standard_error: float
+    refused: str | None
     actions: Loss | None
-    both: Loss | None
-
-    def to_json(self) -> dict[str, Any]:
-        """A task of ``ceiling.json`` and of ``--json``; losses in percent."""
-        anchors = self.anchors
-        return {
-            "task": self.task,
-            "continuous": self.continuous,
-            "expert_observes": self.observes,
-            "episodes": anchors.expert.episodes,
-            "random_return": anchors.random.mean,
-            "expert_return": anchors.expert.mean,
-            "expert_standard_error": anchors.expert.error,
-            "refused": anchors.refusal,
-            "actions": self.actions and self.actions.to_json(),
-            "actions_and_observations": self.both and self.both.to_json(),
-        }
+    actions_and_observations: Loss | None
 
 
 def measure_ceiling(
@@ -153,11 +137,23 @@ def measure_ceiling(
             random, expert, actions, both = (
                 log.of(name, agent, rollouts) for agent in ("random", "expert", ACTIONS, BOTH)
             )
-            anchors = Anchors(Returns.of(random), Returns.of(expert))
-            of_actions = of_both = None
-            if anchors.refusal is None:
-                of_actions = Loss.of(expert, actions, anchors.gap)
-                of_both = Loss.of(expert, both, anchors.gap) if observes[name] else None
-            ceilings.append(Ceiling(name, continuous[name], observes[name], anchors, of_actions, of_both))
-        write_json(out / CEILING, {"rollouts": rollouts, "tasks": [ceiling.to_json() for ceiling in ceilings]})
+            chance, best = Returns.of(random), Returns.of(expert)
+            anchors = Anchors(chance, best)
+            has_scale = anchors.refusal is None
+            has_both = has_scale and observes[name]
+            ceilings.append(
+                Ceiling(
+                    task=name,
+                    continuous=continuous[name],
+                    expert_observes=observes[name],
+                    episodes=best.episodes,
+                    random_return=chance.mean,
+                    expert_return=best.mean,
+                    expert_standard_error=best.error,
+                    refused=anchors.refusal,
+                    actions=Loss.of(expert, actions, anchors.gap) if has_scale else None,
+                    actions_and_observations=Loss.of(expert, both, anchors.gap) if has_both else None,
+                )
+            )
+        write_json(out / CEILING, {"rollouts": rollouts, "tasks": [asdict(ceiling) for ceiling in ceilings]})
     return ceilings

@@ -60,8 +60,8 @@ def test_a_loss_is_that_of_pairs_in_percent_of_the_gap() -> None:
         for values in ((100.0, 300.0, 200.0), (99.0, 296.0, 199.0))
     )
     found = Loss.of(without, behind, 50.0)
-    assert (found.mean, found.percent) == (198.0, 4.0)
-    assert found.error == pytest.approx(100 / 50 * np.std([1, 4, 1], ddof=1) / np.sqrt(3))
+    assert (found.mean_return, found.loss) == (198.0, 4.0)
+    assert found.standard_error == pytest.approx(100 / 50 * np.std([1, 4, 1], ddof=1) / np.sqrt(3))
 
 
 def test_a_ceiling_by_task(tmp_path: Path) -> None:
@@ -71,18 +71,18 @@ def test_a_ceiling_by_task(tmp_path: Path) -> None:
     arm, pole, grid = measure_ceiling(
         names, tmp_path, rollouts=3, workers=1, time_limits=limits, progress=lambda *report: reports.append(report)
     )
-    assert (arm.observes, pole.observes, grid.continuous) == (True, False, False)
-    for found in (arm.actions, arm.both, pole.actions):
+    assert (arm.expert_observes, pole.expert_observes, grid.continuous) == (True, False, False)
+    for found in (arm.actions, arm.actions_and_observations, pole.actions):
         assert found is not None
-        assert abs(found.percent) < 5
-        assert found.error < 5
-    assert pole.both is None
-    assert (grid.actions, grid.both) == (None, None)
-    assert "is not above chance's" in (grid.anchors.refusal or "")
+        assert abs(found.loss) < 5
+        assert found.standard_error < 5
+    assert pole.actions_and_observations is None
+    assert (grid.actions, grid.actions_and_observations) == (None, None)
+    assert "is not above chance's" in (grid.refused or "")
     assert reports[-1] in [(ACTIONS, 9, 9), (BOTH, 3, 3)]
     written = json.loads((tmp_path / "ceiling.json").read_text())
     assert [item["task"] for item in written["tasks"]] == names
-    assert written["tasks"][0]["actions"]["loss"] == arm.actions.percent if arm.actions else False
+    assert written["tasks"][0]["actions"]["loss"] == arm.actions.loss if arm.actions else False
     size = (tmp_path / "rollouts.jsonl").stat().st_size
     again = measure_ceiling(names, tmp_path, rollouts=3, workers=1, time_limits=limits, progress=lambda *report: None)
     assert again == [arm, pole, grid]
