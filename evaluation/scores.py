@@ -128,12 +128,11 @@ class Mean:
 
 
 def domain_means(scored: Sequence[TaskScores], variant: str) -> dict[str, Mean]:
-    """The mean of each domain over its tasks that have this variant."""
+    """The mean of each domain over its tasks."""
     domains: dict[str, list[tuple[int, float, float]]] = {}
     for task in scored:
-        if variant in task.scores:
-            score = task.scores[variant]
-            domains.setdefault(task.domain, []).append((1, score.normalized, score.error))
+        score = task.scores[variant]
+        domains.setdefault(task.domain, []).append((1, score.normalized, score.error))
     return {domain: Mean.of(scores) for domain, scores in sorted(domains.items())}
 
 
@@ -170,8 +169,9 @@ class Results:
 
     def to_json(self) -> dict[str, Any]:
         """The content of ``scores.json`` and ``--json``; scores and their errors in percent."""
-        scored, counts = self.scored, curve(self.scored, self.variant)
+        scored = self.scored
         mean = overall(scored, self.variant) if scored else None
+        counts = zip(SHARES, curve(scored, self.variant), strict=True) if scored else ()
         return {
             "rule": self.rule,
             "memory": self.variant.partition("/")[2],
@@ -183,11 +183,7 @@ class Results:
             ],
             "tasks": [self._task_json(task) for task in scored],
             "others": {variant: overall(scored, variant).normalized for variant in self.others if scored},
-            "curve": [
-                {"percent_of_expert": share, "tasks": count}
-                for share, count in zip(SHARES, counts, strict=True)
-                if scored
-            ],
+            "curve": [{"percent_of_expert": share, "tasks": count} for share, count in counts],
             "refused": [
                 {"task": task, **_anchors_json(anchors), "why": anchors.refusal}
                 for task, anchors in self.refused.items()
