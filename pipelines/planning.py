@@ -16,8 +16,8 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field, TypeAdapter
 
-from gatokit.pipelines.documents import dedup
-from gatokit.pipelines.documents import scan as document_scan
+from gatokit.pipelines.documents import reader as document_reader
+from gatokit.pipelines.documents import tokenize as document_tokenize
 from gatokit.pipelines.documents.reader import DocumentFile
 from gatokit.pipelines.documents.tokenize import DocumentShardHeader
 from gatokit.pipelines.episodes import filter as episode_filter
@@ -36,9 +36,9 @@ _LARGEST_GROUP = 2
 """A group of joined files ends at the latest at this multiple of the split size."""
 _METADATA_KEY = b"gatokit.shard_task"
 
-DatasetPlan = episode_scan.EpisodesPlan | document_scan.DocumentsPlan
+DatasetPlan = episode_scan.EpisodesPlan | document_reader.DocumentsPlan
 """A dataset before its scan."""
-ScanUnit = episode_scan.EpisodeUnit | document_scan.DocumentUnit
+ScanUnit = episode_scan.EpisodeUnit | document_reader.DocumentUnit
 """Consecutive files of a dataset that are scanned together."""
 ShardHeader = episode_tokenize.EpisodeShardHeader | DocumentShardHeader
 """What all rows of a shard share."""
@@ -66,11 +66,11 @@ _KINDS = {
         episode_tokenize.shard_header,
     ),
     "documents": _Kind(
-        document_scan.plan_documents,
-        document_scan.scan_units,
-        dedup.filter_documents,
-        dedup.task_rows,
-        dedup.shard_header,
+        document_reader.plan_documents,
+        document_reader.scan_units,
+        document_tokenize.filter_documents,
+        document_tokenize.task_rows,
+        document_tokenize.shard_header,
     ),
 }
 """By ``DatasetPlan.kind``."""

@@ -1,27 +1,29 @@
-"""Captions in a JSON file and their images in a folder: COCO (cocodataset.org), VQAv2 (visualqa.org) and OK-VQA
+"""Images in a folder and their captions in a JSON file: COCO (cocodataset.org), VQAv2 (visualqa.org) and OK-VQA
 (okvqa.allenai.org).
 
 Documents are ordered by image, so that each image is opened once for all its texts.
 """
 
+import errno
+import functools
 import itertools
 import json
 import os
+import stat
 import string
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import google_crc32c
 
-from gatokit.pipelines.documents.image_files import ImageFolder, image_folder
 from gatokit.pipelines.documents.reader import (
     DocumentFile,
-    Part,
+    Loaded,
     ScannedDocument,
-    captioned,
+    caption_digest,
     image_directory,
     printable,
     rejected,
@@ -34,6 +36,7 @@ from gatokit.pipelines.formats.json_lines import read_object
 from gatokit.pipelines.formats.records import ByteRange
 from gatokit.schemas.config import ImageQuestionAnswerConfig, ImageTextConfig
 from gatokit.schemas.errors import ConfigError, DataError, RejectedError
+from gatokit.storage import files as storage
 
 SUFFIXES = (".jpg", ".png", ".jpeg", ".webp")
 """Suffixes under which an image of VQA is looked for if it is not there under its own."""
@@ -41,8 +44,92 @@ SUFFIXES = (".jpg", ".png", ".jpeg", ".webp")
 _COCO_HINT = "give a captions JSON of COCO, such as captions_train2017.json (test sets have no captions)"
 _QUESTIONS_HINT = "give the questions JSON of VQAv2 or OK-VQA as `questions`"
 _ANSWERS_HINT = "give the answers JSON of the same questions as `annotations` (test sets have no public answers)"
+_NOT_THERE = {errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES}
+_NO_FILE = {errno.EISDIR, errno.ENXIO}
 
 Id = int | str
+
+
+# --- folders ---------------------------------------------------------------------------------------------------
+
+
+class ImageFolder:
+    """Reads images by name from a folder on a disk or on ``gs://``; no name leads out of it."""
+
+    def __init__(self, path: str) -> None:
+        """Raises DataError if there is no folder."""
+        self._is_remote = storage.is_remote(path)
+        if not (_has_objects(path) if self._is_remote else os.path.isdir(path)):
+            raise DataError(f"{path}: is no folder; set `image_dir` to the folder of the images")
+        self._path, self._root = path, os.path.realpath(path)
+
+    def has(self, name: str) -> bool:
+        """Whether there is something of that name."""
+        path = os.path.join(self._path, name)
+        return _is_inside(name) and storage.exists(path) if self._is_remote else os.path.lexists(path)
+
+    def read(self, name: str, max_bytes: int) -> bytes:
+        """The bytes of the file ``name``.
+
+        Raises RejectedError if it is missing, is not a file or lies outside of the folder (``missing_image``), or if it
+        has more than ``max_bytes`` bytes.
+        """
+        return self._read_object(name, max_bytes) if self._is_remote else self._read_file(name, max_bytes)
+
+    def _read_object(self, name: str, max_bytes: int) -> bytes:
+        if not _is_inside(name):
+            raise RejectedError("missing_image", f"{name!r:.200} leads out of image_dir")
+        path = f"{self._path}/{name}"
+        try:
+            size = storage.size(path)
+            if size > max_bytes:
+                raise too_large(max_bytes, f"{size} bytes are")
+            return storage.read_bytes(path)
+        except FileNotFoundError:
+            raise RejectedError("missing_image", f"{name!r:.200} is not in image_dir") from None
+
+    def _read_file(self, name: str, max_bytes: int) -> bytes:
+        try:
+            with open(name, "rb", buffering=0, opener=self._open) as file:
+                status = os.fstat(file.fileno())
+                if not stat.S_ISREG(status.st_mode):
+                    raise RejectedError("missing_image", f"{name!r:.200} is no file")
+                if status.st_size > max_bytes:
+                    raise too_large(max_bytes, f"{status.st_size} bytes are")
+                return file.read(status.st_size)
+        except ValueError:
+            problem = "is no name of a file"
+        except OSError as error:
+            if error.errno not in _NOT_THERE | _NO_FILE:
+                raise
+            problem = "is no file" if error.errno in _NO_FILE else f"is not in image_dir: {error.strerror}"
+        raise RejectedError("missing_image", f"{name!r:.200} {problem}")
+
+    def _open(self, name: str, flags: int) -> int:
+        path = os.path.join(self._root, name)
+        # A plain name that is no link needs no look at where it really lies; O_NONBLOCK, so that a pipe does not wait.
+        if "/" not in name:
+            try:
+                return os.open(path, flags | os.O_NONBLOCK | os.O_NOFOLLOW)
+            except OSError as error:
+                if error.errno != errno.ELOOP:
+                    raise
+        real = os.path.realpath(path)
+        if os.path.isabs(name) or ".." in name.split("/") or not real.startswith(os.path.join(self._root, "")):
+            raise RejectedError("missing_image", f"{name!r:.200} leads out of image_dir")
+        return os.open(real, flags | os.O_NONBLOCK)
+
+
+def _is_inside(name: str) -> bool:
+    return not {"", ".", ".."} & set(name.split("/")) and "\0" not in name
+
+
+@functools.lru_cache(maxsize=64)
+def _has_objects(path: str) -> bool:
+    return storage.is_directory(path)
+
+
+# --- captions --------------------------------------------------------------------------------------------------
 
 
 class Caption(NamedTuple):
@@ -57,9 +144,9 @@ class Caption(NamedTuple):
 def find(
     config: ImageTextConfig | ImageQuestionAnswerConfig, field: str, base: Path
 ) -> list["CocoFile"] | list["VqaFile"]:
-    """See ``reader.find_documents``."""
+    """See ``reader.plan_documents``."""
+    assert config.image_dir is not None
     if isinstance(config, ImageTextConfig):
-        assert config.image_dir is not None
         files = source_files(config.source, f"{field}.source", base, (".json",))
         folder = image_directory(config.image_dir, f"{field}.image_dir", base)
         return [CocoFile(**file, image_dir=folder) for file in files]
@@ -91,50 +178,37 @@ class ImageFolderFile(DocumentFile):
 
     def scan(self, max_bytes: int) -> Iterator[ScannedDocument]:
         """See ``DocumentFile``."""
-        folder = image_folder(self.image_dir)
-        name: str | None = None
-        image: bytes | RejectedError = b""
-        crc = 0
-        for position, document in enumerate(self.captions()):
-            byte_range = ByteRange(position, 0, 0, 0)
-            if document.error is not None:
-                yield rejected(byte_range, document.key, document.error)
-                continue
-            if document.image != name:
-                name = document.image
-                try:
-                    image = folder.read(name, max_bytes)
-                    crc = google_crc32c.value(image)
-                except RejectedError as error:
-                    image = error
-            group = printable(document.image)
-            if isinstance(image, RejectedError):
-                yield rejected(byte_range, document.key, image, group)
-                continue
-            text = document.text.encode("utf-8", "replace")
-            length = len(image) + len(text)
-            payload = json.dumps([document.image, document.text], separators=(",", ":"))
-            byte_range = ByteRange(position, 0, length, google_crc32c.extend(crc, text), payload)
-            if length > max_bytes:
-                yield rejected(byte_range, document.key, too_large(max_bytes, f"{length} bytes are"), group)
-            else:
-                yield captioned(byte_range, document.key, image, document.text, group=group)
+        folder = ImageFolder(self.image_dir)
+        name, image, image_crc = None, b"", 0
+        for position, (key, text, image_name, error) in enumerate(self.captions()):
+            byte_range, group = ByteRange(position, 0, 0, 0), None
+            try:
+                if error is not None:
+                    raise error
+                group = printable(image_name)
+                if image_name != name:
+                    image, name = folder.read(image_name, max_bytes), image_name
+                    image_crc = google_crc32c.value(image)
+                encoded = text.encode("utf-8", "replace")
+                crc = google_crc32c.extend(image_crc, encoded)
+                payload = json.dumps([image_name, text], separators=(",", ":"))
+                byte_range = ByteRange(position, 0, len(image) + len(encoded), crc, payload)
+                if byte_range.length > max_bytes:
+                    raise too_large(max_bytes, f"{byte_range.length} bytes are")
+                yield ScannedDocument(byte_range, key, caption_digest(image, text), group)
+            except RejectedError as problem:
+                yield rejected(byte_range, key, problem, group)
 
-    def read(self, byte_ranges: Iterable[ByteRange]) -> Iterator[list[Part]]:
+    def load(self, byte_ranges: Sequence[ByteRange]) -> Iterator[Loaded]:
         """See ``DocumentFile``."""
-        folder = image_folder(self.image_dir)
+        folder = ImageFolder(self.image_dir)
         last, image, crc = None, b"", 0
         for byte_range in byte_ranges:
             name, text = json.loads(byte_range.payload or "")
             if name != last:
-                try:
-                    image = folder.read(name, byte_range.length)
-                except RejectedError:
-                    raise self.changed(byte_range) from None
-                last, crc = name, google_crc32c.value(image)
-            if google_crc32c.extend(crc, text.encode()) != byte_range.crc:
-                raise self.changed(byte_range)
-            yield [image, text]
+                last, image = name, folder.read(name, byte_range.length)
+                crc = google_crc32c.value(image)
+            yield google_crc32c.extend(crc, text.encode()), [image, text]
 
 
 class _Captions:
@@ -226,7 +300,12 @@ class VqaFile(ImageFolderFile):
         content = read_object(
             self.path, self.name, ("questions",), keep, values=("data_subtype",), hint=_QUESTIONS_HINT
         )
-        subtype = self._subtype(content)
+        subtype = content.get("data_subtype")
+        used = any(name == "data_subtype" for _, name, _, _ in string.Formatter().parse(self.image_name))
+        if used and not isinstance(subtype, str):
+            raise DataError(
+                f"{self.name}: has no 'data_subtype', which `image_name` uses; write it out in `image_name`"
+            )
         captions = _Captions()
         for number, entry in enumerate(content["questions"]):
             key = f"questions[{number}]"
@@ -246,8 +325,20 @@ class VqaFile(ImageFolderFile):
         for key in (printable(str(id)) for id in answers):
             if key not in captions.keys:
                 captions.reject(key, RejectedError("missing_field", "no question has this question_id"))
-        folder = image_folder(self.image_dir)
-        yield from captions.by_image(lambda image: self._file_name(folder, subtype, image))
+        folder = ImageFolder(self.image_dir)
+
+        def file_name(image: Id) -> str:
+            """The name of an image's file, with another suffix if it is there with that one only."""
+            try:
+                name = self.image_name.format(data_subtype=subtype, image_id=image)
+            except ValueError as error:
+                problem = f"image_id {image!r:.200} does not fit `image_name`: {error}"
+                raise RejectedError("wrong_shape", problem) from None
+            stem = os.path.splitext(name)[0]
+            names = [name, *(stem + suffix for suffix in SUFFIXES)]
+            return next((name for name in names if folder.has(name)), name)
+
+        yield from captions.by_image(file_name)
 
     def _answers(self) -> tuple[dict[Id, str | RejectedError], list[tuple[str, RejectedError]]]:
         """The answer of each question or what is wrong with it, and the annotations that belong to no question."""
@@ -268,25 +359,6 @@ class VqaFile(ImageFolderFile):
             except RejectedError as error:
                 answers[id] = error
         return answers, faulty
-
-    def _subtype(self, content: dict[str, Any]) -> str:
-        subtype = content.get("data_subtype")
-        used = any(name == "data_subtype" for _, name, _, _ in string.Formatter().parse(self.image_name))
-        if used and not isinstance(subtype, str):
-            raise DataError(
-                f"{self.name}: has no 'data_subtype', which `image_name` uses; write it out in `image_name`"
-            )
-        return str(subtype)
-
-    def _file_name(self, folder: ImageFolder, subtype: str, image: Id) -> str:
-        """The name of an image's file, with another suffix if it is there with that one only."""
-        try:
-            name = self.image_name.format(data_subtype=subtype, image_id=image)
-        except ValueError as error:
-            raise RejectedError("wrong_shape", f"image_id {image!r:.200} does not fit `image_name`: {error}") from None
-        stem = os.path.splitext(name)[0]
-        names = [name, *(stem + suffix for suffix in SUFFIXES)]
-        return next((name for name in names if folder.has(name)), name)
 
 
 def _id(entry: Any, field: str) -> Id:

@@ -6,19 +6,19 @@ and ``texts``, of which one has a value wherever the other has null.
 """
 
 import json
-from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import google_crc32c
 import pyarrow as pa
 
-from gatokit.pipelines.documents.image_files import image_folder
-from gatokit.pipelines.documents.parquet import RowsFile
+from gatokit.pipelines.documents.image_folder import ImageFolder
+from gatokit.pipelines.documents.parquet import Columns, RowsFile
 from gatokit.pipelines.documents.reader import (
-    COMPRESSIONS,
     JSON_LINES,
+    DocumentFile,
+    Loaded,
     Part,
     ScannedDocument,
     decode,
@@ -40,13 +40,13 @@ _STRINGS, _BINARIES = STRINGS | {pa.null()}, BINARIES | {pa.null()}
 
 
 def find(config: InterleavedConfig, field: str, base: Path) -> list["Mmc4File"] | list["ObelicsFile"]:
-    """See ``reader.find_documents``."""
+    """See ``reader.plan_documents``."""
     folder = None if config.image_dir is None else image_directory(config.image_dir, f"{field}.image_dir", base)
     options: dict[str, Any] = {"image_dir": folder, "skip_bad": config.bad_images == "skip"}
     if config.format == "obelics":
         files = source_files(config.source, f"{field}.source", base, (".parquet",))
         return [ObelicsFile(**file, **options, type="obelics_folder" if folder else "obelics") for file in files]
-    files = source_files(config.source, f"{field}.source", base, JSON_LINES, COMPRESSIONS)
+    files = source_files(config.source, f"{field}.source", base, JSON_LINES, JSON_LINES)
     types = {False: "mmc4", True: "compressed_mmc4"}
     return [Mmc4File(**file, **options, type=types[suffix(file["path"])[1]]) for file in files]
 
@@ -54,8 +54,7 @@ def find(config: InterleavedConfig, field: str, base: Path) -> list["Mmc4File"] 
 # --- pages of any format ---------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Image:
+class Image(NamedTuple):
     """An image of a page: its ordinal there, the field that holds it, and the name of its file or its bytes."""
 
     ordinal: int
@@ -64,21 +63,11 @@ class Image:
     data: bytes | None = None
 
 
-@dataclass(frozen=True)
-class Page:
+class Page(NamedTuple):
     """The parts of a page in reading order, and the ordinals of images that were left out, each with the reason."""
 
     parts: list[Part]
     left_out: dict[int, str]
-
-    @property
-    def crc(self) -> int:
-        """CRC-32C of the parts, with a mark before each that says what it is."""
-        crc = 0
-        for part in self.parts:
-            mark, data = (b"text", part.encode()) if isinstance(part, str) else (b"image", part)
-            crc = google_crc32c.extend(google_crc32c.extend(crc, mark), data)
-        return crc
 
     @property
     def images(self) -> list[bytes]:
@@ -88,131 +77,106 @@ class Page:
     @property
     def note(self) -> str | None:
         """A sentence about what was left out."""
-        if not self.left_out:
-            return None
-        first = next(iter(self.left_out.values()))
-        return f"without {len(self.left_out)} of its pictures: {first}"
+        for reason in self.left_out.values():
+            return f"without {len(self.left_out)} of its pictures: {reason}"
+        return None
 
 
-def assemble(
-    pieces: Iterable[str | Image],
-    separator: str,
-    image_dir: str | None,
-    room: int,
-    *,
-    skip: bool = False,
-    left_out: Collection[int] = (),
-) -> Page:
-    """The page of ``pieces``: neighbouring texts are joined with ``separator``, blank ones are left out.
+class PageFile(DocumentFile):
+    """A file of pages; ``image_dir`` is the folder of images that are files. With ``skip_bad`` a page stays without an
+    image that is missing."""
 
-    The images ``left_out`` are not looked for; with ``skip`` missing ones are left out too. Raises RejectedError if the
-    images together are above ``room`` bytes, if one is missing, or if nothing remains; DataError if there is no folder
-    ``image_dir``.
-    """
-    parts: list[Part] = []
-    missing = {}
-    for piece in pieces:
-        if isinstance(piece, Image):
-            if piece.ordinal in left_out:
-                continue
+    image_dir: str | None = None
+    skip_bad: bool = False
+
+    def page(self, pieces: Iterable[str | Image], room: int, left_out: Collection[int] | None = None) -> Page:
+        """The page of ``pieces``: neighbouring texts are joined with ``separator``, blank ones are left out.
+
+        The images that a scan has ``left_out`` are not looked for; None: this is the scan. Raises RejectedError if the
+        images together are above ``room`` bytes, if one is missing, or if nothing remains; DataError if there is no
+        folder ``image_dir``.
+        """
+        page = Page([], {})
+        for piece in pieces:
+            if isinstance(piece, Image):
+                if piece.ordinal in (left_out or ()):
+                    continue
+                try:
+                    image = self._image_bytes(piece, room)
+                except RejectedError as error:
+                    if left_out is not None or not self.skip_bad or error.reason != "missing_image":
+                        raise
+                    page.left_out[piece.ordinal] = error.detail
+                    continue
+                room -= len(image)
+                page.parts.append(image)
+            elif piece and not piece.isspace():
+                if page.parts and isinstance(page.parts[-1], str):
+                    page.parts[-1] += self.separator + piece
+                else:
+                    page.parts.append(piece)
+        if not page.parts:
+            raise RejectedError("empty", page.note or "the page holds neither text nor pictures")
+        return page
+
+    def _image_bytes(self, image: Image, room: int) -> bytes:
+        """The stored bytes of an image. Raises RejectedError above ``room`` or if ``image_dir`` has no such file."""
+        data, name = image.data, image.name
+        if data is None:
+            if not name:
+                raise RejectedError("missing_image", f"{image.field} has no name")
+            if "://" in name:
+                raise RejectedError("missing_image", f"{image.field}: {name!r:.200} is a URL; pictures come from files")
+            if self.image_dir is None:
+                raise RejectedError("missing_image", f"{image.field}: {name!r:.200} is a file; set `image_dir`")
             try:
-                image = _image_bytes(piece, image_dir, room)
+                return ImageFolder(self.image_dir).read(name, room)
             except RejectedError as error:
-                if not skip or error.reason != "missing_image":
-                    raise
-                missing[piece.ordinal] = error.detail
-                continue
-            room -= len(image)
-            parts.append(image)
-        elif piece and not piece.isspace():
-            if parts and isinstance(parts[-1], str):
-                parts[-1] += separator + piece
-            else:
-                parts.append(piece)
-    page = Page(parts, missing)
-    if not parts:
-        raise RejectedError("empty", page.note or "the page holds neither text nor pictures")
-    return page
-
-
-def _image_bytes(image: Image, image_dir: str | None, room: int) -> bytes:
-    """The stored bytes of an image. Raises RejectedError above ``room`` or if ``image_dir`` has no such file."""
-    data, name = image.data, image.name
-    if data is None:
-        if not name:
-            raise RejectedError("missing_image", f"{image.field} has no name")
-        if "://" in name:
-            raise RejectedError("missing_image", f"{image.field}: {name!r:.200} is a URL; pictures come from files")
-        if image_dir is None:
-            raise RejectedError("missing_image", f"{image.field}: {name!r:.200} is a file; set `image_dir`")
-        try:
-            data = image_folder(image_dir).read(name, room)
-        except RejectedError as error:
-            if error.reason == "missing_image":
-                raise RejectedError(error.reason, f"{image.field}: {error.detail}") from None
-            raise _page_too_large() from None
-    if len(data) > room:
-        raise _page_too_large()
-    return data
-
-
-def _page_too_large() -> RejectedError:
-    return RejectedError("too_large", "the page with its pictures is above max_episode_bytes")
+                if error.reason == "missing_image":
+                    raise RejectedError(error.reason, f"{image.field}: {error.detail}") from None
+        if data is None or len(data) > room:
+            raise RejectedError("too_large", "the page with its pictures is above max_episode_bytes")
+        return data
 
 
 # --- MMC4 ------------------------------------------------------------------------------------------------------
 
 
-class Mmc4File(LinesFile):
-    """A JSONL file of MMC4; ``image_dir`` is the folder of its images. With ``skip_bad`` a page stays without an image
-    that is missing."""
+class Mmc4File(PageFile, LinesFile):
+    """A JSONL file of MMC4, all of whose images are files."""
 
     type: str = "mmc4"
-    image_dir: str
-    skip_bad: bool = False
 
     separator: ClassVar[str] = " "
 
     def document(self, line: bytes, byte_range: ByteRange, max_bytes: int) -> ScannedDocument:
         """See ``LinesFile``."""
-        room = max_bytes - len(line)
-        page = assemble(_sentences(parse_object(line)), self.separator, self.image_dir, room, skip=self.skip_bad)
+        page = self.page(_sentences(parse_object(line)), max_bytes - len(line))
         digest = text_digest(page.parts)
-        byte_range = ByteRange(
-            byte_range.position,
-            byte_range.offset,
-            len(line) + sum(map(len, page.images)),
-            _extend_crc(byte_range.crc, page.images),
-            json.dumps([len(line), *page.left_out], separators=(",", ":")),
+        byte_range = byte_range._replace(
+            length=len(line) + sum(map(len, page.images)),
+            crc=_mmc4_crc(line, page),
+            payload=json.dumps([len(line), *page.left_out], separators=(",", ":")),
         )
         return ScannedDocument(byte_range, str(byte_range.position), digest, detail=page.note)
 
-    def read(self, byte_ranges: Iterable[ByteRange]) -> Iterator[list[Part]]:
+    def load(self, byte_ranges: Sequence[ByteRange]) -> Iterator[Loaded]:
         """See ``DocumentFile``."""
-        lines = ((byte_range, _line_length_and_left_out(byte_range)[0]) for byte_range in byte_ranges)
-        for byte_range, line in read_lines(self.path, self.name, lines):
-            length, *left_out = _line_length_and_left_out(byte_range)
-            try:
-                pieces = _sentences(parse_object(line))
-                page = assemble(pieces, self.separator, self.image_dir, byte_range.length - length, left_out=left_out)
-            except RejectedError:
-                raise self.changed(byte_range) from None
-            if _extend_crc(google_crc32c.value(line), page.images) != byte_range.crc:
-                raise self.changed(byte_range)
-            yield page.parts
+        # The length of each line, and then the ordinals of the images that the scan left out.
+        payloads = [json.loads(byte_range.payload or "") for byte_range in byte_ranges]
+        places = [(byte_range.offset, payload[0]) for byte_range, payload in zip(byte_ranges, payloads, strict=True)]
+        lines = read_lines(self.path, self.name, places)
+        for byte_range, (length, *left_out), line in zip(byte_ranges, payloads, lines, strict=True):
+            page = self.page(_sentences(parse_object(line)), byte_range.length - length, left_out)
+            yield _mmc4_crc(line, page), page.parts
 
 
-def _extend_crc(crc: int, images: list[bytes]) -> int:
-    for image in images:
+def _mmc4_crc(line: bytes, page: Page) -> int:
+    """CRC-32C of a line and of the images of its page."""
+    crc: int = google_crc32c.value(line)
+    for image in page.images:
         crc = google_crc32c.extend(crc, image)
     return crc
-
-
-def _line_length_and_left_out(byte_range: ByteRange) -> list[int]:
-    """Bytes of the line, then the ordinals of the images that the scan left out."""
-    assert byte_range.payload is not None
-    numbers: list[int] = json.loads(byte_range.payload)
-    return numbers
 
 
 def _sentences(record: dict[str, Any]) -> list[str | Image]:
@@ -239,17 +203,15 @@ def _sentences(record: dict[str, Any]) -> list[str | Image]:
 # --- OBELICS ---------------------------------------------------------------------------------------------------
 
 
-class ObelicsFile(RowsFile):
-    """A Parquet file of pages whose images are embedded, as structs of ``bytes`` and ``path`` or as plain bytes, or lie
-    in files of the folder ``image_dir``. With ``skip_bad`` a page stays without an image that is missing."""
+class ObelicsFile(PageFile, RowsFile):
+    """A Parquet file of pages whose images are embedded, as structs of ``bytes`` and ``path`` or as plain bytes, or are
+    files."""
 
     type: str = "obelics"
-    image_dir: str | None = None
-    skip_bad: bool = False
 
-    def columns(self, schema: pa.Schema) -> dict[str, pa.DataType]:
+    def columns(self, schema: pa.Schema) -> Columns:
         """See ``RowsFile``; the types are those of the lists' items."""
-        items: dict[str, pa.DataType] = {}
+        items: Columns = {}
         for column in ("images", "texts"):
             if schema.names.count(column) != 1:
                 there = ", ".join(map(repr, schema.names)) or "none"
@@ -272,36 +234,38 @@ class ObelicsFile(RowsFile):
             )
         return items
 
-    def documents(self, row: Row, columns: dict[str, pa.DataType], max_bytes: int) -> Iterator[ScannedDocument]:
+    def documents(self, row: Row, columns: Columns, max_bytes: int) -> Iterator[ScannedDocument]:
         """See ``RowsFile``."""
-        byte_range = ByteRange(row.position, row.group, 0, 0)
+        byte_range, key = ByteRange(row.position, row.group, 0, 0), str(row.position)
         try:
             pieces = _pieces(row.values, are_names=columns["images"] in _STRINGS)
             room = max_bytes - sum(len(piece.encode()) for piece in pieces if isinstance(piece, str))
             if room < 0:
                 raise too_large(max_bytes)
-            page = assemble(pieces, self.separator, self.image_dir, room, skip=self.skip_bad)
+            page = self.page(pieces, room)
             digest = text_digest(page.parts)
         except RejectedError as error:
-            yield rejected(byte_range, str(row.position), error)
-            return
-        length = sum(len(part.encode() if isinstance(part, str) else part) for part in page.parts)
-        payload = json.dumps([*page.left_out], separators=(",", ":")) if page.left_out else None
-        byte_range = ByteRange(row.position, row.group, length, page.crc, payload)
-        yield ScannedDocument(byte_range, str(row.position), digest, detail=page.note)
+            yield rejected(byte_range, key, error)
+        else:
+            length = sum(len(part.encode() if isinstance(part, str) else part) for part in page.parts)
+            payload = json.dumps([*page.left_out], separators=(",", ":")) if page.left_out else None
+            byte_range = ByteRange(row.position, row.group, length, _obelics_crc(page), payload)
+            yield ScannedDocument(byte_range, key, digest, detail=page.note)
 
-    def read(self, byte_ranges: Iterable[ByteRange]) -> Iterator[list[Part]]:
-        """See ``DocumentFile``."""
-        for byte_range, values, columns in self.rows_at(byte_ranges):
-            try:
-                pieces = _pieces(values, are_names=columns["images"] in _STRINGS)
-                left_out = json.loads(byte_range.payload or "[]")
-                page = assemble(pieces, self.separator, self.image_dir, byte_range.length, left_out=left_out)
-            except RejectedError:
-                raise self.changed(byte_range) from None
-            if page.crc != byte_range.crc:
-                raise self.changed(byte_range)
-            yield page.parts
+    def document(self, values: dict[str, Any], columns: Columns, byte_range: ByteRange) -> Loaded:
+        """See ``RowsFile``."""
+        pieces = _pieces(values, are_names=columns["images"] in _STRINGS)
+        page = self.page(pieces, byte_range.length, json.loads(byte_range.payload or "[]"))
+        return _obelics_crc(page), page.parts
+
+
+def _obelics_crc(page: Page) -> int:
+    """CRC-32C of the parts of a page, with a mark before each that says what it is."""
+    crc = 0
+    for part in page.parts:
+        mark, data = (b"text", part.encode()) if isinstance(part, str) else (b"image", part)
+        crc = google_crc32c.extend(google_crc32c.extend(crc, mark), data)
+    return crc
 
 
 def _pieces(values: dict[str, Any], *, are_names: bool) -> list[str | Image]:

@@ -6,7 +6,7 @@ and ``path``, and a column of captions or of lists of captions.
 
 import itertools
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,10 @@ import pyarrow as pa
 
 from gatokit.pipelines.documents.reader import (
     DocumentFile,
-    Part,
+    Loaded,
     ScannedDocument,
-    captioned,
+    caption_crc,
+    caption_digest,
     content_digest,
     decode,
     not_blank,
@@ -32,18 +33,21 @@ from gatokit.pipelines.formats.parquet import (
     column_type,
     holds_text,
     is_list,
-    open_rows,
+    open_parquet,
+    parquet_rows,
 )
 from gatokit.pipelines.formats.records import ByteRange
 from gatokit.schemas.config import ImageTextConfig
 from gatokit.schemas.errors import DataError, RejectedError
 
+Columns = dict[str, pa.DataType]
+"""The columns of a file that are read, and their types."""
 TEXT_FIELDS = ("caption", "text")
 """Columns that are taken for captions if the config names none; the first that is there."""
 
 
 def find(config: ImageTextConfig, field: str, base: Path) -> list["ImageRowsFile"]:
-    """See ``reader.find_documents``."""
+    """See ``reader.plan_documents``."""
     files = source_files(config.source, f"{field}.source", base, (".parquet",))
     return [ImageRowsFile(**file, image_field=config.image_field, text_field=config.text_field) for file in files]
 
@@ -52,19 +56,23 @@ class RowsFile(DocumentFile):
     """A Parquet file whose rows hold documents; the ``offset`` of a document is its row group."""
 
     @abstractmethod
-    def columns(self, schema: pa.Schema) -> dict[str, pa.DataType]:
+    def columns(self, schema: pa.Schema) -> Columns:
         """The columns to read and their types. Raises DataError if one is not there or holds something else."""
 
     @abstractmethod
-    def documents(self, row: Row, columns: dict[str, pa.DataType], max_bytes: int) -> Iterator[ScannedDocument]:
+    def documents(self, row: Row, columns: Columns, max_bytes: int) -> Iterator[ScannedDocument]:
         """The documents of a row."""
+
+    @abstractmethod
+    def document(self, values: dict[str, Any], columns: Columns, byte_range: ByteRange) -> Loaded:
+        """The CRC-32C and the parts of a document, from the values of its row. Errors as ``load``."""
 
     def scan(self, max_bytes: int) -> Iterator[ScannedDocument]:
         """See ``DocumentFile``."""
         try:
-            with open_rows(self.path, self.name) as file:
-                columns = self.columns(file.schema)
-                for row in file.read(list(columns)):
+            with open_parquet(self.path, self.name) as file:
+                columns = self.columns(file.schema_arrow)
+                for row in parquet_rows(file, columns):
                     if isinstance(row, Row):
                         yield from self.documents(row, columns, max_bytes)
                     else:
@@ -75,27 +83,21 @@ class RowsFile(DocumentFile):
             damage = RejectedError("corrupt_length", f"the file's footer is damaged or missing: {error}")
             yield rejected(ByteRange(0, 0, 0, 0), "0", damage)
 
-    def rows_at(
-        self, byte_ranges: Iterable[ByteRange]
-    ) -> Iterator[tuple[ByteRange, dict[str, Any], dict[str, pa.DataType]]]:
-        """Ascending byte_ranges, each with the values of the columns there, and the columns' types.
-
-        Raises DataError if the rows can no longer be read.
-        """
+    def load(self, byte_ranges: Sequence[ByteRange]) -> Iterator[Loaded]:
+        """See ``DocumentFile``."""
         try:
-            with open_rows(self.path, self.name) as file:
-                try:
-                    columns = self.columns(file.schema)
-                except DataError as error:
-                    raise DamagedFileError(str(error)) from None
+            with open_parquet(self.path, self.name) as file:
+                columns = self.columns(file.schema_arrow)
                 for group, members in itertools.groupby(byte_ranges, lambda byte_range: byte_range.offset):
-                    rows = file.read(list(columns), [group])
+                    rows = parquet_rows(file, columns, [group])
+                    row = next(rows, None)
                     for byte_range in members:
-                        row = next((row for row in rows if row.position >= byte_range.position), None)
+                        while row is not None and row.position < byte_range.position:
+                            row = next(rows, None)
                         if not isinstance(row, Row) or row.position != byte_range.position:
-                            raise self.changed(byte_range)
-                        yield byte_range, row.values, columns
-        except DamagedFileError as error:
+                            raise RejectedError("corrupt_record", "the row is gone")
+                        yield self.document(row.values, columns, byte_range)
+        except (DamagedFileError, DataError) as error:
             raise DataError(f"{self.name}: changed between scan and build: {error}. Run the build again") from None
 
 
@@ -105,7 +107,7 @@ class TextRowsFile(RowsFile):
     type: str = "rows"
     field: str
 
-    def columns(self, schema: pa.Schema) -> dict[str, pa.DataType]:
+    def columns(self, schema: pa.Schema) -> Columns:
         """See ``RowsFile``."""
         type_ = column_type(self.name, schema, self.field, "field")
         if not holds_text(type_):
@@ -115,29 +117,25 @@ class TextRowsFile(RowsFile):
             )
         return {self.field: type_}
 
-    def documents(self, row: Row, columns: dict[str, pa.DataType], max_bytes: int) -> Iterator[ScannedDocument]:
+    def documents(self, row: Row, columns: Columns, max_bytes: int) -> Iterator[ScannedDocument]:
         """See ``RowsFile``."""
         data = row.values[self.field]
         byte_range = ByteRange(row.position, row.group, len(data or b""), google_crc32c.value(data or b""))
         try:
-            if data is None:
-                raise RejectedError("missing_field", f"{self.field!r} is null")
-            if len(data) > max_bytes:
+            if data is not None and len(data) > max_bytes:
                 raise too_large(max_bytes)
-            yield ScannedDocument(byte_range, str(row.position), content_digest([self._text(data)]))
+            _, parts = self.document(row.values, columns, byte_range)
+            yield ScannedDocument(byte_range, str(row.position), content_digest(parts))
         except RejectedError as error:
             yield rejected(byte_range, str(row.position), error)
 
-    def read(self, byte_ranges: Iterable[ByteRange]) -> Iterator[list[Part]]:
-        """See ``DocumentFile``."""
-        for byte_range, values, _ in self.rows_at(byte_ranges):
-            data = values[self.field]
-            if data is None or google_crc32c.value(data) != byte_range.crc:
-                raise self.changed(byte_range)
-            yield [self._text(data)]
-
-    def _text(self, data: bytes) -> str:
-        return not_blank(decode(data, f"{self.field!r} is not valid UTF-8 at its byte"), self.field)
+    def document(self, values: dict[str, Any], columns: Columns, byte_range: ByteRange) -> Loaded:
+        """See ``RowsFile``."""
+        data = values[self.field]
+        if data is None:
+            raise RejectedError("missing_field", f"{self.field!r} is null")
+        text = decode(data, f"{self.field!r} is not valid UTF-8 at its byte")
+        return google_crc32c.value(data), [not_blank(text, self.field)]
 
 
 class ImageRowsFile(RowsFile):
@@ -147,7 +145,7 @@ class ImageRowsFile(RowsFile):
     image_field: str
     text_field: str | None = None
 
-    def columns(self, schema: pa.Schema) -> dict[str, pa.DataType]:
+    def columns(self, schema: pa.Schema) -> Columns:
         """See ``RowsFile``; first the column of images, then that of texts."""
         text_field = self.text_field or next((name for name in TEXT_FIELDS if name in schema.names), TEXT_FIELDS[0])
         image = column_type(self.name, schema, self.image_field, "image_field")
@@ -164,52 +162,34 @@ class ImageRowsFile(RowsFile):
             )
         return {self.image_field: image, text_field: text}
 
-    def documents(self, row: Row, columns: dict[str, pa.DataType], max_bytes: int) -> Iterator[ScannedDocument]:
+    def documents(self, row: Row, columns: Columns, max_bytes: int) -> Iterator[ScannedDocument]:
         """See ``RowsFile``."""
         image, text_field = row.values[self.image_field], list(columns)[-1]
         for ordinal, text in _captions(row.values[text_field]):
-            key = str(row.position) if ordinal is None else f"{row.position}.{ordinal}"
-            group = None if ordinal is None else f"{self.name}#{row.position}"
+            key, group, payload = str(row.position), None, None
+            if ordinal is not None:
+                key, group, payload = f"{row.position}.{ordinal}", f"{self.name}#{row.position}", str(ordinal)
             byte_range = ByteRange(row.position, row.group, 0, 0)
             try:
                 data = self._image(image)
                 if text is None:
                     raise RejectedError("missing_field", f"{text_field!r} is null or empty")
-                length = len(data) + len(text)
-                crc = google_crc32c.extend(google_crc32c.value(data), text)
-                payload = None if ordinal is None else str(ordinal)
-                byte_range = ByteRange(row.position, row.group, length, crc, payload)
-                if length > max_bytes:
-                    raise too_large(max_bytes, f"{length} bytes are")
+                byte_range = ByteRange(row.position, row.group, len(data) + len(text), caption_crc(data, text), payload)
+                if byte_range.length > max_bytes:
+                    raise too_large(max_bytes, f"{byte_range.length} bytes are")
                 caption = decode(text, f"{text_field!r} is not valid UTF-8 at byte")
-                yield captioned(byte_range, key, data, caption, group=group)
+                yield ScannedDocument(byte_range, key, caption_digest(data, caption), group)
             except RejectedError as error:
                 yield rejected(byte_range, key, error, group)
 
-    def read(self, byte_ranges: Iterable[ByteRange]) -> Iterator[list[Part]]:
-        """See ``DocumentFile``."""
-        same_row: list[ByteRange] = []
-
-        def rows() -> Iterator[ByteRange]:
-            """The first byte range of each row; all of the row's are in ``same_row`` meanwhile."""
-            for _, members in itertools.groupby(
-                byte_ranges, lambda byte_range: (byte_range.offset, byte_range.position)
-            ):
-                same_row[:] = members
-                yield same_row[0]
-
-        for _, values, columns in self.rows_at(rows()):
-            image, text_field = values[self.image_field], list(columns)[-1]
-            texts = dict(_captions(values[text_field]))
-            for byte_range in same_row:
-                text = texts.get(None if byte_range.payload is None else int(byte_range.payload))
-                try:
-                    data = self._image(image)
-                except RejectedError:
-                    raise self.changed(byte_range) from None
-                if text is None or google_crc32c.extend(google_crc32c.value(data), text) != byte_range.crc:
-                    raise self.changed(byte_range)
-                yield [data, decode(text, f"{text_field} is not valid UTF-8 at byte")]
+    def document(self, values: dict[str, Any], columns: Columns, byte_range: ByteRange) -> Loaded:
+        """See ``RowsFile``."""
+        text_field = list(columns)[-1]
+        text = dict(_captions(values[text_field])).get(None if byte_range.payload is None else int(byte_range.payload))
+        if text is None:
+            raise RejectedError("missing_field", f"{text_field!r} is null or empty")
+        image = self._image(values[self.image_field])
+        return caption_crc(image, text), [image, decode(text, f"{text_field} is not valid UTF-8 at byte")]
 
     def _image(self, value: Any) -> bytes:
         data, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)

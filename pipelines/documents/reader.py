@@ -1,4 +1,4 @@
-"""What every format of documents offers: files, and in them stored documents.
+"""What every format of documents offers, files and in them stored documents, and the scan of a dataset of them.
 
 A document is a text, an image with its caption, an image with a question and its answer, or a page of texts and images.
 A format is a module beside this one with a function ``find`` and a subclass of ``DocumentFile``, and a line in
@@ -8,11 +8,16 @@ build begins; only the images themselves are decoded for the first time by the b
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
+import google_crc32c
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import xxhash
 from pydantic import BaseModel, ConfigDict
 
@@ -20,10 +25,13 @@ from gatokit.pipelines import inputs
 from gatokit.pipelines.formats.records import ByteRange
 from gatokit.schemas.config import CorpusConfig
 from gatokit.schemas.errors import ConfigError, DataError, RejectedError
+from gatokit.schemas.manifest import json_digest
 from gatokit.storage import files as storage
 
 Part = str | bytes
 """A text, or an encoded image as it is stored."""
+Loaded = tuple[int, list[Part]]
+"""The CRC-32C and the parts of a stored document."""
 
 FORMATS: dict[str, tuple[str, dict[str, str]]] = {
     "text": (
@@ -54,6 +62,27 @@ used. The names of types are part of fingerprints and must not change.
 
 JSON_LINES, PLAIN_TEXT, COMPRESSIONS = (".jsonl", ".ndjson", ".json"), (".txt", ".text", ".md", ".rst"), (".gz", ".zst")
 """Suffixes of files; the suffix of a compression follows another one."""
+FOUND = pa.schema(
+    [
+        pa.field("file", pa.int32()),  # ordinal among the dataset's files
+        pa.field("key", pa.string()),
+        pa.field("position", pa.int64()),
+        pa.field("offset", pa.int64()),
+        pa.field("length", pa.int64()),
+        pa.field("crc", pa.uint32()),
+        pa.field("payload", pa.string()),
+        pa.field("content", pa.binary(16)),  # null where the document is rejected
+        pa.field("group", pa.string()),
+        pa.field("reason", pa.string()),
+        pa.field("detail", pa.string()),
+        pa.field("lost", pa.int64()),
+    ]
+)
+"""The rows of a scan."""
+_BATCH_ROWS = 8192
+
+
+# --- the contract ----------------------------------------------------------------------------------------------
 
 
 class ScannedDocument(NamedTuple):
@@ -115,27 +144,29 @@ class DocumentFile(BaseModel, ABC):
         """
 
     @abstractmethod
+    def load(self, byte_ranges: Sequence[ByteRange]) -> Iterator[Loaded]:
+        """The CRC-32C and the parts of what is now stored at each of ``byte_ranges``; see ``read``.
+
+        Raises RejectedError if there is no document any more.
+        """
+
     def read(self, byte_ranges: Iterable[ByteRange]) -> Iterator[list[Part]]:
         """The parts of the documents at ``byte_ranges`` (ascending, from ``scan``, not rejected), in their order.
 
-        Neighbouring texts are one part. Raises DataError (``changed``) if the file no longer holds what the scan found.
+        Neighbouring texts are one part. Raises DataError if the file no longer holds what the scan found.
         """
-
-    def changed(self, byte_range: ByteRange) -> DataError:
-        """The error of a file that no longer holds what a scan found at ``byte_range``."""
-        return DataError(
-            f"{self.name}: document {byte_range.position} changed between scan and build. Run the build again"
-        )
-
-
-def find_documents(config: CorpusConfig, field: str, base: Path) -> list[DocumentFile]:
-    """The files of a dataset in order of their names; relative paths start at ``base``.
-
-    Raises ConfigError, naming the key below ``field``, if there are none or one has a suffix of another format.
-    """
-    module, _ = FORMATS[getattr(config, "format", config.kind)]
-    files: list[DocumentFile] = import_module(f"{__package__}.{module}").find(config, field, base)
-    return files
+        byte_ranges = list(byte_ranges)
+        documents = self.load(byte_ranges)
+        for byte_range in byte_ranges:
+            try:
+                crc, parts = next(documents)
+            except RejectedError:
+                crc, parts = None, []
+            if crc != byte_range.crc:
+                raise DataError(
+                    f"{self.name}: document {byte_range.position} changed between scan and build. Run the build again"
+                )
+            yield parts
 
 
 def file_from_json(value: dict[str, Any]) -> DocumentFile:
@@ -146,20 +177,132 @@ def file_from_json(value: dict[str, Any]) -> DocumentFile:
     return file_class.model_validate(value)
 
 
+# --- the scan --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class DocumentsPlan:
+    """A dataset of documents before its scan; messages call its config ``field``."""
+
+    config: CorpusConfig
+    field: str
+    files: tuple[DocumentFile, ...]
+    kind: ClassVar = "documents"
+
+    def ids(self, scanned: pa.Table) -> list[str]:
+        """The id of each scanned row: its file and its key there. If an earlier document of the file has the same key,
+        the position follows."""
+        ordinals, keys = scanned["file"].to_pylist(), scanned["key"].to_pylist()
+        ids = [f"{self.files[file].name}#{key}" for file, key in zip(ordinals, keys, strict=True)]
+        for row in np.flatnonzero(pc.equal(scanned["reason"], "duplicate_id").fill_null(False)).tolist():
+            ids[row] += f"@{scanned['position'][row]}"
+        return ids
+
+
+def plan_documents(config: CorpusConfig, field: str, base: Path) -> DocumentsPlan:
+    """Finds the files of a dataset, in order of their names; relative paths start at ``base``.
+
+    Raises ConfigError, naming the key below ``field``, if there are none or one has a suffix of another format.
+    """
+    module, _ = FORMATS[getattr(config, "format", config.kind)]
+    files: list[DocumentFile] = import_module(f"{__package__}.{module}").find(config, field, base)
+    return DocumentsPlan(config, field, tuple(files))
+
+
+class DocumentUnit(BaseModel):
+    """Consecutive files of a dataset that are scanned together, as plain values. ``ordinals`` are their indexes in the
+    dataset."""
+
+    model_config = ConfigDict(frozen=True)
+
+    kind: Literal["documents"] = "documents"
+    dataset: str
+    max_bytes: int
+    ordinals: tuple[int, ...]
+    files: tuple[dict[str, Any], ...]
+    versions: tuple[tuple[int, ...], ...]
+    """What ``files.version`` says of the files: a file that changed is scanned again."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Names the file with the unit's rows, so that an interrupted scan continues where it stopped."""
+        return json_digest(self.model_dump(mode="json"), 8)
+
+    def scan(self, most_bytes: int | None = None) -> pa.Table:
+        """The rows of the unit's documents (schema ``FOUND``).
+
+        ``most_bytes`` ends the scan with the row that brings the sum of the rows' lengths to it.
+        """
+        batches, rows, size = [], [], 0
+        for ordinal, found in self._found():
+            # The fields of both tuples stand in the order of the schema.
+            rows.append((ordinal, found.key, *found.byte_range, *found[2:]))
+            size += found.byte_range.length
+            if len(rows) == _BATCH_ROWS:
+                batches.append(_batch(rows))
+                rows = []
+            if most_bytes is not None and size >= most_bytes:
+                break
+        return pa.Table.from_batches([*batches, _batch(rows)], FOUND)
+
+    def _found(self) -> Iterator[tuple[int, ScannedDocument]]:
+        for ordinal, file in zip(self.ordinals, self.files, strict=True):
+            for found in file_from_json(file).scan(self.max_bytes):
+                yield ordinal, found
+
+
+def scan_units(plan: DocumentsPlan, max_bytes: int, unit_bytes: int) -> list[DocumentUnit]:
+    """Groups the files, in order, into units of about ``unit_bytes``. Documents above ``max_bytes`` are rejected."""
+    groups: list[list[int]] = []
+    size = 0
+    for ordinal, file in enumerate(plan.files):
+        if not groups or size + file.size > unit_bytes:
+            groups.append([])
+            size = 0
+        groups[-1].append(ordinal)
+        size += file.size
+    return [
+        DocumentUnit(
+            dataset=plan.config.name,
+            max_bytes=max_bytes,
+            ordinals=tuple(group),
+            files=tuple(plan.files[ordinal].model_dump(mode="json") for ordinal in group),
+            versions=tuple(plan.files[ordinal].versions() for ordinal in group),
+        )
+        for group in groups
+    ]
+
+
+def _batch(rows: list[tuple[Any, ...]]) -> pa.RecordBatch:
+    columns = zip(*rows, strict=True) if rows else [()] * len(FOUND)
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, FOUND, strict=True)]
+    return pa.RecordBatch.from_arrays(arrays, schema=FOUND)
+
+
+# --- for the formats -------------------------------------------------------------------------------------------
+
+
 def source_files(
-    pattern: str, field: str, base: Path, suffixes: tuple[str, ...] = (), compressions: tuple[str, ...] = ()
+    pattern: str, field: str, base: Path, suffixes: tuple[str, ...] = (), compressible: tuple[str, ...] = ()
 ) -> list[dict[str, Any]]:
     """Path, name and size of the files that a pattern matches.
 
-    Raises ConfigError, naming ``field``, if there are none or one has none of ``suffixes`` (any suffix if there are
-    none), which one of ``compressions`` may follow.
+    Raises ConfigError, naming ``field``, if there are none or one has none of ``suffixes`` (none given: any will do).
+    The suffix of a compression may follow those that are ``compressible``.
     """
     found = inputs.find_files(inputs.local_pattern(pattern, base, field), field)
     for path, _ in found:
         name, is_compressed = suffix(path)
-        if suffixes and (name not in suffixes or (is_compressed and not compressions)):
-            raise other_suffix(path, field, suffixes, compressions)
+        if suffixes and name not in (compressible if is_compressed else suffixes):
+            known = ", ".join(suffixes) + (f", and {' or '.join(COMPRESSIONS)} behind" if compressible else "")
+            raise ConfigError(f"{field}: {path} has none of the suffixes {known}; narrow source, or rename the file")
     return [{"path": path, "name": name, "size": storage.size(path)} for path, name in found]
+
+
+def suffix(path: str) -> tuple[str, bool]:
+    """The suffix of a file, and whether that of a compression follows it."""
+    stem, last = os.path.splitext(os.path.basename(path).lower())
+    return (os.path.splitext(stem)[1], True) if last in COMPRESSIONS else (last, False)
 
 
 def image_directory(path: str, field: str, base: Path) -> str:
@@ -169,33 +312,6 @@ def image_directory(path: str, field: str, base: Path) -> str:
         problem = "is a file" if storage.exists(folder) else "does not exist"
         raise ConfigError(f"{field}: {folder} {problem}; give the folder of the images, relative to the config file")
     return folder
-
-
-def suffix(path: str) -> tuple[str, bool]:
-    """The suffix of a file, and whether that of a compression follows it."""
-    stem, last = os.path.splitext(os.path.basename(path).lower())
-    return (os.path.splitext(stem)[1], True) if last in COMPRESSIONS else (last, False)
-
-
-def other_suffix(path: str, field: str, suffixes: tuple[str, ...], compressions: tuple[str, ...] = ()) -> ConfigError:
-    """The error of a file whose suffix no format of its kind has."""
-    known = ", ".join(suffixes) + (f", and {' or '.join(compressions)} behind" if compressions else "")
-    return ConfigError(f"{field}: {path} has none of the suffixes {known}; narrow source, or rename the file")
-
-
-def captioned(
-    byte_range: ByteRange, key: str, image: bytes, text: str, *, group: str | None = None, detail: str | None = None
-) -> ScannedDocument:
-    """The document [image, text], rejected if one of them is empty or the text cannot be written as UTF-8."""
-    if not image:
-        return rejected(byte_range, key, RejectedError("bad_image", "the picture has no bytes"), group)
-    if not text.strip():
-        return rejected(byte_range, key, RejectedError("empty", "the text is empty"), group)
-    try:
-        content = content_digest([image, text])
-    except UnicodeEncodeError:
-        return rejected(byte_range, key, RejectedError("not_utf8", "the text holds half of a surrogate pair"), group)
-    return ScannedDocument(byte_range, key, content, group, detail=detail)
 
 
 def rejected(
@@ -248,18 +364,20 @@ def printable(name: str | bytes) -> str:
     return name if name.isascii() else str(name.encode("utf-8", "backslashreplace"), "utf-8")
 
 
-_MARKS = {str: b"s", bytes: b"b"}
+def caption_crc(image: bytes, text: bytes) -> int:
+    """CRC-32C of an image and its caption as they are stored."""
+    crc: int = google_crc32c.extend(google_crc32c.value(image), text)
+    return crc
 
 
 def content_digest(parts: Iterable[Part]) -> bytes:
     """16 bytes that are equal only for equal parts, as long as nobody forges two that agree (XXH3)."""
     content = xxhash.xxh3_128()
-    update = content.update
     for part in parts:
-        data = part.encode() if isinstance(part, str) else part
+        mark, data = (b"s", part.encode()) if isinstance(part, str) else (b"b", part)
         # Mark and length come first, so that no two lists of parts are the same bytes.
-        update(_MARKS[part.__class__] + len(data).to_bytes(8, "little"))
-        update(data)
+        content.update(mark + len(data).to_bytes(8, "little"))
+        content.update(data)
     return content.digest()
 
 
@@ -270,3 +388,16 @@ def text_digest(parts: Iterable[Part]) -> bytes:
     except UnicodeEncodeError as error:
         half = ascii(error.object[error.start])
         raise RejectedError("not_utf8", f"a text holds {half}, half a surrogate pair") from None
+
+
+def caption_digest(image: bytes, text: str) -> bytes:
+    """``content_digest`` of [image, text]. Raises RejectedError if one of them is empty or the text holds half a
+    surrogate pair."""
+    if not image:
+        raise RejectedError("bad_image", "the picture has no bytes")
+    if not text.strip():
+        raise RejectedError("empty", "the text is empty")
+    try:
+        return content_digest([image, text])
+    except UnicodeEncodeError:
+        raise RejectedError("not_utf8", "the text holds half of a surrogate pair") from None

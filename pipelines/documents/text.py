@@ -4,23 +4,21 @@ Files may be compressed with gzip (``.gz``) or Zstandard (``.zst``). Texts in Pa
 """
 
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import google_crc32c
 
 from gatokit.pipelines.documents.reader import (
-    COMPRESSIONS,
     JSON_LINES,
     PLAIN_TEXT,
     DocumentFile,
-    Part,
+    Loaded,
     ScannedDocument,
     content_digest,
     decode,
     file_from_json,
     not_blank,
-    other_suffix,
     rejected,
     source_files,
     suffix,
@@ -30,28 +28,23 @@ from gatokit.pipelines.documents.reader import (
 from gatokit.pipelines.formats.json_lines import (
     UTF8_MARK,
     DamagedStreamError,
-    Line,
     key_text,
     open_stream,
     parse_object,
     read_lines,
-    split_lines,
+    scan_lines,
 )
 from gatokit.pipelines.formats.records import ByteRange
 from gatokit.schemas.config import TextConfig
 from gatokit.schemas.errors import RejectedError
 
-_READ_BYTES = 1 << 20
-
 
 def find(config: TextConfig, field: str, base: Path) -> list[DocumentFile]:
-    """See ``reader.find_documents``; a file's suffix says what it holds."""
-    suffixes = (*JSON_LINES, ".parquet", *PLAIN_TEXT)
+    """See ``reader.plan_documents``; a file's suffix says what it holds."""
     files = []
-    for file in source_files(config.source, f"{field}.source", base, suffixes, COMPRESSIONS):
+    suffixes, compressible = (*JSON_LINES, ".parquet", *PLAIN_TEXT), (*JSON_LINES, *PLAIN_TEXT)
+    for file in source_files(config.source, f"{field}.source", base, suffixes, compressible):
         name, is_compressed = suffix(file["path"])
-        if name == ".parquet" and is_compressed:
-            raise other_suffix(file["path"], f"{field}.source", suffixes, COMPRESSIONS)
         lines = "compressed_lines" if is_compressed else "lines"
         type_ = "rows" if name == ".parquet" else "plain" if name in PLAIN_TEXT else lines
         files.append(file_from_json({**file, "type": type_, "field": config.field}))
@@ -68,24 +61,18 @@ class LinesFile(DocumentFile):
     def scan(self, max_bytes: int) -> Iterator[ScannedDocument]:
         """See ``DocumentFile``."""
         position = offset = 0
-        with open_stream(self.path, self.name) as stream:
-            try:
-                for line in split_lines(stream, max_bytes):
-                    position, offset = line.position + 1, line.offset + line.length + 1
-                    yield self._scanned(line, max_bytes)
-            except DamagedStreamError as error:
-                byte_range = ByteRange(position, offset, 0, 0)
-                yield rejected(byte_range, str(position), RejectedError("corrupt_length", str(error)))
-
-    def _scanned(self, line: Line, max_bytes: int) -> ScannedDocument:
-        crc = 0 if line.data is None else google_crc32c.value(line.data)
-        byte_range = ByteRange(line.position, line.offset, line.length, crc)
         try:
-            if line.data is None:
-                raise too_large(max_bytes)
-            return self.document(line.data, byte_range, max_bytes)
-        except RejectedError as error:
-            return rejected(byte_range, str(byte_range.position), error)
+            for byte_range, line in scan_lines(self.path, self.name, max_bytes):
+                position, offset = byte_range.position + 1, byte_range.offset + byte_range.length + 1
+                try:
+                    if line is None:
+                        raise too_large(max_bytes)
+                    yield self.document(line, byte_range, max_bytes)
+                except RejectedError as error:
+                    yield rejected(byte_range, str(byte_range.position), error)
+        except DamagedStreamError as error:
+            damage = RejectedError("corrupt_length", str(error))
+            yield rejected(ByteRange(position, offset, 0, 0), str(position), damage)
 
 
 class TextLinesFile(LinesFile):
@@ -98,14 +85,11 @@ class TextLinesFile(LinesFile):
         """See ``LinesFile``."""
         return ScannedDocument(byte_range, str(byte_range.position), text_digest([self._text(line)]))
 
-    def read(self, byte_ranges: Iterable[ByteRange]) -> Iterator[list[Part]]:
+    def load(self, byte_ranges: Sequence[ByteRange]) -> Iterator[Loaded]:
         """See ``DocumentFile``."""
-        for byte_range, line in read_lines(
-            self.path, self.name, ((byte_range, byte_range.length) for byte_range in byte_ranges)
-        ):
-            if google_crc32c.value(line) != byte_range.crc:
-                raise self.changed(byte_range)
-            yield [self._text(line)]
+        places = ((byte_range.offset, byte_range.length) for byte_range in byte_ranges)
+        for line in read_lines(self.path, self.name, places):
+            yield google_crc32c.value(line), [self._text(line)]
 
     def _text(self, line: bytes) -> str:
         return not_blank(key_text(parse_object(line), self.field), self.field)
@@ -129,28 +113,19 @@ class PlainTextFile(DocumentFile):
         else:
             yield ScannedDocument(ByteRange(0, 0, len(data), google_crc32c.value(data)), "0", content)
 
-    def read(self, byte_ranges: Iterable[ByteRange]) -> Iterator[list[Part]]:
+    def load(self, byte_ranges: Sequence[ByteRange]) -> Iterator[Loaded]:
         """See ``DocumentFile``."""
         for byte_range in byte_ranges:
-            try:
-                data = self._data(byte_range.length)
-                if len(data) != byte_range.length or google_crc32c.value(data) != byte_range.crc:
-                    raise self.changed(byte_range)
-                yield [self._text(data)]
-            except RejectedError:
-                raise self.changed(byte_range) from None
+            data = self._data(byte_range.length)
+            yield google_crc32c.value(data), [self._text(data)]
 
     def _data(self, max_bytes: int) -> bytes:
         """The content; of a longer one than ``max_bytes`` the first ``max_bytes + 1`` bytes."""
-        pieces, room = [], max_bytes + 1
         with open_stream(self.path, self.name) as stream:
             try:
-                while piece := stream.read(min(_READ_BYTES, room)):
-                    pieces.append(piece)
-                    room -= len(piece)
+                return stream.read(max_bytes + 1)
             except DamagedStreamError as error:
                 raise RejectedError("corrupt_length", str(error)) from None
-        return b"".join(pieces)
 
     def _text(self, data: bytes) -> str:
         text = decode(data.removeprefix(UTF8_MARK), "the file is not valid UTF-8 at its byte")

@@ -1,13 +1,13 @@
 """TFDS directories of captioned images: Examples with an image and a text, or a list of texts."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from tensorflow_datasets import features as tfds_features
 
-from gatokit.pipelines.documents.reader import DocumentFile, Part, ScannedDocument, captioned, decode, rejected
+from gatokit.pipelines.documents.reader import DocumentFile, Loaded, ScannedDocument, caption_digest, decode, rejected
 from gatokit.pipelines.formats import tfds, tfrecord
 from gatokit.pipelines.formats.records import ByteRange, RecordFile
 from gatokit.pipelines.inputs import find_directories, fixed_part, local_pattern
@@ -19,7 +19,7 @@ TEXT_FIELDS = ("caption", "text", "captions", "captions/text")
 
 
 def find(config: ImageTextConfig, field: str, base: Path) -> list["TfdsImagesFile"]:
-    """See ``reader.find_documents``."""
+    """See ``reader.plan_documents``."""
     field = f"{field}.source"
     pattern = local_pattern(config.source, base, field)
     directories = find_directories(pattern, (tfds.MARKER,), field, "a TFDS dataset")
@@ -44,28 +44,28 @@ class TfdsImagesFile(DocumentFile):
     def scan(self, max_bytes: int) -> Iterator[ScannedDocument]:
         """See ``DocumentFile``."""
         for record in self._records().read_all(max_bytes):
-            byte_range = record.byte_range
-            key = str(byte_range.position)
+            byte_range, group = record.byte_range, None
+            key = position = str(byte_range.position)
             if record.value is None:
                 yield ScannedDocument(byte_range, key, None, None, record.reason, record.detail, record.lost)
                 continue
             try:
-                image, texts = self._strings(record.value, self.image_field)[0], self._texts(record.value)
+                image = _strings(record.value, self.image_field)[0]
+                texts = _strings(record.value, self.text_field)
             except RejectedError as error:
                 yield rejected(byte_range, key, error)
                 continue
-            group = f"{self.name}#{key}" if self.listed else None
             for ordinal, text in enumerate(texts):
                 if self.listed:
-                    key = f"{byte_range.position}.{ordinal}"
+                    key, group = f"{position}.{ordinal}", f"{self.name}#{position}"
                     byte_range = byte_range._replace(payload=str(ordinal))
                 try:
                     caption = decode(text, f"{self.text_field!r} is not valid UTF-8 at byte")
-                    yield captioned(byte_range, key, image, caption, group=group)
+                    yield ScannedDocument(byte_range, key, caption_digest(image, caption), group)
                 except RejectedError as error:
                     yield rejected(byte_range, key, error, group)
 
-    def read(self, byte_ranges: Iterable[ByteRange]) -> Iterator[list[Part]]:
+    def load(self, byte_ranges: Sequence[ByteRange]) -> Iterator[Loaded]:
         """See ``DocumentFile``."""
         position, data = -1, None
         with self._records().opened() as read:
@@ -73,39 +73,29 @@ class TfdsImagesFile(DocumentFile):
                 if byte_range.position != position:
                     position, data = byte_range.position, read(byte_range)
                 if data is None:
-                    raise self.changed(byte_range)
-                text = self._texts(data)[int(byte_range.payload or 0)]
-                yield [
-                    self._strings(data, self.image_field)[0],
-                    decode(text, f"{self.text_field} is not valid UTF-8 at byte"),
-                ]
+                    raise RejectedError("corrupt_record", "the record changed")
+                text = _strings(data, self.text_field)[int(byte_range.payload or 0)]
+                caption = decode(text, f"{self.text_field} is not valid UTF-8 at byte")
+                yield byte_range.crc, [_strings(data, self.image_field)[0], caption]
 
     def _records(self) -> RecordFile:
         file_type = tfds.RECORD_FILES[self.type.removeprefix("tfds_")]
         return file_type(self.path, self.name, self.examples, "Examples")
 
-    def _texts(self, data: bytes) -> list[bytes]:
-        return self._strings(data, self.text_field)
 
-    def _strings(self, data: bytes, field: str) -> list[bytes]:
-        try:
-            data, spans = tfrecord.walk_example(data)
-            strings = tfrecord.byte_strings(data, spans[field]) if field in spans else []
-        except ValueError as error:
-            raise RejectedError("corrupt_record", f"no tf.train.Example: {error}") from None
-        if not strings:
-            raise RejectedError("missing_field", f"{field!r} is absent from the Example")
-        return strings
-
-
-class _Feature(NamedTuple):
-    """A feature of an Example: ``image``, ``text`` or another kind, and whether the Example holds a list of them."""
-
-    kind: str
-    is_list: bool
+def _strings(data: bytes, field: str) -> list[bytes]:
+    """The strings of a feature, at least one. Raises RejectedError if the Example has none."""
+    try:
+        data, spans = tfrecord.walk_example(data)
+        strings = tfrecord.byte_strings(data, spans[field]) if field in spans else []
+    except ValueError as error:
+        raise RejectedError("corrupt_record", f"no tf.train.Example: {error}") from None
+    if not strings:
+        raise RejectedError("missing_field", f"{field!r} is absent from the Example")
+    return strings
 
 
-def read_directory(path: str, below: str, image_field: str, text_field: str | None) -> tuple[TfdsImagesFile, ...]:
+def read_directory(path: str, below: str, image_field: str, text_field: str | None) -> list[TfdsImagesFile]:
     """The files of a TFDS directory, of all its splits; their names are relative to ``below``.
 
     Raises DataError if TFDS cannot read it, a feature is not there or holds something else, its writing was never
@@ -115,38 +105,39 @@ def read_directory(path: str, below: str, image_field: str, text_field: str | No
     if directory.file_format not in tfds.RECORD_FILES:
         known_formats = " and ".join(sorted(tfds.RECORD_FILES))
         raise DataError(f"{path}: its files are {directory.file_format}; Gatokit reads {known_formats}")
-    known = dict(_flat(directory.features, "", False))
-    images, texts = [_Feature("image", False)], [_Feature("text", False), _Feature("text", True)]
+    known = dict(_kinds(directory.features, "", False))
+    texts = ("text", "list of text")
     if text_field is None:
         text_field = next((name for name in TEXT_FIELDS if known.get(name) in texts), TEXT_FIELDS[0])
-    for option, field, wanted in (("image_field", image_field, images), ("text_field", text_field, texts)):
+    for option, field, wanted in (("image_field", image_field, ("image",)), ("text_field", text_field, texts)):
         if known.get(field) not in wanted:
-            fitting = ", ".join(repr(name) for name, feature in known.items() if feature in wanted) or "none"
-            problem = f"its feature {field!r} is no {wanted[0].kind}" if field in known else f"has no feature {field!r}"
+            fitting = ", ".join(repr(name) for name, kind in known.items() if kind in wanted) or "none"
+            problem = f"its feature {field!r} is no {wanted[0]}" if field in known else f"has no feature {field!r}"
             raise DataError(f"{path}: {problem}; set `{option}` to one of: {fitting}")
-    return tuple(
+    return [
         TfdsImagesFile(
             **asdict(file),
             type=f"tfds_{directory.file_format}",
             image_field=image_field,
             text_field=text_field,
-            listed=known[text_field].is_list,
+            listed=known[text_field] == "list of text",
         )
         for file in directory.files(below)
-    )
+    ]
 
 
-def _flat(feature: Any, path: str, is_list: bool) -> Iterator[tuple[str, _Feature]]:
-    """Every feature with its path."""
+def _kinds(feature: Any, path: str, is_list: bool) -> Iterator[tuple[str, str]]:
+    """The path of every feature, and what it holds: ``image``, ``text``, ``list of text`` or something else."""
+    prefix = "list of " if is_list else ""
     if isinstance(feature, tfds_features.FeaturesDict):
         for key, inner in feature.items():
-            yield from _flat(inner, f"{path}/{key}" if path else key, is_list)
+            yield from _kinds(inner, f"{path}/{key}" if path else key, is_list)
     elif isinstance(feature, tfds_features.Sequence) and not is_list:
-        yield from _flat(feature.feature, path, True)
+        yield from _kinds(feature.feature, path, True)
     elif isinstance(feature, tfds_features.Image):
-        yield path, _Feature("image", is_list)
+        yield path, f"{prefix}image"
     elif isinstance(feature, tfds_features.Tensor) and feature.np_dtype in (object, str, bytes):
-        kind = "text" if len(feature.shape) + is_list < 2 else "texts in lists"
-        yield path, _Feature(kind, is_list or len(feature.shape) == 1)
+        dimensions = len(feature.shape) + is_list
+        yield path, ("text", "list of text")[dimensions] if dimensions < 2 else "lists of texts"
     else:
-        yield path, _Feature(type(feature).__name__, is_list)
+        yield path, type(feature).__name__

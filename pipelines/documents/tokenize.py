@@ -1,29 +1,130 @@
-"""From stored documents to the records of a shard: images are fitted, texts tokenized, long documents cut."""
+"""From scanned documents to the records of a shard.
+
+Documents that repeat an earlier one are dropped; of the others, images are fitted, texts tokenized, and long documents
+cut. The rows of the scan stay in files: in memory there are nine bytes of each, and while duplicates are looked for, 16
+more. Legend: R rows of the scan.
+"""
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
+from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import BaseModel
 
-from gatokit.pipelines.documents.reader import DocumentFile, Part, file_from_json
+from gatokit.pipelines.documents.reader import DocumentFile, DocumentsPlan, Part, file_from_json
 from gatokit.pipelines.formats.records import ByteRange
-from gatokit.pipelines.stages import OutOfRange, ShardSettings, Tokenized, TokenizedRow
-from gatokit.schemas.errors import RejectedError
+from gatokit.pipelines.stages import (
+    TASK_ROWS,
+    FilterResult,
+    Losses,
+    OutOfRange,
+    ShardSettings,
+    Stream,
+    Task,
+    Tokenized,
+    TokenizedRow,
+    row_hash,
+)
+from gatokit.schemas.config import BuildConfig, document_rules
+from gatokit.schemas.errors import DataError, RejectedError
+from gatokit.schemas.index import HELD_OUT, TRAIN
 from gatokit.schemas.manifest import DocumentRules
 from gatokit.schemas.record import document_record
 from gatokit.schemas.tokens import Document, EncodedImage, PlacedImage, TokenSequence
+from gatokit.storage.files import prefetch, read_rows
 from gatokit.tokenizers.document import DocumentTokenizer, is_copied, patch_count, prepare
 from gatokit.tokenizers.text import TextTokenizer
 
+DOCUMENT_TASK_ROWS = pa.schema([*TASK_ROWS, pa.field("payload", pa.string())])
+"""The rows of a shard task; ``payload`` is that of ``ByteRange``."""
 _BATCH_DOCUMENTS, _BATCH_CHARACTERS, _BATCH_BYTES = 256, 1 << 18, 1 << 19
 """Documents are tokenized together up to this many, this much text and this many bytes of images."""
 _THREADS, _HEAVY_CHARACTERS = 2, 1 << 16
 """Threads beside a worker's own, and the text of a batch that is worth one: handing over less costs more."""
 _Batch = list[tuple[int, list[Part]]]
 """Rows, each with the stored parts of its document."""
+
+
+# --- which documents are kept ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class DocumentFilterResult(FilterResult):
+    """Adds which sound rows repeat an earlier one, bool (R,)."""
+
+    repeats: np.ndarray
+
+
+def filter_documents(
+    plan: DocumentsPlan, paths: Sequence[Path], config: BuildConfig, limit: int | None
+) -> DocumentFilterResult:
+    """Verdicts over the rows of the scanned units. The dataset is one task with one stream.
+
+    ``limit`` takes only the first documents. Raises DataError if the error budget is exceeded or nothing is kept.
+    """
+    name = plan.config.name
+    scanned = _Scanned(paths, limit)
+    losses, hashes, contents, soundness = Losses(), bytearray(), bytearray(), bytearray()
+    for table in scanned:
+        losses.add(table, plan.ids)
+        groups = table["group"].to_pylist()
+        keys = [id_ if group is None else f"group\0{group}" for id_, group in zip(plan.ids(table), groups, strict=True)]
+        hashes += np.array([row_hash(config.seed, key) for key in keys], np.uint64).tobytes()
+        soundness += pc.is_null(table["reason"]).to_numpy().tobytes()
+        if plan.config.drop_duplicates:
+            contents += b"".join(value or bytes(16) for value in table["content"].to_pylist())
+    losses.check_budget(config.max_bad_fraction, name, plan.kind)
+    sound = np.frombuffer(soundness, bool)
+    repeats = np.zeros(len(sound), bool)
+    if plan.config.drop_duplicates:
+        rows, content = np.flatnonzero(sound), np.frombuffer(contents, np.uint64).reshape(-1, 2)
+        # The sort is stable, so the first of equal ones comes first.
+        rows = rows[np.lexsort(content[rows].T)]
+        same = (content[rows[1:]] == content[rows[:-1]]).all(axis=1)
+        repeats[rows[1:][same]] = True
+    kept = sound & ~repeats
+    if not kept.any():
+        raise DataError(
+            f"{name}: the source holds {losses.rows} documents, of which none is sound: "
+            + (", ".join(f"{count} {reason}" for reason, count in losses.counts.items()) or "its files are empty")
+        )
+    stream = Stream(name, "", int(np.count_nonzero(sound)), None, None)
+    return DocumentFilterResult(
+        scanned=scanned,
+        tasks=(Task(name, None, None, (stream,)),),
+        notices=(),
+        specs={},
+        task=np.zeros(len(kept), np.int8),
+        hashes=np.frombuffer(hashes, np.uint64),
+        kept=kept,
+        held_out=np.empty(0),
+        repeats=repeats,
+    )
+
+
+class _Scanned:
+    """The scanned rows of a dataset in source order, one table per unit, cut to the first ``limit``."""
+
+    def __init__(self, paths: Sequence[Path], limit: int | None) -> None:
+        self._paths, self._limit = paths, limit
+
+    def __iter__(self) -> Iterator[pa.Table]:
+        left = self._limit
+        for table in prefetch(self._paths, read_rows, lambda read: int(read.nbytes)):
+            if left is not None:
+                table = table.slice(0, left)
+                left -= table.num_rows
+            yield table
+
+
+# --- shard tasks -----------------------------------------------------------------------------------------------
 
 
 class DocumentShardHeader(BaseModel):
@@ -44,14 +145,48 @@ class DocumentShardHeader(BaseModel):
         read of them."""
         return {
             "rules": self.rules.model_dump(mode="json"),
-            "files": [
-                (file["type"], item.identity()) for file, item in zip(self.files, self.source_files(), strict=True)
-            ],
+            "files": [(file.type, file.identity()) for file in self.source_files()],
         }
 
     def builder(self, text: TextTokenizer) -> "DocumentShardBuilder":
         """Makes the records of the shard's rows with this vocabulary."""
         return DocumentShardBuilder(self, text)
+
+
+def shard_header(
+    plan: DocumentsPlan, result: FilterResult, files: list[int], rows: pa.Table, settings: ShardSettings
+) -> DocumentShardHeader:
+    """The header of a shard task whose rows lie in these of the plan's files."""
+    return DocumentShardHeader(
+        dataset=plan.config.name,
+        settings=settings,
+        rules=document_rules(plan.config),
+        files=[plan.files[number].model_dump(mode="json") for number in files],
+    )
+
+
+def task_rows(plan: DocumentsPlan, result: DocumentFilterResult, scanned: pa.Table, part: slice) -> pa.Table:
+    """Scanned rows, which are ``part`` of the dataset's, as a shard task holds them (schema ``DOCUMENT_TASK_ROWS``)."""
+    rows = scanned.num_rows
+    kept, repeats, held_out = result.kept[part], result.repeats[part], result.held_out[part]
+    columns = {
+        "episode_id": plan.ids(scanned),
+        "task": pa.repeat(plan.config.name, rows),
+        "agent": pa.repeat("", rows),
+        "order": scanned["position"].to_numpy().astype(np.float64),
+        "split": pc.if_else(pa.array(kept), pc.if_else(pa.array(held_out), HELD_OUT, TRAIN), None),
+        "kept": kept,
+        "reason": pc.if_else(pa.array(repeats), "duplicate", scanned["reason"]),
+        "source_file": pa.array([file.name for file in plan.files]).take(scanned["file"]),
+        "source_position": scanned["position"],
+        **{name: scanned[name] for name in ("detail", "lost", "file", "offset", "length", "crc", "payload")},
+    }
+    nothing = pa.nulls(rows)
+    table = pa.table({name: columns.get(name, nothing) for name in DOCUMENT_TASK_ROWS.names})
+    return table.cast(DOCUMENT_TASK_ROWS)
+
+
+# --- records ---------------------------------------------------------------------------------------------------
 
 
 class DocumentShardBuilder:
@@ -84,6 +219,14 @@ class DocumentShardBuilder:
             for last in waiting:
                 yield from last.result()
 
+    def _stored(self, columns: dict[str, list[Any]], rows: list[int]) -> Iterator[tuple[int, list[Part]]]:
+        """(row, parts as stored), file by file."""
+        names = ("source_position", "offset", "length", "crc", "payload")
+        for ordinal, members in groupby(rows, key=lambda row: columns["file"][row]):
+            rows_of_file = list(members)
+            byte_ranges = [ByteRange(*(columns[name][row] for name in names)) for row in rows_of_file]
+            yield from zip(rows_of_file, self._files[ordinal].read(byte_ranges), strict=True)
+
     def _is_heavy(self, batch: _Batch) -> bool:
         """Whether there is much text, or an image, judged by the first, that must be decoded."""
         if sum(len(part) for _, parts in batch for part in parts if isinstance(part, str)) >= _HEAVY_CHARACTERS:
@@ -111,13 +254,22 @@ class DocumentShardBuilder:
                 tokenized[row] = TokenizedRow(records, sizes, remarks[row])
         return [(row, tokenized[row]) for row, _ in batch]
 
-    def _stored(self, columns: dict[str, list[Any]], rows: list[int]) -> Iterator[tuple[int, list[Part]]]:
-        """(row, parts as stored), file by file."""
-        names = ("source_position", "offset", "length", "crc", "payload")
-        for ordinal, members in groupby(rows, key=lambda row: columns["file"][row]):
-            rows_of_file = list(members)
-            byte_ranges = [ByteRange(*(columns[name][row] for name in names)) for row in rows_of_file]
-            yield from zip(rows_of_file, self._files[ordinal].read(byte_ranges), strict=True)
+
+def _batches(documents: Iterable[tuple[int, list[Part]]]) -> Iterator[_Batch]:
+    batch: _Batch = []
+    characters = size = 0
+    for row, parts in documents:
+        batch.append((row, parts))
+        for part in parts:
+            if isinstance(part, str):
+                characters += len(part)
+            else:
+                size += len(part)
+        if len(batch) == _BATCH_DOCUMENTS or characters > _BATCH_CHARACTERS or size > _BATCH_BYTES:
+            yield batch
+            batch, characters, size = [], 0, 0
+    if batch:
+        yield batch
 
 
 def fit_images(parts: list[Part], rules: DocumentRules, separator: str) -> tuple[list[str | EncodedImage], str | None]:
@@ -150,6 +302,23 @@ def fit_images(parts: list[Part], rules: DocumentRules, separator: str) -> tuple
     return fitted, f"{count} left out: {left_out[0]}"
 
 
+def document_records(id: str, sequence: TokenSequence, chunk_tokens: int) -> tuple[list[bytes], list[int]]:
+    """The serialized records of a tokenized document in order, and how many tokens each has."""
+    starts = document_cuts(len(sequence.tokens), sequence.images, chunk_tokens)
+    records, sizes = [], []
+    for chunk, (begin, end) in enumerate(pairwise([*starts, len(sequence.tokens)])):
+        part = replace(
+            sequence,
+            tokens=sequence.tokens[begin:end],
+            kinds=sequence.kinds[begin:end],
+            positions=sequence.positions[begin:end],
+            images=[PlacedImage(token - begin, image) for token, image in sequence.images if begin <= token < end],
+        )
+        records.append(document_record(id, chunk, len(starts), part))
+        sizes.append(end - begin)
+    return records, sizes
+
+
 def document_cuts(tokens: int, images: list[PlacedImage], chunk_tokens: int) -> list[int]:
     """Tokens with which the records of a document begin: every ``chunk_tokens``, or earlier, before an image that would
     be divided, or behind an image that alone is larger."""
@@ -166,43 +335,5 @@ def document_cuts(tokens: int, images: list[PlacedImage], chunk_tokens: int) -> 
     return starts
 
 
-def document_records(id: str, sequence: TokenSequence, chunk_tokens: int) -> tuple[list[bytes], list[int]]:
-    """The serialized records of a tokenized document in order, and how many tokens each has."""
-    starts = document_cuts(len(sequence.tokens), sequence.images, chunk_tokens)
-    records, sizes = [], []
-    for chunk, (begin, end) in enumerate(pairwise([*starts, len(sequence.tokens)])):
-        part = (
-            sequence
-            if len(starts) == 1
-            else TokenSequence(
-                tokens=sequence.tokens[begin:end],
-                kinds=sequence.kinds[begin:end],
-                positions=sequence.positions[begin:end],
-                step_begin=sequence.step_begin,
-                images=[PlacedImage(token - begin, image) for token, image in sequence.images if begin <= token < end],
-            )
-        )
-        records.append(document_record(id, chunk, len(starts), part))
-        sizes.append(end - begin)
-    return records, sizes
-
-
 def _end(placed: PlacedImage) -> int:
     return placed.token + patch_count(placed.image)
-
-
-def _batches(documents: Iterable[tuple[int, list[Part]]]) -> Iterator[_Batch]:
-    batch: _Batch = []
-    characters = size = 0
-    for row, parts in documents:
-        batch.append((row, parts))
-        for part in parts:
-            if isinstance(part, str):
-                characters += len(part)
-            else:
-                size += len(part)
-        if len(batch) == _BATCH_DOCUMENTS or characters > _BATCH_CHARACTERS or size > _BATCH_BYTES:
-            yield batch
-            batch, characters, size = [], 0, 0
-    if batch:
-        yield batch

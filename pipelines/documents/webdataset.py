@@ -6,17 +6,16 @@ each other are a sample; a suffix that comes a second time begins the next sampl
 
 import json
 import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-
-import google_crc32c
+from typing import NamedTuple
 
 from gatokit.pipelines.documents.reader import (
     DocumentFile,
-    Part,
+    Loaded,
     ScannedDocument,
-    captioned,
+    caption_crc,
+    caption_digest,
     decode,
     printable,
     rejected,
@@ -39,26 +38,22 @@ _META = re.compile(rb"__[^/]*__(?:/|$)|(?:.*/)?__MACOSX/", re.DOTALL)
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
 
-@dataclass
-class _Sample:
+class _Sample(NamedTuple):
     """Members of one key that follow each other: by suffix, where the bytes begin and how many there are."""
 
     key: bytes
     offset: int
-    members: dict[bytes, tuple[int, int]] = field(default_factory=dict)
+    members: dict[bytes, tuple[int, int]]
 
-    @property
-    def image(self) -> bytes | None:
-        return next((suffix for suffix in self.members if suffix in IMAGES), None)
-
-    def caption(self, text_field: str | None) -> bytes | None:
-        if text_field is None and _TEXT in self.members:
-            return _TEXT
-        return _JSON if _JSON in self.members else None
+    def chosen(self, text_field: str | None) -> tuple[bytes | None, bytes | None]:
+        """The suffixes of the image and of the caption."""
+        image = next((suffix for suffix in self.members if suffix in IMAGES), None)
+        captions = (_JSON,) if text_field is not None else (_TEXT, _JSON)
+        return image, next((suffix for suffix in captions if suffix in self.members), None)
 
 
 def find(config: ImageTextConfig, field: str, base: Path) -> list["WebDatasetFile"]:
-    """See ``reader.find_documents``."""
+    """See ``reader.plan_documents``."""
     files = source_files(config.source, f"{field}.source", base, (".tar",))
     return [WebDatasetFile(**file, text_field=config.text_field) for file in files]
 
@@ -78,7 +73,14 @@ class WebDatasetFile(DocumentFile):
         seen: set[bytes] = set()
         with storage.ranges(self.path) as file:
             reader = tar.Reader(file)
-            self._check(reader.read(0, tar.BLOCK))
+            begin = reader.read(0, tar.BLOCK)
+            for magic, compression in _COMPRESSED.items():
+                if begin.startswith(magic):
+                    raise DataError(
+                        f"{self.name}: is compressed with {compression}; unpack it and give the .tar in `source`"
+                    )
+            if len(begin) == tar.BLOCK and not tar.is_tar(begin):
+                raise DataError(f"{self.name}: is no tar archive; leave it out of `source`")
             try:
                 for sample in _samples(reader, self.text_field):
                     yield self._document(reader, sample, position, max_bytes, sample.key in seen)
@@ -88,52 +90,41 @@ class WebDatasetFile(DocumentFile):
                 byte_range = ByteRange(position, error.offset, reader.size - error.offset, 0)
                 yield rejected(byte_range, f"byte {error.offset}", RejectedError("corrupt_length", str(error)))
 
-    def read(self, byte_ranges: Iterable[ByteRange]) -> Iterator[list[Part]]:
-        """See ``DocumentFile``."""
-        with storage.ranges(self.path) as file:
-            read = file.read_at
-            for byte_range in byte_ranges:
-                image_begin, image_size, text_begin, text_size, suffix = (byte_range.payload or "").split()
-                image = read(int(image_begin), int(image_size))
-                stored = read(int(text_begin), int(text_size))
-                if google_crc32c.extend(google_crc32c.value(image), stored) != byte_range.crc:
-                    raise self.changed(byte_range)
-                yield [image, self._text(stored, suffix.encode())]
-
-    def _check(self, begin: bytes) -> None:
-        """Raises DataError if the file's first bytes are not those of a tar archive, but not if it is cut off there."""
-        compression = next((name for magic, name in _COMPRESSED.items() if begin.startswith(magic)), None)
-        if compression is not None:
-            raise DataError(f"{self.name}: is compressed with {compression}; unpack it and give the .tar in `source`")
-        if len(begin) == tar.BLOCK and not tar.is_tar(begin):
-            raise DataError(f"{self.name}: is no tar archive; leave it out of `source`")
-
     def _document(
         self, reader: tar.Reader, sample: _Sample, position: int, max_bytes: int, is_repeated: bool
     ) -> ScannedDocument:
-        key = printable(sample.key)
-        length = crc = 0
+        key, byte_range = printable(sample.key), ByteRange(position, sample.offset, 0, 0)
         try:
             if is_repeated:
                 raise RejectedError("duplicate_id", f"the key {key!r} comes a second time in this archive")
-            image, caption = sample.image, sample.caption(self.text_field)
+            image, caption = sample.chosen(self.text_field)
             if image is None or caption is None:
                 has = ", ".join(f".{printable(suffix)}" for suffix in sample.members)
                 raise RejectedError("missing_field", f"has no {'caption' if image else 'picture'}, only {has}")
-            (image_begin, image_size), (text_begin, text_size) = sample.members[image], sample.members[caption]
-            length = image_size + text_size
-            if length > max_bytes:
-                raise too_large(max_bytes, f"{length} bytes are")
-            data, stored = reader.read(image_begin, image_size), reader.read(text_begin, text_size)
-            crc = google_crc32c.extend(google_crc32c.value(data), stored)
+            image_place, text_place = sample.members[image], sample.members[caption]
+            byte_range = byte_range._replace(length=image_place[1] + text_place[1])
+            if byte_range.length > max_bytes:
+                raise too_large(max_bytes, f"{byte_range.length} bytes are")
+            data, stored = reader.read(*image_place), reader.read(*text_place)
+            byte_range = byte_range._replace(crc=caption_crc(data, stored))
             text = self._text(stored, caption)
+            payload = " ".join(map(str, (*image_place, *text_place, caption.decode())))
+            byte_range = byte_range._replace(payload=payload)
+            content = caption_digest(data, text)
         except RejectedError as error:
-            return rejected(ByteRange(position, sample.offset, length, crc), key, error)
-        payload = f"{image_begin} {image_size} {text_begin} {text_size} {caption.decode()}"
+            return rejected(byte_range, key, error)
         others = [f".{suffix.decode()}" for suffix in sample.members if suffix in IMAGES and suffix != image]
         detail = f"of its pictures .{image.decode()} is read, {', '.join(others)} is not" if others else None
-        byte_range = ByteRange(position, sample.offset, length, crc, payload)
-        return captioned(byte_range, key, data, text, detail=detail)
+        return ScannedDocument(byte_range, key, content, detail=detail)
+
+    def load(self, byte_ranges: Sequence[ByteRange]) -> Iterator[Loaded]:
+        """See ``DocumentFile``."""
+        with storage.ranges(self.path) as file:
+            for byte_range in byte_ranges:
+                image_begin, image_size, text_begin, text_size, suffix = (byte_range.payload or "").split()
+                image = file.read_at(int(image_begin), int(image_size))
+                text = file.read_at(int(text_begin), int(text_size))
+                yield caption_crc(image, text), [image, self._text(text, suffix.encode())]
 
     def _text(self, stored: bytes, suffix: bytes) -> str:
         text = decode(stored, f".{suffix.decode()} is not valid UTF-8 at byte")
@@ -161,12 +152,11 @@ def _samples(reader: tar.Reader, text_field: str | None) -> Iterator[_Sample]:
             if sample is None or key != sample.key or suffix in sample.members:
                 if sample is not None:
                     yield sample
-                sample = _Sample(key, member.offset)
+                sample = _Sample(key, member.offset, {})
             sample.members[suffix] = (member.begin, member.size)
     except tar.DamagedTarError as error:
         if sample is not None:
-            is_complete = sample.image is not None and sample.caption(text_field) is not None
-            if is_complete and _split(error.name or b"")[0] != sample.key:
+            if None not in sample.chosen(text_field) and _split(error.name or b"")[0] != sample.key:
                 yield sample
             else:
                 error.offset = sample.offset

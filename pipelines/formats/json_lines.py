@@ -1,7 +1,7 @@
 """JSON: an object a line, in plain or compressed files, and whole files that are one object.
 
-A plain file of lines divides at its newlines. A compressed one is read from its start, and the offsets are those of the
-decompressed stream.
+A plain file of lines can be read from any newline. A compressed one is read from its start, and the offsets are those
+of the decompressed stream.
 """
 
 import contextlib
@@ -10,9 +10,9 @@ import io
 import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any, BinaryIO
 
+import google_crc32c
 import zstandard
 
 from gatokit.pipelines.formats.records import ByteRange
@@ -30,65 +30,54 @@ _MAGIC = {
     ".zst": [zstandard.FRAME_HEADER, *(bytes([0x50 + number, 0x2A, 0x4D, 0x18]) for number in range(16))],
 }
 _ZIP = b"PK\x03\x04"
+_KINDS = {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "null"}
 
 
 class DamagedStreamError(ValueError):
     """A compressed stream is damaged or ends early; everything before the damage was read."""
 
-    def __init__(self, error: Exception) -> None:
-        super().__init__(f"the compressed stream is damaged or ends early: {str(error)[:200]}")
 
+def scan_lines(path: str, name: str, max_bytes: int) -> Iterator[tuple[ByteRange, bytes | None]]:
+    """Every line that is not blank, without its newline, and where it is; positions count blank lines too.
 
-@dataclass(frozen=True, slots=True)
-class Line:
-    """A line that is not blank, without its newline; ``data`` is None if it is longer than the bound."""
-
-    position: int
-    offset: int
-    length: int
-    data: bytes | None
-
-
-def split_lines(stream: BinaryIO, max_bytes: int) -> Iterator[Line]:
-    """Every line that is not blank; positions count blank ones too.
-
-    Of a line that is longer than ``max_bytes`` only the length is kept.
+    A line that is longer than ``max_bytes`` is None, with a CRC of 0. Raises as ``open_stream``.
     """
     position = offset = 0
-    while data := stream.readline(max_bytes + 1):
-        begin, kept = offset, data.removesuffix(b"\n")
-        length = len(kept)
-        offset += len(data)
-        if length > max_bytes:
-            while len(data) and not data.endswith(b"\n"):
-                data = stream.readline(_SKIP_BYTES)
-                offset += len(data)
-                length += len(data.removesuffix(b"\n"))
-            yield Line(position, begin, length, None)
-        else:
-            if not begin and kept.startswith(UTF8_MARK):
-                begin, kept = len(UTF8_MARK), kept[len(UTF8_MARK) :]
-            if kept and not kept.isspace():
-                yield Line(position, begin, len(kept), kept)
-        position += 1
+    with open_stream(path, name) as stream:
+        while data := stream.readline(max_bytes + 1):
+            begin, line = offset, data.removesuffix(b"\n")
+            length = len(line)
+            offset += len(data)
+            if length > max_bytes:
+                while data and not data.endswith(b"\n"):
+                    data = stream.readline(_SKIP_BYTES)
+                    offset += len(data)
+                    length += len(data.removesuffix(b"\n"))
+                yield ByteRange(position, begin, length, 0), None
+            else:
+                if not begin and line.startswith(UTF8_MARK):
+                    begin, line = len(UTF8_MARK), line.removeprefix(UTF8_MARK)
+                if line and not line.isspace():
+                    yield ByteRange(position, begin, len(line), google_crc32c.value(line)), line
+            position += 1
 
 
-def read_lines(path: str, name: str, lines: Iterable[tuple[ByteRange, int]]) -> Iterator[tuple[ByteRange, bytes]]:
-    """So many bytes from the begin of each byte range, ascending; fewer if the file ends before or is damaged there."""
+def read_lines(path: str, name: str, places: Iterable[tuple[int, int]]) -> Iterator[bytes]:
+    """The bytes at each (offset, length), ascending; fewer if the file ends before or is damaged there."""
     at = 0
     with open_stream(path, name) as stream:
-        for byte_range, length in lines:
+        for offset, length in places:
             try:
                 if stream.seekable():
-                    stream.seek(byte_range.offset)
+                    stream.seek(offset)
                 else:
-                    while skipped := stream.read(min(_SKIP_BYTES, byte_range.offset - at)):
+                    while skipped := stream.read(min(_SKIP_BYTES, offset - at)):
                         at += len(skipped)
                 data = stream.read(length)
             except DamagedStreamError:
                 data = b""
             at += len(data)
-            yield byte_range, data
+            yield data
 
 
 def read_object(
@@ -115,10 +104,9 @@ def read_object(
         if size > LARGEST_OBJECT:
             raise DataError(f"{name}: has {size} bytes, more than the 2 GiB that are read as one; divide it; {hint}")
         text = str(storage.read_bytes(path), "utf-8-sig", "surrogateescape")
+        content = json.loads(text, object_hook=hook)
     except OSError as error:
         raise DataError(f"{name}: cannot be read: {error.strerror or error}; {hint}") from None
-    try:
-        content = json.loads(text, object_hook=hook)
     except RecursionError:
         raise DataError(f"{name}: is damaged: values are nested too deeply; {hint}") from None
     except json.JSONDecodeError as error:
@@ -165,8 +153,7 @@ def key_text(record: dict[str, Any], key: str) -> str:
 
 
 def _kind(value: Any) -> str:
-    names = {"dict": "an object", "list": "a list", "str": "a string", "bool": "true or false", "NoneType": "null"}
-    return names.get(type(value).__name__, "a number")
+    return _KINDS.get(type(value), "a number")
 
 
 @contextlib.contextmanager
@@ -184,68 +171,55 @@ def open_stream(path: str, name: str) -> Iterator[BinaryIO]:
             for other, magic in _MAGIC.items():
                 if any(map(begin.startswith, magic)):
                     raise DataError(f"{name}: is compressed; give it a name that ends in {other}")
-        elif not any(known.startswith(begin) or begin.startswith(known) for known in _MAGIC[suffix]):
-            raise DataError(f"{name}: is not compressed as {suffix} files are; give it its right name")
-        if suffix == ".gz":
-            yield io.BufferedReader(_GzipStream(plain), _BUFFER_BYTES)
-        elif suffix == ".zst":
-            yield io.BufferedReader(_ZstdStream(plain), _BUFFER_BYTES)
-        else:
             yield plain
+        elif any(known.startswith(begin) or begin.startswith(known) for known in _MAGIC[suffix]):
+            blocks = _gzip_blocks(plain) if suffix == ".gz" else _zstd_blocks(plain)
+            yield io.BufferedReader(_Decompressed(blocks), _BUFFER_BYTES)
+        else:
+            raise DataError(f"{name}: is not compressed as {suffix} files are; give it its right name")
 
 
-class _GzipStream(io.RawIOBase):
-    """All members of a gzip file, one after the other."""
+class _Decompressed(io.RawIOBase):
+    """A stream of blocks of bytes."""
 
-    def __init__(self, file: BinaryIO) -> None:
-        self._members = gzip.GzipFile(fileobj=file)
+    def __init__(self, blocks: Iterator[bytes]) -> None:
+        self._blocks = blocks
+        self._left = memoryview(b"")
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
-        # read1 and not read: what stands before damage comes in a call of its own.
         try:
-            data = self._members.read1(len(buffer))
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise DamagedStreamError(error) from None
-        buffer[: len(data)] = data
-        return len(data)
-
-
-class _ZstdStream(io.RawIOBase):
-    """All frames of a Zstandard file, one after the other."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self._decompressor = zstandard.ZstdDecompressor()
-        self._frame: Any = None
-        self._input = b""
-        self._output = memoryview(b"")
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while not self._output and self._advance():
-            pass
-        size = min(len(buffer), len(self._output))
-        buffer[:size], self._output = self._output[:size], self._output[size:]
+            while not self._left:
+                self._left = memoryview(next(self._blocks))
+        except StopIteration:
+            return 0
+        except (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError) as error:
+            raise DamagedStreamError(f"the compressed stream is damaged or ends early: {str(error)[:200]}") from None
+        size = min(len(buffer), len(self._left))
+        buffer[:size], self._left = self._left[:size], self._left[size:]
         return size
 
-    def _advance(self) -> bool:
-        """Decompresses the next bytes; false at the end of the file."""
-        data = self._input or self._file.read(_ZSTD_INPUT_BYTES)
-        if not data and self._frame is None:
-            return False
-        try:
-            if not data:
-                raise EOFError("the file ends inside a Zstandard frame")
-            self._frame = self._frame or self._decompressor.decompressobj()
-            self._output = memoryview(self._frame.decompress(data))
-        except (EOFError, zstandard.ZstdError) as error:
-            raise DamagedStreamError(error) from None
-        self._input = self._frame.unused_data if self._frame.eof else b""
-        if self._frame.eof:
-            self._frame = None
-        return True
+
+def _gzip_blocks(file: BinaryIO) -> Iterator[bytes]:
+    """The content of all members of a gzip file, one after the other."""
+    members = gzip.GzipFile(fileobj=file)
+    # read1 and not read: what stands before damage comes in a call of its own.
+    while data := members.read1(_BUFFER_BYTES):
+        yield data
+
+
+def _zstd_blocks(file: BinaryIO) -> Iterator[bytes]:
+    """The content of all frames of a Zstandard file, one after the other."""
+    decompressor = zstandard.ZstdDecompressor()
+    frame: Any = None
+    data = b""
+    while data := data or file.read(_ZSTD_INPUT_BYTES):
+        frame = frame or decompressor.decompressobj()
+        yield frame.decompress(data)
+        data = frame.unused_data if frame.eof else b""
+        if frame.eof:
+            frame = None
+    if frame is not None:
+        raise EOFError("the file ends inside a Zstandard frame")

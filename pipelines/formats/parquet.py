@@ -5,8 +5,7 @@ Texts come as bytes, also inside lists and structs, because a file may call a co
 
 import contextlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,10 +19,10 @@ STRINGS = frozenset((pa.string(), pa.large_string(), pa.string_view()))
 BINARIES = frozenset((pa.binary(), pa.large_binary(), pa.binary_view()))
 _BUFFER_BYTES = 1 << 20
 _MAGIC = b"PAR1"
+_DAMAGE = (pa.ArrowException, OSError, ValueError)
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """A row: its ordinal in the file, its row group, and its values by column; texts and dictionaries are bytes."""
 
     position: int
@@ -31,8 +30,7 @@ class Row:
     values: dict[str, Any]
 
 
-@dataclass(frozen=True)
-class DamagedRows:
+class DamagedRows(NamedTuple):
     """``rows`` rows from ``position`` on, to the end of their row group, that cannot be read."""
 
     position: int
@@ -45,43 +43,9 @@ class DamagedFileError(Exception):
     """The file begins as Parquet and its footer cannot be read, so nothing of it can."""
 
 
-class ParquetRows:
-    """An open file: ``schema`` gives its columns, ``read`` its rows."""
-
-    def __init__(self, file: pq.ParquetFile) -> None:
-        self._file = file
-        self.schema: pa.Schema = file.schema_arrow
-
-    def read(self, columns: list[str], groups: Iterable[int] | None = None) -> Iterator[Row | DamagedRows]:
-        """Every row of ``groups`` (None: of the file), ascending, with the values of ``columns`` (top-level names).
-
-        A row group is read up to where it is damaged; ``DamagedRows`` stands for the rest of it. Raises
-        DamagedFileError if a column or row group is not there.
-        """
-        if missing := sorted(set(columns) - set(self.schema.names)):
-            raise DamagedFileError(f"has no column {missing[0]!r}")
-        metadata = self._file.metadata
-        rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
-        for group in range(len(rows)) if groups is None else groups:
-            if group >= len(rows):
-                raise DamagedFileError(f"has no row group {group}")
-            position, end = sum(rows[:group]), sum(rows[: group + 1])
-            try:
-                size = _batch_rows(metadata.row_group(group))
-                for batch in self._file.iter_batches(size, [group], columns, use_threads=False):
-                    for values in zip(*(_values(batch.column(column)) for column in columns), strict=True):
-                        yield Row(position, group, dict(zip(columns, values, strict=True)))
-                        position += 1
-                detail = "the row group ends early"
-            except (pa.ArrowException, OSError, ValueError) as error:
-                detail = first_line(error)[:200]
-            if position < end:
-                yield DamagedRows(position, group, end - position, detail)
-
-
 @contextlib.contextmanager
-def open_rows(path: str, name: str) -> Iterator[ParquetRows]:
-    """The rows of a file, which messages call ``name``.
+def open_parquet(path: str, name: str) -> Iterator[pq.ParquetFile]:
+    """Opens a file, which messages call ``name``.
 
     Raises DataError if it is not a Parquet file at all, DamagedFileError if its end is damaged or missing.
     """
@@ -91,9 +55,41 @@ def open_rows(path: str, name: str) -> Iterator[ParquetRows]:
             raise DataError(f"{name}: is no Parquet file; leave it out of `source`")
         try:
             file = pq.ParquetFile(source, buffer_size=_BUFFER_BYTES, pre_buffer=False, page_checksum_verification=True)
-        except (pa.ArrowException, OSError, ValueError) as error:
+        except _DAMAGE as error:
             raise DamagedFileError(first_line(error)[:200]) from None
-        yield ParquetRows(file)
+        yield file
+
+
+def parquet_rows(
+    file: pq.ParquetFile, columns: Iterable[str], groups: Iterable[int] | None = None
+) -> Iterator[Row | DamagedRows]:
+    """Every row of ``groups`` (None: of the file), ascending, with the values of ``columns`` (top-level names).
+
+    A row group is read up to where it is damaged; ``DamagedRows`` stands for the rest of it. Raises DamagedFileError if
+    a row group is not there.
+    """
+    columns, metadata = list(columns), file.metadata
+    rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+    for group in range(len(rows)) if groups is None else groups:
+        if group >= len(rows):
+            raise DamagedFileError(f"has no row group {group}")
+        position, end = sum(rows[:group]), sum(rows[: group + 1])
+        try:
+            # The counts of bytes of single columns would be nearer, but asking for them ends the process if the footer
+            # is damaged.
+            fitting = BATCH_BYTES * max(1, rows[group]) // max(1, metadata.row_group(group).total_byte_size)
+            batch_rows = max(1, min(BATCH_ROWS, fitting))
+            for batch in file.iter_batches(batch_rows, [group], columns, use_threads=False):
+                arrays = [batch.column(column) for column in columns]
+                values = [array.cast(_bytes_type(array.type)).to_pylist() for array in arrays]
+                for row in zip(*values, strict=True):
+                    yield Row(position, group, dict(zip(columns, row, strict=True)))
+                    position += 1
+            detail = "the row group ends early"
+        except _DAMAGE as error:
+            detail = first_line(error)[:200]
+        if position < end:
+            yield DamagedRows(position, group, end - position, detail)
 
 
 def column_type(name: str, schema: pa.Schema, column: str, option: str) -> pa.DataType:
@@ -120,18 +116,6 @@ def is_list(type_: pa.DataType) -> bool:
     return bool(pa.types.is_list(type_) or pa.types.is_large_list(type_))
 
 
-def _batch_rows(group: Any) -> int:
-    """As many rows as hold ``BATCH_BYTES``, by the row group's own count of bytes.
-
-    The counts of single columns would be nearer, but asking for them ends the process if the footer is damaged.
-    """
-    return max(1, min(BATCH_ROWS, BATCH_BYTES * max(1, group.num_rows) // max(1, group.total_byte_size)))
-
-
-def _values(array: pa.Array) -> list[Any]:
-    return array.cast(_bytes_type(array.type)).to_pylist()
-
-
 def _bytes_type(type_: pa.DataType) -> pa.DataType:
     """The type with binary in place of text, plain values in place of dictionaries."""
     if pa.types.is_dictionary(type_):
@@ -142,8 +126,7 @@ def _bytes_type(type_: pa.DataType) -> pa.DataType:
         return pa.binary()
     if pa.types.is_struct(type_):
         return pa.struct([field.with_type(_bytes_type(field.type)) for field in type_])
-    if pa.types.is_large_list(type_):
-        return pa.large_list(type_.value_field.with_type(_bytes_type(type_.value_type)))
-    if pa.types.is_list(type_):
-        return pa.list_(type_.value_field.with_type(_bytes_type(type_.value_type)))
+    if is_list(type_):
+        list_type = pa.list_ if pa.types.is_list(type_) else pa.large_list
+        return list_type(type_.value_field.with_type(_bytes_type(type_.value_type)))
     return type_

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from gatokit.storage.files import Ranges
 
 BLOCK = 512
-WINDOW = 256 << 10
+_WINDOW = 256 << 10
 _MOST_EXTENDED = 1 << 20
 
 # name, size, checksum, type, magic, prefix
@@ -21,9 +21,7 @@ _REGULAR = (b"0", b"\0", b"7")
 _WITHOUT_DATA = (b"1", b"2", b"3", b"4", b"5", b"6")
 _PAX, _LONG_NAME, _SPARSE = b"x", b"L", b"S"
 _EXTENDED = (_PAX, _LONG_NAME, b"g", b"K")
-_USTAR = b"ustar\0"
 _ADLER = 65521
-_BLANKS = 8 * ord(" ")
 
 
 class Member(NamedTuple):
@@ -49,17 +47,16 @@ class Reader:
 
     def __init__(self, file: Ranges) -> None:
         self._read_at, self.size = file
-        self._base = 0
-        self._window = b""
+        self._base, self._window = 0, b""
 
     def read(self, offset: int, length: int) -> bytes:
         """``length`` bytes at ``offset``; fewer if the file ends before."""
         begin = offset - self._base
         if begin < 0 or begin + length > len(self._window):
-            if length > WINDOW // 2:
+            if length > _WINDOW // 2:
                 return self._read_at(offset, length)
             self._base, begin = offset, 0
-            self._window = self._read_at(offset, WINDOW)
+            self._window = self._read_at(offset, _WINDOW)
         return self._window[begin : begin + length]
 
 
@@ -96,7 +93,7 @@ def members(reader: Reader) -> Iterator[Member]:
             if member_type in _EXTENDED:
                 # The first of several headers before a file wins, as in Python's tarfile.
                 extended = _fields(member_type, read(at, min(size, _MOST_EXTENDED)), size) | extended
-                at += _padded(size)
+                at = _next_block(at + size)
                 continue
             if member_type == _SPARSE or b"GNU.sparse" in extended:
                 raise ValueError("a sparse file; write the archive without --sparse,")
@@ -105,7 +102,7 @@ def members(reader: Reader) -> Iterator[Member]:
         except ValueError as error:
             raise DamagedTarError(offset, str(error)) from None
         name = name.partition(b"\0")[0]
-        if magic == _USTAR and prefix[0]:
+        if magic == b"ustar\0" and prefix[0]:
             name = prefix.partition(b"\0")[0] + b"/" + name
         if extended:
             name, extended = extended.get(b"path", name), {}
@@ -114,16 +111,17 @@ def members(reader: Reader) -> Iterator[Member]:
             raise DamagedTarError(offset, "the file ends inside a member", name)
         if member_type in _REGULAR and name[-1:] != b"/":
             yield Member(name, offset, at, size)
-        at = offset = -(-end // BLOCK) * BLOCK
-    for rest in range(at, total, WINDOW):
-        if not _is_zero(read(rest, WINDOW)):
+        at = offset = _next_block(end)
+    for rest in range(at, total, _WINDOW):
+        if not _is_zero(read(rest, _WINDOW)):
             raise DamagedTarError(at, "more than padding follows the archive's end marker")
 
 
 def _is_sound(header: bytes, checksum: bytes) -> bool:
     """Whether a header matches its checksum: the sum of unsigned bytes or, from old writers, of signed ones."""
-    # The low half of an Adler-32 is one more than the sum of the bytes, modulo a prime: ten times as fast as sum.
-    excess = (zlib.adler32(header) & 0xFFFF) - 1 - sum(checksum) + _BLANKS - _number(checksum)
+    # The low half of an Adler-32 is one more than the sum of the bytes, modulo a prime: ten times as fast as sum. The
+    # checksum itself counts as eight blanks.
+    excess = (zlib.adler32(header) & 0xFFFF) - 1 - sum(checksum) + 8 * ord(" ") - _number(checksum)
     if excess % _ADLER == 0:
         return True
     negative = sum(byte >= 0x80 for byte in header[:148] + header[156:])
@@ -171,8 +169,8 @@ def _fields(member_type: bytes, data: bytes, size: int) -> dict[bytes, bytes]:
     return fields
 
 
-def _padded(size: int) -> int:
-    return -(-size // BLOCK) * BLOCK
+def _next_block(at: int) -> int:
+    return -(-at // BLOCK) * BLOCK
 
 
 def _is_zero(data: bytes) -> bool:

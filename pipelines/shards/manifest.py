@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from gatokit.pipelines.documents.scan import DocumentsPlan
+from gatokit.pipelines.documents.reader import DocumentsPlan
 from gatokit.pipelines.planning import Plan
 from gatokit.pipelines.shards.writer import INDEX_SUFFIX, read_out_of_range, read_parts
 from gatokit.pipelines.stages import Losses

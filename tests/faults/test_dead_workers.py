@@ -17,7 +17,7 @@ KILLS = {
     "start": "if WORKER: os.register_at_fork(after_in_child=lambda: once() and die())",
     "scan": """
 if WORKER:
-    from gatokit.pipelines.documents import scan as documents
+    from gatokit.pipelines.documents import reader as documents
     real = documents._batch
     documents._batch = lambda rows: die() if once() else real(rows)
 """,

@@ -16,7 +16,7 @@ import zstandard
 
 from gatokit.inspection import open_directory
 from gatokit.inspection.verify.directory import verify
-from gatokit.pipelines.documents.reader import find_documents
+from gatokit.pipelines.documents.reader import plan_documents
 from gatokit.pipelines.run import build
 from gatokit.schemas.config import TextConfig, read_config
 from gatokit.schemas.errors import ConfigError
@@ -135,7 +135,7 @@ def test_a_compressed_line_that_never_ends_is_a_row_in_bounded_memory(suffix, tm
     config = written_config(tmp_path, vocabulary, f"kind: text, source: t.jsonl.{suffix}", "max_episode_bytes: 65536")
     [dataset] = read_config(config).datasets
     assert isinstance(dataset, TextConfig)
-    [file] = find_documents(dataset, "datasets[0]", tmp_path)
+    [file] = plan_documents(dataset, "datasets[0]", tmp_path).files
     tracemalloc.start()
     try:
         assert [found.reason for found in file.scan(65536)] == [None, "too_large", None]

@@ -16,7 +16,7 @@ import pytest
 import webdataset
 import zstandard
 
-from gatokit.pipelines.documents.reader import FORMATS, file_from_json, find_documents
+from gatokit.pipelines.documents.reader import FORMATS, file_from_json, plan_documents
 from gatokit.pipelines.run import build
 from gatokit.schemas.config import TextConfig
 from gatokit.schemas.errors import ConfigError, DataError
@@ -228,7 +228,7 @@ def test_a_wrong_dataset_is_one_sentence(dataset, sentence, root, run):
 )
 def test_suffixes_may_be_capitals(name: str, data: bytes, store: Callable[[bytes], bytes], tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(store(data))
-    [file] = find_documents(TextConfig(name="second", kind="text", source=name), "datasets[1]", tmp_path)
+    [file] = plan_documents(TextConfig(name="second", kind="text", source=name), "datasets[1]", tmp_path).files
     assert list(file.read([found.byte_range for found in file.scan(1000)])) == [["one"]]
 
 

@@ -286,7 +286,7 @@ def test_a_large_file_divides_at_its_documents_and_a_compressed_one_does_not(tmp
 def test_neither_units_nor_batches_matter(tmp_path, configured, monkeypatch, read_documents):
     """Of a scan, and of what is tokenized together."""
     from gatokit.pipelines import planning
-    from gatokit.pipelines.documents import scan as document_scan
+    from gatokit.pipelines.documents import reader
     from gatokit.pipelines.documents import tokenize as documents
 
     for name in "abcd":
@@ -295,7 +295,7 @@ def test_neither_units_nor_batches_matter(tmp_path, configured, monkeypatch, rea
     config = configured("kind: text, source: '*.jsonl'", config="shard_bytes: 1024\nholdout: 0.2")
     build(config, tmp_path / "out")
     monkeypatch.setattr(planning, "SCAN_UNIT_BYTES", 1)
-    monkeypatch.setattr(document_scan, "_BATCH_ROWS", 3)
+    monkeypatch.setattr(reader, "_BATCH_ROWS", 3)
     monkeypatch.setattr(documents, "_BATCH_DOCUMENTS", 2)
     monkeypatch.setattr(documents, "_BATCH_CHARACTERS", 50)
     build(config, tmp_path / "other")
