@@ -21,12 +21,12 @@ from gatokit.pipelines.documents.reader import (
     Loaded,
     Part,
     ScannedDocument,
+    content_digest,
     decode,
     image_directory,
     rejected,
     source_files,
     suffix,
-    text_digest,
     too_large,
 )
 from gatokit.pipelines.documents.text import LinesFile
@@ -152,7 +152,7 @@ class Mmc4File(PageFile, LinesFile):
     def document(self, line: bytes, byte_range: ByteRange, max_bytes: int) -> ScannedDocument:
         """See ``LinesFile``."""
         page = self.page(_sentences(parse_object(line)), max_bytes - len(line))
-        digest = text_digest(page.parts)
+        digest = content_digest(page.parts)
         byte_range = byte_range._replace(
             length=len(line) + sum(map(len, page.images)),
             crc=_mmc4_crc(line, page),
@@ -243,7 +243,7 @@ class ObelicsFile(PageFile, RowsFile):
             if room < 0:
                 raise too_large(max_bytes)
             page = self.page(pieces, room)
-            digest = text_digest(page.parts)
+            digest = content_digest(page.parts)
         except RejectedError as error:
             yield rejected(byte_range, key, error)
         else:

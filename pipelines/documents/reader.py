@@ -371,33 +371,30 @@ def caption_crc(image: bytes, text: bytes) -> int:
 
 
 def content_digest(parts: Iterable[Part]) -> bytes:
-    """16 bytes that are equal only for equal parts, as long as nobody forges two that agree (XXH3)."""
+    """16 bytes that are equal only for equal parts, as long as nobody forges two that agree (XXH3).
+
+    Raises RejectedError if a text holds half a surrogate pair, which JSON can hold and UTF-8 cannot.
+    """
     content = xxhash.xxh3_128()
     for part in parts:
-        mark, data = (b"s", part.encode()) if isinstance(part, str) else (b"b", part)
+        try:
+            mark, data = (b"s", part.encode()) if isinstance(part, str) else (b"b", part)
+        except UnicodeEncodeError as error:
+            half = ascii(error.object[error.start])
+            raise RejectedError("not_utf8", f"a text holds {half}, half a surrogate pair") from None
         # Mark and length come first, so that no two lists of parts are the same bytes.
         content.update(mark + len(data).to_bytes(8, "little"))
         content.update(data)
     return content.digest()
 
 
-def text_digest(parts: Iterable[Part]) -> bytes:
-    """``content_digest``. Raises RejectedError if JSON held half a surrogate pair, which UTF-8 cannot hold."""
-    try:
-        return content_digest(parts)
-    except UnicodeEncodeError as error:
-        half = ascii(error.object[error.start])
-        raise RejectedError("not_utf8", f"a text holds {half}, half a surrogate pair") from None
-
-
 def caption_digest(image: bytes, text: str) -> bytes:
-    """``content_digest`` of [image, text]. Raises RejectedError if one of them is empty or the text holds half a
-    surrogate pair."""
+    """``content_digest`` of [image, text]. Raises RejectedError also if one of them is empty."""
     if not image:
         raise RejectedError("bad_image", "the picture has no bytes")
     if not text.strip():
         raise RejectedError("empty", "the text is empty")
     try:
         return content_digest([image, text])
-    except UnicodeEncodeError:
+    except RejectedError:
         raise RejectedError("not_utf8", "the text holds half of a surrogate pair") from None

@@ -22,7 +22,6 @@ from gatokit.pipelines.documents.reader import (
     rejected,
     source_files,
     suffix,
-    text_digest,
     too_large,
 )
 from gatokit.pipelines.formats.json_lines import (
@@ -83,7 +82,7 @@ class TextLinesFile(LinesFile):
 
     def document(self, line: bytes, byte_range: ByteRange, max_bytes: int) -> ScannedDocument:
         """See ``LinesFile``."""
-        return ScannedDocument(byte_range, str(byte_range.position), text_digest([self._text(line)]))
+        return ScannedDocument(byte_range, str(byte_range.position), content_digest([self._text(line)]))
 
     def load(self, byte_ranges: Sequence[ByteRange]) -> Iterator[Loaded]:
         """See ``DocumentFile``."""
