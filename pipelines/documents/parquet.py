@@ -43,7 +43,7 @@ from gatokit.schemas.errors import DataError, RejectedError
 Columns = dict[str, pa.DataType]
 """The columns of a file that are read, and their types."""
 TEXT_FIELDS = ("caption", "text")
-"""Columns that are taken for captions if the config names none; the first that is there."""
+"""The first of these columns that exists holds the captions, if the config names none."""
 
 
 def find(config: ImageTextConfig, field: str, base: Path) -> list["ImageRowsFile"]:

@@ -2,8 +2,8 @@
 
 A document is a text, an image with its caption, an image with a question and its answer, or a page of texts and images.
 A format is a module beside this one with a function ``find`` and a subclass of ``DocumentFile``, and a line in
-``FORMATS``. A scan reads everything once, so that whatever can be wrong with a source is a row with a reason before a
-build begins; only the images themselves are decoded for the first time by the build.
+``FORMATS``. A scan reads everything once, so that every fault of a source is a row with a reason before a build
+begins; but only the build decodes the images.
 """
 
 import os
@@ -71,7 +71,7 @@ FOUND = pa.schema(
         pa.field("length", pa.int64()),
         pa.field("crc", pa.uint32()),
         pa.field("payload", pa.string()),
-        pa.field("content", pa.binary(16)),  # null where the document is rejected
+        pa.field("content", pa.binary(16)),  # null if the document is rejected
         pa.field("group", pa.string()),
         pa.field("reason", pa.string()),
         pa.field("detail", pa.string()),
@@ -90,8 +90,8 @@ class ScannedDocument(NamedTuple):
 
     ``key`` names it in its file: its position, or the format's own key, unique in the file. ``content`` is a 16-byte
     digest of its parts (``content_digest``), None for a rejected one. ``group`` names documents that are held out
-    together because they share an image (None: on its own). A rejected row stands for ``lost`` documents of the source.
-    ``detail`` may also say what a document that stays has lost, such as a skipped image.
+    together because they share an image (None: on its own). A rejected row counts for ``lost`` documents of the
+    source. ``detail`` may also say what a kept document has lost, such as a skipped image.
     """
 
     byte_range: ByteRange
@@ -145,7 +145,7 @@ class DocumentFile(BaseModel, ABC):
 
     @abstractmethod
     def load(self, byte_ranges: Sequence[ByteRange]) -> Iterator[Loaded]:
-        """The CRC-32C and the parts of what is now stored at each of ``byte_ranges``; see ``read``.
+        """The CRC-32C and the parts of what is stored at each of ``byte_ranges`` now; see ``read``.
 
         Raises RejectedError if there is no document any more.
         """

@@ -15,7 +15,7 @@ from gatokit.schemas.config import ImageTextConfig
 from gatokit.schemas.errors import DataError, RejectedError
 
 TEXT_FIELDS = ("caption", "text", "captions", "captions/text")
-"""Features that are taken for captions if the config names none; the first that is there."""
+"""The first of these features that exists holds the captions, if the config names none."""
 
 
 def find(config: ImageTextConfig, field: str, base: Path) -> list["TfdsImagesFile"]:

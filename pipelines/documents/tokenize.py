@@ -47,7 +47,7 @@ DOCUMENT_TASK_ROWS = pa.schema([*TASK_ROWS, pa.field("payload", pa.string())])
 _BATCH_DOCUMENTS, _BATCH_CHARACTERS, _BATCH_BYTES = 256, 1 << 18, 1 << 19
 """Documents are tokenized together up to this many, this much text and this many bytes of images."""
 _THREADS, _HEAVY_CHARACTERS = 2, 1 << 16
-"""Threads beside a worker's own, and the text of a batch that is worth one: handing over less costs more."""
+"""Threads beside a worker's own, and the characters of a batch from which a thread gains more than it costs."""
 _Batch = list[tuple[int, list[Part]]]
 """Rows, each with the stored parts of its document."""
 

@@ -24,7 +24,7 @@ LARGEST_OBJECT = 2 << 30
 """Bytes of a file that is read as one object."""
 _BUFFER_BYTES = 1 << 18
 _SKIP_BYTES = 1 << 20
-_ZSTD_INPUT_BYTES = 1 << 12  # a few bytes may stand for 128 KiB, so that larger inputs could become gigabytes
+_ZSTD_INPUT_BYTES = 1 << 12  # a few bytes can expand to 128 KiB, and larger inputs to gigabytes
 _MAGIC = {
     ".gz": [b"\x1f\x8b"],
     ".zst": [zstandard.FRAME_HEADER, *(bytes([0x50 + number, 0x2A, 0x4D, 0x18]) for number in range(16))],
@@ -205,7 +205,7 @@ class _Decompressed(io.RawIOBase):
 def _gzip_blocks(file: BinaryIO) -> Iterator[bytes]:
     """The content of all members of a gzip file, one after the other."""
     members = gzip.GzipFile(fileobj=file)
-    # read1 and not read: what stands before damage comes in a call of its own.
+    # read1, not read: it returns the bytes before the damage, and only the next call raises.
     while data := members.read1(_BUFFER_BYTES):
         yield data
 

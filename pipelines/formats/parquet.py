@@ -65,7 +65,7 @@ def parquet_rows(
 ) -> Iterator[Row | DamagedRows]:
     """Every row of ``groups`` (None: of the file), ascending, with the values of ``columns`` (top-level names).
 
-    A row group is read up to where it is damaged; ``DamagedRows`` stands for the rest of it. Raises DamagedFileError if
+    A row group is read up to where it is damaged; ``DamagedRows`` replaces the rest of it. Raises DamagedFileError if
     a row group is not there.
     """
     columns, metadata = list(columns), file.metadata

@@ -1,4 +1,4 @@
-"""Where the regular files of a tar archive are: ustar, GNU and pax headers are read, contents are stepped over.
+"""Where the regular files of a tar archive are: it reads ustar, GNU and pax headers and skips contents.
 
 Names are bytes to compare and show, never paths to open. A damaged header costs the rest of the archive, because
 nothing says where the next header begins. Python's ``tarfile`` is several times slower and does not report damage.
@@ -80,7 +80,7 @@ def members(reader: Reader) -> Iterator[Member]:
     while True:
         header = read(at, BLOCK)
         if len(header) < BLOCK:
-            # It may end inside the padding of its last member.
+            # The file may end inside the padding of its last member.
             raise DamagedTarError(min(offset, total), "the file ends before the archive's end marker")
         name, size_field, checksum, member_type, magic, prefix = unpack(header)
         try:
