@@ -194,10 +194,9 @@ def prepare(data: bytes, rule: ImageRule) -> EncodedImage:
 
 
 def is_copied(data: bytes, rule: ImageRule) -> bool:
-    """Whether ``prepare`` copies the file."""
+    """Whether ``prepare`` copies the file if it is complete."""
     try:
-        header = probe(data)
-        return _fits(header, rule) and _is_complete(data, header)
+        return _fits(probe(data), rule)
     except RejectedError:
         return False
 
