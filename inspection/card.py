@@ -46,6 +46,20 @@ def card(directory: Directory, datasets: Sequence[DatasetReader]) -> Card:
     if is_build:
         tokens, shards = sum(item.tokens for item in totals), sum(item.shards for item in totals)
         summary += f", {tokens:,} tokens in {counted(shards, 'shard')}"
+    vocabulary = [
+        ("ids", f"{manifest.tokenizer.vocabulary_size:,}"),
+        ("separator", str(manifest.tokenizer.separator)),
+        ("discrete values from", str(manifest.tokenizer.discrete_offset)),
+    ]
+    if manifest.vocabulary is not None:
+        vocabulary.append(("text pieces", f"{manifest.vocabulary.pieces:,}"))
+        vocabulary.append(("BLAKE2b-256", manifest.vocabulary.blake2b))
+    splits = [
+        (f"{dataset.name}, split {number}", split.fingerprint)
+        for dataset in datasets
+        for number, split in enumerate(dataset.totals.splits, 1)
+    ]
+    digests = [("manifest", manifest.digest), ("config", manifest.config_digest), *splits[:_MOST_ROWS]]
     return Card(
         title=directory.path.resolve().name,
         summary=f"{summary}.",
@@ -53,28 +67,11 @@ def card(directory: Directory, datasets: Sequence[DatasetReader]) -> Card:
             _counts(datasets, is_build),
             _sources(datasets, manifest.config),
             *_tasks(datasets),
-            _vocabulary(directory),
+            Section("Vocabulary", ("what", "value"), tuple(vocabulary)),
             Section("Made with", ("package", "version"), tuple(manifest.packages.items())),
-            _digests(directory, datasets),
+            Section("Digests", ("of", "digest"), tuple(digests)),
         ),
     )
-
-
-def markdown(card: Card) -> str:
-    """The card as Markdown, with every text escaped."""
-    lines = [f"# {_escaped(card.title)}", "", _escaped(card.summary)]
-    for section in card.sections:
-        alignments = ["--:" if number in section.right else "---" for number in range(len(section.columns))]
-        rows = [list(map(_escaped, row)) for row in (section.columns, *section.rows)]
-        lines += ["", f"## {_escaped(section.title)}", ""]
-        lines += ["| " + " | ".join(cells) + " |" for cells in (rows[0], alignments, *rows[1:])]
-    return "\n".join(lines) + "\n"
-
-
-def _escaped(text: str) -> str:
-    """A text on one line that Markdown and HTML show as it is."""
-    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"([\\`*_\[\]|#~])", r"\\\1", " ".join(text.split()))
 
 
 def _counts(datasets: Sequence[DatasetReader], is_build: bool) -> Section:
@@ -122,23 +119,18 @@ def _tasks(datasets: Sequence[DatasetReader]) -> list[Section]:
     return [Section(title, columns, tuple(rows[:_MOST_ROWS]), frozenset(range(2, 6)))]
 
 
-def _vocabulary(directory: Directory) -> Section:
-    tokenizer, vocabulary = directory.manifest.tokenizer, directory.manifest.vocabulary
-    rows = [
-        ("ids", f"{tokenizer.vocabulary_size:,}"),
-        ("separator", str(tokenizer.separator)),
-        ("discrete values from", str(tokenizer.discrete_offset)),
-    ]
-    if vocabulary is not None:
-        rows += [("text pieces", f"{vocabulary.pieces:,}"), ("BLAKE2b-256", vocabulary.blake2b)]
-    return Section("Vocabulary", ("what", "value"), tuple(rows))
+def markdown(card: Card) -> str:
+    """The card as Markdown, with every text escaped."""
+    lines = [f"# {_escaped(card.title)}", "", _escaped(card.summary)]
+    for section in card.sections:
+        alignments = ["--:" if number in section.right else "---" for number in range(len(section.columns))]
+        rows = [list(map(_escaped, row)) for row in (section.columns, *section.rows)]
+        lines += ["", f"## {_escaped(section.title)}", ""]
+        lines += ["| " + " | ".join(cells) + " |" for cells in (rows[0], alignments, *rows[1:])]
+    return "\n".join(lines) + "\n"
 
 
-def _digests(directory: Directory, datasets: Sequence[DatasetReader]) -> Section:
-    rows = [("manifest", directory.manifest.digest), ("config", directory.manifest.config_digest)]
-    splits = [
-        (f"{dataset.name}, split {number}", split.fingerprint)
-        for dataset in datasets
-        for number, split in enumerate(dataset.totals.splits, 1)
-    ]
-    return Section("Digests", ("of", "digest"), (*rows, *splits[:_MOST_ROWS]))
+def _escaped(text: str) -> str:
+    """A text on one line that Markdown and HTML show as it is."""
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*_\[\]|#~])", r"\\\1", " ".join(text.split()))

@@ -4,24 +4,14 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from gatokit.inspection.compare import Changes, Counts, DatasetChange, FieldChange, TaskChange
-from gatokit.inspection.tables.output import Output, show_table
+from gatokit.inspection.compare import Changes, DatasetChange, FieldChange
+from gatokit.inspection.tables.output import Output, known_columns, show_table, titled
 from gatokit.schemas.words import byte_size, shown
 
 _MOST_TASKS = 40
-_COUNTS = {"found": "found", "kept": "kept", "steps": "steps", "tokens": "tokens", "shards": "shards", "bytes": "size"}
-_ROW_CHANGES = {name: name for name in ("gained", "lost", "changed", "moved")}
-_TASK = {
-    "dataset": "dataset",
-    "task": "task",
-    "expert_return": "expert return",
-    "threshold": "threshold",
-    "kept": "kept",
-    "kept_then": "kept then",
-    "gained": "gained",
-    "lost": "lost",
-    "changed": "changed",
-}
+_COUNTS = titled("found kept steps tokens shards bytes", bytes="size")
+_ROW_CHANGES = titled("gained lost changed moved")
+_TASK = titled("dataset task expert_return threshold kept kept_then gained lost changed")
 
 
 def show_changes(output: Output, changes: Changes, left: str, right: str, detailed: bool) -> None:
@@ -32,8 +22,19 @@ def show_changes(output: Output, changes: Changes, left: str, right: str, detail
     _show_datasets(output, changes.datasets)
     tasks = changes.tasks if detailed else changes.tasks[:_MOST_TASKS]
     if tasks:
-        least = ("changed", "expert_return", "threshold", "dataset")
-        show_table(output, "tasks that differ", _TASK, [_task_row(item) for item in tasks], least)
+        rows = [
+            vars(item.moves)
+            | {
+                "dataset": item.dataset,
+                "task": item.task,
+                "expert_return": _pair(*item.expert_return),
+                "threshold": _pair(*item.threshold),
+                "kept": item.kept[0],
+                "kept_then": item.kept[1],
+            }
+            for item in tasks
+        ]
+        show_table(output, "tasks that differ", _TASK, rows, "changed expert_return threshold dataset")
     if len(changes.tasks) > len(tasks):
         output.say(f"… and {len(changes.tasks) - len(tasks):,} more; --dataset NAME shows all of a dataset")
     if not changes:
@@ -55,21 +56,18 @@ def _short(value: Any) -> Any:
 
 
 def _show_datasets(output: Output, datasets: Sequence[DatasetChange]) -> None:
-    sides = [side for item in datasets for side in (item.left, item.right)]
-    counts = {key: name for key, name in _COUNTS.items() if any(_count(side, key) is not None for side in sides)}
+    rows = []
+    for item in datasets:
+        left, right = (dict.fromkeys(_COUNTS) if side is None else dict(vars(side)) for side in (item.left, item.right))
+        for side in (left, right):
+            side["bytes"] = None if side["bytes"] is None else byte_size(side["bytes"])
+        pairs = {key: _pair(left[key], right[key]) for key in _COUNTS}
+        rows.append({"name": item.name, **pairs, **vars(item.moves), "same_shards": item.same_shards})
+    counts = known_columns(_COUNTS, rows)
     columns = {"name": "dataset", **counts, **_ROW_CHANGES}
     if "shards" in counts:
         columns["same_shards"] = "same shards"
-    rows = [
-        {
-            "name": item.name,
-            **{key: _pair(key, _count(item.left, key), _count(item.right, key)) for key in counts},
-            **{key: getattr(item.moves, key) for key in _ROW_CHANGES},
-            "same_shards": item.same_shards,
-        }
-        for item in datasets
-    ]
-    show_table(output, "datasets", columns, rows, ("moved", "changed", "steps", "same_shards", "shards", "found"))
+    show_table(output, "datasets", columns, rows, "moved changed steps same_shards shards found")
     for item in datasets:
         moves = item.moves
         _show_ids(output, f"gained of {item.name}", moves.gained, moves.new, "not there before", moves.gained_ids)
@@ -82,26 +80,6 @@ def _show_ids(output: Output, title: str, count: int, absent: int, reason: str, 
         output.say(f"{title}: {count:,}{of_these}, such as\n" + "\n".join(f"    {id_}" for id_ in ids))
 
 
-def _count(counts: Counts | None, key: str) -> Any:
-    return None if counts is None else getattr(counts, key)
-
-
-def _pair(key: str, left: Any, right: Any) -> Any:
+def _pair(left: Any, right: Any) -> Any:
     """One value if both sides are the same, else both."""
-    if key == "bytes":
-        left, right = (None if value is None else byte_size(value) for value in (left, right))
     return left if left == right else f"{shown(left)} → {shown(right)}"
-
-
-def _task_row(item: TaskChange) -> dict[str, Any]:
-    return {
-        "dataset": item.dataset,
-        "task": item.task,
-        "expert_return": _pair("expert_return", *item.expert_return),
-        "threshold": _pair("threshold", *item.threshold),
-        "kept": item.kept[0],
-        "kept_then": item.kept[1],
-        "gained": item.moves.gained,
-        "lost": item.moves.lost,
-        "changed": item.moves.changed,
-    }

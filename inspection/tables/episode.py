@@ -1,4 +1,4 @@
-"""Writes stored images into files, as they are: the bytes of each are those of its record."""
+"""One episode or document: its index row, and its decoded time steps, or its texts and images in reading order."""
 
 import re
 import textwrap
@@ -10,54 +10,27 @@ import numpy as np
 
 from gatokit.inspection.read.directory import DatasetReader
 from gatokit.inspection.read.index import EpisodeRow
-from gatokit.inspection.read.stored import Step, StoredDocument, StoredEpisode
+from gatokit.inspection.read.stored import Step, StoredDocument
 from gatokit.inspection.read.values import brief, flag_names, json_value
-from gatokit.inspection.tables.output import Output, show_table
+from gatokit.inspection.tables.output import Output, show_table, titled
 from gatokit.schemas.errors import ConfigError, RejectedError
 from gatokit.schemas.tokens import EncodedImage, TokenKind
-from gatokit.schemas.words import shown
+from gatokit.schemas.words import counted, shown
 from gatokit.storage.files import write_atomically
 from gatokit.tokenizers.image_codec import probe
 
-_SUFFIXES = {"jpeg": "jpg", "png": "png"}
-
-
-def save_images(output: Output, folder: Path, images: Sequence[EncodedImage]) -> list[str]:
-    """Writes images as ``001.jpg``, ``002.png``, … into a folder, which is made, and says where they are. Each file
-    appears complete or not at all; a file that has the image already is left alone. Returns the paths.
-
-    Raises ConfigError if a file of such a name holds something else, or the folder cannot be written to.
-    """
-    digits = max(3, len(str(len(images))))
-    paths = [
-        folder / f"{number:0{digits}}.{_SUFFIXES[probe(image.data).codec]}" for number, image in enumerate(images, 1)
-    ]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for path, image in zip(paths, images, strict=True):
-            if path.exists() and path.read_bytes() != image.data:
-                raise ConfigError(
-                    f"--images {folder}: {path.name} exists already and is another file; give another directory"
-                )
-        for path, image in zip(paths, images, strict=True):
-            if not path.exists():
-                write_atomically(path.absolute(), image.data)
-    except OSError as error:
-        raise ConfigError(f"--images {folder}: cannot be written to: {error.strerror}") from None
-    if not paths:
-        output.say(f"no images to write to {folder}")
-    elif len(paths) == 1:
-        output.say(f"wrote {paths[0]}")
-    else:
-        output.say(f"wrote {len(paths):,} images to {folder}: {paths[0].name} to {paths[-1].name}")
-    return [str(path) for path in paths]
-
-
 FIRST_STEPS = 5
 """Time steps of an episode that are shown by default."""
+FIRST_PARTS = 20
+"""Texts and images of a document that are shown without ``--full``."""
+TEXT_LINES = 8
+"""Lines of a text that are shown without ``--full``."""
 
 _NARROWEST_CELL = 14
 _WIDEST_CELL = 48
+_INDENT = "    "
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_SUFFIXES = {"jpeg": "jpg", "png": "png"}
 
 
 def show_episode(
@@ -86,31 +59,22 @@ def show_episode(
     steps = list(episode.decoded_steps(first, end))
     if output.as_json:
         result["fields"] = episode.spec.model_dump(mode="json")["fields"]
-        result["steps"] = [_step_value(step) for step in steps]
+        result["steps"] = [
+            vars(step)
+            | {name: json_value(value) for name, value in (("observation", step.observation), ("action", step.action))}
+            | {"flags": flag_names(step.flags)}
+            for step in steps
+        ]
     else:
         _show_steps(output, steps)
         others = "; --steps A:B shows others" if len(steps) < episode.steps else ""
         output.say(f"steps {first} to {steps[-1].step} of {episode.steps}{others}")
     if folder is not None:
-        result["images"] = save_images(output, folder, _images(episode, first, steps[-1].step + 1))
+        begins = [*episode.sequence.step_begin.tolist(), len(episode.sequence.tokens)]
+        first_token, end_token = begins[first], begins[steps[-1].step + 1]
+        images = [placed.image for placed in episode.sequence.images if first_token <= placed.token < end_token]
+        result["images"] = _save_images(output, folder, images)
     output.result(result)
-
-
-def _step_value(step: Step) -> dict[str, Any]:
-    return {
-        "step": step.step,
-        "observation": json_value(step.observation),
-        "action": json_value(step.action),
-        "reward": step.reward,
-        "discount": step.discount,
-        "flags": flag_names(step.flags),
-    }
-
-
-def _images(episode: StoredEpisode, first: int, end: int) -> list[EncodedImage]:
-    """The images of the steps [first, end) in token order."""
-    begins = [*episode.sequence.step_begin.tolist(), len(episode.sequence.tokens)]
-    return [placed.image for placed in episode.sequence.images if begins[first] <= placed.token < begins[end]]
 
 
 def _show_steps(output: Output, steps: Sequence[Step]) -> None:
@@ -132,10 +96,10 @@ def _show_steps(output: Output, steps: Sequence[Step]) -> None:
     room = output.width - max(map(len, paths)) - 16
     rows = []
     for step, value, reward in zip(steps, values, rewards, strict=True):
-        numbers = [str(step.step), *[""] * len(paths)]
-        cells = [*((path, brief(value[path], room)) for path in paths), ("reward", reward)]
-        rows += [{"step": at, "field": name, "value": cell} for at, (name, cell) in zip(numbers, cells, strict=True)]
-    show_table(output, "", {name: name for name in ("step", "field", "value")}, rows)
+        cells = {path: brief(value[path], room) for path in paths} | {"reward": reward}
+        rows += [{"step": "", "field": path, "value": cell} for path, cell in cells.items()]
+        rows[-len(cells)]["step"] = str(step.step)
+    show_table(output, "", titled("step field value"), rows)
 
 
 def _fields(name: str, value: Any) -> dict[str, Any]:
@@ -143,15 +107,6 @@ def _fields(name: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         return {name: value}
     return {key if name == "observation" else f"{name}/{key}": item for key, item in value.items()}
-
-
-FIRST_PARTS = 20
-"""Texts and images of a document that are shown without ``--full``."""
-TEXT_LINES = 8
-"""Lines of a text that are shown without ``--full``."""
-
-_INDENT = "    "
-_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def show_document(output: Output, dataset: DatasetReader, row: EpisodeRow, full: bool, folder: Path | None) -> None:
@@ -168,19 +123,22 @@ def show_document(output: Output, dataset: DatasetReader, row: EpisodeRow, full:
     output.say(f"  {row.split}, {shown(document.tokens)} tokens, {records} of\n  {dataset.path / row.shard}")
     if row.detail is not None:
         output.say(f"  {row.detail}")
-    text, image = (int(np.count_nonzero(document.sequence.kinds == kind)) for kind in (TokenKind.TEXT, TokenKind.IMAGE))
     if output.as_json:
+        kinds = document.sequence.kinds
         result["parts"] = [part if isinstance(part, str) else _image_value(part) for part in document.parts]
-        result["tokens"] = {"text": text, "image": image}
+        result["tokens"] = {
+            "text": int(np.count_nonzero(kinds == TokenKind.TEXT)),
+            "image": int(np.count_nonzero(kinds == TokenKind.IMAGE)),
+        }
     else:
         _show_parts(output, document, full)
-        output.say(_summary(document, text, image))
     if folder is not None:
-        result["images"] = save_images(output, folder, document.images)
+        result["images"] = _save_images(output, folder, document.images)
     output.result(result)
 
 
 def _show_parts(output: Output, document: StoredDocument, full: bool) -> None:
+    """Shows the texts and images, and below them how many tokens they are."""
     parts = document.parts
     for number, part in enumerate(parts if full else parts[:FIRST_PARTS], 1):
         if isinstance(part, EncodedImage):
@@ -189,33 +147,41 @@ def _show_parts(output: Output, document: StoredDocument, full: bool) -> None:
             size = f"{part.height} x {part.width} {value['codec']}, {len(part.data):,} bytes"
             output.say(f"\n{number}. image, {size}, {pixels}")
         else:
-            output.say(f"\n{number}. text, {len(part):,} character{'s' * (len(part) != 1)}")
+            output.say(f"\n{number}. text, {counted(len(part), 'character')}")
             _show_text(part, output.width, full)
     output.say("")
     if not full and len(parts) > FIRST_PARTS:
         output.say(f"… and {len(parts) - FIRST_PARTS:,} more parts; --full shows all")
+    patches = int(np.count_nonzero(document.sequence.kinds == TokenKind.IMAGE))
+    texts, images = document.tokens - patches, len(document.images)
+    counts = [f"{texts:,} of text"] if texts else []
+    if patches:
+        counts.append(f"{patches:,} patch{'es' * (patches > 1)} of {counted(images, 'image')}")
+    sizes = [f"{len(record.sequence.tokens):,}" for record in document.records]
+    more = ", …" if len(sizes) > 8 else ""
+    records = f"; {len(sizes):,} records of {', '.join(sizes[:8])}{more}" if len(sizes) > 1 else ""
+    output.say(f"{counted(document.tokens, 'token')}: {', '.join(counts)}{records}")
 
 
 def _show_text(text: str, width: int, full: bool) -> None:
-    """Prints the text past the console, which would read markup and emoji in it; control characters become escapes."""
+    """Prints a text, with control characters as escapes, past the console, which would read markup and emoji in it."""
+
+    def escaped(text: str) -> str:
+        return _CONTROLS.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
+
     if full:
-        print(_escaped(text))
+        print(escaped(text))
         return
     room = max(20, width - len(_INDENT))
     # Every line has at least one character, so a longer beginning would never be shown.
-    lines = [
-        line
-        for paragraph in _escaped(text[: room * (TEXT_LINES + 1)]).split("\n")
-        for line in textwrap.wrap(paragraph, room, replace_whitespace=False) or [""]
-    ]
+    most = room * (TEXT_LINES + 1)
+    lines: list[str] = []
+    for paragraph in escaped(text[:most]).split("\n"):
+        lines += textwrap.wrap(paragraph, room, replace_whitespace=False) or [""]
     for line in lines[:TEXT_LINES]:
         print(f"{_INDENT}{line}".rstrip())
-    if len(lines) > TEXT_LINES or len(text) > room * (TEXT_LINES + 1):
+    if len(lines) > TEXT_LINES or len(text) > most:
         print(f"{_INDENT}… --full shows all of it")
-
-
-def _escaped(text: str) -> str:
-    return _CONTROLS.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
 
 
 def _image_value(image: EncodedImage) -> dict[str, Any]:
@@ -228,12 +194,35 @@ def _image_value(image: EncodedImage) -> dict[str, Any]:
         return {**stored, "sha256": None, "fault": error.detail}
 
 
-def _summary(document: StoredDocument, text: int, image: int) -> str:
-    tokens, sizes = document.tokens, [len(record.sequence.tokens) for record in document.records]
-    counts = [f"{text:,} of text"] if text else []
-    if image:
-        images = len(document.images)
-        counts.append(f"{image:,} patch{'es' * (image > 1)} of {images:,} image{'s' * (images > 1)}")
-    more = ", …" if len(sizes) > 8 else ""
-    records = f"; {len(sizes):,} records of {', '.join(f'{size:,}' for size in sizes[:8])}{more}"
-    return f"{tokens:,} token{'s' * (tokens > 1)}: {', '.join(counts)}{records if len(sizes) > 1 else ''}"
+def _save_images(output: Output, folder: Path, images: Sequence[EncodedImage]) -> list[str]:
+    """Writes images, as they are stored, as ``001.jpg``, ``002.png``, … into a folder, which is made, and says where
+    they are. Each file appears complete or not at all; a file that has the image already is left alone. Returns the
+    paths.
+
+    Raises ConfigError if a file of such a name holds something else, or the folder cannot be written to.
+    """
+    digits = max(3, len(str(len(images))))
+    files = {
+        folder / f"{number:0{digits}}.{_SUFFIXES[probe(image.data).codec]}": image.data
+        for number, image in enumerate(images, 1)
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for path, data in files.items():
+            if path.exists() and path.read_bytes() != data:
+                raise ConfigError(
+                    f"--images {folder}: {path.name} exists already and is another file; give another directory"
+                )
+        for path, data in files.items():
+            if not path.exists():
+                write_atomically(path.absolute(), data)
+    except OSError as error:
+        raise ConfigError(f"--images {folder}: cannot be written to: {error.strerror}") from None
+    paths = list(files)
+    if not paths:
+        output.say(f"no images to write to {folder}")
+    elif len(paths) == 1:
+        output.say(f"wrote {paths[0]}")
+    else:
+        output.say(f"wrote {len(paths):,} images to {folder}: {paths[0].name} to {paths[-1].name}")
+    return [str(path) for path in paths]

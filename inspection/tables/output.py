@@ -29,6 +29,11 @@ class Output(Protocol):
         """A function (stage, done, total) that shows progress."""
 
 
+def titled(keys: str, **titles: str) -> dict[str, str]:
+    """The title of each of some columns, whose keys are given as words: one of ``titles``, else the key with spaces."""
+    return {key: titles.get(key, key.replace("_", " ")) for key in keys.split()}
+
+
 def known_columns(columns: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """The columns in which some row has a value."""
     return {key: title for key, title in columns.items() if any(row[key] not in (None, "") for row in rows)}
@@ -39,15 +44,15 @@ def show_table(
     title: str,
     columns: Mapping[str, str],
     rows: Sequence[Mapping[str, Any]],
-    least: Sequence[str] = (),
+    least: str = "",
 ) -> None:
     """Prints a table. ``columns`` has the title of each key of ``rows`` that is shown.
 
-    If the table is wider than a line, it is printed without the columns ``least``, as many as it takes from the first
-    on, and its title names them.
+    If the table is wider than a line, columns of ``least``, keys as words, are left out from the first on until it
+    fits; its title names them.
     """
     left = dict(columns)
-    for key in least:
+    for key in least.split():
         widths = [max(map(len, [*name.split(), *(shown(row[at]) for row in rows)])) for at, name in left.items()]
         if sum(widths) + 3 * len(widths) + 1 <= output.width:
             break

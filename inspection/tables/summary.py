@@ -1,23 +1,22 @@
-"""What documents hold: tokens by kind and images by size, counted in all records of a dataset or in a sample."""
+"""Numbers of a dataset for tables: hours, drops, returns, lengths, and the kinds of tokens and images of documents."""
 
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pyarrow.compute as pc
 
 from gatokit.inspection.read.directory import DatasetReader, open_shard
+from gatokit.inspection.read.index import reason_meaning
 from gatokit.inspection.tables.output import Output
 from gatokit.schemas.errors import DataError
-from gatokit.schemas.index import REASONS
 from gatokit.schemas.record import Record
 from gatokit.schemas.tokens import TokenKind
-from gatokit.storage.array_record import ArrayRecordFile
 
 _BATCH = 32
+_BINS = 12
 
 
 @dataclass(frozen=True)
@@ -72,17 +71,27 @@ def contents(dataset: DatasetReader, effort: Effort, moved: Callable[[int, int],
     sample = np.arange(count, dtype=np.int64) * totals.records // max(count, 1)
     kinds, sizes, first, done = np.zeros(256, np.int64), Counter[tuple[int, int]](), 0, 0
     for part in (part for split in totals.splits for part in split.parts):
-        ordinals = sample[(sample >= first) & (sample < first + part.records)] - first
+        ordinals = (sample[(sample >= first) & (sample < first + part.records)] - first).tolist()
         first += part.records
-        if not len(ordinals):
+        if not ordinals:
             continue
-        path = dataset.path / part.file
-        with open_shard(path) as shard:
-            for begin in range(0, len(ordinals), _BATCH):
-                for record in _read_records(shard, path, ordinals[begin : begin + _BATCH]):
-                    kinds += np.bincount(record.sequence.kinds, minlength=256)
-                    sizes.update((placed.image.height, placed.image.width) for placed in record.sequence.images)
-                    done += 1
+        with open_shard(dataset.path / part.file) as shard:
+            for at in range(0, len(ordinals), _BATCH):
+                batch = ordinals[at : at + _BATCH]
+                if batch[-1] - batch[0] == len(batch) - 1:
+                    data = shard.read(batch[0], batch[-1] + 1)
+                else:
+                    data = [shard.read(ordinal, ordinal + 1)[0] for ordinal in batch]
+                try:
+                    sequences = [Record.from_bytes(record).sequence for record in data]
+                except ValueError as error:
+                    raise DataError(
+                        f"{shard.path}: a record of [{batch[0]}, {batch[-1] + 1}) is damaged: {error}"
+                    ) from None
+                for sequence in sequences:
+                    kinds += np.bincount(sequence.kinds, minlength=256)
+                    sizes.update((placed.image.height, placed.image.width) for placed in sequence.images)
+                done += len(batch)
                 if moved is not None:
                     moved(done, count)
     ordered = sorted(sizes.items(), key=lambda item: (-item[1], item[0]))
@@ -94,19 +103,6 @@ def contents(dataset: DatasetReader, effort: Effort, moved: Callable[[int, int],
         images=sizes.total(),
         sizes=tuple(ImageSize(height, width, images) for (height, width), images in ordered),
     )
-
-
-def _read_records(shard: ArrayRecordFile, path: Path, ordinals: np.ndarray) -> list[Record]:
-    """The records with these ordinals, ascending; in one read if they follow each other."""
-    begin, end = int(ordinals[0]), int(ordinals[-1]) + 1
-    if end - begin == len(ordinals):
-        data = shard.read(begin, end)
-    else:
-        data = [shard.read(ordinal, ordinal + 1)[0] for ordinal in ordinals.tolist()]
-    try:
-        return [Record.from_bytes(record) for record in data]
-    except ValueError as error:
-        raise DataError(f"{path}: a record of [{begin}, {end}) is damaged: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -159,7 +155,7 @@ def drops(dataset: DatasetReader, task: str | None = None) -> list[Drop]:
         Drop(
             reason=row["reason"] or "unknown",
             episodes=row["lost_sum"],
-            meaning=REASONS.get(row["reason"], "a reason that this gatokit does not know"),
+            meaning=reason_meaning(row["reason"]),
             example=row["episode_id_first"],
         )
         for row in grouped.to_pylist()
@@ -187,8 +183,8 @@ def lengths(dataset: DatasetReader) -> Lengths | None:
     return Lengths(shortest, tenth, median, nine_tenths, last, longest.as_py())
 
 
-def histogram(dataset: DatasetReader, task: str, bins: int = 12) -> list[Bin]:
-    """The returns of a task's sound episodes in at most about ``bins`` bins whose borders are round numbers."""
+def histogram(dataset: DatasetReader, task: str) -> list[Bin]:
+    """The returns of a task's sound episodes in about a dozen bins, whose borders are round numbers."""
     rows = dataset.index(["return", "kept"], (pc.field("task") == task) & pc.field("return").is_valid())
     returns, kept = rows["return"].to_numpy(), rows["kept"].to_numpy()
     if not len(returns):
@@ -196,16 +192,11 @@ def histogram(dataset: DatasetReader, task: str, bins: int = 12) -> list[Bin]:
     low, high = float(returns.min()), float(returns.max())
     if not high - low > abs(high) * 1e-12:
         return [Bin(low, high, int(kept.sum()), int((~kept).sum()))]
-    edges = _edges(low, high, bins)
-    counts = [np.histogram(returns[which], edges)[0].tolist() for which in (kept, ~kept)]
-    borders = edges.tolist()
-    return [Bin(*values) for values in zip(borders[:-1], borders[1:], *counts, strict=True)]
-
-
-def _edges(low: float, high: float, bins: int) -> np.ndarray:
-    """Multiples of 1, 2 or 5 times a power of ten that enclose [low, high]."""
-    raw = (high - low) / bins
-    power = 10.0 ** math.floor(math.log10(raw))
-    width = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw * (1 - 1e-9))
+    # The borders are multiples of 1, 2 or 5 times a power of ten.
+    least_width = (high - low) / _BINS
+    power = 10.0 ** math.floor(math.log10(least_width))
+    width = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= least_width * (1 - 1e-9))
     first, last = math.floor(low / width), math.ceil(high / width)
-    return np.arange(first, max(last, first + 1) + 1) * width
+    borders = np.arange(first, max(last, first + 1) + 1) * width
+    counts = (np.histogram(returns[which], borders)[0].tolist() for which in (kept, ~kept))
+    return [Bin(*values) for values in zip(borders[:-1].tolist(), borders[1:].tolist(), *counts, strict=True)]

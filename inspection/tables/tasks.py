@@ -3,58 +3,26 @@
 import dataclasses
 from collections.abc import Sequence
 from itertools import islice
-from typing import Any
 
 from gatokit.inspection.preview import Rule, preview, rule_text, rule_value
 from gatokit.inspection.read.directory import DatasetReader
 from gatokit.inspection.read.index import TaskRow
-from gatokit.inspection.tables.output import Output, known_columns, show_table
+from gatokit.inspection.tables.output import Output, known_columns, show_table, titled
 from gatokit.inspection.tables.summary import Bin, drops, histogram, show_drops
 from gatokit.schemas.errors import ConfigError
 
 _FIRST_EPISODES = 10
-_STREAM = {
-    "task": "task",
-    "agent": "agent",
-    "episodes": "N",
-    "window": "W",
-    "expert_return": "expert return",
-    "threshold": "threshold",
-    "kept": "kept",
-    "dropped": "dropped",
-    "held_out": "held out",
-    "steps": "steps",
-    "tokens": "tokens",
-}
-_FIELD = {
-    "path": "field",
-    "kind": "kind",
-    "dtype": "dtype",
-    "shape": "shape",
-    "range": "range",
-    "num": "num",
-    "tokens": "tokens",
-}
-_EPISODE = {
-    "agent": "agent",
-    "order": "order",
-    "steps": "steps",
-    "return": "return",
-    "tokens": "tokens",
-    "verdict": "verdict",
-    "episode_id": "episode",
-}
-
-
-def task_values(dataset: DatasetReader, row: TaskRow) -> dict[str, Any]:
-    """A stream of a task as JSON."""
-    return {"dataset": dataset.name, **dataclasses.asdict(row)}
+_STREAM = titled(
+    "task agent episodes window expert_return threshold kept dropped held_out steps tokens", episodes="N", window="W"
+)
+_FIELD = titled("path kind dtype shape range num tokens", path="field")
+_EPISODE = titled("agent order steps return tokens verdict episode_id", episode_id="episode")
 
 
 def show_streams(output: Output, title: str, streams: Sequence[TaskRow]) -> None:
     """Shows streams of tasks, one a row."""
     rows = [vars(stream) for stream in streams]
-    show_table(output, title, known_columns(_STREAM, rows), rows, ("held_out", "steps", "window", "tokens"))
+    show_table(output, title, known_columns(_STREAM, rows), rows, "held_out steps window tokens")
 
 
 def show_task(output: Output, datasets: Sequence[DatasetReader], task: str) -> None:
@@ -68,23 +36,23 @@ def show_task(output: Output, datasets: Sequence[DatasetReader], task: str) -> N
             {
                 **vars(field),
                 "shape": " x ".join(map(str, field.shape)) or "scalar",
-                "range": _range(field.range),
+                "range": ", ".join(f"[{low:g}, {high:g}]" for low, high in dict.fromkeys(field.range or ())) or None,
                 "tokens": field.tokens if field.tokens is not None else "varies",
             }
             for field in fields
         ]
-        show_table(output, "a time step, in token order", _FIELD, rows, ("dtype", "num", "range"))
+        show_table(output, "a time step, in token order", _FIELD, rows, "dtype num range")
         _show_returns(output, bins, streams[0].threshold)
         show_drops(output, task, dropped)
         episodes = islice(dataset.episodes(task=task), _FIRST_EPISODES)
         rows = [row.columns() | {"verdict": row.verdict} for row in episodes]
-        show_table(output, "first episodes", known_columns(_EPISODE, rows), rows, ("order", "tokens", "agent"))
+        show_table(output, "first episodes", known_columns(_EPISODE, rows), rows, "order tokens agent")
         if output.as_json:
             results.append(
                 {
                     "dataset": dataset.name,
                     "task": task,
-                    "streams": [task_values(dataset, row) for row in streams],
+                    "streams": [{"dataset": dataset.name, **dataclasses.asdict(row)} for row in streams],
                     "fields": [field.model_dump(mode="json") for field in fields],
                     "returns": [dataclasses.asdict(item) for item in bins],
                     "drops": [dataclasses.asdict(drop) for drop in dropped],
@@ -92,10 +60,6 @@ def show_task(output: Output, datasets: Sequence[DatasetReader], task: str) -> N
                 }
             )
     output.result({"tasks": results})
-
-
-def _range(pairs: Sequence[tuple[float, float]] | None) -> str | None:
-    return None if pairs is None else ", ".join(f"[{low:g}, {high:g}]" for low, high in dict.fromkeys(pairs))
 
 
 def _show_returns(output: Output, bins: Sequence[Bin], threshold: float | None) -> None:
@@ -131,23 +95,17 @@ def show_rule(output: Output, datasets: Sequence[DatasetReader], task: str | Non
         for row in preview(dataset, rule)
         if task is None or row.task == task
     ]
-    columns = {
-        "dataset": "dataset",
-        "task": "task",
-        "expert_return": "expert return",
-        "threshold": "threshold",
-        "threshold_at": f"at {rule:g}" if is_fraction else "threshold then",
-        "kept": "kept",
-        "kept_at": "kept then",
-        "difference": "difference",
-        "dropped_at": "dropped then",
-    }
+    when = f"at {rule:g}" if is_fraction else "then"
+    columns = titled(
+        "dataset task expert_return threshold threshold_at kept kept_at difference dropped_at",
+        threshold_at=when if is_fraction else "threshold then",
+        kept_at="kept then",
+        dropped_at="dropped then",
+    )
     if all(row["threshold_at"] is None for row in rows):
         del columns["threshold_at"]
-    least = ("expert_return", "threshold", "dropped_at", "dataset")
-    show_table(output, f"keep: {rule_text(rule)}", columns, rows, least)
+    show_table(output, f"keep: {rule_text(rule)}", columns, rows, "expert_return threshold dropped_at dataset")
     kept, kept_at = sum(row["kept"] for row in rows), sum(row["kept_at"] for row in rows)
-    when = f"at {rule:g}" if is_fraction else "then"
     output.say(f"{kept:,} episodes are kept now, {kept_at:,} would be {when} ({kept_at - kept:+,})")
     if documents:
         output.say(exception)
