@@ -53,13 +53,14 @@ def sentence(seed: int, words: int) -> str:
 
 
 def write_rlds(path: Path, steps: dict[str, Any], metadata: dict[str, Any], episodes: list[dict[str, Any]]) -> None:
-    """``episodes`` as TFDS writes them; flags and rewards are added."""
+    """``episodes`` as TFDS writes them, five a file; steps without flags and a reward get them."""
     import tensorflow_datasets as tfds
 
     for episode in episodes:
         last = len(episode["steps"]) - 1
         for at, step in enumerate(episode["steps"]):
-            step |= {"reward": np.float32(1), "is_first": at == 0, "is_last": at == last, "is_terminal": False}
+            marks = {"reward": np.float32(1), "is_first": at == 0, "is_last": at == last, "is_terminal": False}
+            episode["steps"][at] = marks | step
     path.mkdir(parents=True)
     flags = dict.fromkeys(("is_first", "is_last", "is_terminal"), np.bool_)
     features = tfds.features.FeaturesDict(

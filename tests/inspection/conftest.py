@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import webdataset
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+from mixed_build import write_rlds
 from PIL import Image
 from shared import shared
 
@@ -52,7 +53,7 @@ class Small:
     recorded: dict[str, list[dict[str, Any]]]
 
 
-def _arm_step(random: np.random.Generator, step: int, steps: int, reward: float) -> dict[str, Any]:
+def _arm_step(random: np.random.Generator, step: int, reward: float) -> dict[str, Any]:
     return {
         "observation": {
             "image": random.integers(0, 256, (32, 48, 3), dtype=np.uint8),
@@ -62,9 +63,6 @@ def _arm_step(random: np.random.Generator, step: int, steps: int, reward: float)
         "action": random.uniform(-1, 1, 2).astype(np.float32),
         "reward": np.float32(reward),
         "discount": np.float32(1),
-        "is_first": step == 0,
-        "is_last": step == steps - 1,
-        "is_terminal": False,
     }
 
 
@@ -79,7 +77,7 @@ def _arm_episodes(seed: int, best: float) -> list[dict[str, Any]]:
         shares = random.uniform(0, 1, steps)
         # The last step has no action and its reward is padding.
         rewards = total * shares / max(shares[:-1].sum(), 1e-9)
-        written = [_arm_step(random, step, steps, rewards[step]) for step in range(steps)]
+        written = [_arm_step(random, step, rewards[step]) for step in range(steps)]
         if number == 7:
             written[0]["reward"] = np.float32("nan")
         if number == 11:
@@ -96,9 +94,6 @@ def _grid_episodes() -> list[dict[str, Any]]:
                 {
                     "observation": random.integers(0, 1024, 5),
                     "action": {"force": random.uniform(-1, 1, (2, 2)), "move": int(random.integers(0, 4))},
-                    "reward": np.float32(1),
-                    "is_first": step == 0,
-                    "is_last": step == 8,
                     "is_terminal": step == 8,
                 }
                 for step in range(9)
@@ -106,24 +101,6 @@ def _grid_episodes() -> list[dict[str, Any]]:
         }
         for _ in range(4)
     ]
-
-
-def _write(path: Path, steps: dict[str, Any], metadata: dict[str, Any], episodes: list[dict[str, Any]]) -> None:
-    import tensorflow_datasets as tfds
-
-    path.mkdir(parents=True)
-    flags = dict.fromkeys(("is_first", "is_last", "is_terminal"), np.bool_)
-    features = tfds.features.FeaturesDict(
-        {"steps": tfds.features.Dataset({**steps, "reward": np.float32, **flags}), **metadata}
-    )
-    identity = tfds.core.DatasetIdentity(
-        name="recorded", version=tfds.core.Version("1.0.0"), data_dir=str(path), module_name=""
-    )
-    info = tfds.core.DatasetInfo(builder=identity, description="a test", features=features)
-    writer = tfds.core.SequentialWriter(info, 5)
-    writer.initialize_splits(["train"])
-    writer.add_examples({"train": episodes})
-    writer.close_all()
 
 
 @pytest.fixture(scope="session")
@@ -150,8 +127,8 @@ def small(tmp_path_factory: pytest.TempPathFactory, vocabulary: Path) -> Small:
 
     def fill(root: Path) -> None:
         for task in ("reach", "push"):
-            _write(root / "data" / "arm" / task, arm, metadata, recorded[task])
-        _write(root / "data" / "grid", grid, {}, recorded["grid"])
+            write_rlds(root / "data" / "arm" / task, arm, metadata, recorded[task])
+        write_rlds(root / "data" / "grid", grid, {}, recorded["grid"])
         config = root / "small.yaml"
         config.write_text(CONFIG.format(vocabulary=vocabulary))
         build(config, root / "built")
