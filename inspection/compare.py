@@ -150,31 +150,19 @@ def compare(
         config=_differing(_config(left, names), _config(right, names)),
         made_with=_differing(_made_with(left), _made_with(right)),
     )
-    files_before, files_after = (
-        {entry.path: entry.blake2b for entry in directory.manifest.files} for directory in (left, right)
-    )
     for name in dict.fromkeys([*left.datasets, *right.datasets]) if names is None else names:
-        before, after = left.datasets.get(name), right.datasets.get(name)
-        digests_before, digests_after = _digests(files_before, before), _digests(files_after, after)
-        same = set(digests_before.values()) & set(digests_after.values())
-        sides = [
-            _Side(reader, [split for split in _splits(reader) if digests[split.index] not in same])
-            for reader, digests in ((before, digests_before), (after, digests_after))
-        ]
-        rows = _compare_rows(sides[0], sides[1], most_rows)
-        change = DatasetChange(
-            name=name,
-            left=_counts(before),
-            right=_counts(after),
-            same_shards=sum(digests_before[file] in same for file in digests_before if file.endswith(".arrayrecord")),
-            moves=sum((rows[task] for task in sorted(rows)), RowChanges()),
-        )
-        changes.datasets.append(change)
-        tasks_before, tasks_after = _task_totals(before), _task_totals(after)
-        for task in sorted(tasks_before.keys() | tasks_after.keys()):
+        before, after = _Side(left.datasets.get(name)), _Side(right.datasets.get(name))
+        same = set(before.digests.values()) & set(after.digests.values())
+        for side in (before, after):
+            side.splits = [split for split in side.splits if side.digests[split.index] not in same]
+        rows = _compare_rows(before, after, most_rows)
+        same_shards = sum(before.digests[file] in same for file in before.digests if file.endswith(".arrayrecord"))
+        total = sum((rows[task] for task in sorted(rows)), RowChanges())
+        changes.datasets.append(DatasetChange(name, before.counts, after.counts, same_shards, total))
+        for task in sorted(before.tasks.keys() | after.tasks.keys()):
             absent = TaskTotals(task, 0, 0, None, None, 0)
-            was, now = tasks_before.get(task, absent), tasks_after.get(task, absent)
-            task_change = TaskChange(
+            was, now = before.tasks.get(task, absent), after.tasks.get(task, absent)
+            change = TaskChange(
                 dataset=name,
                 task=task,
                 expert_return=(was.expert_return, now.expert_return),
@@ -182,9 +170,9 @@ def compare(
                 kept=(was.kept, now.kept),
                 moves=rows.get(task, RowChanges()),
             )
-            if task_change:
-                changes.tasks.append(task_change)
-        changes.made_with.extend(_differing(_specs(before), _specs(after)))
+            if change:
+                changes.tasks.append(change)
+        changes.made_with.extend(_differing(before.specs, after.specs))
     return changes
 
 
@@ -218,21 +206,6 @@ def _made_with(directory: Directory) -> dict[str, Any]:
     }
 
 
-def _specs(dataset: DatasetReader | None) -> dict[str, Any]:
-    """The fields of a step of each task."""
-    if dataset is None:
-        return {}
-    described = dataset.described
-    return {
-        f"{dataset.name}/{task}: {item.path}": " ".join(
-            f"{key}={value}" for key, value in item.model_dump(mode="json", exclude={"path"}, exclude_none=True).items()
-        )
-        for task, entry in described.tasks.items()
-        if entry.spec in described.specs
-        for item in described.specs[entry.spec].fields
-    }
-
-
 def _differing(left: Mapping[str, Any], right: Mapping[str, Any]) -> list[FieldChange]:
     return [
         FieldChange(name, left.get(name), right.get(name))
@@ -241,44 +214,43 @@ def _differing(left: Mapping[str, Any], right: Mapping[str, Any]) -> list[FieldC
     ]
 
 
-def _splits(dataset: DatasetReader | None) -> Sequence[SplitEntry]:
-    return () if dataset is None else dataset.totals.splits
-
-
-def _digests(files: Mapping[str, str], dataset: DatasetReader | None) -> dict[str, str]:
-    """The digest of each file of a dataset's splits by its name; ``files`` has those of the directory by path."""
-    names = [name for split in _splits(dataset) for name in (split.index, *(part.file for part in split.parts))]
-    return {} if dataset is None else {name: files[f"{dataset.totals.directory}/{name}"] for name in names}
-
-
-def _counts(dataset: DatasetReader | None) -> Counts | None:
-    if dataset is None:
-        return None
-    stored = dataset.stored
-    return Counts(
-        found=dataset.totals.episodes,
-        kept=dataset.totals.kept,
-        held_out=dataset.held_out,
-        steps=None if dataset.holds_documents else sum(row.steps for row in dataset.tasks),
-        tokens=stored["tokens"],
-        shards=stored["shards"],
-        bytes=stored["bytes"],
-    )
-
-
-def _task_totals(dataset: DatasetReader | None) -> dict[str, TaskTotals]:
-    return {} if dataset is None else {totals.task: totals for totals in dataset.task_totals}
-
-
 # --- rows of two indexes ---------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
 class _Side:
-    """A dataset, None if the side lacks it, and those of its splits that are compared."""
+    """A dataset of one directory; all is empty if the directory lacks it. ``splits`` are those that are compared."""
 
-    dataset: DatasetReader | None
-    splits: Sequence[SplitEntry]
+    def __init__(self, dataset: DatasetReader | None) -> None:
+        self.dataset = dataset
+        self.splits: Sequence[SplitEntry] = ()
+        self.digests: dict[str, str] = {}
+        """Of each file of the dataset, by its name."""
+        self.counts: Counts | None = None
+        self.tasks: dict[str, TaskTotals] = {}
+        self.specs: dict[str, str] = {}
+        """The fields of a step of each task."""
+        if dataset is None:
+            return
+        totals, described, stored = dataset.totals, dataset.described, dataset.stored
+        self.splits = totals.splits
+        for file in dataset.directory.manifest.files:
+            folder, _, name = file.path.rpartition("/")
+            if folder == totals.directory:
+                self.digests[name] = file.blake2b
+        self.counts = Counts(
+            found=totals.episodes,
+            kept=totals.kept,
+            held_out=dataset.held_out,
+            steps=None if dataset.holds_documents else sum(row.steps for row in dataset.tasks),
+            tokens=stored["tokens"],
+            shards=stored["shards"],
+            bytes=stored["bytes"],
+        )
+        self.tasks = {item.task: item for item in dataset.task_totals}
+        for task, entry in described.tasks.items():
+            for item in described.specs[entry.spec].fields if entry.spec in described.specs else ():
+                values = item.model_dump(mode="json", exclude={"path"}, exclude_none=True).items()
+                self.specs[f"{dataset.name}/{task}: {item.path}"] = " ".join(f"{key}={value}" for key, value in values)
 
     def batches(self, columns: list[str]) -> Iterator[tuple[int, pa.RecordBatch]]:
         """The rows in order, some at a time, and the ordinal of the first."""
@@ -383,8 +355,9 @@ def compare_rules(datasets: Sequence[DatasetReader], left: Rule | None, right: R
     changes = Changes()
     for dataset in datasets:
         after = replay(dataset, right)
+        thresholds: Mapping[str, float | None]
         if left is None:
-            kept_before, thresholds = after.kept, {row.task: row.threshold for row in dataset.tasks}
+            kept_before, thresholds = after.kept, dataset.thresholds
         else:
             before = replay(dataset, left)
             kept_before, thresholds = before.kept_at, before.thresholds
@@ -395,7 +368,7 @@ def compare_rules(datasets: Sequence[DatasetReader], left: Rule | None, right: R
             "after": after.kept_at,
         }
         counts = {name: after.count(mask)[1:] for name, mask in masks.items()}
-        side = _Side(dataset, dataset.totals.splits)
+        side = _Side(dataset)
         ids = {}
         for name in ("gained", "lost"):
             first: dict[int, np.ndarray] = {}

@@ -75,8 +75,7 @@ def preview(dataset: DatasetReader, rule: Rule) -> list[TaskPreview]:
     episodes that it dropped by a rule. Raises ConfigError as ``replay`` does.
     """
     rows = replay(dataset, rule)
-    expert: dict[str | None, float | None] = {row.task: row.expert_return for row in dataset.tasks}
-    threshold: dict[str | None, float | None] = {row.task: row.threshold for row in dataset.tasks}
+    expert_returns, thresholds = dataset.expert_returns, dataset.thresholds
     counts = zip(
         [None, *rows.names],
         rows.count(weights=rows.episodes),
@@ -89,9 +88,9 @@ def preview(dataset: DatasetReader, rule: Rule) -> list[TaskPreview]:
     tasks = [
         TaskPreview(
             task=task,
-            expert_return=expert.get(task),
-            threshold=threshold.get(task),
-            threshold_at=None if task is None else rows.thresholds.get(task),
+            expert_return=expert_returns.get(task or ""),
+            threshold=thresholds.get(task or ""),
+            threshold_at=rows.thresholds.get(task or ""),
             kept=kept,
             kept_at=kept_at,
             added=added,
@@ -112,7 +111,8 @@ def replay(dataset: DatasetReader, rule: Rule) -> Replayed:
     """
     keep = _keep_rule(dataset, rule)
     expert = dataset.expert_returns
-    names, rows, marks = _read_index(dataset, keep, expert)
+    names, rows = _read_index(dataset, keep, expert)
+    marks = [name for name in ("success", "where", "listed", "hashes") if name in rows]
     task, returns = rows["task"], rows["return"]
     kept_at = np.zeros(len(task), bool)
     thresholds: dict[str, float | None] = {}
@@ -126,7 +126,7 @@ def replay(dataset: DatasetReader, rule: Rule) -> Replayed:
         if isinstance(keep.random_return, dict) and name not in keep.random_return:
             raise ConfigError(f"{dataset.name}: random_return names no return for task {name!r}; add it")
         playable = rows["steps"][sound] > 0
-        of_sound = {mark: column[sound] for mark, column in marks.items()}
+        of_sound = {mark: rows[mark][sound] for mark in marks}
         outcome = apply_rules(keep, Candidates(name, returns[sound], expert[name], playable, **of_sound))
         kept_at[sound] = outcome.kept & playable & ~rows["bad"][sound]
         thresholds[name] = min_return_threshold(keep, name, expert[name])
@@ -172,9 +172,11 @@ def _keep_rule(dataset: DatasetReader, rule: Rule) -> Keep:
 
 def _read_index(
     dataset: DatasetReader, keep: Keep, expert: dict[str, float]
-) -> tuple[list[str], dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """The names of tasks; what every rule needs of the rows, (R,) each; and what only this rule needs, named as the
-    fields of ``Candidates``. The index is read some rows at a time."""
+) -> tuple[list[str], dict[str, np.ndarray]]:
+    """The names of tasks, and what the rule needs of the rows, (R,) each. The index is read some rows at a time.
+
+    What only some rules need has the names of the fields of ``Candidates``.
+    """
     where = None if keep.where is None else Where(keep.where)
     listed = None
     if keep.episodes is not None:
@@ -190,8 +192,7 @@ def _read_index(
         columns.add("episode_id")
     tasks = TaskCodes()
     types = {"task": np.int32, "return": float, "steps": np.int64, "kept": bool, "bad": bool, "lost": np.int64}
-    rows: dict[str, list[np.ndarray]] = {name: [np.empty(0, type_)] for name, type_ in types.items()}
-    marks: dict[str, list[np.ndarray]] = defaultdict(list)
+    rows = defaultdict(list, {name: [np.empty(0, type_)] for name, type_ in types.items()})
     for batch in dataset.batches(sorted(columns)):
         rows["task"].append(tasks.codes(batch["task"]))
         rows["return"].append(batch["return"].to_numpy(zero_copy_only=False))
@@ -200,19 +201,16 @@ def _read_index(
         rows["bad"].append(among(batch["reason"], BAD_REASONS))
         rows["lost"].append(batch["lost"].to_numpy())
         if keep.success is not None:
-            marks["success"].append(~among(batch["reason"], {"not_success"}))
+            rows["success"].append(~among(batch["reason"], {"not_success"}))
         if listed is not None:
             names = pc.cast(batch["task"], pa.string()).to_pylist()
-            marks["listed"].append(listed.find(batch["episode_id"].to_pylist(), names))
+            rows["listed"].append(listed.find(batch["episode_id"].to_pylist(), names))
         if keep.sample is not None:
             hashes = [sample_hash(keep.seed or 0, id_) for id_ in batch["episode_id"].to_pylist()]
-            marks["hashes"].append(np.array(hashes, np.uint64))
+            rows["hashes"].append(np.array(hashes, np.uint64))
         if where is not None:
             values = {name: where_column(batch, name, expert) for name in where.columns}
-            marks["where"].append(where.passes(values, batch.num_rows).copy())
+            rows["where"].append(where.passes(values, batch.num_rows).copy())
     if listed is not None:
         listed.check_found(dataset.name)
-    joined, joined_marks = (
-        {name: np.concatenate(parts) for name, parts in columns_.items()} for columns_ in (rows, marks)
-    )
-    return list(tasks.of_name), joined, joined_marks
+    return list(tasks.of_name), {name: np.concatenate(parts) for name, parts in rows.items()}

@@ -102,7 +102,7 @@ class DatasetReader:
 
     def __init__(self, directory: Directory, totals: DatasetEntry, config: dict[str, Any]) -> None:
         """``config`` is the dataset's part of the manifest's config."""
-        self._directory = directory
+        self.directory = directory
         self.path = directory.path / totals.directory
         self.totals = totals
         self.name = totals.name
@@ -169,6 +169,11 @@ class DatasetReader:
         """The expert return of each task that has one."""
         return {row.task: row.expert_return for row in self.tasks if row.expert_return is not None}
 
+    @property
+    def thresholds(self) -> dict[str, float]:
+        """The threshold of each task that has one."""
+        return {row.task: row.threshold for row in self.tasks if row.threshold is not None}
+
     def spec(self, task: str) -> EpisodeSpec:
         """The fields of a task's time step."""
         return self.described.specs[self.described.tasks[task].spec]
@@ -191,17 +196,22 @@ class DatasetReader:
             yield from self._index_files(indexes).to_batches(columns=list(columns), **_LITTLE_AHEAD)
 
     def rows(
-        self, *, task: str | None = None, kept: bool | None = None, split: str | None = None
+        self, *, id_: str | None = None, task: str | None = None, kept: bool | None = None, split: str | None = None
     ) -> Iterator[EpisodeRow]:
-        """Rows of the index in order, of episodes or documents, read as they are asked for: those of one task, those
-        that are kept (or dropped), those of one split (``train`` or ``held_out``)."""
-        wanted = {"task": task, "kept": kept, "split": split}
+        """Rows of the index in order, of episodes or documents, read as they are asked for: those of one id, of one
+        task, those that are kept (or dropped), those of one split (``train`` or ``held_out``)."""
+        wanted = {"episode_id": id_, "task": task, "kept": kept, "split": split}
         conditions = [pc.field(name) == value for name, value in wanted.items() if value is not None]
-        return self._rows(functools.reduce(operator.and_, conditions) if conditions else None)
+        where = functools.reduce(operator.and_, conditions) if conditions else None
+        parts = {index.index: index.parts for index in self.totals.splits}
+        with self._reading_index():
+            for batch in self._index_files().to_batches(columns=[*INDEX.names, _FILE], filter=where):
+                for columns in batch.to_pylist():
+                    yield EpisodeRow.from_columns(columns, parts[PurePosixPath(columns[_FILE]).name])
 
     def row(self, id_: str) -> EpisodeRow | None:
         """The index row of one episode or document; None if no row has the id."""
-        return next(self._rows(pc.field("episode_id") == id_), None)
+        return next(self.rows(id_=id_), None)
 
     def rows_at(self, ordinals: Sequence[int]) -> list[EpisodeRow]:
         """The rows with these ordinals in the index, in the order of ``ordinals``. Only their row groups are read."""
@@ -239,13 +249,6 @@ class DatasetReader:
         if names:
             check_index_version(next(files.get_fragments()).physical_schema, self.path / names[0])
         return files
-
-    def _rows(self, where: pc.Expression | None) -> Iterator[EpisodeRow]:
-        parts = {split.index: split.parts for split in self.totals.splits}
-        with self._reading_index():
-            for batch in self._index_files().to_batches(columns=[*INDEX.names, _FILE], filter=where):
-                for columns in batch.to_pylist():
-                    yield EpisodeRow.from_columns(columns, parts[PurePosixPath(columns[_FILE]).name])
 
     @contextmanager
     def _reading_index(self) -> Iterator[None]:
@@ -335,7 +338,7 @@ class DatasetReader:
         rules = self.described.documents
         if rules is None:
             raise DataError(f"{self.path / self.totals.described_file} lacks the rules of its documents")
-        return DocumentTokenizer(self._directory.text, rules.end_of_document)
+        return DocumentTokenizer(self.directory.text, rules.end_of_document)
 
     def _episode_tokenizer(self, row: EpisodeRow) -> EpisodeTokenizer:
         if row.spec is None:
@@ -346,6 +349,6 @@ class DatasetReader:
                 file = self.path / self.totals.described_file
                 raise DataError(f"{file} lacks the spec {row.spec} of episode {row.episode_id!r}")
             has_text = any(field.kind == "text" for field in spec.fields)
-            text = self._directory.text if has_text else None
-            self._tokenizers[row.spec] = EpisodeTokenizer(spec, self._directory.manifest.tokenizer, text)
+            text = self.directory.text if has_text else None
+            self._tokenizers[row.spec] = EpisodeTokenizer(spec, self.directory.manifest.tokenizer, text)
         return self._tokenizers[row.spec]

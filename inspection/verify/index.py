@@ -5,7 +5,7 @@ Legend: R rows of the index of a split.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,7 @@ def index_faults(table: pa.Table, split: SplitEntry, dataset: DatasetReader) -> 
     if dataset.corpus is not None:
         masks |= _document_masks(table, dataset.corpus)
     if dataset.keep is not None:
-        masks |= _episode_masks(table, dataset) | _rule_masks(table, dataset, dataset.keep)
+        masks |= _episode_masks(table, dataset, dataset.keep)
     for fault, mask in masks.items():
         wrong = table["episode_id"].filter(mask)
         if len(wrong):
@@ -136,44 +136,41 @@ def _document_masks(table: pa.Table, corpus: CorpusConfig) -> Masks:
     return masks
 
 
-def _episode_masks(table: pa.Table, dataset: DatasetReader) -> Masks:
-    """Rows of episodes against ``dataset.json`` and ``tasks.parquet``."""
+def _episode_masks(table: pa.Table, dataset: DatasetReader, keep: Keep) -> Masks:
+    """Rows of episodes against ``dataset.json``, ``tasks.parquet`` and those rules for which one row is enough."""
     codes, names = coded(table["task"])
 
-    def of_task(values: dict[str, Any], type_: pa.DataType) -> pa.ChunkedArray:
+    def of_task(values: Mapping[str, Any], type_: pa.DataType) -> pa.ChunkedArray:
         by_code = pa.array([*(values.get(name) for name in names), None], type_)
         return pa.chunked_array([by_code.take(pa.array(codes % len(by_code)))])
 
+    kept, reason, returns = table["kept"], table["reason"], table["return"].to_numpy()
     specs = of_task({task: entry.spec for task, entry in dataset.described.tasks.items()}, pa.string())
-    expert_returns = of_task({row.task: row.expert_return for row in dataset.tasks}, pa.float64())
-    thresholds = of_task({row.task: row.threshold for row in dataset.tasks}, pa.float64())
+    expert_returns = of_task(dataset.expert_returns, pa.float64())
+    thresholds = of_task(dataset.thresholds, pa.float64())
+    absent_rules = [rule_reason for key, rule_reason in RULES.items() if getattr(keep, key) is None]
     masks = {
         "have another spec than their task": _differ(table["spec"], specs),
         "have another expert return than their task": _differ(table["expert_return"], expert_returns),
         "have another threshold than their task": _differ(table["threshold"], thresholds),
+        "are dropped by a rule that the config does not have": _is_in(reason, absent_rules),
     }
-    if dataset.keep is not None and dataset.keep.min_return is not None:
-        reached = pa.array(at_or_above(table["return"].to_numpy(), thresholds.to_numpy()))
-        below = _equals(table["reason"], "below_threshold")
-        masks["are kept below the threshold"] = pc.and_not(table["kept"], reached)
+    if keep.min_return is not None:
+        reached = pa.array(at_or_above(returns, thresholds.to_numpy()))
+        below = _equals(reason, "below_threshold")
+        masks["are kept below the threshold"] = pc.and_not(kept, reached)
         masks["are dropped below the threshold that they reach"] = pc.and_(below, reached)
-    return masks
-
-
-def _rule_masks(table: pa.Table, dataset: DatasetReader, keep: Keep) -> Masks:
-    """Rows of episodes against those rules for which one row is enough."""
-    absent = [reason for key, reason in RULES.items() if getattr(keep, key) is None]
-    masks = {"are dropped by a rule that the config does not have": _is_in(table["reason"], absent)}
     if keep.returns is not None:
-        within = pa.array(in_range(keep, table["return"].to_numpy()))
-        masks["are kept with a return outside of the range"] = pc.and_not(table["kept"], within)
+        within = pa.array(in_range(keep, returns))
+        masks["are kept with a return outside of the range"] = pc.and_not(kept, within)
     if keep.where is not None:
         where = Where(keep.where)
         columns = {name: where_column(table, name, dataset.expert_returns) for name in where.columns}
         true = pa.array(where.passes(columns, table.num_rows))
-        dropped = _equals(table["reason"], "not_where")
-        masks["are kept, and the expression of keep is not true for them"] = pc.and_not(table["kept"], true)
-        masks["are dropped by the expression of keep, which is true for them"] = pc.and_(dropped, true)
+        masks["are kept, and the expression of keep is not true for them"] = pc.and_not(kept, true)
+        masks["are dropped by the expression of keep, which is true for them"] = pc.and_(
+            _equals(reason, "not_where"), true
+        )
     return masks
 
 
