@@ -28,8 +28,8 @@ from gatokit.schemas.errors import ConfigError, DataError
 from gatokit.schemas.progress import Progress
 from gatokit.storage.files import write_atomically
 
-ROLLOUTS = "rollouts.jsonl"
-SETTINGS = "evaluation.json"
+_ROLLOUTS = "rollouts.jsonl"
+_SETTINGS = "evaluation.json"
 
 
 @dataclass(frozen=True)
@@ -228,7 +228,7 @@ class RolloutLog:
         Raises ConfigError if it holds rollouts of other settings or is in use, and DataError if it cannot be read or
         written.
         """
-        self._path = out / ROLLOUTS
+        self._path = out / _ROLLOUTS
         self._rollouts: dict[tuple[str, str, int], Rollout] = {}
         try:
             out.mkdir(parents=True, exist_ok=True)
@@ -294,7 +294,7 @@ class RolloutLog:
 
 def _check_settings(out: Path, settings: Mapping[str, Any]) -> None:
     """Writes the settings if there are none; raises ConfigError if there are other ones."""
-    path = out / SETTINGS
+    path = out / _SETTINGS
     wanted = json.loads(json.dumps(settings))
     if not path.exists():
         write_json(path, wanted)

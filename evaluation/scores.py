@@ -14,22 +14,22 @@ import numpy as np
 from gatokit.evaluation.rollouts import Rollout, write_whole
 from gatokit.schemas.errors import ConfigError
 
-FEWEST = 2
+_FEWEST = 2
 """Fewest rollouts of an agent: a mean of fewer has no standard error."""
 
-GAP_ERRORS = 5.0
+_GAP_ERRORS = 5.0
 """The expert must be this many standard errors above chance; otherwise a task's score means nothing."""
 
 SHARES = tuple(range(0, 101, 10))
 """Percentages of expert at which ``scores.json`` counts tasks."""
 
-CHART = "scores.png"
+_CHART = "scores.png"
 
 
 def check_rollouts(rollouts: int) -> None:
     """Raises ConfigError for too few rollouts."""
-    if rollouts < FEWEST:
-        raise ConfigError(f"--rollouts is {FEWEST} or more, not {rollouts}: a mean of fewer has no standard error")
+    if rollouts < _FEWEST:
+        raise ConfigError(f"--rollouts is {_FEWEST} or more, not {rollouts}: a mean of fewer has no standard error")
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Returns:
 
     @staticmethod
     def of(rollouts: Sequence[Rollout]) -> "Returns":
-        """The returns of at least ``FEWEST`` rollouts."""
+        """The returns of at least ``_FEWEST`` rollouts."""
         values = np.array([rollout.episode_return for rollout in rollouts], np.float64)
         return Returns(len(values), float(values.mean()), float(values.std(ddof=1) / math.sqrt(len(values))))
 
@@ -73,10 +73,10 @@ class Anchors:
         """Why there is no scale between the two; None if there is one."""
         if self.gap <= 0:
             return f"the expert's {self.expert.mean:.4g} is not above chance's {self.random.mean:.4g}"
-        if self.gap < GAP_ERRORS * self.gap_error:
+        if self.gap < _GAP_ERRORS * self.gap_error:
             return (
                 f"the expert's {self.expert.mean:.4g} and chance's {self.random.mean:.4g} are {self.gap:.3g} apart, "
-                f"less than {GAP_ERRORS:g} standard errors of {self.gap_error:.2g}; more --rollouts may part them"
+                f"less than {_GAP_ERRORS:g} standard errors of {self.gap_error:.2g}; more --rollouts may part them"
             )
         return None
 
@@ -267,4 +267,4 @@ def draw_scores(results: Results, out: Path) -> None:
         "resolve": {"scale": {"color": "independent"}},
         "vconcat": [curve_chart, bar_chart],
     }
-    write_whole(out / CHART, vl_convert.vegalite_to_png(chart, scale=1.5))
+    write_whole(out / _CHART, vl_convert.vegalite_to_png(chart, scale=1.5))

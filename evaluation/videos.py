@@ -10,21 +10,21 @@ import numpy as np
 from gatokit.environments.adapter import Adapter
 from gatokit.schemas.errors import DataError
 
-FRAMES_PER_SECOND = 30
+_FRAMES_PER_SECOND = 30
 """Most frames a second; of faster environments only every second or third step is shown, in real time."""
 
-STEPS_PER_SECOND = 10
+_STEPS_PER_SECOND = 10
 """For environments that have no control rate."""
 
 
-def video_path(folder: Path, task: str, number: int, suffix: str = ".mp4") -> Path:
+def _video_path(folder: Path, task: str, number: int, suffix: str = ".mp4") -> Path:
     """The path of a rollout's video."""
     return folder / f"{task.replace('/', '-')}-{number}{suffix}"
 
 
 def has_video(folder: Path, task: str, number: int) -> bool:
     """Whether a rollout has a video."""
-    return any(video_path(folder, task, number, suffix).exists() for suffix in (".mp4", ".gif"))
+    return any(_video_path(folder, task, number, suffix).exists() for suffix in (".mp4", ".gif"))
 
 
 class Videos:
@@ -41,7 +41,7 @@ class Videos:
     def __call__(self, number: int, adapter: Adapter) -> None:
         """Adds the current state to a rollout's video."""
         if number not in self._videos:
-            self._videos[number] = _Video(video_path(self._folder, self._task, number), adapter)
+            self._videos[number] = _Video(_video_path(self._folder, self._task, number), adapter)
         self._videos[number].show(adapter)
 
     def finish(self, number: int) -> None:
@@ -56,9 +56,9 @@ class _Video:
     """A video in progress: an MP4 on disk, or the frames of a GIF."""
 
     def __init__(self, path: Path, adapter: Adapter) -> None:
-        hz = adapter.hz or STEPS_PER_SECOND
+        hz = adapter.hz or _STEPS_PER_SECOND
         self._path, self._temporary = path, path.with_name(f".{path.name}")
-        self._every = math.ceil(hz / FRAMES_PER_SECOND - 1e-9)
+        self._every = math.ceil(hz / _FRAMES_PER_SECOND - 1e-9)
         self._rate = hz / self._every
         self._steps = 0
         self._writer: cv2.VideoWriter | None = None

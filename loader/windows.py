@@ -116,14 +116,8 @@ class Windows:
             self.patch_slots = self._needed_slots()
 
     def __reduce__(self) -> tuple[object, ...]:
-        windows = partial(
-            Windows,
-            split=self._split,
-            dataset=self._dataset,
-            training=self._training,
-            patch_slots=self.patch_slots,
-        )
-        return windows, (self._mixture, self._config)
+        windows = partial(Windows, split=self._split, dataset=self._dataset, training=self._training)
+        return partial(windows, patch_slots=self.patch_slots), (self._mixture, self._config)
 
     def batch(self, step: int, rows: range) -> Batch:
         """``rows`` of the batch of a step, from 0; sample i is ``step * config.batch + row``.

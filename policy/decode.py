@@ -18,7 +18,7 @@ from gatokit.trainer.attention import Tree
 
 Rule = Literal["sample", "greedy", "median"]
 
-IDS = DISCRETE_VALUES
+_IDS = DISCRETE_VALUES
 """W: a field has at most 1,024 discrete values or bins (Gato, section 2.1)."""
 
 
@@ -97,9 +97,9 @@ def act(
     def choose(state: jax.Array, token: ActionSpace, ordinal: jax.Array) -> jax.Array:
         token_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, ordinal)
         if mask or rule == "median":
-            rows = jax.lax.dynamic_slice_in_dim(table["token"], token.lowest, IDS)
-            values = model.logits({"embedding": {"token": rows}}, state, IDS)
-            values = jnp.where(jnp.arange(IDS) < token.number, values, -jnp.inf)
+            rows = jax.lax.dynamic_slice_in_dim(table["token"], token.lowest, _IDS)
+            values = model.logits({"embedding": {"token": rows}}, state, _IDS)
+            values = jnp.where(jnp.arange(_IDS) < token.number, values, -jnp.inf)
             return pick(values, token_keys, temperature, rule, token.continuous) + token.lowest
         values = model.logits(parameters, state, vocabulary_size)
         return pick(values, token_keys, temperature, rule, token.continuous)

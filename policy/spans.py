@@ -20,7 +20,7 @@ from gatokit.storage.array_record import ArrayRecordFile
 from gatokit.tokenizers.image_codec import decode
 from gatokit.tokenizers.patches import evaluation_positions, patches
 
-PRIVATE_NUMBERS = 65_535
+_PRIVATE_NUMBERS = 65_535
 """The numbers of private tokens are 1 to this, and then start again at 1."""
 
 
@@ -107,12 +107,12 @@ class Span(NamedTuple):
         return Span._make([*(array[begin:end] for array in self[:-1]), patches])
 
 
-NO_TOKENS = Span.of_actions(np.zeros(0, np.uint16), np.zeros(0, np.uint8), 0)
+_NO_TOKENS = Span.of_actions(np.zeros(0, np.uint16), np.zeros(0, np.uint8), 0)
 
 
 def concatenate(spans: Sequence[Span]) -> Span:
     """Spans one after the other, as one."""
-    spans = spans or [NO_TOKENS]
+    spans = spans or [_NO_TOKENS]
     if len(spans) == 1:
         return spans[0]
     begins = np.cumsum([0, *(span.size for span in spans[:-1])])
@@ -142,7 +142,7 @@ def make_batch(spans: Sequence[Span | None], length: int, slots: int) -> Batch:
 
 def private_number(step: int) -> int:
     """The number of a step's private tokens, 1 or more."""
-    return step % PRIVATE_NUMBERS + 1
+    return step % _PRIVATE_NUMBERS + 1
 
 
 def read_prompt(path: Path, prompt: Prompt, tokens: int, action_tokens: int, hide: bool) -> list[Span]:

@@ -5,7 +5,7 @@ Legend: B rows (episodes side by side), A action tokens of a step.
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -105,11 +105,12 @@ def check_same_spec(task: Task, spec: EpisodeSpec) -> None:
                 f"{task.full_name}: the data has the field {ours.path}, and the environment has not; it has "
                 f"{', '.join(fields)}"
             )
-        compared = ["kind", "shape"]
-        if ours.is_action:
-            compared.append("num" if ours.kind == "discrete" else "range")
-        for name in compared:
-            in_data, found = (_ranges(field) if name == "range" else getattr(field, name) for field in (ours, theirs))
+        compared: list[tuple[str, Any, Any]] = [("kind", ours.kind, theirs.kind), ("shape", ours.shape, theirs.shape)]
+        if ours.is_action and ours.kind == "discrete":
+            compared.append(("num", ours.num, theirs.num))
+        elif ours.is_action:
+            compared.append(("range", _ranges(ours), _ranges(theirs)))
+        for name, in_data, found in compared:
             if in_data != found:
                 raise ConfigError(
                     f"{task.full_name}: {ours.path} has {name} {in_data} in the data and {found} in the environment: "
