@@ -10,10 +10,7 @@ from gatokit.schemas.words import byte_size
 
 TAKES_BEAM_OPTIONS = True
 
-EXAMPLE = (
-    "gatokit build demo.yaml --out built --workers 2\n\n"
-    "Every other option is Apache Beam's, such as --runner or --project."
-)
+EXAMPLE = "gatokit build demo.yaml --out built --workers 2"
 
 _MOST_SECONDS = 3600.0
 _ESTIMATES = ("files", "source_bytes", "splits", "episodes", "kept", "shards", "tokens", "bytes", "worker_hours")

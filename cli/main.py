@@ -64,10 +64,11 @@ def verb_parser(verb: str) -> argparse.ArgumentParser:
     """The parser of a verb's arguments; imports the verb's module."""
     module = importlib.import_module(f"gatokit.cli.{verb}")
     does = VERBS[verb]
+    beam = "\n\nEvery other option is Apache Beam's, such as --runner or --project."
     parser = _Parser(
         prog=f"gatokit {verb}",
         description=does[0].upper() + does[1:] + ".",
-        epilog=f"example:\n  {module.EXAMPLE}",
+        epilog=f"example:\n  {module.EXAMPLE}" + (beam if hasattr(module, "TAKES_BEAM_OPTIONS") else ""),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -102,7 +103,7 @@ def _run(words: list[str]) -> int:
         if name in retired:
             raise ConfigError(f"{name} is no longer an option", way_out=retired[name], code="usage")
     known, rest = parser.parse_known_args(words)
-    if getattr(module, "TAKES_BEAM_OPTIONS", False):
+    if hasattr(module, "TAKES_BEAM_OPTIONS"):
         known.beam_options = rest
     elif rest:
         name = rest[0].partition("=")[0]

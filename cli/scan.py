@@ -8,7 +8,7 @@ from gatokit.cli.console import Output
 
 TAKES_BEAM_OPTIONS = True
 
-EXAMPLE = "gatokit scan demo.yaml --out scanned\n\nEvery other option is Apache Beam's, such as --runner or --project."
+EXAMPLE = "gatokit scan demo.yaml --out scanned"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -24,6 +24,7 @@ from gatokit.tokenizers.text import TextTokenizer
 
 _FRAMES, _LINE_POINTS, _MOST_ACTIONS = 8, 120, 4
 _FIRST_TOKENS, _LAST_TOKENS = 40, 8
+_TOKEN_KEYS = ("at", "id", "position", "field", "value")
 _COPIED_BYTES, _HEIGHT = 6_000, 144
 """An image of more bytes becomes a JPEG of at most this height, in pixels."""
 _EXCERPT_CHARACTERS, _CELL_CHARACTERS = 600, 60
@@ -63,14 +64,7 @@ def film(episode: StoredEpisode, label: str, text: TextTokenizer, budget: Budget
         "lines": [_line(line) for line in lines],
         "first_step_tokens": len(first_step),
         "tokens_shown": [
-            {
-                "at": token.at,
-                "id": token.id,
-                "kind": kind_name(token.kind),
-                "position": token.position,
-                "field": token.field,
-                "value": token.value,
-            }
+            {key: getattr(token, key) for key in _TOKEN_KEYS} | {"kind": kind_name(token.kind)}
             for token in decoded.named(shown)
         ],
     }
