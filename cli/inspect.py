@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from gatokit.cli.console import Output, needs
 from gatokit.schemas.errors import ConfigError
+from gatokit.schemas.words import byte_size, did_you_mean
 
 if TYPE_CHECKING:
     from gatokit.inspection import DatasetReader, Directory, EpisodeRow
@@ -187,12 +188,10 @@ def _find_episode(
 
 
 def _no_such_name(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
-    import difflib
-
     names = list(known)
-    near = difflib.get_close_matches(name, names, n=3, cutoff=cutoff)
-    if near:
-        return f"no such name; did you mean {' or '.join(near)}?"
+    question = did_you_mean(name, names, most=3, cutoff=cutoff)
+    if question:
+        return f"no such name; {question}"
     return f"no such name, only {', '.join(names)}" if len(names) <= 12 else "no such name"
 
 
@@ -291,7 +290,6 @@ def _write_report(
     the directory.
     """
     from gatokit.inspection.card import card, markdown
-    from gatokit.schemas.words import byte_size
     from gatokit.storage.files import write_atomically
 
     files: dict[str, Path] = {name: path for name in ("card", "html") if (path := getattr(arguments, name)) is not None}

@@ -4,10 +4,10 @@ import difflib
 from collections.abc import Iterable
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """A question that names the known word nearest to ``word``, as "did you mean 'build'?"; "" if none is near."""
-    nearest = difflib.get_close_matches(word, list(known), n=1)
-    return f"did you mean {nearest[0]!r}?" if nearest else ""
+def did_you_mean(word: str, known: Iterable[str], most: int = 1, cutoff: float = 0.6) -> str:
+    """A question that names the known words nearest to ``word``, as "did you mean 'build'?"; "" if none is near."""
+    nearest = difflib.get_close_matches(word, list(known), n=most, cutoff=cutoff)
+    return f"did you mean {' or '.join(map(repr, nearest))}?" if nearest else ""
 
 
 def shown(value: object) -> str:

@@ -172,8 +172,8 @@ def test_another_threshold_is_answered_in_no_time(gatokit, built):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["--dataset", "babyay"], "did you mean babyai?"),
-        (["--task", "GoToLokal-v0"], "did you mean GoToLocal-v0"),
+        (["--dataset", "babyay"], "did you mean 'babyai'?"),
+        (["--task", "GoToLokal-v0"], "did you mean 'GoToLocal-v0'"),
         (["--dataset", "babyai", "--task", "Breakout"], "babyai has no such name, only GoToLocal-v0, PickupLoc-v0"),
         (["--episode", "nothing like it"], "no such name"),
         (["--at", "1.5"], "give a number from 0 to 1"),
@@ -193,7 +193,7 @@ def test_a_mistake_ends_in_a_sentence(gatokit, built, words, says):
 
 def test_a_near_episode_is_suggested(gatokit, built):
     id_ = first_kept(built, "control").episode_id
-    assert f"did you mean {id_}" in gatokit("inspect", built, "--episode", id_.replace("cartpole", "cratpole")).err
+    assert f"did you mean {id_!r}" in gatokit("inspect", built, "--episode", id_.replace("cartpole", "cratpole")).err
 
 
 def test_an_episode_of_two_datasets_has_to_be_told_apart(gatokit, built):
@@ -288,7 +288,7 @@ def test_what_changes_between_two_thresholds(gatokit, built, monkeypatch):
         (["--against", "0.9", "--task", "Breakout"], "--against compares whole datasets; give --dataset"),
         (["--against", "."], ". has no manifest.json: it is no finished build or scan"),
         (["--against", ".", "--at", "0.9"], "--against .: --at and --keep are of one directory; leave them out"),
-        (["--against", "0.5", "--dataset", "babyay"], "did you mean babyai?"),
+        (["--against", "0.5", "--dataset", "babyay"], "did you mean 'babyai'?"),
     ],
 )
 def test_a_mistaken_rule_ends_in_a_sentence(gatokit, built, tmp_path, monkeypatch, words, says):

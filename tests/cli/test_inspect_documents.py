@@ -349,10 +349,10 @@ def test_a_dropped_document_says_why(gatokit, documents):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["--dataset", "note"], "did you mean notes?"),
+        (["--dataset", "note"], "did you mean 'notes'?"),
         (
             ["--document", "notes.jsonl#11", "--dataset", "notes"],
-            "--document notes.jsonl#11: notes has no such name; did you mean notes.jsonl#",
+            "--document notes.jsonl#11: notes has no such name; did you mean 'notes.jsonl#",
         ),
         (["--at", "0.9"], "--at 0.9: notes, captions, pages hold documents, which have no threshold"),
         (["--at", "0.9", "--dataset", "notes"], "--at 0.9: notes holds documents, which have no threshold"),
