@@ -21,17 +21,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_job_arguments(parser)
     option = parser.add_argument
     option(
-        "--update",
-        action="store_true",
-        help="DIR may hold a finished build of another config or other source files: build what changed, keep the rest",
+        "--update", action="store_true", help="DIR may hold a build of another config or data: build only what changed"
     )
     option("--plan", action="store_true", help="say what a build would give and take, and write nothing")
     option(
-        "--sample-seconds",
-        type=_seconds,
-        default=20.0,
-        metavar="S",
-        help="with --plan: how long to measure (default: 20)",
+        "--sample-seconds", type=_seconds, default=20.0, metavar="S", help="with --plan: time to measure (default: 20)"
     )
 
 

@@ -22,13 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
     option = parser.add_argument
     option("--checkpoint", metavar="DIR", help="a run's directory, one of its checkpoints, or an export")
-    option(
-        "--env",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="environment, as metaworld/door-open-v3; give several",
-    )
+    option("--env", action="append", default=[], metavar="NAME", help="such as metaworld/door-open-v3; give several")
     option("--all", action="store_true", help="play all environments of the checkpoint's tasks")
     option("--out", required=True, metavar="DIR", help="directory for rollouts, scores and videos")
     option(

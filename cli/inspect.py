@@ -57,30 +57,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     option("--task", metavar="T", help="fields, returns and episodes of one task")
     option("--episode", "--document", metavar="ID", help="decode this episode by steps, or this document by parts")
     option(
-        "--steps",
-        type=_steps_range,
-        metavar="A:B",
-        help="with --episode: steps A to B - 1 (default: the first 5; all with --json)",
+        "--steps", type=_steps_range, metavar="A:B", help="with --episode: steps A to B-1 (default: first 5; JSON: all)"
     )
     option("--full", action="store_true", help="with --document: all texts and parts, not shortened")
     option(
-        "--images",
-        type=Path,
-        metavar="OUT",
-        help="with --document: write its images into files of OUT; with --episode those of the steps shown",
+        "--images", type=Path, metavar="OUT", help="write images of --document, or of the steps of --episode, into OUT"
     )
     option("--at", type=float, metavar="F", help="what keep: {min_return: F} would keep, without a build")
     option("--keep", metavar="RULE", help="what another keep rule of a config would keep, without a build")
-    option(
-        "--against",
-        metavar="B",
-        help="what changed from DIR to the finished directory B; or to another rule for DIR, a fraction or a keep rule",
-    )
+    option("--against", metavar="B", help="what changed from DIR to directory B, or to rule B: a fraction or keep rule")
     option("--step", type=int, metavar="K", help="DIR is a run's: the records behind its step K, from 1")
     option(
-        "--run",
-        metavar="R",
-        help="with --step: DIR is a build, R a run or run config; with --html: show what R draws from DIR",
+        "--run", metavar="R", help="with --step: DIR is a build, R a run or config; with --html: what R draws from DIR"
     )
     option("--html", type=Path, metavar="FILE", help="write a report: one page that opens offline")
     option("--card", type=Path, metavar="FILE", help="write a dataset card as Markdown")
