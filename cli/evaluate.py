@@ -1,7 +1,6 @@
 """``gatokit evaluate``: scores a policy between chance and expert, or measures what tokens cost the expert."""
 
 import argparse
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +141,8 @@ def show_scores(output: Output, results: Any, out: Path) -> None:
 
 
 def _ceiling(arguments: argparse.Namespace, time_limits: dict[str, int], output: Output) -> int:
+    from dataclasses import asdict
+
     from gatokit.evaluation.ceiling import measure_ceiling
 
     names, out = arguments.env, Path(arguments.out)
