@@ -33,7 +33,6 @@ from gatokit.pipelines.planning import (
     plan_shards,
     scan_units,
     task_rows,
-    undivided,
 )
 from gatokit.pipelines.shards.writer import MOST_RECORDS, build_shard
 from gatokit.schemas.config import BuildConfig, EpisodesConfig, Keep
@@ -326,15 +325,14 @@ def _build_part(shard: PlannedShard, most_bytes: int, text: TextTokenizer, folde
 
 def _splits(dataset: DatasetPlan, shard_bytes: int, rows_per_byte: float) -> int:
     """The number of splits if each file has ``rows_per_byte`` of its size in rows, both in bytes."""
-    splitter, last = Splitter(shard_bytes), 0
-    names, whole = [file.name for file in dataset.files], undivided(dataset)
+    splitter, last = Splitter(dataset.files, shard_bytes), 0
     sizes = [file.size for file in dataset.files]
     for ordinal, size in enumerate(sizes):
         length = round(size * rows_per_byte)
         rows = _SPLIT_ROWS * -(-length // shard_bytes)
         if rows:
             lengths = np.diff(np.arange(rows + 1) * (length / rows)).astype(np.int64)
-            last = int(splitter.assign(names, np.full(rows, ordinal), lengths, whole)[-1])
+            last = int(splitter.assign(np.full(rows, ordinal), lengths)[-1])
     return last + 1
 
 

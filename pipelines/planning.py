@@ -6,7 +6,7 @@ dataset.
 """
 
 import functools
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -222,20 +222,13 @@ def task_rows(dataset: DatasetPlan, result: FilterResult) -> Iterator[pa.Table]:
         begin = end
 
 
-def undivided(dataset: DatasetPlan) -> set[int]:
-    """The indexes of the files that cannot be read from the middle."""
-    files: Sequence[EpisodeFile | DocumentFile] = dataset.files
-    return {ordinal for ordinal, file in enumerate(files) if not file.divides}
-
-
 def _splits(dataset: DatasetPlan, result: FilterResult, shard_bytes: int) -> Iterator[pa.Table]:
     """The rows of each split. Files of several units can be joined into one split."""
-    splitter = Splitter(shard_bytes)
-    names, not_divided = [file.name for file in dataset.files], undivided(dataset)
+    splitter = Splitter(dataset.files, shard_bytes)
     pending: list[pa.Table] = []
     current = -1
     for table in task_rows(dataset, result):
-        split = splitter.assign(names, table["file"].to_numpy(), table["length"].to_numpy(), not_divided)
+        split = splitter.assign(table["file"].to_numpy(), table["length"].to_numpy())
         # A unit may have no rows, if its files are empty or lie behind a limit.
         starts = np.flatnonzero(np.diff(split, prepend=-1)).tolist()
         for start, end in pairwise([*starts, len(split)]):
@@ -259,17 +252,14 @@ class Splitter:
     too.
     """
 
-    def __init__(self, split_bytes: int) -> None:
-        self._split_bytes = split_bytes
+    def __init__(self, files: Sequence[EpisodeFile | DocumentFile], split_bytes: int) -> None:
+        self._files, self._split_bytes = files, split_bytes
         self._current = self._held = 0
 
-    def assign(
-        self, names: list[str], file: np.ndarray, length: np.ndarray, undivided: Collection[int] = ()
-    ) -> np.ndarray:
+    def assign(self, file: np.ndarray, length: np.ndarray) -> np.ndarray:
         """The split of the next rows, int64 (R,), counted from 0 over all calls. All rows of a file come in one call.
 
-        ``file``, int (R,), is the row's file as an ascending index into ``names``. ``length``, int64 (R,), is the
-        row's size in bytes. ``undivided`` has the files that cannot be read from the middle.
+        ``file``, int (R,), is the row's file as an ascending index. ``length``, int64 (R,), is the row's size in bytes.
         """
         split = np.zeros(len(file), np.int64)
         ordinals, starts = np.unique(file, return_index=True)
@@ -278,7 +268,7 @@ class Splitter:
             total = int(sizes.sum())
             if total > self._split_bytes:
                 self._current += self._held > 0
-                pieces = 1 if ordinal in undivided else -(-total // self._split_bytes)
+                pieces = -(-total // self._split_bytes) if self._files[ordinal].divides else 1
                 before = np.cumsum(sizes) - sizes
                 _, numbers = np.unique(before * pieces // total, return_inverse=True)
                 split[start:end] = self._current + numbers
@@ -290,7 +280,7 @@ class Splitter:
             split[start:end] = self._current
             self._held += max(total, 1)
             # A name ends its group with a probability that is the file's share of a split.
-            if int(digest(names[ordinal].encode(), 8), 16) < total / self._split_bytes * 2.0**64:
+            if int(digest(self._files[ordinal].name.encode(), 8), 16) < total / self._split_bytes * 2.0**64:
                 self._current, self._held = self._current + 1, 0
         return split
 

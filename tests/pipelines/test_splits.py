@@ -1,6 +1,7 @@
 """Which rows become one shard."""
 
 import hashlib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +17,8 @@ def assigned(files: dict[str, list[int]]) -> list[int]:
     """Splits of the rows of these files, each given by the lengths of its rows."""
     file = np.repeat(np.arange(len(files)), [len(lengths) for lengths in files.values()])
     length = np.array([value for lengths in files.values() for value in lengths], np.int64)
-    return Splitter(SIZE).assign(list(files), file, length).tolist()
+    sources = [SimpleNamespace(name=name, divides=True) for name in files]
+    return Splitter(sources, SIZE).assign(file, length).tolist()
 
 
 def shards(files: dict[str, list[int]]) -> list[list[tuple[str, int]]]:
