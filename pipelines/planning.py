@@ -51,7 +51,6 @@ class _Kind:
     """What a kind of dataset does in each stage."""
 
     plan: Callable[[Any, str, Path], DatasetPlan]
-    units: Callable[..., Sequence[ScanUnit]]
     filter: Callable[..., FilterResult]
     task_rows: Callable[..., pa.Table]
     shard_header: Callable[..., ShardHeader]
@@ -60,14 +59,12 @@ class _Kind:
 _KINDS = {
     "episodes": _Kind(
         episode_scan.plan_episodes,
-        episode_scan.scan_units,
         episode_filter.filter_episodes,
         episode_filter.task_rows,
         episode_tokenize.shard_header,
     ),
     "documents": _Kind(
         document_reader.plan_documents,
-        document_reader.scan_units,
         document_tokenize.filter_documents,
         document_tokenize.task_rows,
         document_tokenize.shard_header,
@@ -96,7 +93,16 @@ def scan_units(plan: DatasetPlan, max_bytes: int, unit_bytes: int | None = None)
 
     Episodes or documents above ``max_bytes`` will be rejected.
     """
-    return _KINDS[plan.kind].units(plan, max_bytes, unit_bytes or SCAN_UNIT_BYTES)
+    groups: list[list[int]] = []
+    size = 0
+    files: Sequence[EpisodeFile | DocumentFile] = plan.files
+    for ordinal, file in enumerate(files):
+        if not groups or size + file.size > (unit_bytes or SCAN_UNIT_BYTES):
+            groups.append([])
+            size = 0
+        groups[-1].append(ordinal)
+        size += file.size
+    return [plan.scan_unit(group, max_bytes) for group in groups]
 
 
 def unit_from_json(text: str | bytes) -> ScanUnit:

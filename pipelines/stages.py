@@ -6,18 +6,22 @@ turns those that are kept into serialized records.
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from itertools import groupby
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict
 
+from gatokit.pipelines.formats.records import ByteRange
 from gatokit.schemas.errors import DataError, RejectedError
 from gatokit.schemas.index import BAD_REASONS, INDEX
 from gatokit.schemas.manifest import EpisodeSpec, digest
+from gatokit.storage.files import prefetch, read_rows
 
 LEAST_BAD_ROWS = 10
 """The error budget always allows this many bad rows."""
@@ -38,6 +42,27 @@ TASK_ROWS = pa.schema(
 # --- filter --------------------------------------------------------------------------------------------------
 
 
+class ScannedRows:
+    """The scanned rows of a dataset in source order, one table per unit, cut to the first ``limit`` of each task.
+
+    A dataset of documents is one task.
+    """
+
+    def __init__(self, paths: Sequence[Path], limit: int | None) -> None:
+        self._paths, self._limit = paths, limit
+
+    def __iter__(self) -> Iterator[pa.Table]:
+        seen: Counter[str | None] = Counter()
+        for table in prefetch(self._paths, read_rows, lambda read: int(read.nbytes)):
+            if self._limit is not None:
+                mask = []
+                for task in table["task"].to_pylist() if "task" in table.column_names else [None] * len(table):
+                    seen[task] += 1
+                    mask.append(seen[task] <= self._limit)
+                table = table.filter(pa.array(mask, pa.bool_()))
+            yield table
+
+
 @dataclass(frozen=True)
 class Stream:
     """The sound episodes of one agent on one task: their number N, the window W, and the best mean return of W
@@ -46,7 +71,6 @@ class Stream:
     A dataset of documents is one task with one stream, which has neither window nor return.
     """
 
-    task: str
     agent: str
     episodes: int
     window: int | None
@@ -69,12 +93,9 @@ class Task:
 
 @dataclass(frozen=True)
 class FilterResult:
-    """The verdicts over a dataset's scanned rows, R of them in source order.
+    """The verdicts over a dataset's scanned rows, R of them in source order."""
 
-    ``scanned`` reads the rows again, one table per unit of the scan.
-    """
-
-    scanned: Iterable[pa.Table]
+    scanned: ScannedRows
     tasks: tuple[Task, ...]
     notices: tuple[str, ...]
     """Sentences for the user."""
@@ -149,6 +170,16 @@ class TokenizedRow(NamedTuple):
     records: list[bytes]
     tokens: list[int]
     remark: str | None = None
+
+
+def rows_by_file(
+    columns: dict[str, list[Any]], rows: Sequence[int]
+) -> Iterator[tuple[int, list[int], list[ByteRange]]]:
+    """Each file of a shard task in turn, with those of ``rows`` that lie in it and where they are stored."""
+    names = [name for name in ("source_position", "offset", "length", "crc", "payload") if name in columns]
+    for file, group in groupby(rows, key=columns["file"].__getitem__):
+        members = list(group)
+        yield file, members, [ByteRange(*(columns[name][row] for name in names)) for row in members]
 
 
 Tokenized = tuple[int, TokenizedRow | RejectedError]

@@ -198,6 +198,16 @@ class DocumentsPlan:
             ids[row] += f"@{scanned['position'][row]}"
         return ids
 
+    def scan_unit(self, ordinals: Sequence[int], max_bytes: int) -> "DocumentUnit":
+        """These of the files as a unit of the scan. Documents above ``max_bytes`` will be rejected."""
+        return DocumentUnit(
+            dataset=self.config.name,
+            max_bytes=max_bytes,
+            ordinals=tuple(ordinals),
+            files=tuple(self.files[ordinal].model_dump(mode="json") for ordinal in ordinals),
+            versions=tuple(self.files[ordinal].versions() for ordinal in ordinals),
+        )
+
 
 def plan_documents(config: CorpusConfig, field: str, base: Path) -> DocumentsPlan:
     """Finds the files of a dataset, in order of their names; relative paths start at ``base``.
@@ -249,28 +259,6 @@ class DocumentUnit(BaseModel):
         for ordinal, file in zip(self.ordinals, self.files, strict=True):
             for found in file_from_json(file).scan(self.max_bytes):
                 yield ordinal, found
-
-
-def scan_units(plan: DocumentsPlan, max_bytes: int, unit_bytes: int) -> list[DocumentUnit]:
-    """Groups the files, in order, into units of about ``unit_bytes``. Documents above ``max_bytes`` are rejected."""
-    groups: list[list[int]] = []
-    size = 0
-    for ordinal, file in enumerate(plan.files):
-        if not groups or size + file.size > unit_bytes:
-            groups.append([])
-            size = 0
-        groups[-1].append(ordinal)
-        size += file.size
-    return [
-        DocumentUnit(
-            dataset=plan.config.name,
-            max_bytes=max_bytes,
-            ordinals=tuple(group),
-            files=tuple(plan.files[ordinal].model_dump(mode="json") for ordinal in group),
-            versions=tuple(plan.files[ordinal].versions() for ordinal in group),
-        )
-        for group in groups
-    ]
 
 
 def _batch(rows: list[tuple[Any, ...]]) -> pa.RecordBatch:

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import groupby, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,18 +19,19 @@ import pyarrow.compute as pc
 from pydantic import BaseModel
 
 from gatokit.pipelines.documents.reader import DocumentFile, DocumentsPlan, Part, file_from_json
-from gatokit.pipelines.formats.records import ByteRange
 from gatokit.pipelines.stages import (
     TASK_ROWS,
     FilterResult,
     Losses,
     OutOfRange,
+    ScannedRows,
     ShardSettings,
     Stream,
     Task,
     Tokenized,
     TokenizedRow,
     row_hash,
+    rows_by_file,
 )
 from gatokit.schemas.config import BuildConfig, document_rules
 from gatokit.schemas.errors import DataError, RejectedError
@@ -38,7 +39,6 @@ from gatokit.schemas.index import HELD_OUT, TRAIN
 from gatokit.schemas.manifest import DocumentRules
 from gatokit.schemas.record import document_record
 from gatokit.schemas.tokens import Document, EncodedImage, PlacedImage, TokenSequence
-from gatokit.storage.files import prefetch, read_rows
 from gatokit.tokenizers.document import DocumentTokenizer, is_copied, patch_count, prepare
 from gatokit.tokenizers.text import TextTokenizer
 
@@ -70,7 +70,7 @@ def filter_documents(
     ``limit`` takes only the first documents. Raises DataError if the error budget is exceeded or nothing is kept.
     """
     name = plan.config.name
-    scanned = _Scanned(paths, limit)
+    scanned = ScannedRows(paths, limit)
     losses, hashes, contents, soundness = Losses(), bytearray(), bytearray(), bytearray()
     for table in scanned:
         losses.add(table, plan.ids)
@@ -95,7 +95,7 @@ def filter_documents(
             f"{name}: the source holds {losses.rows} documents, of which none is sound: "
             + (", ".join(f"{count} {reason}" for reason, count in losses.counts.items()) or "its files are empty")
         )
-    stream = Stream(name, "", int(np.count_nonzero(sound)), None, None)
+    stream = Stream("", int(np.count_nonzero(sound)), None, None)
     return DocumentFilterResult(
         scanned=scanned,
         tasks=(Task(name, None, None, (stream,)),),
@@ -107,21 +107,6 @@ def filter_documents(
         held_out=np.empty(0),
         repeats=repeats,
     )
-
-
-class _Scanned:
-    """The scanned rows of a dataset in source order, one table per unit, cut to the first ``limit``."""
-
-    def __init__(self, paths: Sequence[Path], limit: int | None) -> None:
-        self._paths, self._limit = paths, limit
-
-    def __iter__(self) -> Iterator[pa.Table]:
-        left = self._limit
-        for table in prefetch(self._paths, read_rows, lambda read: int(read.nbytes)):
-            if left is not None:
-                table = table.slice(0, left)
-                left -= table.num_rows
-            yield table
 
 
 # --- shard tasks -----------------------------------------------------------------------------------------------
@@ -221,11 +206,8 @@ class DocumentShardBuilder:
 
     def _stored(self, columns: dict[str, list[Any]], rows: list[int]) -> Iterator[tuple[int, list[Part]]]:
         """(row, parts as stored), file by file."""
-        names = ("source_position", "offset", "length", "crc", "payload")
-        for ordinal, members in groupby(rows, key=lambda row: columns["file"][row]):
-            rows_of_file = list(members)
-            byte_ranges = [ByteRange(*(columns[name][row] for name in names)) for row in rows_of_file]
-            yield from zip(rows_of_file, self._files[ordinal].read(byte_ranges), strict=True)
+        for file, rows_of_file, byte_ranges in rows_by_file(columns, rows):
+            yield from zip(rows_of_file, self._files[file].read(byte_ranges), strict=True)
 
     def _is_heavy(self, batch: _Batch) -> bool:
         """Whether there is much text, or an image, judged by the first, that must be decoded."""

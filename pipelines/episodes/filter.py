@@ -4,7 +4,7 @@ The scanned rows stay in files. In memory there are about thirty bytes of each. 
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from gatokit.pipelines.episodes.scan import EpisodesPlan, check_tasks
-from gatokit.pipelines.stages import TASK_ROWS, FilterResult, Losses, Stream, Task, row_hash
+from gatokit.pipelines.stages import TASK_ROWS, FilterResult, Losses, ScannedRows, Stream, Task, row_hash
 from gatokit.schemas.config import BuildConfig, Keep
 from gatokit.schemas.episode_list import EpisodeList
 from gatokit.schemas.errors import ConfigError, DataError
@@ -23,7 +23,7 @@ from gatokit.schemas.index import HELD_OUT, TRAIN
 from gatokit.schemas.manifest import EpisodeSpec
 from gatokit.schemas.tokens import DISCRETE_VALUES
 from gatokit.schemas.where import Column, Strings, Where
-from gatokit.storage.files import prefetch, read_bytes, read_rows
+from gatokit.storage.files import read_bytes
 
 LONGEST_WINDOW = 1000
 _MOST_NAMES = 5
@@ -67,7 +67,7 @@ def filter_episodes(plan: EpisodesPlan, paths: Sequence[Path], config: BuildConf
     """
     keep, name = plan.config.keep, plan.config.name
     selection = None if plan.list_path is None else read_episode_list(keep, plan.list_path, name)
-    scanned, gathered, losses = _Scanned(paths, limit), _Gathered(), Losses()
+    scanned, gathered, losses = ScannedRows(paths, limit), _Gathered(), Losses()
     for table in scanned:
         losses.add(table, plan.ids)
         ids = plan.ids(table)
@@ -175,7 +175,7 @@ def filter_rows(
         if not len(sound):
             counts = f"no sound episode among {len(members)}: {_summary(rows.reason[members])}"
             raise DataError(f"{dataset}: task {names[code]!r} has {counts}")
-        streams[code], experts[code] = _streams(rows, sound, keep, names[code])
+        streams[code], experts[code] = _streams(rows, sound, keep)
     passes = None if where is None else where(experts)
     kept, reason = np.zeros(len(rows.task), bool), rows.reason.copy()
     reasons = np.array([*FILTER_REASONS, None], object)
@@ -209,14 +209,14 @@ def filter_rows(
     return tasks, kept, reason
 
 
-def _streams(rows: Rows, sound: np.ndarray, keep: Keep, name: str) -> tuple[list[Stream], float]:
+def _streams(rows: Rows, sound: np.ndarray, keep: Keep) -> tuple[list[Stream], float]:
     """The streams of a task's sound episodes, each in collection order, and the task's expert return."""
     in_order = sound[np.argsort(rows.order[sound], kind="stable")]
     by_agent = _groups(rows.agent[in_order])
     streams = []
     for code in sorted(by_agent, key=rows.agent_names.__getitem__):
         returns = rows.returns[in_order[by_agent[code]]]
-        streams.append(Stream(name, rows.agent_names[code], len(returns), window(len(returns)), expert_return(returns)))
+        streams.append(Stream(rows.agent_names[code], len(returns), window(len(returns)), expert_return(returns)))
     if keep.streams == "task":
         return streams, expert_return(rows.returns[in_order])
     return streams, max(stream.stream_return for stream in streams if stream.stream_return is not None)
@@ -235,9 +235,7 @@ def _summary(reasons: np.ndarray) -> str:
     return ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
 
 
-def _passes(
-    plan: EpisodesPlan, scanned: Iterable[pa.Table], rows: Rows, where: Where, experts: np.ndarray
-) -> np.ndarray:
+def _passes(plan: EpisodesPlan, scanned: ScannedRows, rows: Rows, where: Where, experts: np.ndarray) -> np.ndarray:
     """Which rows an expression is true for, bool (R,), evaluated one unit at a time."""
     result, begin = np.zeros(len(rows.task), bool), 0
     experts = np.append(experts, np.nan)  # for rows without a task
@@ -280,24 +278,6 @@ def _order(order: np.ndarray, positions: np.ndarray) -> np.ndarray:
 
 
 # --- what the filter needs of all rows -----------------------------------------------------------------------
-
-
-class _Scanned:
-    """The scanned rows of a dataset in source order, one table per unit, cut to ``limit`` episodes per task."""
-
-    def __init__(self, paths: Sequence[Path], limit: int | None) -> None:
-        self._paths, self._limit = paths, limit
-
-    def __iter__(self) -> Iterator[pa.Table]:
-        seen: Counter[str | None] = Counter()
-        for table in prefetch(self._paths, read_rows, lambda read: int(read.nbytes)):
-            if self._limit is not None:
-                mask = []
-                for task in table["task"].to_pylist():
-                    seen[task] += 1
-                    mask.append(seen[task] <= self._limit)
-                table = table.filter(pa.array(mask, pa.bool_()))
-            yield table
 
 
 class _Gathered:
@@ -379,7 +359,7 @@ def _codes(column: pa.ChunkedArray, numbers: dict[str, int]) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def _check_ids(plan: EpisodesPlan, scanned: Iterable[pa.Table], hashes: np.ndarray) -> None:
+def _check_ids(plan: EpisodesPlan, scanned: ScannedRows, hashes: np.ndarray) -> None:
     """Raises DataError if two episodes have the same id. Only ids with equal hashes are compared."""
     values, counts = np.unique(hashes, return_counts=True)
     suspects = np.flatnonzero(np.isin(hashes, values[counts > 1]))

@@ -7,7 +7,7 @@ rows.
 
 import math
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -148,6 +148,29 @@ class EpisodesPlan:
         ids = scanned["id"].to_pylist()
         return [address if id_ is None else id_ for id_, address in zip(ids, addresses, strict=True)]
 
+    def scan_unit(self, ordinals: Sequence[int], max_bytes: int) -> "EpisodeUnit":
+        """These of the files as a unit of the scan. Episodes above ``max_bytes`` will be rejected."""
+        numbers = (np.searchsorted(self._first_file, ordinals, side="right") - 1).tolist()
+        of_files = [self.directories[number].scan_fields for number in numbers]
+        fields = list(dict.fromkeys(of_files))
+        scanned = [
+            ScanFile(
+                directory=number,
+                ordinal=ordinal - int(self._first_file[number]),
+                task=self.directories[number].task,
+                fields=fields.index(of_file),
+                file=self.files[ordinal],
+            )
+            for ordinal, number, of_file in zip(ordinals, numbers, of_files, strict=True)
+        ]
+        return EpisodeUnit(
+            dataset=self.config.name,
+            max_episode_bytes=max_bytes,
+            fields=tuple(fields),
+            files=tuple(scanned),
+            versions=tuple(files.version(self.files[ordinal].path) for ordinal in ordinals),
+        )
+
 
 def plan_episodes(dataset: EpisodesConfig, field: str, base: Path) -> EpisodesPlan:
     """Finds the source directories of a dataset and derives their specs. Relative paths start at ``base``.
@@ -217,36 +240,6 @@ def check_tasks(tasks: list[tuple[str, str]], dataset: EpisodesConfig, field: st
                 f"{field}: {seen[task]} and {path} both give the task {task!r}; "
                 "set merge: true, or narrow source or task"
             )
-
-
-def scan_units(plan: EpisodesPlan, max_bytes: int, unit_bytes: int) -> "list[EpisodeUnit]":
-    """Groups the files, in order, into units of about ``unit_bytes``. Episodes above ``max_bytes`` will be rejected."""
-    groups: list[list[tuple[int, int, EpisodeFile]]] = []
-    size = 0
-    for directory, item in enumerate(plan.directories):
-        for ordinal, file in enumerate(item.directory.files):
-            if not groups or size + file.size > unit_bytes:
-                groups.append([])
-                size = 0
-            groups[-1].append((directory, ordinal, file))
-            size += file.size
-    units = []
-    for group in groups:
-        fields = list(dict.fromkeys(plan.directories[directory].scan_fields for directory, _, _ in group))
-        scanned = []
-        for directory, ordinal, file in group:
-            item = plan.directories[directory]
-            index = fields.index(item.scan_fields)
-            scanned.append(ScanFile(directory=directory, ordinal=ordinal, task=item.task, fields=index, file=file))
-        unit = EpisodeUnit(
-            dataset=plan.config.name,
-            max_episode_bytes=max_bytes,
-            fields=tuple(fields),
-            files=tuple(scanned),
-            versions=tuple(files.version(file.path) for _, _, file in group),
-        )
-        units.append(unit)
-    return units
 
 
 # --- scan ----------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ Legend: N recorded steps, the last one included; S steps that have an action; T 
 
 from bisect import bisect_right
 from collections.abc import Iterator
-from itertools import groupby, pairwise
+from itertools import pairwise
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -14,8 +14,7 @@ from pydantic import BaseModel
 
 from gatokit.pipelines.episodes.reader import EpisodeFile, RawEpisode, SourceFeatures, SourceField, Values
 from gatokit.pipelines.episodes.scan import AnyEpisodeFile, EpisodesPlan
-from gatokit.pipelines.formats.records import ByteRange
-from gatokit.pipelines.stages import FilterResult, OutOfRange, ShardSettings, Tokenized, TokenizedRow
+from gatokit.pipelines.stages import FilterResult, OutOfRange, ShardSettings, Tokenized, TokenizedRow, rows_by_file
 from gatokit.schemas.errors import RejectedError
 from gatokit.schemas.manifest import EpisodeSpec, FieldSpec, TokenizerSettings
 from gatokit.schemas.record import Record
@@ -107,12 +106,9 @@ class EpisodeShardBuilder:
     def _read(self, columns: dict[str, list[Any]], rows: list[int]) -> Iterator[_StoredRow]:
         """The episodes file by file."""
         header = self._header
-        for ordinal, group in groupby(rows, key=lambda row: columns["file"][row]):
-            rows_of_file = list(group)
-            features = header.features[header.features_of[ordinal]]
-            names = ("source_position", "offset", "length", "crc")
-            byte_ranges = [ByteRange(*(columns[name][row] for name in names)) for row in rows_of_file]
-            for row, raw in zip(rows_of_file, header.files[ordinal].read_some(byte_ranges), strict=True):
+        for file, rows_of_file, byte_ranges in rows_by_file(columns, rows):
+            features = header.features[header.features_of[file]]
+            for row, raw in zip(rows_of_file, header.files[file].read_some(byte_ranges), strict=True):
                 yield row, raw, features
 
     def _tokenized(self, columns: dict[str, list[Any]], stored: Iterator[_StoredRow]) -> Iterator[Tokenized]:

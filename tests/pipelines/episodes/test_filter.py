@@ -53,8 +53,8 @@ def test_tasks_and_agents_apart_and_sorted_by_name() -> None:
     )
     tasks, kept, reason = judged(given_rows, keep(min_return=0.8))
     assert tasks == [
-        Task("lift", -1.0, -1.2, (Stream("lift", "z", 2, 1, -1.0),)),
-        Task("push", 10.0, 8.0, (Stream("push", "b", 1, 1, 7.0), Stream("push", "z", 2, 1, 10.0))),
+        Task("lift", -1.0, -1.2, (Stream("z", 2, 1, -1.0),)),
+        Task("push", 10.0, 8.0, (Stream("b", 1, 1, 7.0), Stream("z", 2, 1, 10.0))),
     ]
     assert kept == [True, True, False, True, False]
     assert reason == [None, None, "below_threshold", None, "below_threshold"]
@@ -70,7 +70,7 @@ def test_rows_that_are_bad_or_too_short() -> None:
         ("a", "", 5, 1.0, "missing_field"),
     )
     tasks, kept, reason = judged(given_rows, keep(min_return=0.1))
-    assert tasks == [Task("a", 100.0, 10.0, (Stream("a", "", 4, 1, 100.0),))]
+    assert tasks == [Task("a", 100.0, 10.0, (Stream("", 4, 1, 100.0),))]
     assert kept == [True, False, False, False, False, False]
     assert reason == [None, "corrupt_record", "corrupt_length", "too_short", "corrupt_record", "missing_field"]
 
@@ -85,10 +85,10 @@ def test_bad_rows_do_not_widen_the_window() -> None:
     sound = [("a", "", 1, float(value), None) for value in [9, 0] * 9 + [4]]
     assert len(sound) == 19
     bad = [("a", "", 0, NAN, "corrupt_record")] * 30
-    assert judged(rows(*sound, *bad), keep(min_return=0.8))[0][0].streams == (Stream("a", "", 19, 1, 9.0),)
+    assert judged(rows(*sound, *bad), keep(min_return=0.8))[0][0].streams == (Stream("", 19, 1, 9.0),)
     one_more = [*sound, ("a", "", 1, 5.0, None)]
     # Twenty sound ones make pairs: the best is the last, (4 + 5) / 2 = 4.5, as are all others (9 + 0) / 2.
-    assert judged(rows(*one_more, *bad), keep(min_return=0.8))[0][0].streams == (Stream("a", "", 20, 2, 4.5),)
+    assert judged(rows(*one_more, *bad), keep(min_return=0.8))[0][0].streams == (Stream("", 20, 2, 4.5),)
 
 
 def test_windows_follow_the_collection_order_and_not_the_position() -> None:
@@ -124,13 +124,13 @@ def test_streams_of_agents_or_one_of_the_task(streams: str, expert: float) -> No
     # Two agents in turns: their 20 episodes each make pairs, the task's 40 make windows of four.
     lines = [("a", "xy"[number % 2], 1, 4.0 if number in (10, 12) else 0.0, None) for number in range(40)]
     tasks, _, _ = judged(rows(*lines), keep(min_return=0.0, streams=streams))
-    assert tasks == [Task("a", expert, 0.0, (Stream("a", "x", 20, 2, 4.0), Stream("a", "y", 20, 2, 0.0)))]
+    assert tasks == [Task("a", expert, 0.0, (Stream("x", 20, 2, 4.0), Stream("y", 20, 2, 0.0)))]
 
 
 def test_rules_by_mark() -> None:
     lines = [("a", "", 1, value, None) for value in (1.0, 2.0, 3.0)]
     tasks, kept, reason = judged(rows(*lines, success=[False, True, False]), keep(success="done"))
-    assert tasks == [Task("a", 3.0, None, (Stream("a", "", 3, 1, 3.0),))]
+    assert tasks == [Task("a", 3.0, None, (Stream("", 3, 1, 3.0),))]
     assert (kept, reason) == ([False, True, False], ["not_success", None, "not_success"])
 
 
