@@ -7,7 +7,7 @@ dataset.
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,8 +18,6 @@ from pydantic import Field, TypeAdapter
 
 from gatokit.pipelines.documents import reader as document_reader
 from gatokit.pipelines.documents import tokenize as document_tokenize
-from gatokit.pipelines.documents.reader import DocumentFile
-from gatokit.pipelines.documents.tokenize import DocumentShardHeader
 from gatokit.pipelines.episodes import filter as episode_filter
 from gatokit.pipelines.episodes import scan as episode_scan
 from gatokit.pipelines.episodes import tokenize as episode_tokenize
@@ -40,7 +38,7 @@ DatasetPlan = episode_scan.EpisodesPlan | document_reader.DocumentsPlan
 """A dataset before its scan."""
 ScanUnit = episode_scan.EpisodeUnit | document_reader.DocumentUnit
 """Consecutive files of a dataset that are scanned together."""
-ShardHeader = episode_tokenize.EpisodeShardHeader | DocumentShardHeader
+ShardHeader = episode_tokenize.EpisodeShardHeader | document_tokenize.DocumentShardHeader
 """What all rows of a shard share."""
 _UNIT: TypeAdapter[ScanUnit] = TypeAdapter(Annotated[ScanUnit, Field(discriminator="kind")])
 _HEADER: TypeAdapter[ShardHeader] = TypeAdapter(Annotated[ShardHeader, Field(discriminator="kind")])
@@ -95,7 +93,7 @@ def scan_units(plan: DatasetPlan, max_bytes: int, unit_bytes: int | None = None)
     """
     groups: list[list[int]] = []
     size = 0
-    files: Sequence[EpisodeFile | DocumentFile] = plan.files
+    files: Sequence[EpisodeFile | document_reader.DocumentFile] = plan.files
     for ordinal, file in enumerate(files):
         if not groups or size + file.size > (unit_bytes or SCAN_UNIT_BYTES):
             groups.append([])
@@ -211,9 +209,7 @@ def filter_dataset(
     dataset: DatasetPlan, scanned: Sequence[Path], config: BuildConfig, limit: int | None
 ) -> FilterResult:
     """The verdicts over the rows of the scanned units, and which of them are held out; errors as ``plan_shards``."""
-    result = _KINDS[dataset.kind].filter(dataset, scanned, config, limit)
-    chosen = held_out(result.hashes, result.kept, result.task, config.holdout)
-    return replace(result, held_out=chosen, hashes=np.empty(0))
+    return _KINDS[dataset.kind].filter(dataset, scanned, config, limit)
 
 
 def task_rows(dataset: DatasetPlan, result: FilterResult) -> Iterator[pa.Table]:
@@ -247,7 +243,7 @@ def _splits(dataset: DatasetPlan, result: FilterResult, shard_bytes: int) -> Ite
         yield pa.concat_tables(pending)
 
 
-# --- which rows become one shard, and which are held out -----------------------------------------------------
+# --- which rows become one shard -----------------------------------------------------------------------------
 
 
 class Splitter:
@@ -258,7 +254,7 @@ class Splitter:
     too.
     """
 
-    def __init__(self, files: Sequence[EpisodeFile | DocumentFile], split_bytes: int) -> None:
+    def __init__(self, files: Sequence[EpisodeFile | document_reader.DocumentFile], split_bytes: int) -> None:
         self._files, self._split_bytes = files, split_bytes
         self._current = self._held = 0
 
@@ -289,32 +285,3 @@ class Splitter:
             if int(digest(self._files[ordinal].name.encode(), 8), 16) < total / self._split_bytes * 2.0**64:
                 self._current, self._held = self._current + 1, 0
         return split
-
-
-def held_out(hashes: np.ndarray, kept: np.ndarray, task: np.ndarray, share: float) -> np.ndarray:
-    """The kept rows that are held out, bool (R,): those whose hash falls below ``share`` of its range.
-
-    At least one row and never all rows of every task that keeps two or more. No other row decides about a row, so that
-    new rows elsewhere change nothing. Rows with the same hash stay together, unless a task has no other hash.
-    """
-    result = np.zeros(len(kept), bool)
-    if share == 0:
-        return result
-    below = hashes < np.uint64(share * 2.0**64)
-    rows = np.flatnonzero(kept & (task >= 0))
-    rows = rows[np.argsort(task[rows], kind="stable")]
-    starts = np.flatnonzero(np.diff(task[rows], prepend=-1))
-    for members in np.split(rows, starts[1:]):
-        if len(members) < 2:
-            continue
-        values = hashes[members]
-        lowest, highest = values.min(), values.max()
-        chosen = below[members]
-        if lowest == highest:
-            chosen = np.arange(len(members)) == 0
-        elif not chosen.any():
-            chosen = values == lowest
-        elif chosen.all():
-            chosen = values != highest
-        result[members[chosen]] = True
-    return result

@@ -30,6 +30,7 @@ from gatokit.pipelines.stages import (
     Task,
     Tokenized,
     TokenizedRow,
+    held_out,
     row_hash,
     rows_by_file,
 )
@@ -96,15 +97,15 @@ def filter_documents(
             + (", ".join(f"{count} {reason}" for reason, count in losses.counts.items()) or "its files are empty")
         )
     stream = Stream("", int(np.count_nonzero(sound)), None, None)
+    task = np.zeros(len(kept), np.int8)
     return DocumentFilterResult(
         scanned=scanned,
         tasks=(Task(name, None, None, (stream,)),),
         notices=(),
         specs={},
-        task=np.zeros(len(kept), np.int8),
-        hashes=np.frombuffer(hashes, np.uint64),
+        task=task,
         kept=kept,
-        held_out=np.empty(0),
+        held_out=held_out(np.frombuffer(hashes, np.uint64), kept, task, config.holdout),
         repeats=repeats,
     )
 

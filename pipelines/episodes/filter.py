@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from gatokit.pipelines.episodes.scan import EpisodesPlan, check_tasks
-from gatokit.pipelines.stages import TASK_ROWS, FilterResult, Losses, ScannedRows, Stream, Task, row_hash
+from gatokit.pipelines.stages import TASK_ROWS, FilterResult, Losses, ScannedRows, Stream, Task, held_out, row_hash
 from gatokit.schemas.config import BuildConfig, Keep
 from gatokit.schemas.episode_list import EpisodeList
 from gatokit.schemas.errors import ConfigError, DataError
@@ -104,9 +104,8 @@ def filter_episodes(plan: EpisodesPlan, paths: Sequence[Path], config: BuildConf
         notices=tuple(notices),
         specs=specs,
         task=rows.task,
-        hashes=hashes,
         kept=kept,
-        held_out=nothing,
+        held_out=held_out(hashes, kept, rows.task, config.holdout),
         rows=replace(rows, steps=nothing, success=None, reason=nothing, listed=None, sample=None),
         reason=pa.array(reason, pa.string()).dictionary_encode(),
     )
