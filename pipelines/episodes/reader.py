@@ -4,7 +4,6 @@ A source is directories with files, and in them stored episodes. A format is a m
 ``EpisodeFile``; ``scan.py`` lists them. Legend: N recorded steps, the last one included.
 """
 
-import functools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
@@ -60,13 +59,9 @@ class SourceFeatures(BaseModel):
     steps: tuple[SourceField, ...]
     metadata: tuple[SourceField, ...]
 
-    @functools.cached_property
-    def _by_path(self) -> dict[str, SourceField]:
-        return {field.path: field for field in self.steps}
-
     def step(self, path: str) -> SourceField | None:
         """The step field at ``path``."""
-        return self._by_path.get(path)
+        return next((field for field in self.steps if field.path == path), None)
 
     def step_scalar(self, path: str) -> SourceField | None:
         """The step field at ``path`` if it is one number a step."""

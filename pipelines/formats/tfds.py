@@ -19,7 +19,7 @@ from tensorflow_datasets.core.splits import SplitDict, SplitInfo
 from gatokit.pipelines.formats.array_record import ArrayRecordFile
 from gatokit.pipelines.formats.records import RecordFile
 from gatokit.pipelines.formats.tfrecord import TfRecordFile
-from gatokit.schemas.errors import ConfigError, DataError
+from gatokit.schemas.errors import ConfigError, DataError, first_line
 from gatokit.storage.files import local_descriptions, sizes
 
 MARKER = "features.json"
@@ -83,7 +83,7 @@ def read_directory(path: str, splits: tuple[str, ...] | None = None) -> TfdsDire
         known = SplitDict.from_proto(info.splits, template)
     except Exception as error:
         # TFDS raises whatever its code for JSON, protos and features meets; the directory belongs to the user.
-        raise DataError(f"{path}: TFDS cannot read this directory: {str(error).splitlines()[0][:300]}") from None
+        raise DataError(f"{path}: TFDS cannot read this directory: {first_line(error)[:300]}") from None
     unknown = sorted(set(splits or ()) - set(known))
     if unknown:
         raise ConfigError(f"{path}: has no split {unknown[0]!r}, only {', '.join(sorted(known))}")
