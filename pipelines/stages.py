@@ -1,4 +1,4 @@
-"""What the stages of a job hand on, the same for episodes and for documents.
+"""What the stages of a job hand on, the same for episodes and for documents. Legend: R rows of a scan.
 
 A scan gives rows. A filter gives every row a verdict. A shard task holds the rows of one shard, and a shard builder
 turns those that are kept into serialized records.
@@ -101,12 +101,10 @@ class FilterResult:
     """Sentences for the user."""
     specs: dict[str, EpisodeSpec]
     """The spec of each task; empty for documents."""
-    task: np.ndarray
-    """int (R,): the row's task, -1 if it has none."""
     kept: np.ndarray
     """bool (R,)."""
     held_out: np.ndarray
-    """bool (R,): those of the kept rows that are held out."""
+    """bool (R,): which of the kept rows are held out."""
 
 
 class Losses:

@@ -97,15 +97,14 @@ def filter_documents(
             + (", ".join(f"{count} {reason}" for reason, count in losses.counts.items()) or "its files are empty")
         )
     stream = Stream("", int(np.count_nonzero(sound)), None, None)
-    task = np.zeros(len(kept), np.int8)
+    one_task = np.zeros(len(kept), np.int8)
     return DocumentFilterResult(
         scanned=scanned,
         tasks=(Task(name, None, None, (stream,)),),
         notices=(),
         specs={},
-        task=task,
         kept=kept,
-        held_out=held_out(np.frombuffer(hashes, np.uint64), kept, task, config.holdout),
+        held_out=held_out(np.frombuffer(hashes, np.uint64), kept, one_task, config.holdout),
         repeats=repeats,
     )
 

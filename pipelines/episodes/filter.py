@@ -103,7 +103,6 @@ def filter_episodes(plan: EpisodesPlan, paths: Sequence[Path], config: BuildConf
         tasks=tuple(tasks),
         notices=tuple(notices),
         specs=specs,
-        task=rows.task,
         kept=kept,
         held_out=held_out(hashes, kept, rows.task, config.holdout),
         rows=replace(rows, steps=nothing, success=None, reason=nothing, listed=None, sample=None),
