@@ -1,9 +1,10 @@
-"""``gatokit completion``: a script that completes commands and their options in a shell.
+"""``gatokit completion``: prints a script that completes commands and their options in a shell.
 
-The script is complete in itself: it lists what this version has, and asks nothing of Python while one types.
+The script lists what this version has, and does not start Python while one types.
 """
 
 import argparse
+from collections.abc import Mapping
 
 EXAMPLE = """eval "$(gatokit completion bash)"                                     # in ~/.bashrc
   eval "$(gatokit completion zsh)"                                      # in ~/.zshrc, after compinit
@@ -14,14 +15,19 @@ SHELLS = ("bash", "zsh", "fish")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
-    parser.add_argument("shell", choices=SHELLS, help="the shell that shall read the script")
+    parser.add_argument("shell", choices=SHELLS, help="the shell that reads the script")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Prints the script; with ``--json`` as {"script": …}."""
     from gatokit.cli.console import Output
+    from gatokit.cli.main import VERBS, verb_parser
 
-    script = _fish() if arguments.shell == "fish" else _bash(zsh=arguments.shell == "zsh")
+    options = {}
+    for verb in VERBS:
+        actions = verb_parser(verb)._actions
+        options[verb] = [action for action in actions if action.option_strings or action.choices]
+    script = _fish(options, VERBS) if arguments.shell == "fish" else _bash(options, zsh=arguments.shell == "zsh")
     output = Output(arguments.json)
     if not output.as_json:
         print(script)
@@ -29,33 +35,24 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _options(verb: str) -> list[argparse.Action]:
-    from gatokit.cli.main import verb_parser
-
-    return [action for action in verb_parser(verb)._actions if action.option_strings or action.choices]
-
-
-def _bash(zsh: bool) -> str:
-    from gatokit.cli.main import VERBS
-
+def _bash(options: Mapping[str, list[argparse.Action]], zsh: bool) -> str:
     cases = []
-    for verb in VERBS:
+    for verb, actions in options.items():
         words: list[str] = []
-        values: list[str] = []
-        for action in _options(verb):
+        for action in actions:
             words += action.option_strings
             choices = " ".join(map(str, action.choices or ()))
             if choices and action.option_strings:
-                values.append(f"      {verb}:{action.option_strings[-1]}) words='{choices}' ;;")
+                cases.append(f"      {verb}:{action.option_strings[-1]}) words='{choices}' ;;")
             elif choices:
                 words.append(choices)
-        cases += [*values, f"      {verb}:*) words='{' '.join(words)}' ;;"]
+        cases.append(f"      {verb}:*) words='{' '.join(words)}' ;;")
     lines = [
         *(["autoload -U +X bashcompinit && bashcompinit"] if zsh else []),
         "_gatokit() {",
         '  local word="${COMP_WORDS[COMP_CWORD]}" before="${COMP_WORDS[COMP_CWORD-1]}" words=""',
         "  if [ $COMP_CWORD -eq 1 ]; then",
-        f"    words='{' '.join(VERBS)} --help --version'",
+        f"    words='{' '.join(options)} --help --version'",
         "  else",
         '    case "${COMP_WORDS[1]}:$before" in',
         *cases,
@@ -68,12 +65,12 @@ def _bash(zsh: bool) -> str:
     return "\n".join(lines)
 
 
-def _fish() -> str:
-    from gatokit.cli.main import VERBS
-
-    lines = [f"complete -c gatokit -n __fish_use_subcommand -a {verb} -d {_quoted(VERBS[verb])}" for verb in VERBS]
-    for verb in VERBS:
-        for action in _options(verb):
+def _fish(options: Mapping[str, list[argparse.Action]], verbs: Mapping[str, str]) -> str:
+    lines = [
+        f"complete -c gatokit -n __fish_use_subcommand -a {verb} -d {_quoted(does)}" for verb, does in verbs.items()
+    ]
+    for verb, actions in options.items():
+        for action in actions:
             choices = " ".join(map(str, action.choices or ()))
             words = [f"complete -c gatokit -n '__fish_seen_subcommand_from {verb}'"]
             words += [f"-l {name[2:]}" if name.startswith("--") else f"-s {name[1:]}" for name in action.option_strings]

@@ -3,8 +3,6 @@
 import argparse
 import logging
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +99,8 @@ def run(arguments: argparse.Namespace) -> int:
     meet(arguments.coordinator, arguments.processes, arguments.process)
     if not is_first():
         output = Output(as_json=True)
-    with _report(output, quiet=not is_first()) as report:
+    report = _Report(output, quiet=not is_first())
+    with report.bar:
         trained = train(
             config,
             data,
@@ -137,9 +136,15 @@ def _hush_checkpoints() -> None:
 class _Report:
     """Prints what a run says, and its progress: a bar on a terminal, elsewhere a line for each logged step."""
 
-    def __init__(self, output: Output, console: Any, bar: Any) -> None:
-        self._output, self._console, self._bar = output, console, bar
-        self._shown = 0
+    def __init__(self, output: Output, quiet: bool) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._output, self._shown = output, 0
+        self._console = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False, quiet=quiet)
+        columns = (TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn())
+        no_bar = quiet or not self._console.is_terminal
+        self.bar = Progress(*columns, TextColumn("{task.fields[text]}"), console=self._console, disable=no_bar)
 
     def say(self, text: str) -> None:
         self._console.print(text, markup=False)
@@ -149,26 +154,14 @@ class _Report:
             self._output.notice(text)
 
     def progress(self, step: int, last: int, line: dict[str, Any]) -> None:
-        if not self._bar.disable:
+        if not self.bar.disable:
             text = _summary(line) if line else "compiling"
-            if not self._bar.tasks:
-                self._bar.add_task("train", total=last, text=text)
-            self._bar.update(self._bar.task_ids[0], completed=step, text=text)
+            if not self.bar.tasks:
+                self.bar.add_task("train", total=last, text=text)
+            self.bar.update(self.bar.task_ids[0], completed=step, text=text)
         elif line and line["step"] > self._shown:
             self._shown = line["step"]
             self.say(f"step {line['step']} of {last}: {_summary(line)}")
-
-
-@contextmanager
-def _report(output: Output, quiet: bool) -> Iterator[_Report]:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False, quiet=quiet)
-    columns = (TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn())
-    no_bar = quiet or not console.is_terminal
-    with Progress(*columns, TextColumn("{task.fields[text]}"), console=console, disable=no_bar) as bar:
-        yield _Report(output, console, bar)
 
 
 def _summary(line: dict[str, Any]) -> str:
