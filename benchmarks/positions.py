@@ -62,7 +62,7 @@ def measure(name: str, precision: str, repeats: int) -> dict[str, Any]:
             run()
             seconds[positions].append(time.perf_counter() - begin)
     best = {positions: min(turns) for positions, turns in seconds.items()}
-    operations = {positions: count.total for positions, (_, count) in programs.items()}
+    operations = {positions: sum(count) for positions, (_, count) in programs.items()}
     return {
         **best,
         "turns": seconds,

@@ -105,7 +105,7 @@ def train(run: Case, steps: int) -> dict[str, Any]:
         patch_slots=patches,
         targets=targets,
         vocabulary_size=trainer.vocabulary_size,
-    ).total
+    )
     known = peak(jax.devices()[0].device_kind, run.config.precision)
     each = [after - before for before, after in zip(ends[WARM_UP - 1 :], ends[WARM_UP:], strict=False)]
     return {

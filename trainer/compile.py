@@ -10,9 +10,8 @@ import math
 import os
 import re
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import jax
 from jax.experimental import topologies
@@ -22,13 +21,10 @@ from gatokit.schemas.manifest import TokenizerSettings
 from gatokit.schemas.run import RunConfig
 from gatokit.schemas.tokens import PATCH
 from gatokit.trainer import flops
-from gatokit.trainer.flops import DEVICES, device_named
 from gatokit.trainer.loss import BLOCK
 from gatokit.trainer.mesh import AXES, check_mesh, make_mesh
 from gatokit.trainer.model import count, parameter_table
 from gatokit.trainer.step import Trainer
-
-Remat = Literal["none", "dots", "full"]
 
 VOCABULARY_SIZE = TokenizerSettings.of(0).vocabulary_size
 """There is no data, so ids are counted with discrete ids overlapping text ids."""
@@ -40,7 +36,6 @@ ENOUGH_TOKENS = 8192
 """A device's microbatch of this many tokens keeps it busy; below it, remat is preferred to a smaller microbatch."""
 
 _WHOLE_SLICES = {"v3": "16x16", "v4": "8x8x8", "v5e": "16x16", "v5p": "8x8x8", "v6e": "16x16"}
-_TOPOLOGY = re.compile(r"v\d+[a-z]*(:\d+(x\d+)+)?")
 _OFFLINE = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-16",
@@ -66,7 +61,7 @@ def _step_flops(config: RunConfig) -> float:
         patch_slots=config.batch // config.patch_group_rows * _slots(config),
         targets=config.batch * config.context,
         vocabulary_size=VOCABULARY_SIZE,
-    ).total
+    )
 
 
 # ---- compiled ----------------------------------------------------------------------------------------------------
@@ -102,18 +97,16 @@ class Compiled:
         used = self.argument_bytes + self.temporary_bytes
         memory = f" of {self.device_bytes / _GIB:.1f} GiB" if self.device_bytes else ""
         mesh = ", ".join(f"{axis} {size}" for axis, size in self.mesh.items())
-        lines = [
-            f"{self.topology}: {self.devices} devices ({self.device}) on {self.hosts} hosts; mesh {mesh}",
+        return (
+            f"{self.topology}: {self.devices} devices ({self.device}) on {self.hosts} hosts; mesh {mesh}\n"
             f"batch {self.batch} x {self.context} tokens, microbatches {self.microbatches}, remat {self.remat}, "
-            f"{self.patch_slots} patch slots a group, {self.vocabulary_size} ids",
-            f"{self.parameters:,} parameters",
+            f"{self.patch_slots} patch slots a group, {self.vocabulary_size} ids\n"
+            f"{self.parameters:,} parameters\n"
             f"{used / _GIB:.2f} GiB{memory} a device: arguments {self.argument_bytes / _GIB:.2f} GiB, temporaries "
-            f"{self.temporary_bytes / _GIB:.2f} GiB, output "
-            f"{self.output_bytes / _GIB:.2f} GiB in the arguments' place",
-            f"{self.flops / 1e12:,.1f} TFLOP a step, {self.flops / self.devices / 1e12:,.2f} a device",
-            f"compiled in {self.seconds:.0f} s",
-        ]
-        return "\n".join(lines)
+            f"{self.temporary_bytes / _GIB:.2f} GiB, output {self.output_bytes / _GIB:.2f} GiB in the arguments' "
+            f"place\n{self.flops / 1e12:,.1f} TFLOP a step, {self.flops / self.devices / 1e12:,.2f} a device\n"
+            f"compiled in {self.seconds:.0f} s"
+        )
 
 
 def compile_only(config: RunConfig, topology: str) -> Compiled:
@@ -122,17 +115,37 @@ def compile_only(config: RunConfig, topology: str) -> Compiled:
     Raises ConfigError if libtpu is not installed, there is no such slice, the mesh does not fit it, or the step does
     not fit its memory.
     """
-    topology, devices = _devices(topology)
+    if not re.fullmatch(r"v\d+[a-z]*(:\d+(x\d+)+)?", topology):
+        raise ConfigError(f"topology {topology!r} is not a TPU slice such as v3:16x16 or v5e:4x4")
+    if importlib.util.find_spec("libtpu") is None:
+        needs = "compiling for a TPU needs libtpu, with or without a TPU"
+        raise ConfigError(needs, way_out=install_hint("tpu"), code="missing_package")
+    if ":" not in topology:
+        if topology not in _WHOLE_SLICES:
+            raise ConfigError(f"topology {topology!r}: name its shape too, such as {topology}:4x4")
+        topology = f"{topology}:{_WHOLE_SLICES[topology]}"
+    os.environ.update({name: value for name, value in _OFFLINE.items() if name not in os.environ})
+    # A TPU of this machine is left alone.
+    jax.config.update("jax_platforms", "cpu")
+    try:
+        devices: list[Any] = list(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
+    except jax.errors.JaxRuntimeError as error:
+        raise ConfigError(f"topology {topology}: {str(error).splitlines()[0]}") from None
     mesh = make_mesh(config.mesh, devices)
     trainer = Trainer(config, VOCABULARY_SIZE, datasets=1, patch_slots=_slots(config), mesh=mesh)
     begin = time.monotonic()
     try:
-        compiled = trainer.step.lower(trainer.abstract_state(), trainer.abstract_batch()).compile()
+        compiled = trainer.step.lower(trainer.abstract_state, trainer.abstract_batch).compile()
     except jax.errors.JaxRuntimeError as error:
-        raise _too_large(error, topology) from None
-    seconds = time.monotonic() - begin
+        sizes = re.search(r"Used ([\d.]+\w) of ([\d.]+\w) hbm", str(error))
+        if sizes is None:
+            raise
+        raise ConfigError(
+            f"the step takes {sizes[1]} of the {sizes[2]} of memory of a device of {topology}: raise mesh.fsdp or "
+            "mesh.tensor, raise microbatches, or set remat: full"
+        ) from None
     memory: Any = compiled.memory_analysis()
-    known = device_named(devices[0].device_kind)
+    known = flops.device_named(devices[0].device_kind)
     return Compiled(
         topology=topology,
         device=devices[0].device_kind,
@@ -151,69 +164,11 @@ def compile_only(config: RunConfig, topology: str) -> Compiled:
         output_bytes=memory.output_size_in_bytes,
         device_bytes=known.memory if known else None,
         flops=_step_flops(config),
-        seconds=seconds,
-    )
-
-
-def _devices(topology: str) -> tuple[str, list[jax.Device]]:
-    if not _TOPOLOGY.fullmatch(topology):
-        raise ConfigError(f"topology {topology!r} is not a TPU slice such as v3:16x16 or v5e:4x4")
-    if importlib.util.find_spec("libtpu") is None:
-        raise ConfigError(
-            "compiling for a TPU needs libtpu, with or without a TPU",
-            way_out=install_hint("tpu"),
-            code="missing_package",
-        )
-    if ":" not in topology:
-        if topology not in _WHOLE_SLICES:
-            raise ConfigError(f"topology {topology!r}: name its shape too, such as {topology}:4x4")
-        topology = f"{topology}:{_WHOLE_SLICES[topology]}"
-    os.environ.update({name: value for name, value in _OFFLINE.items() if name not in os.environ})
-    # A TPU of this machine is left alone.
-    jax.config.update("jax_platforms", "cpu")
-    try:
-        return topology, list(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
-    except jax.errors.JaxRuntimeError as error:
-        raise ConfigError(f"topology {topology}: {str(error).splitlines()[0]}") from None
-
-
-def _too_large(error: Exception, topology: str) -> Exception:
-    """The error of a step that does not fit; any other error is returned as it is."""
-    sizes = re.search(r"Used ([\d.]+\w) of ([\d.]+\w) hbm", str(error))
-    if sizes is None:
-        return error
-    return ConfigError(
-        f"the step takes {sizes[1]} of the {sizes[2]} of memory of a device of {topology}: raise mesh.fsdp or "
-        "mesh.tensor, raise microbatches, or set remat: full"
+        seconds=time.monotonic() - begin,
     )
 
 
 # ---- planned -----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Bytes of one device in a step, by what holds them."""
-
-    state: int
-    """Parameters and two moments, float32: 12 P / (f t)."""
-    gradients: int
-    """float32, 8 P / (f t), with microbatches 12; and the parameters in the compute dtype."""
-    saved: int
-    """What the forward pass keeps of every layer for the backward one. ``full``: c r L D a layer. ``dots``: c r L
-    (3 A / t + 2 D + 2 F / t) more. ``none``: also norms and activations, c r L (A / t + 8 D + 4 F / t), and the scores
-    of attention, (4 + c) r L² H / t."""
-    layer: int
-    """What the current layer keeps in addition: as much as ``none`` keeps of a layer, and 4 r L² H / t more."""
-    vocabulary: int
-    """The gradient of the table, 4 V D / t; if f > 1 also the gathered table; a block of logits and of gradients."""
-    patches: int
-    """Pixels and features of the patch slots of a microbatch."""
-
-    @property
-    def total(self) -> int:
-        """The sum."""
-        return self.state + self.gradients + self.saved + self.layer + self.vocabulary + self.patches
 
 
 @dataclass(frozen=True)
@@ -227,22 +182,22 @@ class Plan:
     microbatches: int
     microbatch_rows: int
     """Of one device."""
-    remat: Remat
-    memory: Memory
+    remat: str
+    memory: dict[str, int]
+    """``estimate`` of this cut."""
     flops: float
     """Of a step on all devices, every slot a patch and every position a target."""
-    seconds_at_peak: float | None
+    seconds_at_peak: float
     """What ``flops`` take at the devices' peak; real steps take two to three times as long."""
 
     def __str__(self) -> str:
-        parts = ", ".join(f"{name} {size / _GIB:.2f}" for name, size in vars(self.memory).items())
-        peak = "unknown peak" if self.seconds_at_peak is None else f"{self.seconds_at_peak:.3f} s at peak"
+        parts = ", ".join(f"{name} {size / _GIB:.2f}" for name, size in self.memory.items())
         return (
             f"{self.device}: microbatches {self.microbatches} ({self.microbatch_rows} rows a device), "
             f"remat {self.remat}, {self.devices} device{'s' * (self.devices > 1)}\n"
-            f"{self.parameters:,} parameters; about {self.memory.total / _GIB:.2f} of "
+            f"{self.parameters:,} parameters; about {sum(self.memory.values()) / _GIB:.2f} of "
             f"{self.device_bytes / _GIB:.1f} GiB: {parts}\n"
-            f"{self.flops / 1e12:,.1f} TFLOP a step, {peak}"
+            f"{self.flops / 1e12:,.1f} TFLOP a step, {self.seconds_at_peak:.3f} s at peak"
         )
 
 
@@ -252,86 +207,69 @@ def plan(config: RunConfig, device: str) -> Plan:
     The least remat comes first, then the largest microbatch that fits. Raises ConfigError if the device is not known
     or nothing fits.
     """
-    known = device_named(device)
+    known = flops.device_named(device)
     if known is None:
-        raise ConfigError(f"device {device!r} is not one of {', '.join(item.name for item in DEVICES)}")
-    shards = max(1, config.mesh.data) * config.mesh.fsdp
-    devices = shards * config.mesh.tensor
-    group = config.patch_group_rows
-    abstract = jax.sharding.AbstractMesh((max(1, config.mesh.data), config.mesh.fsdp, config.mesh.tensor), AXES)
-    check_mesh(abstract, config.model_copy(update={"microbatches": 1}))
-    rows = config.batch // shards
-    table = parameter_table(config.model, VOCABULARY_SIZE)
-    work = _step_flops(config)
-    smallest: int | None = None
-    for remat, part in _choices(rows, group, config.context):
+        raise ConfigError(f"device {device!r} is not one of {', '.join(item.name for item in flops.DEVICES)}")
+    axes = max(1, config.mesh.data), config.mesh.fsdp, config.mesh.tensor
+    check_mesh(jax.sharding.AbstractMesh(axes, AXES), config.model_copy(update={"microbatches": 1}))
+    rows, devices, work = config.batch // (axes[0] * axes[1]), math.prod(axes), _step_flops(config)
+    parts = [part for part in range(rows, 0, -1) if rows % part == 0 and part % config.patch_group_rows == 0]
+    large = [part for part in parts if part * config.context >= ENOUGH_TOKENS] or parts[:1]
+    small = [part for part in parts if part not in large]
+    cuts = [(remat, part) for remat in ("none", "dots", "full") for part in large]
+    cuts += [(remat, part) for remat in ("full", "dots", "none") for part in small]
+    sizes = []
+    for remat, part in cuts:
         memory = estimate(config, rows=part, microbatches=rows // part, remat=remat)
-        if memory.total <= USABLE * known.memory:
+        sizes.append(sum(memory.values()))
+        if sizes[-1] <= USABLE * known.memory:
             return Plan(
                 device=known.name,
                 device_bytes=known.memory,
                 devices=devices,
-                parameters=count(table),
+                parameters=count(parameter_table(config.model, VOCABULARY_SIZE)),
                 microbatches=rows // part,
                 microbatch_rows=part,
                 remat=remat,
                 memory=memory,
                 flops=work,
-                seconds_at_peak=work / devices / known.peak if known.peak else None,
+                seconds_at_peak=work / devices / known.peak,
             )
-        smallest = min(smallest or memory.total, memory.total)
-    assert smallest is not None
     raise ConfigError(
-        f"the smallest cut takes {smallest / _GIB:.1f} GiB of a {known.name}'s {known.memory / _GIB:.0f}: raise "
+        f"the smallest cut takes {min(sizes) / _GIB:.1f} GiB of a {known.name}'s {known.memory / _GIB:.0f}: raise "
         "mesh.fsdp or mesh.tensor, or lower input.patch_group_rows"
     )
 
 
-def _choices(rows: int, group: int, context: int) -> Iterator[tuple[Remat, int]]:
-    """Remat and rows of a microbatch, the most wanted first."""
-    parts = [part for part in range(rows, 0, -1) if rows % part == 0 and part % group == 0]
-    large = [part for part in parts if part * context >= ENOUGH_TOKENS] or parts[:1]
-    policies: tuple[Remat, ...] = ("none", "dots", "full")
-    for remat in policies:
-        yield from ((remat, part) for part in large)
-    for remat in policies[::-1]:
-        yield from ((remat, part) for part in parts if part not in large)
-
-
-def estimate(config: RunConfig, *, rows: int, microbatches: int, remat: Remat, block: int = BLOCK) -> Memory:
-    """Bytes of a device for ``rows`` of a microbatch on it; ``block`` targets have logits at a time."""
-    model, mesh = config.model, config.mesh
+def estimate(config: RunConfig, *, rows: int, microbatches: int, remat: str, block: int = BLOCK) -> dict[str, int]:
+    """Bytes of a device for ``rows`` of a microbatch on it, by what holds them; ``block`` targets have logits at a
+    time."""
+    model, (f, t) = config.model, (config.mesh.fsdp, config.mesh.tensor)
     width, heads, half, context = model.width, model.heads * model.head_size, model.hidden // 2, config.context
     size = 2 if config.precision == "bfloat16" else 4
     table = parameter_table(model, VOCABULARY_SIZE)
-    held = _held(table, mesh.fsdp, mesh.tensor)
+    divisors = {"fsdp": f, "tensor": t, None: 1}
+    held = sum(  # parameters of one device
+        math.prod(leaf.shape) // math.prod(divisors[axis] for axis in leaf.spec) for leaf in jax.tree.leaves(table)
+    )
     tokens = rows * context
-    # A layer's vectors: norms, queries, keys, values, what attention took, its output; gate, values and their product.
-    products = 3 * heads // mesh.tensor + 2 * width + 2 * half // mesh.tensor
-    others = heads // mesh.tensor + 8 * width + 4 * half // mesh.tensor
-    scores = rows * context * context * model.heads // mesh.tensor
-    of_layer = {
-        "full": 0,
-        "dots": size * products * tokens,
-        "none": size * (products + others) * tokens + (4 + size) * scores,
+    # A layer's products with parameters: norms, queries, keys, values, what attention adds; gate, values and output.
+    products = size * tokens * (3 * heads // t + 2 * width + 2 * half // t)
+    norms_and_activations = size * tokens * (heads // t + 8 * width + 4 * half // t)
+    layer = products + norms_and_activations
+    scores = tokens * context * model.heads // t
+    kept = {"full": 0, "dots": products, "none": layer + (4 + size) * scores}[remat]
+    features = PATCH * PATCH * model.patch_channels * rows // config.patch_group_rows * _slots(config)
+    vocabulary = table["embedding"]["token"].shape[0] // t
+    return {
+        "state": 12 * held,  # parameters and two moments, float32
+        # float32, twice, with microbatches three times; and the parameters in the compute dtype.
+        "gradients": 4 * held * (3 if microbatches > 1 else 2) + (size * held if size < 4 else 0),
+        # What the forward pass keeps of every layer for the backward one.
+        "saved": model.layers * (size * tokens * width + kept),
+        # What the current layer keeps in addition.
+        "layer": layer + (8 + size) * scores,
+        # The gradient of the table, with fsdp the gathered table; a block of logits and of gradients.
+        "vocabulary": vocabulary * width * (8 if f > 1 else 4) + 2 * min(block, tokens) * vocabulary * 4,
+        "patches": features * (size + 4) + 4 * features * (size + 4) // model.patch_stride**2,
     }
-    saved = model.layers * (size * tokens * width + of_layer[remat])
-    slots = rows // config.patch_group_rows * _slots(config)
-    features = PATCH * PATCH * model.patch_channels
-    vocabulary = table["embedding"]["token"].shape[0] // mesh.tensor
-    return Memory(
-        state=12 * held,
-        gradients=4 * held * (3 if microbatches > 1 else 2) + (size * held if size < 4 else 0),
-        saved=saved,
-        layer=size * (products + others) * tokens + (8 + size) * scores,
-        vocabulary=vocabulary * width * (8 if mesh.fsdp > 1 else 4) + 2 * min(block, tokens) * vocabulary * 4,
-        patches=slots * (features * (size + 4) + 4 * features * (size + 4) // model.patch_stride**2),
-    )
-
-
-def _held(table: Any, fsdp: int, tensor: int) -> int:
-    """Parameters of one device."""
-    sizes = {"fsdp": fsdp, "tensor": tensor}
-    return sum(
-        math.prod(leaf.shape) // math.prod(sizes[axis] for axis in leaf.spec if axis) for leaf in jax.tree.leaves(table)
-    )

@@ -10,7 +10,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NoReturn
@@ -49,10 +49,8 @@ def meet(coordinator: str | None, processes: int | None, process: int | None) ->
     except RuntimeError as error:
         if coordinator is None and "before any JAX" in str(error):
             return  # a process that has used its devices alone stays alone
-        reason = str(error).splitlines()[0]
-        raise ConfigError(
-            f"the processes of the run did not meet at {coordinator or 'their first host'}: {reason}"
-        ) from None
+        where, reason = coordinator or "their first host", str(error).splitlines()[0]
+        raise ConfigError(f"the processes of the run did not meet at {where}: {reason}") from None
 
 
 def is_first() -> bool:
@@ -60,27 +58,17 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-class StopFlag:
-    """Whether this process was asked to stop, and by which signal."""
-
-    def __init__(self) -> None:
-        self.by: signal.Signals | None = None
-
-    def __bool__(self) -> bool:
-        return self.by is not None
-
-
 @contextmanager
-def stop_flag() -> Iterator[StopFlag]:
-    """A flag that the first SIGTERM or SIGINT sets; the second one ends the process at once.
+def stop_signal() -> Iterator[Callable[[], signal.Signals | None]]:
+    """A function that returns the first SIGTERM or SIGINT since, if there was one; the second ends the process at once.
 
     Enter it in the main thread.
     """
-    flag = StopFlag()
+    caught: list[signal.Signals] = []
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def remember(number: int, frame: FrameType | None) -> None:
-        flag.by = signal.Signals(number)
+        caught.append(signal.Signals(number))
         # The system's own handler also ends a process that is deep in a compilation, where Python sees no signal.
         for each in before:
             signal.signal(each, signal.SIG_DFL)
@@ -88,29 +76,28 @@ def stop_flag() -> Iterator[StopFlag]:
     for number in before:
         signal.signal(number, remember)
     try:
-        yield flag
+        yield lambda: caught[0] if caught else None
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-class Agreement:
-    """Tells all processes at the same step whether any process was asked to stop.
+def any_process() -> Callable[[bool], Any]:
+    """A function from each process's flag to whether any process gave a true one at the same call: an array () or bool.
 
     The flags are combined on the devices, in order with the steps, so no process waits for the answer.
     """
+    if jax.process_count() == 1:
+        return lambda flag: flag
+    mesh = Mesh(np.array(jax.devices()), ("all",))
+    split, everywhere = NamedSharding(mesh, PartitionSpec("all")), NamedSharding(mesh, PartitionSpec())
+    combine = jax.jit(lambda flags: flags.any(), out_shardings=everywhere)
 
-    def __init__(self) -> None:
-        mesh = Mesh(np.array(jax.devices()), ("all",))
-        self._split = NamedSharding(mesh, PartitionSpec("all"))
-        self._any = jax.jit(lambda flags: flags.any(), out_shardings=NamedSharding(mesh, PartitionSpec()))
-
-    def ask(self, flag: bool) -> Any:
-        """Whether any process gave a true ``flag`` at this call: an array () or bool, to be read later."""
-        if jax.process_count() == 1:
-            return flag
+    def ask(flag: bool) -> Any:
         mine = np.full(jax.local_device_count(), flag)
-        return self._any(jax.make_array_from_process_local_data(self._split, mine, (jax.device_count(),)))
+        return combine(jax.make_array_from_process_local_data(split, mine, (jax.device_count(),)))
+
+    return ask
 
 
 class Watchdog:
@@ -168,7 +155,9 @@ class Watchdog:
                     key, sentence = failures[0]
                     self._end(f"process {key.rsplit('/', 1)[1]} ended the run: {sentence}")
                 if time.monotonic() - self._since > self._timeout:
-                    self._end(self._blame())
+                    said = self._client.key_value_dir_get(_KEYS)
+                    records = {int(key.rsplit("/", 1)[1]): json.loads(value) for key, value in said}
+                    self._end(blame(records, jax.process_count(), self._timeout))
             except jax.errors.JaxRuntimeError as error:
                 if not self._over.is_set():
                     self._end(f"process 0, which coordinates the run, does not answer: {str(error).splitlines()[0]}")
@@ -180,12 +169,6 @@ class Watchdog:
             time.sleep(3 * _LOOK_EVERY)  # the other processes read the message from this one
         # The main thread may wait in a collective that never returns, and JAX's own exit waits for all the others.
         os._exit(status)
-
-    def _blame(self) -> str:
-        records = {
-            int(key.rsplit("/", 1)[1]): json.loads(value) for key, value in self._client.key_value_dir_get(_KEYS)
-        }
-        return blame(records, jax.process_count(), self._timeout)
 
 
 def blame(records: dict[int, dict[str, Any]], processes: int, timeout: float) -> str:

@@ -1,9 +1,7 @@
 """Weights as ``model.safetensors`` with the files of a policy: written from a run, and read by another run."""
 
-import json
 import os
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +11,10 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from gatokit.schemas.errors import ConfigError, DataError
-from gatokit.schemas.manifest import VOCABULARY
+from gatokit.schemas.manifest import VOCABULARY, indented_json
 from gatokit.schemas.policy import PolicyFile
 from gatokit.trainer import model
+from gatokit.trainer.attention import Tree
 from gatokit.trainer.checkpoint import check_shapes, find_checkpoint, flat, restore_params
 from gatokit.trainer.run_directory import POLICY_FOLDER
 
@@ -35,22 +34,21 @@ def export(run: Path, out: Path) -> int:
         raise ConfigError(f"{out} is there already: give another --out, or remove it")
     policy = PolicyFile.read(checkpoint / POLICY_FOLDER)
     table = model.parameter_table(policy.config.model, policy.tokenizer.vocabulary_size)
-    params = restore_params(checkpoint, abstract(table))
-    arrays = {name: np.asarray(leaf) for name, leaf in flat(params).items()}
+    arrays = {name: np.asarray(leaf) for name, leaf in flat(restore_params(checkpoint, abstract(table))).items()}
+    config = {
+        "format": FORMAT,
+        "model": policy.config.model.model_dump(mode="json"),
+        "context": policy.config.context,
+        "tokenizer": policy.tokenizer.model_dump(mode="json"),
+        "vocabulary": {"file": VOCABULARY, "blake2b": policy.vocabulary_blake2b},
+        "step": int(checkpoint.name) if checkpoint.name.isdigit() else None,
+    }
     temporary = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         shutil.copytree(checkpoint / POLICY_FOLDER, temporary, ignore=shutil.ignore_patterns("commit_success.txt"))
         save_file(arrays, temporary / WEIGHTS, metadata={"format": FORMAT})
-        config = {
-            "format": FORMAT,
-            "model": policy.config.model.model_dump(mode="json"),
-            "context": policy.config.context,
-            "tokenizer": policy.tokenizer.model_dump(mode="json"),
-            "vocabulary": {"file": VOCABULARY, "blake2b": policy.vocabulary_blake2b},
-            "step": int(checkpoint.name) if checkpoint.name.isdigit() else None,
-        }
-        (temporary / CONFIG).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+        (temporary / CONFIG).write_bytes(indented_json(config))
         os.replace(temporary, out)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -71,18 +69,13 @@ def load_weights(path: Path, wanted: Any) -> Any:
         arrays = load_file(path / WEIGHTS)
     except (OSError, SafetensorError) as error:
         raise DataError(f"{path / WEIGHTS} cannot be read: {error}") from None
-    tree = nested(arrays)
-    check_shapes(tree, wanted, path)
-    return jax.tree.map(
-        lambda array, leaf: jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: array[index]),
-        tree,
-        wanted,
-    )
-
-
-def trained_with(path: Path) -> PolicyFile:
-    """The policy file of the weights at ``path``. Raises DataError if it cannot be read."""
-    return PolicyFile.read(policy_folder(path))
+    leaves = flat(wanted)
+    check_shapes(arrays, leaves, path)
+    placed = [
+        jax.make_array_from_callback(leaf.shape, leaf.sharding, arrays[name].__getitem__)
+        for name, leaf in leaves.items()
+    ]
+    return jax.tree.unflatten(jax.tree.structure(wanted), placed)
 
 
 def policy_folder(path: Path) -> Path:
@@ -90,19 +83,7 @@ def policy_folder(path: Path) -> Path:
     return path if (path / WEIGHTS).exists() else find_checkpoint(path) / POLICY_FOLDER
 
 
-def abstract(table: Mapping[str, Any]) -> Any:
+def abstract(table: Tree) -> Any:
     """Shapes of the parameters, on this process's first device."""
     sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.tree.map(lambda parameter: jax.ShapeDtypeStruct(parameter.shape, np.float32, sharding=sharding), table)
-
-
-def nested(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Turns keys that were joined by dots back into nested dicts."""
-    tree: dict[str, Any] = {}
-    for name, array in arrays.items():
-        *path, last = name.split(".")
-        at = tree
-        for key in path:
-            at = at.setdefault(key, {})
-        at[last] = array
-    return tree

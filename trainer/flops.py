@@ -4,18 +4,19 @@ A multiplication and an addition are two operations. Only products of matrices a
 percent.
 """
 
-from dataclasses import astuple, dataclass
+from typing import NamedTuple
 
 from gatokit.schemas.run import ModelConfig
 from gatokit.schemas.tokens import PATCH
 from gatokit.trainer.model import POOLED
 
+BACKWARD = 2
+"""A backward pass costs this many forward passes: one for the inputs' gradients, one for the parameters'."""
 _GIGA = 1 << 30
 _TERA = 1e12
 
 
-@dataclass(frozen=True)
-class Device:
+class Device(NamedTuple):
     """One accelerator as JAX counts them: of TPU v2 and v3 a core, of later ones a chip."""
 
     name: str
@@ -52,17 +53,12 @@ def device_named(name: str) -> Device | None:
 
 
 def peak(device_kind: str, precision: str) -> float | None:
-    """FLOP/s of a device (by JAX's name) for matrix products of ``precision``; None if no data sheet says."""
-    known = next((device for device in DEVICES if device_kind in device.kinds), None)
+    """FLOP/s of a device for matrix products of ``precision``; None if no data sheet says."""
+    known = device_named(device_kind)
     return known.peak if known is not None and precision == "bfloat16" else None
 
 
-BACKWARD = 2
-"""A backward pass costs this many forward passes: one for the inputs' gradients, one for the parameters'."""
-
-
-@dataclass(frozen=True)
-class Flops:
+class Flops(NamedTuple):
     """Operations by what they are spent on."""
 
     attention: float
@@ -73,53 +69,29 @@ class Flops:
     patches: float
     logits: float
 
-    @property
-    def total(self) -> float:
-        """All of them."""
-        return sum(astuple(self))
-
-    def times(self, factor: float) -> "Flops":
-        """Each of them ``factor`` times."""
-        return Flops(*(factor * part for part in astuple(self)))
-
 
 def forward(
     config: ModelConfig, *, rows: float, context: int, patch_slots: float, targets: float, vocabulary_size: int
 ) -> Flops:
     """Operations of a forward pass over ``rows`` windows of ``context`` tokens with ``patch_slots`` slots and
     ``targets`` positions with logits, in all rows together."""
-    width, heads = config.width, config.heads * config.head_size
+    width, heads, channels = config.width, config.heads * config.head_size, config.patch_channels
     tokens = rows * context
     scores = 2 * rows * context * context * heads
     relative = 2 * context * width * heads + scores if config.positions == "relative" else 0
+    pixels, cells = PATCH**2, POOLED**2
+    convolutions = 2 * 2 * (pixels // config.patch_stride**2) * 9 * channels * channels
+    projections = 2 * cells * (channels // 2) * (channels + width)
     return Flops(
         attention=config.layers * (4 * 2 * tokens * width * heads + 2 * scores),
         relative=config.layers * relative,
         feed_forward=config.layers * 2 * tokens * width * (config.hidden + config.hidden // 2),
-        patches=patch_slots * _patch(config),
+        patches=patch_slots * (2 * pixels * 3 * channels + convolutions + projections),
         logits=2 * targets * width * vocabulary_size,
     )
 
 
-def train_step(
-    config: ModelConfig, *, rows: float, context: int, patch_slots: float, targets: float, vocabulary_size: int
-) -> Flops:
-    """Operations of a training step: forward and backward, and nothing for what remat computes again."""
-    return forward(
-        config,
-        rows=rows,
-        context=context,
-        patch_slots=patch_slots,
-        targets=targets,
-        vocabulary_size=vocabulary_size,
-    ).times(1 + BACKWARD)
-
-
-def _patch(config: ModelConfig) -> float:
-    """Operations of one patch slot's residual block and projections."""
-    channels, pixels, cells = config.patch_channels, PATCH**2, POOLED**2
-    convolved = pixels // config.patch_stride**2
-    stem = 2 * pixels * 3 * channels
-    convolutions = 2 * 2 * convolved * 9 * channels * channels
-    reduced = channels // 2
-    return stem + convolutions + 2 * cells * channels * reduced + 2 * cells * reduced * config.width
+def train_step(config: ModelConfig, **sizes: float) -> float:
+    """Operations of a training step, forward and backward, with the arguments of ``forward``; nothing is added for what
+    remat computes again."""
+    return (1 + BACKWARD) * sum(forward(config, **sizes))  # type: ignore[arg-type]

@@ -1,6 +1,6 @@
 """Loss on held-out episodes and documents, per dataset and per kind."""
 
-from collections.abc import Sequence
+import math
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from gatokit.schemas.run import RunConfig
 from gatokit.schemas.tokens import TokenKind
 from gatokit.trainer.loss import Sums
 from gatokit.trainer.mesh import place
-from gatokit.trainer.metrics import KIND_NAMES, Line, as_sums, losses, perplexity
+from gatokit.trainer.metrics import KIND_NAMES, Line, float64, losses
 from gatokit.trainer.model import check_positions
 from gatokit.trainer.step import Trainer
 
@@ -24,10 +24,7 @@ class HeldOut:
     def __init__(self, mixture: Mixture, config: RunConfig, rows: range) -> None:
         """``rows`` are those of a global batch that this process loads."""
         self.names = mixture.with_records("held_out")
-        self._datasets = mixture.names
-        self._weights = dict(zip(mixture.names, mixture.weights.tolist(), strict=True))
-        self._config = config
-        self._rows = rows
+        self._mixture, self._config, self._rows = mixture, config, rows
         self._windows = {
             name: Windows(mixture, config, split="held_out", dataset=name, training=False) for name in self.names
         }
@@ -37,29 +34,28 @@ class HeldOut:
     def evaluate(self, trainer: Trainer, params: Any) -> Line:
         """Mean losses in nats per dataset, each with its kinds, and their mean over datasets.
 
-        ``kinds`` are those of the mixture: datasets count by their weight, as they do in training. Text perplexity is
-        that of its texts. Actions are means of the mixture too, those of a window's first action beside all.
+        All other losses are those of the mixture: datasets count by their weight, as they do in training.
         """
-        by_dataset: dict[str, Line] = {}
-        totals: list[np.ndarray] | None = None
+        names, by_dataset, weighed = self._mixture.names, {}, []
+        weights = dict(zip(names, self._mixture.weights.tolist(), strict=True))
         for name, windows in self._windows.items():
             sums = self._sums(trainer, params, windows)
-            line = losses(as_sums(sums), self._datasets)
+            line = losses(sums, names)
             by_dataset[name] = {"loss": line["datasets"][name]["loss"], "kinds": line["kinds"]}
-            weighed = [self._weights[name] * values for values in sums]
-            totals = weighed if totals is None else [a + b for a, b in zip(totals, weighed, strict=True)]
-        assert totals is not None
-        of_all = losses(as_sums(totals), self._datasets)
+            weighed.append([weights[name] * values for values in sums])
+        of_all = losses(Sums._make(map(sum, zip(*weighed, strict=True))), names)
+        known = [item["loss"] for item in by_dataset.values() if item["loss"] is not None]
+        text = of_all["kinds"].get(KIND_NAMES[TokenKind.TEXT])
         return {
-            "loss": _mean([item["loss"] for item in by_dataset.values()]),
-            "text_perplexity": perplexity(of_all["kinds"].get(KIND_NAMES[TokenKind.TEXT])),
+            "loss": sum(known) / len(known) if known else None,
+            "text_perplexity": None if text is None else math.exp(min(text, 700.0)),
             "kinds": of_all["kinds"],
             "action_loss": of_all["action_loss"],
             "first_action_loss": of_all["first_action_loss"],
             "datasets": by_dataset,
         }
 
-    def _sums(self, trainer: Trainer, params: Any, windows: Windows) -> list[np.ndarray]:
+    def _sums(self, trainer: Trainer, params: Any, windows: Windows) -> Sums:
         sums: list[Sums] = []
         with batches_ahead(
             windows, 0, self._config.evaluation.batches, self._rows, self._config.input.workers
@@ -68,7 +64,7 @@ class HeldOut:
                 check_positions(batch)
                 # The sums are read only after the next batch was dispatched.
                 sums.append(trainer.evaluate(params, place(self._padded(batch), trainer.mesh)))
-        return [np.sum([np.asarray(values, np.float64) for values in each], axis=0) for each in zip(*sums, strict=True)]
+        return Sums._make(np.sum(values, axis=0) for values in zip(*map(float64, sums), strict=True))
 
     def _padded(self, batch: Batch) -> Batch:
         """The batch with as many patch slots as that of the dataset with the most, or the fewest: so that evaluation
@@ -86,8 +82,3 @@ class HeldOut:
             patch_row=pad(batch.patch_row),
             patch_column=pad(batch.patch_column),
         )
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None

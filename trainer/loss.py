@@ -17,16 +17,13 @@ from jax.sharding import Mesh, PartitionSpec
 
 from gatokit.loader.batch import NO_TOKEN, PADDING, Batch
 from gatokit.schemas.tokens import TokenKind
-from gatokit.trainer.mesh import ROWS, shards
+from gatokit.trainer.mesh import ROWS, row_parts
 
 BLOCK = 2048
 """Targets whose logits exist at a time: 270 MB of float32 at 33,025 ids. Each block adds to the gradient of the whole
 table, so that small ones are bound by memory."""
 CPU_BLOCK = 256
 """The same on a CPU, where the last block, which is seldom full, costs more."""
-KINDS = len(TokenKind) + 1
-"""Kinds are counted by their number; 0 is never a target."""
-
 Logits = Callable[[Any, jax.Array], jax.Array]
 """From its parameters and states (K, D) to float32 logits (K, V)."""
 
@@ -56,10 +53,7 @@ class Sums(NamedTuple):
 
 def weights(batch: Batch, loss_weight: str) -> jax.Array:
     """Weight of each position's target in the loss, float32 (B, L): 1 for each (``token``), or one over the number of
-    its row's targets (``sequence``); 0 without a target.
-
-    The paper states a plain sum over text and actions (section 2.3); dividing by the number of targets is our choice.
-    """
+    its row's targets (``sequence``). The paper states a plain sum over text and actions (section 2.3)."""
     is_target = (batch.target_kinds != PADDING).astype(jnp.float32)
     if loss_weight == "token":
         return is_target
@@ -78,7 +72,7 @@ def target_losses(
     loss, losses = _weighted_loss(logits, mesh, params, states, targets)
     losses = jax.lax.stop_gradient(losses)
     of_dataset = batch.dataset[:, None] == jnp.arange(datasets)
-    of_kind = [is_target & (batch.target_kinds == kind) for kind in range(KINDS)]
+    of_kind = [is_target & (batch.target_kinds == kind) for kind in range(len(TokenKind) + 1)]  # 0: none
     row_loss, row_targets = losses.sum(axis=1), is_target.sum(axis=1, dtype=jnp.int32)
     first = is_target & batch.first_action
     return loss, Sums(
@@ -111,7 +105,7 @@ def _losses(
     rows; along ``tensor`` the compiler divides the logits.
     """
     _, mask, weight = targets
-    most = mask.reshape(shards(mesh), -1).sum(axis=1, dtype=jnp.int32).max()
+    most = mask.reshape(row_parts(mesh), -1).sum(axis=1, dtype=jnp.int32).max()
     block_size = CPU_BLOCK if mesh.devices.flat[0].platform == "cpu" else BLOCK
 
     def on_device(params: Any, most: jax.Array, states: jax.Array, targets: Any) -> tuple[jax.Array, Any]:

@@ -1,6 +1,6 @@
 """The loss curves of a run as an image, drawn by Vega-Lite from its ``metrics.jsonl``."""
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,24 +24,20 @@ def draw_losses(out: Path, entropies: dict[str, float] | None = None) -> Path | 
 
     lines = read_metrics(out)
     trained = [line for line in lines if "loss" in line]
-    held_out = [line["held_out"] | {"step": line["step"]} for line in lines if "held_out" in line]
     if not trained:
         return None
-    datasets, kinds, rates = _means([(line["step"], {"all": line["loss"]}) for line in trained], "training"), [], []
-    for series, logged in (("training", trained), ("held out", held_out)):
-        by_dataset = [
-            (line["step"], {name: part["loss"] for name, part in line["datasets"].items()}) for line in logged
-        ]
-        datasets += _means(by_dataset, series)
-        kinds += _means([(line["step"], line["kinds"]) for line in logged], series)
-    for name, entropy in (entropies or {}).items():
-        ends = [(line["step"], {name: entropy}) for line in (trained[0], trained[-1])]
-        kinds += _means(ends, "unigram entropy")
-    rates = _means([(line["step"], {"all": line["learning_rate"]}) for line in trained], "training")
+    held_out = [line["held_out"] | {"step": line["step"]} for line in lines if "held_out" in line]
+    entropy = [{"step": line["step"], "datasets": {}, "kinds": entropies or {}} for line in (trained[0], trained[-1])]
+    series = {"training": trained, "held out": held_out, "unigram entropy": entropy}
+
+    def by_dataset(line: Line) -> Line:
+        of_all = {"all": line["loss"]} if "learning_rate" in line else {}
+        return of_all | {name: part["loss"] for name, part in line["datasets"].items()}
+
     panels = [
-        _panel("loss by dataset, nats", datasets, 340),
-        _panel("loss by kind, nats", kinds, 340),
-        _panel("learning rate", rates, 110),
+        _panel("loss by dataset, nats", 340, series, by_dataset),
+        _panel("loss by kind, nats", 340, series, lambda line: line["kinds"]),
+        _panel("learning rate", 110, {"training": trained}, lambda line: {"all": line["learning_rate"]}),
     ]
     chart = {
         "title": {"text": "solid: training · dashed: held out · dotted: unigram entropy", "anchor": "start"},
@@ -57,21 +53,20 @@ def draw_losses(out: Path, entropies: dict[str, float] | None = None) -> Path | 
     return path
 
 
-def _means(lines: Sequence[tuple[int, Line]], series: str) -> list[Line]:
-    """The points of one series: (step, value by curve) of each line, or of the means of several consecutive lines."""
+def _panel(title: str, height: int, series: dict[str, list[Line]], curves: Callable[[Line], Line]) -> dict[str, Any]:
+    """One plot over steps; ``curves`` gives the value of each curve at a line of a series."""
     points = []
-    size = -(-len(lines) // MOST_POINTS)
-    for begin in range(0, len(lines), max(1, size)):
-        group = lines[begin : begin + size]
-        for curve in sorted({name for _, values in group for name in values}):
-            known = [values[curve] for _, values in group if values.get(curve) is not None]
-            if known:
-                name = curve.replace("_", " ")
-                points.append({"step": group[-1][0], "value": sum(known) / len(known), "curve": name, "series": series})
-    return points
-
-
-def _panel(title: str, points: list[Line], height: int) -> dict[str, Any]:
+    for name, lines in series.items():
+        size = -(-len(lines) // MOST_POINTS)
+        for begin in range(0, len(lines), max(1, size)):
+            group = lines[begin : begin + size]
+            values = [curves(line) for line in group]
+            for curve in sorted({curve for each in values for curve in each}):
+                known = [each[curve] for each in values if each.get(curve) is not None]
+                if known:
+                    point = {"step": group[-1]["step"], "value": sum(known) / len(known)}
+                    points.append(point | {"curve": curve.replace("_", " "), "series": name})
+    dashes = {"domain": list(DASHES), "range": list(DASHES.values())}
     return {
         "data": {"values": points},
         "mark": {"type": "line", "clip": True, "point": {"size": 12}},
@@ -81,11 +76,6 @@ def _panel(title: str, points: list[Line], height: int) -> dict[str, Any]:
             "x": {"field": "step", "type": "quantitative"},
             "y": {"field": "value", "type": "quantitative", "title": title},
             "color": {"field": "curve", "type": "nominal"},
-            "strokeDash": {
-                "field": "series",
-                "type": "nominal",
-                "scale": {"domain": list(DASHES), "range": list(DASHES.values())},
-                "legend": None,
-            },
+            "strokeDash": {"field": "series", "type": "nominal", "scale": dashes, "legend": None},
         },
     }

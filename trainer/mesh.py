@@ -1,10 +1,8 @@
 """The mesh of devices, who loads which rows of a batch, and how they get to the devices.
 
 The axis ``data`` divides the rows and repeats the parameters, ``fsdp`` divides the rows and the parameters, ``tensor``
-divides heads, feed-forward units and the vocabulary. A *shard* is what one place along ``data`` × ``fsdp`` holds of
-a batch: consecutive rows, in whole patch groups.
-
-Legend: B rows of a batch, M microbatches, S shards, r rows of a shard in one microbatch (B = S M r).
+divides heads, feed-forward units and the vocabulary. One place along ``data`` × ``fsdp`` holds consecutive rows of a
+batch, in whole patch groups.
 """
 
 from collections.abc import Sequence
@@ -41,7 +39,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device]) -> Mesh:
     return Mesh(np.array(ordered, object).reshape(data, config.fsdp, config.tensor), AXES)
 
 
-def shards(mesh: Mesh | AbstractMesh) -> int:
+def row_parts(mesh: Mesh | AbstractMesh) -> int:
     """Number of parts that a batch's rows are divided into."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
@@ -49,20 +47,20 @@ def shards(mesh: Mesh | AbstractMesh) -> int:
 def check_mesh(mesh: Mesh | AbstractMesh, config: RunConfig) -> None:
     """Raises ConfigError if an axis does not divide what it should divide."""
     model = config.model
-    tensor, fsdp = mesh.shape["tensor"], mesh.shape["fsdp"]
-    for axis, size, name, value in (
-        ("tensor", tensor, "model.heads", model.heads),
-        ("tensor", tensor, "half of model.hidden", model.hidden // 2),
-        ("fsdp", fsdp, "model.width", model.width),
+    for axis, name, value in (
+        ("tensor", "model.heads", model.heads),
+        ("tensor", "half of model.hidden", model.hidden // 2),
+        ("fsdp", "model.width", model.width),
     ):
+        size = mesh.shape[axis]
         if value % size:
             raise ConfigError(f"mesh.{axis} {size} does not divide {name} {value}: choose a divisor of {value}")
-    microbatch, group = config.batch // config.microbatches, config.patch_group_rows
-    if microbatch % (shards(mesh) * group):
+    microbatch, group, parts = config.batch // config.microbatches, config.patch_group_rows, row_parts(mesh)
+    if microbatch % (parts * group):
         raise ConfigError(
-            f"mesh (data {mesh.shape['data']}, fsdp {fsdp}) does not divide the {microbatch} rows of a microbatch into "
-            f"{shards(mesh)} parts of whole patch groups (input.patch_group_rows {group}): "
-            f"make batch / microbatches a multiple of {shards(mesh) * group}"
+            f"mesh (data {mesh.shape['data']}, fsdp {mesh.shape['fsdp']}) does not divide the {microbatch} rows of a "
+            f"microbatch into {parts} parts of whole patch groups (input.patch_group_rows {group}): "
+            f"make batch / microbatches a multiple of {parts * group}"
         )
 
 
@@ -71,15 +69,10 @@ def row_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(ROWS))
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
-    """The sharding of values that every device holds whole."""
-    return NamedSharding(mesh, PartitionSpec())
-
-
 def process_rows(mesh: Mesh, batch: int) -> range:
     """The rows of a global batch of ``batch`` rows that this process loads, whatever the number of microbatches.
 
-    Processes whose devices share a shard along ``tensor`` load the same rows.
+    Processes whose devices share rows along ``tensor`` load the same rows.
     """
     parts = row_sharding(mesh).addressable_devices_indices_map((batch,)).values()
     spans = [part[0].indices(batch)[:2] for part in parts if part is not None]
@@ -95,15 +88,13 @@ def place(batch: Batch, mesh: Mesh) -> Batch:
 def split(rows: _Tree, microbatches: int, mesh: Mesh) -> _Tree:
     """The microbatches of placed arrays of rows, M in front of each one's shape; called inside a jitted function.
 
-    Microbatch m takes the m-th part of every shard's rows, so that each device keeps its rows and each process
-    loads one range.
+    Each takes its part of every device's rows, so that rows stay where they are and each process loads one range.
     """
-    parts = shards(mesh)
     sharding = NamedSharding(mesh, PartitionSpec(None, ROWS))
 
     def divide(array: jax.Array) -> jax.Array:
         rest = array.shape[1:]
-        pieces = array.reshape(parts, microbatches, -1, *rest).swapaxes(0, 1)
+        pieces = array.reshape(row_parts(mesh), microbatches, -1, *rest).swapaxes(0, 1)
         return jax.lax.with_sharding_constraint(pieces.reshape(microbatches, -1, *rest), sharding)
 
     return jax.tree.map(divide, rows)

@@ -4,12 +4,8 @@ Legend: E datasets, 8 kinds (by ``TokenKind``; the first is unused).
 """
 
 import json
-import math
-import os
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +15,11 @@ from gatokit.loader.windows import Windows
 from gatokit.schemas.errors import DataError
 from gatokit.schemas.run import RunConfig
 from gatokit.schemas.tokens import TokenKind
+from gatokit.storage.files import write_atomically
 from gatokit.trainer.loss import Sums
 
 METRICS = "metrics.jsonl"
 KIND_NAMES = {kind: kind.name.lower() for kind in TokenKind}
-ACTIONS = (TokenKind.DISCRETE_ACTION, TokenKind.CONTINUOUS_ACTION)
-TIMES = ("seconds", "tokens_per_second", "mfu", "input_wait")
-"""Keys of a line that depend on the machine and its load; the others do not."""
 
 Line = dict[str, Any]
 
@@ -34,43 +28,46 @@ class Interval:
     """Sums over the steps since the last logged one; float64, so that a checkpoint's JSON holds them exactly."""
 
     def __init__(self, saved: Mapping[str, Any] | None = None) -> None:
-        self.steps = 0
-        self.loss = self.gradient_norm = 0.0
-        self.sums: list[np.ndarray] | None = None
+        """``saved`` is what ``saved`` returned."""
+        self.steps, self.loss, self.gradient_norm = 0, 0.0, 0.0
+        self.sums: Sums | None = None
         if saved:
             self.steps, self.loss, self.gradient_norm = saved["steps"], saved["loss"], saved["gradient_norm"]
-            self.sums = [np.array(values, np.float64) for values in saved["sums"]]
+            self.sums = float64(saved["sums"])
 
     def add(self, loss: float, gradient_norm: float, sums: Sums) -> None:
         """Adds a step, whose arrays are read here."""
-        values = [np.asarray(value, np.float64) for value in sums]
-        self.sums = values if self.sums is None else [a + b for a, b in zip(self.sums, values, strict=True)]
+        values = float64(sums)
+        self.sums = values if self.sums is None else Sums._make(map(np.add, self.sums, values))
         self.steps += 1
         self.loss += loss
         self.gradient_norm += gradient_norm
 
     def saved(self) -> dict[str, Any]:
-        """The argument of the constructor, as JSON; empty if nothing was added."""
+        """The interval as JSON; empty if nothing was added."""
         if self.sums is None:
             return {}
-        sums = [values.tolist() for values in self.sums]
+        sums = [np.asarray(values).tolist() for values in self.sums]
         return {"steps": self.steps, "loss": self.loss, "gradient_norm": self.gradient_norm, "sums": sums}
 
     def line(self, datasets: Sequence[str]) -> Line:
-        """Means of the interval: ``loss`` and ``gradient_norm`` over its steps, the other losses over its targets.
-        ``redraws`` counts the windows of a dataset that were replaced because the patch slots were full."""
+        """Means of the interval: ``loss`` and ``gradient_norm`` over its steps, the other losses over its targets."""
         assert self.sums is not None
-        sums = as_sums(self.sums)
         means = {"loss": self.loss / self.steps, "gradient_norm": self.gradient_norm / self.steps}
-        redraws = {name: int(count) for name, count in zip(datasets, sums.redraws, strict=True) if count}
-        return means | losses(sums, datasets) | {"redraws": redraws}
+        redraws = {name: int(count) for name, count in zip(datasets, self.sums.redraws, strict=True) if count}
+        return means | losses(self.sums, datasets) | {"redraws": redraws}
+
+
+def float64(sums: Sequence[Any]) -> Sums:
+    """Sums as arrays of the host, to be added up."""
+    return Sums._make(np.asarray(values, np.float64) for values in sums)
 
 
 def losses(sums: Sums, datasets: Sequence[str]) -> Line:
     """Mean losses in nats per dataset (with its share of all targets) and per kind, of all actions and of those that
     are the first of their window; None without a target."""
     targets = float(np.sum(sums.dataset_targets))
-    actions = list(ACTIONS)
+    actions = [TokenKind.DISCRETE_ACTION, TokenKind.CONTINUOUS_ACTION]
     return {
         "datasets": {
             name: {"share": _mean(count, targets), "loss": _mean(total, count)}
@@ -86,90 +83,50 @@ def losses(sums: Sums, datasets: Sequence[str]) -> Line:
     }
 
 
-def as_sums(values: Sequence[np.ndarray]) -> Sums:
-    """Sums that were added up on the host: float64 arrays instead of the device's."""
-    return Sums(*values)  # type: ignore[arg-type]
-
-
 def _mean(total: Any, count: Any) -> float | None:
     return float(total) / float(count) if count else None
 
 
-@dataclass
-class Clock:
-    """Seconds since the last logged step, and how many of them were spent waiting for input."""
-
-    begin: float = field(default_factory=time.monotonic)
-    waited: float = 0.0
-
-    def lap(self, tokens: float, flops: float, peak: float | None) -> Line:
-        """Speed since the last lap. ``tokens`` and ``flops`` are those of the interval, ``peak`` the FLOP/s of all
-        devices, None if it is not known."""
-        now = time.monotonic()
-        seconds = max(now - self.begin, 1e-9)
-        speed: Line = {
-            "seconds": seconds,
-            "tokens_per_second": tokens / seconds,
-            "mfu": flops / seconds / peak if peak else "unknown peak",
-            "input_wait": self.waited / seconds,
-        }
-        self.begin, self.waited = now, 0.0
-        return speed
-
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Counts the time in the block as waiting for input."""
-        begin = time.monotonic()
-        yield
-        self.waited += time.monotonic() - begin
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Does not count the time in the block."""
-        begin = time.monotonic()
-        yield
-        self.begin += time.monotonic() - begin
-
-
 class MetricsFile:
-    """``metrics.jsonl`` of a run, and the same numbers for TensorBoard; written by the first process alone."""
+    """``metrics.jsonl`` of a run, and the same numbers for TensorBoard; written by the first process alone.
+
+    Every method raises DataError if the file cannot be written.
+    """
 
     def __init__(self, out: Path, step: int) -> None:
         """Opens the file for the steps behind ``step``, as in a run that was never stopped: lines of later steps
         are removed, and lines that an early stop wrote in the middle of an interval (``partial``)."""
-        self._path = out / METRICS
-        kept = [line for line in read_metrics(out) if line["step"] <= step and not line.get("partial")]
-        try:
-            temporary = out / f".{METRICS}"
-            temporary.write_text("".join(_dump(line) for line in kept), encoding="utf-8")
-            os.replace(temporary, self._path)
-            self._file = self._path.open("a", encoding="utf-8")
-        except OSError as error:
-            raise self._fault(error) from None
         from tensorboardX import SummaryWriter
 
+        self._path = out / METRICS
+        kept = [line for line in read_metrics(out) if line["step"] <= step and not line.get("partial")]
+        with self._faults():
+            write_atomically(self._path, "".join(map(_dump, kept)).encode())
+            self._file = self._path.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(out / "tensorboard"), purge_step=step + 1 if step else None)
 
     def write(self, line: Line) -> None:
         """Appends a line; it is in the file when this returns."""
-        try:
+        with self._faults():
             self._file.write(_dump(line))
             self._file.flush()
             for name, value in scalars(line):
                 self._board.add_scalar(name, value, line["step"])
-        except OSError as error:
-            raise self._fault(error) from None
 
     def close(self) -> None:
         """Closes both."""
-        try:
+        with self._faults():
             self._board.close()
             self._file.close()
-        except OSError as error:
-            raise self._fault(error) from None
 
-    def _fault(self, error: OSError) -> DataError:
-        return DataError(f"{self._path} cannot be written: {error.strerror}; mend that and run the same command again")
+    @contextmanager
+    def _faults(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise DataError(
+                f"{self._path} cannot be written: {error.strerror}; mend that and run the same command again"
+            ) from None
 
 
 def _dump(line: Line) -> str:
@@ -179,10 +136,8 @@ def _dump(line: Line) -> str:
 def read_metrics(out: Path) -> list[Line]:
     """The lines of a run's ``metrics.jsonl``, without a line that a kill cut short; empty if there is no file."""
     path = out / METRICS
-    if not path.exists():
-        return []
     lines = []
-    for text in path.read_text(encoding="utf-8").splitlines():
+    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         try:
             lines.append(json.loads(text))
         except ValueError:
@@ -200,11 +155,6 @@ def scalars(line: Mapping[str, Any], prefix: str = "") -> list[tuple[str, float]
         elif isinstance(value, int | float) and key != "step":
             numbers.append((name, float(value)))
     return numbers
-
-
-def perplexity(loss: float | None) -> float | None:
-    """e to the power of a loss in nats."""
-    return None if loss is None else math.exp(min(loss, 700.0))
 
 
 def unigram_entropies(windows: Windows, config: RunConfig, batches: int) -> dict[str, float]:

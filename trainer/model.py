@@ -6,6 +6,7 @@ the embedding table, G groups of rows, P patch slots of a group, C patch channel
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from hashlib import blake2b
 from math import prod
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec
+from jax.sharding import PartitionSpec as Spec
 
 from gatokit.loader.batch import PADDING, Batch
 from gatokit.schemas.errors import DataError
@@ -23,7 +24,7 @@ from gatokit.tokenizers.patches import POSITION_INTERVALS
 from gatokit.trainer.attention import Tree, sees, self_attention
 from gatokit.trainer.mesh import ROWS
 
-UNDIVIDED = PartitionSpec()
+UNDIVIDED = Spec()
 ROW_MULTIPLE = 256
 """The embedding table is padded to a multiple of this many rows, so that mesh axes divide it."""
 OBSERVATION_POSITIONS = 512
@@ -45,18 +46,14 @@ class Parameter:
     """One array of parameters, before it exists."""
 
     shape: tuple[int, ...]
-    spec: PartitionSpec = UNDIVIDED
+    spec: Spec = UNDIVIDED
     """The mesh axis that divides each dimension; dimensions behind the last are not divided."""
     std: float = 0.0
-    """Standard deviation of the normal initial values."""
+    """Standard deviation of the normal initial values. Weight decay acts on all parameters but those of 0: norms and
+    biases."""
     mean: float = 0.0
     padding: int = 0
     """Rows at the end that never take part; their initial values are zeros."""
-
-    @property
-    def decays(self) -> bool:
-        """Whether weight decay acts on it: on all parameters but norms and biases."""
-        return self.std > 0
 
 
 def parameter_table(config: ModelConfig, vocabulary_size: int) -> dict[str, Any]:
@@ -77,22 +74,22 @@ def parameter_table(config: ModelConfig, vocabulary_size: int) -> dict[str, Any]
     def norm(*shape: int) -> dict[str, Parameter]:
         return {"scale": Parameter(shape, mean=1.0), "bias": Parameter(shape)}
 
-    projection = Parameter((layers, width, heads, size), PartitionSpec(None, "fsdp", "tensor"), std=width**-0.5)
-    head_bias = Parameter((layers, heads, size), PartitionSpec(None, "tensor"))
+    projection = Parameter((layers, width, heads, size), Spec(None, "fsdp", "tensor"), std=width**-0.5)
+    head_bias = Parameter((layers, heads, size), Spec(None, "tensor"))
     convolution = Parameter((3, 3, channels, channels), std=(9 * channels) ** -0.5)
     out_std = residual * (heads * size) ** -0.5
     attention = {
         "query": projection,
         "key": projection,
         "value": projection,
-        "out": Parameter((layers, heads, size, width), PartitionSpec(None, "tensor", None, "fsdp"), std=out_std),
+        "out": Parameter((layers, heads, size, width), Spec(None, "tensor", None, "fsdp"), std=out_std),
     }
     if config.positions == "relative":
         attention |= {"relative": projection, "content_bias": head_bias, "position_bias": head_bias}
     rows = vocabulary_size + padding
     return {
         "embedding": {
-            "token": Parameter((rows, width), PartitionSpec("tensor", "fsdp"), std=width**-0.5, padding=padding),
+            "token": Parameter((rows, width), Spec("tensor", "fsdp"), std=width**-0.5, padding=padding),
             "observation_position": vectors(OBSERVATION_POSITIONS),
             "action_position": vectors(),
             "hidden_action": vectors(),
@@ -105,7 +102,7 @@ def parameter_table(config: ModelConfig, vocabulary_size: int) -> dict[str, Any]
             "norm_2": norm(channels),
             "convolution_2": convolution,
             "reduce": Parameter((channels, channels // 2), std=channels**-0.5),
-            "out": Parameter((pooled, width), PartitionSpec(None, "fsdp"), std=pooled**-0.5),
+            "out": Parameter((pooled, width), Spec(None, "fsdp"), std=pooled**-0.5),
             "row": vectors(POSITION_INTERVALS),
             "column": vectors(POSITION_INTERVALS),
         },
@@ -114,10 +111,8 @@ def parameter_table(config: ModelConfig, vocabulary_size: int) -> dict[str, Any]
             "attention": attention,
             "feed_forward_norm": norm(layers, width),
             "feed_forward": {
-                "in": Parameter((layers, width, 2, half), PartitionSpec(None, "fsdp", None, "tensor"), std=width**-0.5),
-                "out": Parameter(
-                    (layers, half, width), PartitionSpec(None, "tensor", "fsdp"), std=residual * half**-0.5
-                ),
+                "in": Parameter((layers, width, 2, half), Spec(None, "fsdp", None, "tensor"), std=width**-0.5),
+                "out": Parameter((layers, half, width), Spec(None, "tensor", "fsdp"), std=residual * half**-0.5),
             },
         },
         "norm": norm(width),
@@ -130,11 +125,8 @@ def count(table: Tree) -> int:
 
 
 def initialize(table: Tree, seed: int) -> dict[str, Any]:
-    """The initial parameters, float32; may be called inside ``jax.jit``.
-
-    An element's value follows from the seed, its array's path and its place in the array alone, so that neither the
-    mesh nor other parameters change it.
-    """
+    """The initial parameters, float32. An element's value follows from the seed, its array's path and its place in the
+    array alone, so that neither the mesh nor other parameters change it."""
 
     def initial(path: Any, parameter: Parameter) -> jax.Array:
         if parameter.std == 0.0:
@@ -220,7 +212,7 @@ def by_rows(array: jax.Array) -> jax.Array:
     if jax.sharding.get_abstract_mesh().empty:
         return array
     # Without this the compiler may divide the width as the parameters are, and hold every row everywhere.
-    return jax.lax.with_sharding_constraint(array, PartitionSpec(ROWS))
+    return jax.lax.with_sharding_constraint(array, Spec(ROWS))
 
 
 def patch_vectors(parameters: Tree, batch: Batch, config: ModelConfig, *, dtype: Any) -> jax.Array:
@@ -302,27 +294,20 @@ def apply_layer(
 
 
 def apply_layers(
-    vectors: jax.Array,
-    layers: Tree,
-    config: ModelConfig,
-    *,
-    visible: jax.Array | None,
-    remat: str,
-    key: jax.Array | None,
-    rows: jax.Array,
+    vectors: jax.Array, layers: Tree, config: ModelConfig, *, visible: Any, remat: str, key: Any, rows: jax.Array
 ) -> jax.Array:
     """All layers over (B, L, D), by a scan; the arguments are those of ``forward`` and ``attend``."""
 
     def body(vectors: jax.Array, layer: tuple[Tree, jax.Array]) -> tuple[jax.Array, None]:
         parameters, number = layer
 
-        def regularize(added: jax.Array, sub_layer: int) -> jax.Array:
-            return added if key is None else _regularize(added, key, number, sub_layer, rows, config)
-
         def attention(inputs: jax.Array, parameters: Tree) -> tuple[jax.Array, None]:
             return self_attention(inputs, parameters, config, visible), None
 
-        return apply_layer(vectors, parameters, attention, regularize)
+        if key is None:
+            return apply_layer(vectors, parameters, attention)
+        layer_key = jax.random.fold_in(key, number)
+        return apply_layer(vectors, parameters, attention, partial(_regularize, layer_key, rows, config))
 
     if remat != "none":
         saved = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
@@ -331,29 +316,21 @@ def apply_layers(
 
 
 def _regularize(
-    added: jax.Array, key: jax.Array, layer: jax.Array, sub_layer: int, rows: jax.Array, config: ModelConfig
+    layer_key: jax.Array, rows: jax.Array, config: ModelConfig, added: jax.Array, sub_layer: int
 ) -> jax.Array:
     """Stochastic depth (appendix C) and dropout (appendix E) of what a sub-layer adds, both with inverted scaling.
 
-    A row's draws follow from the key, the layer, the sub-layer and the row's global number alone, so that a mesh or
+    A row's draws follow from the layer's key, the sub-layer and the row's global number alone, so that a mesh or
     microbatches change nothing.
     """
-
-    def keep(chance: float, stream: int, shape: tuple[int, ...]) -> jax.Array:
-        stream_key = jax.random.fold_in(jax.random.fold_in(key, layer), stream)
-        row_keys = jax.vmap(lambda row: jax.random.fold_in(stream_key, row))(rows)
-        return jax.vmap(lambda row_key: jax.random.bernoulli(row_key, 1 - chance, shape))(row_keys)
-
-    if config.dropout > 0:
-        kept = keep(config.dropout, sub_layer + DROPOUT, added.shape[1:])
-        added = jnp.where(kept, added / (1 - config.dropout), 0)
-    if config.stochastic_depth > 0:
-        kept = keep(config.stochastic_depth, sub_layer, (1, 1))
-        added = jnp.where(kept, added / (1 - config.stochastic_depth), 0)
+    dropout = config.dropout, sub_layer + DROPOUT, added.shape[1:]
+    stochastic_depth = config.stochastic_depth, sub_layer, (1, 1)
+    for chance, stream, shape in (dropout, stochastic_depth):
+        if chance > 0:
+            row_keys = jax.vmap(partial(jax.random.fold_in, jax.random.fold_in(layer_key, stream)))(rows)
+            kept = jax.vmap(partial(jax.random.bernoulli, p=1 - chance, shape=shape))(row_keys)
+            added = jnp.where(kept, added / (1 - chance), 0)
     return added
-
-
-# ---- the network -------------------------------------------------------------------------------------------------
 
 
 def forward(
@@ -370,9 +347,8 @@ def forward(
     """The final states (B, L, D) of ``dtype``, normed; those of padding mean nothing.
 
     ``remat`` says what the backward pass computes again: nothing (``none``), all but the products with parameters
-    (``dots``), or whole layers (``full``). ``key``, folded with seed and step, makes it a training pass, in which
-    sub-layers are skipped and elements dropped; ``rows``, int32 (B,), are the rows' numbers in the global batch, by
-    default 0, 1, …. ``hide`` obeys ``batch.private``; without it every private number counts as 0.
+    (``dots``), or whole layers (``full``). ``key``, folded with seed and step, makes it a training pass; ``rows``,
+    int32 (B,), are the rows' numbers in the global batch, by default 0, 1, …. ``hide`` obeys ``batch.private``.
     """
     vectors = embed(parameters, batch, config, dtype=dtype)
     private = jnp.asarray(batch.private)

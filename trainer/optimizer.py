@@ -23,12 +23,9 @@ def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
     def rate(step: jax.Array) -> jax.Array:
         step = jnp.asarray(step, jnp.float32)
         rising = WARMUP_FROM + (peak - WARMUP_FROM) * step / max(1, warmup)
-        if config.schedule == "constant":
-            falling = jnp.full_like(step, peak)
-        else:
-            done = jnp.clip((step - warmup) / max(1, steps - warmup), 0, 1)
-            falling = final + (peak - final) * (1 + jnp.cos(jnp.pi * done)) / 2
-        return jnp.where(step < warmup, rising, falling)
+        done = jnp.clip((step - warmup) / max(1, steps - warmup), 0, 1)
+        cosine = final + (peak - final) * (1 + jnp.cos(jnp.pi * done)) / 2
+        return jnp.where(step < warmup, rising, peak if config.schedule == "constant" else cosine)
 
     return rate
 
@@ -36,8 +33,7 @@ def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
 def make_optimizer(config: OptimizerConfig, decayed: Any) -> optax.GradientTransformation:
     """Clipping by the global norm, Adam and weight decay; the step multiplies the updates by minus the learning rate.
 
-    ``decayed``: a tree like the parameters, True if weight decay acts on one. The state is Adam's step count and two
-    moments like the parameters.
+    ``decayed``: a tree like the parameters, True if weight decay acts on one.
     """
     return optax.chain(
         optax.identity() if config.clip is None else optax.clip_by_global_norm(config.clip),

@@ -8,8 +8,9 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from array_record.python.array_record_module import ArrayRecordWriter
@@ -20,9 +21,10 @@ from gatokit.loader.records import OpenShards
 from gatokit.schemas.config import validated
 from gatokit.schemas.errors import ConfigError, DataError
 from gatokit.schemas.index import TRAIN
-from gatokit.schemas.manifest import VOCABULARY
+from gatokit.schemas.manifest import VOCABULARY, indented_json
 from gatokit.schemas.policy import POLICY, PROMPTS, PolicyDataset, PolicyFile, PolicyTask, Prompt
 from gatokit.schemas.run import RunConfig
+from gatokit.storage.files import write_atomically
 
 RUN = "run.json"
 RUN_VERSION = 1
@@ -46,6 +48,25 @@ POLICY_FOLDER = "policy"
 _COLUMNS = ["episode_id", "task", "agent", "split", "return", "expert_return", "part", "first_record", "record_tokens"]
 
 
+class RunFile(BaseModel):
+    """The resolved config of a run, and what it reads."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    version: int = RUN_VERSION
+    config: RunConfig
+    data: list[str]
+    """Directories as they were given."""
+    data_digest: str
+
+    def write(self, out: Path) -> None:
+        """Writes ``run.json``, whole or not at all."""
+        try:
+            write_atomically(out / RUN, indented_json(self.model_dump(mode="json")))
+        except OSError as error:
+            raise DataError(f"{out / RUN} cannot be written: {error.strerror}") from None
+
+
 def open_run_directory(
     out: Path, config: RunConfig, directories: Sequence[str], mixture: Mixture, *, writes: bool
 ) -> None:
@@ -64,29 +85,8 @@ def open_run_directory(
     except OSError as error:
         raise ConfigError(f"--out {out} cannot be made: {error.strerror}") from None
     wanted.write(out)
-    write_policy_files(mixture, config, out)
-
-
-class RunFile(BaseModel):
-    """The resolved config of a run, and what it reads."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    version: int = RUN_VERSION
-    config: RunConfig
-    data: list[str]
-    """Directories as they were given."""
-    data_digest: str
-
-    def write(self, out: Path) -> None:
-        """Writes ``run.json``, whole or not at all."""
-        temporary = out / f".{RUN}"
-        text = json.dumps(self.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n"
-        try:
-            temporary.write_text(text, encoding="utf-8")
-            os.replace(temporary, out / RUN)
-        except OSError as error:
-            raise DataError(f"{out / RUN} cannot be written: {error.strerror}") from None
+    if not (out / POLICY_FOLDER).exists():
+        _write_policy_files(mixture, config, out)
 
 
 def read_run(out: Path) -> RunFile | None:
@@ -138,40 +138,23 @@ def _fields(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return leaves
 
 
-class _Episode(NamedTuple):
-    """The best episode of a task so far."""
-
-    episode_id: str
-    agent: str
-    episode_return: float
-    expert_return: float
-    shard: int
-    first_record: int
-    records: int
-
-
-def write_policy_files(mixture: Mixture, config: RunConfig, out: Path) -> Path:
+def _write_policy_files(mixture: Mixture, config: RunConfig, out: Path) -> None:
     """Copies from the data what a policy needs beside its parameters: specs, vocabulary, tokenizer, a prompt a task.
 
-    Returns the folder, which is written only if it is not there. Raises DataError if it cannot be written.
+    Raises DataError if the folder cannot be written.
     """
-    folder = out / POLICY_FOLDER
-    if folder.exists():
-        return folder
-    temporary = out / f".{POLICY_FOLDER}"
+    folder, temporary = out / POLICY_FOLDER, out / f".{POLICY_FOLDER}"
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir()
         (temporary / VOCABULARY).write_bytes(mixture.vocabulary)
         datasets = _write_prompts(mixture, temporary / PROMPTS)
-        policy = PolicyFile(
-            config=config, tokenizer=mixture.tokenizer, vocabulary_blake2b=mixture.vocabulary_digest, datasets=datasets
-        )
+        digest = mixture.vocabulary_digest
+        policy = PolicyFile(config=config, tokenizer=mixture.tokenizer, vocabulary_blake2b=digest, datasets=datasets)
         (temporary / POLICY).write_bytes(policy.to_bytes())
         os.replace(temporary, folder)
     except (OSError, RuntimeError) as error:  # ArrayRecord's writer raises the latter
         raise DataError(f"{folder} cannot be written: {error}") from None
-    return folder
 
 
 def _write_prompts(mixture: Mixture, path: Path) -> dict[str, PolicyDataset]:
@@ -183,19 +166,20 @@ def _write_prompts(mixture: Mixture, path: Path) -> dict[str, PolicyDataset]:
         described = dataset.described
         shards = OpenShards(dataset.shards, 16)
         tasks = {}
-        for task, best in sorted(_best_episodes(dataset).items() if dataset.holds_episodes else ()):
-            for record in shards.read_bytes(best.shard, best.first_record, best.first_record + best.records):
+        for task, best in sorted(_best_episodes(dataset).items()):
+            records = len(best["record_tokens"])
+            for record in shards.read_bytes(best["shard"], best["first_record"], best["first_record"] + records):
                 writer.write(record)
             prompt = Prompt(
-                episode_id=best.episode_id,
-                agent=best.agent,
-                episode_return=best.episode_return,
+                episode_id=best["episode_id"],
+                agent=best["agent"],
+                episode_return=best["return"],
                 first_record=written,
-                records=best.records,
+                records=records,
             )
-            written += best.records
+            written += records
             spec = described.tasks[task].spec
-            tasks[task] = PolicyTask(spec=spec, expert_return=best.expert_return, prompt=prompt)
+            tasks[task] = PolicyTask(spec=spec, expert_return=best["expert_return"], prompt=prompt)
         datasets[dataset.name] = PolicyDataset(
             kind=dataset.totals.kind, specs=described.specs, tasks=tasks, documents=described.documents
         )
@@ -203,33 +187,23 @@ def _write_prompts(mixture: Mixture, path: Path) -> dict[str, PolicyDataset]:
     return datasets
 
 
-def _best_episodes(dataset: MixedDataset) -> dict[str, _Episode]:
-    """By task the training episode of the highest return; of equal ones the first."""
-    best_of_task: dict[str, _Episode] = {}
+def _best_episodes(dataset: MixedDataset) -> dict[str, dict[str, Any]]:
+    """By task the index row of the training episode of the highest return (of equal ones the first) and its shard's
+    ordinal; empty for documents."""
+    best: dict[str, dict[str, Any]] = {}
     first_shard = 0
-    for split in dataset.totals.splits:
+    for split in dataset.totals.splits if dataset.holds_episodes else ():
         path = dataset.path / split.index
         try:
             table = pq.read_table(path, columns=_COLUMNS, filters=[("split", "=", TRAIN)])
         except (OSError, pa.ArrowInvalid) as error:
             raise DataError(f"the index {path} cannot be read: {error}; gatokit verify says more") from None
-        returns, tasks = table["return"].to_numpy(), table["task"].to_pylist()
-        best: dict[str, int] = {}
-        for row, task in enumerate(tasks):
-            if task not in best or returns[row] > returns[best[task]]:
-                best[task] = row
-        for task, row in best.items():
-            if task in best_of_task and returns[row] <= best_of_task[task].episode_return:
-                continue
-            values = {name: table[name][row].as_py() for name in _COLUMNS}
-            best_of_task[task] = _Episode(
-                episode_id=values["episode_id"],
-                agent=values["agent"],
-                episode_return=values["return"],
-                expert_return=values["expert_return"],
-                shard=first_shard + values["part"],
-                first_record=values["first_record"],
-                records=len(values["record_tokens"]),
-            )
+        tasks = table["task"].combine_chunks().dictionary_encode().indices.to_numpy()
+        order = np.argsort(-table["return"].to_numpy(), kind="stable")
+        _, firsts = np.unique(tasks[order], return_index=True)
+        for episode in table.take(order[firsts]).to_pylist():
+            task = episode["task"]
+            if task not in best or episode["return"] > best[task]["return"]:
+                best[task] = episode | {"shard": first_shard + episode["part"]}
         first_shard += len(split.parts)
-    return best_of_task
+    return best

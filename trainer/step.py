@@ -16,37 +16,43 @@ from gatokit.loader.batch import Batch, empty_batch
 from gatokit.schemas.run import RunConfig
 from gatokit.trainer import model
 from gatokit.trainer.loss import Sums, target_losses
-from gatokit.trainer.mesh import check_mesh, replicated, row_sharding, split
+from gatokit.trainer.mesh import check_mesh, row_sharding, split
 from gatokit.trainer.optimizer import learning_rate, make_optimizer
 
 
 class State(NamedTuple):
-    """What a step changes and a checkpoint holds."""
+    """What a step changes and a checkpoint holds: arrays, or their shapes or shardings."""
 
     step: Any
-    """int32 (): steps done, so also the batches consumed. (A ``State`` may also hold shardings or shapes.)"""
+    """int32 (): steps done, so also the batches consumed."""
     params: Any
     """The tree of ``model.parameter_table``, float32."""
     optimizer: Any
-    """The tree of ``optimizer.make_optimizer``."""
 
 
 class Metrics(NamedTuple):
-    """The metrics of a step; reading a value waits for the step to end."""
+    """The metrics of a step, () each; reading a value waits for the step to end."""
 
     loss: jax.Array
-    """(): mean loss in nats, weighted as ``loss_weight`` says."""
+    """Mean loss in nats, weighted as ``loss_weight`` says."""
     gradient_norm: jax.Array
-    """(): global norm before clipping."""
+    """Global norm before clipping."""
     finite: jax.Array
-    """bool (): loss and norm were finite. Otherwise the step changed only its own count."""
+    """Whether loss and norm were finite. Otherwise the step changed only its own count."""
     learning_rate: jax.Array
-    """()"""
     sums: Sums
 
 
+def _abstract(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
 class Trainer:
-    """The training step and everything that it needs, for one config, vocabulary and mesh."""
+    """The training step and everything that it needs, for one config, vocabulary and mesh.
+
+    ``step(state, batch)`` gives the next state and the metrics, ``evaluate(params, batch)`` the sums of the losses;
+    ``shardings``, ``abstract_state`` and ``abstract_batch`` say how their arguments are placed.
+    """
 
     def __init__(self, config: RunConfig, vocabulary_size: int, datasets: int, patch_slots: int, mesh: Mesh) -> None:
         """``datasets``: how many the rows may come from; ``patch_slots``: of a group of rows.
@@ -56,85 +62,56 @@ class Trainer:
         check_mesh(mesh, config)
         self.config, self.mesh = config, mesh
         self.vocabulary_size, self.datasets, self.patch_slots = vocabulary_size, datasets, patch_slots
+        self.dtype = jnp.dtype(config.precision)
         self.table = model.parameter_table(config.model, vocabulary_size)
         self.rate = learning_rate(config.optimizer, config.steps)
-        self.optimizer = make_optimizer(config.optimizer, jax.tree.map(lambda parameter: parameter.decays, self.table))
-        self.dtype = jnp.dtype(config.precision)
-        self.shardings = self._shardings()
-        rows, everywhere = row_sharding(mesh), replicated(mesh)
-        self.step = jax.jit(
-            self._step,
-            donate_argnums=0,
-            in_shardings=(self.shardings, rows),
-            out_shardings=(self.shardings, everywhere),
-        )
-        self.evaluate = jax.jit(self._evaluate, in_shardings=(self.shardings.params, rows), out_shardings=everywhere)
-
-    def init(self) -> State:
-        """The state before the first step, a function of the config's seed whatever the mesh."""
-        return jax.jit(self._init, out_shardings=self.shardings)()
-
-    def begin(self, params: Any) -> State:
-        """The state before the first step of a run that starts from given parameters, placed as ``shardings`` says."""
-        return jax.jit(
-            self._begin, in_shardings=(self.shardings.params,), out_shardings=self.shardings, donate_argnums=0
-        )(params)
-
-    def abstract_state(self) -> State:
-        """The state's shapes, dtypes and shardings."""
-        shapes = jax.eval_shape(self._init)
-        return jax.tree.map(
-            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-            shapes,
-            self.shardings,
-        )
-
-    def abstract_batch(self) -> Batch:
-        """The shapes, dtypes and shardings of a placed batch."""
-        config, sharding = self.config, row_sharding(self.mesh)
-        batch = empty_batch(config.batch, config.context, config.batch // config.patch_group_rows, self.patch_slots)
-        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), batch)
-
-    def _shardings(self) -> State:
-        of_params = jax.tree.map(lambda parameter: NamedSharding(self.mesh, parameter.spec), self.table)
-        shapes = jax.eval_shape(self._init)
+        self.optimizer = make_optimizer(config.optimizer, jax.tree.map(lambda parameter: parameter.std > 0, self.table))
+        rows, everywhere = row_sharding(mesh), NamedSharding(mesh, PartitionSpec())
+        of_params = jax.tree.map(lambda parameter: NamedSharding(mesh, parameter.spec), self.table)
+        shapes = jax.eval_shape(self._initial)
         of_optimizer = optax.tree_utils.tree_map_params(
-            self.optimizer,
-            lambda _, sharding: sharding,
-            shapes.optimizer,
-            of_params,
-            transform_non_params=lambda _: replicated(self.mesh),
+            self.optimizer, lambda _, own: own, shapes.optimizer, of_params, transform_non_params=lambda _: everywhere
         )
-        return State(replicated(self.mesh), of_params, of_optimizer)
+        self.shardings = State(everywhere, of_params, of_optimizer)
+        self.abstract_state: State = jax.tree.map(_abstract, shapes, self.shardings)
+        batch = empty_batch(config.batch, config.context, config.batch // config.patch_group_rows, patch_slots)
+        self.abstract_batch: Batch = jax.tree.map(partial(_abstract, sharding=rows), batch)
+        ends = self.shardings, everywhere
+        self.step = jax.jit(self._step, in_shardings=(self.shardings, rows), out_shardings=ends, donate_argnums=0)
+        self.evaluate = jax.jit(self._evaluate, in_shardings=(of_params, rows), out_shardings=everywhere)
 
-    def _init(self) -> State:
+    def init(self, params: Any = None) -> State:
+        """The state before the first step: a function of the config's seed, whatever the mesh, or of given parameters,
+        which are placed as ``shardings`` says and given away."""
+        if params is None:
+            return jax.jit(self._initial, out_shardings=self.shardings)()
+        given = (self.shardings.params,)
+        return jax.jit(self._begin, in_shardings=given, out_shardings=self.shardings, donate_argnums=0)(params)
+
+    def _initial(self) -> State:
         return self._begin(model.initialize(self.table, self.config.seed))
 
     def _begin(self, params: Any) -> State:
         return State(jnp.zeros((), jnp.int32), params, self.optimizer.init(params))
 
     def _loss(self, params: Any, batch: Batch, rows: jax.Array | None, key: jax.Array | None) -> tuple[jax.Array, Sums]:
+        config = self.config
         # Gathered over fsdp once, for its lookups as well as for the logits.
         ids = NamedSharding(self.mesh, PartitionSpec("tensor"))
         token = jax.lax.with_sharding_constraint(params["embedding"]["token"], ids)
         params = {**params, "embedding": {**params["embedding"], "token": token}}
         with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
+            hide = config.input.hide_actions > 0
             states = model.forward(
-                params,
-                batch,
-                self.config.model,
-                dtype=self.dtype,
-                remat=self.config.remat,
-                key=key,
-                rows=rows,
-                hide=self.config.input.hide_actions > 0,
+                params, batch, config.model, dtype=self.dtype, remat=config.remat, key=key, rows=rows, hide=hide
             )
         states = jax.lax.with_sharding_constraint(states, row_sharding(self.mesh))
+        logits = partial(model.logits, vocabulary_size=self.vocabulary_size)
         output = {"embedding": {"token": token}}
-        return target_losses(self._logits, output, states, batch, self.config.loss_weight, self.datasets, self.mesh)
+        return target_losses(logits, output, states, batch, config.loss_weight, self.datasets, self.mesh)
 
-    def _logits(self, output: Any, states: jax.Array) -> jax.Array:
-        return model.logits(output, states, self.vocabulary_size)
+    def _evaluate(self, params: Any, batch: Batch) -> Sums:
+        return self._loss(params, batch, None, None)[1]
 
     def _step(self, state: State, batch: Batch) -> tuple[State, Metrics]:
         key = jax.random.fold_in(jax.random.key(np.uint32(self.config.seed)), state.step)
@@ -147,9 +124,8 @@ class Trainer:
         rate = self.rate(state.step)
         updates, optimizer = self.optimizer.update(gradients, state.optimizer, state.params)
         params = jax.tree.map(lambda old, update: old - rate * update, state.params, updates)
-        params, optimizer = jax.tree.map(
-            partial(jnp.where, finite), (params, optimizer), (state.params, state.optimizer)
-        )
+        before = state.params, state.optimizer
+        params, optimizer = jax.tree.map(partial(jnp.where, finite), (params, optimizer), before)
         return State(state.step + 1, params, optimizer), Metrics(loss, norm, finite, rate, sums)
 
     def _accumulate(self, params: Any, batch: Batch, key: jax.Array) -> tuple[Any, Sums]:
@@ -159,17 +135,12 @@ class Trainer:
         gradient = jax.grad(self._loss, has_aux=True)
         if count == 1:
             return gradient(params, batch, rows, key)
-
-        def add(total: Any, part: Any) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, total, gradient(params, *part, key)), None
-
         parts = split((batch, rows), count, self.mesh)
         _, shapes = jax.eval_shape(self._loss, params, *jax.tree.map(lambda part: part[0], parts), key)
         sums = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
         gradients = jax.lax.with_sharding_constraint(jax.tree.map(jnp.zeros_like, params), self.shardings.params)
-        total, _ = jax.lax.scan(add, (gradients, sums), parts)
-        return total
 
-    def _evaluate(self, params: Any, batch: Batch) -> Sums:
-        _, sums = self._loss(params, batch, None, None)
-        return sums
+        def add(total: Any, part: Any) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, total, gradient(params, *part, key)), None
+
+        return jax.lax.scan(add, (gradients, sums), parts)[0]

@@ -6,7 +6,8 @@ checkpoint is written only for a step whose metrics were read and are finite.
 
 import json
 import signal
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,15 +20,16 @@ from gatokit.loader.loader import batches_ahead
 from gatokit.loader.mixture import Mixture, open_mixture
 from gatokit.loader.windows import Windows
 from gatokit.schemas.errors import ConfigError, DataError, GatokitError
+from gatokit.schemas.policy import PolicyFile
 from gatokit.schemas.run import RunConfig
 from gatokit.trainer import flops
 from gatokit.trainer.checkpoint import Checkpoints, RunState
-from gatokit.trainer.distributed import Agreement, Watchdog, is_first, stop_flag
-from gatokit.trainer.export import load_weights, trained_with
+from gatokit.trainer.distributed import Watchdog, any_process, is_first, stop_signal
+from gatokit.trainer.export import load_weights, policy_folder
 from gatokit.trainer.heldout import HeldOut
 from gatokit.trainer.loss_chart import draw_losses
 from gatokit.trainer.mesh import make_mesh, place, process_rows
-from gatokit.trainer.metrics import Clock, Interval, Line, MetricsFile, as_sums, read_metrics
+from gatokit.trainer.metrics import Interval, Line, MetricsFile, read_metrics
 from gatokit.trainer.model import check_positions, count
 from gatokit.trainer.run_directory import POLICY_FOLDER, open_run_directory
 from gatokit.trainer.step import Metrics, State, Trainer
@@ -76,14 +78,14 @@ def train(
 
     Raises ConfigError or DataError for everything that the user can mend, and for a loss that is not finite.
     """
-    with _watched(timeout) as watchdog, stop_flag() as asked, ExitStack() as stack:
+    with _watched(timeout) as watchdog, stop_signal() as asked, ExitStack() as stack:
         # ---- mesh --------------------------------------------------------------------------------------------------
 
         last = config.steps if steps is None else steps
         if last > config.steps:
             raise ConfigError(f"--steps {steps} is more than the config's steps {config.steps}: raise that instead")
         mesh = make_mesh(config.mesh, jax.devices())
-        agreement = Agreement()
+        ask_any_process = any_process()
 
         # ---- input -------------------------------------------------------------------------------------------------
 
@@ -96,12 +98,11 @@ def train(
 
         # ---- model and optimizer -----------------------------------------------------------------------------------
 
-        vocabulary_size = mixture.tokenizer.vocabulary_size
-        trainer = Trainer(config, vocabulary_size, len(mixture.names), windows.patch_slots, mesh)
+        trainer = Trainer(config, mixture.tokenizer.vocabulary_size, len(mixture.names), windows.patch_slots, mesh)
         held_out = HeldOut(mixture, config, rows)
         _introduce(trainer, mixture, held_out, report)
 
-        # ---- restore: the run's own checkpoint, another run's weights, or from scratch -------------------------------
+        # ---- restore: the run's own checkpoint, another run's weights, or from scratch -----------------------------
 
         checkpoints = stack.enter_context(Checkpoints(out, config.checkpoint))
         watchdog.at(0, "reading a checkpoint")
@@ -116,12 +117,12 @@ def train(
 
         # ---- loop --------------------------------------------------------------------------------------------------
 
-        clock, stopping = Clock(), False
+        since, waited, stopping = time.monotonic(), 0.0, False
         pending: tuple[int, Metrics, Any] | None = None
 
         def read_metrics_of(step: int, metrics: Metrics, asks: Any) -> bool:
             """Waits for a step to end, and logs it; returns whether any process was asked to stop."""
-            nonlocal interval, line
+            nonlocal interval, line, since, waited
             values, someone_asked = jax.device_get((metrics, asks))
             if not values.finite:
                 raise _not_finite(step, values, windows, range(config.batch), checkpoints, out)
@@ -129,8 +130,10 @@ def train(
             checkpoints.check()
             complete = step % config.log_every == 0 or step == config.steps
             if complete or step == last:
+                now = time.monotonic()
                 line = {"step": step, **interval.line(mixture.names), "learning_rate": float(values.learning_rate)}
-                line |= _speed(trainer, interval, clock)
+                line |= _speed(trainer, interval, max(now - since, 1e-9), waited)
+                since, waited = now, 0.0
                 if complete:
                     interval = Interval()
                 else:
@@ -141,17 +144,21 @@ def train(
             return bool(someone_asked)
 
         ready = stack.enter_context(batches_ahead(windows, first, last, rows, config.input.workers))
-        trace = stack.enter_context(_profiler(out, first, profile))
+        tracing = stack.enter_context(ExitStack())
         report.progress(first, last, {})
         for step in range(first + 1, last + 1):
             watchdog.at(step - 1, f"waiting for the input of step {step}")
-            with clock.waiting():
-                batch = next(ready)
+            began = time.monotonic()
+            batch = next(ready)
+            waited += time.monotonic() - began
             check_positions(batch)
-            trace(step)
+            if profile and step == first + 1 + PROFILE_AFTER:
+                tracing.enter_context(jax.profiler.trace(str(out / "profile")))
+            if profile and step == first + 1 + PROFILE_AFTER + profile:
+                tracing.close()
             state, metrics = trainer.step(state, place(batch, mesh))
             watchdog.at(step, f"waiting for step {step}")
-            asks = agreement.ask(bool(asked))
+            asks = ask_any_process(asked() is not None)
             if pending is not None:
                 stopping = read_metrics_of(*pending)
             pending = step, metrics, asks
@@ -161,19 +168,20 @@ def train(
                 continue
             stopping = read_metrics_of(*pending) or stopping
             saves, pending, loss = saves or stopping, None, None
-            with clock.paused():
-                if evaluates and held_out.names:
-                    watchdog.at(step, f"evaluating step {step}")
-                    losses = held_out.evaluate(trainer, state.params)
-                    loss = losses["loss"]
-                    if metrics_file is not None:
-                        metrics_file.write({"step": step, "held_out": losses})
-                    if loss is not None and (run.best is None or loss < run.best):
-                        run, saves = replace(run, best=loss, best_step=step), True
-                if saves:
-                    watchdog.at(step, f"writing the checkpoint of step {step}")
-                    run = replace(run, step=step, samples=step * config.batch, interval=interval.saved())
-                    checkpoints.save(run, state.params, state.optimizer, out / POLICY_FOLDER, held_out=loss)
+            began = time.monotonic()
+            if evaluates and held_out.names:
+                watchdog.at(step, f"evaluating step {step}")
+                losses = held_out.evaluate(trainer, state.params)
+                loss = losses["loss"]
+                if metrics_file is not None:
+                    metrics_file.write({"step": step, "held_out": losses})
+                if loss is not None and (run.best is None or loss < run.best):
+                    run, saves = replace(run, best=loss, best_step=step), True
+            if saves:
+                watchdog.at(step, f"writing the checkpoint of step {step}")
+                run = replace(run, step=step, samples=step * config.batch, interval=interval.saved())
+                checkpoints.save(run, state.params, state.optimizer, out / POLICY_FOLDER, held_out=loss)
+            since += time.monotonic() - began  # the speed is that of the steps alone
             if stopping:
                 break
 
@@ -184,7 +192,7 @@ def train(
         if is_first():
             draw_losses(out)
         # Another process may have been asked, and not this one.
-        stopped_by = (asked.by or signal.SIGTERM) if stopping and step < last else None
+        stopped_by = (asked() or signal.SIGTERM) if stopping and step < last else None
         return Trained(step, _last_line(out, line), stopped_by)
 
 
@@ -230,18 +238,17 @@ def _introduce(trainer: Trainer, mixture: Mixture, held_out: HeldOut, report: Re
 
 
 def _restore(trainer: Trainer, checkpoints: Checkpoints, mixture: Mixture, report: Report) -> tuple[State, RunState]:
-    newest, wanted = checkpoints.newest(), trainer.abstract_state()
+    newest, wanted = checkpoints.newest(), trainer.abstract_state
     if newest is not None:
         params, optimizer, run = checkpoints.restore(newest, wanted.params, wanted.optimizer)
         report.say(f"goes on from step {newest}")
-        step = jax.device_put(np.int32(run.step), wanted.step.sharding)
-        return State(step, params, optimizer), run
+        return State(jax.device_put(np.int32(run.step), wanted.step.sharding), params, optimizer), run
     fresh = RunState(step=0, samples=0, best=None, best_step=None, interval={})
     if trainer.config.init_from is None:
         return trainer.init(), fresh
     source = Path(trainer.config.init_from)
     params = load_weights(source, wanted.params)
-    policy = trained_with(source)
+    policy = PolicyFile.read(policy_folder(source))
     if policy.tokenizer.discrete_offset != mixture.tokenizer.discrete_offset:
         raise ConfigError(
             f"init_from: {source} was trained with discrete_offset {policy.tokenizer.discrete_offset} and the data "
@@ -250,24 +257,28 @@ def _restore(trainer: Trainer, checkpoints: Checkpoints, mixture: Mixture, repor
     if policy.vocabulary_blake2b != mixture.vocabulary_digest:
         report.notice(f"{source} was trained with another vocabulary, so its text tokens mean something else")
     report.say(f"begins with the weights of {source}")
-    return trainer.begin(params), fresh
+    return trainer.init(params), fresh
 
 
-def _speed(trainer: Trainer, interval: Interval, clock: Clock) -> Line:
-    """Tokens a second, MFU and the wait for input since the last logged step."""
-    config = trainer.config
-    assert interval.sums is not None
-    totals = as_sums(interval.sums)
+def _speed(trainer: Trainer, interval: Interval, seconds: float, waited: float) -> Line:
+    """Tokens a second, MFU and the wait for input, over the interval's ``seconds``."""
+    config, sums = trainer.config, interval.sums
+    assert sums is not None
     work = flops.train_step(
         config.model,
         rows=interval.steps * config.batch,
         context=config.context,
-        patch_slots=float(totals.patches),
-        targets=float(np.sum(totals.dataset_targets)),
+        patch_slots=float(sums.patches),
+        targets=float(np.sum(sums.dataset_targets)),
         vocabulary_size=trainer.vocabulary_size,
     )
     peak = flops.peak(jax.devices()[0].device_kind, config.precision)
-    return clock.lap(float(totals.tokens), work.total, peak and peak * jax.device_count())
+    return {
+        "seconds": seconds,
+        "tokens_per_second": float(sums.tokens) / seconds,
+        "mfu": work / seconds / (peak * jax.device_count()) if peak else "unknown peak",
+        "input_wait": waited / seconds,
+    }
 
 
 def _not_finite(
@@ -294,25 +305,3 @@ def _last_line(out: Path, line: Line) -> Line:
     trained = [line for line in lines if "loss" in line]
     held_out = [line for line in lines if "held_out" in line]
     return (trained[-1] if trained else {}) | {"held_out": held_out[-1]["held_out"] if held_out else None}
-
-
-@contextmanager
-def _profiler(out: Path, first: int, steps: int | None) -> Iterator[Callable[[int], None]]:
-    """A function to call before each step, which traces ``steps`` of them to ``out``/profile."""
-    begin = first + 1 + PROFILE_AFTER
-    running = False
-
-    def before(step: int) -> None:
-        nonlocal running
-        if steps and step == begin:
-            jax.profiler.start_trace(str(out / "profile"))
-            running = True
-        elif steps and running and step == begin + steps:
-            jax.profiler.stop_trace()
-            running = False
-
-    try:
-        yield before
-    finally:
-        if running:
-            jax.profiler.stop_trace()

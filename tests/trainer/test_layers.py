@@ -61,8 +61,8 @@ def test_draws_follow_a_rows_global_number():
 
 def regularized(ones, *, layer=0, sub_layer=0, key=0, **options):
     config = RELATIVE.model_copy(update=options)
-    rows = np.arange(len(ones))
-    return np.asarray(model._regularize(ones, jax.random.key(key), layer, sub_layer, rows, config))
+    layer_key = jax.random.fold_in(jax.random.key(key), layer)
+    return np.asarray(model._regularize(layer_key, np.arange(len(ones)), config, ones, sub_layer))
 
 
 def test_stochastic_depth_skips_whole_rows_and_scales_the_others():

@@ -8,7 +8,7 @@ import pytest
 
 from gatokit.trainer.flops import peak
 from gatokit.trainer.loss import Sums
-from gatokit.trainer.metrics import Interval, MetricsFile, as_sums, losses, read_metrics, scalars
+from gatokit.trainer.metrics import Interval, MetricsFile, float64, losses, read_metrics, scalars
 
 
 def sums(scale: float = 1.0) -> Sums:
@@ -19,7 +19,7 @@ def sums(scale: float = 1.0) -> Sums:
         loss=12.0, weight=6.0, dataset_loss=[9.0, 3.0], dataset_targets=[4, 2], kind_loss=kinds[0],
         kind_targets=kinds[1], first_action_loss=3.0, first_action_targets=1, tokens=40, patches=2, redraws=[1, 0],
     )  # fmt: skip
-    return as_sums([np.asarray(value) * scale for value in found])
+    return float64([np.asarray(value) * scale for value in found])
 
 
 def test_means_over_an_interval_go_through_a_checkpoint_unchanged() -> None:

@@ -56,7 +56,7 @@ def test_specs_and_decay():
     assert table["embedding"]["token"].spec == PartitionSpec("tensor", "fsdp")
     assert table["layers"]["feed_forward"]["in"].spec == PartitionSpec(None, "fsdp", None, "tensor")
     leaves = jax.tree_util.tree_leaves_with_path(table)
-    assert {"/".join(key.key for key in path) for path, parameter in leaves if not parameter.decays} == {
+    assert {"/".join(key.key for key in path) for path, parameter in leaves if parameter.std == 0} == {
         "layers/attention/content_bias",
         "layers/attention/position_bias",
         *(f"layers/{name}/{part}" for name in ("attention_norm", "feed_forward_norm") for part in ("scale", "bias")),

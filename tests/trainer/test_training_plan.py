@@ -26,7 +26,7 @@ def test_the_state_is_counted_exactly(size: str) -> None:
     settings = config(model=size)
     trainer = Trainer(settings, 33_025, 1, 8, make_mesh(settings.mesh, jax.devices()[:1]))
     memory = estimate(settings, rows=8, microbatches=4, remat="full")
-    assert memory.state == bytes_of(trainer.abstract_state()) - 8
+    assert memory["state"] == bytes_of(trainer.abstract_state) - 8
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def test_the_state_is_counted_exactly(size: str) -> None:
 def test_choices(size: str, device: str, microbatches: int, rows: int, remat: str) -> None:
     found = plan(read_run_config(size), device)
     assert (found.microbatches, found.microbatch_rows, found.remat) == (microbatches, rows, remat)
-    assert found.memory.total < found.device_bytes
+    assert sum(found.memory.values()) < found.device_bytes
 
 
 def test_a_mesh_divides_rows_and_state() -> None:
@@ -50,7 +50,7 @@ def test_a_mesh_divides_rows_and_state() -> None:
     found = plan(RunConfig(**paper), "v3")
     assert (found.devices, found.microbatches, found.microbatch_rows, found.remat) == (512, 1, 1, "none")
     # Compiling this for v3:16x16 took 7.68 GiB.
-    assert found.memory.total == pytest.approx(7.68 * (1 << 30), rel=0.1)
+    assert sum(found.memory.values()) == pytest.approx(7.68 * (1 << 30), rel=0.1)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_the_estimate_is_near_the_compiled_size(remat: Any, changes: dict[str, A
     settings = config(**changes, precision="float32", remat=remat)
     slots = settings.input.patch_slots or 8 * settings.context // 4
     trainer = Trainer(settings, 33_025, 1, slots, make_mesh(settings.mesh, jax.devices()[:1]))
-    sizes: Any = trainer.step.lower(trainer.abstract_state(), trainer.abstract_batch()).compile().memory_analysis()
+    sizes: Any = trainer.step.lower(trainer.abstract_state, trainer.abstract_batch).compile().memory_analysis()
     compiled = sizes.argument_size_in_bytes + sizes.temp_size_in_bytes
     memory = estimate(settings, rows=settings.batch, microbatches=1, remat=remat, block=CPU_BLOCK)
-    assert memory.total == pytest.approx(compiled, rel=0.3)
+    assert sum(memory.values()) == pytest.approx(compiled, rel=0.3)
