@@ -20,6 +20,7 @@ from harness import machine
 
 from gatokit.schemas.run import SIZES, ModelConfig
 from gatokit.trainer import flops, model
+from gatokit.trainer.attention import self_attention
 
 CASES = {
     "tiny": {"size": "tiny", "layers": 4, "rows": 8, "context": 256},
@@ -29,7 +30,7 @@ CASES = {
 SCHEMES = ("relative", "rotary")
 
 
-def program(case: dict[str, Any], positions: str, precision: str) -> tuple[Callable[[], Any], flops.Flops]:
+def program(case: dict[str, Any], positions: str, precision: str) -> tuple[Callable[[], Any], float]:
     """A function that runs a training pass over the blocks once, and its operations."""
     config = ModelConfig(**SIZES[case["size"]] | {"layers": case["layers"], "positions": positions})
     table = model.parameter_table(config, 33_025)["layers"]
@@ -38,10 +39,13 @@ def program(case: dict[str, Any], positions: str, precision: str) -> tuple[Calla
     vectors = np.random.default_rng(0).normal(size=(case["rows"], case["context"], config.width))
     inputs = jnp.asarray(vectors, precision)
 
+    def attention(inputs: jax.Array, parameters: Any, own: None) -> tuple[jax.Array, None]:
+        return self_attention(inputs, parameters, config, None), None
+
     @jax.jit
     @jax.grad
     def gradient(layers: Any) -> jax.Array:
-        found = model.apply_layers(inputs, layers, config, visible=None, remat="none", key=jax.random.key(0), rows=rows)
+        found, _ = model.apply_layers(inputs, layers, config, attention, key=jax.random.key(0), rows=rows)
         return jnp.square(found.astype(jnp.float32)).mean()
 
     count = flops.train_step(
@@ -62,7 +66,7 @@ def measure(name: str, precision: str, repeats: int) -> dict[str, Any]:
             run()
             seconds[positions].append(time.perf_counter() - begin)
     best = {positions: min(turns) for positions, turns in seconds.items()}
-    operations = {positions: sum(count) for positions, (_, count) in programs.items()}
+    operations = {positions: count for positions, (_, count) in programs.items()}
     return {
         **best,
         "turns": seconds,

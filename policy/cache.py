@@ -74,17 +74,14 @@ def extend(
     visible = was_read[:, None] & allowed & (distance >= 0) & (distance < memory)
     view = CacheView(old, fresh, visible, jnp.clip(distance, 0, memory - 1))
 
-    def body(vectors: jax.Array, layer: tuple[Tree, jax.Array, jax.Array, jax.Array | None]) -> tuple[jax.Array, Any]:
-        parameters, keys, values, distances = layer
-
-        def attend(inputs: jax.Array, parameters: Tree) -> tuple[jax.Array, Any]:
-            added, *new = attention.cached_attention(inputs, parameters, keys, values, view, distances)
-            return added, new
-
-        return model.apply_layer(vectors, parameters, attend)
+    def attend(inputs: jax.Array, parameters: Tree, own: tuple[jax.Array, jax.Array, Any]) -> tuple[jax.Array, Any]:
+        keys, values, distances = own
+        added, *new = attention.cached_attention(inputs, parameters, keys, values, view, distances)
+        return added, new
 
     vectors = model.embed(parameters, batch, config, dtype=dtype)
-    vectors, added = jax.lax.scan(body, vectors, (parameters["layers"], cache.keys, cache.values, distances))
+    of_layers = cache.keys, cache.values, distances
+    vectors, added = model.apply_layers(vectors, parameters["layers"], config, attend, of_layers)
     # Written in place when all layers have read: within the scan each layer would copy the whole cache.
     kept = (columns < counts[:, None]) & (columns >= counts[:, None] - memory)
     slot = jnp.where(kept, (length + columns) % memory, memory)  # M, beyond the cache, for a token that is not kept

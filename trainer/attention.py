@@ -18,10 +18,8 @@ from gatokit.schemas.run import ModelConfig
 
 Tree = Mapping[str, Any]
 """Nested mappings of names to arrays: the model's parameters, or anything shaped like them."""
-SPLASH_MULTIPLE = 128
-"""Splash attention takes lengths that are multiples of this."""
-WAVELENGTH = 10_000.0
-"""Longest wavelength of sinusoidal and rotary positions, divided by 2π."""
+SPLASH_MULTIPLE = 128  # splash attention takes lengths that are multiples of this
+WAVELENGTH = 10_000.0  # the longest of sinusoidal and rotary positions, divided by 2π
 
 _dot = partial(jnp.einsum, preferred_element_type=jnp.float32)
 
@@ -65,27 +63,19 @@ def self_attention(inputs: jax.Array, parameters: Tree, config: ModelConfig, vis
 
 
 def cached_attention(
-    inputs: jax.Array,
-    parameters: Tree,
-    keys: jax.Array,
-    values: jax.Array,
-    view: CacheView,
-    distances: jax.Array | None,
+    inputs: jax.Array, parameters: Tree, keys: jax.Array, values: jax.Array, view: CacheView, distances: Any
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """What attention adds (B, T, D) for normed inputs of new tokens, and their keys and values (B, T, H, K), the keys
-    without positions.
-
-    ``keys`` and ``values`` (B, H, M, K) are the cache's; ``distances`` (M, H, K) are ``distance_keys``, or None for
-    rotary positions.
-    """
+    """What attention adds (B, T, D) for normed inputs of new tokens, and their keys (without positions) and values
+    (B, T, H, K). ``keys`` and ``values`` (B, H, M, K) are the cache's; ``distances`` (M, H, K) are ``distance_keys``, or
+    None for rotary positions."""
     queries, unturned, new_values = _project(inputs, parameters)
-    memory, new_keys, relative = keys.shape[2], unturned, None
+    memory, relative = keys.shape[2], None
     if distances is None:
-        queries, new_keys = rotate(queries, view.new), rotate(new_keys, view.new)
+        content, new_keys = rotate(queries, view.new), rotate(unturned, view.new)
         keys = rotate(keys.swapaxes(1, 2), view.old).swapaxes(1, 2)
     else:
         relative = _relative(parameters, distances)
-    content = _content_queries(queries, relative)
+        content, new_keys = queries + relative.content_bias, unturned
     # Old and new keys stay apart: joining them would copy the whole cache.
     old_scores, new_scores = _dot("bthk,bhmk->bhtm", content, keys), _dot("bthk,bshk->bhts", content, new_keys)
     scores = jnp.concatenate([old_scores, new_scores], axis=-1)
@@ -119,21 +109,13 @@ def _frequencies(size: int) -> jax.Array:
 
 
 def _relative(parameters: Tree, distances: jax.Array) -> Relative:
-    return Relative(
-        distances, *(parameters[name].astype(distances.dtype) for name in ("content_bias", "position_bias"))
-    )
-
-
-def _content_queries(queries: jax.Array, relative: Relative | None) -> jax.Array:
-    """The queries (B, T, H, K) that meet keys."""
-    return queries if relative is None else queries + relative.content_bias
+    content_bias, position_bias = parameters["content_bias"], parameters["position_bias"]
+    return Relative(distances, content_bias.astype(distances.dtype), position_bias.astype(distances.dtype))
 
 
 def rotate(vectors: jax.Array, positions: jax.Array) -> jax.Array:
-    """Turns queries or keys (B, T, H, K) by their positions, int (T,) or (B, T): rotary positions. K is even.
-
-    Element i and element i + K/2 make a pair.
-    """
+    """Turns queries or keys (B, T, H, K) by their positions, int (T,) or (B, T): rotary positions. K is even, and
+    element i and element i + K/2 make a pair."""
     angles = positions.astype(jnp.float32)[..., None, None] * _frequencies(vectors.shape[-1])
     sine, cosine = jnp.sin(angles), jnp.cos(angles)
     left, right = jnp.split(vectors.astype(jnp.float32), 2, axis=-1)
@@ -142,10 +124,8 @@ def rotate(vectors: jax.Array, positions: jax.Array) -> jax.Array:
 
 
 def shift(scores: jax.Array) -> jax.Array:
-    """Turns scores by distance (…, T, S), distances falling from S − 1 to 0, into scores by key (…, T, S).
-
-    Query t is the token of key S − T + t. Entries of keys behind their query hold other entries' scores: mask them.
-    """
+    """Turns scores by distance (…, T, S), distances falling from S − 1 to 0, into scores by key (…, T, S). Query t is
+    the token of key S − T + t. Entries of keys behind their query hold other entries' scores: mask them."""
     *rest, queries, keys = scores.shape
     padded = jnp.pad(scores, [(0, 0)] * (len(rest) + 1) + [(1, 0)])
     return padded.reshape(*rest, keys + 1, queries)[..., 1:, :].reshape(scores.shape)
@@ -167,19 +147,20 @@ def attend(
 ) -> jax.Array:
     """Causal attention: values (B, T, H, K) for queries (B, T, H, K) from keys and values (B, S, H, K).
 
-    Scores are divided by √K. ``visible``, bool (B, T, S), further restricts what a query sees; each sees itself.
-    With ``relative`` a score is ((q + u)·k + (q + v)·r) / √K, where r is the key of the distance. The softmax is
-    float32. ``auto`` takes cuDNN on GPUs and splash attention on TPUs that compile it, both only for rotary positions
-    without ``visible``, and XLA elsewhere. A named backend that cannot serve the call is replaced by XLA, with one
-    warning that says why. On a mesh, call it under ``jax.sharding.use_abstract_mesh``, which also tells the platform.
+    A score is q·k / √K, with ``relative`` ((q + u)·k + (q + v)·r) / √K, where r is the key of the distance; the softmax
+    is float32. ``visible``, bool (B, T, S), further restricts what a query sees; each sees itself. ``auto`` takes cuDNN
+    on GPUs and splash attention on TPUs that compile it, both only for rotary positions without ``visible``, and XLA
+    elsewhere. A named backend that cannot serve the call is replaced by XLA, with one warning that says why. On a mesh,
+    call it under ``jax.sharding.use_abstract_mesh``, which also tells the platform.
     """
     count, total, size = queries.shape[1], keys.shape[1], queries.shape[3]
     is_relative, is_restricted = relative is not None, visible is not None
     chosen = choose(backend, _platform(), queries, keys, relative=is_relative, restricted=is_restricted)
     if chosen == "splash":
         return _splash(queries, keys, values)
-    content, position_scores, bias = _content_queries(queries, relative), None, None
+    content, position_scores, bias = queries, None, None
     if relative is not None:
+        content = queries + relative.content_bias
         # Repeated for each row, the distances make a product like that with the keys: a third faster on CPUs. By key,
         # (q + v)·r takes the memory of the scores, not K times theirs.
         repeated = jnp.broadcast_to(relative.distances, (len(queries), *relative.distances.shape))
@@ -256,8 +237,8 @@ def _splash(queries: jax.Array, keys: jax.Array, values: jax.Array, *, interpret
     def on_device(queries: jax.Array, keys: jax.Array, values: jax.Array) -> jax.Array:
         _, length, heads, size = queries.shape
         side = next(side for side in (512, 256, SPLASH_MULTIPLE) if length % side == 0)
-        names = ["block_q", "block_kv", "block_kv_compute", "block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute"]
-        blocks: dict[str, Any] = dict.fromkeys([*names, "block_q_dq", "block_kv_dq"], side)
+        names = splash_attention.BlockSizes.__dataclass_fields__
+        blocks: dict[str, Any] = {name: side for name in names if name.startswith("block_")}
         kernel = splash_attention.make_splash_mha_single_device(
             splash_attention.MultiHeadMask([splash_attention.CausalMask((length, length))] * heads),
             block_sizes=splash_attention.BlockSizes(**blocks),

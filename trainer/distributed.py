@@ -32,8 +32,7 @@ def meet(coordinator: str | None, processes: int | None, process: int | None) ->
     Without arguments the environment decides: JAX finds the others by itself on Cloud TPU, Slurm and Open MPI.
     Call it before anything uses a device. Raises ConfigError if the arguments do not belong together.
     """
-    given = [value is not None for value in (coordinator, processes, process)]
-    if any(given) and not all(given):
+    if len({value is None for value in (coordinator, processes, process)}) > 1:
         raise ConfigError("--coordinator, --processes and --process go together: give all three or none")
     if processes is not None and process is not None and not 0 <= process < processes:
         raise ConfigError(f"--process {process} must be in 0 … {processes - 1}, since --processes is {processes}")

@@ -19,13 +19,10 @@ from gatokit.loader.batch import NO_TOKEN, PADDING, Batch
 from gatokit.schemas.tokens import TokenKind
 from gatokit.trainer.mesh import ROWS, row_parts
 
-BLOCK = 2048
-"""Targets whose logits exist at a time: 270 MB of float32 at 33,025 ids. Each block adds to the gradient of the whole
-table, so that small ones are bound by memory."""
-CPU_BLOCK = 256
-"""The same on a CPU, where the last block, which is seldom full, costs more."""
-Logits = Callable[[Any, jax.Array], jax.Array]
-"""From its parameters and states (K, D) to float32 logits (K, V)."""
+# Targets whose logits exist at a time: 270 MB of float32 at 33,025 ids. Each block adds to the gradient of the whole
+# table, so that small ones are bound by memory. On a CPU the last block, which is seldom full, costs more.
+BLOCK, CPU_BLOCK = 2048, 256
+Logits = Callable[[Any, jax.Array], jax.Array]  # from its parameters and states (K, D) to float32 logits (K, V)
 
 
 class Sums(NamedTuple):
@@ -63,10 +60,8 @@ def weights(batch: Batch, loss_weight: str) -> jax.Array:
 def target_losses(
     logits: Logits, params: Any, states: jax.Array, batch: Batch, loss_weight: str, datasets: int, mesh: Mesh
 ) -> tuple[jax.Array, Sums]:
-    """The weighted sum of a batch's losses, which has a gradient, and all sums, which have none.
-
-    ``states`` (B, L, D) are the final states; ``params`` is what ``logits`` takes and nothing more.
-    """
+    """The weighted sum of a batch's losses, which has a gradient, and all sums, which have none, for the final states
+    (B, L, D); ``params`` is what ``logits`` takes and nothing more."""
     is_target, weight = batch.target_kinds != PADDING, weights(batch, loss_weight)
     targets = jnp.asarray(batch.targets, jnp.int32), is_target, weight
     loss, losses = _weighted_loss(logits, mesh, params, states, targets)

@@ -25,20 +25,12 @@ from gatokit.trainer.attention import Tree, sees, self_attention
 from gatokit.trainer.mesh import ROWS
 
 UNDIVIDED = Spec()
-ROW_MULTIPLE = 256
-"""The embedding table is padded to a multiple of this many rows, so that mesh axes divide it."""
-OBSERVATION_POSITIONS = 512
-"""Rows of the table of positions within a time step's observation."""
-POOLED = 4
-"""A patch's features are averaged over a grid of 4×4 cells before the last projection."""
-NORM_GROUPS = 32
-"""Groups of the patch block's norms (appendix C.2)."""
-EPSILON = 1e-6
-"""Added to the variance in norms."""
-ATTENTION, FEED_FORWARD, DROPOUT = 0, 1, 2
-"""Sub-layers of a layer, as random keys count them; the key of a sub-layer's dropout adds ``DROPOUT``."""
-
-# ---- parameters --------------------------------------------------------------------------------------------------
+ROW_MULTIPLE = 256  # the embedding table is padded to a multiple of it, so that mesh axes divide its rows
+OBSERVATION_POSITIONS = 512  # rows of the table of positions within a time step's observation
+POOLED = 4  # a patch's features are averaged over a grid of 4×4 cells before the last projection
+NORM_GROUPS = 32  # of the patch block's norms (appendix C.2)
+EPSILON = 1e-6  # added to the variance in norms
+ATTENTION, FEED_FORWARD, DROPOUT = 0, 1, 2  # random streams of a layer: its sub-layers; their dropout adds DROPOUT
 
 
 @dataclass(frozen=True)
@@ -49,8 +41,7 @@ class Parameter:
     spec: Spec = UNDIVIDED
     """The mesh axis that divides each dimension; dimensions behind the last are not divided."""
     std: float = 0.0
-    """Standard deviation of the normal initial values. Weight decay acts on all parameters but those of 0: norms and
-    biases."""
+    """Deviation of the normal initial values; 0 for norms and biases, on which weight decay does not act."""
     mean: float = 0.0
     padding: int = 0
     """Rows at the end that never take part; their initial values are zeros."""
@@ -78,12 +69,8 @@ def parameter_table(config: ModelConfig, vocabulary_size: int) -> dict[str, Any]
     head_bias = Parameter((layers, heads, size), Spec(None, "tensor"))
     convolution = Parameter((3, 3, channels, channels), std=(9 * channels) ** -0.5)
     out_std = residual * (heads * size) ** -0.5
-    attention = {
-        "query": projection,
-        "key": projection,
-        "value": projection,
-        "out": Parameter((layers, heads, size, width), Spec(None, "tensor", None, "fsdp"), std=out_std),
-    }
+    attention = dict.fromkeys(("query", "key", "value"), projection)
+    attention["out"] = Parameter((layers, heads, size, width), Spec(None, "tensor", None, "fsdp"), std=out_std)
     if config.positions == "relative":
         attention |= {"relative": projection, "content_bias": head_bias, "position_bias": head_bias}
     rows = vocabulary_size + padding
@@ -129,35 +116,29 @@ def initialize(table: Tree, seed: int) -> dict[str, Any]:
     array alone, so that neither the mesh nor other parameters change it."""
 
     def initial(path: Any, parameter: Parameter) -> jax.Array:
+        shape = parameter.shape
         if parameter.std == 0.0:
-            return jnp.full(parameter.shape, parameter.mean, jnp.float32)
-        name = "/".join(str(key.key) for key in path)
-        values = parameter.mean + parameter.std * _normal(f"{seed} {name}", parameter.shape)
-        real = parameter.shape[0] - parameter.padding
-        return jnp.where(jax.lax.broadcasted_iota(jnp.int32, parameter.shape, 0) < real, values, 0.0)
+            return jnp.full(shape, parameter.mean, jnp.float32)
+        # Each draw is a hash of the path and its place; JAX's own draws take eight times as long to compile on CPUs.
+        bits = jnp.zeros(shape, jnp.uint32)
+        for axis in range(len(shape)):
+            bits += jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * np.uint32(prod(shape[axis + 1 :]))
+        name = f"{seed} {jax.tree_util.keystr(path, simple=True, separator='/')}"
+        for word in np.frombuffer(blake2b(name.encode(), digest_size=8).digest(), "<u4"):
+            # A bijection of 32 bits in which each bit changes all others about half the time (Wellons' lowbias32).
+            bits = bits ^ word
+            bits = (bits ^ (bits >> 16)) * np.uint32(0x7FEB352D)
+            bits = (bits ^ (bits >> 15)) * np.uint32(0x846CA68B)
+            bits = bits ^ (bits >> 16)
+        # 2^23 values between -1 and 1, each exact in float32: with one bit more, adding the half would round the last
+        # to 1, whose normal is infinite.
+        uniform = ((bits >> 9).astype(jnp.float32) + 0.5) * 2.0**-22 - 1.0
+        values = parameter.mean + parameter.std * (jax.lax.erf_inv(uniform) * np.float32(2**0.5))
+        real = shape[0] - parameter.padding
+        return jnp.where(jax.lax.broadcasted_iota(jnp.int32, shape, 0) < real, values, 0.0)
 
     parameters: dict[str, Any] = jax.tree_util.tree_map_with_path(initial, table)
     return parameters
-
-
-def _normal(name: str, shape: tuple[int, ...]) -> jax.Array:
-    """Normal draws, each a hash of the name and its place; JAX's own take eight times as long to compile on CPUs."""
-    bits = jnp.zeros(shape, jnp.uint32)
-    for axis in range(len(shape)):
-        bits += jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * np.uint32(prod(shape[axis + 1 :]))
-    for word in np.frombuffer(blake2b(name.encode(), digest_size=8).digest(), "<u4"):
-        # A bijection of 32 bits in which each bit changes all others about half the time (Wellons' lowbias32).
-        bits = bits ^ word
-        bits = (bits ^ (bits >> 16)) * np.uint32(0x7FEB352D)
-        bits = (bits ^ (bits >> 15)) * np.uint32(0x846CA68B)
-        bits = bits ^ (bits >> 16)
-    # 2^23 values between -1 and 1, each exact in float32: with one bit more, adding the half would round the last to 1,
-    # whose normal is infinite.
-    uniform = ((bits >> 9).astype(jnp.float32) + 0.5) * 2.0**-22 - 1.0
-    return jax.lax.erf_inv(uniform) * np.float32(2**0.5)
-
-
-# ---- embedding ---------------------------------------------------------------------------------------------------
 
 
 def check_positions(batch: Batch) -> None:
@@ -263,9 +244,6 @@ def _average(features: jax.Array, side: int) -> jax.Array:
     return cells.mean((2, 4), dtype=jnp.float32).astype(features.dtype)
 
 
-# ---- layers ------------------------------------------------------------------------------------------------------
-
-
 def norm(vectors: jax.Array, parameters: Tree) -> jax.Array:
     """Layer norm over the last axis, computed in float32, in the dtype of its input."""
     values = vectors.astype(jnp.float32)
@@ -274,59 +252,48 @@ def norm(vectors: jax.Array, parameters: Tree) -> jax.Array:
     return (values * parameters["scale"] + parameters["bias"]).astype(vectors.dtype)
 
 
-def apply_layer(
-    vectors: jax.Array,
-    parameters: Tree,
-    attention: Callable[[jax.Array, Tree], tuple[jax.Array, Any]],
-    regularize: Callable[[jax.Array, int], jax.Array] = lambda added, sub_layer: added,
-) -> tuple[jax.Array, Any]:
-    """One layer over (B, L, D): what each sub-layer computes from its normed input, regularized, is added to the input.
-
-    ``attention`` returns what it adds and anything else, which comes back as the second result.
-    """
-    added, extra = attention(norm(vectors, parameters["attention_norm"]), parameters["attention"])
-    vectors = by_rows(vectors + regularize(added, ATTENTION))
-    # GEGLU: gate and values each take half of the feed-forward width.
-    inputs, matrices = norm(vectors, parameters["feed_forward_norm"]), parameters["feed_forward"]
-    both = jnp.einsum("bld,dcf->bclf", inputs, matrices["in"].astype(inputs.dtype))
-    added = (jax.nn.gelu(both[:, 0]) * both[:, 1]) @ matrices["out"].astype(inputs.dtype)
-    return by_rows(vectors + regularize(added, FEED_FORWARD)), extra
-
-
 def apply_layers(
-    vectors: jax.Array, layers: Tree, config: ModelConfig, *, visible: Any, remat: str, key: Any, rows: jax.Array
-) -> jax.Array:
-    """All layers over (B, L, D), by a scan; the arguments are those of ``forward`` and ``attend``."""
+    vectors: jax.Array,
+    layers: Tree,
+    config: ModelConfig,
+    attention: Callable[[jax.Array, Tree, Any], tuple[jax.Array, Any]],
+    own: Any = None,
+    *,
+    remat: str = "none",
+    key: jax.Array | None = None,
+    rows: Any = None,
+) -> tuple[jax.Array, Any]:
+    """All layers over (B, L, D), by a scan: what a sub-layer computes from its normed input, regularized, is added to
+    the input.
 
-    def body(vectors: jax.Array, layer: tuple[Tree, jax.Array]) -> tuple[jax.Array, None]:
-        parameters, number = layer
+    ``attention`` takes normed inputs, its parameters and the layer's part of ``own``, and returns what it adds and
+    anything else, which comes back stacked. The other arguments are those of ``forward``.
+    """
 
-        def attention(inputs: jax.Array, parameters: Tree) -> tuple[jax.Array, None]:
-            return self_attention(inputs, parameters, config, visible), None
-
-        if key is None:
-            return apply_layer(vectors, parameters, attention)
-        layer_key = jax.random.fold_in(key, number)
-        return apply_layer(vectors, parameters, attention, partial(_regularize, layer_key, rows, config))
+    def body(vectors: jax.Array, layer: Any) -> tuple[jax.Array, Any]:
+        parameters, number, own = layer
+        regularize = partial(_regularize, None if key is None else jax.random.fold_in(key, number), rows, config)
+        added, extra = attention(norm(vectors, parameters["attention_norm"]), parameters["attention"], own)
+        vectors = by_rows(vectors + regularize(added, ATTENTION))
+        # GEGLU: gate and values each take half of the feed-forward width.
+        inputs, matrices = norm(vectors, parameters["feed_forward_norm"]), parameters["feed_forward"]
+        both = jnp.einsum("bld,dcf->bclf", inputs, matrices["in"].astype(inputs.dtype))
+        added = (jax.nn.gelu(both[:, 0]) * both[:, 1]) @ matrices["out"].astype(inputs.dtype)
+        return by_rows(vectors + regularize(added, FEED_FORWARD)), extra
 
     if remat != "none":
         saved = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
         body = jax.checkpoint(body, prevent_cse=False, policy=saved)
-    return jax.lax.scan(body, vectors, (layers, jnp.arange(config.layers)))[0]
+    return jax.lax.scan(body, vectors, (layers, jnp.arange(config.layers), own))
 
 
-def _regularize(
-    layer_key: jax.Array, rows: jax.Array, config: ModelConfig, added: jax.Array, sub_layer: int
-) -> jax.Array:
-    """Stochastic depth (appendix C) and dropout (appendix E) of what a sub-layer adds, both with inverted scaling.
-
-    A row's draws follow from the layer's key, the sub-layer and the row's global number alone, so that a mesh or
-    microbatches change nothing.
-    """
+def _regularize(layer_key: Any, rows: Any, config: ModelConfig, added: jax.Array, sub_layer: int) -> jax.Array:
+    """Stochastic depth (appendix C) and dropout (appendix E) of what a sub-layer adds, both with inverted scaling. A
+    row's draws follow from the layer's key, the sub-layer and the row's number alone, whatever mesh or microbatch."""
     dropout = config.dropout, sub_layer + DROPOUT, added.shape[1:]
     stochastic_depth = config.stochastic_depth, sub_layer, (1, 1)
     for chance, stream, shape in (dropout, stochastic_depth):
-        if chance > 0:
+        if chance > 0 and layer_key is not None:
             row_keys = jax.vmap(partial(jax.random.fold_in, jax.random.fold_in(layer_key, stream)))(rows)
             kept = jax.vmap(partial(jax.random.bernoulli, p=1 - chance, shape=shape))(row_keys)
             added = jnp.where(kept, added / (1 - chance), 0)
@@ -354,8 +321,11 @@ def forward(
     private = jnp.asarray(batch.private)
     visible = sees(private, private) if hide else None
     rows = jnp.arange(vectors.shape[0]) if rows is None else rows
-    layers = parameters["layers"]
-    vectors = apply_layers(vectors, layers, config, visible=visible, remat=remat, key=key, rows=rows)
+
+    def attention(inputs: jax.Array, parameters: Tree, own: None) -> tuple[jax.Array, None]:
+        return self_attention(inputs, parameters, config, visible), None
+
+    vectors, _ = apply_layers(vectors, parameters["layers"], config, attention, remat=remat, key=key, rows=rows)
     return norm(vectors, parameters["norm"])
 
 

@@ -8,16 +8,12 @@ import optax
 
 from gatokit.schemas.run import OptimizerConfig
 
-WARMUP_FROM = 1e-7
-"""The learning rate of step 0 (appendix D)."""
+WARMUP_FROM = 1e-7  # the learning rate of step 0 (appendix D)
 
 
 def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
     """The learning rate by step, counted from 0: a linear rise from ``WARMUP_FROM``, then a constant, or half a cosine
-    that begins at the end of warm-up and reaches ``final_learning_rate`` at ``steps``.
-
-    optax's own schedules round differently and keep a count in the optimizer's state.
-    """
+    that reaches ``final_learning_rate`` at ``steps``. (optax's own schedules round differently.)"""
     peak, final, warmup = config.learning_rate, config.final_learning_rate, config.warmup_steps
 
     def rate(step: jax.Array) -> jax.Array:
@@ -31,10 +27,8 @@ def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
 
 
 def make_optimizer(config: OptimizerConfig, decayed: Any) -> optax.GradientTransformation:
-    """Clipping by the global norm, Adam and weight decay; the step multiplies the updates by minus the learning rate.
-
-    ``decayed``: a tree like the parameters, True if weight decay acts on one.
-    """
+    """Clipping by the global norm, Adam, and decay of the parameters that are True in the tree ``decayed``; the step
+    multiplies the updates by minus the learning rate."""
     return optax.chain(
         optax.identity() if config.clip is None else optax.clip_by_global_norm(config.clip),
         optax.scale_by_adam(config.beta1, config.beta2, config.epsilon),

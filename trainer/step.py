@@ -43,10 +43,6 @@ class Metrics(NamedTuple):
     sums: Sums
 
 
-def _abstract(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-
 class Trainer:
     """The training step and everything that it needs, for one config, vocabulary and mesh.
 
@@ -73,9 +69,10 @@ class Trainer:
             self.optimizer, lambda _, own: own, shapes.optimizer, of_params, transform_non_params=lambda _: everywhere
         )
         self.shardings = State(everywhere, of_params, of_optimizer)
-        self.abstract_state: State = jax.tree.map(_abstract, shapes, self.shardings)
-        batch = empty_batch(config.batch, config.context, config.batch // config.patch_group_rows, patch_slots)
-        self.abstract_batch: Batch = jax.tree.map(partial(_abstract, sharding=rows), batch)
+        groups = config.batch // config.patch_group_rows
+        batch = jax.eval_shape(lambda: empty_batch(config.batch, config.context, groups, patch_slots))
+        self.abstract_state: State = jax.tree.map(lambda leaf, own: leaf.update(sharding=own), shapes, self.shardings)
+        self.abstract_batch: Batch = jax.tree.map(lambda leaf: leaf.update(sharding=rows), batch)
         ends = self.shardings, everywhere
         self.step = jax.jit(self._step, in_shardings=(self.shardings, rows), out_shardings=ends, donate_argnums=0)
         self.evaluate = jax.jit(self._evaluate, in_shardings=(of_params, rows), out_shardings=everywhere)

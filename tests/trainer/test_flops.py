@@ -51,14 +51,14 @@ def test_layers_against_xla(positions, layers):
     )
     rows, context = 4, 512
 
+    def attend(inputs, values, own):
+        return self_attention(inputs, values, config, None), None
+
     def total(vectors, stacked):
+        alone = config.model_copy(update={"layers": 1})
         for number in range(layers):
-
-            def attend(inputs, values):
-                return self_attention(inputs, values, config, None), None
-
-            one = jax.tree.map(lambda leaf, number=number: leaf[number], stacked)
-            vectors, _ = model.apply_layer(vectors, one, attend)
+            one = jax.tree.map(lambda leaf, number=number: leaf[number : number + 1], stacked)
+            vectors, _ = model.apply_layers(vectors, one, alone, attend)
         return jnp.square(vectors).sum()
 
     shapes = (

@@ -9,6 +9,7 @@ import pytest
 from reference import RELATIVE, VOCABULARY
 
 from gatokit.trainer import model
+from gatokit.trainer.attention import self_attention
 
 ROWS, LENGTH = 6, 5
 INPUTS = np.random.default_rng(0).normal(size=(ROWS, LENGTH, RELATIVE.width)).astype(np.float32)
@@ -24,7 +25,11 @@ def layers():
 def stack(vectors, layers, *, remat="none", key=None, rows=None, **options):
     rows = np.arange(len(vectors)) if rows is None else rows
     config = RELATIVE.model_copy(update=options)
-    return model.apply_layers(vectors, layers, config, visible=None, remat=remat, key=key, rows=rows)
+
+    def attention(inputs, parameters, own):
+        return self_attention(inputs, parameters, config, None), None
+
+    return model.apply_layers(vectors, layers, config, attention, remat=remat, key=key, rows=rows)[0]
 
 
 @cache
