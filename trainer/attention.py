@@ -66,8 +66,8 @@ def cached_attention(
     inputs: jax.Array, parameters: Tree, keys: jax.Array, values: jax.Array, view: CacheView, distances: Any
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """What attention adds (B, T, D) for normed inputs of new tokens, and their keys (without positions) and values
-    (B, T, H, K). ``keys`` and ``values`` (B, H, M, K) are the cache's; ``distances`` (M, H, K) are ``distance_keys``, or
-    None for rotary positions."""
+    (B, T, H, K). ``keys`` and ``values`` (B, H, M, K) are the cache's; ``distances`` (M, H, K) are ``distance_keys``
+    or, for rotary positions, None."""
     queries, unturned, new_values = _project(inputs, parameters)
     memory, relative = keys.shape[2], None
     if distances is None:
