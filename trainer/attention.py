@@ -27,25 +27,18 @@ _dot = partial(jnp.einsum, preferred_element_type=jnp.float32)
 class Relative(NamedTuple):
     """One layer's relative positions (Transformer-XL, Dai et al. 2019, section 3.3)."""
 
-    distances: jax.Array
-    """(S, H, K): a key for each distance S − 1, …, 1, 0 between a query and an earlier token."""
-    content_bias: jax.Array
-    """(H, K): u, added to the queries that meet keys."""
-    position_bias: jax.Array
-    """(H, K): v, added to the queries that meet distances."""
+    distances: jax.Array  # (S, H, K): a key for each distance S − 1, …, 1, 0 between a query and an earlier token
+    content_bias: jax.Array  # (H, K): u, added to the queries that meet keys
+    position_bias: jax.Array  # (H, K): v, added to the queries that meet distances
 
 
 class CacheView(NamedTuple):
     """How T new tokens relate to the M slots of a cache; the same for every layer."""
 
-    old: jax.Array
-    """int32 (B, M): age order of the token in each slot: 0 is the oldest that the cache can hold."""
-    new: jax.Array
-    """int32 (B, T): the same count for the new tokens."""
-    visible: jax.Array
-    """bool (B, T, M + T): what each new token sees."""
-    distance: jax.Array
-    """int32 (B, T, M + T): from a new token back to what it sees, within [0, M)."""
+    old: jax.Array  # int32 (B, M): age order of the token in each slot: 0 is the oldest that the cache can hold
+    new: jax.Array  # int32 (B, T): the same count for the new tokens
+    visible: jax.Array  # bool (B, T, M + T): what each new token sees
+    distance: jax.Array  # int32 (B, T, M + T): from a new token back to what it sees, within [0, M)
 
 
 def self_attention(inputs: jax.Array, parameters: Tree, config: ModelConfig, visible: jax.Array | None) -> jax.Array:

@@ -94,11 +94,8 @@ def _losses(
     logits: Logits, mesh: Mesh, params: Any, states: jax.Array, targets: Any, training: bool = True
 ) -> tuple[tuple[jax.Array, jax.Array], Any]:
     """The weighted sum () and each position's loss (B, L), 0 without a target; in training also the sum's gradients
-    for ``params`` and ``states``.
-
-    ``targets`` are ids int32, whether the position has one, and weights float32, (B, L) each. Every device has its
-    rows; along ``tensor`` the compiler divides the logits.
-    """
+    for ``params`` and ``states``. ``targets`` are ids int32, whether the position has one, and weights float32, (B, L)
+    each. Every device has its rows; along ``tensor`` the compiler divides the logits."""
     _, mask, weight = targets
     most = mask.reshape(row_parts(mesh), -1).sum(axis=1, dtype=jnp.int32).max()
     block_size = CPU_BLOCK if mesh.devices.flat[0].platform == "cpu" else BLOCK
@@ -150,8 +147,7 @@ def _losses(
 
 
 def _backward(logits: Logits, mesh: Mesh, gradients: Any, cotangents: tuple[jax.Array, jax.Array]) -> tuple[Any, ...]:
-    scaled = jax.tree.map(lambda gradient: (gradient * cotangents[0]).astype(gradient.dtype), gradients)
-    return *scaled, None
+    return *jax.tree.map(lambda gradient: (gradient * cotangents[0]).astype(gradient.dtype), gradients), None
 
 
 _weighted_loss.defvjp(_losses, _backward)

@@ -49,10 +49,8 @@ class Parameter:
 
 def parameter_table(config: ModelConfig, vocabulary_size: int) -> dict[str, Any]:
     """Every parameter of the model, float32, as a nested dict of ``Parameter``; layers are stacked on a leading axis.
-
     Token, position and masked-action vectors have deviation 1/√D and are multiplied by √D in ``embed``; a matrix keeps
-    the variance of its inputs, and what adds to the residual stream is divided by the root of its 2N additions.
-    """
+    the variance of its inputs, and what adds to the residual stream is divided by the root of its 2N additions."""
     width, layers, heads, size = config.width, config.layers, config.heads, config.head_size
     half, channels = config.hidden // 2, config.patch_channels
     pooled = POOLED * POOLED * channels // 2
@@ -111,7 +109,7 @@ def count(table: Tree) -> int:
     return sum(prod((leaf.shape[0] - leaf.padding, *leaf.shape[1:])) for leaf in jax.tree.leaves(table))
 
 
-def initialize(table: Tree, seed: int) -> dict[str, Any]:
+def initialize(table: Tree, seed: int) -> Any:
     """The initial parameters, float32. An element's value follows from the seed, its array's path and its place in the
     array alone, so that neither the mesh nor other parameters change it."""
 
@@ -130,25 +128,23 @@ def initialize(table: Tree, seed: int) -> dict[str, Any]:
             bits = (bits ^ (bits >> 16)) * np.uint32(0x7FEB352D)
             bits = (bits ^ (bits >> 15)) * np.uint32(0x846CA68B)
             bits = bits ^ (bits >> 16)
-        # 2^23 values between -1 and 1, each exact in float32: with one bit more, adding the half would round the last
-        # to 1, whose normal is infinite.
+        # 2^23 values between -1 and 1, exact in float32: one bit more would round the last to 1, an infinite normal.
         uniform = ((bits >> 9).astype(jnp.float32) + 0.5) * 2.0**-22 - 1.0
         values = parameter.mean + parameter.std * (jax.lax.erf_inv(uniform) * np.float32(2**0.5))
         real = shape[0] - parameter.padding
         return jnp.where(jax.lax.broadcasted_iota(jnp.int32, shape, 0) < real, values, 0.0)
 
-    parameters: dict[str, Any] = jax.tree_util.tree_map_with_path(initial, table)
-    return parameters
+    return jax.tree_util.tree_map_with_path(initial, table)
 
 
 def check_positions(batch: Batch) -> None:
     """Raises DataError if a token's position in its observation lies beyond the table of positions."""
     positions = np.asarray(batch.positions)
-    beyond = (positions >= OBSERVATION_POSITIONS) & (positions != NO_POSITION)
-    if beyond.any():
+    last = int(positions.max(initial=0, where=positions != NO_POSITION))
+    if last >= OBSERVATION_POSITIONS:
         raise DataError(
-            f"a time step's observation has at least {int(positions[beyond].max()) + 1} tokens, and the model has "
-            f"{OBSERVATION_POSITIONS} positions: build the data with smaller images (images.size) or fewer fields"
+            f"a time step's observation has at least {last + 1} tokens, and the model has {OBSERVATION_POSITIONS} "
+            "positions: build the data with smaller images (images.size) or fewer fields"
         )
 
 
@@ -197,11 +193,9 @@ def by_rows(array: jax.Array) -> jax.Array:
 
 
 def patch_vectors(parameters: Tree, batch: Batch, config: ModelConfig, *, dtype: Any) -> jax.Array:
-    """A vector for each patch slot (G, P, D) of ``dtype``; those of unused slots mean nothing.
-
-    One residual block with norms first and GELU (appendix C.2), plus the vectors of the patch's row and column
-    (appendix C.3). The uint8 pixels are scaled to [-1, 1] and by 1/√16 (section 2.1).
-    """
+    """A vector for each patch slot (G, P, D) of ``dtype``; those of unused slots mean nothing. One residual block with
+    norms first and GELU (appendix C.2), plus the vectors of the patch's row and column (appendix C.3). The uint8
+    pixels are scaled to [-1, 1] and by 1/√16 (section 2.1)."""
     groups, slots = batch.patch_row.shape
     pixels = jnp.asarray(batch.patches).reshape(groups * slots, PATCH, PATCH, 3)
     scaled = (pixels.astype(jnp.float32) / 127.5 - 1.0) / 4.0
@@ -264,11 +258,8 @@ def apply_layers(
     rows: Any = None,
 ) -> tuple[jax.Array, Any]:
     """All layers over (B, L, D), by a scan: what a sub-layer computes from its normed input, regularized, is added to
-    the input.
-
-    ``attention`` takes normed inputs, its parameters and the layer's part of ``own``, and returns what it adds and
-    anything else, which comes back stacked. The other arguments are those of ``forward``.
-    """
+    the input. ``attention`` takes normed inputs, its parameters and the layer's part of ``own``, and returns what it
+    adds and anything else, which comes back stacked. The other arguments are those of ``forward``."""
 
     def body(vectors: jax.Array, layer: Any) -> tuple[jax.Array, Any]:
         parameters, number, own = layer
@@ -311,12 +302,10 @@ def forward(
     rows: jax.Array | None = None,
     hide: bool = False,
 ) -> jax.Array:
-    """The final states (B, L, D) of ``dtype``, normed; those of padding mean nothing.
-
-    ``remat`` says what the backward pass computes again: nothing (``none``), all but the products with parameters
-    (``dots``), or whole layers (``full``). ``key``, folded with seed and step, makes it a training pass; ``rows``,
-    int32 (B,), are the rows' numbers in the global batch, by default 0, 1, …. ``hide`` obeys ``batch.private``.
-    """
+    """The final states (B, L, D) of ``dtype``, normed; those of padding mean nothing. ``remat`` says what the backward
+    pass computes again: nothing (``none``), all but the products with parameters (``dots``), or whole layers
+    (``full``). ``key``, folded with seed and step, makes it a training pass; ``rows``, int32 (B,), are the rows'
+    numbers in the global batch, by default 0, 1, …. ``hide`` obeys ``batch.private``."""
     vectors = embed(parameters, batch, config, dtype=dtype)
     private = jnp.asarray(batch.private)
     visible = sees(private, private) if hide else None

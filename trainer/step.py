@@ -1,7 +1,4 @@
-"""The training step: loss, gradients and update in one jitted function over the mesh.
-
-Legend: B rows of a batch, M microbatches, L tokens, D width.
-"""
+"""The training step: loss, gradients and update in one jitted function over the mesh."""
 
 from functools import partial
 from typing import Any, NamedTuple
@@ -21,40 +18,34 @@ from gatokit.trainer.optimizer import learning_rate, make_optimizer
 
 
 class State(NamedTuple):
-    """What a step changes and a checkpoint holds: arrays, or their shapes or shardings."""
+    """What a step changes and a checkpoint holds: the number of steps done, int32 (); the parameters, float32; the
+    optimizer's state. (A ``State`` may also hold their shapes or shardings.)"""
 
     step: Any
-    """int32 (): steps done, so also the batches consumed."""
     params: Any
-    """The tree of ``model.parameter_table``, float32."""
     optimizer: Any
 
 
 class Metrics(NamedTuple):
-    """The metrics of a step, () each; reading a value waits for the step to end."""
+    """The metrics of a step, () each; reading a value waits for the step to end. ``loss`` is the mean in nats, weighted
+    as ``loss_weight`` says. If it or the gradient's norm (before clipping) is not ``finite``, the step changed only its
+    own count."""
 
     loss: jax.Array
-    """Mean loss in nats, weighted as ``loss_weight`` says."""
     gradient_norm: jax.Array
-    """Global norm before clipping."""
     finite: jax.Array
-    """Whether loss and norm were finite. Otherwise the step changed only its own count."""
     learning_rate: jax.Array
     sums: Sums
 
 
 class Trainer:
-    """The training step and everything that it needs, for one config, vocabulary and mesh.
-
-    ``step(state, batch)`` gives the next state and the metrics, ``evaluate(params, batch)`` the sums of the losses;
-    ``shardings``, ``abstract_state`` and ``abstract_batch`` say how their arguments are placed.
-    """
+    """The training step for one config, vocabulary and mesh: ``step(state, batch)`` gives the next state and the
+    metrics, ``evaluate(params, batch)`` the sums of the losses. ``shardings``, ``abstract_state`` and
+    ``abstract_batch`` say how their arguments are placed."""
 
     def __init__(self, config: RunConfig, vocabulary_size: int, datasets: int, patch_slots: int, mesh: Mesh) -> None:
-        """``datasets``: how many the rows may come from; ``patch_slots``: of a group of rows.
-
-        Raises ConfigError if the mesh does not divide the model or the rows.
-        """
+        """Rows come from ``datasets`` datasets; a group of rows has ``patch_slots`` slots. Raises ConfigError if the
+        mesh does not divide the model or the rows."""
         check_mesh(mesh, config)
         self.config, self.mesh = config, mesh
         self.vocabulary_size, self.datasets, self.patch_slots = vocabulary_size, datasets, patch_slots

@@ -8,7 +8,7 @@ import json
 import signal
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -108,9 +108,7 @@ def train(
         watchdog.at(0, "reading a checkpoint")
         state, run = _restore(trainer, checkpoints, mixture, report)
         interval, line, first = Interval(run.interval), Line(), run.step
-        metrics_file = MetricsFile(out, first) if is_first() else None
-        if metrics_file is not None:
-            stack.callback(metrics_file.close)
+        metrics_file = stack.enter_context(closing(MetricsFile(out, first))) if is_first() else None
         if first >= last:
             report.say(f"step {first} is done already; nothing to do")
             return Trained(first, _last_line(out, line), None)
