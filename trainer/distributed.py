@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from gatokit.schemas.errors import ConfigError
+from gatokit.schemas.errors import ConfigError, GatokitError
 
 _KEYS = "gatokit/processes"
 _FAILED = "gatokit/failed"
@@ -100,10 +100,11 @@ def any_process() -> Callable[[bool], Any]:
 
 
 class Watchdog:
-    """Ends this process if the run makes no progress, and names the process at fault; idle if there is one process.
+    """Around a run: ends this process if no step ends for ``timeout`` seconds, and tells the other processes why it
+    ends. With one process it only turns memory that runs out into a ConfigError.
 
     Each process writes to the coordinator's memory how many steps it has begun and what it is doing. A process that
-    makes no progress for ``timeout`` seconds names those that began the fewest steps.
+    makes no progress names those that began the fewest steps.
     """
 
     def __init__(self, timeout: float) -> None:
@@ -111,35 +112,39 @@ class Watchdog:
         self._begun, self._doing, self._since = 0, "starting", time.monotonic()
         self._client: Any = None
         self._over = threading.Event()
+
+    def at(self, begun: int, doing: str) -> None:
+        """Records progress: ``begun`` steps were begun, and the process is now ``doing`` this."""
+        self._begun, self._doing, self._since = begun, doing, time.monotonic()
+
+    def __enter__(self) -> "Watchdog":
         if jax.process_count() > 1:
             from jax._src.distributed import global_state
 
             self._client = global_state.client
             self._say()
             threading.Thread(target=self._look, name="watch", daemon=True).start()
+        return self
 
-    def at(self, begun: int, doing: str) -> None:
-        """Records progress: ``begun`` steps were begun, and the process is now ``doing`` this."""
-        self._begun, self._doing, self._since = begun, doing, time.monotonic()
-
-    def failed(self, sentence: str, status: int) -> None:
-        """Tells the other processes why this one ends, and ends it; returns if there is one process."""
-        if self._client is not None:
-            self._over.set()
-            self._client.key_value_set(f"{_FAILED}/{jax.process_index()}", sentence, allow_overwrite=True)
-            self._end(sentence, status)
-
-    def lost(self, error: Exception) -> None:
-        """Ends this process after a collective failed because another process has ended, with that one's message if it
-        left one; returns if there is one process."""
-        if self._client is not None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        reason = str(error).partition("\n")[0]
+        out_of_memory = isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
+        if out_of_memory:
+            error = ConfigError(
+                f"a device is out of memory: {reason}; gatokit train CONFIG --plan --device NAME says which "
+                "microbatches and remat fit"
+            )
+        if self._client is not None and isinstance(error, jax.errors.JaxRuntimeError):
+            # Another process has ended. If it left a message, the watch finds it and ends this process with it.
             time.sleep(10 * _LOOK_EVERY)
-            reason = str(error).splitlines()[0]
             self._end(f"another process was lost after step {self._begun} was begun; its own log says why ({reason})")
-
-    def close(self) -> None:
-        """The run is over."""
         self._over.set()
+        if self._client is not None and isinstance(error, GatokitError):
+            self._client.key_value_set(f"{_FAILED}/{jax.process_index()}", str(error), allow_overwrite=True)
+            self._end(str(error), error.exit_status)
+        if out_of_memory:
+            assert error is not None
+            raise error from None
 
     def _say(self) -> None:
         value = json.dumps({"host": socket.gethostname(), "begun": self._begun, "doing": self._doing})

@@ -7,8 +7,8 @@ checkpoint is written only for a step whose metrics were read and are finite.
 import json
 import signal
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,7 +19,7 @@ import numpy as np
 from gatokit.loader.loader import batches_ahead
 from gatokit.loader.mixture import Mixture, open_mixture
 from gatokit.loader.windows import Windows
-from gatokit.schemas.errors import ConfigError, DataError, GatokitError
+from gatokit.schemas.errors import ConfigError, DataError
 from gatokit.schemas.policy import PolicyFile
 from gatokit.schemas.run import RunConfig
 from gatokit.trainer import flops
@@ -78,7 +78,7 @@ def train(
 
     Raises ConfigError or DataError for everything that the user can mend, and for a loss that is not finite.
     """
-    with _watched(timeout) as watchdog, stop_signal() as asked, ExitStack() as stack:
+    with Watchdog(timeout) as watchdog, stop_signal() as asked, ExitStack() as stack:
         # ---- mesh --------------------------------------------------------------------------------------------------
 
         last = config.steps if steps is None else steps
@@ -192,28 +192,6 @@ def train(
         # Another process may have been asked, and not this one.
         stopped_by = (asked() or signal.SIGTERM) if stopping and step < last else None
         return Trained(step, _last_line(out, line), stopped_by)
-
-
-@contextmanager
-def _watched(timeout: float) -> Iterator[Watchdog]:
-    """A watchdog that tells the other processes why this one ends; memory that runs out becomes a ConfigError."""
-    watchdog = Watchdog(timeout)
-    try:
-        try:
-            yield watchdog
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" in str(error):
-                raise ConfigError(
-                    f"a device is out of memory: {str(error).splitlines()[0]}; gatokit train CONFIG --plan "
-                    "--device NAME says which microbatches and remat fit"
-                ) from None
-            watchdog.lost(error)
-            raise
-    except GatokitError as error:
-        watchdog.failed(str(error), error.exit_status)
-        raise
-    finally:
-        watchdog.close()
 
 
 def _introduce(trainer: Trainer, mixture: Mixture, held_out: HeldOut, report: Report) -> None:
