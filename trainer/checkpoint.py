@@ -22,7 +22,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.args import Composite, JsonRestore, JsonSave, StandardRestore, StandardSave
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-from gatokit.schemas.errors import DataError
+from gatokit.schemas.errors import DataError, first_line
 from gatokit.schemas.run import CheckpointConfig
 
 CHECKPOINTS = "checkpoints"
@@ -169,7 +169,7 @@ def _reason(error: Exception) -> str:
     refused = re.search(r": ([^:]+) \[os_error_code", str(error))
     if refused is not None:
         return refused[1]
-    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    line = first_line(error)
     return line if len(line) <= 300 else "… " + line[-300:]
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
-from gatokit.schemas.errors import ConfigError, install_hint
+from gatokit.schemas.errors import ConfigError, first_line, install_hint
 from gatokit.schemas.manifest import TokenizerSettings
 from gatokit.schemas.run import RunConfig
 from gatokit.schemas.tokens import PATCH
@@ -130,7 +130,7 @@ def compile_only(config: RunConfig, topology: str) -> Compiled:
     try:
         devices: list[Any] = list(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
     except jax.errors.JaxRuntimeError as error:
-        raise ConfigError(f"topology {topology}: {str(error).splitlines()[0]}") from None
+        raise ConfigError(f"topology {topology}: {first_line(error)}") from None
     mesh = make_mesh(config.mesh, devices)
     trainer = Trainer(config, VOCABULARY_SIZE, datasets=1, patch_slots=_slots(config), mesh=mesh)
     begin = time.monotonic()

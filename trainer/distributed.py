@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from gatokit.schemas.errors import ConfigError, GatokitError
+from gatokit.schemas.errors import ConfigError, GatokitError, first_line
 
 _KEYS = "gatokit/processes"
 _FAILED = "gatokit/failed"
@@ -48,7 +48,7 @@ def meet(coordinator: str | None, processes: int | None, process: int | None) ->
     except RuntimeError as error:
         if coordinator is None and "before any JAX" in str(error):
             return  # a process that has used its devices alone stays alone
-        where, reason = coordinator or "their first host", str(error).splitlines()[0]
+        where, reason = coordinator or "their first host", first_line(error)
         raise ConfigError(f"the processes of the run did not meet at {where}: {reason}") from None
 
 
@@ -127,24 +127,23 @@ class Watchdog:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        reason = str(error).partition("\n")[0]
-        out_of_memory = isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
-        if out_of_memory:
-            error = ConfigError(
-                f"a device is out of memory: {reason}; gatokit train CONFIG --plan --device NAME says which "
+        out_of_memory: ConfigError | None = None
+        if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error):
+            error = out_of_memory = ConfigError(
+                f"a device is out of memory: {first_line(error)}; gatokit train CONFIG --plan --device NAME says which "
                 "microbatches and remat fit"
             )
         if self._client is not None and isinstance(error, jax.errors.JaxRuntimeError):
             # Another process has ended. If it left a message, the watch finds it and ends this process with it.
             time.sleep(10 * _LOOK_EVERY)
+            reason = first_line(error)
             self._end(f"another process was lost after step {self._begun} was begun; its own log says why ({reason})")
         self._over.set()
         if self._client is not None and isinstance(error, GatokitError):
             self._client.key_value_set(f"{_FAILED}/{jax.process_index()}", str(error), allow_overwrite=True)
             self._end(str(error), error.exit_status)
-        if out_of_memory:
-            assert error is not None
-            raise error from None
+        if out_of_memory is not None:
+            raise out_of_memory from None
 
     def _say(self) -> None:
         value = json.dumps({"host": socket.gethostname(), "begun": self._begun, "doing": self._doing})
@@ -164,7 +163,7 @@ class Watchdog:
                     self._end(blame(records, jax.process_count(), self._timeout))
             except jax.errors.JaxRuntimeError as error:
                 if not self._over.is_set():
-                    self._end(f"process 0, which coordinates the run, does not answer: {str(error).splitlines()[0]}")
+                    self._end(f"process 0, which coordinates the run, does not answer: {first_line(error)}")
 
     def _end(self, sentence: str, status: int = 1) -> NoReturn:
         sys.stderr.write(f"gatokit: {sentence}\n")

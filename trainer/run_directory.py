@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict
 from gatokit.loader.mixture import MixedDataset, Mixture
 from gatokit.loader.records import OpenShards
 from gatokit.schemas.config import validated
-from gatokit.schemas.errors import ConfigError, DataError
+from gatokit.schemas.errors import ConfigError, DataError, first_line
 from gatokit.schemas.index import TRAIN
 from gatokit.schemas.manifest import VOCABULARY, indented_json
 from gatokit.schemas.policy import POLICY, PROMPTS, PolicyDataset, PolicyFile, PolicyTask, Prompt
@@ -99,7 +99,7 @@ def read_run(out: Path) -> RunFile | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, AttributeError) as error:
-        raise DataError(f"{path} cannot be read: {str(error).splitlines()[0]}; give another --out") from None
+        raise DataError(f"{path} cannot be read: {first_line(error)}; give another --out") from None
     except ConfigError as error:
         raise DataError(f"{error}; give another --out") from None
     if overfit:
