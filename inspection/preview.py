@@ -68,7 +68,7 @@ class Replayed:
 
 
 def preview(dataset: DatasetReader, rule: Rule) -> list[TaskPreview]:
-    """What a rule would keep of every task, judged as a build judges, whatever rule the directory was made with.
+    """What a rule would keep of every task, by the same rules as a build. The rule of the directory does not matter.
 
     Expert returns are those of the tasks, over all sound episodes. Episodes that are damaged, were rejected for their
     content or have no step with an action are never kept. A scan has not looked at content, nor has a build at that of

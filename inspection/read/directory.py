@@ -93,6 +93,14 @@ def open_shard(path: Path) -> ArrayRecordFile:
     return shard
 
 
+def read_records(shard: ArrayRecordFile, begin: int, end: int) -> list[Record]:
+    """The records [begin, end) of a shard. Raises DataError if they cannot be read or do not parse."""
+    try:
+        return [Record.from_bytes(data) for data in shard.read(begin, end)]
+    except ValueError as error:
+        raise DataError(f"{shard.path}: a record of [{begin}, {end}) is damaged: {error}") from None
+
+
 class DatasetReader:
     """Reads one dataset of a directory: its index, and its stored episodes or documents.
 
@@ -317,11 +325,7 @@ class DatasetReader:
                 end = begin + len(row.record_tokens or ())
                 if end > shard.records:
                     raise DataError(f"{path} has {shard.records} records and [{begin}, {end}) was asked for")
-                try:
-                    records = [Record.from_bytes(data) for data in shard.read(begin, end)]
-                except ValueError as error:
-                    raise DataError(f"{path}: a record of {row.episode_id!r} is damaged: {error}") from None
-                yield row, records
+                yield row, read_records(shard, begin, end)
 
     def _known(self, wanted: str | EpisodeRow) -> EpisodeRow:
         row = self.row(wanted) if isinstance(wanted, str) else wanted

@@ -8,11 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow.compute as pc
 
-from gatokit.inspection.read.directory import DatasetReader, open_shard
+from gatokit.inspection.read.directory import DatasetReader, open_shard, read_records
 from gatokit.inspection.read.index import reason_meaning
 from gatokit.inspection.tables.output import Output
-from gatokit.schemas.errors import DataError
-from gatokit.schemas.record import Record
 from gatokit.schemas.tokens import TokenKind
 
 _BATCH = 32
@@ -79,18 +77,12 @@ def contents(dataset: DatasetReader, effort: Effort, moved: Callable[[int, int],
             for at in range(0, len(ordinals), _BATCH):
                 batch = ordinals[at : at + _BATCH]
                 if batch[-1] - batch[0] == len(batch) - 1:
-                    data = shard.read(batch[0], batch[-1] + 1)
+                    records = read_records(shard, batch[0], batch[-1] + 1)
                 else:
-                    data = [shard.read(ordinal, ordinal + 1)[0] for ordinal in batch]
-                try:
-                    sequences = [Record.from_bytes(record).sequence for record in data]
-                except ValueError as error:
-                    raise DataError(
-                        f"{shard.path}: a record of [{batch[0]}, {batch[-1] + 1}) is damaged: {error}"
-                    ) from None
-                for sequence in sequences:
-                    kinds += np.bincount(sequence.kinds, minlength=256)
-                    sizes.update((placed.image.height, placed.image.width) for placed in sequence.images)
+                    records = [record for ordinal in batch for record in read_records(shard, ordinal, ordinal + 1)]
+                for record in records:
+                    kinds += np.bincount(record.sequence.kinds, minlength=256)
+                    sizes.update((placed.image.height, placed.image.width) for placed in record.sequence.images)
                 done += len(batch)
                 if moved is not None:
                     moved(done, count)

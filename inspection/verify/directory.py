@@ -145,7 +145,7 @@ def _file_fault(root: Path, path_of_digest: dict[str, str], sizes: set[int], ent
 
 
 def _all_files(root: Path) -> Iterator[str]:
-    """The paths below ``root`` of all files and links; the folder ``.work`` stands for what is in it."""
+    """The paths below ``root`` of all files and links; of the folder ``.work`` only the folder itself."""
     for directory, folders, files in os.walk(root):
         below = Path(directory).relative_to(root)
         if below == Path() and _WORK in folders:
