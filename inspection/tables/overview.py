@@ -111,17 +111,8 @@ def show_directory(output: Output, directory: Directory, datasets: Sequence[Data
 
 def _totals(dataset: DatasetReader) -> dict[str, Any]:
     """The totals of a dataset as JSON."""
-    totals = dataset.totals
-    return {
-        "name": totals.name,
-        "kind": totals.kind,
-        "episodes": totals.episodes,
-        "kept": totals.kept,
-        "held_out": dataset.held_out,
-        **dataset.stored,
-        "weight": totals.weight,
-        "license": totals.license,
-    }
+    named = dataset.totals.model_dump(include={"name", "kind", "episodes", "kept", "weight", "license"})
+    return named | {"held_out": dataset.held_out, **dataset.stored}
 
 
 @dataclass(frozen=True)
