@@ -49,11 +49,7 @@ class Record:
 
     def to_bytes(self) -> bytes:
         """The serialized message."""
-        sequence = self.sequence
-        per_step = (sequence.step_begin, sequence.text_tokens, self.reward, self.discount, self.flags)
-        if self.first_step or any(values is not None and values.size for values in per_step):
-            return self.divided([0])[0]
-        return document_record(self.owner, self.chunk, self.chunks, sequence, self.spec)
+        return self.divided([0])[0]
 
     def divided(self, first_steps: list[int]) -> list[bytes]:
         """The serialized messages of the records into which this one is cut; each begins with one of the
@@ -125,8 +121,7 @@ class Record:
         sequence, steps = self.sequence, len(self.sequence.step_begin)
         if not len(sequence.tokens) == len(sequence.kinds) == len(sequence.positions) > 0:
             raise ValueError("the record's tokens, kinds and positions differ in length or are empty")
-        per_step = [self.reward, self.flags] if self.discount is None else [self.reward, self.flags, self.discount]
-        if any(len(values) != steps for values in per_step):
+        if any(len(values) != steps for values in (self.reward, self.flags, self.discount) if values is not None):
             raise ValueError("the record's steps, rewards, discounts and flags differ in number")
         if steps and (sequence.step_begin[0] != 0 or np.any(np.diff(sequence.step_begin.astype(np.int64)) <= 0)):
             raise ValueError("the record's steps do not begin in increasing order at its first token")

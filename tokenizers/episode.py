@@ -206,7 +206,7 @@ def _wrong_size(field: FieldSpec, images: list[EncodedImage]) -> str | None:
 
 @dataclass(frozen=True)
 class Arrangement:
-    """Where the tokens of S steps stand.
+    """Where the tokens of S steps are.
 
     ``kinds`` is uint8 (T,), ``positions`` uint16 (T,), ``step_begin`` uint32 (S,); these may be read-only views of
     arrays that other episodes share. ``begin`` says where in a step each section begins and the last one ends: int64
@@ -265,7 +265,7 @@ class StepLayout:
         self._kinds = bytes([*kinds, TokenKind.SEPARATOR, *(_ACTION_KINDS[field.kind] for field in action)])
 
     def arrange(self, steps: int, text_widths: np.ndarray | None = None) -> Arrangement:
-        """Where the tokens of ``steps`` steps stand; ``text_widths`` int (S, X) are the tokens of every text field.
+        """Where the tokens of ``steps`` steps are; ``text_widths`` int (S, X) are the tokens of every text field.
 
         Raises RejectedError ``step_too_long``.
         """
@@ -281,7 +281,7 @@ class StepLayout:
         return arrange(self._kinds, tuple(widths), self.separator, steps)
 
     def arrangement_of(self, sequence: TokenSequence) -> Arrangement:
-        """Where the tokens of an encoded sequence of whole steps stand.
+        """Where the tokens of an encoded sequence of whole steps are.
 
         Raises ValueError if kinds, positions or step beginnings are not those of this spec.
         """
