@@ -11,7 +11,7 @@ from gatokit.policy.policy import Policy
 from gatokit.policy.spans import Span
 from gatokit.schemas.errors import ConfigError, RejectedError
 from gatokit.schemas.manifest import ImageRule
-from gatokit.schemas.tokens import Document, EncodedImage
+from gatokit.schemas.tokens import EncodedImage
 from gatokit.tokenizers.document import DocumentTokenizer, prepare
 
 
@@ -43,7 +43,7 @@ def generate(
         parts.append(text)
     if not parts:
         raise ConfigError("give a text or an image to continue")
-    (sequence,) = DocumentTokenizer(policy.text, end_of_document=False).encode([Document("prompt", parts)])
+    (sequence,) = DocumentTokenizer(policy.text, end_of_document=False).encode([parts])
     if isinstance(sequence, RejectedError):
         raise ConfigError(f"the text is {sequence.reason}: {sequence.detail}")
 

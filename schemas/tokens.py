@@ -1,4 +1,4 @@
-"""Tokens and what becomes tokens: id ranges, kinds of tokens, and images, sequences, episodes and documents in memory.
+"""Tokens and what becomes tokens: id ranges, kinds of tokens, and images, sequences and documents in memory.
 
 Legend: T tokens, S time steps.
 """
@@ -86,25 +86,5 @@ class TokenSequence:
     text_tokens: np.ndarray | None = None
 
 
-@dataclass(frozen=True)
-class Episode:
-    """The S steps of an episode that have an action; a final observation without an action is dropped.
-
-    ``values`` maps the path of every field of the task's spec to its S values: an array (S, *shape), a list
-    of ``str`` for text, a list of ``EncodedImage`` for images. ``reward`` and ``discount`` are float64 (S,),
-    ``discount`` None if the source has none; ``flags`` is uint8 (S,), made of FIRST, LAST and TERMINAL.
-    """
-
-    id: str
-    values: dict[str, np.ndarray | list[str] | list[EncodedImage]]
-    reward: np.ndarray
-    discount: np.ndarray | None
-    flags: np.ndarray
-
-
-@dataclass(frozen=True)
-class Document:
-    """Texts and images in reading order; no two texts stand next to each other."""
-
-    id: str
-    parts: list[str | EncodedImage]
+Document = list[str | EncodedImage]
+"""Texts and images in reading order; no two texts follow each other."""

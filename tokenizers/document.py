@@ -99,10 +99,10 @@ class DocumentTokenizer:
 
         All texts go to SentencePiece in one call. Raises UnicodeEncodeError if a text holds lone surrogates.
         """
-        texts = [part for document in documents for part in document.parts if isinstance(part, str)]
+        texts = [part for document in documents for part in document if isinstance(part, str)]
         ids = iter(self._text.encode_batch(texts))
         return [
-            self._sequence([next(ids) if isinstance(part, str) else part for part in document.parts])
+            self._sequence([next(ids) if isinstance(part, str) else part for part in document])
             for document in documents
         ]
 

@@ -220,12 +220,13 @@ class DocumentShardBuilder:
     def _tokenize(self, columns: dict[str, list[Any]], batch: _Batch) -> list[Tokenized]:
         """The rows of a batch, each with its records or the error that says why it has none."""
         ids, files = columns["episode_id"], columns["file"]
-        documents, remarks = {}, {}
+        documents: dict[int, Document] = {}
+        remarks = {}
         tokenized: dict[int, TokenizedRow | RejectedError] = {}
         for row, parts in batch:
             try:
                 fitted, remarks[row] = fit_images(parts, self._rules, self._files[files[row]].separator)
-                documents[row] = Document(ids[row], fitted)
+                documents[row] = fitted
             except RejectedError as error:
                 tokenized[row] = error
         for row, sequence in zip(documents, self._tokenizer.encode(list(documents.values())), strict=True):

@@ -5,6 +5,7 @@ Legend: N recorded steps, the last one included; S steps that have an action; T 
 
 from bisect import bisect_right
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal, TypeVar
 
@@ -18,7 +19,7 @@ from gatokit.pipelines.stages import FilterResult, OutOfRange, ShardSettings, To
 from gatokit.schemas.errors import RejectedError
 from gatokit.schemas.manifest import EpisodeSpec, FieldSpec, TokenizerSettings
 from gatokit.schemas.record import Record
-from gatokit.schemas.tokens import FIRST, LAST, TERMINAL, EncodedImage, Episode, TokenSequence
+from gatokit.schemas.tokens import FIRST, LAST, TERMINAL, EncodedImage, TokenSequence
 from gatokit.tokenizers.episode import EpisodeTokenizer
 from gatokit.tokenizers.image_codec import fit
 from gatokit.tokenizers.tensors import count_outside
@@ -27,6 +28,22 @@ from gatokit.tokenizers.text import TextTokenizer
 _RUN_BYTES = 1 << 20
 _StoredRow = tuple[int, RawEpisode, SourceFeatures]
 _Item = TypeVar("_Item", bound=tuple[int, *tuple[Any, ...]])
+
+
+@dataclass(frozen=True)
+class Episode:
+    """The S steps of an episode that have an action; a final observation without an action is dropped.
+
+    ``values`` maps the path of every field of the task's spec to its S values: an array (S, *shape), a list
+    of ``str`` for text, a list of ``EncodedImage`` for images. ``reward`` and ``discount`` are float64 (S,),
+    ``discount`` None if the source has none; ``flags`` is uint8 (S,), made of FIRST, LAST and TERMINAL.
+    """
+
+    id: str
+    values: dict[str, np.ndarray | list[str] | list[EncodedImage]]
+    reward: np.ndarray
+    discount: np.ndarray | None
+    flags: np.ndarray
 
 
 class EpisodeShardHeader(BaseModel):

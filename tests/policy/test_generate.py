@@ -13,7 +13,7 @@ from gatokit.policy.spans import Span, make_batch
 from gatokit.schemas.errors import ConfigError
 from gatokit.schemas.manifest import DocumentRules, ImageRule
 from gatokit.schemas.policy import PolicyDataset
-from gatokit.schemas.tokens import Document, TokenSequence
+from gatokit.schemas.tokens import TokenSequence
 from gatokit.tokenizers.document import DocumentTokenizer, prepare
 from gatokit.tokenizers.image_codec import encode
 from gatokit.trainer import model
@@ -39,7 +39,7 @@ def test_pieces_are_the_likeliest_of_a_training_window(make, text, image, positi
     policy = make(positions=positions)
     parts = [prepare(image, RULES.pictures)] if image else []
     parts += [text] if text else []
-    (given,) = DocumentTokenizer(policy.text, False).encode([Document("", parts)])
+    (given,) = DocumentTokenizer(policy.text, False).encode([parts])
     ids, kinds, begins = given.tokens, given.kinds, given.step_begin
     expected: list[int] = []
     while len(expected) < 5:

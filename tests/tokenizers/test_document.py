@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gatokit.schemas.errors import RejectedError
-from gatokit.schemas.tokens import Document, EncodedImage, PlacedImage, TokenSequence
+from gatokit.schemas.tokens import EncodedImage, PlacedImage, TokenSequence
 from gatokit.tokenizers.document import DocumentTokenizer, patch_count
 from gatokit.tokenizers.text import TextTokenizer
 
@@ -47,7 +47,7 @@ def endless() -> TextTokenizer:
 
 
 def encoded(tokenizer: DocumentTokenizer, *parts: str | EncodedImage) -> TokenSequence:
-    [sequence] = tokenizer.encode([Document("d", list(parts))])
+    [sequence] = tokenizer.encode([list(parts)])
     assert isinstance(sequence, TokenSequence), sequence
     return sequence
 
@@ -113,11 +113,11 @@ def test_a_text_that_spells_the_end_piece_is_text(exact):
 def test_documents_of_one_call_are_those_of_calls_of_their_own(exact):
     tokenizer = DocumentTokenizer(exact, True)
     documents = [
-        Document("a", ["the", SMALL, "ball"]),
-        Document("b", [SMALL]),
-        Document("c", [""]),
-        Document("d", [WIDE, "red", TALL, "box"]),
-        Document("e", ["is"]),
+        ["the", SMALL, "ball"],
+        [SMALL],
+        [""],
+        [WIDE, "red", TALL, "box"],
+        ["is"],
     ]
     together = tokenizer.encode(documents)
     assert [type(made) for made in together] == [TokenSequence, TokenSequence, RejectedError] + [TokenSequence] * 2
@@ -130,10 +130,10 @@ def test_documents_of_one_call_are_those_of_calls_of_their_own(exact):
 
 def test_what_normalisation_leaves_nothing_of_is_empty(text):
     tokenizer = DocumentTokenizer(text, True)
-    [made] = tokenizer.encode([Document("d", [" \n"])])
+    [made] = tokenizer.encode([[" \n"]])
     assert isinstance(made, RejectedError)
     assert (made.reason, made.detail) == ("empty", "the vocabulary's normalisation leaves nothing of its text")
-    [made] = tokenizer.encode([Document("d", [])])
+    [made] = tokenizer.encode([[]])
     assert isinstance(made, RejectedError)
     beside = encoded(tokenizer, SMALL, "\n")
     assert beside.tokens.tolist() == [PATCH, END]
@@ -143,7 +143,7 @@ def test_what_normalisation_leaves_nothing_of_is_empty(text):
 
 def test_lone_surrogates_are_refused(exact):
     with pytest.raises(UnicodeEncodeError):
-        DocumentTokenizer(exact, True).encode([Document("d", ["half \ud83d"])])
+        DocumentTokenizer(exact, True).encode([["half \ud83d"]])
 
 
 STRINGS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20) | st.sampled_from(
@@ -171,7 +171,7 @@ def pages(draw) -> list[str | EncodedImage]:
 @given(documents=st.lists(pages(), max_size=4), end_of_document=st.booleans())
 def test_any_page_comes_back(exact, documents, end_of_document):
     tokenizer = DocumentTokenizer(exact, end_of_document)
-    for parts, made in zip(documents, tokenizer.encode([Document("d", parts) for parts in documents]), strict=True):
+    for parts, made in zip(documents, tokenizer.encode(documents), strict=True):
         assert isinstance(made, TokenSequence)
         back = tokenizer.decode(made)
         assert back == [part if isinstance(part, EncodedImage) else part.replace("\u2581", " ") for part in parts]
@@ -191,7 +191,7 @@ def test_a_model_that_normalises_decodes_to_what_it_makes_of_each_text(text, par
     tokenizer = DocumentTokenizer(text, True)
     peer = sentencepiece.SentencePieceProcessor(model_proto=text.model)
     expected = [peer.decode(peer.encode(part)) if isinstance(part, str) else part for part in parts]
-    [made] = tokenizer.encode([Document("d", parts)])
+    [made] = tokenizer.encode([parts])
     if isinstance(made, RejectedError):
         assert [part for part in expected if part] == []
     else:

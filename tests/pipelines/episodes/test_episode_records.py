@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gatokit.pipelines.episodes.tokenize import chunk_starts, records
+from gatokit.pipelines.episodes.tokenize import Episode, chunk_starts, records
 from gatokit.schemas.record import Record
-from gatokit.schemas.tokens import EncodedImage, Episode, PlacedImage, TokenSequence
+from gatokit.schemas.tokens import EncodedImage, PlacedImage, TokenSequence
 
 
 def greedy(lengths: list[int], most: int) -> list[int]:
