@@ -64,19 +64,15 @@ class Anchors:
         return self.expert.mean - self.random.mean
 
     @property
-    def gap_error(self) -> float:
-        """The standard error of ``gap``."""
-        return math.hypot(self.expert.error, self.random.error)
-
-    @property
     def refusal(self) -> str | None:
         """Why there is no scale between the two; None if there is one."""
         if self.gap <= 0:
             return f"the expert's {self.expert.mean:.4g} is not above chance's {self.random.mean:.4g}"
-        if self.gap < _GAP_ERRORS * self.gap_error:
+        gap_error = math.hypot(self.expert.error, self.random.error)
+        if self.gap < _GAP_ERRORS * gap_error:
             return (
                 f"the expert's {self.expert.mean:.4g} and chance's {self.random.mean:.4g} are {self.gap:.3g} apart, "
-                f"less than {_GAP_ERRORS:g} standard errors of {self.gap_error:.2g}; more --rollouts may part them"
+                f"less than {_GAP_ERRORS:g} standard errors of {gap_error:.2g}; more --rollouts may part them"
             )
         return None
 

@@ -186,29 +186,22 @@ class Sampler:
     def draw(self, samples: np.ndarray, attempts: np.ndarray) -> np.ndarray:
         """Draws for the samples of these numbers, int64 (B,), each at its n-th attempt, int64 (B,): DRAW (B,)."""
         u = self.rng.uniform(samples[:, None], attempts[:, None], np.arange(len(Lane)))
+        dataset = np.minimum(np.searchsorted(self._bounds, u[:, Lane.DATASET], "right"), self._last)
         draws = np.zeros(len(samples), DRAW)
-        draws["dataset"] = np.minimum(np.searchsorted(self._bounds, u[:, Lane.DATASET], "right"), self._last)
-        draws["group"] = draws["prompt_owner"] = -1
-        draws["start"] = u[:, Lane.START]
-        for ordinal in np.unique(draws["dataset"]).tolist():
-            rows = np.flatnonzero(draws["dataset"] == ordinal)
+        for ordinal in np.unique(dataset).tolist():
+            rows = np.flatnonzero(dataset == ordinal)
             sampled = self.datasets[ordinal]
             if sampled.index is not None:
-                self._draw_episodes(draws, rows, sampled, sampled.index, u[rows], samples[rows])
+                draws[rows] = self._draw_episodes(sampled, sampled.index, u[rows], samples[rows])
             else:
-                self._draw_documents(draws, rows, sampled, u[rows], samples[rows])
+                draws[rows] = self._draw_documents(sampled, u[rows], samples[rows])
+        draws["dataset"], draws["start"] = dataset, u[:, Lane.START]
         return draws
 
     def _draw_episodes(
-        self,
-        draws: np.ndarray,
-        rows: np.ndarray,
-        sampled: SampledDataset,
-        index: EpisodeIndex,
-        u: np.ndarray,
-        samples: np.ndarray,
-    ) -> None:
-        """Draws task, episode, prompt and starts of the samples ``rows``."""
+        self, sampled: SampledDataset, index: EpisodeIndex, u: np.ndarray, samples: np.ndarray
+    ) -> np.ndarray:
+        """Draws task, episode, prompt and starts: DRAW without dataset and start."""
         task = below(u[:, Lane.TASK], len(index.tasks))
         begin, end = index.task_begin[task], index.task_begin[task + 1]
         if self._pivots:
@@ -240,10 +233,12 @@ class Sampler:
         prompts = index.record_ranges(prompt, prompt_start, np.minimum(prompt_all, prompt_start + prompt_tokens + 1))
         windows["shard"] += sampled.first_shard
         prompts["shard"] += sampled.first_shard
-        draws["group"][rows], draws["owner"][rows], draws["window"][rows] = group, episode, windows
-        draws["prompt"][rows], draws["prompt_owner"][rows], draws["prompt_end"][rows] = prompts, prompt, at_end
-        draws["prompt_tokens"][rows] = np.where(prompted, prompt_tokens, 0)
-        draws["hide"][rows] = u[:, Lane.HIDE] < self._config.hide_actions
+        draws = np.zeros(len(u), DRAW)
+        draws["group"], draws["owner"], draws["window"] = group, episode, windows
+        draws["prompt"], draws["prompt_owner"], draws["prompt_end"] = prompts, prompt, at_end
+        draws["prompt_tokens"] = np.where(prompted, prompt_tokens, 0)
+        draws["hide"] = u[:, Lane.HIDE] < self._config.hide_actions
+        return draws
 
     def _starts(
         self, u: np.ndarray, index: EpisodeIndex, episodes: np.ndarray, tokens: np.ndarray, window: np.ndarray
@@ -254,18 +249,19 @@ class Sampler:
             longest += -(-tokens // index.steps[episodes]) - 1
         return np.minimum(below(u, longest + 1), tokens - 1)
 
-    def _draw_documents(
-        self, draws: np.ndarray, rows: np.ndarray, sampled: SampledDataset, u: np.ndarray, samples: np.ndarray
-    ) -> None:
-        """Draws a record for each of the samples ``rows``."""
-        begin = np.zeros(len(rows), np.int64)
-        end = np.full(len(rows), sampled.records_before[-1])
+    def _draw_documents(self, sampled: SampledDataset, u: np.ndarray, samples: np.ndarray) -> np.ndarray:
+        """Draws records of documents: DRAW without dataset and start."""
+        begin = np.zeros(len(u), np.int64)
+        end = np.full(len(u), sampled.records_before[-1])
         if self._pivots:
-            pivot = np.full(len(rows), sampled.first_pivot)
+            pivot = np.full(len(u), sampled.first_pivot)
             begin, end = self._pivot_range(sampled.records_before, begin, end, pivot, u[:, Lane.SLOT], samples)
         record = begin + below(u[:, Lane.OWNER], end - begin)
-        draws["candidates_begin"][rows], draws["candidates"][rows] = begin, end - begin
-        draws["owner"][rows], draws["window"][rows] = record, sampled.record_ranges(record)
+        draws = np.zeros(len(u), DRAW)
+        draws["group"] = draws["prompt_owner"] = -1
+        draws["candidates_begin"], draws["candidates"] = begin, end - begin
+        draws["owner"], draws["window"] = record, sampled.record_ranges(record)
+        return draws
 
     def _pivot_range(
         self,
