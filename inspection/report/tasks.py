@@ -6,7 +6,7 @@ Legend: R rows of some tasks, N sound episodes of one task, B bins, K stops of t
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -84,7 +84,6 @@ class TaskFacts:
 
     name: str
     agents: int
-    rows: int
     sound: int
     kept: int
     steps: int
@@ -95,11 +94,11 @@ class TaskFacts:
     tokens_a_step: float | None
     is_exact: bool
     stops: Stops | None
-    chosen: dict[str, int] = field(default_factory=dict)
-    points: Points | None = None
-    curves: tuple[Curve, ...] = ()
-    returns: Bins | None = None
-    lengths: Bins | None = None
+    chosen: dict[str, int]
+    points: Points | None
+    curves: list[Curve]
+    returns: Bins | None
+    lengths: Bins | None
 
 
 def facts(
@@ -124,9 +123,9 @@ def facts(
     for group in groups:
         rows_of_task, agents = _read_rows(dataset, group)
         for name, rows in zip(group, rows_of_task, strict=True):
-            sound = np.flatnonzero(np.isfinite(rows["value"]))
+            sound, kept = np.flatnonzero(np.isfinite(rows["value"])), rows["kept"]
             expert_return = totals[name].expert_return
-            stored = rows["kept"] & (rows["tokens"] >= 0)
+            stored = kept & (rows["tokens"] >= 0)
             tokens, stored_steps = int(rows["tokens"][stored].sum()), int(rows["steps"][stored].sum())
             fixed = _fixed_tokens(dataset, name)
             measured = tokens / stored_steps if stored_steps else None
@@ -135,11 +134,10 @@ def facts(
             yield TaskFacts(
                 name=name,
                 agents=len(np.unique(rows["agent"])),
-                rows=len(rows["kept"]),
                 sound=len(sound),
-                kept=int(rows["kept"].sum()),
-                steps=int(rows["steps"][rows["kept"]].sum()),
-                tokens=tokens if stored.any() or not rows["kept"].any() else None,
+                kept=int(kept.sum()),
+                steps=int(rows["steps"][kept].sum()),
+                tokens=tokens if stored.any() or not kept.any() else None,
                 expert_return=expert_return,
                 threshold=totals[name].threshold,
                 random=_random_return(dataset, name),
@@ -149,8 +147,8 @@ def facts(
                 chosen=_chosen(rows),
                 points=_points(rows, by_agent, agents, points) if by_agent else None,
                 curves=_curves(rows, by_agent, agents, windows[name], points),
-                returns=_bins(rows["value"][sound], rows["kept"][sound]) if by_agent else None,
-                lengths=_bins(rows["steps"], rows["kept"]) if is_drawn and len(rows["steps"]) else None,
+                returns=_bins(rows["value"][sound], kept[sound]) if by_agent else None,
+                lengths=_bins(rows["steps"], kept) if is_drawn and len(kept) else None,
             )
 
 
@@ -293,7 +291,7 @@ def _curves(
     agents: list[str],
     windows: dict[str, int | None],
     most: int,
-) -> tuple[Curve, ...]:
+) -> list[Curve]:
     curves = []
     for code, episodes in by_agent[:_MOST_AGENTS]:
         width = windows.get(agents[code]) or 1
@@ -303,7 +301,7 @@ def _curves(
         means = (sums[width:] - sums[:-width]) / width
         shown = np.unique(np.append(_evenly_spaced(len(means), max(2, most // 2)), [means.argmax(), len(means) - 1]))
         curves.append(Curve(agents[code], width, shown + width - 1, means[shown]))
-    return tuple(curves)
+    return curves
 
 
 def _evenly_spaced(length: int, most: int) -> np.ndarray:
