@@ -254,14 +254,12 @@ def _check_kind(source: SourceField, kind: FieldKind, is_action: bool) -> None:
         "continuous": type_code in ("i", "u", "f"),
     }[kind]
     if is_action and kind in ("text", "image"):
-        problem = f"is {'a text' if kind == 'text' else 'an image'}, and actions are discrete or continuous"
-    elif not is_possible:
-        problem = f"of dtype {source.dtype} and shape {list(source.shape)} cannot be {kind}"
-    elif 0 in source.shape:
-        problem = f"is empty: its shape is {list(source.shape)}"
-    else:
-        return
-    raise _FieldError(problem, _SKIP)
+        noun = "a text" if kind == "text" else "an image"
+        raise _FieldError(f"is {noun}, and actions are discrete or continuous", _SKIP)
+    if not is_possible:
+        raise _FieldError(f"of dtype {source.dtype} and shape {list(source.shape)} cannot be {kind}", _SKIP)
+    if 0 in source.shape:
+        raise _FieldError(f"is empty: its shape is {list(source.shape)}", _SKIP)
 
 
 def _image_spec(source: SourceField, images: EpisodeImages) -> ImageSpec:

@@ -197,7 +197,7 @@ def plan_episodes(dataset: EpisodesConfig, field: str, base: Path) -> EpisodesPl
 
 def _scan_fields(directory: SourceDirectory, spec: EpisodeSpec, dataset: EpisodesConfig, field: str) -> ScanFields:
     """Finds the fields that a scan reads. Raises ConfigError if one is absent or has the wrong type."""
-    features, where = directory.features, f"{directory.path}, {field}"
+    features, prefix = directory.features, f"{directory.path}, {field}"
     keys = {
         "task": dataset.task.metadata,
         "agent": dataset.agent.metadata if dataset.agent else None,
@@ -212,17 +212,17 @@ def _scan_fields(directory: SourceDirectory, spec: EpisodeSpec, dataset: Episode
         source = found[role] = features.metadata_field(key)
         if source is None:
             names = ", ".join(sorted(known.path for known in features.metadata)) or "none"
-            raise ConfigError(f"{where}: {role} asks for the metadata key {key!r}; the source's keys are {names}")
+            raise ConfigError(f"{prefix}: {role} asks for the metadata key {key!r}; the source's keys are {names}")
         is_number = source.form == "tensor" and source.shape == ()
         needs_number = role in ("order", "success")
         if not is_number and (needs_number or source.form != "string"):
             need = "a number" if needs_number else "a string or a number"
             what = f"{source.path} is a {source.type_name} of {source.dtype}"
-            raise ConfigError(f"{where}: {role} needs {need}, and {what}")
+            raise ConfigError(f"{prefix}: {role} needs {need}, and {what}")
     for path in ("reward", "is_last"):
         found[path] = features.step_scalar(path)
         if found[path] is None:
-            raise ConfigError(f"{where}: the source has no scalar steps/{path}, which RLDS episodes need")
+            raise ConfigError(f"{prefix}: the source has no scalar steps/{path}, which RLDS episodes need")
     open_actions = {item.path for item in spec.action if item.kind == "discrete" and item.num is None}
     counted = tuple(source for source in features.steps if source.path in open_actions)
     return ScanFields.model_validate({**found, "counted": counted})
@@ -295,32 +295,22 @@ class EpisodeUnit(BaseModel):
         for item in self.files:
             fields = self.fields[item.fields]
             for stored in item.file.read_all(self.max_episode_bytes):
-                where = stored.byte_range
-                yield {
-                    "directory": item.directory,
-                    "file": item.ordinal,
-                    "position": where.position,
-                    "offset": where.offset,
-                    "length": where.length,
-                    "crc": where.crc,
-                    "lost": stored.lost,
-                    **_scan_episode(stored, item.task, fields),
-                }
+                row = {"directory": item.directory, "file": item.ordinal, "lost": stored.lost}
+                yield row | stored.byte_range._asdict() | _scan_episode(stored, item.task, fields)
 
 
 def _scan_episode(stored: StoredEpisode, task: str | None, fields: ScanFields) -> dict[str, Any]:
-    """Task, agent, order, marks, steps and return of one stored episode, or the reason why it has none."""
+    """Task, agent, order, marks, steps and return of one stored episode, or the reason why it has none.
+
+    A column that is left out is null.
+    """
     row: dict[str, Any] = {
         "task": task,
         "agent": "" if fields.agent is None else None,
-        "id": None,
         "order": math.nan,
-        "success": None,
-        "steps": None,
         "return": math.nan,
         "reason": stored.reason,
         "detail": stored.detail,
-        "largest": None,
     }
     episode = stored.value
     if episode is None:
