@@ -31,22 +31,8 @@ from gatokit.schemas.tokens import (
     TokenKind,
     TokenSequence,
 )
-from gatokit.tokenizers.image_codec import (
-    JPEG_END,
-    JPEG_SIGNATURE,
-    MAX_PIXELS,
-    PNG_SIGNATURE,
-    ImageHeader,
-    check_channels,
-    decode_by_opencv,
-    encode,
-    exif_orientation,
-    over_white,
-    png_chunks,
-    probe,
-    probe_webp,
-    resize,
-)
+from gatokit.tokenizers import image_codec
+from gatokit.tokenizers.image_codec import ImageHeader
 from gatokit.tokenizers.text import TextTokenizer
 
 _TEXT, _IMAGE = int(TokenKind.TEXT), int(TokenKind.IMAGE)
@@ -61,8 +47,8 @@ _UNCHECKED_DEFLATE = 1 << 21
 """Compressed bytes of a PNG that are decoded without a check; at most 2 GiB can come out of them."""
 _BY_PILLOW = {"a GIF": "GIF", "a BMP": "BMP", "a TIFF": "TIFF"}
 _BEGINNINGS = {
-    PNG_SIGNATURE: "a PNG",
-    JPEG_SIGNATURE: "a JPEG",
+    image_codec.PNG_SIGNATURE: "a PNG",
+    image_codec.JPEG_SIGNATURE: "a JPEG",
     b"GIF8": "a GIF",
     b"BM": "a BMP",
     b"II*\0": "a TIFF",
@@ -166,8 +152,8 @@ def prepare(data: bytes, rule: ImageRule) -> EncodedImage:
     ``image_animated`` or ``bad_image``.
     """
     codec: Literal["png", "jpeg"]
-    if data[:3] == JPEG_SIGNATURE or data[:8] == PNG_SIGNATURE:
-        header = probe(data)
+    if data[:3] == image_codec.JPEG_SIGNATURE or data[:8] == image_codec.PNG_SIGNATURE:
+        header = image_codec.probe(data)
         _check_size(header.height, header.width, header.codec.upper())
         if _fits(header, rule) and _is_complete(data, header):
             return EncodedImage(data, header.height, header.width)
@@ -184,19 +170,19 @@ def prepare(data: bytes, rule: ImageRule) -> EncodedImage:
     # If one side grows, INTER_AREA interpolates between neighbours and skips the pixels between them: a side that
     # shrinks to less than half does so first.
     if height > tall and 2 * width < wide:
-        pixels = resize(pixels, tall, width)
+        pixels = image_codec.resize(pixels, tall, width)
     elif width > wide and 2 * height < tall:
-        pixels = resize(pixels, height, wide)
-    pixels = resize(pixels, height, width)
+        pixels = image_codec.resize(pixels, height, wide)
+    pixels = image_codec.resize(pixels, height, width)
     # ``encode`` takes RGB and reverses it: the view costs nothing, and neither does reversing it again.
     colours = pixels[..., ::-1] if pixels.shape[2] == 3 else pixels
-    return EncodedImage(encode(colours, rule.codec or codec, rule.quality), height, width)
+    return EncodedImage(image_codec.encode(colours, rule.codec or codec, rule.quality), height, width)
 
 
 def is_copied(data: bytes, rule: ImageRule) -> bool:
     """Whether ``prepare`` copies the file if it is complete."""
     try:
-        return _fits(probe(data), rule)
+        return _fits(image_codec.probe(data), rule)
     except RejectedError:
         return False
 
@@ -263,9 +249,9 @@ def describe(data: bytes) -> str:
 
 
 def _check_size(height: int, width: int, name: str) -> None:
-    if height * width > MAX_PIXELS:
+    if height * width > image_codec.MAX_PIXELS:
         raise RejectedError(
-            "image_too_large", f"the {name} has {height:,} x {width:,} pixels, more than {MAX_PIXELS:,}"
+            "image_too_large", f"the {name} has {height:,} x {width:,} pixels, more than {image_codec.MAX_PIXELS:,}"
         )
 
 
@@ -280,13 +266,13 @@ def _is_complete(data: bytes, header: ImageHeader) -> bool:
         return False
     if header.codec == "jpeg":
         # An end marker never occurs inside a scan, so a truncated file does not end with one.
-        return data.endswith(JPEG_END)
-    chunks = png_chunks(data)
+        return data.endswith(image_codec.JPEG_END)
+    chunks = image_codec.png_chunks(data)
     return chunks[-1][2] == len(data) and _orientation(data, chunks) == 1
 
 
 def _jpeg(data: bytes, header: ImageHeader) -> np.ndarray:
-    check_channels(header, (1, 3, 4))
+    image_codec.check_channels(header, (1, 3, 4))
     # The markers up to the image's own end: a thumbnail, or a video behind the image, has end markers too.
     scans, at, marker = 0, 2, 0
     while marker != 0xD9:
@@ -303,36 +289,38 @@ def _jpeg(data: bytes, header: ImageHeader) -> np.ndarray:
         raise RejectedError(
             "bad_image", f"the JPEG cannot hold {header.height:,} x {header.width:,} pixels in {len(data):,} bytes"
         )
-    pixels = _by_pillow(data, "JPEG") if header.channels == 4 else decode_by_opencv(data, header)
+    pixels = _by_pillow(data, "JPEG") if header.channels == 4 else image_codec.decode_by_opencv(data, header)
     return _upright(pixels, header.orientation)
 
 
 def _png(data: bytes, header: ImageHeader) -> np.ndarray:
     if header.animated:
         raise RejectedError("image_animated", "the PNG is animated")
-    chunks = png_chunks(data)
+    chunks = image_codec.png_chunks(data)
     _check_deflate(data, header, chunks)
     # Only critical chunks and transparency are decoded: libpng would inflate megabytes of comments.
     needed = [
-        (begin, end)
+        data[begin:end]
         for kind, begin, end in chunks
         if not kind[0] & 0x20 or (kind == b"tRNS" and header.palette and header.alpha)
     ]
-    bare = data if len(needed) == len(chunks) else PNG_SIGNATURE + b"".join(data[begin:end] for begin, end in needed)
-    pixels = decode_by_opencv(bare, header)
+    pixels = image_codec.decode_by_opencv(image_codec.PNG_SIGNATURE + b"".join(needed), header)
     if header.alpha and header.channels in (1, 3) and not header.palette:
         colour = next(data[begin + 8 : end - 4] for kind, begin, end in chunks if kind == b"tRNS")
         pixels = _white_key(pixels, colour, header.bit_depth)
     elif header.alpha:
         if pixels.shape[2] != 4:
             raise RejectedError("bad_image", "the PNG's transparency is damaged")
-        pixels = over_white(pixels)[..., : 1 if header.channels == 2 else 3]
+        pixels = image_codec.over_white(pixels)[..., : 1 if header.channels == 2 else 3]
     return _upright(np.ascontiguousarray(pixels), _orientation(data, chunks))
 
 
 def _orientation(data: bytes, chunks: list[tuple[bytes, int, int]]) -> int:
     """EXIF's orientation, which may come after the pixels."""
-    return next((exif_orientation(data[begin + 8 : end - 4]) for kind, begin, end in chunks if kind == b"eXIf"), 1)
+    for kind, begin, end in chunks:
+        if kind == b"eXIf":
+            return image_codec.exif_orientation(data[begin + 8 : end - 4])
+    return 1
 
 
 def _check_deflate(data: bytes, header: ImageHeader, chunks: list[tuple[bytes, int, int]]) -> None:
@@ -369,13 +357,13 @@ def _white_key(pixels: np.ndarray, transparent: bytes, depth: int) -> np.ndarray
 
 
 def _webp(data: bytes) -> tuple[np.ndarray, Literal["png", "jpeg"]]:
-    header = probe_webp(data)
+    header = image_codec.probe_webp(data)
     if header.animated:
         raise RejectedError("image_animated", "the WebP is animated")
     _check_size(header.height, header.width, "WebP")
-    pixels = decode_by_opencv(data, header)
+    pixels = image_codec.decode_by_opencv(data, header)
     if pixels.shape[2] == 4:
-        pixels = over_white(pixels)
+        pixels = image_codec.over_white(pixels)
     return _upright(pixels, header.orientation), "jpeg" if header.lossy else "png"
 
 
@@ -399,7 +387,7 @@ def _by_pillow(data: bytes, name: str) -> np.ndarray:
             elif image.mode in ("F", "I", "LAB", "HSV"):
                 raise RejectedError("bad_image", f"the {name} has pixels of mode {image.mode}")
             elif image.has_transparency_data:
-                pixels = over_white(np.asarray(image.convert("RGBA")))
+                pixels = image_codec.over_white(np.asarray(image.convert("RGBA")))
             else:
                 pixels = np.asarray(image.convert("L" if image.mode in ("1", "L") else "RGB"))
     except RejectedError:

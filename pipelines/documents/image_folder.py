@@ -19,19 +19,8 @@ from typing import Any, NamedTuple
 
 import google_crc32c
 
-from gatokit.pipelines.documents.reader import (
-    DocumentFile,
-    Loaded,
-    ScannedDocument,
-    caption_digest,
-    image_directory,
-    printable,
-    rejected,
-    source_files,
-    string_of,
-    too_large,
-    value_of,
-)
+from gatokit.pipelines.documents import reader
+from gatokit.pipelines.documents.reader import DocumentFile, Loaded, ScannedDocument
 from gatokit.pipelines.formats.json_lines import read_object
 from gatokit.pipelines.formats.records import ByteRange
 from gatokit.schemas.config import ImageQuestionAnswerConfig, ImageTextConfig
@@ -83,7 +72,7 @@ class ImageFolder:
         try:
             size = storage.size(path)
             if size > max_bytes:
-                raise too_large(max_bytes, f"{size} bytes are")
+                raise reader.too_large(max_bytes, f"{size} bytes are")
             return storage.read_bytes(path)
         except FileNotFoundError:
             raise RejectedError("missing_image", f"{name!r:.200} is not in image_dir") from None
@@ -95,7 +84,7 @@ class ImageFolder:
                 if not stat.S_ISREG(status.st_mode):
                     raise RejectedError("missing_image", f"{name!r:.200} is no file")
                 if status.st_size > max_bytes:
-                    raise too_large(max_bytes, f"{status.st_size} bytes are")
+                    raise reader.too_large(max_bytes, f"{status.st_size} bytes are")
                 return file.read(status.st_size)
         except ValueError:
             problem = "is no name of a file"
@@ -147,12 +136,12 @@ def find(
     """See ``reader.plan_documents``."""
     assert config.image_dir is not None
     if isinstance(config, ImageTextConfig):
-        files = source_files(config.source, f"{field}.source", base, (".json",))
-        folder = image_directory(config.image_dir, f"{field}.image_dir", base)
+        files = reader.source_files(config.source, f"{field}.source", base, (".json",))
+        folder = reader.image_directory(config.image_dir, f"{field}.image_dir", base)
         return [CocoFile(**file, image_dir=folder) for file in files]
     sources = {}
     for key, pattern in (("questions", config.questions), ("annotations", config.annotations)):
-        files = source_files(pattern, f"{field}.{key}", base)
+        files = reader.source_files(pattern, f"{field}.{key}", base)
         if len(files) != 1:
             raise ConfigError(f"{field}.{key}: matches {len(files)} files; name one, and make a dataset of each")
         sources[key] = files[0]
@@ -160,7 +149,7 @@ def find(
         VqaFile(
             **sources["questions"],
             annotations=sources["annotations"]["path"],
-            image_dir=image_directory(config.image_dir, f"{field}.image_dir", base),
+            image_dir=reader.image_directory(config.image_dir, f"{field}.image_dir", base),
             image_name=config.image_name,
             template=config.template,
         )
@@ -185,7 +174,7 @@ class ImageFolderFile(DocumentFile):
             try:
                 if error is not None:
                     raise error
-                group = printable(image_name)
+                group = reader.printable(image_name)
                 if image_name != name:
                     image, name = folder.read(image_name, max_bytes), image_name
                     image_crc = google_crc32c.value(image)
@@ -194,10 +183,10 @@ class ImageFolderFile(DocumentFile):
                 payload = json.dumps([image_name, text], separators=(",", ":"))
                 byte_range = ByteRange(position, 0, len(image) + len(encoded), crc, payload)
                 if byte_range.length > max_bytes:
-                    raise too_large(max_bytes, f"{byte_range.length} bytes are")
-                yield ScannedDocument(byte_range, key, caption_digest(image, text), group)
+                    raise reader.too_large(max_bytes, f"{byte_range.length} bytes are")
+                yield ScannedDocument(byte_range, key, reader.caption_digest(image, text), group)
             except RejectedError as problem:
-                yield rejected(byte_range, key, problem, group)
+                yield reader.rejected(byte_range, key, problem, group)
 
     def load(self, byte_ranges: Sequence[ByteRange]) -> Iterator[Loaded]:
         """See ``DocumentFile``."""
@@ -264,11 +253,11 @@ class CocoFile(ImageFolderFile):
                 try:
                     id = _id(entry, "id")
                     if list_name == "images":
-                        names[id] = string_of(entry, "file_name")
+                        names[id] = reader.string_of(entry, "file_name")
                         captions.images.setdefault(id)
                     else:
-                        key = printable(str(id))
-                        captions.add(key, string_of(entry, "caption"), _id(entry, "image_id"))
+                        key = reader.printable(str(id))
+                        captions.add(key, reader.string_of(entry, "caption"), _id(entry, "image_id"))
                 except RejectedError as error:
                     if list_name == "annotations":  # an image without a name is reported by its annotations
                         captions.reject(key, error)
@@ -311,8 +300,8 @@ class VqaFile(ImageFolderFile):
             key = f"questions[{number}]"
             try:
                 id = _id(entry, "question_id")
-                key = printable(str(id))
-                question = _not_blank(string_of(entry, "question"), "question")
+                key = reader.printable(str(id))
+                question = _not_blank(reader.string_of(entry, "question"), "question")
                 answer = answers.get(id, RejectedError("missing_field", "no annotation has this question_id"))
                 if isinstance(answer, RejectedError):
                     raise answer
@@ -322,7 +311,7 @@ class VqaFile(ImageFolderFile):
                 captions.reject(key, error)
         for key, problem in faulty:
             captions.reject(key, problem)
-        for key in (printable(str(id)) for id in answers):
+        for key in (reader.printable(str(id)) for id in answers):
             if key not in captions.keys:
                 captions.reject(key, RejectedError("missing_field", "no question has this question_id"))
         folder = ImageFolder(self.image_dir)
@@ -363,7 +352,7 @@ class VqaFile(ImageFolderFile):
 
 def _id(entry: Any, field: str) -> Id:
     """The id that a JSON object has under ``field``. Raises RejectedError if there is none."""
-    value = value_of(entry, field)
+    value = reader.value_of(entry, field)
     if isinstance(value, bool) or not isinstance(value, int | str):
         raise RejectedError("wrong_shape", f"{field!r} holds neither a whole number nor a string")
     return value
@@ -384,11 +373,11 @@ def _without_answers(annotation: dict[str, Any]) -> dict[str, Any]:
 def _answer(entry: dict[str, Any]) -> str:
     """The answer that the file names, else the one that most annotators gave, the first of several such."""
     if entry.get("multiple_choice_answer") is not None:
-        return string_of(entry, "multiple_choice_answer")
+        return reader.string_of(entry, "multiple_choice_answer")
     answers = entry.get("answers")
     if not isinstance(answers, list) or not answers:
         raise RejectedError("missing_field", "the annotation has neither 'multiple_choice_answer' nor 'answers'")
-    return Counter(string_of(answer, "answer") for answer in answers).most_common(1)[0][0]
+    return Counter(reader.string_of(answer, "answer") for answer in answers).most_common(1)[0][0]
 
 
 def _not_blank(text: str, subject: str) -> str:

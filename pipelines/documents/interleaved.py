@@ -13,22 +13,10 @@ from typing import Any, ClassVar, NamedTuple
 import google_crc32c
 import pyarrow as pa
 
+from gatokit.pipelines.documents import reader
 from gatokit.pipelines.documents.image_folder import ImageFolder
 from gatokit.pipelines.documents.parquet import Columns, RowsFile
-from gatokit.pipelines.documents.reader import (
-    JSON_LINES,
-    DocumentFile,
-    Loaded,
-    Part,
-    ScannedDocument,
-    content_digest,
-    decode,
-    image_directory,
-    rejected,
-    source_files,
-    suffix,
-    too_large,
-)
+from gatokit.pipelines.documents.reader import DocumentFile, Loaded, Part, ScannedDocument
 from gatokit.pipelines.documents.text import LinesFile
 from gatokit.pipelines.formats.json_lines import key_value, parse_object, read_lines
 from gatokit.pipelines.formats.parquet import BINARIES, STRINGS, Row, is_list
@@ -41,14 +29,14 @@ _STRINGS, _BINARIES = STRINGS | {pa.null()}, BINARIES | {pa.null()}
 
 def find(config: InterleavedConfig, field: str, base: Path) -> list["Mmc4File"] | list["ObelicsFile"]:
     """See ``reader.plan_documents``."""
-    folder = None if config.image_dir is None else image_directory(config.image_dir, f"{field}.image_dir", base)
+    folder = None if config.image_dir is None else reader.image_directory(config.image_dir, f"{field}.image_dir", base)
     options: dict[str, Any] = {"image_dir": folder, "skip_bad": config.bad_images == "skip"}
     if config.format == "obelics":
-        files = source_files(config.source, f"{field}.source", base, (".parquet",))
+        files = reader.source_files(config.source, f"{field}.source", base, (".parquet",))
         return [ObelicsFile(**file, **options, type="obelics_folder" if folder else "obelics") for file in files]
-    files = source_files(config.source, f"{field}.source", base, JSON_LINES, JSON_LINES)
+    files = reader.source_files(config.source, f"{field}.source", base, reader.JSON_LINES, reader.JSON_LINES)
     types = {False: "mmc4", True: "compressed_mmc4"}
-    return [Mmc4File(**file, **options, type=types[suffix(file["path"])[1]]) for file in files]
+    return [Mmc4File(**file, **options, type=types[reader.suffix(file["path"])[1]]) for file in files]
 
 
 # --- pages of any format ---------------------------------------------------------------------------------------
@@ -152,7 +140,7 @@ class Mmc4File(PageFile, LinesFile):
     def document(self, line: bytes, byte_range: ByteRange, max_bytes: int) -> ScannedDocument:
         """See ``LinesFile``."""
         page = self.page(_sentences(parse_object(line)), max_bytes - len(line))
-        digest = content_digest(page.parts)
+        digest = reader.content_digest(page.parts)
         byte_range = byte_range._replace(
             length=len(line) + sum(map(len, page.images)),
             crc=_mmc4_crc(line, page),
@@ -241,11 +229,11 @@ class ObelicsFile(PageFile, RowsFile):
             pieces = _pieces(row.values, are_names=columns["images"] in _STRINGS)
             room = max_bytes - sum(len(piece.encode()) for piece in pieces if isinstance(piece, str))
             if room < 0:
-                raise too_large(max_bytes)
+                raise reader.too_large(max_bytes)
             page = self.page(pieces, room)
-            digest = content_digest(page.parts)
+            digest = reader.content_digest(page.parts)
         except RejectedError as error:
-            yield rejected(byte_range, key, error)
+            yield reader.rejected(byte_range, key, error)
         else:
             length = sum(len(part.encode() if isinstance(part, str) else part) for part in page.parts)
             payload = json.dumps([*page.left_out], separators=(",", ":")) if page.left_out else None
@@ -296,4 +284,4 @@ def _embedded_image(ordinal: int, value: Any, is_name: bool) -> Image | None:
 
 
 def _decoded(data: bytes, field: str) -> str:
-    return decode(data, f"{field} is not valid UTF-8 at its byte")
+    return reader.decode(data, f"{field} is not valid UTF-8 at its byte")

@@ -13,29 +13,10 @@ from typing import Any
 import google_crc32c
 import pyarrow as pa
 
-from gatokit.pipelines.documents.reader import (
-    DocumentFile,
-    Loaded,
-    ScannedDocument,
-    caption_crc,
-    caption_digest,
-    content_digest,
-    decode,
-    not_blank,
-    rejected,
-    source_files,
-    too_large,
-)
-from gatokit.pipelines.formats.parquet import (
-    BINARIES,
-    DamagedFileError,
-    Row,
-    column_type,
-    holds_text,
-    is_list,
-    open_parquet,
-    parquet_rows,
-)
+from gatokit.pipelines.documents import reader
+from gatokit.pipelines.documents.reader import DocumentFile, Loaded, ScannedDocument
+from gatokit.pipelines.formats import parquet
+from gatokit.pipelines.formats.parquet import Row
 from gatokit.pipelines.formats.records import ByteRange
 from gatokit.schemas.config import ImageTextConfig
 from gatokit.schemas.errors import DataError, RejectedError
@@ -48,7 +29,7 @@ TEXT_FIELDS = ("caption", "text")
 
 def find(config: ImageTextConfig, field: str, base: Path) -> list["ImageRowsFile"]:
     """See ``reader.plan_documents``."""
-    files = source_files(config.source, f"{field}.source", base, (".parquet",))
+    files = reader.source_files(config.source, f"{field}.source", base, (".parquet",))
     return [ImageRowsFile(**file, image_field=config.image_field, text_field=config.text_field) for file in files]
 
 
@@ -70,26 +51,26 @@ class RowsFile(DocumentFile):
     def scan(self, max_bytes: int) -> Iterator[ScannedDocument]:
         """See ``DocumentFile``."""
         try:
-            with open_parquet(self.path, self.name) as file:
+            with parquet.open_file(self.path, self.name) as file:
                 columns = self.columns(file.schema_arrow)
-                for row in parquet_rows(file, columns):
+                for row in parquet.read_rows(file, columns):
                     if isinstance(row, Row):
                         yield from self.documents(row, columns, max_bytes)
                     else:
                         damage = RejectedError("corrupt_record", f"row group {row.group} is damaged: {row.detail}")
                         byte_range = ByteRange(row.position, row.group, 0, 0)
-                        yield rejected(byte_range, str(row.position), damage, lost=row.rows)
-        except DamagedFileError as error:
+                        yield reader.rejected(byte_range, str(row.position), damage, lost=row.rows)
+        except parquet.DamagedFileError as error:
             damage = RejectedError("corrupt_length", f"the file's footer is damaged or missing: {error}")
-            yield rejected(ByteRange(0, 0, 0, 0), "0", damage)
+            yield reader.rejected(ByteRange(0, 0, 0, 0), "0", damage)
 
     def load(self, byte_ranges: Sequence[ByteRange]) -> Iterator[Loaded]:
         """See ``DocumentFile``."""
         try:
-            with open_parquet(self.path, self.name) as file:
+            with parquet.open_file(self.path, self.name) as file:
                 columns = self.columns(file.schema_arrow)
                 for group, members in itertools.groupby(byte_ranges, lambda byte_range: byte_range.offset):
-                    rows = parquet_rows(file, columns, [group])
+                    rows = parquet.read_rows(file, columns, [group])
                     row = next(rows, None)
                     for byte_range in members:
                         while row is not None and row.position < byte_range.position:
@@ -97,7 +78,7 @@ class RowsFile(DocumentFile):
                         if not isinstance(row, Row) or row.position != byte_range.position:
                             raise RejectedError("corrupt_record", "the row is gone")
                         yield self.document(row.values, columns, byte_range)
-        except (DamagedFileError, DataError) as error:
+        except (parquet.DamagedFileError, DataError) as error:
             raise DataError(f"{self.name}: changed between scan and build: {error}. Run the build again") from None
 
 
@@ -109,9 +90,9 @@ class TextRowsFile(RowsFile):
 
     def columns(self, schema: pa.Schema) -> Columns:
         """See ``RowsFile``."""
-        type_ = column_type(self.name, schema, self.field, "field")
-        if not holds_text(type_):
-            texts = ", ".join(repr(column.name) for column in schema if holds_text(column.type)) or "none"
+        type_ = parquet.column_type(self.name, schema, self.field, "field")
+        if not parquet.holds_text(type_):
+            texts = ", ".join(repr(column.name) for column in schema if parquet.holds_text(column.type)) or "none"
             raise DataError(
                 f"{self.name}: column {self.field!r} holds {type_}, no text; set `field` to one that does: {texts}"
             )
@@ -123,19 +104,19 @@ class TextRowsFile(RowsFile):
         byte_range = ByteRange(row.position, row.group, len(data or b""), google_crc32c.value(data or b""))
         try:
             if data is not None and len(data) > max_bytes:
-                raise too_large(max_bytes)
+                raise reader.too_large(max_bytes)
             _, parts = self.document(row.values, columns, byte_range)
-            yield ScannedDocument(byte_range, str(row.position), content_digest(parts))
+            yield ScannedDocument(byte_range, str(row.position), reader.content_digest(parts))
         except RejectedError as error:
-            yield rejected(byte_range, str(row.position), error)
+            yield reader.rejected(byte_range, str(row.position), error)
 
     def document(self, values: dict[str, Any], columns: Columns, byte_range: ByteRange) -> Loaded:
         """See ``RowsFile``."""
         data = values[self.field]
         if data is None:
             raise RejectedError("missing_field", f"{self.field!r} is null")
-        text = decode(data, f"{self.field!r} is not valid UTF-8 at its byte")
-        return google_crc32c.value(data), [not_blank(text, self.field)]
+        text = reader.decode(data, f"{self.field!r} is not valid UTF-8 at its byte")
+        return google_crc32c.value(data), [reader.not_blank(text, self.field)]
 
 
 class ImageRowsFile(RowsFile):
@@ -148,14 +129,14 @@ class ImageRowsFile(RowsFile):
     def columns(self, schema: pa.Schema) -> Columns:
         """See ``RowsFile``; first the column of images, then that of texts."""
         text_field = self.text_field or next((name for name in TEXT_FIELDS if name in schema.names), TEXT_FIELDS[0])
-        image = column_type(self.name, schema, self.image_field, "image_field")
-        if not (image in BINARIES or (pa.types.is_struct(image) and image.get_field_index("bytes") >= 0)):
+        image = parquet.column_type(self.name, schema, self.image_field, "image_field")
+        if not (image in parquet.BINARIES or (pa.types.is_struct(image) and image.get_field_index("bytes") >= 0)):
             raise DataError(
                 f"{self.name}: column {self.image_field!r} holds {image}; set `image_field` to a column of bytes or of "
                 "structs with `bytes`"
             )
-        text = column_type(self.name, schema, text_field, "text_field")
-        if not (holds_text(text) or (is_list(text) and holds_text(text.value_type))):
+        text = parquet.column_type(self.name, schema, text_field, "text_field")
+        if not (parquet.holds_text(text) or (parquet.is_list(text) and parquet.holds_text(text.value_type))):
             raise DataError(
                 f"{self.name}: column {text_field!r} holds {text}; set `text_field` to a column of strings or of lists "
                 "of strings"
@@ -174,13 +155,15 @@ class ImageRowsFile(RowsFile):
                 data = self._image(image)
                 if text is None:
                     raise RejectedError("missing_field", f"{text_field!r} is null or empty")
-                byte_range = ByteRange(row.position, row.group, len(data) + len(text), caption_crc(data, text), payload)
+                byte_range = ByteRange(
+                    row.position, row.group, len(data) + len(text), reader.caption_crc(data, text), payload
+                )
                 if byte_range.length > max_bytes:
-                    raise too_large(max_bytes, f"{byte_range.length} bytes are")
-                caption = decode(text, f"{text_field!r} is not valid UTF-8 at byte")
-                yield ScannedDocument(byte_range, key, caption_digest(data, caption), group)
+                    raise reader.too_large(max_bytes, f"{byte_range.length} bytes are")
+                caption = reader.decode(text, f"{text_field!r} is not valid UTF-8 at byte")
+                yield ScannedDocument(byte_range, key, reader.caption_digest(data, caption), group)
             except RejectedError as error:
-                yield rejected(byte_range, key, error, group)
+                yield reader.rejected(byte_range, key, error, group)
 
     def document(self, values: dict[str, Any], columns: Columns, byte_range: ByteRange) -> Loaded:
         """See ``RowsFile``."""
@@ -189,7 +172,7 @@ class ImageRowsFile(RowsFile):
         if text is None:
             raise RejectedError("missing_field", f"{text_field!r} is null or empty")
         image = self._image(values[self.image_field])
-        return caption_crc(image, text), [image, decode(text, f"{text_field} is not valid UTF-8 at byte")]
+        return reader.caption_crc(image, text), [image, reader.decode(text, f"{text_field} is not valid UTF-8 at byte")]
 
     def _image(self, value: Any) -> bytes:
         data, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)

@@ -63,20 +63,20 @@ used. The names of types are part of fingerprints and must not change.
 JSON_LINES, PLAIN_TEXT, COMPRESSIONS = (".jsonl", ".ndjson", ".json"), (".txt", ".text", ".md", ".rst"), (".gz", ".zst")
 """Suffixes of files; the suffix of a compression follows another one."""
 FOUND = pa.schema(
-    [
-        pa.field("file", pa.int32()),  # ordinal among the dataset's files
-        pa.field("key", pa.string()),
-        pa.field("position", pa.int64()),
-        pa.field("offset", pa.int64()),
-        pa.field("length", pa.int64()),
-        pa.field("crc", pa.uint32()),
-        pa.field("payload", pa.string()),
-        pa.field("content", pa.binary(16)),  # null if the document is rejected
-        pa.field("group", pa.string()),
-        pa.field("reason", pa.string()),
-        pa.field("detail", pa.string()),
-        pa.field("lost", pa.int64()),
-    ]
+    {
+        "file": pa.int32(),  # ordinal among the dataset's files
+        "key": pa.string(),
+        "position": pa.int64(),
+        "offset": pa.int64(),
+        "length": pa.int64(),
+        "crc": pa.uint32(),
+        "payload": pa.string(),
+        "content": pa.binary(16),  # null if the document is rejected
+        "group": pa.string(),
+        "reason": pa.string(),
+        "detail": pa.string(),
+        "lost": pa.int64(),
+    }
 )
 """The rows of a scan."""
 _BATCH_ROWS = 8192

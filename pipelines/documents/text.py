@@ -9,30 +9,9 @@ from pathlib import Path
 
 import google_crc32c
 
-from gatokit.pipelines.documents.reader import (
-    JSON_LINES,
-    PLAIN_TEXT,
-    DocumentFile,
-    Loaded,
-    ScannedDocument,
-    content_digest,
-    decode,
-    file_from_json,
-    not_blank,
-    rejected,
-    source_files,
-    suffix,
-    too_large,
-)
-from gatokit.pipelines.formats.json_lines import (
-    UTF8_MARK,
-    DamagedStreamError,
-    key_text,
-    open_stream,
-    parse_object,
-    read_lines,
-    scan_lines,
-)
+from gatokit.pipelines.documents import reader
+from gatokit.pipelines.documents.reader import DocumentFile, Loaded, ScannedDocument
+from gatokit.pipelines.formats import json_lines
 from gatokit.pipelines.formats.records import ByteRange
 from gatokit.schemas.config import TextConfig
 from gatokit.schemas.errors import RejectedError
@@ -41,12 +20,13 @@ from gatokit.schemas.errors import RejectedError
 def find(config: TextConfig, field: str, base: Path) -> list[DocumentFile]:
     """See ``reader.plan_documents``; a file's suffix says what it holds."""
     files = []
-    suffixes, compressible = (*JSON_LINES, ".parquet", *PLAIN_TEXT), (*JSON_LINES, *PLAIN_TEXT)
-    for file in source_files(config.source, f"{field}.source", base, suffixes, compressible):
-        name, is_compressed = suffix(file["path"])
+    suffixes = (*reader.JSON_LINES, ".parquet", *reader.PLAIN_TEXT)
+    compressible = (*reader.JSON_LINES, *reader.PLAIN_TEXT)
+    for file in reader.source_files(config.source, f"{field}.source", base, suffixes, compressible):
+        name, is_compressed = reader.suffix(file["path"])
         lines = "compressed_lines" if is_compressed else "lines"
-        type_ = "rows" if name == ".parquet" else "plain" if name in PLAIN_TEXT else lines
-        files.append(file_from_json({**file, "type": type_, "field": config.field}))
+        type_ = "rows" if name == ".parquet" else "plain" if name in reader.PLAIN_TEXT else lines
+        files.append(reader.file_from_json({**file, "type": type_, "field": config.field}))
     return files
 
 
@@ -61,17 +41,17 @@ class LinesFile(DocumentFile):
         """See ``DocumentFile``."""
         position = offset = 0
         try:
-            for byte_range, line in scan_lines(self.path, self.name, max_bytes):
+            for byte_range, line in json_lines.scan_lines(self.path, self.name, max_bytes):
                 position, offset = byte_range.position + 1, byte_range.offset + byte_range.length + 1
                 try:
                     if line is None:
-                        raise too_large(max_bytes)
+                        raise reader.too_large(max_bytes)
                     yield self.document(line, byte_range, max_bytes)
                 except RejectedError as error:
-                    yield rejected(byte_range, str(byte_range.position), error)
-        except DamagedStreamError as error:
+                    yield reader.rejected(byte_range, str(byte_range.position), error)
+        except json_lines.DamagedStreamError as error:
             damage = RejectedError("corrupt_length", str(error))
-            yield rejected(ByteRange(position, offset, 0, 0), str(position), damage)
+            yield reader.rejected(ByteRange(position, offset, 0, 0), str(position), damage)
 
 
 class TextLinesFile(LinesFile):
@@ -82,16 +62,16 @@ class TextLinesFile(LinesFile):
 
     def document(self, line: bytes, byte_range: ByteRange, max_bytes: int) -> ScannedDocument:
         """See ``LinesFile``."""
-        return ScannedDocument(byte_range, str(byte_range.position), content_digest([self._text(line)]))
+        return ScannedDocument(byte_range, str(byte_range.position), reader.content_digest([self._text(line)]))
 
     def load(self, byte_ranges: Sequence[ByteRange]) -> Iterator[Loaded]:
         """See ``DocumentFile``."""
         places = ((byte_range.offset, byte_range.length) for byte_range in byte_ranges)
-        for line in read_lines(self.path, self.name, places):
+        for line in json_lines.read_lines(self.path, self.name, places):
             yield google_crc32c.value(line), [self._text(line)]
 
     def _text(self, line: bytes) -> str:
-        return not_blank(key_text(parse_object(line), self.field), self.field)
+        return reader.not_blank(json_lines.key_text(json_lines.parse_object(line), self.field), self.field)
 
 
 class PlainTextFile(DocumentFile):
@@ -105,10 +85,10 @@ class PlainTextFile(DocumentFile):
         try:
             data = self._data(max_bytes)
             if len(data) > max_bytes:
-                raise too_large(max_bytes)
-            content = content_digest([self._text(data)])
+                raise reader.too_large(max_bytes)
+            content = reader.content_digest([self._text(data)])
         except RejectedError as error:
-            yield rejected(ByteRange(0, 0, len(data), 0), "0", error)
+            yield reader.rejected(ByteRange(0, 0, len(data), 0), "0", error)
         else:
             yield ScannedDocument(ByteRange(0, 0, len(data), google_crc32c.value(data)), "0", content)
 
@@ -120,12 +100,12 @@ class PlainTextFile(DocumentFile):
 
     def _data(self, max_bytes: int) -> bytes:
         """The content; of a longer one than ``max_bytes`` the first ``max_bytes + 1`` bytes."""
-        with open_stream(self.path, self.name) as stream:
+        with json_lines.open_stream(self.path, self.name) as stream:
             try:
                 return stream.read(max_bytes + 1)
-            except DamagedStreamError as error:
+            except json_lines.DamagedStreamError as error:
                 raise RejectedError("corrupt_length", str(error)) from None
 
     def _text(self, data: bytes) -> str:
-        text = decode(data.removeprefix(UTF8_MARK), "the file is not valid UTF-8 at its byte")
-        return not_blank(text, "the file")
+        text = reader.decode(data.removeprefix(json_lines.UTF8_MARK), "the file is not valid UTF-8 at its byte")
+        return reader.not_blank(text, "the file")

@@ -18,22 +18,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel
 
+from gatokit.pipelines import stages
 from gatokit.pipelines.documents.reader import DocumentFile, DocumentsPlan, Part, file_from_json
-from gatokit.pipelines.stages import (
-    TASK_ROWS,
-    FilterResult,
-    Losses,
-    OutOfRange,
-    ScannedRows,
-    ShardSettings,
-    Stream,
-    Task,
-    Tokenized,
-    TokenizedRow,
-    held_out,
-    row_hash,
-    rows_by_file,
-)
 from gatokit.schemas.config import BuildConfig, document_rules
 from gatokit.schemas.errors import DataError, RejectedError
 from gatokit.schemas.index import HELD_OUT, TRAIN
@@ -43,7 +29,7 @@ from gatokit.schemas.tokens import Document, EncodedImage, PlacedImage, TokenSeq
 from gatokit.tokenizers.document import DocumentTokenizer, is_copied, patch_count, prepare
 from gatokit.tokenizers.text import TextTokenizer
 
-DOCUMENT_TASK_ROWS = pa.schema([*TASK_ROWS, pa.field("payload", pa.string())])
+DOCUMENT_TASK_ROWS = pa.schema([*stages.TASK_ROWS, pa.field("payload", pa.string())])
 """The rows of a shard task; ``payload`` is that of ``ByteRange``."""
 _BATCH_DOCUMENTS, _BATCH_CHARACTERS, _BATCH_BYTES = 256, 1 << 18, 1 << 19
 """Documents are tokenized together up to this many, this much text and this many bytes of images."""
@@ -57,7 +43,7 @@ _Batch = list[tuple[int, list[Part]]]
 
 
 @dataclass(frozen=True)
-class DocumentFilterResult(FilterResult):
+class DocumentFilterResult(stages.FilterResult):
     """Adds which sound rows repeat an earlier one, bool (R,)."""
 
     repeats: np.ndarray
@@ -71,13 +57,13 @@ def filter_documents(
     ``limit`` takes only the first documents. Raises DataError if the error budget is exceeded or nothing is kept.
     """
     name = plan.config.name
-    scanned = ScannedRows(paths, limit)
-    losses, hashes, contents, soundness = Losses(), bytearray(), bytearray(), bytearray()
+    scanned = stages.ScannedRows(paths, limit)
+    losses, hashes, contents, soundness = stages.Losses(), bytearray(), bytearray(), bytearray()
     for table in scanned:
         losses.add(table, plan.ids)
         groups = table["group"].to_pylist()
         keys = [id_ if group is None else f"group\0{group}" for id_, group in zip(plan.ids(table), groups, strict=True)]
-        hashes += np.array([row_hash(config.seed, key) for key in keys], np.uint64).tobytes()
+        hashes += np.array([stages.row_hash(config.seed, key) for key in keys], np.uint64).tobytes()
         soundness += pc.is_null(table["reason"]).to_numpy().tobytes()
         if plan.config.drop_duplicates:
             contents += b"".join(value or bytes(16) for value in table["content"].to_pylist())
@@ -96,15 +82,15 @@ def filter_documents(
             f"{name}: the source holds {losses.rows} documents, of which none is sound: "
             + (", ".join(f"{count} {reason}" for reason, count in losses.counts.items()) or "its files are empty")
         )
-    stream = Stream("", int(np.count_nonzero(sound)), None, None)
+    stream = stages.Stream("", int(np.count_nonzero(sound)), None, None)
     one_task = np.zeros(len(kept), np.int8)
     return DocumentFilterResult(
         scanned=scanned,
-        tasks=(Task(name, None, None, (stream,)),),
+        tasks=(stages.Task(name, None, None, (stream,)),),
         notices=(),
         specs={},
         kept=kept,
-        held_out=held_out(np.frombuffer(hashes, np.uint64), kept, one_task, config.holdout),
+        held_out=stages.held_out(np.frombuffer(hashes, np.uint64), kept, one_task, config.holdout),
         repeats=repeats,
     )
 
@@ -117,7 +103,7 @@ class DocumentShardHeader(BaseModel):
 
     kind: Literal["documents"] = "documents"
     dataset: str
-    settings: ShardSettings
+    settings: stages.ShardSettings
     rules: DocumentRules
     files: list[dict[str, Any]]
 
@@ -139,7 +125,7 @@ class DocumentShardHeader(BaseModel):
 
 
 def shard_header(
-    plan: DocumentsPlan, result: FilterResult, files: list[int], rows: pa.Table, settings: ShardSettings
+    plan: DocumentsPlan, result: stages.FilterResult, files: list[int], rows: pa.Table, settings: stages.ShardSettings
 ) -> DocumentShardHeader:
     """The header of a shard task whose rows lie in these of the plan's files."""
     return DocumentShardHeader(
@@ -181,9 +167,9 @@ class DocumentShardBuilder:
         self._header, self._rules = header, header.rules
         self._files = header.source_files()
         self._tokenizer = DocumentTokenizer(text, header.rules.end_of_document)
-        self.out_of_range: OutOfRange = {}
+        self.out_of_range: stages.OutOfRange = {}
 
-    def tokenize(self, columns: dict[str, list[Any]], rows: list[int]) -> Iterator[Tokenized]:
+    def tokenize(self, columns: dict[str, list[Any]], rows: list[int]) -> Iterator[stages.Tokenized]:
         """Yields each of ``rows``, in order, with its records or the error that says why it has none.
 
         ``columns`` are those of the shard task. Raises DataError if the source changed since the scan.
@@ -191,7 +177,7 @@ class DocumentShardBuilder:
         # Decoding images and tokenizing text release the interpreter lock: other threads take the batches with much of
         # it, while this one reads the next documents and writes the last ones.
         with ThreadPoolExecutor(_THREADS) as others:
-            waiting: deque[Future[list[Tokenized]]] = deque()
+            waiting: deque[Future[list[stages.Tokenized]]] = deque()
             for batch in _batches(self._stored(columns, rows)):
                 if self._is_heavy(batch):
                     waiting.append(others.submit(self._tokenize, columns, batch))
@@ -206,7 +192,7 @@ class DocumentShardBuilder:
 
     def _stored(self, columns: dict[str, list[Any]], rows: list[int]) -> Iterator[tuple[int, list[Part]]]:
         """(row, parts as stored), file by file."""
-        for file, rows_of_file, byte_ranges in rows_by_file(columns, rows):
+        for file, rows_of_file, byte_ranges in stages.rows_by_file(columns, rows):
             yield from zip(rows_of_file, self._files[file].read(byte_ranges), strict=True)
 
     def _is_heavy(self, batch: _Batch) -> bool:
@@ -217,12 +203,12 @@ class DocumentShardBuilder:
         rule = self._rules.pictures
         return image is not None and rule is not None and not is_copied(image, rule)
 
-    def _tokenize(self, columns: dict[str, list[Any]], batch: _Batch) -> list[Tokenized]:
+    def _tokenize(self, columns: dict[str, list[Any]], batch: _Batch) -> list[stages.Tokenized]:
         """The rows of a batch, each with its records or the error that says why it has none."""
         ids, files = columns["episode_id"], columns["file"]
         documents: dict[int, Document] = {}
         remarks = {}
-        tokenized: dict[int, TokenizedRow | RejectedError] = {}
+        tokenized: dict[int, stages.TokenizedRow | RejectedError] = {}
         for row, parts in batch:
             try:
                 fitted, remarks[row] = fit_images(parts, self._rules, self._files[files[row]].separator)
@@ -234,7 +220,7 @@ class DocumentShardBuilder:
                 tokenized[row] = sequence
             else:
                 records, sizes = document_records(ids[row], sequence, self._header.settings.chunk_tokens)
-                tokenized[row] = TokenizedRow(records, sizes, remarks[row])
+                tokenized[row] = stages.TokenizedRow(records, sizes, remarks[row])
         return [(row, tokenized[row]) for row, _ in batch]
 
 

@@ -10,19 +10,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from gatokit.pipelines.documents.reader import (
-    DocumentFile,
-    Loaded,
-    ScannedDocument,
-    caption_crc,
-    caption_digest,
-    decode,
-    printable,
-    rejected,
-    source_files,
-    string_of,
-    too_large,
-)
+from gatokit.pipelines.documents import reader
+from gatokit.pipelines.documents.reader import DocumentFile, Loaded, ScannedDocument
 from gatokit.pipelines.formats import tar
 from gatokit.pipelines.formats.records import ByteRange
 from gatokit.schemas.config import ImageTextConfig
@@ -54,7 +43,7 @@ class _Sample(NamedTuple):
 
 def find(config: ImageTextConfig, field: str, base: Path) -> list["WebDatasetFile"]:
     """See ``reader.plan_documents``."""
-    files = source_files(config.source, f"{field}.source", base, (".tar",))
+    files = reader.source_files(config.source, f"{field}.source", base, (".tar",))
     return [WebDatasetFile(**file, text_field=config.text_field) for file in files]
 
 
@@ -72,8 +61,8 @@ class WebDatasetFile(DocumentFile):
         position = 0
         seen: set[bytes] = set()
         with storage.ranges(self.path) as file:
-            reader = tar.Reader(file)
-            begin = reader.read(0, tar.BLOCK)
+            archive = tar.Reader(file)
+            begin = archive.read(0, tar.BLOCK)
             for magic, compression in _COMPRESSED.items():
                 if begin.startswith(magic):
                     raise DataError(
@@ -82,37 +71,37 @@ class WebDatasetFile(DocumentFile):
             if len(begin) == tar.BLOCK and not tar.is_tar(begin):
                 raise DataError(f"{self.name}: is no tar archive; leave it out of `source`")
             try:
-                for sample in _samples(reader, self.text_field):
-                    yield self._document(reader, sample, position, max_bytes, sample.key in seen)
+                for sample in _samples(archive, self.text_field):
+                    yield self._document(archive, sample, position, max_bytes, sample.key in seen)
                     seen.add(sample.key)
                     position += 1
             except tar.DamagedTarError as error:
-                byte_range = ByteRange(position, error.offset, reader.size - error.offset, 0)
-                yield rejected(byte_range, f"byte {error.offset}", RejectedError("corrupt_length", str(error)))
+                byte_range = ByteRange(position, error.offset, archive.size - error.offset, 0)
+                yield reader.rejected(byte_range, f"byte {error.offset}", RejectedError("corrupt_length", str(error)))
 
     def _document(
-        self, reader: tar.Reader, sample: _Sample, position: int, max_bytes: int, is_repeated: bool
+        self, archive: tar.Reader, sample: _Sample, position: int, max_bytes: int, is_repeated: bool
     ) -> ScannedDocument:
-        key, byte_range = printable(sample.key), ByteRange(position, sample.offset, 0, 0)
+        key, byte_range = reader.printable(sample.key), ByteRange(position, sample.offset, 0, 0)
         try:
             if is_repeated:
                 raise RejectedError("duplicate_id", f"the key {key!r} comes a second time in this archive")
             image, caption = sample.chosen(self.text_field)
             if image is None or caption is None:
-                has = ", ".join(f".{printable(suffix)}" for suffix in sample.members)
+                has = ", ".join(f".{reader.printable(suffix)}" for suffix in sample.members)
                 raise RejectedError("missing_field", f"has no {'caption' if image else 'picture'}, only {has}")
             image_place, text_place = sample.members[image], sample.members[caption]
             byte_range = byte_range._replace(length=image_place[1] + text_place[1])
             if byte_range.length > max_bytes:
-                raise too_large(max_bytes, f"{byte_range.length} bytes are")
-            data, stored = reader.read(*image_place), reader.read(*text_place)
-            byte_range = byte_range._replace(crc=caption_crc(data, stored))
+                raise reader.too_large(max_bytes, f"{byte_range.length} bytes are")
+            data, stored = archive.read(*image_place), archive.read(*text_place)
+            byte_range = byte_range._replace(crc=reader.caption_crc(data, stored))
             text = self._text(stored, caption)
             payload = " ".join(map(str, (*image_place, *text_place, caption.decode())))
             byte_range = byte_range._replace(payload=payload)
-            content = caption_digest(data, text)
+            content = reader.caption_digest(data, text)
         except RejectedError as error:
-            return rejected(byte_range, key, error)
+            return reader.rejected(byte_range, key, error)
         others = [f".{suffix.decode()}" for suffix in sample.members if suffix in IMAGES and suffix != image]
         detail = f"of its pictures .{image.decode()} is read, {', '.join(others)} is not" if others else None
         return ScannedDocument(byte_range, key, content, detail=detail)
@@ -124,20 +113,20 @@ class WebDatasetFile(DocumentFile):
                 image_begin, image_size, text_begin, text_size, suffix = (byte_range.payload or "").split()
                 image = file.read_at(int(image_begin), int(image_size))
                 text = file.read_at(int(text_begin), int(text_size))
-                yield caption_crc(image, text), [image, self._text(text, suffix.encode())]
+                yield reader.caption_crc(image, text), [image, self._text(text, suffix.encode())]
 
     def _text(self, stored: bytes, suffix: bytes) -> str:
-        text = decode(stored, f".{suffix.decode()} is not valid UTF-8 at byte")
+        text = reader.decode(stored, f".{suffix.decode()} is not valid UTF-8 at byte")
         if suffix == _TEXT:
             return text
         try:
             values = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise RejectedError("corrupt_record", f".json is no JSON: {str(error)[:200]}") from None
-        return string_of(values, self.text_field or _CAPTION)
+        return reader.string_of(values, self.text_field or _CAPTION)
 
 
-def _samples(reader: tar.Reader, text_field: str | None) -> Iterator[_Sample]:
+def _samples(archive: tar.Reader, text_field: str | None) -> Iterator[_Sample]:
     """Every sample of an archive.
 
     Where the archive is damaged, the rest is lost. The last sample is lost too if it has no image or no caption yet, or
@@ -145,7 +134,7 @@ def _samples(reader: tar.Reader, text_field: str | None) -> Iterator[_Sample]:
     """
     sample = None
     try:
-        for member in tar.members(reader):
+        for member in tar.members(archive):
             key, suffix = _split(member.name)
             if not key:
                 continue

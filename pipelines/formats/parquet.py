@@ -44,7 +44,7 @@ class DamagedFileError(Exception):
 
 
 @contextlib.contextmanager
-def open_parquet(path: str, name: str) -> Iterator[pq.ParquetFile]:
+def open_file(path: str, name: str) -> Iterator[pq.ParquetFile]:
     """Opens a file, which messages call ``name``.
 
     Raises DataError if it is not a Parquet file at all, DamagedFileError if its end is damaged or missing.
@@ -60,7 +60,7 @@ def open_parquet(path: str, name: str) -> Iterator[pq.ParquetFile]:
         yield file
 
 
-def parquet_rows(
+def read_rows(
     file: pq.ParquetFile, columns: Iterable[str], groups: Iterable[int] | None = None
 ) -> Iterator[Row | DamagedRows]:
     """Every row of ``groups`` (None: of the file), ascending, with the values of ``columns`` (top-level names).

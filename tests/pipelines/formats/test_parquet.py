@@ -5,7 +5,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gatokit.pipelines.formats.parquet import DamagedRows, Row, open_parquet, parquet_rows
+from gatokit.pipelines.formats.parquet import DamagedRows, Row, open_file, read_rows
 
 
 def test_rows_of_some_groups_with_nested_values(tmp_path: Path) -> None:
@@ -24,9 +24,9 @@ def test_rows_of_some_groups_with_nested_values(tmp_path: Path) -> None:
         }
     )
     pq.write_table(table, path, row_group_size=2)
-    with open_parquet(str(path), "a") as file:
-        rows = list(parquet_rows(file, ["image", "names", "class", "number"]))
-        some = list(parquet_rows(file, ["number"], [1]))
+    with open_file(str(path), "a") as file:
+        rows = list(read_rows(file, ["image", "names", "class", "number"]))
+        some = list(read_rows(file, ["number"], [1]))
     assert [(row.position, row.group) for row in rows] == [(0, 0), (1, 0), (2, 1), (3, 1)]
     assert [row.values for row in rows if isinstance(row, Row)] == [
         {"image": {"bytes": b"\xff\0", "path": "ü.png".encode()}, "names": [b"a", None], "class": b"x", "number": 1},
