@@ -50,15 +50,15 @@ class Faults:
         self._listed: list[Fault] = []
         self._counts: Counter[str] = Counter()
 
-    def add(self, file: str, fault: str) -> None:
-        """Adds one fault of a file."""
-        self._counts[file] += 1
-        if self._counts[file] <= MOST_OF_A_FILE:
-            self._listed.append(Fault(file, fault))
+    def add(self, file: str, *sentences: str) -> None:
+        """Adds faults of a file."""
+        left = max(0, MOST_OF_A_FILE - self._counts[file])
+        self._listed += [Fault(file, sentence) for sentence in sentences[:left]]
+        self._counts[file] += len(sentences)
 
     def has(self, file: str) -> bool:
         """Whether anything is wrong with a file."""
-        return file in self._counts
+        return self._counts[file] > 0
 
     def listed(self) -> list[Fault]:
         """All faults in the order in which they were added; the counts of those left out come last."""
@@ -96,8 +96,7 @@ def _read_manifest(root: Path, faults: Faults) -> Manifest | None:
         return None
     if path.read_bytes() != manifest.to_bytes():
         faults.add(MANIFEST, "was edited: it holds the same values in another spelling")
-    for sentence in manifest_faults(manifest):
-        faults.add(MANIFEST, sentence)
+    faults.add(MANIFEST, *manifest_faults(manifest))
     return manifest
 
 
@@ -178,8 +177,7 @@ def _check_contents(root: Path, manifest: Manifest, faults: Faults, progress: Pr
         if faults.has(described) or faults.has(tasks):
             continue
         try:
-            for sentence in dataset_faults(dataset):
-                faults.add(described, sentence)
+            faults.add(described, *dataset_faults(dataset))
         except DataError as error:
             faults.add(described, str(error))
         if faults.has(described):
@@ -207,8 +205,7 @@ def _check_dataset(dataset: DatasetReader, content: ContentCheck, faults: Faults
             faults.add(index, str(error).removeprefix(f"{dataset.path / split.index} "))
             continue
         sums.add(table)
-        for sentence in index_faults(table, split, dataset):
-            faults.add(index, sentence)
+        faults.add(index, *index_faults(table, split, dataset))
         for ordinal, part in enumerate(split.parts):
             shard = f"{name}/{part.file}"
             if faults.has(shard):
@@ -218,8 +215,7 @@ def _check_dataset(dataset: DatasetReader, content: ContentCheck, faults: Faults
             except ValueError as error:
                 faults.add(index, str(error))
                 continue
-            for sentence in shard_faults(dataset.path / part.file, part.records, owners, content, count):
-                faults.add(shard, sentence)
+            faults.add(shard, *shard_faults(dataset.path / part.file, part.records, owners, content, count))
     if not any(faults.has(f"{name}/{split.index}") for split in dataset.totals.splits):
         for file, sentence in sums.faults():
             faults.add(file if file == MANIFEST else f"{name}/{file}", sentence)
