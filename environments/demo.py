@@ -96,24 +96,33 @@ def make_captions(out: Path) -> Path:
                 svg_string=drawing, width=width, height=height, background="#ffffff", skip_system_fonts=True
             )
             key, caption, image = f"{number:09d}", captions[code], _jpeg(png)
-            row = {
-                "caption": caption,
-                "url": f"openmoji/{name}.svg",
-                "key": key,
-                "status": "success",
-                "error_message": None,
-                "width": width,
-                "height": height,
-                "original_width": width,
-                "original_height": height,
-                "exif": "{}",
-                "sha256": hashlib.sha256(image).hexdigest(),
-            }
+            row = img2dataset_row(key, caption, f"openmoji/{name}.svg", (width, height), image)
             _add(tar, f"{key}.jpg", image)
             _add(tar, f"{key}.json", json.dumps(row, indent=4).encode())
             _add(tar, f"{key}.txt", caption.encode())
     write_atomically(path, buffer.getvalue())
     return path
+
+
+def img2dataset_row(
+    key: str, caption: str, url: str, size: tuple[int, int], image: bytes, **columns: str
+) -> dict[str, str | int | None]:
+    """What img2dataset writes beside an image: ``size`` is width and height, ``columns`` are those of its source."""
+    width, height = size
+    return {
+        "caption": caption,
+        "url": url,
+        **columns,
+        "key": key,
+        "status": "success",
+        "error_message": None,
+        "width": width,
+        "height": height,
+        "original_width": width,
+        "original_height": height,
+        "exif": "{}",
+        "sha256": hashlib.sha256(image).hexdigest(),
+    }
 
 
 def make_text(out: Path) -> Path:

@@ -10,7 +10,6 @@ than 200 megapixels.
 """
 
 import argparse
-import hashlib
 import io
 import json
 import math
@@ -28,6 +27,8 @@ from lxml import etree
 from packages import debian_package, finished_at, npm_package
 from PIL import Image
 from rich.progress import track
+
+from gatokit.environments.demo import img2dataset_row
 
 Image.MAX_IMAGE_PIXELS = None
 """Two of the pictures have 623 million pixels; only their headers are read here."""
@@ -127,25 +128,12 @@ def write_webdataset(pictures: Sequence[Picture], out: Path, encode: str, per_fi
         with TarWriter(str(out / f"{shard:05d}.tar"), mtime=0) as tar:
             for index, picture in enumerate(track(part, f"{shard:05d}.tar")):
                 key = f"{shard:05d}{index:04d}"
-                data, (width, height) = picture.file.read_bytes(), picture.size
-                row = {
-                    "caption": picture.captions[0],
-                    "url": picture.url,
-                    "license": picture.license,
-                    "key": key,
-                    "status": "success",
-                    "error_message": None,
-                    "width": width,
-                    "height": height,
-                    "original_width": width,
-                    "original_height": height,
-                    "exif": "{}",
-                    "sha256": hashlib.sha256(data).hexdigest(),
-                }
+                data, caption = picture.file.read_bytes(), picture.captions[0]
+                row = img2dataset_row(key, caption, picture.url, picture.size, data, license=picture.license)
                 rows.append(row)
                 image = data if encode == "png" else reencoded(data, encode)
                 meta = json.dumps(row, indent=4)
-                tar.write({"__key__": key, encode: image, "txt": picture.captions[0], "json": meta})
+                tar.write({"__key__": key, encode: image, "txt": caption, "json": meta})
         pq.write_table(pa.Table.from_pylist(rows), out / f"{shard:05d}.parquet")
 
 

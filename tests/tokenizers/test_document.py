@@ -123,8 +123,8 @@ def test_documents_of_one_call_are_those_of_calls_of_their_own(exact):
     assert [type(made) for made in together] == [TokenSequence, TokenSequence, RejectedError] + [TokenSequence] * 2
     for document, made in zip(documents, together, strict=True):
         if isinstance(made, TokenSequence):
-            assert made.tokens.tolist() == encoded(tokenizer, *document.parts).tokens.tolist()
-            assert tokenizer.decode(made) == document.parts
+            assert made.tokens.tolist() == encoded(tokenizer, *document).tokens.tolist()
+            assert tokenizer.decode(made) == document
     assert tokenizer.encode([]) == []
 
 
