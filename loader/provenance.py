@@ -6,7 +6,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from gatokit.loader.records import Shard, Span
+from gatokit.loader.records import RecordSpan, Shard
 
 COLUMNS = ("row", "dataset", "task", "episode or document", "shard", "records", "tokens", "prompt from", "targets")
 """Titles of ``table_rows``."""
@@ -55,7 +55,7 @@ class Provenance:
         return asdict(self) | {"owner": self.owner}
 
 
-def segments_of(spans: Iterable[Span], shards: list[Shard], context: int) -> tuple[Segment, ...]:
+def segments_of(spans: Iterable[RecordSpan], shards: list[Shard], context: int) -> tuple[Segment, ...]:
     """The segments of consecutive spans of a row, without the token behind its window."""
     found = []
     shown = [span._replace(take=min(span.take, context - span.column)) for span in spans if span.column < context]

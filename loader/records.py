@@ -77,6 +77,7 @@ class OpenShards:
             opened = self._open.get(shard)
             if opened is not None:
                 self._open.move_to_end(shard)
+        # The hold stays until the records are read, even if another thread closes the shard.
         file, _held = opened or self._opened(shard)
         try:
             return file.read(begin, end)
@@ -197,7 +198,7 @@ def _image_end(image: ImageMessage) -> int:
     return image.token + (image.height // PATCH) * (image.width // PATCH)
 
 
-class Span(NamedTuple):
+class RecordSpan(NamedTuple):
     """Tokens [skip, skip + take) of a record, which stand in a window from ``column`` on."""
 
     column: int

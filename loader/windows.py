@@ -13,7 +13,7 @@ import numpy as np
 from gatokit.loader.batch import IS_ACTION, NO_TOKEN, PADDING, Batch, Targets, find_targets
 from gatokit.loader.mixture import Mixture
 from gatokit.loader.provenance import Provenance, segments_of
-from gatokit.loader.records import OpenShards, RecordView, Span
+from gatokit.loader.records import OpenShards, RecordSpan, RecordView
 from gatokit.loader.sampler import DRAW, PAIR_LANES, PATCH_LANES, Lane, SampledDataset, Sampler, below
 from gatokit.schemas.errors import ConfigError, RejectedError
 from gatokit.schemas.index import TRAIN
@@ -52,7 +52,7 @@ class _Rows:
     """bool (B,): the prompt ends inside an action."""
     redrawn: np.ndarray
     """int64 (B,): see ``Batch``."""
-    spans: list[list[Span]]
+    spans: list[list[RecordSpan]]
     """What each row is made of."""
 
     def clear(self, row: int, column: int = 0) -> None:
@@ -62,7 +62,7 @@ class _Rows:
             span._replace(take=min(span.take, column - span.column)) for span in self.spans[row] if span.column < column
         ]
 
-    def put(self, row: int, span: Span) -> None:
+    def put(self, row: int, span: RecordSpan) -> None:
         """Copies the tokens of a record into a row."""
         begin, end, skip, stop = span.column, span.column + span.take, span.skip, span.skip + span.take
         self.ids[row, begin:end] = span.view.tokens[skip:stop]
@@ -280,7 +280,7 @@ class Windows:
         begin, left = int(rows.draws["candidates_begin"][row]), int(rows.draws["candidates"][row])
         taken: list[tuple[int, int]] = []
         """First record, among those of the split, and number of records of each document."""
-        spans: list[Span] = []
+        spans: list[RecordSpan] = []
         while left and len(taken) < pairs:
             record = begin + int(below(u[len(taken)], left))
             for first, records in sorted(taken):
@@ -299,13 +299,13 @@ class Windows:
                 rows.put(row, span._replace(column=column + skip, skip=skip, take=take))
             column += span.take
 
-    def _document(self, shard: int, record: int) -> list[Span]:
+    def _document(self, shard: int, record: int) -> list[RecordSpan]:
         """All records of the document that a record belongs to."""
         views = self._shards.read(shard, record, record + 1)
         first = record - views[0].chunk
         if views[0].chunks > 1:
             views = self._shards.read(shard, first, first + views[0].chunks)
-        return [Span(0, 0, len(view.tokens), shard, number, view) for number, view in enumerate(views, first)]
+        return [RecordSpan(0, 0, len(view.tokens), shard, number, view) for number, view in enumerate(views, first)]
 
     def _copy(
         self, rows: _Rows, row: int, column: int, stop: int, shard: int, first: int, skip: int, views: list[RecordView]
@@ -320,7 +320,7 @@ class Windows:
                 views = views + self._shards.read(shard, record, record + 1)
             view = views[record - first]
             take = min(stop - column, len(view.tokens) - skip)
-            rows.put(row, Span(column, skip, take, shard, record, view))
+            rows.put(row, RecordSpan(column, skip, take, shard, record, view))
             column, skip = column + take, 0
             if column == stop or view.chunk + 1 == view.chunks:
                 break
@@ -359,7 +359,7 @@ class Windows:
         low = low.astype(np.uint8)
         return {"patches": pixels, "patch_token": token, "patch_row": low[0], "patch_column": low[1]}
 
-    def _shown(self, spans: list[Span]) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    def _shown(self, spans: list[RecordSpan]) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """The patches of each image that a row shows: the first one's column, their pixels, and ``_intervals``."""
         for span in spans:
             stop = span.skip + min(span.take, self._context - span.column)
@@ -396,7 +396,7 @@ def _step_of(view: RecordView, token: int) -> int:
     return int(view.step_begin[np.searchsorted(view.step_begin, token, "right") - 1])
 
 
-def _last_step(spans: list[Span], tokens: int) -> int:
+def _last_step(spans: list[RecordSpan], tokens: int) -> int:
     """The last column up to ``tokens`` at which a step begins; 0 if the first step is the only one."""
     for span in reversed(spans):
         columns = span.view.step_begin.astype(np.int64) - span.skip + span.column
