@@ -1,8 +1,8 @@
 """From scanned documents to the records of a shard.
 
 Documents that repeat an earlier one are dropped; of the others, images are fitted, texts tokenized, and long documents
-cut. The rows of the scan stay in files: in memory there are nine bytes of each, and while duplicates are looked for, 16
-more. Legend: R rows of the scan.
+cut. The rows of the scan stay in files: in memory there are three bytes of each, and while duplicates are looked for,
+24 more. Legend: R rows of the scan.
 """
 
 from collections import deque
