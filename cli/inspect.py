@@ -185,16 +185,9 @@ def _no_such_name(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
 
 def _read_keep(text: str, option: str) -> "Keep":
     """Reads a keep rule, YAML or JSON such as ``{best: 100}``. Raises ConfigError, which names ``option``."""
-    import yaml
+    from gatokit.schemas.config import Keep, parse_mapping, validated
 
-    from gatokit.schemas.config import Keep, validated
-
-    try:
-        content = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{option}: is no YAML: {str(error).splitlines()[0]}; quote it as '{{best: 100}}'") from None
-    if not isinstance(content, dict):
-        raise ConfigError(f"{option}: {text!r} is no rule; give one as a config has it, such as '{{best: 100}}'")
+    content = parse_mapping(text, option, "keys of a config's keep, such as '{best: 100}'")
     return validated(Keep, content, option)
 
 

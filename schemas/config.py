@@ -442,12 +442,17 @@ def read_mapping(path: str | Path, keys: str) -> dict[str, Any]:
         raise ConfigError(f"{path}: the config is not UTF-8 text: {error}; save it as UTF-8") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot read the config: {error.strerror}; give the path of a YAML file") from None
+    return parse_mapping(text, str(path), keys)
+
+
+def parse_mapping(text: str, name: str, keys: str) -> dict[str, Any]:
+    """The mapping in YAML ``text``. Raises ConfigError, which begins with ``name``, if it holds none."""
     try:
         content = yaml.load(text, _Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}{config_errors.explain_yaml(error)}") from None
+        raise ConfigError(f"{name}{config_errors.explain_yaml(error)}") from None
     if not isinstance(content, dict):
-        raise ConfigError(f"{path}: must be a mapping with {keys}")
+        raise ConfigError(f"{name}: must be a mapping with {keys}")
     return content
 
 
