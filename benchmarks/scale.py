@@ -98,8 +98,8 @@ def write_source(work: Path, episodes: int) -> Path:
     return config
 
 
-def write_scanned(job: tuple[str, list[tuple[str, list[tuple[int, int, str]]]]]) -> None:
-    """The rows that scans of units would have left: (directory, file, task) of the files of each."""
+def write_scanned(job: tuple[str, list[tuple[str, list[tuple[int, str]]]]]) -> None:
+    """The rows that scans of units would have left: (file, task) of the files of each."""
     import pyarrow as pa
 
     from gatokit.pipelines.episodes.scan import SCANNED
@@ -109,15 +109,14 @@ def write_scanned(job: tuple[str, list[tuple[str, list[tuple[int, int, str]]]]])
     count, length = EPISODES_A_FILE, source_length()
     for fingerprint, files in units:
         tables = []
-        for directory, file, task in files:
-            random = np.random.default_rng((directory, file))
+        for file, task in files:
+            random = np.random.default_rng(file)
             position = np.arange(count)
             returns = random.normal(100, 15, count)
             damaged = random.random(count) < 1e-3
             returns[damaged] = np.nan
             reason = np.where(damaged, "not_finite", None)
             columns = {
-                "directory": np.full(count, directory),
                 "file": np.full(count, file),
                 "position": position,
                 "offset": position * (length + 16),
@@ -371,7 +370,7 @@ def simulate(work: Path, episodes: int) -> dict[str, Any]:
     write_source(work, episodes)
     _, plan, paths = planned(work)
     units = [
-        (path.stem, [(file.directory, file.ordinal, file.task) for file in unit.files])
+        (path.stem, [(file.ordinal, file.task) for file in unit.files])
         for path, unit in zip(paths, plan.units(1 << 30), strict=True)
     ]
     spread(write_scanned, units, lambda part: (str(work / "scan"), part))

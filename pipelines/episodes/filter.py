@@ -76,7 +76,7 @@ def filter_episodes(plan: EpisodesPlan, paths: Sequence[Path], config: BuildConf
             marks["listed"] = selection.find(ids, table["task"].to_pylist())
         if keep.sample is not None:
             marks["sample"] = np.array([sample_hash(keep.seed or 0, id_) for id_ in ids], np.uint64)
-        gathered.add(table, marks)
+        gathered.add(table, plan.directory_of[table["file"].to_numpy()], marks)
     rows, hashes = gathered.rows()
     if plan.config.id is not None:
         _check_ids(plan, scanned, hashes)
@@ -252,7 +252,7 @@ def _column(name: str, plan: EpisodesPlan, table: pa.Table, rows: Rows, part: sl
         case "episode_id":
             return Strings(np.arange(len(table)), plan.ids(table))
         case "source_file":
-            return Strings(plan.file_ordinals(table), [file.name for file in plan.files])
+            return Strings(table["file"].to_numpy(), [file.name for file in plan.files])
         case "task":
             return Strings(rows.task[part], rows.task_names)
         case "agent":
@@ -305,9 +305,9 @@ class _Gathered:
         self.largest: dict[int, np.ndarray] = {}
         """The largest value of each counted action of each task."""
 
-    def add(self, table: pa.Table, marks: dict[str, np.ndarray]) -> None:
-        """Appends the next rows. ``marks`` has their columns ``hash`` and, if a rule needs it, ``listed`` or
-        ``sample``."""
+    def add(self, table: pa.Table, directory: np.ndarray, marks: dict[str, np.ndarray]) -> None:
+        """Appends the next rows, which lie in these directories, int (rows,). ``marks`` has their columns ``hash`` and,
+        if a rule needs it, ``listed`` or ``sample``."""
         task = _codes(table["task"], self.tasks)
         columns = {
             "task": task,
@@ -324,7 +324,7 @@ class _Gathered:
         self._empty -= marks.keys()
         if table["success"].null_count < len(table):
             self._empty.discard("success")
-        for code, number in np.unique(np.stack([task, table["directory"].to_numpy()]), axis=1).T.tolist():
+        for code, number in np.unique(np.stack([task, directory]), axis=1).T.tolist():
             self.directories.setdefault(code, set()).add(number)
         largest = table["largest"].combine_chunks()
         counts, values = largest.value_lengths().fill_null(0).to_numpy(), largest.flatten().to_numpy()
@@ -429,7 +429,7 @@ def task_rows(plan: EpisodesPlan, result: EpisodeFilterResult, scanned: pa.Table
     rows, names = result.rows, result.rows.task_names
     by_name = {task.name: task for task in result.tasks}
     positions = scanned["position"].to_numpy()
-    file, task = plan.file_ordinals(scanned), rows.task[part]
+    file, task = scanned["file"].to_numpy(), rows.task[part]
     kept, held_out = result.kept[part], result.held_out[part]
     columns = {
         "episode_id": plan.ids(scanned),

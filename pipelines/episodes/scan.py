@@ -45,8 +45,7 @@ AnyEpisodeFile = Annotated[SerializeAsAny[EpisodeFile], BeforeValidator(_BY_FORM
 
 SCANNED = pa.schema(
     [
-        pa.field("directory", pa.int32()),  # ordinal of the source directory in the plan
-        pa.field("file", pa.int32()),  # ordinal of the file in that directory
+        pa.field("file", pa.int32()),  # ordinal among the dataset's files
         pa.field("position", pa.int64()),
         pa.field("offset", pa.int64()),
         pa.field("length", pa.int64()),
@@ -122,22 +121,18 @@ class EpisodesPlan:
         return [file for plan in self.directories for file in plan.directory.files]
 
     @cached_property
+    def directory_of(self) -> np.ndarray:
+        """The index into ``directories`` of each file, int (files,)."""
+        return np.repeat(np.arange(len(self.directories)), [len(plan.directory.files) for plan in self.directories])
+
+    @cached_property
     def features(self) -> list[SourceFeatures]:
         """The features of each file."""
         return [plan.directory.features for plan in self.directories for _ in plan.directory.files]
 
-    @cached_property
-    def _first_file(self) -> np.ndarray:
-        return np.cumsum([0, *(len(plan.directory.files) for plan in self.directories)])
-
-    def file_ordinals(self, scanned: pa.Table) -> np.ndarray:
-        """The index into ``files`` of each scanned row, int (R,)."""
-        ordinals: np.ndarray = self._first_file[scanned["directory"].to_numpy()] + scanned["file"].to_numpy()
-        return ordinals
-
     def addresses(self, scanned: pa.Table) -> list[str]:
         """The file and position of each scanned row."""
-        ordinals, positions = self.file_ordinals(scanned).tolist(), scanned["position"].to_pylist()
+        ordinals, positions = scanned["file"].to_pylist(), scanned["position"].to_pylist()
         return [f"{self.files[file].name}#{position}" for file, position in zip(ordinals, positions, strict=True)]
 
     def ids(self, scanned: pa.Table) -> list[str]:
@@ -150,19 +145,12 @@ class EpisodesPlan:
 
     def scan_unit(self, ordinals: Sequence[int], max_bytes: int) -> "EpisodeUnit":
         """These of the files as a unit of the scan. Episodes above ``max_bytes`` will be rejected."""
-        numbers = (np.searchsorted(self._first_file, ordinals, side="right") - 1).tolist()
-        of_files = [self.directories[number].scan_fields for number in numbers]
-        fields = list(dict.fromkeys(of_files))
-        scanned = [
-            ScanFile(
-                directory=number,
-                ordinal=ordinal - int(self._first_file[number]),
-                task=self.directories[number].task,
-                fields=fields.index(of_file),
-                file=self.files[ordinal],
-            )
-            for ordinal, number, of_file in zip(ordinals, numbers, of_files, strict=True)
-        ]
+        directories = [self.directories[self.directory_of[ordinal]] for ordinal in ordinals]
+        fields = list(dict.fromkeys(directory.scan_fields for directory in directories))
+        scanned = []
+        for ordinal, directory in zip(ordinals, directories, strict=True):
+            index, file = fields.index(directory.scan_fields), self.files[ordinal]
+            scanned.append(ScanFile(ordinal=ordinal, task=directory.task, fields=index, file=file))
         return EpisodeUnit(
             dataset=self.config.name,
             max_episode_bytes=max_bytes,
@@ -246,12 +234,11 @@ def check_tasks(tasks: list[tuple[str, str]], dataset: EpisodesConfig, field: st
 
 
 class ScanFile(BaseModel):
-    """A file of the plan: ordinal of its directory, its own ordinal there, the task that the directory gives (None:
-    each episode names its own), and the index of its ``ScanFields``."""
+    """A file of the plan: its ordinal among the dataset's files, the task that its directory gives (None: each episode
+    names its own), and the index of its ``ScanFields``."""
 
     model_config = ConfigDict(frozen=True)
 
-    directory: int
     ordinal: int
     task: str | None
     fields: int
@@ -295,7 +282,7 @@ class EpisodeUnit(BaseModel):
         for item in self.files:
             fields = self.fields[item.fields]
             for stored in item.file.read_all(self.max_episode_bytes):
-                row = {"directory": item.directory, "file": item.ordinal, "lost": stored.lost}
+                row = {"file": item.ordinal, "lost": stored.lost}
                 yield row | stored.byte_range._asdict() | _scan_episode(stored, item.task, fields)
 
 
