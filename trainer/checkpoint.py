@@ -79,9 +79,10 @@ class Checkpoints:
 
     def __init__(self, out: Path, config: CheckpointConfig) -> None:
         self.directory = out.absolute() / CHECKPOINTS
-        lowest: Any = {"n": 1, "reverse": True, "keep_checkpoints_without_metrics": False}
-        best = BestN(get_metric_fn=lambda metrics: metrics["held_out"], **lowest)
-        kept = AnyPreservationPolicy([LatestN(config.keep_last), best])
+        lowest = BestN(
+            get_metric_fn=lambda metrics: metrics["held_out"], n=1, reverse=True, keep_checkpoints_without_metrics=False
+        )
+        kept = AnyPreservationPolicy([LatestN(config.keep_last), lowest])
         options = ocp.CheckpointManagerOptions(preservation_policy=kept, cleanup_tmp_directories=True)
         self._manager = ocp.CheckpointManager(self.directory, options=options)
         self._writing: int | None = None

@@ -1,9 +1,4 @@
-"""What a training step takes: compiled for a TPU slice without one, or estimated for one device by a formula.
-
-Legend: P parameters, N layers, r rows of a device's microbatch, L tokens, D width, A = H K width of all heads, F half
-of the feed-forward width, V rows of the embedding table, C patch channels, c bytes of a computed number (2 for
-bfloat16), f and t devices along ``fsdp`` and ``tensor``.
-"""
+"""What a training step takes: compiled for a TPU slice without one, or estimated for one device by a formula."""
 
 import importlib.util
 import math
@@ -241,23 +236,23 @@ def plan(config: RunConfig, device: str) -> Plan:
 def estimate(config: RunConfig, *, rows: int, microbatches: int, remat: str, block: int = BLOCK) -> dict[str, int]:
     """Bytes of a device for ``rows`` of a microbatch on it, by what holds them; ``block`` targets have logits at a
     time."""
-    model, (f, t) = config.model, (config.mesh.fsdp, config.mesh.tensor)
+    model, fsdp, tensor = config.model, config.mesh.fsdp, config.mesh.tensor
     width, heads, half, context = model.width, model.heads * model.head_size, model.hidden // 2, config.context
     size = 2 if config.precision == "bfloat16" else 4
     table = parameter_table(model, VOCABULARY_SIZE)
-    divisors = {"fsdp": f, "tensor": t, None: 1}
+    divisors = {"fsdp": fsdp, "tensor": tensor, None: 1}
     held = sum(  # parameters of one device
         math.prod(leaf.shape) // math.prod(divisors[axis] for axis in leaf.spec) for leaf in jax.tree.leaves(table)
     )
     tokens = rows * context
     # A layer's products with parameters: norms, queries, keys, values, what attention adds; gate, values and output.
-    products = size * tokens * (3 * heads // t + 2 * width + 2 * half // t)
-    norms_and_activations = size * tokens * (heads // t + 8 * width + 4 * half // t)
+    products = size * tokens * (3 * heads // tensor + 2 * width + 2 * half // tensor)
+    norms_and_activations = size * tokens * (heads // tensor + 8 * width + 4 * half // tensor)
     layer = products + norms_and_activations
-    scores = tokens * context * model.heads // t
+    scores = tokens * context * model.heads // tensor
     kept = {"full": 0, "dots": products, "none": layer + (4 + size) * scores}[remat]
     features = PATCH * PATCH * model.patch_channels * rows // config.patch_group_rows * _slots(config)
-    vocabulary = table["embedding"]["token"].shape[0] // t
+    vocabulary = table["embedding"]["token"].shape[0] // tensor
     return {
         "state": 12 * held,  # parameters and two moments, float32
         # float32, twice, with microbatches three times; and the parameters in the compute dtype.
@@ -267,6 +262,6 @@ def estimate(config: RunConfig, *, rows: int, microbatches: int, remat: str, blo
         # What the current layer keeps in addition.
         "layer": layer + (8 + size) * scores,
         # The gradient of the table, with fsdp the gathered table; a block of logits and of gradients.
-        "vocabulary": vocabulary * width * (8 if f > 1 else 4) + 2 * min(block, tokens) * vocabulary * 4,
+        "vocabulary": vocabulary * width * (8 if fsdp > 1 else 4) + 2 * min(block, tokens) * vocabulary * 4,
         "patches": features * (size + 4) + 4 * features * (size + 4) // model.patch_stride**2,
     }

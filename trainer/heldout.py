@@ -57,9 +57,8 @@ class HeldOut:
 
     def _sums(self, trainer: Trainer, params: Any, windows: Windows) -> Sums:
         sums: list[Sums] = []
-        with batches_ahead(
-            windows, 0, self._config.evaluation.batches, self._rows, self._config.input.workers
-        ) as ready:
+        batches, workers = self._config.evaluation.batches, self._config.input.workers
+        with batches_ahead(windows, 0, batches, self._rows, workers) as ready:
             for batch in ready:
                 check_positions(batch)
                 # The sums are read only after the next batch was dispatched.
