@@ -16,7 +16,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,8 +34,7 @@ from apache_beam.options.pipeline_options import (
 )
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
-from gatokit.pipelines.beam import crash_isolation
-from gatokit.pipelines.beam.local_workers import DIED, ProcessEnvironment, without_noise
+from gatokit.pipelines.beam import crash_isolation, local_workers
 from gatokit.pipelines.inputs import load_vocabulary
 from gatokit.pipelines.planning import ShardTask, unit_from_json
 from gatokit.pipelines.shards.writer import build_shard
@@ -114,9 +113,20 @@ def _vocabulary(path: str) -> TextTokenizer:
     return load_vocabulary(path)
 
 
+@functools.cache
+def _return_large_blocks() -> None:
+    """From now on this process returns large blocks of memory to the system when they are freed.
+
+    glibc would keep freed blocks of up to 32 MiB for every thread. With another C library nothing happens.
+    """
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1 << 20)
+
+
 def _do(attempt: Callable[[bool], Counts], work: str, name: str) -> Counts:
     """Calls ``attempt`` with True if an earlier attempt at the piece ``name`` died."""
     key = digest(name.encode(), 8)
+    _return_large_blocks()
     try:
         # The collector need not look again and again at what exists already: modules, features and columns.
         gc.freeze()
@@ -163,23 +173,11 @@ class JobFailedError(GatokitError):
     exit_status = 1
 
 
-class WorkerDiedError(Exception):
-    """A local worker process ended before its work did."""
-
-
 class _Do(beam.DoFn):
     """Calls a function with each piece and counts what it did."""
 
     def __init__(self, call: Callable[[Any], Counts]) -> None:
         self._call = call
-
-    def setup(self) -> None:
-        """From now on the process returns large blocks of memory to the system when they are freed.
-
-        glibc would keep freed blocks of up to 32 MiB for every thread. With another C library nothing happens.
-        """
-        with suppress(OSError, AttributeError):
-            ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1 << 20)
 
     def process(self, piece: Any) -> None:
         """Does one piece."""
@@ -222,7 +220,7 @@ def execution(arguments: Sequence[str], workers: int) -> Execution:
     direct = options.view_as(DirectOptions)
     workers = max(workers, direct.direct_num_workers or 1)
     direct.direct_num_workers = workers
-    # The processes are named by the runner's environment, where their output can be kept from the terminal.
+    # Beam starts no processes: those of ``local_workers`` may die.
     direct.direct_running_mode = "in_memory"
     return Execution(options, workers)
 
@@ -245,7 +243,8 @@ def run_pieces(
 
     def count() -> None:
         nonlocal listed
-        if progress is not None and time.monotonic() - listed > (_LISTING_SECONDS if is_remote(work) else 0):
+        seconds = _LISTING_SECONDS if is_remote(work) else _POLL_SECONDS
+        if progress is not None and time.monotonic() - listed >= seconds:
             seen.update(files.existing(pieces.keys() - seen))
             listed = time.monotonic()
             progress(stage, len(seen), len(pieces))
@@ -261,7 +260,7 @@ def run_pieces(
             if progress is not None:
                 progress(stage, len(pieces), len(pieces))
             return
-        except WorkerDiedError as error:
+        except local_workers.WorkerDiedError as error:
             log("worker died", message=str(error), pieces=len(left))
             before, left = len(left), waiting()
             deaths = deaths + 1 if len(left) == before else 1
@@ -282,47 +281,55 @@ def run(
 ) -> Counts:
     """Calls a function with each of ``pieces`` on the workers and waits, calling ``poll`` a few times a second.
 
-    Returns what the counters say. Raises the first reason that a piece left below ``work``, WorkerDiedError, or what
-    the pipeline itself raised.
+    Returns what the calls count. Raises the first reason that a piece left below ``work``, WorkerDiedError, or what the
+    pipeline itself raised.
     """
+    counts: Counts = {}
+    failure: Exception | None = None
+    try:
+        if (where.local_workers or 1) > 1:
+            log = (Path(tempfile.gettempdir()) / "gatokit" if is_remote(work) else work) / "workers.log"
+            counts = local_workers.run(call, pieces, where.local_workers or 1, log, poll, _POLL_SECONDS)
+        else:
+            counts = _run_pipeline(pieces, call, stage, where, poll)
+    except Exception as error:
+        failure = error
+    for name in files.names(work / ERRORS):
+        if name.endswith(".json"):
+            raise DataError(json.loads(files.read_bytes(work / ERRORS / name))["message"])
+    if failure is not None:
+        if _is_full(str(failure)):
+            raise DataError(_FULL)
+        if where.is_elsewhere:
+            said = " ".join(str(failure).split())[:_MOST_SAID]
+            raise JobFailedError(f"{said} Run the same command again to go on") from failure
+        raise failure
+    return counts
+
+
+def _run_pipeline(
+    pieces: Sequence[object], call: Callable[[Any], Counts], stage: str, where: Execution, poll: Callable[[], None]
+) -> Counts:
     failure: list[BaseException] = []
-    counters: Counts = {}
-    has_processes = (where.local_workers or 1) > 1
-    runner = FnApiRunner() if where.local_workers else None
-    if has_processes:
-        log = Path(tempfile.gettempdir()) / "gatokit" if is_remote(work) else work
-        runner = FnApiRunner(default_environment=ProcessEnvironment(str(log / "workers.log")))
+    counts: Counts = {}
 
     def job() -> None:
         try:
-            pipeline = beam.Pipeline(runner=runner, options=where.options)
+            pipeline = beam.Pipeline(runner=FnApiRunner() if where.local_workers else None, options=where.options)
             with pipeline:
                 spread = pipeline | "Pieces" >> beam.Create(pieces, reshuffle=False) | "Spread" >> beam.Reshuffle()
                 _ = spread | stage.capitalize() >> beam.ParDo(_Do(call))
             found = pipeline.result.metrics().query(MetricsFilter().with_namespace(_NAMESPACE))["counters"]
-            counters.update((counter.key.metric.name, int(counter.result)) for counter in found)
+            counts.update((counter.key.metric.name, int(counter.result)) for counter in found)
         except BaseException as error:
             failure.append(error)
 
     # Beam's run blocks until the end and local metrics come only then, so finished files are the progress.
     thread = threading.Thread(target=job, name="beam", daemon=True)
-    with without_noise() if has_processes else nullcontext():
-        thread.start()
-        while thread.is_alive():
-            thread.join(_POLL_SECONDS)
-            poll()
-    for name in files.names(work / ERRORS):
-        if name.endswith(".json"):
-            raise DataError(json.loads(files.read_bytes(work / ERRORS / name))["message"])
+    thread.start()
+    while thread.is_alive():
+        thread.join(_POLL_SECONDS)
+        poll()
     if failure:
-        said = str(failure[0])
-        if _is_full(said):
-            raise DataError(_FULL)
-        if DIED in said:
-            raise WorkerDiedError(said[said.index(DIED) :].splitlines()[0])
-        if where.is_elsewhere:
-            raise JobFailedError(
-                f"{' '.join(said.split())[:_MOST_SAID]} Run the same command again to go on"
-            ) from failure[0]
         raise failure[0]
-    return counters
+    return counts
