@@ -187,10 +187,11 @@ class _Do(beam.DoFn):
 
 @dataclass(frozen=True)
 class Execution:
-    """Where a job runs: Beam's options and, for the local runner, its number of processes (None: a runner of
-    Beam's own choice)."""
+    """Where a job runs: Beam's options, the arguments that they come from, and the number of local processes (None: a
+    runner that the options name)."""
 
     options: PipelineOptions
+    arguments: tuple[str, ...]
     local_workers: int | None
 
     @property
@@ -216,13 +217,13 @@ def execution(arguments: Sequence[str], workers: int) -> Execution:
     # What is read and written on gs:// before and after the pipeline takes its project and credentials from here.
     FileSystems.set_options(options)
     if options.view_as(StandardOptions).runner is not None:
-        return Execution(options, None)
+        return Execution(options, tuple(arguments), None)
     direct = options.view_as(DirectOptions)
     workers = max(workers, direct.direct_num_workers or 1)
     direct.direct_num_workers = workers
     # Beam starts no processes: those of ``local_workers`` may die.
     direct.direct_running_mode = "in_memory"
-    return Execution(options, workers)
+    return Execution(options, tuple(arguments), workers)
 
 
 def run_pieces(
@@ -289,7 +290,8 @@ def run(
     try:
         if (where.local_workers or 1) > 1:
             log = (Path(tempfile.gettempdir()) / "gatokit" if is_remote(work) else work) / "workers.log"
-            counts = local_workers.run(call, pieces, where.local_workers or 1, log, poll, _POLL_SECONDS)
+            in_worker = functools.partial(_call_in_worker, call, where.arguments)
+            counts = local_workers.run(in_worker, pieces, where.local_workers or 1, log, poll, _POLL_SECONDS)
         else:
             counts = _run_pipeline(pieces, call, stage, where, poll)
     except Exception as error:
@@ -305,6 +307,17 @@ def run(
             raise JobFailedError(f"{said} Run the same command again to go on") from failure
         raise failure
     return counts
+
+
+def _call_in_worker(call: Callable[[Any], Counts], arguments: tuple[str, ...], piece: object) -> Counts:
+    _set_options(arguments)
+    return call(piece)
+
+
+@functools.cache
+def _set_options(arguments: tuple[str, ...]) -> None:
+    """Gives the project and credentials for gs:// to a worker process."""
+    FileSystems.set_options(PipelineOptions(list(arguments)))
 
 
 def _run_pipeline(

@@ -56,7 +56,9 @@ def run(
     try:
         for _ in range(min(workers, len(waiting))):
             here, there = _CONTEXT.Pipe()
-            process = _CONTEXT.Process(target=_work, args=(there, call, str(log.absolute())), daemon=True)
+            process = _CONTEXT.Process(
+                target=_work, args=(there, call, str(log.absolute()), dict(os.environ)), daemon=True
+            )
             try:
                 with _hidden_main():
                     process.start()
@@ -110,7 +112,7 @@ def _hidden_main() -> Iterator[None]:
         sys.modules["__main__"] = main
 
 
-def _work(connection: Connection, call: Callable[[Any], dict[str, int]], log: str) -> None:
+def _work(connection: Connection, call: Callable[[Any], dict[str, int]], log: str, environment: dict[str, str]) -> None:
     """Does pieces in a forked process until the connection is closed. The process dies with the server."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -120,6 +122,7 @@ def _work(connection: Connection, call: Callable[[Any], dict[str, int]], log: st
     os.dup2(output, 1)
     os.dup2(output, 2)
     os.close(output)
+    os.environ.update(environment)  # the server may be older than a variable
     with suppress(EOFError):
         while True:
             piece = connection.recv()
