@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import time
 import traceback
 import types
 from collections import Counter, deque
@@ -22,6 +23,7 @@ from typing import Any
 _GRACE_SECONDS = 5
 _UNKNOWN_STATUS = 255
 """What multiprocessing reports of a process whose server is gone."""
+_SERVER_SECONDS = 1
 _PR_SET_PDEATHSIG = 1
 _CONTEXT = multiprocessing.get_context("forkserver")
 
@@ -75,7 +77,10 @@ def run(
                     result = connection.recv()
                 except (EOFError, OSError):
                     processes[connection].join()
-                    raise _died(processes[connection].exitcode, log) from None
+                    status = processes[connection].exitcode
+                    if status == _UNKNOWN_STATUS:
+                        time.sleep(_SERVER_SECONDS)  # else multiprocessing takes the dying server for a living one
+                    raise _died(status, log) from None
                 if isinstance(result, str):
                     raise RuntimeError(result)
                 counts.update(result)
