@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 import types
@@ -117,6 +118,14 @@ def _hidden_main() -> Iterator[None]:
         sys.modules["__main__"] = main
 
 
+def _end_with_parent() -> None:
+    """Ends this process, even in the middle of a piece, when the process that started the job is gone."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
 def _work(connection: Connection, call: Callable[[Any], dict[str, int]], log: str, environment: dict[str, str]) -> None:
     """Does pieces in a forked process until the connection is closed. The process dies with the server."""
     with suppress(OSError, AttributeError):
@@ -128,6 +137,7 @@ def _work(connection: Connection, call: Callable[[Any], dict[str, int]], log: st
     os.dup2(output, 2)
     os.close(output)
     os.environ.update(environment)  # the server may be older than a variable
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     with suppress(EOFError):
         while True:
             piece = connection.recv()
