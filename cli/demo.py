@@ -135,15 +135,10 @@ def _forget_other_run(config: Path, built: str, out: Path, scores: Path) -> None
 
 def _show_losses(output: Output, config: Path, built: str, out: Path) -> list[dict[str, Any]]:
     """Shows the losses by kind beside the unigram entropy of the targets, and draws both as ``loss.png``."""
-    from gatokit.loader.mixture import open_mixture
-    from gatokit.loader.windows import Windows
-    from gatokit.schemas.run import read_run_config
-    from gatokit.trainer.loss_chart import draw_losses
-    from gatokit.trainer.metrics import read_metrics, unigram_entropies
+    from gatokit.inspection.report.charts import LOSS_CHART, draw_losses
+    from gatokit.trainer.metrics import read_metrics
 
-    wanted = read_run_config(config)
-    windows = Windows(open_mixture([built], wanted.input.weights), wanted)
-    entropies = unigram_entropies(windows, wanted, COUNTED_BATCHES)
+    entropies = unigram_entropies(config, built, COUNTED_BATCHES)
     lines = read_metrics(out)
     trained = [line["kinds"] for line in lines if "kinds" in line][-1]
     held_out = [line["held_out"]["kinds"] for line in lines if "held_out" in line][-1]
@@ -153,5 +148,31 @@ def _show_losses(output: Output, config: Path, built: str, out: Path) -> list[di
     ]
     title = "loss by kind, and the unigram entropy of the targets, nats"
     output.table(title, ["kind", "unigram entropy", "training", "held out"], [row.values() for row in rows])
-    output.say(f"the curves are in {draw_losses(out, entropies)}")
+    draw_losses(out, lines, entropies)
+    output.say(f"the curves are in {out / LOSS_CHART}")
     return rows
+
+
+def unigram_entropies(config: Path, built: str, batches: int) -> dict[str, float]:
+    """Entropy in nats of the ids of each kind of target in a run's first batches, without kinds that have none.
+
+    It is the loss of a model that knows only how often each id is a target. That of a sample is a little too low, so a
+    loss below it is also below that of all data.
+    """
+    import numpy as np
+
+    from gatokit.loader.mixture import open_mixture
+    from gatokit.loader.windows import Windows
+    from gatokit.schemas.run import read_run_config
+    from gatokit.schemas.tokens import TokenKind
+
+    run = read_run_config(config)
+    windows = Windows(open_mixture([built], run.input.weights), run)
+    seen = [windows.batch(step, range(run.batch)) for step in range(batches)]
+    entropies = {}
+    for kind in TokenKind:
+        counts = np.bincount(np.concatenate([batch.targets[batch.target_kinds == kind] for batch in seen]))
+        shares = counts[counts > 0] / max(1, counts.sum())
+        if len(shares):
+            entropies[kind.name.lower()] = float(-(shares * np.log(shares)).sum())
+    return entropies

@@ -327,12 +327,8 @@ def play_missing(log: RolloutLog, jobs: Sequence[RolloutJob], workers: int, prog
 
 def write_json(path: Path, value: Any) -> None:
     """Writes a JSON file whole or not at all. Raises DataError if it cannot be written."""
-    write_whole(path, (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Writes a file whole or not at all. Raises DataError if it cannot be written."""
+    data = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     try:
-        write_atomically(path, data)
+        write_atomically(path, data.encode())
     except OSError as error:
         raise DataError(f"{path} cannot be written: {error.strerror}") from None

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from gatokit.evaluation.rollouts import Rollout, write_whole
+from gatokit.evaluation.rollouts import Rollout
 from gatokit.schemas.errors import ConfigError
 
 _FEWEST = 2
@@ -22,8 +22,6 @@ _GAP_ERRORS = 5.0
 
 SHARES = tuple(range(0, 101, 10))
 """Percentages of expert at which ``scores.json`` counts tasks."""
-
-_CHART = "scores.png"
 
 
 def check_rollouts(rollouts: int) -> None:
@@ -217,7 +215,7 @@ def _anchors_json(anchors: Anchors) -> dict[str, Any]:
 
 def draw_scores(results: Results, out: Path) -> None:
     """Draws the curve of each variant (Gato, figure 5), and a bar a task with its three mean returns."""
-    import vl_convert
+    from gatokit.inspection.report import charts
 
     shares = range(101)
     curves = [
@@ -231,36 +229,5 @@ def draw_scores(results: Results, out: Path) -> None:
         returns = ", ".join(f"{mean:.4g}" for mean in (anchors.random.mean, score.returns.mean, anchors.expert.mean))
         ends = {"low": score.normalized - score.error, "high": score.normalized + score.error}
         bars.append({"task": f"{task.task} ({returns})", "domain": task.domain, "score": score.normalized} | ends)
-    scores = [task.scores[results.variant].normalized for task in results.scored]
-    domain = [max(-50, min(0, *scores)), min(150, max(110, *scores))]
-    x_title = "score: 0 is chance, 100 the expert; lines are standard errors"
-    x = {"type": "quantitative", "scale": {"domain": domain, "nice": False}, "title": x_title}
-    curve_chart = {
-        "data": {"values": curves},
-        "mark": {"type": "line", "interpolate": "step-before", "clip": True},
-        "encoding": {
-            "x": {"field": "share", "type": "quantitative", "title": "% of expert"},
-            "y": {"field": "tasks", "type": "quantitative", "title": "tasks at or above", "axis": {"tickMinStep": 1}},
-            "color": {"field": "rule/memory", "sort": None},
-        },
-    }
-    bar_chart = {
-        "data": {"values": bars},
-        "title": "tasks, with the mean returns of random, policy and expert",
-        "encoding": {"y": {"field": "task", "sort": "-x", "title": None}},
-        "layer": [
-            {
-                "mark": {"type": "bar", "clip": True},
-                "encoding": {"x": x | {"field": "score"}, "color": {"field": "domain"}},
-            },
-            {"mark": {"type": "rule", "clip": True}, "encoding": {"x": x | {"field": "low"}, "x2": {"field": "high"}}},
-        ],
-    }
-    chart = {
-        "title": f"{results.variant}: {overall(results.scored, results.variant).normalized:.1f} % of expert",
-        "background": "white",
-        "config": {"axis": {"labelLimit": 400}, "view": {"continuousWidth": 500}},
-        "resolve": {"scale": {"color": "independent"}},
-        "vconcat": [curve_chart, bar_chart],
-    }
-    write_whole(out / _CHART, vl_convert.vegalite_to_png(chart, scale=1.5))
+    title = f"{results.variant}: {overall(results.scored, results.variant).normalized:.1f} % of expert"
+    charts.draw_scores(out, title, curves, bars)

@@ -11,9 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from gatokit.loader.windows import Windows
 from gatokit.schemas.errors import DataError
-from gatokit.schemas.run import RunConfig
 from gatokit.schemas.tokens import TokenKind
 from gatokit.storage.files import write_atomically
 from gatokit.trainer.loss import Sums
@@ -155,19 +153,3 @@ def scalars(line: Mapping[str, Any], prefix: str = "") -> list[tuple[str, float]
         elif isinstance(value, int | float) and key != "step":
             numbers.append((name, float(value)))
     return numbers
-
-
-def unigram_entropies(windows: Windows, config: RunConfig, batches: int) -> dict[str, float]:
-    """Entropy in nats of the ids of each kind of target in the first ``batches`` batches, without kinds that have none.
-
-    It is the loss of a model that knows only how often each id is a target. That of a sample is a little too low, so a
-    loss below it is also below that of all data.
-    """
-    seen = [windows.batch(step, range(config.batch)) for step in range(batches)]
-    entropies = {}
-    for kind, name in KIND_NAMES.items():
-        counts = np.bincount(np.concatenate([batch.targets[batch.target_kinds == kind] for batch in seen]))
-        shares = counts[counts > 0] / max(1, counts.sum())
-        if len(shares):
-            entropies[name] = float(-(shares * np.log(shares)).sum())
-    return entropies

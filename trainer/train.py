@@ -27,7 +27,6 @@ from gatokit.trainer.checkpoint import Checkpoints, RunState
 from gatokit.trainer.distributed import Watchdog, any_process, is_first, stop_signal
 from gatokit.trainer.export import load_weights, policy_folder
 from gatokit.trainer.heldout import HeldOut
-from gatokit.trainer.loss_chart import draw_losses
 from gatokit.trainer.mesh import make_mesh, place, process_rows
 from gatokit.trainer.metrics import Interval, Line, MetricsFile, read_metrics
 from gatokit.trainer.model import check_positions, count
@@ -188,7 +187,9 @@ def train(
         watchdog.at(step, "writing the last checkpoint")
         checkpoints.wait()
         if is_first():
-            draw_losses(out)
+            from gatokit.inspection.report.charts import draw_losses
+
+            draw_losses(out, read_metrics(out))
         # Another process may have been asked, and not this one.
         stopped_by = (asked() or signal.SIGTERM) if stopping and step < last else None
         return Trained(step, _last_line(out, line), stopped_by)
