@@ -41,6 +41,7 @@ RECORD_RANGE = np.dtype([("shard", np.int64), ("first", np.int64), ("stop", np.i
 _PAIRS = frozenset(("image_text", "image_question_answer"))
 _NAMED = re.compile(r"([A-Za-z0-9_.-]+)=(.+)")
 _COLUMNS = ["task", "agent", "split", "steps", "part", "first_record", "record_tokens"]
+_BEST_COLUMNS = ["episode_id", "return", "expert_return", *_COLUMNS]
 
 
 # --- datasets ----------------------------------------------------------------------------------------------------
@@ -94,10 +95,34 @@ class MixedDataset:
     def index(self, split: str) -> "EpisodeIndex":
         """The kept episodes of ``train`` or ``held_out``, which are loaded once."""
         if split not in self._indexes:
-            splits = self.totals.splits
-            first_shards = np.cumsum([0, *(len(item.parts) for item in splits)])[:-1].tolist()
-            self._indexes[split] = load_index([str(self.path / item.index) for item in splits], first_shards, split)
+            paths, first_shards = zip(*self._index_files(), strict=True)
+            self._indexes[split] = load_index(paths, first_shards, split)
         return self._indexes[split]
+
+    def best_episodes(self) -> dict[str, dict[str, Any]]:
+        """By task the index row of the training episode of the highest return, of equal ones the first, with ``shard``,
+        the ordinal of its shard; empty for documents. Raises DataError if an index cannot be read."""
+        best: dict[str, dict[str, Any]] = {}
+        for path, first_shard in self._index_files() if self.holds_episodes else ():
+            try:
+                table = pq.read_table(path, columns=_BEST_COLUMNS, filters=[("split", "=", TRAIN)])
+            except (OSError, pa.ArrowInvalid) as error:
+                raise DataError(f"the index {path} cannot be read: {error}; gatokit verify says more") from None
+            tasks = table["task"].combine_chunks().dictionary_encode().indices.to_numpy()
+            order = np.argsort(-table["return"].to_numpy(), kind="stable")
+            _, firsts = np.unique(tasks[order], return_index=True)
+            for episode in table.take(order[firsts]).to_pylist():
+                task = episode["task"]
+                if task not in best or episode["return"] > best[task]["return"]:
+                    best[task] = episode | {"shard": first_shard + episode["part"]}
+        return best
+
+    def _index_files(self) -> Iterator[tuple[str, int]]:
+        """The index of each source split, and the ordinal of the split's first shard among the dataset's."""
+        first_shard = 0
+        for split in self.totals.splits:
+            yield str(self.path / split.index), first_shard
+            first_shard += len(split.parts)
 
 
 @dataclass(frozen=True)

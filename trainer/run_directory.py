@@ -10,17 +10,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from array_record.python.array_record_module import ArrayRecordWriter
 from pydantic import BaseModel, ConfigDict
 
-from gatokit.loader.mixture import MixedDataset, Mixture
+from gatokit.loader.mixture import Mixture
 from gatokit.loader.records import OpenShards
 from gatokit.schemas.config import validated
 from gatokit.schemas.errors import ConfigError, DataError, first_line
-from gatokit.schemas.index import TRAIN
 from gatokit.schemas.manifest import VOCABULARY, indented_json
 from gatokit.schemas.policy import POLICY, PROMPTS, PolicyDataset, PolicyFile, PolicyTask, Prompt
 from gatokit.schemas.run import RunConfig
@@ -44,8 +40,6 @@ CHANGEABLE = (
 """Fields that may change when a run goes on; ``steps`` may only grow. They change no batch, and losses only by
 rounding."""
 POLICY_FOLDER = "policy"
-
-_COLUMNS = ["episode_id", "task", "agent", "split", "return", "expert_return", "part", "first_record", "record_tokens"]
 
 
 class RunFile(BaseModel):
@@ -92,21 +86,15 @@ def open_run_directory(
 def read_run(out: Path) -> RunFile | None:
     """The file of a run's directory, None if there is no such file. Raises DataError if it cannot be read."""
     path = out / RUN
+    if not path.exists():
+        return None
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        overfit = content.pop("overfit_one_batch", False)
-        run = validated(RunFile, content, str(path))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, AttributeError) as error:
+        if content.pop("overfit_one_batch", False):
+            raise ValueError("a run on one batch (--overfit-one-batch) cannot go on")
+        return validated(RunFile, content, RUN)
+    except (OSError, ValueError, TypeError, AttributeError, ConfigError) as error:
         raise DataError(f"{path} cannot be read: {first_line(error)}; give another --out") from None
-    except ConfigError as error:
-        raise DataError(f"{error}; give another --out") from None
-    if overfit:
-        raise DataError(
-            f"{path} is of a run on one batch (--overfit-one-batch), which cannot go on: give another --out"
-        )
-    return run
 
 
 def check_same(existing: RunFile, wanted: RunFile, out: Path) -> None:
@@ -139,7 +127,8 @@ def _fields(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _write_policy_files(mixture: Mixture, config: RunConfig, out: Path) -> None:
-    """Copies from the data what a policy needs beside its parameters: specs, vocabulary, tokenizer, a prompt a task.
+    """Copies from the data what a policy needs beside its parameters: specs, vocabulary, tokenizer, and the records of
+    each task's best episode as its prompt.
 
     Raises DataError if the folder cannot be written.
     """
@@ -148,62 +137,38 @@ def _write_policy_files(mixture: Mixture, config: RunConfig, out: Path) -> None:
     try:
         temporary.mkdir()
         (temporary / VOCABULARY).write_bytes(mixture.vocabulary)
-        datasets = _write_prompts(mixture, temporary / PROMPTS)
-        digest = mixture.vocabulary_digest
-        policy = PolicyFile(config=config, tokenizer=mixture.tokenizer, vocabulary_blake2b=digest, datasets=datasets)
+        writer = ArrayRecordWriter(str(temporary / PROMPTS), "group_size:1,zstd:1")
+        written = 0
+        datasets = {}
+        for dataset in mixture.datasets:
+            described, tasks = dataset.described, {}
+            shards = OpenShards(dataset.shards, 16)
+            for task, best in sorted(dataset.best_episodes().items()):
+                first = best["first_record"]
+                records = shards.read_bytes(best["shard"], first, first + len(best["record_tokens"]))
+                for record in records:
+                    writer.write(record)
+                prompt = Prompt(
+                    episode_id=best["episode_id"],
+                    agent=best["agent"],
+                    episode_return=best["return"],
+                    first_record=written,
+                    records=len(records),
+                )
+                written += len(records)
+                spec = described.tasks[task].spec
+                tasks[task] = PolicyTask(spec=spec, expert_return=best["expert_return"], prompt=prompt)
+            datasets[dataset.name] = PolicyDataset(
+                kind=dataset.totals.kind, specs=described.specs, tasks=tasks, documents=described.documents
+            )
+        writer.close()
+        policy = PolicyFile(
+            config=config,
+            tokenizer=mixture.tokenizer,
+            vocabulary_blake2b=mixture.vocabulary_digest,
+            datasets=datasets,
+        )
         (temporary / POLICY).write_bytes(policy.to_bytes())
         os.replace(temporary, folder)
     except (OSError, RuntimeError) as error:  # ArrayRecord's writer raises the latter
         raise DataError(f"{folder} cannot be written: {error}") from None
-
-
-def _write_prompts(mixture: Mixture, path: Path) -> dict[str, PolicyDataset]:
-    """Writes the records of each task's best episode; returns what ``policy.json`` says about the datasets."""
-    writer = ArrayRecordWriter(str(path), "group_size:1,zstd:1")
-    written = 0
-    datasets = {}
-    for dataset in mixture.datasets:
-        described = dataset.described
-        shards = OpenShards(dataset.shards, 16)
-        tasks = {}
-        for task, best in sorted(_best_episodes(dataset).items()):
-            records = len(best["record_tokens"])
-            for record in shards.read_bytes(best["shard"], best["first_record"], best["first_record"] + records):
-                writer.write(record)
-            prompt = Prompt(
-                episode_id=best["episode_id"],
-                agent=best["agent"],
-                episode_return=best["return"],
-                first_record=written,
-                records=records,
-            )
-            written += records
-            spec = described.tasks[task].spec
-            tasks[task] = PolicyTask(spec=spec, expert_return=best["expert_return"], prompt=prompt)
-        datasets[dataset.name] = PolicyDataset(
-            kind=dataset.totals.kind, specs=described.specs, tasks=tasks, documents=described.documents
-        )
-    writer.close()
-    return datasets
-
-
-def _best_episodes(dataset: MixedDataset) -> dict[str, dict[str, Any]]:
-    """By task the index row of the training episode of the highest return (of equal ones the first) and its shard's
-    ordinal; empty for documents."""
-    best: dict[str, dict[str, Any]] = {}
-    first_shard = 0
-    for split in dataset.totals.splits if dataset.holds_episodes else ():
-        path = dataset.path / split.index
-        try:
-            table = pq.read_table(path, columns=_COLUMNS, filters=[("split", "=", TRAIN)])
-        except (OSError, pa.ArrowInvalid) as error:
-            raise DataError(f"the index {path} cannot be read: {error}; gatokit verify says more") from None
-        tasks = table["task"].combine_chunks().dictionary_encode().indices.to_numpy()
-        order = np.argsort(-table["return"].to_numpy(), kind="stable")
-        _, firsts = np.unique(tasks[order], return_index=True)
-        for episode in table.take(order[firsts]).to_pylist():
-            task = episode["task"]
-            if task not in best or episode["return"] > best[task]["return"]:
-                best[task] = episode | {"shard": first_shard + episode["part"]}
-        first_shard += len(split.parts)
-    return best

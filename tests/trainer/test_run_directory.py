@@ -61,7 +61,9 @@ def test_the_file_is_read_as_it_was_written(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text(json.dumps(old | {"overfit_one_batch": False}))
     assert read_run(tmp_path) == written
     (tmp_path / "run.json").write_text(json.dumps(old | {"overfit_one_batch": True}))
-    with pytest.raises(DataError, match=r"run.json is of a run on one batch .*: give another --out"):
+    with pytest.raises(
+        DataError, match=r"run.json cannot be read: a run on one batch .* cannot go on; give another --out"
+    ):
         read_run(tmp_path)
     (tmp_path / "run.json").write_text("{")
     with pytest.raises(DataError, match=r"run.json cannot be read: .*; give another --out"):
