@@ -57,8 +57,8 @@ def case(mixture: Mixture, size: str, positions: str, microbatches: int | None) 
         settings["input"] |= {"patch_slots": slots}
         found = plan(RunConfig(**settings), known.name)
         parts = microbatches or 1
-        rows = found.microbatch_rows * parts * jax.device_count()
-        settings |= {"batch": rows, "microbatches": parts, "remat": found.remat}
+        rows = found["microbatch_rows"] * parts * jax.device_count()
+        settings |= {"batch": rows, "microbatches": parts, "remat": found["remat"]}
     elif microbatches:
         settings["microbatches"] = microbatches
     config = RunConfig(**settings)

@@ -70,8 +70,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Trains, or shows what the config would take."""
-    from dataclasses import asdict
-
     from gatokit.schemas.run import read_run_config
 
     config = read_run_config(arguments.config)
@@ -81,10 +79,14 @@ def run(arguments: argparse.Namespace) -> int:
             raise ConfigError(f"--{flag.replace('_', '-')} and --{option} go together: give both or none")
     if arguments.compile_only or arguments.plan:
         with needs("tpu" if arguments.compile_only else "train"):
-            from gatokit.trainer.compile import compile_only, plan
-        found = compile_only(config, arguments.topology) if arguments.compile_only else plan(config, arguments.device)
-        output.say(str(found))
-        output.result(asdict(found))
+            from gatokit.trainer.compile import compile_only, compiled_text, plan, plan_text
+        if arguments.compile_only:
+            found = compile_only(config, arguments.topology)
+            output.say(compiled_text(found))
+        else:
+            found = plan(config, arguments.device)
+            output.say(plan_text(found))
+        output.result(found)
         return 0
     if not arguments.data or not arguments.out:
         raise ConfigError("--data and --out are needed: a finished build, and the directory of the run")

@@ -5,7 +5,6 @@ import math
 import os
 import re
 import time
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -62,50 +61,9 @@ def _step_flops(config: RunConfig) -> float:
 # ---- compiled ----------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Compiled:
-    """What a compiled step takes; bytes are those of one device."""
-
-    topology: str
-    device: str
-    devices: int
-    hosts: int
-    mesh: dict[str, int]
-    batch: int
-    context: int
-    microbatches: int
-    remat: str
-    patch_slots: int
-    vocabulary_size: int
-    parameters: int
-    argument_bytes: int
-    """Parameters, optimizer state and the batch; the new state takes the old one's place."""
-    temporary_bytes: int
-    output_bytes: int
-    device_bytes: int | None
-    """Memory of a device, if it is known."""
-    flops: float
-    seconds: float
-    """Of compiling."""
-
-    def __str__(self) -> str:
-        used = self.argument_bytes + self.temporary_bytes
-        memory = f" of {self.device_bytes / _GIB:.1f} GiB" if self.device_bytes else ""
-        mesh = ", ".join(f"{axis} {size}" for axis, size in self.mesh.items())
-        return (
-            f"{self.topology}: {self.devices} devices ({self.device}) on {self.hosts} hosts; mesh {mesh}\n"
-            f"batch {self.batch} x {self.context} tokens, microbatches {self.microbatches}, remat {self.remat}, "
-            f"{self.patch_slots} patch slots a group, {self.vocabulary_size} ids\n"
-            f"{self.parameters:,} parameters\n"
-            f"{used / _GIB:.2f} GiB{memory} a device: arguments {self.argument_bytes / _GIB:.2f} GiB, temporaries "
-            f"{self.temporary_bytes / _GIB:.2f} GiB, output {self.output_bytes / _GIB:.2f} GiB in the arguments' "
-            f"place\n{self.flops / 1e12:,.1f} TFLOP a step, {self.flops / self.devices / 1e12:,.2f} a device\n"
-            f"compiled in {self.seconds:.0f} s"
-        )
-
-
-def compile_only(config: RunConfig, topology: str) -> Compiled:
+def compile_only(config: RunConfig, topology: str) -> dict[str, Any]:
     """Compiles the step of ``config`` for a slice such as ``v3:16x16``; a generation alone means a large slice of it.
+    Returns what the step takes, for ``--json`` and ``compiled_text``; bytes are those of one device.
 
     Raises ConfigError if libtpu is not installed, there is no such slice, the mesh does not fit it, or the step does
     not fit its memory.
@@ -141,60 +99,50 @@ def compile_only(config: RunConfig, topology: str) -> Compiled:
         ) from None
     memory: Any = compiled.memory_analysis()
     known = flops.device_named(devices[0].device_kind)
-    return Compiled(
-        topology=topology,
-        device=devices[0].device_kind,
-        devices=len(devices),
-        hosts=len({device.process_index for device in devices}),
-        mesh=dict(mesh.shape),
+    return {
+        "topology": topology,
+        "device": devices[0].device_kind,
+        "devices": len(devices),
+        "hosts": len({device.process_index for device in devices}),
+        "mesh": dict(mesh.shape),
         **config.model_dump(include={"batch", "context", "microbatches", "remat"}),
-        patch_slots=_slots(config),
-        vocabulary_size=VOCABULARY_SIZE,
-        parameters=count(trainer.table),
-        argument_bytes=memory.argument_size_in_bytes,
-        temporary_bytes=memory.temp_size_in_bytes,
-        output_bytes=memory.output_size_in_bytes,
-        device_bytes=known.memory if known else None,
-        flops=_step_flops(config),
-        seconds=time.monotonic() - begin,
+        "patch_slots": _slots(config),
+        "vocabulary_size": VOCABULARY_SIZE,
+        "parameters": count(trainer.table),
+        # Parameters, optimizer state and the batch; the new state takes the old one's place.
+        "argument_bytes": memory.argument_size_in_bytes,
+        "temporary_bytes": memory.temp_size_in_bytes,
+        "output_bytes": memory.output_size_in_bytes,
+        "device_bytes": known.memory if known else None,
+        "flops": _step_flops(config),
+        "seconds": time.monotonic() - begin,
+    }
+
+
+def compiled_text(found: dict[str, Any]) -> str:
+    """What ``compile_only`` found, to be read by people."""
+    sizes = {name: found[f"{name}_bytes"] / _GIB for name in ("argument", "temporary", "output")}
+    used = sizes["argument"] + sizes["temporary"]
+    memory = f" of {found['device_bytes'] / _GIB:.1f} GiB" if found["device_bytes"] else ""
+    return (
+        f"{found['topology']}: {found['devices']} devices ({found['device']}) on {found['hosts']} hosts; mesh "
+        f"{', '.join(f'{axis} {size}' for axis, size in found['mesh'].items())}\n"
+        f"batch {found['batch']} x {found['context']} tokens, microbatches {found['microbatches']}, "
+        f"remat {found['remat']}, {found['patch_slots']} patch slots a group, {found['vocabulary_size']} ids\n"
+        f"{found['parameters']:,} parameters\n"
+        f"{used:.2f} GiB{memory} a device: arguments {sizes['argument']:.2f} GiB, temporaries "
+        f"{sizes['temporary']:.2f} GiB, output {sizes['output']:.2f} GiB in the arguments' place\n"
+        f"{found['flops'] / 1e12:,.1f} TFLOP a step, {found['flops'] / found['devices'] / 1e12:,.2f} a device\n"
+        f"compiled in {found['seconds']:.0f} s"
     )
 
 
 # ---- planned -----------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Plan:
-    """The fastest way to cut the batch that fits, by estimate."""
-
-    device: str
-    device_bytes: int
-    devices: int
-    parameters: int
-    microbatches: int
-    microbatch_rows: int
-    """Of one device."""
-    remat: str
-    memory: dict[str, int]
-    """``estimate`` of this cut."""
-    flops: float
-    """Of a step on all devices, every slot a patch and every position a target."""
-    seconds_at_peak: float
-    """What ``flops`` take at the devices' peak; real steps take two to three times as long."""
-
-    def __str__(self) -> str:
-        parts = ", ".join(f"{name} {size / _GIB:.2f}" for name, size in self.memory.items())
-        return (
-            f"{self.device}: microbatches {self.microbatches} ({self.microbatch_rows} rows a device), "
-            f"remat {self.remat}, {self.devices} device{'s' * (self.devices > 1)}\n"
-            f"{self.parameters:,} parameters; about {sum(self.memory.values()) / _GIB:.2f} of "
-            f"{self.device_bytes / _GIB:.1f} GiB: {parts}\n"
-            f"{self.flops / 1e12:,.1f} TFLOP a step, {self.seconds_at_peak:.3f} s at peak"
-        )
-
-
-def plan(config: RunConfig, device: str) -> Plan:
+def plan(config: RunConfig, device: str) -> dict[str, Any]:
     """Microbatches and remat for the config's batch, model and mesh on a device; ``data: -1`` counts as one.
+    Returns the fastest choice that fits by estimate, for ``--json`` and ``plan_text``.
 
     The least remat comes first, then the largest microbatch that fits. Raises ConfigError if the device is not known
     or nothing fits.
@@ -215,21 +163,33 @@ def plan(config: RunConfig, device: str) -> Plan:
         memory = estimate(config, rows=part, microbatches=rows // part, remat=remat)
         sizes.append(sum(memory.values()))
         if sizes[-1] <= USABLE * known.memory:
-            return Plan(
-                device=known.name,
-                device_bytes=known.memory,
-                devices=devices,
-                parameters=count(parameter_table(config.model, VOCABULARY_SIZE)),
-                microbatches=rows // part,
-                microbatch_rows=part,
-                remat=remat,
-                memory=memory,
-                flops=work,
-                seconds_at_peak=work / devices / known.peak,
-            )
+            return {
+                "device": known.name,
+                "device_bytes": known.memory,
+                "devices": devices,
+                "parameters": count(parameter_table(config.model, VOCABULARY_SIZE)),
+                "microbatches": rows // part,
+                "microbatch_rows": part,  # of one device
+                "remat": remat,
+                "memory": memory,
+                "flops": work,
+                "seconds_at_peak": work / devices / known.peak,  # real steps take two to three times as long
+            }
     raise ConfigError(
         f"the smallest cut takes {min(sizes) / _GIB:.1f} GiB of a {known.name}'s {known.memory / _GIB:.0f}: raise "
         "mesh.fsdp or mesh.tensor, or lower input.patch_group_rows"
+    )
+
+
+def plan_text(found: dict[str, Any]) -> str:
+    """What ``plan`` found, to be read by people."""
+    parts = ", ".join(f"{name} {size / _GIB:.2f}" for name, size in found["memory"].items())
+    return (
+        f"{found['device']}: microbatches {found['microbatches']} ({found['microbatch_rows']} rows a device), "
+        f"remat {found['remat']}, {found['devices']} device{'s' * (found['devices'] > 1)}\n"
+        f"{found['parameters']:,} parameters; about {sum(found['memory'].values()) / _GIB:.2f} of "
+        f"{found['device_bytes'] / _GIB:.1f} GiB: {parts}\n"
+        f"{found['flops'] / 1e12:,.1f} TFLOP a step, {found['seconds_at_peak']:.3f} s at peak"
     )
 
 

@@ -5,19 +5,17 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import asdict
 
 import pytest
 
 from gatokit.schemas.errors import ConfigError
 from gatokit.schemas.run import RunConfig
-from gatokit.trainer.compile import Compiled, compile_only
+from gatokit.trainer.compile import compile_only, compiled_text
 
 CONFIG = RunConfig(model="tiny", context=256, batch=64, steps=20_000)
 
 PROGRAM = """
 import json
-from dataclasses import asdict
 from gatokit.schemas.errors import ConfigError
 from gatokit.schemas.run import RunConfig
 from gatokit.trainer.compile import compile_only
@@ -26,7 +24,7 @@ try:
     compile_only(config, "v5e:3x5")
 except ConfigError as error:
     print(json.dumps(str(error)))
-print(json.dumps(asdict(compile_only(config, "v3:2x2"))))
+print(json.dumps(compile_only(config, "v3:2x2")))
 """
 
 
@@ -43,13 +41,15 @@ def test_without_libtpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_people_read() -> None:
-    compiled = Compiled(
-        topology="v3:16x16", device="TPU v3", devices=512, hosts=64, mesh={"data": 32, "fsdp": 16, "tensor": 1},
-        batch=512, context=1024, microbatches=1, remat="full", patch_slots=256, vocabulary_size=33_025,
-        parameters=1_177_932_288, argument_bytes=3 << 28, temporary_bytes=3 << 29, output_bytes=3 << 28,
-        device_bytes=16 << 30, flops=3.8707e15, seconds=73.6,
-    )  # fmt: skip
-    assert str(compiled).splitlines() == [
+    compiled = {
+        "topology": "v3:16x16", "device": "TPU v3", "devices": 512, "hosts": 64,
+        "mesh": {"data": 32, "fsdp": 16, "tensor": 1},
+        "batch": 512, "context": 1024, "microbatches": 1, "remat": "full", "patch_slots": 256,
+        "vocabulary_size": 33_025,
+        "parameters": 1_177_932_288, "argument_bytes": 3 << 28, "temporary_bytes": 3 << 29, "output_bytes": 3 << 28,
+        "device_bytes": 16 << 30, "flops": 3.8707e15, "seconds": 73.6,
+    }  # fmt: skip
+    assert compiled_text(compiled).splitlines() == [
         "v3:16x16: 512 devices (TPU v3) on 64 hosts; mesh data 32, fsdp 16, tensor 1",
         "batch 512 x 1024 tokens, microbatches 1, remat full, 256 patch slots a group, 33025 ids",
         "1,177,932,288 parameters",
@@ -58,7 +58,6 @@ def test_what_people_read() -> None:
         "3,870.7 TFLOP a step, 7.56 a device",
         "compiled in 74 s",
     ]
-    assert json.loads(json.dumps(asdict(compiled)))["temporary_bytes"] == 3 << 29
 
 
 @pytest.mark.tpu
