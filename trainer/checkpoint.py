@@ -166,12 +166,9 @@ def _reading(directory: Path) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    """The system's reason if it refused a file, otherwise the first line of the error."""
+    """The system's reason if it refused a file, otherwise the end of the error's first line."""
     refused = re.search(r": ([^:]+) \[os_error_code", str(error))
-    if refused is not None:
-        return refused[1]
-    line = first_line(error)
-    return line if len(line) <= 300 else "… " + line[-300:]
+    return refused[1] if refused is not None else first_line(error)[-300:]
 
 
 def find_checkpoint(path: Path) -> Path:
@@ -203,9 +200,8 @@ def check_shapes(arrays: dict[str, Any], wanted: dict[str, Any], where: Path) ->
     faults = [f"{name} is missing" for name in sorted(wanted.keys() - arrays.keys())]
     faults += [f"{name} is not of this model" for name in sorted(arrays.keys() - wanted.keys())]
     for name in sorted(wanted.keys() & arrays.keys()):
-        has, needs = tuple(arrays[name].shape), tuple(wanted[name].shape)
-        if has != needs:
-            faults.append(f"{name} is {has}, not {needs}")
+        if arrays[name].shape != wanted[name].shape:
+            faults.append(f"{name} is {arrays[name].shape}, not {wanted[name].shape}")
     if faults:
         more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
         raise DataError(f"{where} does not fit the config's model: {'; '.join(faults[:3])}{more}")

@@ -58,23 +58,11 @@ def peak(device_kind: str, precision: str) -> float | None:
     return known.peak if known is not None and precision == "bfloat16" else None
 
 
-class Flops(NamedTuple):
-    """Operations by what they are spent on."""
-
-    attention: float
-    """Projections, scores and weighted values; scores of keys behind their queries included."""
-    relative: float
-    """What relative positions add: the projection of the distances and their scores."""
-    feed_forward: float
-    patches: float
-    logits: float
-
-
 def forward(
     config: ModelConfig, *, rows: float, context: int, patch_slots: float, targets: float, vocabulary_size: int
-) -> Flops:
-    """Operations of a forward pass over ``rows`` windows of ``context`` tokens with ``patch_slots`` slots and
-    ``targets`` positions with logits, in all rows together."""
+) -> dict[str, float]:
+    """Operations of a forward pass, by what they are spent on, over ``rows`` windows of ``context`` tokens with
+    ``patch_slots`` slots and ``targets`` positions with logits, in all rows together."""
     width, heads, channels = config.width, config.heads * config.head_size, config.patch_channels
     tokens = rows * context
     scores = 2 * rows * context * context * heads
@@ -82,16 +70,18 @@ def forward(
     pixels, cells = PATCH**2, POOLED**2
     convolutions = 2 * 2 * (pixels // config.patch_stride**2) * 9 * channels * channels
     projections = 2 * cells * (channels // 2) * (channels + width)
-    return Flops(
-        attention=config.layers * (4 * 2 * tokens * width * heads + 2 * scores),
-        relative=config.layers * relative,
-        feed_forward=config.layers * 2 * tokens * width * (config.hidden + config.hidden // 2),
-        patches=patch_slots * (2 * pixels * 3 * channels + convolutions + projections),
-        logits=2 * targets * width * vocabulary_size,
-    )
+    return {
+        # Projections, scores and weighted values; scores of keys behind their queries included.
+        "attention": config.layers * (4 * 2 * tokens * width * heads + 2 * scores),
+        # What relative positions add: the projection of the distances and their scores.
+        "relative": config.layers * relative,
+        "feed_forward": config.layers * 2 * tokens * width * (config.hidden + config.hidden // 2),
+        "patches": patch_slots * (2 * pixels * 3 * channels + convolutions + projections),
+        "logits": 2 * targets * width * vocabulary_size,
+    }
 
 
 def train_step(config: ModelConfig, **sizes: float) -> float:
     """Operations of a training step, forward and backward, with the arguments of ``forward``; nothing is added for what
     remat computes again."""
-    return (1 + BACKWARD) * sum(forward(config, **sizes))  # type: ignore[arg-type]
+    return (1 + BACKWARD) * sum(forward(config, **sizes).values())  # type: ignore[arg-type]

@@ -46,14 +46,9 @@ class HeldOut:
         of_all = losses(Sums._make(map(sum, zip(*weighed, strict=True))), names)
         known = [item["loss"] for item in by_dataset.values() if item["loss"] is not None]
         text = of_all["kinds"].get(KIND_NAMES[TokenKind.TEXT])
-        return {
-            "loss": sum(known) / len(known) if known else None,
-            "text_perplexity": None if text is None else math.exp(min(text, 700.0)),
-            "kinds": of_all["kinds"],
-            "action_loss": of_all["action_loss"],
-            "first_action_loss": of_all["first_action_loss"],
-            "datasets": by_dataset,
-        }
+        mean = sum(known) / len(known) if known else None
+        perplexity = None if text is None else math.exp(min(text, 700.0))
+        return {"loss": mean, "text_perplexity": perplexity} | of_all | {"datasets": by_dataset}
 
     def _sums(self, trainer: Trainer, params: Any, windows: Windows) -> Sums:
         sums: list[Sums] = []

@@ -27,11 +27,9 @@ class Interval:
 
     def __init__(self, saved: Mapping[str, Any] | None = None) -> None:
         """``saved`` is what ``saved`` returned."""
-        self.steps, self.loss, self.gradient_norm = 0, 0.0, 0.0
-        self.sums: Sums | None = None
-        if saved:
-            self.steps, self.loss, self.gradient_norm = saved["steps"], saved["loss"], saved["gradient_norm"]
-            self.sums = float64(saved["sums"])
+        saved = saved or {"steps": 0, "loss": 0.0, "gradient_norm": 0.0}
+        self.steps, self.loss, self.gradient_norm = saved["steps"], saved["loss"], saved["gradient_norm"]
+        self.sums = float64(saved["sums"]) if "sums" in saved else None
 
     def add(self, loss: float, gradient_norm: float, sums: Sums) -> None:
         """Adds a step, whose arrays are read here."""

@@ -110,7 +110,7 @@ def train(
         metrics_file = stack.enter_context(closing(MetricsFile(out, first))) if is_first() else None
         if first >= last:
             report.say(f"step {first} is done already; nothing to do")
-            return Trained(first, _last_line(out, line), None)
+            return Trained(first, _last_line(out), None)
 
         # ---- loop --------------------------------------------------------------------------------------------------
 
@@ -192,7 +192,7 @@ def train(
             draw_losses(out, read_metrics(out))
         # Another process may have been asked, and not this one.
         stopped_by = (asked() or signal.SIGTERM) if stopping and step < last else None
-        return Trained(step, _last_line(out, line), stopped_by)
+        return Trained(step, _last_line(out), stopped_by)
 
 
 def _introduce(trainer: Trainer, mixture: Mixture, held_out: HeldOut, report: Report) -> None:
@@ -276,9 +276,9 @@ def _not_finite(
     )
 
 
-def _last_line(out: Path, line: Line) -> Line:
-    """The last metrics, with the last held-out losses; the first process has them from its file."""
-    lines = read_metrics(out) if is_first() else [line]
+def _last_line(out: Path) -> Line:
+    """The last metrics, with the last held-out losses."""
+    lines = read_metrics(out)
     trained = [line for line in lines if "loss" in line]
     held_out = [line for line in lines if "held_out" in line]
     return (trained[-1] if trained else {}) | {"held_out": held_out[-1]["held_out"] if held_out else None}
