@@ -86,13 +86,13 @@ def open_run_directory(
 def read_run(out: Path) -> RunFile | None:
     """The file of a run's directory, None if there is no such file. Raises DataError if it cannot be read."""
     path = out / RUN
-    if not path.exists():
-        return None
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content.pop("overfit_one_batch", False):
             raise ValueError("a run on one batch (--overfit-one-batch) cannot go on")
         return validated(RunFile, content, RUN)
+    except FileNotFoundError:
+        return None
     except (OSError, ValueError, TypeError, AttributeError, ConfigError) as error:
         raise DataError(f"{path} cannot be read: {first_line(error)}; give another --out") from None
 
