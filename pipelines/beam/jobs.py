@@ -16,7 +16,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,8 @@ from apache_beam.options.pipeline_options import (
 )
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
-from gatokit.pipelines.beam import crash_isolation, local_workers
+from gatokit.pipelines.beam import crash_isolation
+from gatokit.pipelines.beam.local_workers import DIED, ProcessEnvironment, without_noise
 from gatokit.pipelines.inputs import load_vocabulary
 from gatokit.pipelines.planning import ShardTask, unit_from_json
 from gatokit.pipelines.shards.writer import build_shard
@@ -113,20 +114,9 @@ def _vocabulary(path: str) -> TextTokenizer:
     return load_vocabulary(path)
 
 
-@functools.cache
-def _return_large_blocks() -> None:
-    """From now on this process returns large blocks of memory to the system when they are freed.
-
-    glibc would keep freed blocks of up to 32 MiB for every thread. With another C library nothing happens.
-    """
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1 << 20)
-
-
 def _do(attempt: Callable[[bool], Counts], work: str, name: str) -> Counts:
     """Calls ``attempt`` with True if an earlier attempt at the piece ``name`` died."""
     key = digest(name.encode(), 8)
-    _return_large_blocks()
     try:
         # The collector need not look again and again at what exists already: modules, features and columns.
         gc.freeze()
@@ -173,11 +163,23 @@ class JobFailedError(GatokitError):
     exit_status = 1
 
 
+class WorkerDiedError(Exception):
+    """A local worker process ended before its work did."""
+
+
 class _Do(beam.DoFn):
     """Calls a function with each piece and counts what it did."""
 
     def __init__(self, call: Callable[[Any], Counts]) -> None:
         self._call = call
+
+    def setup(self) -> None:
+        """From now on the process returns large blocks of memory to the system when they are freed.
+
+        glibc would keep freed blocks of up to 32 MiB for every thread. With another C library nothing happens.
+        """
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1 << 20)
 
     def process(self, piece: Any) -> None:
         """Does one piece."""
@@ -187,11 +189,10 @@ class _Do(beam.DoFn):
 
 @dataclass(frozen=True)
 class Execution:
-    """Where a job runs: Beam's options, the arguments that they come from, and the number of local processes (None: a
-    runner that the options name)."""
+    """Where a job runs: Beam's options and, for the local runner, its number of processes (None: a runner of
+    Beam's own choice)."""
 
     options: PipelineOptions
-    arguments: tuple[str, ...]
     local_workers: int | None
 
     @property
@@ -217,13 +218,13 @@ def execution(arguments: Sequence[str], workers: int) -> Execution:
     # What is read and written on gs:// before and after the pipeline takes its project and credentials from here.
     FileSystems.set_options(options)
     if options.view_as(StandardOptions).runner is not None:
-        return Execution(options, tuple(arguments), None)
+        return Execution(options, None)
     direct = options.view_as(DirectOptions)
     workers = max(workers, direct.direct_num_workers or 1)
     direct.direct_num_workers = workers
-    # Beam starts no processes: those of ``local_workers`` may die.
+    # The processes are named by the runner's environment, where their output can be kept from the terminal.
     direct.direct_running_mode = "in_memory"
-    return Execution(options, tuple(arguments), workers)
+    return Execution(options, workers)
 
 
 def run_pieces(
@@ -244,8 +245,7 @@ def run_pieces(
 
     def count() -> None:
         nonlocal listed
-        seconds = _LISTING_SECONDS if is_remote(work) else _POLL_SECONDS
-        if progress is not None and time.monotonic() - listed >= seconds:
+        if progress is not None and time.monotonic() - listed > (_LISTING_SECONDS if is_remote(work) else 0):
             seen.update(files.existing(pieces.keys() - seen))
             listed = time.monotonic()
             progress(stage, len(seen), len(pieces))
@@ -261,7 +261,7 @@ def run_pieces(
             if progress is not None:
                 progress(stage, len(pieces), len(pieces))
             return
-        except local_workers.WorkerDiedError as error:
+        except WorkerDiedError as error:
             log("worker died", message=str(error), pieces=len(left))
             before, left = len(left), waiting()
             deaths = deaths + 1 if len(left) == before else 1
@@ -282,67 +282,47 @@ def run(
 ) -> Counts:
     """Calls a function with each of ``pieces`` on the workers and waits, calling ``poll`` a few times a second.
 
-    Returns what the calls count. Raises the first reason that a piece left below ``work``, WorkerDiedError, or what the
-    pipeline itself raised.
+    Returns what the counters say. Raises the first reason that a piece left below ``work``, WorkerDiedError, or what
+    the pipeline itself raised.
     """
-    counts: Counts = {}
-    failure: Exception | None = None
-    try:
-        if (where.local_workers or 1) > 1:
-            log = (Path(tempfile.gettempdir()) / "gatokit" if is_remote(work) else work) / "workers.log"
-            in_worker = functools.partial(_call_in_worker, call, where.arguments)
-            counts = local_workers.run(in_worker, pieces, where.local_workers or 1, log, poll, _POLL_SECONDS)
-        else:
-            counts = _run_pipeline(pieces, call, stage, where, poll)
-    except Exception as error:
-        failure = error
-    for name in files.names(work / ERRORS):
-        if name.endswith(".json"):
-            raise DataError(json.loads(files.read_bytes(work / ERRORS / name))["message"])
-    if failure is not None:
-        if _is_full(str(failure)):
-            raise DataError(_FULL)
-        if where.is_elsewhere:
-            said = " ".join(str(failure).split())[:_MOST_SAID]
-            raise JobFailedError(f"{said} Run the same command again to go on") from failure
-        raise failure
-    return counts
-
-
-def _call_in_worker(call: Callable[[Any], Counts], arguments: tuple[str, ...], piece: object) -> Counts:
-    _set_options(arguments)
-    return call(piece)
-
-
-@functools.cache
-def _set_options(arguments: tuple[str, ...]) -> None:
-    """Gives the project and credentials for gs:// to a worker process."""
-    FileSystems.set_options(PipelineOptions(list(arguments)))
-
-
-def _run_pipeline(
-    pieces: Sequence[object], call: Callable[[Any], Counts], stage: str, where: Execution, poll: Callable[[], None]
-) -> Counts:
     failure: list[BaseException] = []
-    counts: Counts = {}
+    counters: Counts = {}
+    has_processes = (where.local_workers or 1) > 1
+    runner = FnApiRunner() if where.local_workers else None
+    if has_processes:
+        log = Path(tempfile.gettempdir()) / "gatokit" if is_remote(work) else work
+        runner = FnApiRunner(default_environment=ProcessEnvironment(str(log / "workers.log")))
 
     def job() -> None:
         try:
-            pipeline = beam.Pipeline(runner=FnApiRunner() if where.local_workers else None, options=where.options)
+            pipeline = beam.Pipeline(runner=runner, options=where.options)
             with pipeline:
                 spread = pipeline | "Pieces" >> beam.Create(pieces, reshuffle=False) | "Spread" >> beam.Reshuffle()
                 _ = spread | stage.capitalize() >> beam.ParDo(_Do(call))
             found = pipeline.result.metrics().query(MetricsFilter().with_namespace(_NAMESPACE))["counters"]
-            counts.update((counter.key.metric.name, int(counter.result)) for counter in found)
+            counters.update((counter.key.metric.name, int(counter.result)) for counter in found)
         except BaseException as error:
             failure.append(error)
 
     # Beam's run blocks until the end and local metrics come only then, so finished files are the progress.
     thread = threading.Thread(target=job, name="beam", daemon=True)
-    thread.start()
-    while thread.is_alive():
-        thread.join(_POLL_SECONDS)
-        poll()
+    with without_noise() if has_processes else nullcontext():
+        thread.start()
+        while thread.is_alive():
+            thread.join(_POLL_SECONDS)
+            poll()
+    for name in files.names(work / ERRORS):
+        if name.endswith(".json"):
+            raise DataError(json.loads(files.read_bytes(work / ERRORS / name))["message"])
     if failure:
+        said = str(failure[0])
+        if _is_full(said):
+            raise DataError(_FULL)
+        if DIED in said:
+            raise WorkerDiedError(said[said.index(DIED) :].splitlines()[0])
+        if where.is_elsewhere:
+            raise JobFailedError(
+                f"{' '.join(said.split())[:_MOST_SAID]} Run the same command again to go on"
+            ) from failure[0]
         raise failure[0]
-    return counts
+    return counters

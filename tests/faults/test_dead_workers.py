@@ -91,8 +91,8 @@ def test_a_killed_worker_costs_nothing_but_time(kill, tmp_path, texts, fresh, ga
 
 MISSING_LIBRARY = """
 if WORKER:
-    from gatokit.pipelines.beam import jobs
-    jobs.scan_piece = lambda *_, **__: (os.write(2, b"a library is missing"), os._exit(3))
+    from apache_beam.runners.worker import sdk_worker_main
+    sdk_worker_main.main = lambda _: (os.write(2, b"a library is missing"), os._exit(3))
 """
 
 
