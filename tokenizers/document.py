@@ -36,6 +36,12 @@ from gatokit.tokenizers.image_codec import ImageHeader
 from gatokit.tokenizers.text import TextTokenizer
 
 _TEXT, _IMAGE = int(TokenKind.TEXT), int(TokenKind.IMAGE)
+_SHARED_LENGTH = 1 << 12
+"""Constant arrays up to this length are views of these; making new ones would double the time of a caption."""
+_IMAGE_IDS = np.full(_SHARED_LENGTH, IMAGE_ID, np.uint16)
+_IMAGE_KINDS, _TEXT_KINDS = np.full(_SHARED_LENGTH, _IMAGE, np.uint8), np.full(_SHARED_LENGTH, _TEXT, np.uint8)
+_NO_POSITIONS = np.full(_SHARED_LENGTH, NO_POSITION, np.uint16)
+_NO_POSITIONS.flags.writeable = False
 _NO_STEPS = np.empty(0, np.uint32)
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")
 """The markers that cannot occur inside a scan."""
@@ -99,16 +105,18 @@ class DocumentTokenizer:
         if self._end is not None:
             parts.append(self._end)
             sizes.append(1)
-        total, begin, images = sum(sizes), 0, []
-        tokens, kinds = np.full(total, IMAGE_ID, np.uint16), np.full(total, _IMAGE, np.uint8)
+        begin, images, tokens, kinds = 0, [], [], []
         for part, size in zip(parts, sizes, strict=True):
             if isinstance(part, EncodedImage):
                 images.append(PlacedImage(begin, part))
+                tokens.append(_filled(_IMAGE_IDS, size))
+                kinds.append(_filled(_IMAGE_KINDS, size))
             else:
-                tokens[begin : begin + size] = part
-                kinds[begin : begin + size] = _TEXT
+                tokens.append(part)
+                kinds.append(_filled(_TEXT_KINDS, size))
             begin += size
-        return TokenSequence(tokens, kinds, np.full(total, NO_POSITION, np.uint16), _NO_STEPS, images)
+        positions = _filled(_NO_POSITIONS, begin)
+        return TokenSequence(np.concatenate(tokens), np.concatenate(kinds), positions, _NO_STEPS, images)
 
     def decode(self, sequence: TokenSequence) -> list[str | EncodedImage]:
         """The texts and images of a document, or of consecutive records of it.
@@ -133,6 +141,11 @@ class DocumentTokenizer:
                     raise ValueError(f"the image at token {token} has other tokens than its patches")
                 parts.append(image)
         return [part for part in parts if part != ""]
+
+
+def _filled(shared: np.ndarray, length: int) -> np.ndarray:
+    """An array (length,) of the value that ``shared`` holds; not to be written to."""
+    return shared[:length] if length <= len(shared) else np.full(length, shared[0])
 
 
 def patch_count(image: EncodedImage) -> int:
