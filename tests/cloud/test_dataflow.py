@@ -263,6 +263,7 @@ def test_the_same_command_again_goes_on_where_it_stopped(
     assert [steps(bucket, job) for job in dataflow.jobs[3:]] == [drawn()["scan"]]
 
 
+@pytest.mark.slow
 def test_a_job_whose_pieces_run_twice_at_once_gives_the_same_bytes(
     submit: Submit, corpus: str, bucket: Bucket, dataflow: DataflowServer
 ) -> None:

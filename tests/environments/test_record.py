@@ -185,7 +185,7 @@ def test_an_unknown_writer_and_a_task_named_twice_are_refused(tmp_path: Path) ->
 
 
 def test_two_processes_record_what_one_does(tmp_path: Path) -> None:
-    work = [Job("babyai/GoToLocal-v0", MIX), Job("dm_control/reacher-easy", MIX, options={"time_limit": 30})]
+    work = [Job("babyai/GoToLocal-v0", MIX), Job("babyai/PickupLoc-v0", MIX)]
     reports: list[tuple[str, int, int]] = []
     together = record_tasks(work, tmp_path / "two", 2, lambda *report: reports.append(report))
     alone = record_tasks(work, tmp_path / "one")

@@ -85,9 +85,9 @@ def test_nothing_is_unpickled_evaluated_or_loaded_as_unsafe_yaml():
 def test_the_yaml_loader_is_a_safe_one():
     import yaml
 
-    from gatokit.schemas import reading
+    from gatokit.schemas import config
 
-    assert issubclass(reading._Loader, yaml.SafeLoader) or issubclass(reading._Loader, yaml.CSafeLoader)
+    assert issubclass(config._Loader, yaml.SafeLoader) or issubclass(config._Loader, yaml.CSafeLoader)
 
 
 def test_a_config_that_would_run_code_runs_none(tmp_path):
