@@ -1,7 +1,7 @@
 # Everything runs from .venv, which the first target that needs it makes, of the Python that PYTHON names.
 PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(shell command -v $(name))))
 PIP := .venv/bin/python -m pip --disable-pip-version-check
-UV_INSTALL := .venv/bin/uv pip install -q --python .venv/bin/python
+UV_INSTALL := .venv/bin/uv pip install -q --system-certs --python .venv/bin/python
 # The lock is complete; pip would look for the hashes of extras, which it names without them.
 LOCKED := --no-deps --require-hashes -r requirements.lock
 UV_VERSION := $(shell sed -n 's/^\(uv==[^ ]*\).*/\1/p' requirements.lock)
