@@ -11,10 +11,8 @@ from array_record.python.array_record_module import ArrayRecordReader
 
 from gatokit.schemas.errors import DataError, first_line
 
-RANDOM_ACCESS = "readahead_buffer_size:0,max_parallelism:0"
+_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
 """No threads, and nothing is read ahead of what was asked for."""
-SEQUENTIAL = "readahead_buffer_size:1M,max_parallelism:0"
-"""A run of records is read ahead by the thread that asks; without the buffer a pool reads it, which costs more."""
 
 
 class ArrayRecordError(DataError):
@@ -31,11 +29,11 @@ class ArrayRecordFile:
     ``is_whole`` is False for a truncated file: the library opens it without an error, and it has no records.
     """
 
-    def __init__(self, path: str | Path, options: str = RANDOM_ACCESS) -> None:
+    def __init__(self, path: str | Path) -> None:
         """Opens the file at ``path``. Raises ArrayRecordError if that fails."""
         self.path = path
         try:
-            self._reader = ArrayRecordReader(str(path), options)
+            self._reader = ArrayRecordReader(str(path), _OPTIONS)
         except (RuntimeError, ValueError) as error:
             reason = first_line(error)
             raise ArrayRecordError(f"{path} cannot be opened as an ArrayRecord file: {reason}", reason) from None

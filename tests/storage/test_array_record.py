@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from gatokit.storage.array_record import SEQUENTIAL, ArrayRecordError, ArrayRecordFile
+from gatokit.storage.array_record import ArrayRecordError, ArrayRecordFile
 
 
 @pytest.fixture
@@ -18,9 +18,8 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("options", [{}, {"options": SEQUENTIAL}])
-def test_ranges(file: Path, options: dict[str, str]):
-    with ArrayRecordFile(file, **options) as reader:
+def test_ranges(file: Path):
+    with ArrayRecordFile(file) as reader:
         assert (reader.is_whole, reader.records) == (True, 10)
         assert [record[0] for record in reader.read(3, 6)] == [3, 4, 5]
         with pytest.raises(ArrayRecordError, match=r"x\.arrayrecord: records \[9, 12\) cannot be read: ."):
