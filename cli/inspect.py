@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from gatokit.inspection import DatasetReader, Directory, EpisodeRow
     from gatokit.inspection.preview import Rule
     from gatokit.inspection.report import Shares
-    from gatokit.schemas.config import Keep
+    from gatokit.schemas.config_episodes import Keep
     from gatokit.schemas.run import RunConfig
     from gatokit.trainer.run_directory import RunFile
 
@@ -185,7 +185,8 @@ def _no_such_name(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
 
 def _read_keep(text: str, option: str) -> "Keep":
     """Reads a keep rule, YAML or JSON such as ``{best: 100}``. Raises ConfigError, which names ``option``."""
-    from gatokit.schemas.config import Keep, parse_mapping, validated
+    from gatokit.schemas.config import parse_mapping, validated
+    from gatokit.schemas.config_episodes import Keep
 
     content = parse_mapping(text, option, "keys of a config's keep, such as '{best: 100}'")
     return validated(Keep, content, option)

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from gatokit.inspection.read.directory import DatasetReader
 from gatokit.inspection.read.index import TaskCodes, among, where_column
-from gatokit.schemas.config import Keep
+from gatokit.schemas.config_episodes import Keep
 from gatokit.schemas.episode_list import EpisodeList
 from gatokit.schemas.errors import ConfigError
 from gatokit.schemas.filter import Candidates, apply_rules, min_return_threshold, sample_hash

@@ -35,7 +35,8 @@ from gatokit.pipelines.planning import (
     task_rows,
 )
 from gatokit.pipelines.shards.writer import MOST_RECORDS, build_shard
-from gatokit.schemas.config import BuildConfig, EpisodesConfig, Keep
+from gatokit.schemas.config import BuildConfig
+from gatokit.schemas.config_episodes import EpisodesConfig, Keep
 from gatokit.schemas.errors import DataError
 from gatokit.schemas.progress import Progress, no_progress
 from gatokit.storage.files import write_rows

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from gatokit.schemas.config import BuildConfig, DatasetConfig, EpisodesConfig, Keep, read_config
+from gatokit.schemas.config import BuildConfig, DatasetConfig, read_config
+from gatokit.schemas.config_episodes import EpisodesConfig, Keep
 from gatokit.schemas.errors import ConfigError
 from gatokit.schemas.manifest import digest
 from gatokit.storage import files, gcs

@@ -23,7 +23,8 @@ from gatokit.pipelines.episodes import scan as episode_scan
 from gatokit.pipelines.episodes import tokenize as episode_tokenize
 from gatokit.pipelines.episodes.reader import EpisodeFile
 from gatokit.pipelines.stages import FilterResult, ShardSettings
-from gatokit.schemas.config import BuildConfig, EpisodesConfig
+from gatokit.schemas.config import BuildConfig
+from gatokit.schemas.config_episodes import EpisodesConfig
 from gatokit.schemas.manifest import INDEX_VERSION, digest, json_digest
 from gatokit.schemas.record import RECORD_VERSION
 from gatokit.storage.files import read_rows, side_by_side, write_rows

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from gatokit.schemas.config import Keep
+from gatokit.schemas.config_episodes import Keep
 
 TOLERANCE = 1e-9
 """Relative: a return this close below the threshold is kept, so that rounding drops no episode."""

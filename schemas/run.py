@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from gatokit.schemas.config import Number, Positive, Text, WholeNumber, read_mapping, validated
+from gatokit.schemas.config import read_mapping, validated
+from gatokit.schemas.config_types import Number, Positive, Text, WholeNumber
 from gatokit.schemas.errors import ConfigError
 
 Count = Annotated[WholeNumber, Field(ge=1)]

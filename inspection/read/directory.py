@@ -16,7 +16,8 @@ from pydantic import Field, TypeAdapter
 
 from gatokit.inspection.read.index import EpisodeRow, TaskRow, TaskTotals
 from gatokit.inspection.read.stored import StoredDocument, StoredEpisode, join_document, join_episode
-from gatokit.schemas.config import CorpusConfig, Keep
+from gatokit.schemas.config import CorpusConfig
+from gatokit.schemas.config_episodes import Keep
 from gatokit.schemas.errors import DataError
 from gatokit.schemas.index import INDEX
 from gatokit.schemas.manifest import (

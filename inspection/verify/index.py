@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 from gatokit.inspection.read.directory import DatasetReader
 from gatokit.inspection.read.index import coded, where_column
 from gatokit.inspection.verify.records import Owner
-from gatokit.schemas.config import CorpusConfig, Keep, document_rules
+from gatokit.schemas.config import CorpusConfig, document_rules
+from gatokit.schemas.config_episodes import Keep
 from gatokit.schemas.filter import FILTER_REASONS, RULES, at_or_above, in_range
 from gatokit.schemas.index import HELD_OUT, INDEX, REASONS, TRAIN
 from gatokit.schemas.manifest import (

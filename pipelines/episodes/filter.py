@@ -15,7 +15,8 @@ import pyarrow as pa
 
 from gatokit.pipelines.episodes.scan import EpisodesPlan, check_tasks
 from gatokit.pipelines.stages import TASK_ROWS, FilterResult, Losses, ScannedRows, Stream, Task, held_out, row_hash
-from gatokit.schemas.config import BuildConfig, Keep
+from gatokit.schemas.config import BuildConfig
+from gatokit.schemas.config_episodes import Keep
 from gatokit.schemas.episode_list import EpisodeList
 from gatokit.schemas.errors import ConfigError, DataError
 from gatokit.schemas.filter import FILTER_REASONS, Candidates, apply_rules, sample_hash

@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from gatokit.pipelines.formats.records import ByteRange, Stored
-from gatokit.schemas.config import EpisodeImages, EpisodesConfig, FieldRule
+from gatokit.schemas.config_episodes import EpisodeImages, EpisodesConfig, FieldRule
 from gatokit.schemas.errors import ConfigError, DataError
 from gatokit.schemas.manifest import EpisodeSpec, FieldKind, FieldSpec, ImageSpec
 from gatokit.schemas.tokens import NO_POSITION, PATCH
@@ -208,7 +208,7 @@ def _field_spec(source: SourceField, rule: FieldRule, images: EpisodeImages) -> 
         return None
     if source.form == "unreadable":
         raise _FieldError(f"is a {source.type_name}, which has no tokens", _SKIP)
-    kind = rule.kind or _default_kind(source)
+    kind: FieldKind = "image" if rule.kind == "depth" else rule.kind or _default_kind(source)
     is_action = source.path.split("/")[0] == "action"
     _check_kind(source, kind, is_action)
     if rule.range is not None and not (kind == "continuous" and is_action):

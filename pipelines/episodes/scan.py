@@ -30,7 +30,7 @@ from gatokit.pipelines.episodes.reader import (
 )
 from gatokit.pipelines.episodes.rlds import RldsFile
 from gatokit.pipelines.inputs import find_directories, fixed_part, local_path, local_pattern
-from gatokit.schemas.config import EpisodesConfig
+from gatokit.schemas.config_episodes import EpisodesConfig
 from gatokit.schemas.errors import ConfigError, RejectedError
 from gatokit.schemas.manifest import EpisodeSpec, json_digest
 from gatokit.storage import files
@@ -167,8 +167,9 @@ def plan_episodes(dataset: EpisodesConfig, field: str, base: Path) -> EpisodesPl
     """
     pattern = local_pattern(dataset.source, base, f"{field}.source")
     below = fixed_part(pattern)
+    splits = dataset.splits.train if dataset.splits else None
     directories = [
-        FORMATS[found.marker].read_directory(found.path, found.name, below, dataset.splits)
+        FORMATS[found.marker].read_directory(found.path, found.name, below, splits)
         for found in find_directories(pattern, tuple(FORMATS), f"{field}.source")
     ]
     check_rules(dataset, [directory.features for directory in directories], field)
@@ -191,7 +192,7 @@ def _scan_fields(directory: SourceDirectory, spec: EpisodeSpec, dataset: Episode
         "agent": dataset.agent.metadata if dataset.agent else None,
         "order": dataset.order.metadata if dataset.order else None,
         "id": dataset.id.metadata if dataset.id else None,
-        "success": dataset.keep.success,
+        "success": dataset.keep.success.key if dataset.keep.success else None,
     }
     found: dict[str, SourceField | None] = dict.fromkeys(keys)
     for role, key in keys.items():

@@ -10,7 +10,7 @@ import pytest
 from gatokit.inspection import open_directory, preview
 from gatokit.inspection.compare import MOST_EXAMPLES, Changes, FieldChange, RowChanges, compare, compare_rules
 from gatokit.pipelines.run import build, scan
-from gatokit.schemas.config import Keep
+from gatokit.schemas.config_episodes import Keep
 from gatokit.schemas.errors import ConfigError
 
 CONFIG = """

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from gatokit.schemas.config import BuildConfig, Keep, read_config
+from gatokit.schemas.config import BuildConfig, read_config
+from gatokit.schemas.config_episodes import Keep
 from gatokit.schemas.errors import ConfigError
 
 DATASET = "{name: a, kind: episodes, source: data/*"
@@ -41,7 +42,7 @@ def only(directory: Path, line: str) -> BuildConfig:
 
 def test_the_smallest_config_and_its_defaults(tmp_path: Path) -> None:
     config = read_config(written(tmp_path, top("")))
-    assert config.model_dump(by_alias=True) == {
+    assert config.model_dump(by_alias=True, exclude_none=True) == {
         "vocabulary": "v.model",
         "discrete_offset": 0,
         "chunk_tokens": 4096,
@@ -55,30 +56,14 @@ def test_the_smallest_config_and_its_defaults(tmp_path: Path) -> None:
                 "name": "a",
                 "kind": "episodes",
                 "source": "data/*",
-                "task": {"from": "directory", "metadata": None, "constant": None},
-                "agent": None,
-                "order": None,
-                "id": None,
-                "splits": None,
+                "task": {"from": "directory"},
                 "merge": False,
                 "keep": {
                     "min_return": 0.8,
-                    "random_return": None,
                     "streams": "agent",
-                    "all": None,
-                    "success": None,
-                    "return": None,
-                    "where": None,
-                    "episodes": None,
-                    "digest": None,
-                    "best": None,
-                    "sample": None,
-                    "seed": None,
                 },
                 "fields": {},
-                "images": {"size": None, "codec": None, "quality": 95},
-                "hz": None,
-                "license": None,
+                "images": {"quality": 95},
                 "weight": 1.0,
             },
         ),
@@ -130,9 +115,15 @@ def test_every_key_is_read(tmp_path: Path) -> None:
     assert first.order is not None
     assert first.id is not None
     assert (first.agent.metadata, first.order.metadata, first.id.metadata) == ("agent_id", "episode_index", "uuid")
-    assert (first.splits, first.merge, first.hz, first.weight) == (("train", "test"), True, 20.0, 0.001)
+    assert (first.splits.train, first.splits.held_out, first.merge, first.hz, first.weight) == (
+        ("train", "test"),
+        None,
+        True,
+        20.0,
+        0.001,
+    )
     assert first.keep == Keep(min_return=0, streams="task", random_return={"reach": -1.5, "push": 2.0})
-    assert (second.keep.success, third.keep.all, third.keep.min_return) == ("done", True, None)
+    assert (second.keep.success.key, third.keep.all, third.keep.min_return) == ("done", True, None)
     assert first.fields["observation/debug"].kind == "skip"
     assert first.fields["action"].pairs == ((-2.0, 2.0), (0.0, 0.001))
     assert first.fields["action/gripper"].num == 1024
@@ -161,14 +152,17 @@ def test_yaml_merge_keys_and_anchors(tmp_path: Path) -> None:
     assert (images.size, images.codec) == ((16, 16), "jpeg")
 
 
-ONE_OF_TASK = "give exactly one of {from: …}, {metadata: …}, {constant: …}"
+ONE_OF_TASK = "give exactly one of {metadata: …}, {field: …}, {path: …}, {from: …}, {constant: …}"
 RULE_OF_KEEP = (
     "give {all: true}, or one or more of {min_return: …}, {return: …}, {success: …}, {where: …}, {episodes: …}, "
     "{best: …}, {sample: …}"
 )
 ENDS = "must be [low, high], two finite numbers, of which one may be null"
 AMOUNT = "must be a whole number of episodes a task, or a share of them between 0 and 1"
-RANGE = "must be [low, high], two finite numbers, or a list of one such pair a component"
+RANGE = (
+    "must be [low, high], two finite numbers, or a list of one such pair a component, "
+    "or data, or {quantiles: [low, high]}"
+)
 RANDOM = "must be a finite number, or such a number for each task, {TASK: NUMBER}"
 SIZE = "must be [height, width] in pixels, two whole numbers"
 NEAREST = "height and width must be multiples of 16; the nearest are"
@@ -222,15 +216,14 @@ def test_rules_of_the_build(tmp_path: Path, line: str, message: str) -> None:
         ("task: {from: directory, x: 1}", f".task.x: {UNKNOWN}"),
         ("task: {constant: 3}", ".task.constant: must be a string; quote it (got 3)"),
         ("task: {constant: ''}", ".task.constant: must not be empty (got '')"),
-        ("agent: agent_id", ".agent: must be a mapping (got 'agent_id')"),
-        ("agent: {}", ".agent.metadata: this key is required"),
+        ("agent: agent_id", f".agent: {ONE_OF_TASK} (got 'agent_id')"),
+        ("agent: {}", f".agent: {ONE_OF_TASK} (got {{}})"),
         ("order: {metadata: 3}", ".order.metadata: must be a string; quote it (got 3)"),
         ("order: {metadata: m, x: 1}", f".order.x: {UNKNOWN}"),
         ("id: {metadata: ''}", ".id.metadata: must not be empty (got '')"),
-        ("splits: train", ".splits: must be a list (got 'train')"),
-        ("splits: [1]", ".splits[0]: must be a string; quote it (got 1)"),
-        ("splits: []", ".splits: must not be empty (got [])"),
-        ("splits: [a, b, a]", ".splits: name each split once (got ['a', 'b', 'a'])"),
+        ("splits: [1]", ".splits.train[0]: must be a string; quote it (got 1)"),
+        ("splits: []", ".splits.train: must not be empty (got [])"),
+        ("splits: [a, b, a]", ".splits: name each split once (got {'train': ['a', 'b', 'a']})"),
         ("merge: maybe", ".merge: must be true or false (got 'maybe')"),
         ("merge: 1", ".merge: must be true or false (got 1)"),
         ("keep: 0.8", f".keep: {RULE_OF_KEEP} (got 0.8)"),
@@ -249,7 +242,10 @@ def test_rules_of_the_build(tmp_path: Path, line: str, message: str) -> None:
         ("keep: {min_return: 1, x: 1}", f".keep.x: {UNKNOWN}"),
         ("keep: {best: 1, sampel: 1}", ".keep.sampel: unknown key; did you mean 'sample'?"),
         ("keep: {all: false}", ".keep.all: must be True (got False)"),
-        ("keep: {success: 3}", ".keep.success: must be a string; quote it (got 3)"),
+        (
+            "keep: {success: 3}",
+            ".keep.success: give exactly one of {key: …}, {metadata: …}, {field: …}, {last_reward: …} (got 3)",
+        ),
         (
             "keep: {all: true, streams: task}",
             ".keep: streams belongs to min_return; remove it (got {'all': True, 'streams': 'task'})",
@@ -290,17 +286,13 @@ def test_rules_of_the_build(tmp_path: Path, line: str, message: str) -> None:
         ("keep: {min_return: 1, random_return: {a: x}}", f".keep.random_return: {RANDOM} (got {{'a': 'x'}})"),
         ("keep: {min_return: 1, random_return: {3: 1}}", f".keep.random_return: {RANDOM} (got {{3: 1}})"),
         ("fields: [a]", ".fields: must be a mapping (got ['a'])"),
-        (
-            "fields: {observations/x: {as: skip}}",
-            ".fields: 'observations/x' is no field path: it must begin with observation or action "
-            "(got {'observations/x': {'as': 'skip'}})",
-        ),
         ("fields: {action: skip}", ".fields.action: must be a mapping (got 'skip')"),
         ("fields: {action: {x: 1}}", f".fields.action.x: {UNKNOWN}"),
         ("fields: {action: {rang: 1}}", ".fields.action.rang: unknown key; did you mean 'range'?"),
         (
             "fields: {observation/x: {as: box}}",
-            ".fields.observation/x.as: must be 'skip', 'text', 'image', 'discrete' or 'continuous' (got 'box')",
+            ".fields.observation/x.as: must be 'skip', 'text', 'image', 'depth', 'discrete' or 'continuous' "
+            "(got 'box')",
         ),
         ("fields: {action: {range: 3}}", f".fields.action.range: {RANGE} (got 3)"),
         ("fields: {action: {range: []}}", f".fields.action.range: {RANGE} (got [])"),

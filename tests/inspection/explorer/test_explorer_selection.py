@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from gatokit.inspection import open_directory, preview
 from gatokit.inspection.explorer.query import Filter, Selection, config_lines, find
-from gatokit.schemas.config import Keep
+from gatokit.schemas.config_episodes import Keep
 from gatokit.schemas.episode_list import EpisodeList
 
 HOSTILE = ['<b>"x"</b>', "a,b", "line\nbreak", "two\r\nlines", " spaces ", "=1+1", "ünï", "'quoted'"]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from gatokit.pipelines.episodes.filter import Rows, filter_rows
 from gatokit.pipelines.stages import LEAST_BAD_ROWS, Losses, Stream, Task, held_out, row_hash
-from gatokit.schemas.config import Keep
+from gatokit.schemas.config_episodes import Keep
 from gatokit.schemas.errors import ConfigError, DataError
 
 NAN = float("nan")

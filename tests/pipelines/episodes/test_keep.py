@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from gatokit.pipelines.episodes.filter import read_episode_list
 from gatokit.pipelines.inputs import read_inputs
 from gatokit.pipelines.stages import row_hash
-from gatokit.schemas.config import EpisodesConfig, Keep
+from gatokit.schemas.config_episodes import EpisodesConfig, Keep
 from gatokit.schemas.episode_list import EpisodeList
 from gatokit.schemas.errors import ConfigError
 from gatokit.schemas.filter import FILTER_REASONS, RULES, Candidates, apply_rules, sample_hash

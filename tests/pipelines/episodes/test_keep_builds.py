@@ -16,7 +16,7 @@ from gatokit.inspection.verify.directory import verify
 from gatokit.pipelines import estimate as module
 from gatokit.pipelines.estimate import estimate
 from gatokit.pipelines.run import build, scan
-from gatokit.schemas.config import Keep
+from gatokit.schemas.config_episodes import Keep
 from gatokit.schemas.errors import ConfigError, DataError
 from gatokit.schemas.filter import sample_hash
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from gatokit.pipelines.episodes.reader import SourceFeatures, SourceField, check_rules, episode_spec, rule_of
-from gatokit.schemas.config import EpisodesConfig
+from gatokit.schemas.config_episodes import EpisodesConfig
 from gatokit.schemas.errors import ConfigError
 from gatokit.schemas.manifest import EpisodeSpec, FieldSpec, ImageSpec
 

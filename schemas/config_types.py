@@ -1,0 +1,64 @@
+"""The types that the models of configs are made of: names, numbers, sizes of images, and the keys of every dataset."""
+
+import math
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+from gatokit.schemas.manifest import LOG, MANIFEST, VOCABULARY
+from gatokit.schemas.tokens import PATCH
+
+
+class ConfigModel(BaseModel):
+    """A part of a config: unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+def _no_bool(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("must be a number")
+    return value
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite number. It may be a string: YAML reads 1e-3, without a point, as a string."""
+    try:
+        return isinstance(value, int | float | str) and not isinstance(value, bool) and math.isfinite(float(value))
+    except (ValueError, OverflowError):
+        return False
+
+
+def _not_reserved(value: str) -> str:
+    if value in (MANIFEST, VOCABULARY, LOG):
+        raise ValueError(f"the build writes a file {value!r} of its own; choose another name")
+    return value
+
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]*$", max_length=100), AfterValidator(_not_reserved)]
+Text = Annotated[str, Field(min_length=1)]
+WholeNumber = Annotated[int, Field(strict=True)]
+Number = Annotated[float, BeforeValidator(_no_bool), Field(allow_inf_nan=False)]
+Positive = Annotated[Number, Field(gt=0)]
+Quality = Annotated[WholeNumber, Field(ge=1, le=100)]
+
+
+def _multiples(value: Any) -> Any:
+    if not (isinstance(value, list | tuple) and len(value) == 2 and all(type(side) is int for side in value)):
+        raise ValueError("must be [height, width] in pixels, two whole numbers")
+    if any(side <= 0 or side % PATCH for side in value):
+        near = [max(PATCH, PATCH * round(side / PATCH)) for side in value]
+        raise ValueError(f"height and width must be multiples of {PATCH}; the nearest are {near}")
+    return value
+
+
+Size = Annotated[tuple[int, int], BeforeValidator(_multiples)]
+"""Height and width in pixels."""
+
+
+class DatasetModel(ConfigModel):
+    """The keys of every dataset."""
+
+    name: Name
+    license: str | None = None
+    weight: Positive = 1.0
