@@ -1,12 +1,12 @@
 """Training: step time, tokens a second, MFU and the share of time spent waiting for input, through the real loader.
 
-The same code on every device: on a CPU the preset `tiny`, on an accelerator `79m`, `364m` and `1.2b`, cut as the
-planner says, each with relative and with rotary positions. Beside it what the loss at the targets saves: gradients of
-the same batch with it and with logits at every position, taking turns.
+The same code on every device: on a CPU the preset `tiny`, on an accelerator `79m`, `364m` and `1.2b` with 16 rows a
+device, each with relative and with rotary positions. Beside it what the loss at the targets saves: gradients of the
+same batch with it and with logits at every position, taking turns.
 
     gatokit demo --out demo                        # makes the data
     python benchmarks/train.py --data demo/built   # about five minutes on two cores
-    python benchmarks/train.py --data demo/built --sizes 1.2b --positions rotary --steps 50
+    python benchmarks/train.py --data demo/built --sizes 1.2b --positions rotary --batch 8 --remat none
 """
 
 import argparse
@@ -27,14 +27,15 @@ from gatokit.loader.mixture import Mixture, open_mixture
 from gatokit.loader.windows import Windows
 from gatokit.schemas.run import RunConfig, read_run_config
 from gatokit.trainer import flops, model
-from gatokit.trainer.compile import plan
-from gatokit.trainer.flops import device_named, peak
+from gatokit.trainer.flops import peak
 from gatokit.trainer.loss import target_losses
 from gatokit.trainer.mesh import make_mesh, place, process_rows
 from gatokit.trainer.step import Metrics, Trainer
 
 WARM_UP = 5
 """Steps before the clock starts: they compile, and fill the prefetch."""
+ROWS = 16
+"""Of an accelerator, if no batch is given."""
 
 
 @dataclass(frozen=True)
@@ -46,21 +47,13 @@ class Case:
     trainer: Trainer
 
 
-def case(mixture: Mixture, size: str, positions: str, microbatches: int | None) -> Case:
-    """The preset on this machine's devices; on one that the planner knows, one microbatch of it a step, or as many as
-    are given."""
+def case(mixture: Mixture, size: str, positions: str, changes: dict[str, Any]) -> Case:
+    """The preset with other values, on this machine's devices; on an accelerator it has 16 rows a device."""
     settings = read_run_config(size).model_dump()
     settings["model"] = {"size": size, "positions": positions}
-    known = device_named(jax.devices()[0].device_kind)
-    if known is not None:
-        slots = Windows(mixture, RunConfig(**settings)).patch_slots
-        settings["input"] |= {"patch_slots": slots}
-        found = plan(RunConfig(**settings), known.name)
-        parts = microbatches or 1
-        rows = found["microbatch_rows"] * parts * jax.device_count()
-        settings |= {"batch": rows, "microbatches": parts, "remat": found["remat"]}
-    elif microbatches:
-        settings["microbatches"] = microbatches
+    if jax.devices()[0].platform != "cpu":
+        settings["batch"] = ROWS * jax.device_count()
+    settings |= {name: value for name, value in changes.items() if value is not None}
     config = RunConfig(**settings)
     windows = Windows(mixture, config)
     mesh = make_mesh(config.mesh, jax.devices())
@@ -177,16 +170,19 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", default=sizes, help="presets")
     parser.add_argument("--positions", nargs="+", default=["relative", "rotary"])
     parser.add_argument("--steps", type=int, default=60, help="timed steps of each")
+    parser.add_argument("--batch", type=int, help="rows of a step; gatokit train --compile-only shows what they take")
     parser.add_argument("--microbatches", type=int, help="of a step")
+    parser.add_argument("--remat", choices=["none", "dots", "full"])
     parser.add_argument("--repeats", type=int, default=5, help="turns of the comparison of losses; 0 for none")
     arguments = parser.parse_args()
+    changes = {name: getattr(arguments, name) for name in ("batch", "microbatches", "remat")}
     mixture = open_mixture(arguments.data, None)
     device = jax.devices()[0].device_kind
     found: dict[str, Any] = {"machine": machine() | {"device": device, "devices": jax.device_count()}, "steps": {}}
     print(json.dumps(found["machine"]), flush=True)
     for size in arguments.sizes:
         for positions in arguments.positions:
-            row = train(case(mixture, size, positions, arguments.microbatches), arguments.steps)
+            row = train(case(mixture, size, positions, changes), arguments.steps)
             found["steps"][f"{size} {positions}"] = row
             mfu = row["mfu"] if isinstance(row["mfu"], str) else f"{row['mfu']:.1%}"
             print(
@@ -197,7 +193,7 @@ def main() -> None:
                 flush=True,
             )
     if arguments.repeats:
-        row = compare(gradients(case(mixture, arguments.sizes[0], "relative", None)), arguments.repeats)
+        row = compare(gradients(case(mixture, arguments.sizes[0], "relative", changes)), arguments.repeats)
         found["loss"] = row
         print(
             f"{arguments.sizes[0]:5} loss: gradients in {row['seconds']['at_targets']:.3f} s at the targets, "

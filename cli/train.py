@@ -1,4 +1,4 @@
-"""``gatokit train``: trains, compiles for a TPU slice, or plans the memory of a device."""
+"""``gatokit train``: trains, or compiles the training step to show what it takes."""
 
 import argparse
 import logging
@@ -22,9 +22,15 @@ RUN_CONFIG is a YAML file or one of the presets tiny, 79m, 364m and 1.2b. The sm
 Run the same command again to go on from the newest checkpoint in --out. SIGTERM or Ctrl-C writes a checkpoint first;
 a second one ends at once."""
 
+_COMPILE_INSTEAD = (
+    "gatokit train CONFIG --compile-only shows the memory that the step takes on this machine's devices, and with "
+    "--topology v3:16x16 on those of a TPU slice"
+)
 RETIRED = {
     "--overfit-one-batch": "to see the loss near zero, train on a small build, such as gatokit build CONFIG --out "
-    "small --limit 1"
+    "small --limit 1",
+    "--plan": _COMPILE_INSTEAD,
+    "--device": _COMPILE_INSTEAD,
 }
 PROFILE_STEPS = 5
 
@@ -52,10 +58,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="STEPS",
         help=f"trace some steps to OUT/profile (default: {PROFILE_STEPS})",
     )
-    option("--compile-only", action="store_true", help="compile the step for --topology, without data")
-    option("--topology", metavar="NAME", help="TPU slice to compile for, such as v3:16x16 or v5e:4x4")
-    option("--plan", action="store_true", help="microbatches, remat and memory for --device, without data")
-    option("--device", metavar="NAME", help="device to plan for, such as H100")
+    option(
+        "--compile-only", action="store_true", help="without data: compile the step for this machine, show its memory"
+    )
+    option("--topology", metavar="NAME", help="with --compile-only: for this TPU slice, such as v3:16x16 or v5e:4x4")
     option("--coordinator", metavar="HOST:PORT", help="where the processes of the run meet")
     option("--processes", type=positive, metavar="N", help="number of processes")
     option("--process", type=not_negative, metavar="I", help="ordinal of this one, from 0")
@@ -74,19 +80,14 @@ def run(arguments: argparse.Namespace) -> int:
 
     config = read_run_config(arguments.config)
     output = Output(arguments.json)
-    for flag, option in (("compile_only", "topology"), ("plan", "device")):
-        if bool(getattr(arguments, flag)) != (getattr(arguments, option) is not None):
-            raise ConfigError(f"--{flag.replace('_', '-')} and --{option} go together: give both or none")
-    if arguments.compile_only or arguments.plan:
-        with needs("tpu" if arguments.compile_only else "train"):
-            from gatokit.trainer.compile import compile_only, compiled_text, plan, plan_text
-        if arguments.compile_only:
-            found = compile_only(config, arguments.topology)
-            output.say(compiled_text(found))
-        else:
-            found = plan(config, arguments.device)
-            output.say(plan_text(found))
-        output.result(found)
+    if arguments.topology is not None and not arguments.compile_only:
+        raise ConfigError("--topology belongs to --compile-only: give both or none")
+    if arguments.compile_only:
+        with needs("tpu" if arguments.topology else "train"):
+            from gatokit.trainer.compile import compile_only
+        compiled = compile_only(config, arguments.topology)
+        output.say(compiled_text(compiled))
+        output.result(compiled)
         return 0
     if not arguments.data or not arguments.out:
         raise ConfigError("--data and --out are needed: a finished build, and the directory of the run")
@@ -121,6 +122,25 @@ def run(arguments: argparse.Namespace) -> int:
         return 128 + signal
     output.say(f"step {trained.step} of {config.steps}; curves and metrics are in {arguments.out}")
     return 0
+
+
+def compiled_text(compiled: dict[str, Any]) -> str:
+    """What ``compile_only`` returned, to be read by people."""
+    mesh = ", ".join(f"{axis} {size}" for axis, size in compiled["mesh"].items())
+    devices, hosts, teraflops = compiled["devices"], compiled["hosts"], compiled["flops"] / 1e12
+    gib = {name: compiled[f"{name}_bytes"] / (1 << 30) for name in ("argument", "temporary", "output")}
+    of_device = f" of {compiled['device_bytes'] / (1 << 30):.1f} GiB" if compiled["device_bytes"] else ""
+    return (
+        f"{compiled['topology'] or 'this machine'}: {devices} device{'s' * (devices > 1)} ({compiled['device']}) on "
+        f"{hosts} host{'s' * (hosts > 1)}; mesh {mesh}\n"
+        f"batch {compiled['batch']} x {compiled['context']} tokens, microbatches {compiled['microbatches']}, "
+        f"remat {compiled['remat']}, {compiled['patch_slots']} patch slots a group, {compiled['vocabulary_size']} ids\n"
+        f"{compiled['parameters']:,} parameters\n"
+        f"{gib['argument'] + gib['temporary']:.2f} GiB{of_device} a device: arguments {gib['argument']:.2f} GiB, "
+        f"temporaries {gib['temporary']:.2f} GiB, output {gib['output']:.2f} GiB in the arguments' place\n"
+        f"{teraflops:,.1f} TFLOP a step, {teraflops / devices:,.2f} a device\n"
+        f"compiled in {compiled['seconds']:.0f} s"
+    )
 
 
 def _hush_checkpoints() -> None:

@@ -130,8 +130,8 @@ class Watchdog:
         out_of_memory: ConfigError | None = None
         if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error):
             error = out_of_memory = ConfigError(
-                f"a device is out of memory: {first_line(error)}; gatokit train CONFIG --plan --device NAME says which "
-                "microbatches and remat fit"
+                f"a device is out of memory: {first_line(error)}; raise microbatches or set remat: full; "
+                "gatokit train CONFIG --compile-only shows what a step takes"
             )
         if self._client is not None and isinstance(error, jax.errors.JaxRuntimeError):
             # Another process has ended. If it left a message, the watch finds it and ends this process with it.

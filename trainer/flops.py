@@ -1,4 +1,4 @@
-"""Floating-point operations of the model, counted from its sizes, and the devices that run them: MFU and plans.
+"""Floating-point operations of the model, counted from its sizes, and the devices that run them.
 
 A multiplication and an addition are two operations. Only products of matrices are counted: they are all but a few
 percent.
@@ -12,49 +12,41 @@ from gatokit.trainer.model import POOLED
 
 BACKWARD = 2
 """A backward pass costs this many forward passes: one for the inputs' gradients, one for the parameters'."""
-_GIGA = 1 << 30
-_TERA = 1e12
 
 
 class Device(NamedTuple):
     """One accelerator as JAX counts them: of TPU v2 and v3 a core, of later ones a chip."""
 
-    name: str
-    kinds: tuple[str, ...]
-    """What JAX calls it."""
     memory: int
     """Bytes; drivers keep a part."""
     peak: float
     """FLOP/s of dense bfloat16 products with float32 sums."""
 
 
-DEVICES = (
-    Device("v2", ("TPU v2",), 8 * _GIGA, 22.5 * _TERA),
-    Device("v3", ("TPU v3",), 16 * _GIGA, 61.5 * _TERA),
-    Device("v4", ("TPU v4",), 32 * _GIGA, 275 * _TERA),
-    Device("v5e", ("TPU v5 lite", "TPU v5e"), 16 * _GIGA, 197 * _TERA),
-    Device("v5p", ("TPU v5", "TPU v5p"), 95 * _GIGA, 459 * _TERA),
-    Device("v6e", ("TPU v6 lite", "TPU v6e"), 32 * _GIGA, 918 * _TERA),
-    Device("A100-40GB", ("NVIDIA A100-SXM4-40GB", "NVIDIA A100-PCIE-40GB"), 40 * _GIGA, 312 * _TERA),
-    Device("A100", ("NVIDIA A100-SXM4-80GB", "NVIDIA A100 80GB PCIe"), 80 * _GIGA, 312 * _TERA),
-    Device("H100", ("NVIDIA H100 80GB HBM3",), 80 * _GIGA, 989.4 * _TERA),
-    Device("H100-PCIe", ("NVIDIA H100 PCIe",), 80 * _GIGA, 756 * _TERA),
-    Device("H200", ("NVIDIA H200",), 141 * _GIGA, 989.4 * _TERA),
-)
-"""From the vendors' data sheets."""
-
-
-def device_named(name: str) -> Device | None:
-    """The device of one of our names or JAX's, in any case of letters; None if it is not known."""
-    for device in DEVICES:
-        if name.lower() in (device.name.lower(), *(kind.lower() for kind in device.kinds)):
-            return device
-    return None
+_GIBIBYTES_AND_TERAFLOPS = {
+    ("TPU v2",): (8, 22.5),
+    ("TPU v3",): (16, 61.5),
+    ("TPU v4",): (32, 275),
+    ("TPU v5 lite", "TPU v5e"): (16, 197),
+    ("TPU v5", "TPU v5p"): (95, 459),
+    ("TPU v6 lite", "TPU v6e"): (32, 918),
+    ("NVIDIA A100-SXM4-40GB", "NVIDIA A100-PCIE-40GB"): (40, 312),
+    ("NVIDIA A100-SXM4-80GB", "NVIDIA A100 80GB PCIe"): (80, 312),
+    ("NVIDIA H100 80GB HBM3",): (80, 989.4),
+    ("NVIDIA H100 PCIe",): (80, 756),
+    ("NVIDIA H200",): (141, 989.4),
+}
+DEVICES = {
+    kind: Device(memory << 30, teraflops * 1e12)
+    for kinds, (memory, teraflops) in _GIBIBYTES_AND_TERAFLOPS.items()
+    for kind in kinds
+}
+"""By what JAX calls them; from the vendors' data sheets."""
 
 
 def peak(device_kind: str, precision: str) -> float | None:
     """FLOP/s of a device for matrix products of ``precision``; None if no data sheet says."""
-    known = device_named(device_kind)
+    known = DEVICES.get(device_kind)
     return known.peak if known is not None and precision == "bfloat16" else None
 
 

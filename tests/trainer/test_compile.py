@@ -1,16 +1,24 @@
-"""Compiling for a TPU slice on a machine without one; with libtpu installed, for real."""
+"""Compiling the step for this machine, and for a TPU slice without one; with libtpu installed, for real."""
 
 import importlib.util
 import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
+import jax
 import pytest
+from runs import config, write_config
 
+from gatokit.cli.main import main
+from gatokit.cli.train import compiled_text
 from gatokit.schemas.errors import ConfigError
 from gatokit.schemas.run import RunConfig
-from gatokit.trainer.compile import compile_only, compiled_text
+from gatokit.trainer.compile import compile_only
+from gatokit.trainer.mesh import make_mesh
+from gatokit.trainer.model import count
+from gatokit.trainer.step import Trainer
 
 CONFIG = RunConfig(model="tiny", context=256, batch=64, steps=20_000)
 
@@ -26,6 +34,34 @@ except ConfigError as error:
     print(json.dumps(str(error)))
 print(json.dumps(compile_only(config, "v3:2x2")))
 """
+
+
+def test_for_this_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = str(write_config(tmp_path))
+    assert main(["train", path, "--compile-only", "--json"]) == 0
+    compiled = json.loads(capsys.readouterr().out)
+    places = [compiled[name] for name in ("topology", "device", "devices", "hosts", "device_bytes")]
+    assert places == [None, "cpu", 1, 1, None]
+    assert compiled["mesh"] == {"data": 1, "fsdp": 1, "tensor": 1}
+    shape = [compiled[name] for name in ("batch", "context", "microbatches", "remat", "patch_slots", "vocabulary_size")]
+    assert shape == [4, 48, 1, "none", 24, 33_025]
+    settings = config(tmp_path)
+    trainer = Trainer(settings, 33_025, 1, 24, make_mesh(settings.mesh, jax.devices()))
+    held = trainer.abstract_state, trainer.abstract_batch
+    # The compiler pads some arrays, and leaves out those that the step does not read.
+    of_arguments = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(held))
+    assert compiled["argument_bytes"] == pytest.approx(of_arguments, rel=0.01)
+    assert compiled["parameters"] == count(trainer.table)
+    assert compiled["output_bytes"] == pytest.approx(12 * (compiled["parameters"] + 255 * 16), rel=0.01)
+    assert compiled["temporary_bytes"] > 0
+    assert compiled["flops"] > 6 * 4 * 48 * 33_025 * 16
+    assert main(["train", path, "--compile-only"]) == 0
+    assert capsys.readouterr().out.startswith("this machine: 1 device (cpu) on 1 host; mesh data 1, fsdp 1, tensor 1\n")
+
+
+def test_a_mesh_that_this_machine_does_not_fill(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", str(write_config(tmp_path, mesh={"tensor": 2})), "--compile-only"]) == 2
+    assert "does not fill 1 device: their product must be that number" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("topology", ["", "h100", "v3:", "v3:16", "tpu v3:2x2"])

@@ -42,8 +42,9 @@ def line_parameters(said: str) -> int:
             ["tiny", "--overfit-one-batch"],
             "--overfit-one-batch is no longer an option; to see the loss near zero, train on",
         ),
-        (["tiny", "--plan"], "--plan and --device go together: give both or none"),
-        (["tiny", "--topology", "v3:16x16"], "--compile-only and --topology go together: give both or none"),
+        (["tiny", "--plan", "--device", "H100"], "--plan is no longer an option; gatokit train CONFIG --compile-only"),
+        (["tiny", "--device=H100"], "--device is no longer an option; gatokit train CONFIG --compile-only shows"),
+        (["tiny", "--topology", "v3:16x16"], "--topology belongs to --compile-only: give both or none"),
         (["tiny", "--data", "d", "--out", "run", "--steps", "0"], "argument --steps: '0' is no positive integer"),
         (
             ["tiny", "--data", "d", "--out", "run", "--process", "1"],
