@@ -122,8 +122,8 @@ def _forget_other_run(config: Path, built: str, out: Path, scores: Path) -> None
     with needs("train"):
         from gatokit.loader.mixture import open_mixture
         from gatokit.schemas.run import read_run_config
-        from gatokit.trainer.run_directory import read_run
-    run, wanted = read_run(out), read_run_config(config)
+        from gatokit.schemas.run_directory import RunFile
+    run, wanted = RunFile.read(out), read_run_config(config)
     if run is not None:
         slots = {"patch_slots": wanted.input.patch_slots, "patch_group_rows": wanted.input.patch_group_rows}
         found = run.config.model_copy(update={"input": run.config.input.model_copy(update=slots)})
@@ -136,7 +136,7 @@ def _forget_other_run(config: Path, built: str, out: Path, scores: Path) -> None
 def _show_losses(output: Output, config: Path, built: str, out: Path) -> list[dict[str, Any]]:
     """Shows the losses by kind beside the unigram entropy of the targets, and draws both as ``loss.png``."""
     from gatokit.inspection.report.charts import LOSS_CHART, draw_losses
-    from gatokit.trainer.metrics import read_metrics
+    from gatokit.schemas.run_directory import read_metrics
 
     entropies = unigram_entropies(config, built, COUNTED_BATCHES)
     lines = read_metrics(out)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from gatokit.inspection.report import Shares
     from gatokit.schemas.config_episodes import Keep
     from gatokit.schemas.run import RunConfig
-    from gatokit.trainer.run_directory import RunFile
+    from gatokit.schemas.run_directory import RunFile
 
 DEFAULT_PORT = 5006
 
@@ -307,11 +307,11 @@ def _write_report(
 def _read_run(path: str) -> "tuple[RunConfig, RunFile | None]":
     """The config of ``--run``, and its ``run.json`` if ``path`` is a run's directory and not a config or a preset."""
     from gatokit.schemas.run import read_run_config
-    from gatokit.trainer.run_directory import read_run
+    from gatokit.schemas.run_directory import RunFile
 
     if not Path(path).is_dir():
         return read_run_config(path), None
-    found = read_run(Path(path))
+    found = RunFile.read(Path(path))
     if found is None:
         raise ConfigError(f"--run {path}: it holds no run.json; give a run config, a preset or the directory of a run")
     return found.config, found
@@ -345,7 +345,7 @@ def _show_training_step(output: Output, arguments: argparse.Namespace) -> None:
         from gatokit.loader.mixture import open_mixture
         from gatokit.loader.provenance import COLUMNS, table_rows
         from gatokit.loader.windows import Windows
-        from gatokit.trainer.run_directory import read_run
+        from gatokit.schemas.run_directory import RunFile
 
     directory, step = arguments.directory, arguments.step
     if step < 1:
@@ -354,7 +354,7 @@ def _show_training_step(output: Output, arguments: argparse.Namespace) -> None:
         config, _ = _read_run(arguments.run)
         mixture = open_mixture([directory], config.input.weights)
     else:
-        found = read_run(Path(directory))
+        found = RunFile.read(Path(directory))
         if found is None:
             raise ConfigError(
                 f"--step: {directory} holds no run.json; give the directory of a run, or a build with --run CONFIG"

@@ -40,7 +40,7 @@ from gatokit.policy.step_codec import Task
 from gatokit.schemas.errors import ConfigError
 from gatokit.schemas.manifest import EpisodeSpec
 from gatokit.schemas.progress import Progress
-from gatokit.trainer.checkpoint import flat
+from gatokit.schemas.run_directory import flatten
 
 SCORES = "scores.json"
 VIDEOS = "videos"
@@ -145,7 +145,7 @@ def score_policy(
 def params_digest(params: Any) -> str:
     """Sixteen hexadecimal digits that identify parameters by their values."""
     hasher = hashlib.blake2b(digest_size=8)
-    for name, leaf in sorted(flat(params).items()):
+    for name, leaf in sorted(flatten(params).items()):
         array = np.ascontiguousarray(leaf)
         hasher.update(f"{name} {array.dtype} {array.shape}\n".encode())
         hasher.update(array.data)

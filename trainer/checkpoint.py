@@ -3,7 +3,7 @@
     checkpoints/500/params      the parameters
                     optimizer   the optimizer's state
                     run         JSON: ``RunState``
-                    policy      what a policy needs in addition to the parameters (``run_directory``)
+                    policy      what a policy needs in addition to the parameters (``export.write_policy_files``)
 
 A step's directory gets its name when it is complete; until then the name ends in ``.orbax-checkpoint-tmp``.
 """
@@ -24,6 +24,7 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 
 from gatokit.schemas.errors import DataError, first_line
 from gatokit.schemas.run import CheckpointConfig
+from gatokit.schemas.run_directory import flatten
 
 CHECKPOINTS = "checkpoints"
 
@@ -32,42 +33,34 @@ CHECKPOINTS = "checkpoints"
 class RunState:
     """The state of a run besides parameters and optimizer."""
 
-    step: int
-    """Steps done."""
-    samples: int
-    """Windows consumed: the whole state of the input."""
-    best: float | None
-    """Lowest mean held-out loss so far, in nats."""
+    step: int  # steps done
+    samples: int  # windows consumed: the whole state of the input
+    best: float | None  # the lowest mean held-out loss so far, in nats
     best_step: int | None
-    interval: dict[str, Any]
-    """Sums since the last logged step (``metrics.Interval``)."""
+    interval: dict[str, Any]  # sums since the last logged step (``metrics.Interval``)
 
 
 class _LinkedFiles(ocp.CheckpointHandler):
     """A checkpoint item of finished files, which are hard-linked if the file system can, and copied otherwise."""
 
     def save(self, directory: Any, args: "_Link") -> None:
-        if jax.process_index() == 0 and args.source is not None:
-            shutil.copytree(args.source, Path(directory), copy_function=_link_or_copy, dirs_exist_ok=True)
+        def link(source: str, target: str) -> None:
+            try:
+                os.link(source, target)
+            except OSError:
+                shutil.copyfile(source, target)
 
-    def restore(self, directory: Any, args: "_Link | None" = None) -> Path:
+        if jax.process_index() == 0:
+            shutil.copytree(args.source, Path(directory), copy_function=link, dirs_exist_ok=True)
+
+    def restore(self, directory: Any, args: Any = None) -> Path:
         return Path(directory)
 
-    def finalize(self, directory: Any) -> None:
-        pass
 
-
-@ocp.args.register_with_handler(_LinkedFiles, for_save=True, for_restore=True)
+@ocp.args.register_with_handler(_LinkedFiles, for_save=True)
 @dataclass
 class _Link(ocp.args.CheckpointArgs):
-    source: Path | None = None
-
-
-def _link_or_copy(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
+    source: Path
 
 
 class Checkpoints:
@@ -114,7 +107,6 @@ class Checkpoints:
         """Returns when the last checkpoint is complete."""
         with self._errors():
             self._manager.wait_until_finished()
-        self._writing = None
 
     def restore(self, step: int, params: Any, optimizer: Any) -> tuple[Any, Any, RunState]:
         """Parameters, optimizer state and run state of a step, placed as the abstract ``params``, ``optimizer`` say.
@@ -141,7 +133,6 @@ class Checkpoints:
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
-        # Orbax and TensorStore raise many types; the system's reason is in their text.
         try:
             yield
         except Exception as error:
@@ -166,7 +157,8 @@ def _reading(directory: Path) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    """The system's reason if it refused a file, otherwise the end of the error's first line."""
+    """The system's reason, if it refused a file, from the text of an error of Orbax or TensorStore, which raise many
+    types; otherwise the end of the error's first line."""
     refused = re.search(r": ([^:]+) \[os_error_code", str(error))
     return refused[1] if refused is not None else first_line(error)[-300:]
 
@@ -191,12 +183,12 @@ def restore_params(directory: Path, params: Any) -> Any:
     """
     path = directory.absolute() / "params"
     with _reading(directory), ocp.StandardCheckpointer() as checkpointer:
-        check_shapes(flat(checkpointer.metadata(path).item_metadata.tree), flat(params), directory)
+        check_shapes(flatten(checkpointer.metadata(path).item_metadata.tree), flatten(params), directory)
         return checkpointer.restore(path, params)
 
 
 def check_shapes(arrays: dict[str, Any], wanted: dict[str, Any], where: Path) -> None:
-    """Raises DataError, which names the arrays, if arrays by path (``flat``) differ in names or shapes."""
+    """Raises DataError, which names the arrays, if arrays by path differ in names or shapes."""
     faults = [f"{name} is missing" for name in sorted(wanted.keys() - arrays.keys())]
     faults += [f"{name} is not of this model" for name in sorted(arrays.keys() - wanted.keys())]
     for name in sorted(wanted.keys() & arrays.keys()):
@@ -205,9 +197,3 @@ def check_shapes(arrays: dict[str, Any], wanted: dict[str, Any], where: Path) ->
     if faults:
         more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
         raise DataError(f"{where} does not fit the config's model: {'; '.join(faults[:3])}{more}")
-
-
-def flat(tree: Any) -> dict[str, Any]:
-    """The leaves of nested dicts by path, the keys joined by dots."""
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}

@@ -1,26 +1,87 @@
-"""Weights as ``model.safetensors`` with the files of a policy: written from a run, and read by another run."""
+"""What a run gives to policies and to other runs: the files of a policy, and weights as ``model.safetensors``.
+
+The files of a policy lie in the folder ``policy`` of a run and of its checkpoints, and beside the weights of an export.
+"""
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from array_record.python.array_record_module import ArrayRecordWriter
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from gatokit.loader.mixture import Mixture
+from gatokit.loader.records import OpenShards
 from gatokit.schemas.errors import ConfigError, DataError
 from gatokit.schemas.manifest import VOCABULARY, indented_json
-from gatokit.schemas.policy import PolicyFile
+from gatokit.schemas.policy import POLICY, PROMPTS, PolicyDataset, PolicyFile, PolicyTask, Prompt
+from gatokit.schemas.run import RunConfig
+from gatokit.schemas.run_directory import flatten
 from gatokit.trainer import model
 from gatokit.trainer.attention import Tree
-from gatokit.trainer.checkpoint import check_shapes, find_checkpoint, flat, restore_params
-from gatokit.trainer.run_directory import POLICY_FOLDER
+from gatokit.trainer.checkpoint import check_shapes, find_checkpoint, restore_params
 
+POLICY_FOLDER = "policy"
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 FORMAT = "gatokit"
+
+
+@contextmanager
+def _written_whole(folder: Path) -> Iterator[Path]:
+    """A temporary folder that becomes ``folder`` at the end. Raises DataError if it cannot be written."""
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        os.replace(temporary, folder)
+    except (OSError, RuntimeError, SafetensorError) as error:  # ArrayRecord's writer raises RuntimeError
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise DataError(f"{folder} cannot be written: {error}") from None
+
+
+def write_policy_files(mixture: Mixture, config: RunConfig, folder: Path) -> None:
+    """Copies from the data what a policy needs beside its parameters: specs, vocabulary, tokenizer, and the records of
+    each task's best episode as its prompt. Raises DataError if the folder cannot be written."""
+    with _written_whole(folder) as temporary:
+        (temporary / VOCABULARY).write_bytes(mixture.vocabulary)
+        writer = ArrayRecordWriter(str(temporary / PROMPTS), "group_size:1,zstd:1")
+        written, datasets = 0, {}
+        for dataset in mixture.datasets:
+            described, tasks = dataset.described, {}
+            shards = OpenShards(dataset.shards, 16)
+            for task, best in sorted(dataset.best_episodes().items()):
+                first, records = best["first_record"], len(best["record_tokens"])
+                for record in shards.read_bytes(best["shard"], first, first + records):
+                    writer.write(record)
+                prompt = Prompt(
+                    episode_id=best["episode_id"],
+                    agent=best["agent"],
+                    episode_return=best["return"],
+                    first_record=written,
+                    records=records,
+                )
+                written += records
+                spec = described.tasks[task].spec
+                tasks[task] = PolicyTask(spec=spec, expert_return=best["expert_return"], prompt=prompt)
+            datasets[dataset.name] = PolicyDataset(
+                kind=dataset.totals.kind, specs=described.specs, tasks=tasks, documents=described.documents
+            )
+        writer.close()
+        policy = PolicyFile(
+            config=config,
+            tokenizer=mixture.tokenizer,
+            vocabulary_blake2b=mixture.vocabulary_digest,
+            datasets=datasets,
+        )
+        (temporary / POLICY).write_bytes(policy.to_bytes())
 
 
 def export(run: Path, out: Path) -> int:
@@ -34,7 +95,8 @@ def export(run: Path, out: Path) -> int:
         raise ConfigError(f"{out} is there already: give another --out, or remove it")
     policy = PolicyFile.read(checkpoint / POLICY_FOLDER)
     table = model.parameter_table(policy.config.model, policy.tokenizer.vocabulary_size)
-    arrays = {name: np.asarray(leaf) for name, leaf in flat(restore_params(checkpoint, abstract(table))).items()}
+    params = restore_params(checkpoint, abstract(table))
+    arrays = {name: np.asarray(leaf) for name, leaf in flatten(params).items()}
     config = {
         "format": FORMAT,
         "model": policy.config.model.model_dump(mode="json"),
@@ -43,16 +105,11 @@ def export(run: Path, out: Path) -> int:
         "vocabulary": {"file": VOCABULARY, "blake2b": policy.vocabulary_blake2b},
         "step": int(checkpoint.name) if checkpoint.name.isdigit() else None,
     }
-    temporary = out.with_name(f".{out.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        shutil.copytree(checkpoint / POLICY_FOLDER, temporary, ignore=shutil.ignore_patterns("commit_success.txt"))
+    with _written_whole(out) as temporary:
+        of_orbax = shutil.ignore_patterns("commit_success.txt")
+        shutil.copytree(checkpoint / POLICY_FOLDER, temporary, ignore=of_orbax, dirs_exist_ok=True)
         save_file(arrays, temporary / WEIGHTS, metadata={"format": FORMAT})
         (temporary / CONFIG).write_bytes(indented_json(config))
-        os.replace(temporary, out)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise DataError(f"{out} cannot be written: {error}") from None
     return model.count(table)
 
 
@@ -69,13 +126,13 @@ def load_weights(path: Path, wanted: Any) -> Any:
         arrays = load_file(path / WEIGHTS)
     except (OSError, SafetensorError) as error:
         raise DataError(f"{path / WEIGHTS} cannot be read: {error}") from None
-    leaves = flat(wanted)
-    check_shapes(arrays, leaves, path)
-    placed = [
-        jax.make_array_from_callback(leaf.shape, leaf.sharding, arrays[name].__getitem__)
-        for name, leaf in leaves.items()
-    ]
-    return jax.tree.unflatten(jax.tree.structure(wanted), placed)
+    check_shapes(arrays, flatten(wanted), path)
+
+    def placed(keys: Any, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        array = arrays[jax.tree_util.keystr(keys, simple=True, separator=".")]
+        return jax.make_array_from_callback(leaf.shape, leaf.sharding, array.__getitem__)
+
+    return jax.tree_util.tree_map_with_path(placed, wanted)
 
 
 def policy_folder(path: Path) -> Path:

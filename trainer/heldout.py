@@ -10,10 +10,11 @@ from gatokit.loader.loader import batches_ahead
 from gatokit.loader.mixture import Mixture
 from gatokit.loader.windows import Windows
 from gatokit.schemas.run import RunConfig
+from gatokit.schemas.run_directory import Line
 from gatokit.schemas.tokens import TokenKind
 from gatokit.trainer.loss import Sums
 from gatokit.trainer.mesh import place
-from gatokit.trainer.metrics import KIND_NAMES, Line, float64, losses
+from gatokit.trainer.metrics import KIND_NAMES, float64, losses
 from gatokit.trainer.model import check_positions
 from gatokit.trainer.step import Trainer
 

@@ -12,14 +12,12 @@ from typing import Any
 import numpy as np
 
 from gatokit.schemas.errors import DataError
+from gatokit.schemas.run_directory import METRICS, Line, flatten, read_metrics
 from gatokit.schemas.tokens import TokenKind
 from gatokit.storage.files import write_atomically
 from gatokit.trainer.loss import Sums
 
-METRICS = "metrics.jsonl"
 KIND_NAMES = {kind: kind.name.lower() for kind in TokenKind}
-
-Line = dict[str, Any]
 
 
 class Interval:
@@ -106,7 +104,7 @@ class MetricsFile:
         with self._faults():
             self._file.write(_dump(line))
             self._file.flush()
-            for name, value in scalars(line):
+            for name, value in scalars(line).items():
                 self._board.add_scalar(name, value, line["step"])
 
     def close(self) -> None:
@@ -129,25 +127,10 @@ def _dump(line: Line) -> str:
     return json.dumps(line, allow_nan=False) + "\n"
 
 
-def read_metrics(out: Path) -> list[Line]:
-    """The lines of a run's ``metrics.jsonl``, without a line that a kill cut short; empty if there is no file."""
-    path = out / METRICS
-    lines = []
-    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        try:
-            lines.append(json.loads(text))
-        except ValueError:
-            break
-    return lines
-
-
-def scalars(line: Mapping[str, Any], prefix: str = "") -> list[tuple[str, float]]:
+def scalars(line: Line) -> dict[str, float]:
     """The numbers of a line by name, nested keys joined by slashes."""
-    numbers = []
-    for key, value in line.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, Mapping):
-            numbers += scalars(value, f"{name}/")
-        elif isinstance(value, int | float) and key != "step":
-            numbers.append((name, float(value)))
-    return numbers
+    return {
+        name: float(value)
+        for name, value in flatten(line, "/").items()
+        if isinstance(value, int | float) and name != "step"
+    }

@@ -22,19 +22,19 @@ from gatokit.loader.windows import Windows
 from gatokit.schemas.errors import ConfigError, DataError
 from gatokit.schemas.policy import PolicyFile
 from gatokit.schemas.run import RunConfig
+from gatokit.schemas.run_directory import RUN, Line, RunFile, read_metrics
+from gatokit.storage.files import write_atomically
 from gatokit.trainer import flops
 from gatokit.trainer.checkpoint import Checkpoints, RunState
 from gatokit.trainer.distributed import Watchdog, any_process, is_first, stop_signal
-from gatokit.trainer.export import load_weights, policy_folder
+from gatokit.trainer.export import POLICY_FOLDER, load_weights, policy_folder, write_policy_files
 from gatokit.trainer.heldout import HeldOut
 from gatokit.trainer.mesh import make_mesh, place, process_rows
-from gatokit.trainer.metrics import Interval, Line, MetricsFile, read_metrics
+from gatokit.trainer.metrics import Interval, MetricsFile
 from gatokit.trainer.model import check_positions, count
-from gatokit.trainer.run_directory import POLICY_FOLDER, open_run_directory
 from gatokit.trainer.step import Metrics, State, Trainer
 
-PROFILE_AFTER = 3
-"""Steps before a profile begins: they compile and fill the prefetch."""
+PROFILE_AFTER = 3  # steps before a profile begins: they compile and fill the prefetch
 
 
 class Report(Protocol):
@@ -55,8 +55,7 @@ class Trained:
     """How a run ended."""
 
     step: int
-    line: Line
-    """The last line of the metrics, with the losses of the last evaluation as ``held_out``."""
+    line: Line  # the last line of the metrics, with the losses of the last evaluation as ``held_out``
     stopped_by: signal.Signals | None
 
 
@@ -93,7 +92,7 @@ def train(
         derived = {"patch_slots": windows.patch_slots, "patch_group_rows": config.patch_group_rows}
         config = config.model_copy(update={"input": config.input.model_copy(update=derived)})
         rows = process_rows(mesh, config.batch)
-        open_run_directory(out, config, directories, mixture, writes=is_first())
+        _open_directory(out, RunFile(config=config, data=[*directories], data_digest=mixture.data_digest), mixture)
 
         # ---- model and optimizer -----------------------------------------------------------------------------------
 
@@ -106,7 +105,7 @@ def train(
         checkpoints = stack.enter_context(Checkpoints(out, config.checkpoint))
         watchdog.at(0, "reading a checkpoint")
         state, run = _restore(trainer, checkpoints, mixture, report)
-        interval, line, first = Interval(run.interval), Line(), run.step
+        interval, first = Interval(run.interval), run.step
         metrics_file = stack.enter_context(closing(MetricsFile(out, first))) if is_first() else None
         if first >= last:
             report.say(f"step {first} is done already; nothing to do")
@@ -115,6 +114,7 @@ def train(
         # ---- loop --------------------------------------------------------------------------------------------------
 
         since, waited, stopping = time.monotonic(), 0.0, False
+        line: Line = {}
         pending: tuple[int, Metrics, Any] | None = None
 
         def read_metrics_of(step: int, metrics: Metrics, asks: Any) -> bool:
@@ -195,6 +195,28 @@ def train(
         return Trained(step, _last_line(out), stopped_by)
 
 
+def _open_directory(out: Path, run: RunFile, mixture: Mixture) -> None:
+    """Makes the directory of a run with ``run.json`` and the policy's files, or checks that it is this run's.
+
+    Raises ConfigError if it holds another run or cannot be made.
+    """
+    existing = RunFile.read(out)
+    if existing is not None:
+        existing.check_same(run, out)
+    if not is_first():
+        return
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--out {out} cannot be made: {error.strerror}") from None
+    try:
+        write_atomically(out / RUN, run.to_bytes())
+    except OSError as error:
+        raise DataError(f"{out / RUN} cannot be written: {error.strerror}") from None
+    if not (out / POLICY_FOLDER).exists():
+        write_policy_files(mixture, run.config, out / POLICY_FOLDER)
+
+
 def _introduce(trainer: Trainer, mixture: Mixture, held_out: HeldOut, report: Report) -> None:
     """Prints what is trained on what."""
     config, devices = trainer.config, jax.devices()
@@ -262,17 +284,17 @@ def _not_finite(
     step: int, values: Metrics, windows: Windows, rows: range, checkpoints: Checkpoints, out: Path
 ) -> DataError:
     """The error of a loss that is not finite; writes the records of its batch."""
-    path = out / f"not-finite-{step}.json"
-    samples = windows.trace(step - 1, rows)
+    path, windows_of_step = out / f"not-finite-{step}.json", windows.trace(step - 1, rows)
     if is_first():
-        path.write_text(json.dumps([sample.to_json() for sample in samples], indent=1) + "\n", encoding="utf-8")
+        content = json.dumps([window.to_json() for window in windows_of_step], indent=1)
+        path.write_text(content + "\n", encoding="utf-8")
     checkpoints.wait()
     good = checkpoints.newest()
     kept = "there is no checkpoint yet" if good is None else f"the last good checkpoint is step {good}"
-    some = ", ".join(f"{sample.dataset} {sample.owner}" for sample in samples[:3])
+    some = ", ".join(f"{window.dataset} {window.owner}" for window in windows_of_step[:3])
     return DataError(
         f"the loss of step {step} is {float(values.loss):g} and its gradient's norm {float(values.gradient_norm):g}"
-        f": the run stops, and {kept}. The {len(samples)} windows of its batch ({some}, …) are listed in {path}"
+        f": the run stops, and {kept}. The {len(rows)} windows of its batch ({some}, …) are listed in {path}"
     )
 
 

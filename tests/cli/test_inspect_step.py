@@ -7,7 +7,7 @@ import pytest
 from gatokit.inspection import open_directory
 from gatokit.loader.mixture import open_mixture
 from gatokit.loader.windows import Windows
-from gatokit.trainer.run_directory import RunFile
+from gatokit.schemas.run_directory import RunFile
 
 CONFIG = """
 model: tiny
@@ -28,7 +28,8 @@ def run(tmp_path, built):
     config = read_run_config(tmp_path / "run.yaml")
     mixture = open_mixture([built], config.input.weights)
     (tmp_path / "run").mkdir()
-    RunFile(config=config, data=[str(built)], data_digest=mixture.data_digest).write(tmp_path / "run")
+    run = RunFile(config=config, data=[str(built)], data_digest=mixture.data_digest)
+    (tmp_path / "run" / "run.json").write_bytes(run.to_bytes())
     return tmp_path / "run"
 
 

@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gatokit.schemas.run_directory import read_metrics
 from gatokit.trainer.flops import peak
 from gatokit.trainer.loss import Sums
-from gatokit.trainer.metrics import Interval, MetricsFile, float64, losses, read_metrics, scalars
+from gatokit.trainer.metrics import Interval, MetricsFile, float64, losses, scalars
 
 
 def sums(scale: float = 1.0) -> Sums:
@@ -80,7 +81,7 @@ def test_lines_of_an_early_stop_do_not_stay(tmp_path: Path) -> None:
 
 def test_numbers_of_a_line_by_name() -> None:
     line = {"step": 3, "loss": 1.5, "mfu": "unknown peak", "kinds": {"text": 2.0}, "datasets": {"a": {"loss": None}}}
-    assert scalars(line) == [("loss", 1.5), ("kinds/text", 2.0)]
+    assert scalars(line) == {"loss": 1.5, "kinds/text": 2.0}
 
 
 @pytest.mark.parametrize(

@@ -16,11 +16,10 @@ from gatokit.policy.policy import load_policy
 from gatokit.schemas.errors import ConfigError, DataError
 from gatokit.schemas.policy import PolicyFile
 from gatokit.schemas.record import Record
+from gatokit.schemas.run_directory import RunFile, flatten
 from gatokit.trainer import model
-from gatokit.trainer.checkpoint import flat
 from gatokit.trainer.export import abstract, export, load_weights
 from gatokit.trainer.mesh import make_mesh, place
-from gatokit.trainer.run_directory import read_run
 from gatokit.trainer.step import Trainer
 from gatokit.trainer.train import train
 
@@ -41,7 +40,7 @@ def test_what_a_run_leaves(trained: Path, mixed: Path) -> None:
         "checkpoints", "loss.png", "metrics.jsonl", "policy", "run.json", "tensorboard"
     }  # fmt: skip
     assert [item.name for item in sorted((trained / "checkpoints").iterdir())] == ["5", "7"]
-    run = read_run(trained)
+    run = RunFile.read(trained)
     assert run is not None
     assert (run.data, run.config.input.patch_slots) == ([str(mixed)], 8)
     found = lines(trained)
@@ -87,13 +86,13 @@ def test_a_finished_run_has_nothing_to_do(trained: Path, mixed: Path) -> None:
 
 def test_weights_go_out_and_in_bit_for_bit(trained: Path, mixed: Path, tmp_path: Path) -> None:
     wanted = abstract(model.parameter_table(config(tmp_path).model, 33025))
-    direct = flat(load_weights(trained, wanted))
+    direct = flatten(load_weights(trained, wanted))
     assert export(trained, tmp_path / "weights") == model.count(model.parameter_table(config(tmp_path).model, 33025))
     assert {item.name for item in (tmp_path / "weights").iterdir()} == {
         "config.json", "model.safetensors", "policy.json", "prompts.arrayrecord", "vocabulary.model"
     }  # fmt: skip
     assert json.loads((tmp_path / "weights" / "config.json").read_text())["step"] == 7
-    exported = flat(load_weights(tmp_path / "weights", wanted))
+    exported = flatten(load_weights(tmp_path / "weights", wanted))
     assert direct.keys() == exported.keys()
     for name, array in direct.items():
         np.testing.assert_array_equal(array, exported[name])
@@ -106,7 +105,7 @@ def test_weights_go_out_and_in_bit_for_bit(trained: Path, mixed: Path, tmp_path:
         report = Silent()
         train(config(tmp_path, init_from=str(source), optimizer=still), [str(mixed)], out, report, steps=2)
         assert f"begins with the weights of {source}" in report.lines
-        found = flat(load_weights(out, wanted))
+        found = flatten(load_weights(out, wanted))
         jax.tree.map(np.testing.assert_array_equal, found, dict(direct))
 
 

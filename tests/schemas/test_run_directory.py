@@ -8,7 +8,7 @@ import pytest
 from runs import CONFIG, config
 
 from gatokit.schemas.errors import ConfigError, DataError
-from gatokit.trainer.run_directory import RunFile, check_same, read_run
+from gatokit.schemas.run_directory import RunFile
 
 
 def run_file(folder: Path, digest: str = "00", **changes: Any) -> RunFile:
@@ -27,7 +27,7 @@ def test_what_may_change(tmp_path: Path) -> None:
         checkpoint={"every": 7, "keep_last": 1},
         input=CONFIG["input"] | {"workers": 2},
     )
-    check_same(run_file(tmp_path), changed, tmp_path)
+    run_file(tmp_path).check_same(changed, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -47,24 +47,24 @@ def test_what_may_change(tmp_path: Path) -> None:
 )
 def test_what_may_not_change(changed: dict[str, Any], said: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as found:
-        check_same(run_file(tmp_path), run_file(tmp_path, **changed), tmp_path / "run")
+        run_file(tmp_path).check_same(run_file(tmp_path, **changed), tmp_path / "run")
     assert said in str(found.value)
     assert str(found.value).startswith(str(tmp_path / "run"))
 
 
 def test_the_file_is_read_as_it_was_written(tmp_path: Path) -> None:
-    assert read_run(tmp_path) is None
+    assert RunFile.read(tmp_path) is None
     written = run_file(tmp_path)
-    written.write(tmp_path)
-    assert read_run(tmp_path) == written
+    (tmp_path / "run.json").write_bytes(written.to_bytes())
+    assert RunFile.read(tmp_path) == written
     old = json.loads((tmp_path / "run.json").read_text())
     (tmp_path / "run.json").write_text(json.dumps(old | {"overfit_one_batch": False}))
-    assert read_run(tmp_path) == written
+    assert RunFile.read(tmp_path) == written
     (tmp_path / "run.json").write_text(json.dumps(old | {"overfit_one_batch": True}))
     with pytest.raises(
         DataError, match=r"run.json cannot be read: a run on one batch .* cannot go on; give another --out"
     ):
-        read_run(tmp_path)
+        RunFile.read(tmp_path)
     (tmp_path / "run.json").write_text("{")
     with pytest.raises(DataError, match=r"run.json cannot be read: .*; give another --out"):
-        read_run(tmp_path)
+        RunFile.read(tmp_path)
