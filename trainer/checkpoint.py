@@ -57,7 +57,7 @@ class _LinkedFiles(ocp.CheckpointHandler):
         return Path(directory)
 
 
-@ocp.args.register_with_handler(_LinkedFiles, for_save=True)
+@ocp.args.register_with_handler(_LinkedFiles, for_save=True, for_restore=True)
 @dataclass
 class _Link(ocp.args.CheckpointArgs):
     source: Path
