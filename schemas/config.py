@@ -54,7 +54,9 @@ class TextConfig(_Documents):
     """Documents of text: JSONL, Parquet or plain text files, by suffix."""
 
     kind: Literal["text"]
+    """Says that the dataset holds text."""
     source: Text
+    """A pattern of files: ``.jsonl``, ``.parquet``, ``.txt``."""
     field: Text = "text"
     """The JSON key or Parquet column that holds the text."""
 
@@ -63,8 +65,11 @@ class ImageTextConfig(_Documents):
     """Images with their captions; a record is one (image, text)."""
 
     kind: Literal["image_text"]
+    """Says that the dataset holds images with captions."""
     format: Literal["webdataset", "coco", "parquet", "tfds"]
+    """How they are stored: tar files, COCO's annotations, Parquet, or TFDS directories."""
     source: Text
+    """A pattern of files, or with ``tfds`` of directories."""
     image_dir: Text | None = None
     """With ``coco``: the folder of the image files."""
     image_field: Text = "image"
@@ -73,6 +78,7 @@ class ImageTextConfig(_Documents):
     """The column, feature or JSON key that holds the caption. Default: ``caption`` or ``text``, and with
     ``webdataset`` the ``.txt`` member if there is one."""
     images: DocumentImages = DocumentImages()
+    """Pixels and codec of stored images."""
     pairs_per_sequence: Annotated[WholeNumber, Field(ge=1)] = 1
     """Records in one training sequence."""
 
@@ -108,13 +114,19 @@ class ImageQuestionAnswerConfig(_Documents):
     """Questions about images, VQAv2 or OK-VQA; a record is one (image, question, answer)."""
 
     kind: Literal["image_question_answer"]
+    """Says that the dataset holds questions about images."""
     questions: Text
+    """The JSON file of the questions."""
     annotations: Text
+    """The JSON file of the answers."""
     image_dir: Text
+    """The folder of the image files."""
     image_name: Annotated[Text, AfterValidator(_image_name)] = "COCO_{data_subtype}_{image_id:012d}.jpg"
     """Name of an image in ``image_dir``; files with another suffix are found too."""
     template: Annotated[Text, AfterValidator(_template)] = "Q: {question} A: {answer}"
+    """The text of a record, with {question} and {answer}."""
     images: DocumentImages = DocumentImages()
+    """Pixels and codec of stored images."""
     pairs_per_sequence: Annotated[WholeNumber, Field(ge=1)] = 5
     """Records in one training sequence (Gato, section 2.3)."""
 
@@ -123,13 +135,17 @@ class InterleavedConfig(_Documents):
     """Pages of text and images in reading order."""
 
     kind: Literal["interleaved"]
+    """Says that the dataset holds pages of text and images."""
     format: Literal["mmc4", "obelics"]
+    """How they are stored: MMC4's JSON lines, or OBELICS' Parquet."""
     source: Text
+    """A pattern of files."""
     image_dir: Text | None = None
     """The folder of the image files; ``obelics`` needs none if images are embedded."""
     bad_images: Literal["reject", "skip"] = "reject"
     """A page with a missing or damaged image is dropped, or kept without the image."""
     images: DocumentImages = DocumentImages()
+    """Pixels and codec of stored images."""
 
     @model_validator(mode="after")
     def _places(self) -> "InterleavedConfig":
@@ -157,14 +173,23 @@ class BuildConfig(ConfigModel):
     """A build: the vocabulary, how records are cut and shards are planned, and the datasets."""
 
     vocabulary: Text
+    """The path of a SentencePiece model of at most 32,000 pieces; ``gatokit vocab`` trains one."""
     discrete_offset: Literal[0, 33024] = 0
+    """First id of discrete values: 0 shares ids with text, as the paper does; 33024 gives them ids of their own."""
     chunk_tokens: Annotated[WholeNumber, Field(ge=1, le=1 << 24)] = 4096
+    """Most tokens of a record; longer episodes are cut between time steps."""
     shard_bytes: Annotated[WholeNumber, Field(ge=1 << 10)] = 256 << 20
+    """Bytes of a shard, about."""
     max_episode_bytes: Annotated[WholeNumber, Field(ge=1)] = 1 << 30
+    """Larger episodes and documents are rejected as ``too_large``."""
     max_bad_fraction: Annotated[Number, Field(ge=0, le=1)] = 0.01
+    """A build ends with status 1 if more than this fraction of a dataset is damaged."""
     holdout: Annotated[Number, Field(ge=0, lt=1)] = 0.01
+    """Share of episodes and documents that is held out, chosen by a hash of id and ``seed``."""
     seed: WholeNumber = 0
+    """Of the held-out choice and of the order of documents."""
     datasets: Annotated[tuple[DatasetConfig, ...], Field(min_length=1)]
+    """What is built; the keys of a dataset depend on its ``kind``."""
 
     @model_validator(mode="after")
     def _names(self) -> "BuildConfig":

@@ -165,11 +165,13 @@ class Keep(ConfigModel):
     """
 
     min_return: Annotated[Number, Field(ge=0, le=1)] | None = None
+    """Lowest return, as a fraction of the task's windowed expert return (Gato, section 2.2)."""
     random_return: Annotated[float | dict[str, float], BeforeValidator(_random_return)] | None = None
     """With ``min_return``: the fraction counts from this return (one number, or one a task) and not from zero."""
     streams: Literal["agent", "task"] = "agent"
     """With ``min_return``: windows contain the episodes of one agent, or of all agents of a task."""
     all: Literal[True] | None = None
+    """Every sound episode."""
     success: Annotated[Success, BeforeValidator(_mark)] | None = None
     """What marks an episode as a success."""
     returns: ReturnRange | None = Field(default=None, alias="return")
@@ -181,9 +183,11 @@ class Keep(ConfigModel):
     digest: Annotated[Text, AfterValidator(_hexadecimal)] | None = None
     """With ``episodes``: the BLAKE2b-256 digest of the file; another file is refused. A manifest always has it."""
     best: Amount | None = None
+    """The episodes of the highest returns of each task."""
     by: Text | None = None
     """With ``best``: a column of numbers of the index; the highest values are the best. Default: the return."""
     sample: Amount | None = None
+    """Random episodes of each task."""
     seed: WholeNumber | None = None
     """With ``sample``: the seed, 0 by default."""
 
@@ -220,6 +224,7 @@ class Quantiles(ConfigModel):
     """A range between two quantiles of each component's values, such as [0.01, 0.99]."""
 
     quantiles: tuple[float, float]
+    """Two shares of the values, from 0 to 1."""
 
 
 def _is_pair(value: Any) -> bool:
@@ -314,6 +319,7 @@ class EpisodesConfig(DatasetModel):
     """A dataset of RL episodes (RLDS)."""
 
     kind: Literal["episodes"]
+    """Says that the dataset holds episodes."""
     source: Text
     """A pattern of directories: TFDS directories or EnvLogger logs at or below its matches."""
     splits: Annotated[Splits, BeforeValidator(_splits)] | None = None

@@ -60,5 +60,8 @@ class DatasetModel(ConfigModel):
     """The keys of every dataset."""
 
     name: Name
+    """Names the dataset's directory in the build; no two datasets have the same one."""
     license: str | None = None
+    """Is copied into the manifest and the card."""
     weight: Positive = 1.0
+    """Share of the windows in training, relative to the other datasets."""

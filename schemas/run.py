@@ -27,17 +27,20 @@ SIZES: dict[str, dict[str, Any]] = {
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class ModelConfig(_Model):
     """The network (Gato, section 2.2 and appendix C)."""
 
     size: Text | None = None
-    """A name of ``SIZES``, whose values fill the fields that the config does not give."""
+    """``tiny``, ``79m``, ``364m`` or ``1.2b``: fills the keys that the config does not give. ``model: tiny`` for short."""
     layers: Count
+    """Blocks."""
     width: Count
+    """Width of the residual stream."""
     heads: Count
+    """Attention heads."""
     head_size: Count
     """Width of a head's keys and values."""
     hidden: Count
@@ -49,7 +52,7 @@ class ModelConfig(_Model):
     stochastic_depth: Chance = 0.1
     """Chance that a sub-layer is skipped for a sequence in training (appendix C)."""
     dropout: Chance = 0.0
-    """Of the fine-tuning (appendix E)."""
+    """Dropout, which the paper has in fine-tuning (appendix E)."""
 
     @model_validator(mode="before")
     @classmethod
@@ -109,6 +112,7 @@ class InputConfig(_Model):
     align: Literal["token", "step"] = "token"
     """Where a window of an episode begins: at any token, or at the beginning of a time step."""
     prompt: PromptConfig = PromptConfig()
+    """Demonstrations in front of windows of episodes."""
     hide_actions: Share = 0.0
     """Share of the windows of episodes whose past actions are hidden from later steps."""
     patch_group_rows: Count | None = None
@@ -126,13 +130,21 @@ class OptimizerConfig(_Model):
     """AdamW and its schedule (Gato, appendix D); ``steps`` of the run end the cosine."""
 
     learning_rate: Positive = 1e-4
+    """After warm-up."""
     final_learning_rate: Positive = 1e-5
+    """At the end of the cosine."""
     schedule: Literal["cosine", "constant"] = "cosine"
+    """How the learning rate goes on after warm-up."""
     warmup_steps: Annotated[WholeNumber, Field(ge=0)] = 15_000
+    """Steps of a linear rise, which begins at 1e-7."""
     beta1: Chance = 0.9
+    """Decay of AdamW's mean of gradients."""
     beta2: Chance = 0.95
+    """Decay of AdamW's mean of squared gradients."""
     epsilon: Positive = 1e-8
+    """Is added to AdamW's denominator."""
     weight_decay: Annotated[Number, Field(ge=0)] = 0.1
+    """Of matrices and tables, not of norms and biases."""
     clip: Positive | None = 1.0
     """Largest global norm of a gradient; not from the paper."""
 
@@ -141,8 +153,11 @@ class MeshConfig(_Model):
     """Devices along each axis; -1 takes what the others leave."""
 
     data: Annotated[WholeNumber, Field(ge=-1)] = -1
+    """Divides the rows of a batch."""
     fsdp: Count = 1
+    """Divides the rows and the parameters."""
     tensor: Count = 1
+    """Divides heads, feed-forward units and the vocabulary."""
 
 
 class EvaluationConfig(_Model):
@@ -167,6 +182,7 @@ class RunConfig(_Model):
     """One training run."""
 
     model: ModelConfig
+    """The network: the name of a size, or keys."""
     context: Annotated[WholeNumber, Field(ge=2)] = 1024
     """Tokens of a window."""
     batch: Count = 512
@@ -174,19 +190,27 @@ class RunConfig(_Model):
     microbatches: Count = 1
     """Parts of a batch whose gradients are added up before an update."""
     steps: Count = 1_000_000
+    """Updates of the whole run."""
     seed: Annotated[WholeNumber, Field(ge=0, lt=1 << 32)] = 0
+    """Of the initial parameters, the draws and stochastic depth."""
     input: InputConfig = InputConfig()
+    """How windows are drawn."""
     loss_weight: Literal["token", "sequence"] = "token"
     """Every target counts equally, or every window does."""
     optimizer: OptimizerConfig = OptimizerConfig()
+    """AdamW and its schedule."""
     mesh: MeshConfig = MeshConfig()
+    """How devices share the work."""
     precision: Literal["bfloat16", "float32"] = "bfloat16"
     """Of matrix products; parameters, norms, softmax and loss are float32."""
     remat: Literal["none", "dots", "full"] = "full"
     """What the backward pass computes again: nothing, all but matrix products, or whole layers."""
     evaluation: EvaluationConfig = EvaluationConfig()
+    """Loss on held-out data."""
     checkpoint: CheckpointConfig = CheckpointConfig()
+    """When checkpoints are written, and which are kept."""
     log_every: Count = 10
+    """Steps between lines of metrics."""
     init_from: Text | None = None
     """A checkpoint or exported weights to start from, with this run's own schedule and data."""
 
