@@ -34,7 +34,7 @@ class ModelConfig(_Model):
     """The network (Gato, section 2.2 and appendix C)."""
 
     size: Text | None = None
-    """``tiny``, ``79m``, ``364m`` or ``1.2b``: fills the keys that the config does not give. ``model: tiny`` for short."""
+    """``tiny``, ``79m``, ``364m`` or ``1.2b``, which fills the keys that are not given. ``model: tiny`` for short."""
     layers: Count
     """Blocks."""
     width: Count
