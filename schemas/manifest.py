@@ -12,7 +12,15 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from gatokit.schemas.errors import ConfigError, DataError
 from gatokit.schemas.tokens import BINS, CONTINUOUS_OFFSET, DISCRETE_VALUES, PATCH
@@ -242,13 +250,16 @@ class ImageSpec(_Frozen):
         return self.height // PATCH, self.width // PATCH
 
 
+_SELDOM = ("source", "every", "offset", "clip", "levels", "channels_first", "max_length")
+
+
 class FieldSpec(_Frozen):
     """One observation or action field of a time step.
 
     ``path`` is the key path joined by ``/`` and begins with ``observation`` or ``action``. ``shape`` and
     ``dtype`` are those of one recorded step (``dtype`` is ``str`` for text). ``range`` holds ``(low, high)``
     pairs of a continuous action, one for all components or one each; ``num`` the number of values of a
-    discrete field, if known.
+    discrete field, if known. The attributes behind ``image`` are left out of JSON if they have their default.
     """
 
     path: str
@@ -258,6 +269,31 @@ class FieldSpec(_Frozen):
     range: tuple[tuple[float, float], ...] | None = None
     num: int | None = None
     image: ImageSpec | None = None
+    source: tuple[str, ...] | None = None
+    """Key paths in the step or the episode as the source has them: the first whose value is not empty counts.
+    None: ``path``."""
+    every: Literal["step", "episode"] = "step"
+    """Text that is ``episode`` stands in an episode's first step, and is empty in the others."""
+    offset: int = 0
+    """The value of a discrete field that becomes 0."""
+    clip: bool = False
+    """Values outside of ``range`` are taken for its ends, however many they are."""
+    levels: tuple[float, float] | None = None
+    """The values of an image of depths or of floats that become the pixels 0 and 255; what lies outside is clipped.
+    None: the values are 8-bit pixels."""
+    channels_first: bool = False
+    """Frames are recorded as (C, H, W)."""
+    max_length: int | None = None
+    """The values of a step are at most this many along the first axis, and are filled up with zeros to ``shape``.
+    None: they are always as many as ``shape`` says."""
+
+    @model_serializer(mode="wrap")
+    def _short(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        written: dict[str, Any] = write(self)
+        for name in _SELDOM:
+            if getattr(self, name) == FieldSpec.model_fields[name].default:
+                written.pop(name, None)
+        return written
 
     @property
     def is_action(self) -> bool:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from typing import Any
 
 import pytest
 
@@ -166,3 +167,24 @@ def test_columns_of_the_index() -> None:
 def test_a_reason_is_of_one_kind() -> None:
     assert not RULE_REASONS.keys() & BAD_REASONS.keys()
     assert {"below_threshold", "too_short", "not_finite", "corrupt_record"} <= REASONS.keys()
+
+
+NEW: dict[str, Any] = {
+    "source": ("a", "b/c"),
+    "every": "episode",
+    "offset": -1,
+    "clip": True,
+    "levels": (0.0, 5.0),
+    "channels_first": True,
+    "max_length": 8,
+}
+
+
+@pytest.mark.parametrize("name", NEW)
+def test_an_attribute_stands_in_the_json_only_if_it_is_not_the_default(name: str) -> None:
+    plain = field("observation/a")
+    other = plain.model_copy(update={name: NEW[name]})
+    assert set(plain.model_dump()) == {"path", "kind", "dtype", "shape", "range", "num", "image"}
+    assert set(other.model_dump()) == {*plain.model_dump(), name}
+    assert FieldSpec.model_validate_json(other.model_dump_json()) == other
+    assert EpisodeSpec(fields=(plain,)).id != EpisodeSpec(fields=(other,)).id
