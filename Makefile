@@ -10,7 +10,7 @@ FOLDERS := $(patsubst %/__init__.py,%,$(wildcard */__init__.py))
 LINKED := .venv/.linked-$(shell find $(FOLDERS) -name '*.py' -o -name '*.yaml' | sort | cksum | cut -d' ' -f1)
 
 .DEFAULT_GOAL := help
-.PHONY: help install lock demo pictures test fuzz test-slow test-gpu test-tpu lint format proto benchmark clean
+.PHONY: help install lock demo docs pictures test fuzz test-slow test-gpu test-tpu lint format proto benchmark clean
 
 help:  ## print this list
 	@awk -F ':.*## *' '/^[a-z-]+:.*##/ {printf "%-10s  %s\n", $$1, $$2}' Makefile
@@ -38,6 +38,9 @@ lock: .venv/.installed  ## write requirements.lock anew from setup.py, for all P
 # The tunable gives XLA's large buffers large pages, which saves a sixth of a step's time on CPUs.
 demo: install  ## record, draw, scan, build, verify, inspect, train and play, in some eleven minutes on two cores
 	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 .venv/bin/gatokit demo --out demo
+
+docs: install  ## write docs/config.md anew from the models of the configs
+	.venv/bin/python docs/config_reference.py
 
 pictures: install  ## make README's pictures of report and explorer from the demo; needs Chromium and chromedriver
 	.venv/bin/python docs/pictures/pages.py demo

@@ -28,6 +28,7 @@ class DocumentImages(ConfigModel):
     codec: Literal["png", "jpeg"] | None = None
     """Default: that of the source if it is PNG or JPEG; else JPEG for lossy WebP, and PNG for all others."""
     quality: Quality = 95
+    """Of JPEG."""
 
     @model_validator(mode="after")
     def _one_rule(self) -> "DocumentImages":

@@ -177,9 +177,9 @@ class Keep(ConfigModel):
     returns: ReturnRange | None = Field(default=None, alias="return")
     """Lowest and highest return, both included; one of them may be null."""
     where: Annotated[Text, AfterValidator(_expression)] | None = None
-    """An expression (``schemas.where``)."""
+    """An expression over columns of the index."""
     episodes: Text | None = None
-    """The path of a list of episodes (``schemas.episode_list``)."""
+    """The path of a list of episodes."""
     digest: Annotated[Text, AfterValidator(_hexadecimal)] | None = None
     """With ``episodes``: the BLAKE2b-256 digest of the file; another file is refused. A manifest always has it."""
     best: Amount | None = None
@@ -215,6 +215,7 @@ class EpisodeImages(ConfigModel):
     codec: Literal["png", "jpeg"] | None = None
     """Default: PNG and JPEG are copied, everything else becomes PNG."""
     quality: Quality = 95
+    """Of JPEG."""
 
 
 # --- which fields become tokens ------------------------------------------------------------------------------------
