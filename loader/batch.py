@@ -83,16 +83,17 @@ class Targets(NamedTuple):
     private: np.ndarray
 
 
-def _table(*kinds: TokenKind) -> np.ndarray:
-    """bool (256,): whether a kind is one of ``kinds``."""
-    table = np.zeros(256, bool)
-    table[list(kinds)] = True
-    return table
+def is_of(kinds: np.ndarray, *wanted: TokenKind) -> np.ndarray:
+    """Which of ``kinds``, uint8, are among ``wanted``: bool of the same shape."""
+    found = np.zeros(kinds.shape, bool)
+    for kind in wanted:
+        found |= kinds == int(kind)  # an enum would make NumPy compare int64
+    return found
 
 
-_IS_PREDICTED = _table(*PREDICTED)
-IS_ACTION = _table(TokenKind.DISCRETE_ACTION, TokenKind.CONTINUOUS_ACTION)
-"""bool (256,): whether tokens of a kind are actions."""
+def is_action(kinds: np.ndarray) -> np.ndarray:
+    """Which of ``kinds``, uint8, are actions: bool of the same shape."""
+    return is_of(kinds, TokenKind.DISCRETE_ACTION, TokenKind.CONTINUOUS_ACTION)
 
 
 def find_targets(
@@ -106,21 +107,21 @@ def find_targets(
     hidden.
     """
     context = ids.shape[1] - 1
-    is_target = _IS_PREDICTED[kinds[:, 1:]]
+    is_target = is_of(kinds[:, 1:], *PREDICTED)
     prompted = np.flatnonzero(prompt_tokens)
     # The token behind a prompt belongs to another episode.
     is_target[prompted, prompt_tokens[prompted] - 1] = False
-    is_action = IS_ACTION[kinds]
-    begins = is_action.copy()
-    begins[:, 1:] &= ~is_action[:, :-1]
-    begins[prompted, prompt_tokens[prompted]] |= is_action[prompted, prompt_tokens[prompted]]
+    acts = is_action(kinds)
+    begins = acts.copy()
+    begins[:, 1:] &= ~acts[:, :-1]
+    begins[prompted, prompt_tokens[prompted]] |= acts[prompted, prompt_tokens[prompted]]
     # Of an action token the ordinal of its action in the row, from 1; 0 for other tokens.
     ordinal = np.cumsum(begins, axis=1, dtype=np.uint16)
-    ordinal *= is_action
+    ordinal *= acts
     hidden, private = np.zeros((len(ids), context), bool), np.zeros((len(ids), context), np.uint16)
     hiding = np.flatnonzero(hide)
     if len(hiding):
-        actions = is_action[hiding]
+        actions = acts[hiding]
         last = actions[:, :-1] & (~actions[:, 1:] | begins[hiding, 1:])
         cut = np.flatnonzero(cut_action[hiding])
         last[cut, prompt_tokens[hiding[cut]] - 1] = False

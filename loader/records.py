@@ -17,7 +17,7 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from gatokit.schemas.errors import DataError
-from gatokit.schemas.record import RECORD_VERSION
+from gatokit.schemas.record import RECORD_VERSION, read_varint
 from gatokit.schemas.record_pb2 import Image as ImageMessage
 from gatokit.schemas.record_pb2 import Record as RecordMessage
 from gatokit.schemas.tokens import PATCH
@@ -137,12 +137,29 @@ _ALL: weakref.WeakSet[OpenShards] = weakref.WeakSet()
 # --- records -----------------------------------------------------------------------------------------------------
 
 _U1, _U2, _U4 = np.dtype("u1"), np.dtype("<u2"), np.dtype("<u4")
+_Place = tuple[int, int]
+"""Where the bytes of a field begin in a serialized record, and how many they are."""
+
+
+def _tag(name: str) -> int:
+    """The byte before a field: its number, and 0 for an integer or 2 for bytes."""
+    field = RecordMessage.DESCRIPTOR.fields_by_name[name]
+    return field.number << 3 | (0 if field.type in (field.TYPE_UINT32, field.TYPE_UINT64) else 2)
+
+
+_VERSION, _OWNER, _CHUNK, _CHUNKS = map(_tag, ("version", "owner", "chunk", "chunks"))
+_TOKENS, _KINDS, _POSITIONS, _STEP_BEGIN = map(_tag, ("tokens", "kinds", "positions", "step_begin"))
+_IMAGES, _TEXTS = _tag("images"), (_OWNER, _tag("spec"))
+_EMPTY = {_tag(name): (0, 0) for name in RecordMessage.DESCRIPTOR.fields_by_name}
 
 
 class RecordView:
-    """The parts of a serialized record that windows need; ``schemas.record`` checks and converts all of them."""
+    """The parts of a serialized record that windows need; ``schemas.record`` checks and converts all of them.
 
-    __slots__ = ("_message", "chunk", "chunks", "kinds", "positions", "tokens")
+    The arrays are views of the bytes, and an image is parsed when it is asked for: protobuf would copy all of them.
+    """
+
+    __slots__ = ("_data", "_images", "_owner", "_step_begin", "chunk", "chunks", "kinds", "positions", "tokens")
 
     tokens: np.ndarray
     """uint16 (T,)."""
@@ -158,44 +175,94 @@ class RecordView:
     def __init__(self, data: bytes) -> None:
         """Raises ValueError if ``data`` is not a record or has a newer version."""
         try:
-            message = self._message = RecordMessage.FromString(data)
-        except DecodeError:
-            raise ValueError("the record is no Gatokit record message") from None
-        if not 0 < message.version <= RECORD_VERSION:
+            fields, images = _walk(data)
+        except (IndexError, ValueError):
+            # The record is damaged, or it has fields that this version does not know: protobuf decides.
+            try:
+                message = RecordMessage.FromString(data)
+            except DecodeError:
+                raise ValueError("the record is no Gatokit record message") from None
+            message.DiscardUnknownFields()
+            data = message.SerializeToString()
+            fields, images = _walk(data)
+        self._data, self._images, self._owner, self._step_begin = data, images, fields[_OWNER], fields[_STEP_BEGIN]
+        version = fields[_VERSION][1]
+        if not 0 < version <= RECORD_VERSION:
             raise ValueError(
-                f"the record has format version {message.version} and this gatokit reads up to {RECORD_VERSION}: "
+                f"the record has format version {version} and this gatokit reads up to {RECORD_VERSION}: "
                 "install a newer gatokit"
             )
-        tokens, kinds, positions = message.tokens, message.kinds, message.positions
-        if not kinds or not len(tokens) == len(positions) == 2 * len(kinds):
+        tokens, token_bytes = fields[_TOKENS]
+        kinds, count = fields[_KINDS]
+        positions, position_bytes = fields[_POSITIONS]
+        if not count or not token_bytes == position_bytes == 2 * count:
             raise ValueError("the record's tokens, kinds and positions differ in length or are empty")
-        self.chunk, self.chunks = message.chunk, message.chunks
+        self.chunk, self.chunks = fields[_CHUNK][1], fields[_CHUNKS][1]
         if self.chunk >= self.chunks:
             raise ValueError(f"the record says it is chunk {self.chunk} of {self.chunks}")
-        self.tokens, self.positions = np.frombuffer(tokens, _U2), np.frombuffer(positions, _U2)
-        self.kinds = np.frombuffer(kinds, _U1)
+        self.tokens = np.frombuffer(data, _U2, count, tokens)
+        self.kinds = np.frombuffer(data, _U1, count, kinds)
+        self.positions = np.frombuffer(data, _U2, count, positions)
 
     @property
     def owner(self) -> str:
         """Id of the episode or document."""
-        return self._message.owner
+        begin, size = self._owner
+        return self._data[begin : begin + size].decode()
 
     @property
     def step_begin(self) -> np.ndarray:
         """uint32 (S,): index of the token at which each time step begins; empty for documents."""
-        begins = self._message.step_begin
-        return np.frombuffer(begins, _U4, len(begins) // 4)
+        begin, size = self._step_begin
+        return np.frombuffer(self._data, _U4, size // 4, begin)
 
     def images(self, begin: int, end: int) -> list[ImageMessage]:
-        """The images with a patch among the tokens [begin, end), in order."""
-        images = self._message.images
-        first = bisect_right(images, begin, key=_image_end)
-        return list(takewhile(lambda image: image.token < end, images[first:]))
+        """The images with a patch among the tokens [begin, end), in order. Raises ValueError if one is damaged."""
+        first = bisect_right(self._images, begin, key=self._image_end)
+        images = map(self._image, self._images[first:])
+        return list(takewhile(lambda image: image.token < end, images))
+
+    def _image_end(self, place: _Place) -> int:
+        """Index of the token behind an image."""
+        image = self._image(place)
+        return image.token + (image.height // PATCH) * (image.width // PATCH)
+
+    def _image(self, place: _Place) -> ImageMessage:
+        begin, size = place
+        try:
+            return ImageMessage.FromString(self._data[begin : begin + size])
+        except DecodeError:
+            raise ValueError("the record has an image that is no Gatokit image message") from None
 
 
-def _image_end(image: ImageMessage) -> int:
-    """Index of the token behind an image."""
-    return image.token + (image.height // PATCH) * (image.width // PATCH)
+def _walk(data: bytes) -> tuple[dict[int, _Place], list[_Place]]:
+    """The place of each field by its tag, and the places of the images; an integer stands in for the number of bytes.
+
+    Images are not looked into. Raises IndexError or ValueError if the data are no record or have unknown fields.
+    """
+    fields, images = _EMPTY.copy(), []
+    at, end = 0, len(data)
+    while at < end:
+        tag, value = data[at], data[at + 1]
+        at += 2
+        if value > 0x7F:
+            if data[at] < 0x80:  # most lengths have two bytes
+                value += (data[at] << 7) - 0x80
+                at += 1
+            else:
+                value, at = read_varint(data, at - 1)
+                if not tag & 7:
+                    value &= 0xFFFFFFFF  # as protobuf does; all integers that windows need have 32 bits
+        fields[tag] = at, value
+        if tag & 7:
+            if tag == _IMAGES:
+                images.append((at, value))
+            elif tag in _TEXTS:
+                data[at : at + value].decode()  # raises a ValueError if it is not UTF-8
+            at += value
+    if at != end or len(fields) > len(_EMPTY):
+        raise ValueError("the data end inside a field, or a field is unknown")
+    return fields, images
 
 
 class RecordSpan(NamedTuple):

@@ -10,7 +10,7 @@ from itertools import count
 
 import numpy as np
 
-from gatokit.loader.batch import IS_ACTION, NO_TOKEN, PADDING, Batch, Targets, find_targets
+from gatokit.loader.batch import NO_TOKEN, PADDING, Batch, Targets, find_targets, is_action, is_of
 from gatokit.loader.mixture import Mixture
 from gatokit.loader.provenance import Provenance, segments_of
 from gatokit.loader.records import OpenShards, RecordSpan, RecordView
@@ -52,6 +52,8 @@ class _Rows:
     """bool (B,): the prompt ends inside an action."""
     redrawn: np.ndarray
     """int64 (B,): see ``Batch``."""
+    patches: np.ndarray
+    """int64 (B,): patches in the row's window."""
     spans: list[list[RecordSpan]]
     """What each row is made of."""
 
@@ -69,10 +71,6 @@ class _Rows:
         self.kinds[row, begin:end] = span.view.kinds[skip:stop]
         self.positions[row, begin:end] = span.view.positions[skip:stop]
         self.spans[row].append(span)
-
-    def patch_counts(self) -> np.ndarray:
-        """Patches in each row's window, int64 (B,)."""
-        return np.count_nonzero(self.kinds[:, :-1] == TokenKind.IMAGE, axis=1)
 
     def targets(self) -> Targets:
         """What the windows predict and hide."""
@@ -129,7 +127,7 @@ class Windows:
         targets = filled.targets()
         kinds = np.ascontiguousarray(filled.kinds[:, :-1])
         return Batch(
-            tokens=filled.ids[:, :-1] * ((kinds != TokenKind.IMAGE) & ~targets.hidden),
+            tokens=filled.ids[:, :-1] * ~(is_of(kinds, TokenKind.IMAGE) | targets.hidden),
             kinds=kinds,
             positions=np.ascontiguousarray(filled.positions[:, :-1]),
             **targets._asdict(),
@@ -143,7 +141,6 @@ class Windows:
         filled = self._filled(self._samples(step, rows))
         tokens = np.count_nonzero(filled.kinds[:, :-1], axis=1).tolist()
         targets = np.count_nonzero(filled.targets().target_kinds, axis=1).tolist()
-        patches = filled.patch_counts().tolist()
         found = []
         for at, row in enumerate(rows):
             sampled = self._sampler.datasets[int(filled.draws["dataset"][at])]
@@ -161,7 +158,7 @@ class Windows:
                     segments=segments_of(spans[len(in_prompt) :], self._shards.shards, self._context),
                     tokens=tokens[at],
                     targets=targets[at],
-                    patches=patches[at],
+                    patches=int(filled.patches[at]),
                     hides_actions=bool(filled.draws["hide"][at]),
                     redraws=int(filled.attempts[at]),
                 )
@@ -191,13 +188,15 @@ class Windows:
             prompt_tokens=np.zeros(len(samples), np.int64),
             cut_action=np.zeros(len(samples), bool),
             redrawn=np.full(len(samples), -1),
+            patches=np.zeros(len(samples), np.int64),
             spans=[[] for _ in samples],
         )
         drawn = np.arange(len(samples))
         while len(drawn):
             rows.draws[drawn] = self._sampler.draw(samples[drawn], rows.attempts[drawn])
             self._fill(rows, drawn)
-            counts = rows.patch_counts().reshape(-1, self._group_rows)
+            rows.patches[drawn] = np.count_nonzero(is_of(rows.kinds[drawn, :-1], TokenKind.IMAGE), axis=1)
+            counts = rows.patches.reshape(-1, self._group_rows)
             full = np.flatnonzero(counts.sum(axis=1) > self.patch_slots)
             last = self._group_rows - 1 - np.argmax(counts[full, ::-1] > 0, axis=1)
             drawn = full * self._group_rows + last
@@ -218,7 +217,7 @@ class Windows:
             return _SLOTS
         groups = -(-_TRIED // self._group_rows)
         rows = self._filled(np.arange(groups * self._group_rows))
-        largest = int(rows.patch_counts().reshape(groups, self._group_rows).sum(axis=1).max())
+        largest = int(rows.patches.reshape(groups, self._group_rows).sum(axis=1).max())
         wanted = max(self._context, largest * 9 // 8)
         return min(-(-wanted // _SLOTS) * _SLOTS, self.patch_slots)
 
@@ -267,7 +266,7 @@ class Windows:
         if self._aligned and end > tokens:
             length = _last_step(rows.spans[row], tokens) or tokens
         if length < end:
-            rows.cut_action[row] = IS_ACTION[rows.kinds[row, length - 1 : length + 1]].all()
+            rows.cut_action[row] = is_action(rows.kinds[row, length - 1 : length + 1]).all()
             rows.clear(row, length)
         rows.prompt_tokens[row] = length
         return length
@@ -340,9 +339,9 @@ class Windows:
         low = np.zeros((2, groups, slots), np.int64)
         size = np.ones((2, groups, slots), np.int64)
         used = [0] * groups
-        for row, spans in enumerate(rows.spans):
+        for row in np.flatnonzero(rows.patches).tolist():
             group, in_group = divmod(row, self._group_rows)
-            for column, shown, places in self._shown(spans):
+            for column, shown, places in self._shown(rows.spans[row]):
                 begin = used[group]
                 used[group] = end = begin + len(shown)
                 pixels[group, begin:end] = shown

@@ -2,18 +2,25 @@
 
 import pickle
 import shutil
+from bisect import bisect_right
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 from array_record.python.array_record_module import ArrayRecordReader
+from google.protobuf.message import DecodeError
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gatokit.loader.mixture import open_mixture
 from gatokit.loader.records import OpenShards, RecordView
 from gatokit.loader.windows import Windows
 from gatokit.schemas.errors import DataError
 from gatokit.schemas.record import Record
+from gatokit.schemas.record_pb2 import Record as RecordMessage
 from gatokit.schemas.run import RunConfig
+from gatokit.schemas.tokens import EncodedImage, PlacedImage, TokenSequence
 from gatokit.storage.array_record import ArrayRecordFile
 
 
@@ -55,6 +62,95 @@ def test_bytes_that_are_no_record_are_refused(mixed: Path) -> None:
             RecordView(damaged)
     with pytest.raises(ValueError, match="format version 9 and this gatokit reads up to 1"):
         RecordView(data.replace(b"\x08\x01", b"\x08\x09", 1))
+
+
+def written(tokens: int, images: int, image_bytes: int = 3) -> bytes:
+    """A record of one episode with images of one patch each."""
+    numbers = np.arange(tokens, dtype=np.uint16)
+    sequence = TokenSequence(
+        tokens=numbers,
+        kinds=numbers.astype(np.uint8),
+        positions=numbers[::-1],
+        step_begin=np.array([0, tokens // 2], np.uint32),
+        images=[PlacedImage(1 + n, EncodedImage(bytes(image_bytes), 16, 16)) for n in range(images)],
+        text_tokens=None,
+    )
+    return Record("é/1", 2, 300, 5, "spec", sequence, np.ones(2), None, np.zeros(2, np.uint8)).to_bytes()
+
+
+def check_against_protobuf(data: bytes) -> bool:
+    """A view accepts what protobuf accepts, with the same values, and refuses everything else. Returns whether it is
+    accepted."""
+    try:
+        message = RecordMessage.FromString(data)
+    except DecodeError:
+        message = RecordMessage()
+    lengths = len(message.tokens), len(message.positions)
+    if message.version != 1 or not message.kinds or lengths != (2 * len(message.kinds),) * 2:
+        accepted = False
+    else:
+        accepted = message.chunk < message.chunks
+    if not accepted:
+        with pytest.raises(ValueError, match="the record"):
+            RecordView(data).images(0, 1 << 32)
+        return False
+    view = RecordView(data)
+    for name in ("tokens", "kinds", "positions"):
+        assert getattr(view, name).tobytes() == getattr(message, name)
+    assert view.step_begin.tobytes() == message.step_begin[: len(message.step_begin) // 4 * 4]
+    assert (view.owner, view.chunk, view.chunks) == (message.owner, message.chunk, message.chunks)
+    ends = [image.token + image.height // 16 * (image.width // 16) for image in message.images]
+    for begin in (0, 2):
+        assert view.images(begin, 1 << 32) == list(message.images)[bisect_right(ends, begin) :]
+    return True
+
+
+def test_a_view_of_a_record_with_any_byte_replaced_or_cut_off_agrees_with_protobuf() -> None:
+    data = written(tokens=6, images=2)
+    assert check_against_protobuf(data)
+    for end in range(len(data)):
+        check_against_protobuf(data[:end])
+    found = {
+        check_against_protobuf(data[:at] + bytes([value]) + data[at + 1 :])
+        for at in range(len(data))
+        for value in range(256)
+    }
+    assert found == {False, True}
+
+
+NUMBERS_ON_THE_WIRE = [
+    b"\x81\x80\x00",
+    b"\x80\x80\x80\x80\x80\x80\x80\x80\x80\x01",
+    b"\x81" * 9 + b"\x7f",
+    b"\xff" * 11,
+]
+PARTS = st.sampled_from(
+    [
+        b"",
+        b"\x08",
+        b"\x12\x01\xff",
+        b"\x32\x01\xff",
+        b"\x78\x01",
+        b"\x82\x01\x01a",
+        b"\x7b\x7c",
+        b"\x00\x00",
+        *NUMBERS_ON_THE_WIRE,
+    ]
+)
+
+
+@given(
+    st.sampled_from([written(6, 2), written(100, 0), written(70, 3, 200), written(9000, 1, 20_000)]),
+    st.lists(
+        st.tuples(st.integers(0, 400) | st.integers(0), st.integers(0, 3), PARTS | st.binary(max_size=4)), max_size=2
+    ),
+)
+@settings(max_examples=1000, deadline=None)
+def test_a_view_of_damaged_bytes_agrees_with_protobuf(data: bytes, damages: list[tuple[int, int, bytes]]) -> None:
+    for place, cut, put in damages:
+        at = place % (len(data) + 1)
+        data = data[:at] + put + data[at + cut :]
+    check_against_protobuf(data)
 
 
 def test_threads_share_readers_of_which_few_are_open(mixed: Path) -> None:
