@@ -233,7 +233,9 @@ def _scan_sample(dataset: DatasetPlan, max_bytes: int, seconds: float, folder: P
         share = 1.0
         if total and rows.num_rows:
             last = rows.slice(rows.num_rows - 1).to_pylist()[0]
-            share = min(1.0, (last[column] + (last["length"] if column == "offset" else 1)) / total)
+            first, _ = getattr(files[0], "positions", None) or (0, 0)
+            done = last[column] + (last["length"] if column == "offset" else 1 - first)
+            share = min(1.0, done / total)
         path = folder / f"{number}.arrow"
         write_rows(path, rows)
         found[number] = _Piece(path, 1 / max(share, 1e-9), {"size": share * size, "seconds": time.monotonic() - begin})

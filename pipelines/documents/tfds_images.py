@@ -1,7 +1,6 @@
 """TFDS directories of captioned images: Examples with an image and a text, or a list of texts."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -114,16 +113,23 @@ def read_directory(path: str, below: str, image_field: str, text_field: str | No
             fitting = ", ".join(repr(name) for name, kind in known.items() if kind in wanted) or "none"
             problem = f"its feature {field!r} is no {wanted[0]}" if field in known else f"has no feature {field!r}"
             raise DataError(f"{path}: {problem}; set `{option}` to one of: {fitting}")
-    return [
-        TfdsImagesFile(
-            **asdict(file),
-            type=f"tfds_{directory.file_format}",
-            image_field=image_field,
-            text_field=text_field,
-            listed=known[text_field] == "list of text",
+    files = []
+    for file, _ in directory.files(below, directory.slices(directory.splits)):
+        if file.size < 0:
+            raise tfds.missing(file)
+        files.append(
+            TfdsImagesFile(
+                path=file.path,
+                name=file.name,
+                size=file.size,
+                examples=file.examples,
+                type=f"tfds_{directory.file_format}",
+                image_field=image_field,
+                text_field=text_field,
+                listed=known[text_field] == "list of text",
+            )
         )
-        for file in directory.files(below)
-    ]
+    return files
 
 
 def _kinds(feature: Any, path: str, is_list: bool) -> Iterator[tuple[str, str]]:

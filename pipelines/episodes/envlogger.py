@@ -26,6 +26,7 @@ from gatokit.pipelines.episodes.reader import (
     Values,
 )
 from gatokit.pipelines.formats.records import ByteRange, Stored, too_large
+from gatokit.schemas.config_episodes import Splits
 from gatokit.schemas.errors import ConfigError, DataError, RejectedError, install_hint
 from gatokit.storage.files import is_remote
 
@@ -45,7 +46,9 @@ class EnvLoggerFile(EpisodeFile):
     episodes: int | None = None
 
     @staticmethod
-    def read_directory(path: str, name: str, below: str, splits: tuple[str, ...] | None) -> SourceDirectory:
+    def read_directory(
+        path: str, name: str, below: str, splits: Splits | None, is_partial: bool = False
+    ) -> SourceDirectory:
         """See ``EpisodeFile``. The features are those of the first episode that can be read.
 
         Also raises ConfigError if the log is on ``gs://`` or EnvLogger's reader does not load.
@@ -55,8 +58,9 @@ class EnvLoggerFile(EpisodeFile):
         with _opened(path, None) as (_, fault):
             if fault:
                 raise DataError(f"{os.path.join(path, _MARKER)}: EnvLogger cannot read it: {fault}")
-        if splits:
-            raise ConfigError(f"{path}: an EnvLogger log has no splits; leave out `splits: [{', '.join(splits)}]`")
+        if splits is not None:
+            names = ", ".join((*splits.train, *(splits.held_out or ())))
+            raise ConfigError(f"{path}: an EnvLogger log has no splits; leave out `splits` ({names})")
         steps = (os.path.join(path, shard, _STEPS) for shard in sorted(os.listdir(path)))
         files = tuple(
             EnvLoggerFile(path=file, name=os.path.relpath(file, below), size=os.path.getsize(file))
@@ -66,7 +70,7 @@ class EnvLoggerFile(EpisodeFile):
         features = next(filter(None, (file.features() for file in files)), None)
         if features is None:
             raise DataError(f"{path}: holds no episode that can be read. Record it again, or leave it out of `source`")
-        return SourceDirectory(path, name, features, files)
+        return SourceDirectory(path, name, features, files, in_order=True)
 
     def read_all(self, max_bytes: int) -> Iterator[StoredEpisode]:
         """See ``EpisodeFile``."""

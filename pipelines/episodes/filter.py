@@ -68,7 +68,7 @@ def filter_episodes(plan: EpisodesPlan, paths: Sequence[Path], config: BuildConf
     """
     keep, name = plan.config.keep, plan.config.name
     selection = None if plan.list_path is None else read_episode_list(keep, plan.list_path, name)
-    scanned, gathered, losses = ScannedRows(paths, limit), _Gathered(), Losses()
+    scanned, gathered, losses, in_held_out = ScannedRows(paths, limit), _Gathered(), Losses(), bytearray()
     for table in scanned:
         losses.add(table, plan.ids)
         ids = plan.ids(table)
@@ -77,6 +77,7 @@ def filter_episodes(plan: EpisodesPlan, paths: Sequence[Path], config: BuildConf
             marks["listed"] = selection.find(ids, table["task"].to_pylist())
         if keep.sample is not None:
             marks["sample"] = np.array([sample_hash(keep.seed or 0, id_) for id_ in ids], np.uint64)
+        in_held_out += plan.held_out[table["file"].to_numpy()].tobytes()
         gathered.add(table, plan.directory_of[table["file"].to_numpy()], marks)
     rows, hashes = gathered.rows()
     if plan.config.id is not None:
@@ -88,12 +89,13 @@ def filter_episodes(plan: EpisodesPlan, paths: Sequence[Path], config: BuildConf
     passes = None if where is None else partial(_passes, plan, scanned, rows, where)
     tasks, kept, reason = filter_rows(rows, keep, name, passes)
     specs, notices = _task_specs(plan, gathered)
+    notices = [*plan.notices, *notices]
     left_out = [task.name for task in tasks if task.is_left_out]
     if left_out:
         shown = ", ".join(left_out[:_MOST_NAMES]) + (" …" if len(left_out) > _MOST_NAMES else "")
         notices.append(f"{name}: keep leaves no episode of {len(left_out)} of {len(tasks)} tasks: {shown}")
     needs_order = keep.min_return is not None or (where is not None and "expert_return" in where.columns)
-    if plan.config.order is None and needs_order:
+    if needs_order and not plan.in_order:
         notices.append(
             f"{name}: no collection order is configured ({plan.field}.order), so expert returns run "
             "over the order of the files, which TFDS shuffles"
@@ -105,7 +107,11 @@ def filter_episodes(plan: EpisodesPlan, paths: Sequence[Path], config: BuildConf
         notices=tuple(notices),
         specs=specs,
         kept=kept,
-        held_out=held_out(hashes, kept, rows.task, config.holdout),
+        held_out=(
+            kept & np.frombuffer(in_held_out, bool)
+            if plan.config.splits is not None and plan.config.splits.held_out is not None
+            else held_out(hashes, kept, rows.task, config.holdout)
+        ),
         rows=replace(rows, steps=nothing, success=None, reason=nothing, listed=None, sample=None),
         reason=pa.array(reason, pa.string()).dictionary_encode(),
     )

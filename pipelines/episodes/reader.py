@@ -7,14 +7,14 @@ A source is directories with files, and in them stored episodes. A format is a m
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal, Protocol
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from gatokit.pipelines.formats.records import ByteRange, Stored
-from gatokit.schemas.config_episodes import EpisodeImages, EpisodesConfig, FieldRule
+from gatokit.schemas.config_episodes import EpisodeImages, EpisodesConfig, FieldRule, Splits
 from gatokit.schemas.errors import ConfigError, DataError
 from gatokit.schemas.manifest import EpisodeSpec, FieldKind, FieldSpec, ImageSpec
 from gatokit.schemas.tokens import NO_POSITION, PATCH
@@ -93,17 +93,30 @@ StoredEpisode = Stored[RawEpisode]
 
 @dataclass(frozen=True)
 class SourceDirectory:
-    """A directory of one format: ``name`` is its path below the source without version directories."""
+    """A directory of one format: ``name`` is its path below the source without version directories.
+
+    ``splits`` has the episodes of the files by the split, or slice of a split, that they were asked for as, and
+    ``left_out`` the episodes of the splits of which nothing is read. ``missing`` is the number of files that are left
+    out because they are not there. ``in_order`` is set if the files hold the episodes as they were collected.
+    """
 
     path: str
     name: str
     features: SourceFeatures
     files: tuple["EpisodeFile", ...]
+    splits: dict[str, int] = field(default_factory=dict)
+    left_out: dict[str, int] = field(default_factory=dict)
+    missing: int = 0
+    in_order: bool = False
 
 
 class EpisodeFile(BaseModel, ABC):
     """A file of a source: ``path`` opens it, ``name`` is its path below the source, ``size`` its bytes, ``episodes``
-    the number that the source states. It travels to workers as JSON, in which ``format`` tells the subclasses apart."""
+    the number that the source states. It travels to workers as JSON, in which ``format`` tells the subclasses apart.
+
+    If only a part of the file is read, ``positions`` are its first episode and the one behind its last, and ``size`` is
+    its share of the bytes. ``held_out`` is set if a split is read that the config holds out.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -115,22 +128,28 @@ class EpisodeFile(BaseModel, ABC):
     name: str
     size: int
     episodes: int | None
+    positions: tuple[int, int] | None = None
+    held_out: bool = False
 
     divides: ClassVar[bool] = True
     """Every format of episodes can be read from the middle of a file."""
 
     @staticmethod
     @abstractmethod
-    def read_directory(path: str, name: str, below: str, splits: tuple[str, ...] | None) -> SourceDirectory:
+    def read_directory(
+        path: str, name: str, below: str, splits: Splits | None, is_partial: bool = False
+    ) -> SourceDirectory:
         """The features and files of a directory of this format.
 
-        ``below`` is the path that file names are relative to; ``splits`` None means all of them. Raises ConfigError if
-        a split does not exist, DataError if the directory cannot be read or is incomplete.
+        ``below`` is the path that file names are relative to. ``splits`` None means ``train``, or all splits if there
+        is no such split. With ``is_partial`` files may be missing. Raises ConfigError if a split does not exist,
+        DataError if the directory cannot be read or is incomplete.
         """
 
     @abstractmethod
     def read_all(self, max_bytes: int) -> Iterator[StoredEpisode]:
-        """Yields every episode in file order. Damaged episodes and those above ``max_bytes`` are rejections."""
+        """Yields the episodes of ``positions`` in file order. Damaged ones and those above ``max_bytes`` are
+        rejections."""
 
     @abstractmethod
     def read_some(self, byte_ranges: Iterable[ByteRange]) -> Iterator[RawEpisode]:

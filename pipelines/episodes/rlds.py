@@ -24,6 +24,7 @@ from gatokit.pipelines.episodes.reader import (
 )
 from gatokit.pipelines.formats import tfds, tfrecord
 from gatokit.pipelines.formats.records import ByteRange, RecordFile, Stored
+from gatokit.schemas.config_episodes import Splits
 from gatokit.schemas.errors import ConfigError, RejectedError
 
 _READABLE = {"Tensor", "Scalar", "ClassLabel", "Text", "BBoxFeature", "LabeledImage"}
@@ -37,9 +38,11 @@ class RldsFile(EpisodeFile):
     format: Literal["tfrecord", "array_record"]
 
     @staticmethod
-    def read_directory(path: str, name: str, below: str, splits: tuple[str, ...] | None) -> SourceDirectory:
+    def read_directory(
+        path: str, name: str, below: str, splits: Splits | None, is_partial: bool = False
+    ) -> SourceDirectory:
         """See ``EpisodeFile``. Also raises ConfigError if the directory holds no episodes."""
-        directory = tfds.read_directory(path, splits)
+        directory = tfds.read_directory(path)
         features = _source_features(directory.features)
         if features is None:
             raise ConfigError(f"{path}: no RLDS dataset, for its features have no `steps`; leave it out of `source`")
@@ -47,8 +50,31 @@ class RldsFile(EpisodeFile):
         if format_ not in tfds.RECORD_FILES:
             known = " and ".join(sorted(tfds.RECORD_FILES))
             raise ConfigError(f"{path}: its files are {format_}; Gatokit reads {known}")
-        files = ({**asdict(file), "format": format_, "episodes": file.examples} for file in directory.files(below))
-        return SourceDirectory(path, name, features, tuple(map(RldsFile.model_validate, files)))
+        if splits is None:
+            splits = Splits(train=("train",) if "train" in directory.splits else tuple(directory.splits))
+        held_out = splits.held_out or ()
+        slices = directory.slices((*splits.train, *held_out))
+        episodes, missing, files = dict.fromkeys((*splits.train, *held_out), 0), set(), []
+        for file, part in directory.files(below, slices):
+            if file.size < 0:
+                if not is_partial:
+                    raise tfds.missing(file, "; `files: present` reads those that are there")
+                missing.add(file.path)
+                continue
+            episodes[part.name] += file.examples
+            values = {**asdict(file), "format": format_, "episodes": file.examples, "held_out": part.name in held_out}
+            files.append(RldsFile.model_validate(values))
+        read = {part.split for part in slices} | episodes.keys()
+        return SourceDirectory(
+            path,
+            name,
+            features,
+            tuple(files),
+            splits=episodes,
+            left_out={split: directory.splits[split].num_examples for split in sorted(directory.splits.keys() - read)},
+            missing=len(missing),
+            in_order=not directory.is_shuffled,
+        )
 
     def read_all(self, max_bytes: int) -> Iterator[StoredEpisode]:
         """See ``EpisodeFile``."""
@@ -71,7 +97,7 @@ class RldsFile(EpisodeFile):
                 yield ExampleEpisode(data)
 
     def _records(self) -> RecordFile:
-        return tfds.RECORD_FILES[self.format](self.path, self.name, self.episodes, "episodes")
+        return tfds.RECORD_FILES[self.format](self.path, self.name, self.episodes, "episodes", self.positions)
 
 
 class ExampleEpisode:
@@ -146,7 +172,7 @@ def _unpacked(field: SourceField, strings: list[bytes]) -> np.ndarray:
 def _source_features(features: FeatureConnector) -> SourceFeatures | None:
     """The fields of the steps and of the episode; None if there are no steps. Many tasks share one object."""
     steps: Any = features["steps"] if isinstance(features, FeaturesDict) and "steps" in features else None
-    if type(steps).__name__ != "Dataset":
+    if type(steps).__name__ not in ("Dataset", "Sequence") or not isinstance(steps.feature, FeaturesDict):
         return None
     metadata = [field for key in sorted(features) if key != "steps" for field in _fields(features[key], key)]
     return SourceFeatures(steps=tuple(_fields(steps.feature, "")), metadata=tuple(metadata))

@@ -7,7 +7,8 @@ rows.
 
 import math
 import typing
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -31,7 +32,7 @@ from gatokit.pipelines.episodes.reader import (
 from gatokit.pipelines.episodes.rlds import RldsFile
 from gatokit.pipelines.inputs import find_directories, fixed_part, local_path, local_pattern
 from gatokit.schemas.config_episodes import EpisodesConfig
-from gatokit.schemas.errors import ConfigError, RejectedError
+from gatokit.schemas.errors import ConfigError, DataError, RejectedError
 from gatokit.schemas.manifest import EpisodeSpec, json_digest
 from gatokit.storage import files
 
@@ -115,6 +116,31 @@ class EpisodesPlan:
     is_partial: bool = False
     kind: ClassVar = "episodes"
 
+    @property
+    def in_order(self) -> bool:
+        """Whether the collection order is known: the config names it, or every file holds it."""
+        return self.config.order is not None or all(plan.directory.in_order for plan in self.directories)
+
+    @property
+    def notices(self) -> list[str]:
+        """Sentences for the user: which splits are read, how many episodes they have, and what is left out."""
+        name, sources = self.config.name, [plan.directory for plan in self.directories]
+        read, left_out = Counter[str](), Counter[str]()
+        for source in sources:
+            read.update(source.splits)
+            left_out.update(source.left_out)
+        if not read:  # a format without splits
+            return []
+        held_out = (self.config.splits.held_out if self.config.splits else None) or ()
+        said = ", ".join(f"{'held out ' * (split in held_out)}{split} ({read[split]})" for split in read)
+        said += f"; leaves out {_counts(left_out)}" if left_out else ""
+        notices = [f"{name}: reads {'split' if len(read) == 1 else 'splits'} {said}"]
+        missing = sum(source.missing for source in sources)
+        if missing:
+            listed = missing + len({file.path for file in self.files})
+            notices.append(f"{name}: {missing} of {listed} files are not there and are left out, as `files` says")
+        return notices
+
     @cached_property
     def files(self) -> list[EpisodeFile]:
         """The files of all directories in order."""
@@ -124,6 +150,11 @@ class EpisodesPlan:
     def directory_of(self) -> np.ndarray:
         """The index into ``directories`` of each file, int (files,)."""
         return np.repeat(np.arange(len(self.directories)), [len(plan.directory.files) for plan in self.directories])
+
+    @cached_property
+    def held_out(self) -> np.ndarray:
+        """Whether the config holds out the split of each file, bool (files,)."""
+        return np.array([file.held_out for file in self.files], bool)
 
     @cached_property
     def features(self) -> list[SourceFeatures]:
@@ -167,11 +198,14 @@ def plan_episodes(dataset: EpisodesConfig, field: str, base: Path) -> EpisodesPl
     """
     pattern = local_pattern(dataset.source, base, f"{field}.source")
     below = fixed_part(pattern)
-    splits = dataset.splits.train if dataset.splits else None
     directories = [
-        FORMATS[found.marker].read_directory(found.path, found.name, below, splits)
+        FORMATS[found.marker].read_directory(found.path, found.name, below, dataset.splits, dataset.files == "present")
         for found in find_directories(pattern, tuple(FORMATS), f"{field}.source")
     ]
+    if not any(directory.files for directory in directories):
+        missing = sum(directory.missing for directory in directories)
+        reason = f"none of its {missing} files is there" if missing else "the splits that are read hold no episode"
+        raise DataError(f"{field}.source: {directories[0].path}: {reason}; get its files, or change splits or source")
     check_rules(dataset, [directory.features for directory in directories], field)
     plans = []
     for directory in directories:
@@ -182,6 +216,10 @@ def plan_episodes(dataset: EpisodesConfig, field: str, base: Path) -> EpisodesPl
     listed = dataset.keep.episodes
     list_path = None if listed is None else local_path(listed, base, f"{field}.keep.episodes")
     return EpisodesPlan(dataset, field, tuple(plans), list_path)
+
+
+def _counts(of: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} ({count})" for name, count in of.items())
 
 
 def _scan_fields(directory: SourceDirectory, spec: EpisodeSpec, dataset: EpisodesConfig, field: str) -> ScanFields:

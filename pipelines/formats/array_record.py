@@ -17,7 +17,9 @@ class ArrayRecordFile(RecordFile):
         """See ``RecordFile``."""
         with self._file() as file:
             records = file.records
-            for position in range(records):
+            # A file without a declared number of records should have at least one.
+            begin, end = self.positions or (0, 1 if self.declared is None else self.declared)
+            for position in range(begin, min(end, records) if self.positions else records):
                 try:
                     data = file.read(position, position + 1)[0]
                 except array_record.ArrayRecordError as error:
@@ -26,11 +28,10 @@ class ArrayRecordFile(RecordFile):
                     continue
                 byte_range = ByteRange(position, 0, len(data), google_crc32c.value(data))
                 yield too_large(byte_range, max_bytes) if len(data) > max_bytes else Stored(byte_range, data)
-        # A file without a declared number of records should have at least one.
-        declared = 1 if self.declared is None else self.declared
-        if records < declared:
-            detail = f"the file holds {records} of the {declared} {self.noun} that its dataset states"
-            yield Stored(ByteRange(records, 0, 0, 0), None, "corrupt_length", detail, declared - records)
+        if records < end:
+            first = max(begin, records)
+            detail = f"the file holds {records} of the {end} {self.noun} that its dataset states"
+            yield Stored(ByteRange(first, 0, 0, 0), None, "corrupt_length", detail, end - first)
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[Callable[[ByteRange], bytes | None]]:

@@ -47,17 +47,20 @@ class RecordFile(ABC):
     """A file of records at ``path``.
 
     ``declared`` is the number of records that the metadata of the dataset gives, if any. Messages call the file
-    ``name`` and its records ``noun``.
+    ``name`` and its records ``noun``. ``positions`` are the first record that is read and the one behind the last;
+    None: all.
     """
 
     path: str
     name: str
     declared: int | None
     noun: str
+    positions: tuple[int, int] | None = None
 
     @abstractmethod
     def read_all(self, max_bytes: int) -> Iterator[Stored[bytes]]:
-        """Yields every record in file order. Damaged records and those above ``max_bytes`` are rejections."""
+        """Yields the records of ``positions`` in file order. Damaged ones and those above ``max_bytes`` are
+        rejections."""
 
     @abstractmethod
     def opened(self) -> contextlib.AbstractContextManager[Callable[[ByteRange], bytes | None]]:

@@ -37,20 +37,24 @@ class TfRecordFile(RecordFile):
 
     def read_all(self, max_bytes: int) -> Iterator[Stored[bytes]]:
         """See ``RecordFile``."""
+        first, last = self.positions or (0, self.declared or 0)
         position = 0
         with ranges(self.path) as (read, size):
             end = size
             try:
-                for record in records(read, size, max_bytes):
-                    yield record
+                for record in records(read, size, max_bytes, first):
+                    if position >= first:
+                        yield record
                     position += 1
-                detail = f"the file ends after {position} of the {self.declared} {self.noun} that its dataset states"
+                    if self.positions is not None and position >= last:
+                        return
+                detail = f"the file ends after {position} of the {last} {self.noun} that its dataset states"
             except DamagedLengthError as error:
                 end, detail = error.offset, str(error)
-        lost = (self.declared or 0) - position
-        if lost > 0 or end < size:
+        position = max(position, first)
+        if position < last or end < size:
             rest = ByteRange(position, end, size - end, 0)
-            yield Stored(rest, None, "corrupt_length", detail, max(1, lost))
+            yield Stored(rest, None, "corrupt_length", detail, max(1, last - position))
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[Callable[[ByteRange], bytes | None]]:
@@ -74,8 +78,10 @@ class DamagedLengthError(ValueError):
         self.offset = offset
 
 
-def records(read: ReadAt, size: int, max_bytes: int) -> Iterator[Stored[bytes]]:
-    """Yields every record of a file of ``size`` bytes; payloads above ``max_bytes`` are skipped unread.
+def records(read: ReadAt, size: int, max_bytes: int, first: int = 0) -> Iterator[Stored[bytes]]:
+    """Yields every record of a file of ``size`` bytes.
+
+    Payloads above ``max_bytes`` and those before the position ``first`` are not read, and yielded as rejections.
 
     Raises DamagedLengthError if a length is damaged or the file ends inside a record.
     """
@@ -89,7 +95,7 @@ def records(read: ReadAt, size: int, max_bytes: int) -> Iterator[Stored[bytes]]:
         end = offset + HEADER + length
         if end + FOOTER > size:
             raise DamagedLengthError(offset)
-        data = None if length > max_bytes else read(offset + HEADER, length)
+        data = None if length > max_bytes or position < first else read(offset + HEADER, length)
         # The checksum is read together with the next record's header, which saves a read a record.
         behind = read(end, FOOTER + HEADER)
         if len(behind) < FOOTER or (data is not None and len(data) < length):

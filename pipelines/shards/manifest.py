@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from gatokit.pipelines.documents.reader import DocumentsPlan
+from gatokit.pipelines.episodes.scan import EpisodesPlan
 from gatokit.pipelines.planning import Plan
 from gatokit.pipelines.shards.writer import INDEX_SUFFIX, read_out_of_range, read_parts
 from gatokit.pipelines.stages import Losses
@@ -135,7 +136,7 @@ def finish_dataset(root: Path, plan: Plan, config: BuildConfig, content: Literal
         )
     episodes, kept = totals.losses.rows, sum(split.kept for split in splits)
     _check(totals, plan, config)
-    ordered = getattr(dataset, "order", None) is not None
+    ordered = isinstance(plan.dataset, EpisodesPlan) and plan.dataset.in_order
     pq.write_table(_tasks(totals, plan, content), sink := pa.BufferOutputStream())
     described = DatasetFile(
         name=dataset.name,

@@ -73,7 +73,12 @@ BAD = {
         2,
         "order needs a number",
     ),
-    "a split": ("    fields:", "    splits: [test]\n    fields:", 2, "has no split 'test', only train"),
+    "a split": (
+        "    fields:",
+        "    splits: [test]\n    fields:",
+        2,
+        "splits: 'test' cannot be read: Unknown split 'test'. Should be one of ['train']; the splits are train (32)",
+    ),
     "one task twice": ("    fields:", "    task: {constant: t}\n    fields:", 2, "both give the task 't'"),
     "a task that keeps nothing": (
         "    fields:",

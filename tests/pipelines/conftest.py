@@ -26,7 +26,7 @@ Episodes = Sequence[Mapping[str, Any]]
 
 def _write_tfds(
     path: Path,
-    steps: Mapping[str, Any],
+    steps: Any,
     episodes: Episodes | Mapping[str, Episodes],
     *,
     metadata: Mapping[str, Any] | None = None,
@@ -40,7 +40,8 @@ def _write_tfds(
     identity = tfds.core.DatasetIdentity(
         name="recorded", version=tfds.core.Version("1.0.0"), data_dir=os.fspath(path), module_name=""
     )
-    features = tfds.features.FeaturesDict({"steps": tfds.features.Dataset(dict(steps)), **(metadata or {})})
+    feature = tfds.features.Dataset(dict(steps)) if isinstance(steps, Mapping) else steps
+    features = tfds.features.FeaturesDict({"steps": feature, **(metadata or {})})
     info = tfds.core.DatasetInfo(builder=identity, description="a test", features=features)
     writer = tfds.core.SequentialWriter(info, max_examples_per_shard, file_format=file_format)
     splits = episodes if isinstance(episodes, Mapping) else {"train": episodes}
@@ -80,9 +81,10 @@ def _write_riegeli(
 def write_tfds() -> Callable[..., Path]:
     """``write_tfds(path, steps, episodes, *, metadata, file_format, max_examples_per_shard, finished) -> path``.
 
-    ``steps`` and ``metadata`` are TFDS features. ``episodes`` are those of the split ``train``, or of each split
-    by name: ``{"steps": [step, …], **metadata}``. Files are named ``recorded-SPLIT.FORMAT-NNNNN``, in the given
-    order; ``finished=False`` leaves what a recording killed in its first shard leaves.
+    ``steps`` and ``metadata`` are TFDS features, ``steps`` those of a step or one of all steps. ``episodes`` are those
+    of the split ``train``, or of each split by name: ``{"steps": [step, …], **metadata}``. Files are named
+    ``recorded-SPLIT.FORMAT-NNNNN``, in the given order; ``finished=False`` leaves what a recording killed in its first
+    shard leaves.
     """
     return _write_tfds
 

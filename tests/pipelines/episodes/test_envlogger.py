@@ -13,6 +13,7 @@ from gatokit.pipelines.episodes.envlogger import EnvLoggerFile
 from gatokit.pipelines.episodes.reader import RawEpisode, SourceDirectory, SourceField, StoredEpisode
 from gatokit.pipelines.episodes.rlds import RldsFile
 from gatokit.pipelines.formats.records import ByteRange
+from gatokit.schemas.config_episodes import Splits
 from gatokit.schemas.errors import ConfigError, DataError, RejectedError, install_hint
 
 dm_env = pytest.importorskip("dm_env", reason="it comes with EnvLogger and dm-control, which have no wheels here")
@@ -359,8 +360,8 @@ def test_metadata_of_early_versions_is_in_the_first_step(tmp_path: Path, write_r
 
 
 def test_a_log_has_no_splits(log: Path) -> None:
-    with pytest.raises(ConfigError, match=r"log: an EnvLogger log has no splits; leave out `splits: \[train\]`$"):
-        EnvLoggerFile.read_directory(str(log), "log", str(log.parent), ("train",))
+    with pytest.raises(ConfigError, match=r"log: an EnvLogger log has no splits; leave out `splits` \(train\)$"):
+        EnvLoggerFile.read_directory(str(log), "log", str(log.parent), Splits(train=("train",)))
 
 
 def test_a_log_without_episodes_is_an_error(copied: Path) -> None:

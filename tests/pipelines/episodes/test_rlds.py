@@ -126,8 +126,8 @@ def simple(request: pytest.FixtureRequest, tmp_path: Path, write_tfds: Callable)
     return write_tfds(tmp_path / "simple", simple_steps(), simple_episodes(), file_format=request.param)
 
 
-def read(path: Path, splits: tuple[str, ...] | None = None) -> SourceDirectory:
-    return RldsFile.read_directory(str(path), "task", str(path.parent), splits)
+def read(path: Path) -> SourceDirectory:
+    return RldsFile.read_directory(str(path), "task", str(path.parent), None)
 
 
 def stored(directory: SourceDirectory, max_bytes: int = LARGE) -> Iterator[tuple[EpisodeFile, StoredEpisode]]:
@@ -273,19 +273,6 @@ def test_places_identify_content(tmp_path: Path, write_tfds: Callable) -> None:
     first, second = ([found.byte_range for _, found in stored(read(path))] for path in (one, two))
     assert first[0] == second[0]
     assert first[1].crc != second[1].crc
-
-
-def test_splits_are_all_or_those_named(tmp_path: Path, write_tfds: Callable) -> None:
-    path = write_tfds(
-        tmp_path / "splits", simple_steps(), {"train": simple_episodes((2, 3)), "test": simple_episodes((4,))}
-    )
-    assert [os.path.basename(file.name) for file in read(path).files] == [
-        "recorded-test.tfrecord-00000",
-        "recorded-train.tfrecord-00000",
-    ]
-    assert [file.episodes for file in read(path, ("train",)).files] == [2]
-    with pytest.raises(ConfigError, match=r"splits: has no split 'validation', only test, train$"):
-        read(path, ("train", "validation"))
 
 
 def test_an_episode_above_the_limit_is_rejected_unread(simple: Path) -> None:
