@@ -41,7 +41,6 @@ RECORD_RANGE = np.dtype([("shard", np.int64), ("first", np.int64), ("stop", np.i
 _PAIRS = frozenset(("image_text", "image_question_answer"))
 _NAMED = re.compile(r"([A-Za-z0-9_.-]+)=(.+)")
 _COLUMNS = ["task", "agent", "split", "steps", "part", "first_record", "record_tokens"]
-_BEST_COLUMNS = ["episode_id", "return", "expert_return", *_COLUMNS]
 
 
 # --- datasets ----------------------------------------------------------------------------------------------------
@@ -104,11 +103,8 @@ class MixedDataset:
         the ordinal of its shard; empty for documents. Raises DataError if an index cannot be read."""
         best: dict[str, dict[str, Any]] = {}
         for path, first_shard in self._index_files() if self.holds_episodes else ():
-            try:
-                table = pq.read_table(path, columns=_BEST_COLUMNS, filters=[("split", "=", TRAIN)])
-            except (OSError, pa.ArrowInvalid) as error:
-                raise DataError(f"the index {path} cannot be read: {error}; gatokit verify says more") from None
-            tasks = table["task"].combine_chunks().dictionary_encode().indices.to_numpy()
+            table = _read_index(path, ["episode_id", "return", "expert_return", *_COLUMNS], TRAIN)
+            _, tasks = _codes(table["task"])
             order = np.argsort(-table["return"].to_numpy(), kind="stable")
             _, firsts = np.unique(tasks[order], return_index=True)
             for episode in table.take(order[firsts]).to_pylist():
@@ -171,15 +167,6 @@ class Mixture:
         return open_mixture, (self.directories, self.given_weights)
 
 
-class _Build(NamedTuple):
-    """A directory of the mixture; the names of its datasets begin with ``prefix``."""
-
-    argument: str
-    prefix: str
-    path: Path
-    manifest: Manifest
-
-
 def open_mixture(directories: Sequence[str | os.PathLike[str]], weights: Mapping[str, float] | None = None) -> Mixture:
     """The datasets of finished builds, mixed by ``weights`` (default: the weights of the builds).
 
@@ -189,85 +176,81 @@ def open_mixture(directories: Sequence[str | os.PathLike[str]], weights: Mapping
     """
     if not directories:
         raise ConfigError("there is no directory to train from: give one with --data")
-    builds = [_open_build(os.fspath(argument)) for argument in directories]
-    for build in builds[1:]:
-        _check_same_tokens(builds[0], build)
+    arguments = [os.fspath(directory) for directory in directories]
+    manifests: list[Manifest] = []
+    paths: list[Path] = []
     known: dict[str, MixedDataset] = {}
-    for build in builds:
-        for dataset in _datasets(build):
-            if dataset.name in known:
+    for argument in arguments:
+        named = None if os.path.isdir(argument) else _NAMED.fullmatch(argument)
+        prefix, directory = ("", argument) if named is None else (f"{named[1]}/", named[2])
+        manifest, path = Manifest.read(local_directory(directory)), Path(directory)
+        if manifest.content != "build":
+            raise ConfigError(f"{path} is a scan, which stores no tokens: train from what gatokit build made")
+        if manifests:
+            _check_same_tokens(arguments[0], manifests[0], argument, manifest)
+        for dataset in _datasets(path, manifest):
+            name = prefix + dataset.name
+            if name in known:
                 raise ConfigError(
-                    f"{build.path} and {known[dataset.name].path.parent} both have a dataset {dataset.name}: "
-                    f"name one of the directories, such as new={build.path}"
+                    f"{path} and {known[name].path.parent} both have a dataset {name}: "
+                    f"name one of the directories, such as new={path}"
                 )
-            known[dataset.name] = dataset
-    vocabulary = _read_vocabulary(builds[0])
+            known[name] = replace(dataset, name=name)
+        manifests.append(manifest)
+        paths.append(path)
+    vocabulary = _read_vocabulary(paths[0], manifests[0])
     datasets = _weighted(known, weights)
     for dataset in datasets:
         _check_files(dataset)
     return Mixture(
-        directories=tuple(build.argument for build in builds),
+        directories=tuple(arguments),
         given_weights=weights,
         datasets=tuple(datasets),
-        tokenizer=builds[0].manifest.tokenizer,
+        tokenizer=manifests[0].tokenizer,
         vocabulary=vocabulary,
         vocabulary_digest=digest(vocabulary),
-        manifest_digests=tuple(build.manifest.digest for build in builds),
+        manifest_digests=tuple(manifest.digest for manifest in manifests),
     )
 
 
-def _open_build(argument: str) -> _Build:
-    named = None if os.path.isdir(argument) else _NAMED.fullmatch(argument)
-    prefix, path = ("", argument) if named is None else (f"{named[1]}/", named[2])
-    manifest = Manifest.read(local_directory(path))
-    if manifest.content != "build":
-        raise ConfigError(f"{path} is a scan, which stores no tokens: train from what gatokit build made")
-    return _Build(argument, prefix, Path(path), manifest)
-
-
-def _check_same_tokens(first: _Build, other: _Build) -> None:
+def _check_same_tokens(first: str, first_manifest: Manifest, other: str, other_manifest: Manifest) -> None:
     """Raises ConfigError if a token id does not mean the same in both builds."""
-    ours, theirs = (build.manifest.tokenizer.model_dump(exclude={"chunk_tokens"}) for build in (first, other))
-    for settings, build in ((ours, first), (theirs, other)):
-        assert build.manifest.vocabulary is not None
-        settings["vocabulary"] = build.manifest.vocabulary.blake2b[:16]
+    ours, theirs = (
+        manifest.tokenizer.model_dump(exclude={"chunk_tokens"})
+        | {"vocabulary": manifest.vocabulary and manifest.vocabulary.blake2b[:16]}
+        for manifest in (first_manifest, other_manifest)
+    )
     for name in ours:
         if ours[name] != theirs[name]:
             raise ConfigError(
-                f"{other.argument} was built with {name} {theirs[name]} and {first.argument} with {ours[name]}, so "
-                "their tokens do not mean the same: build one of them again with the other's settings"
+                f"{other} was built with {name} {theirs[name]} and {first} with {ours[name]}, so their tokens do not "
+                "mean the same: build one of them again with the other's settings"
             )
 
 
-def _datasets(build: _Build) -> Iterator[MixedDataset]:
+def _datasets(path: Path, manifest: Manifest) -> Iterator[MixedDataset]:
     """The datasets of a build, with the build's weights."""
-    configs = {config["name"]: config for config in build.manifest.config["datasets"]}
-    cached = cached_shards(build.path, build.manifest) if (build.path / MARKER).exists() else {}
-    for totals in build.manifest.datasets:
-        folder = build.path / totals.directory
-        yield MixedDataset(
-            name=build.prefix + totals.name,
-            weight=totals.weight,
-            path=folder,
-            totals=totals,
-            config=configs[totals.name],
-            shards=tuple(
-                Shard(str(folder / part.file), part.training, part.held_out, cached.get(folder / part.file))
-                for split in totals.splits
-                for part in split.parts
-            ),
+    configs = {config["name"]: config for config in manifest.config["datasets"]}
+    cached = cached_shards(path, manifest) if (path / MARKER).exists() else {}
+    for totals in manifest.datasets:
+        folder = path / totals.directory
+        shards = (
+            Shard(str(folder / part.file), part.training, part.held_out, cached.get(folder / part.file))
+            for split in totals.splits
+            for part in split.parts
         )
+        yield MixedDataset(totals.name, totals.weight, folder, totals, configs[totals.name], tuple(shards))
 
 
-def _read_vocabulary(build: _Build) -> bytes:
+def _read_vocabulary(directory: Path, manifest: Manifest) -> bytes:
     """The SentencePiece model. Raises DataError if it is not the one of the manifest."""
-    assert build.manifest.vocabulary is not None
-    path = build.path / build.manifest.vocabulary.file
+    assert manifest.vocabulary is not None
+    path = directory / manifest.vocabulary.file
     try:
         content = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}; gatokit verify says what else is damaged") from None
-    if digest(content) != build.manifest.vocabulary.blake2b:
+    if digest(content) != manifest.vocabulary.blake2b:
         raise DataError(f"{path} is not the model that the tokens were made with")
     return content
 
@@ -304,14 +287,11 @@ def _check_files(dataset: MixedDataset) -> None:
         try:
             size = os.stat(shard.path).st_size
         except OSError as error:
-            raise DataError(
-                f"the shard {shard.path} cannot be read: {error.strerror}; gatokit verify says what else is missing"
-            ) from None
-        if size != part.size:
-            raise DataError(
-                f"the shard {shard.path} has {size} bytes and the manifest says {part.size}; "
-                "gatokit verify says what else is damaged"
-            )
+            problem = f"cannot be read: {error.strerror}"
+        else:
+            problem = "" if size == part.size else f"has {size} bytes and the manifest says {part.size}"
+        if problem:
+            raise DataError(f"the shard {shard.path} {problem}; gatokit verify says what else is damaged")
 
 
 # --- indexes of episodes -----------------------------------------------------------------------------------------
@@ -415,8 +395,8 @@ def load_index(paths: Sequence[str], first_shards: Sequence[int], split: str) ->
         run_begin=run_begin,
         first_record=np.concatenate([none, *(run.first_record for run in runs)]),
         steps=np.concatenate([none, *(run.steps for run in runs)]),
-        record_begin=_running_sums([run.records for run in runs]),
-        token_end=_running_sums([run.record_tokens for run in runs]),
+        record_begin=_running_sums([none, *(run.records for run in runs)]),
+        token_end=_running_sums([none, *(run.record_tokens for run in runs)]),
     )
     # Arrow would keep the memory of the tables for its next read.
     del runs
@@ -426,13 +406,7 @@ def load_index(paths: Sequence[str], first_shards: Sequence[int], split: str) ->
 
 def _read_runs(path: str, shard: int, split: str) -> Iterator[_Run]:
     """The runs of one index file, whose first shard has the ordinal ``shard``."""
-    try:
-        with pq.ParquetFile(path, read_dictionary=_COLUMNS[:3]) as file:
-            check_index_version(file.schema_arrow, path)
-            table = file.read(_COLUMNS, use_threads=False)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise DataError(f"the index {path} cannot be read: {error}; gatokit verify says more") from None
-    table = table.filter(pc.equal(table["split"], split))
+    table = _read_index(path, _COLUMNS, split)
     (tasks, task), (agents, agent) = _codes(table["task"]), _codes(table["agent"])
     part, first = (table[name].to_numpy() for name in ("part", "first_record"))
     order = np.lexsort((first, part, agent, task))
@@ -440,14 +414,11 @@ def _read_runs(path: str, shard: int, split: str) -> Iterator[_Run]:
         table = table.take(order)
         task, agent, part, first = task[order], agent[order], part[order], first[order]
     lists = table["record_tokens"].combine_chunks()
-    ends = lists.offsets.to_numpy().astype(np.int64)
-    tokens = lists.values.to_numpy()
-    steps = table["steps"].to_numpy().astype(np.uint32)
-    records = np.diff(ends).astype(np.uint32)
+    ends, tokens = lists.offsets.to_numpy(), lists.values.to_numpy()
+    steps, records = table["steps"].to_numpy().astype(np.uint32), np.diff(ends).astype(np.uint32)
     first = first.astype(np.uint32)
-    is_new = np.ones(len(order), bool)
-    is_new[1:] = (np.diff(task) != 0) | (np.diff(agent) != 0) | (np.diff(part) != 0)
-    for begin, end in pairwise([*np.flatnonzero(is_new).tolist(), len(order)]):
+    is_new = [np.diff(values, prepend=-1) != 0 for values in (task, agent, part)]
+    for begin, end in pairwise([*np.flatnonzero(np.any(is_new, axis=0)).tolist(), len(order)]):
         yield _Run(
             task=tasks[task[begin]],
             agent=agents[agent[begin]],
@@ -459,6 +430,17 @@ def _read_runs(path: str, shard: int, split: str) -> Iterator[_Run]:
         )
 
 
+def _read_index(path: str, columns: list[str], split: str) -> pa.Table:
+    """The rows of one split of an index file."""
+    try:
+        with pq.ParquetFile(path, read_dictionary=["task", "agent", "split"]) as file:
+            check_index_version(file.schema_arrow, path)
+            table = file.read(columns, use_threads=False)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise DataError(f"the index {path} cannot be read: {error}; gatokit verify says more") from None
+    return table.filter(pc.equal(table["split"], split))
+
+
 def _codes(column: pa.ChunkedArray) -> tuple[list[str], np.ndarray]:
     """The distinct strings of a column, sorted, and the ordinal of each row's string among them."""
     strings = pc.fill_null(column.cast(pa.string()), "").combine_chunks()
@@ -468,11 +450,7 @@ def _codes(column: pa.ChunkedArray) -> tuple[list[str], np.ndarray]:
 
 
 def _running_sums(arrays: list[np.ndarray]) -> np.ndarray:
-    """The sums of the first 0, 1, 2, … numbers of the arrays joined, int64; the arrays are not copied."""
+    """The sums of the first 0, 1, 2, … numbers of the arrays joined, int64."""
     sums = np.zeros(sum(map(len, arrays)) + 1, np.int64)
-    end = 0
-    for array in arrays:
-        begin, end = end, end + len(array)
-        np.cumsum(array, out=sums[begin + 1 : end + 1])
-        sums[begin + 1 : end + 1] += sums[begin]
-    return sums
+    np.concatenate(arrays, out=sums[1:])
+    return np.cumsum(sums, out=sums)

@@ -4,7 +4,6 @@ Legend: B rows, L tokens of a window, G groups of rows, P patch slots of a group
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import count
 
@@ -30,32 +29,23 @@ _SLOTS = 8
 """The default number of slots is a multiple of this."""
 
 
-@dataclass
 class _Rows:
     """B rows while they are drawn and filled. They have L + 1 tokens: the last one is the last position's target."""
 
-    samples: np.ndarray
-    """int64 (B,)."""
-    attempts: np.ndarray
-    """int64 (B,): how often the row was drawn again."""
-    draws: np.ndarray
-    """DRAW (B,)."""
-    ids: np.ndarray
-    """uint16 (B, L + 1)."""
-    kinds: np.ndarray
-    """uint8 (B, L + 1)."""
-    positions: np.ndarray
-    """uint16 (B, L + 1)."""
-    prompt_tokens: np.ndarray
-    """int64 (B,)."""
-    cut_action: np.ndarray
-    """bool (B,): the prompt ends inside an action."""
-    redrawn: np.ndarray
-    """int64 (B,): see ``Batch``."""
-    patches: np.ndarray
-    """int64 (B,): patches in the row's window."""
-    spans: list[list[RecordSpan]]
-    """What each row is made of."""
+    def __init__(self, samples: np.ndarray, context: int) -> None:
+        """``samples`` are the numbers of the samples, int64 (B,)."""
+        count, shape = len(samples), (len(samples), context + 1)
+        self.samples = samples
+        self.attempts = np.zeros(count, np.int64)  # how often a row was drawn again
+        self.redrawn = np.full(count, -1)  # see ``Batch``
+        self.draws = np.zeros(count, DRAW)
+        self.ids = np.zeros(shape, np.uint16)
+        self.kinds = np.full(shape, PADDING, np.uint8)
+        self.positions = np.full(shape, NO_POSITION, np.uint16)
+        self.prompt_tokens = np.zeros(count, np.int64)
+        self.cut_action = np.zeros(count, bool)  # whether the prompt ends inside an action
+        self.patches = np.zeros(count, np.int64)  # patches in a row's window
+        self.spans: list[list[RecordSpan]] = [[] for _ in samples]  # what a row is made of
 
     def clear(self, row: int, column: int = 0) -> None:
         """Removes the tokens of a row from ``column`` on."""
@@ -177,20 +167,7 @@ class Windows:
 
         As long as the patches of a group are more than its slots, its last row with any is drawn again.
         """
-        shape = len(samples), self._context + 1
-        rows = _Rows(
-            samples=samples,
-            attempts=np.zeros(len(samples), np.int64),
-            draws=np.zeros(len(samples), DRAW),
-            ids=np.zeros(shape, np.uint16),
-            kinds=np.full(shape, PADDING, np.uint8),
-            positions=np.full(shape, NO_POSITION, np.uint16),
-            prompt_tokens=np.zeros(len(samples), np.int64),
-            cut_action=np.zeros(len(samples), bool),
-            redrawn=np.full(len(samples), -1),
-            patches=np.zeros(len(samples), np.int64),
-            spans=[[] for _ in samples],
-        )
+        rows = _Rows(samples, self._context)
         drawn = np.arange(len(samples))
         while len(drawn):
             rows.draws[drawn] = self._sampler.draw(samples[drawn], rows.attempts[drawn])
