@@ -115,7 +115,7 @@ class EpisodeFile(BaseModel, ABC):
     the number that the source states. It travels to workers as JSON, in which ``format`` tells the subclasses apart.
 
     If only a part of the file is read, ``positions`` are its first episode and the one behind its last, and ``size`` is
-    its share of the bytes. ``held_out`` is set if a split is read that the config holds out.
+    its share of the bytes. ``split`` is that of the source, and ``held_out`` is set if the config holds it out.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -129,6 +129,7 @@ class EpisodeFile(BaseModel, ABC):
     size: int
     episodes: int | None
     positions: tuple[int, int] | None = None
+    split: str = ""
     held_out: bool = False
 
     divides: ClassVar[bool] = True

@@ -62,8 +62,8 @@ class RldsFile(EpisodeFile):
                 missing.add(file.path)
                 continue
             episodes[part.name] += file.examples
-            values = {**asdict(file), "format": format_, "episodes": file.examples, "held_out": part.name in held_out}
-            files.append(RldsFile.model_validate(values))
+            values = {**asdict(file), "format": format_, "episodes": file.examples, "split": part.split}
+            files.append(RldsFile.model_validate({**values, "held_out": part.name in held_out}))
         read = {part.split for part in slices} | episodes.keys()
         return SourceDirectory(
             path,

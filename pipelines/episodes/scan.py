@@ -8,7 +8,7 @@ rows.
 import math
 import typing
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -122,20 +122,27 @@ class EpisodesPlan:
         return self.config.order is not None or all(plan.directory.in_order for plan in self.directories)
 
     @property
+    def splits_read(self) -> dict[str, int]:
+        """Episodes by split, or slice of a split, that is read; empty if the source has no splits."""
+        return _sums(plan.directory.splits for plan in self.directories)
+
+    @property
+    def splits_left_out(self) -> dict[str, int]:
+        """Episodes by split of which nothing is read."""
+        return _sums(plan.directory.left_out for plan in self.directories)
+
+    @property
     def notices(self) -> list[str]:
         """Sentences for the user: which splits are read, how many episodes they have, and what is left out."""
-        name, sources = self.config.name, [plan.directory for plan in self.directories]
-        read, left_out = Counter[str](), Counter[str]()
-        for source in sources:
-            read.update(source.splits)
-            left_out.update(source.left_out)
-        if not read:  # a format without splits
+        name, read, left_out = self.config.name, self.splits_read, self.splits_left_out
+        if not read:
             return []
         held_out = (self.config.splits.held_out if self.config.splits else None) or ()
-        said = ", ".join(f"{'held out ' * (split in held_out)}{split} ({read[split]})" for split in read)
-        said += f"; leaves out {_counts(left_out)}" if left_out else ""
+        said = ", ".join(f"{'held out ' * (split in held_out)}{split} ({count})" for split, count in read.items())
+        if left_out:
+            said += "; leaves out " + ", ".join(f"{split} ({count})" for split, count in left_out.items())
         notices = [f"{name}: reads {'split' if len(read) == 1 else 'splits'} {said}"]
-        missing = sum(source.missing for source in sources)
+        missing = sum(plan.directory.missing for plan in self.directories)
         if missing:
             listed = missing + len({file.path for file in self.files})
             notices.append(f"{name}: {missing} of {listed} files are not there and are left out, as `files` says")
@@ -218,8 +225,11 @@ def plan_episodes(dataset: EpisodesConfig, field: str, base: Path) -> EpisodesPl
     return EpisodesPlan(dataset, field, tuple(plans), list_path)
 
 
-def _counts(of: Mapping[str, int]) -> str:
-    return ", ".join(f"{name} ({count})" for name, count in of.items())
+def _sums(counts: Iterable[dict[str, int]]) -> dict[str, int]:
+    sums = Counter[str]()
+    for item in counts:
+        sums.update(item)
+    return sums
 
 
 def _scan_fields(directory: SourceDirectory, spec: EpisodeSpec, dataset: EpisodesConfig, field: str) -> ScanFields:
