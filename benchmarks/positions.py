@@ -1,7 +1,7 @@
 """What relative positions cost beside rotary ones: forward and backward of the same blocks on this machine.
 
 Both sides are compiled programs of one process that take turns; their fastest turns are compared. The ratio of their
-operations, from ``gatokit.trainer.flops``, is printed beside it.
+operations, from ``gatokit.trainer.cost``, is printed beside it.
 
     python benchmarks/positions.py                # two minutes on two cores
     python benchmarks/positions.py --repeats 20 --precision bfloat16
@@ -19,7 +19,7 @@ import numpy as np
 from harness import machine
 
 from gatokit.schemas.run import SIZES, ModelConfig
-from gatokit.trainer import flops, model
+from gatokit.trainer import cost, model
 from gatokit.trainer.attention import self_attention
 
 CASES = {
@@ -48,7 +48,7 @@ def program(case: dict[str, Any], positions: str, precision: str) -> tuple[Calla
         found, _ = model.apply_layers(inputs, layers, config, attention, key=jax.random.key(0), rows=rows)
         return jnp.square(found.astype(jnp.float32)).mean()
 
-    count = flops.train_step(
+    count = cost.train_step_flops(
         config, rows=case["rows"], context=case["context"], patch_slots=0, targets=0, vocabulary_size=0
     )
     return lambda: jax.block_until_ready(gradient(layers)), count

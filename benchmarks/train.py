@@ -26,8 +26,7 @@ from gatokit.loader.loader import batches_ahead
 from gatokit.loader.mixture import Mixture, open_mixture
 from gatokit.loader.windows import Windows
 from gatokit.schemas.run import RunConfig, read_run_config
-from gatokit.trainer import flops, model
-from gatokit.trainer.flops import peak
+from gatokit.trainer import cost, model
 from gatokit.trainer.loss import target_losses
 from gatokit.trainer.mesh import make_mesh, place, process_rows
 from gatokit.trainer.step import Metrics, Trainer
@@ -91,7 +90,7 @@ def train(run: Case, steps: int) -> dict[str, Any]:
     tokens = sum(int(metrics.sums.tokens) for metrics in timed)
     targets = sum(int(metrics.sums.dataset_targets.sum()) for metrics in timed)
     patches = sum(int(metrics.sums.patches) for metrics in timed)
-    work = flops.train_step(
+    work = cost.train_step_flops(
         run.config.model,
         rows=steps * run.config.batch,
         context=run.config.context,
@@ -99,7 +98,7 @@ def train(run: Case, steps: int) -> dict[str, Any]:
         targets=targets,
         vocabulary_size=trainer.vocabulary_size,
     )
-    known = peak(jax.devices()[0].device_kind, run.config.precision)
+    known = cost.peak(jax.devices()[0].device_kind, run.config.precision)
     each = [after - before for before, after in zip(ends[WARM_UP - 1 :], ends[WARM_UP:], strict=False)]
     return {
         "batch": run.config.batch,

@@ -136,19 +136,18 @@ def _forget_other_run(config: Path, built: str, out: Path, scores: Path) -> None
 def _show_losses(output: Output, config: Path, built: str, out: Path) -> list[dict[str, Any]]:
     """Shows the losses by kind beside the unigram entropy of the targets, and draws both as ``loss.png``."""
     from gatokit.inspection.report.charts import LOSS_CHART, draw_losses
-    from gatokit.schemas.run_directory import read_metrics
+    from gatokit.schemas.run_directory import last_line
 
     entropies = unigram_entropies(config, built, COUNTED_BATCHES)
-    lines = read_metrics(out)
-    trained = [line["kinds"] for line in lines if "kinds" in line][-1]
-    held_out = [line["held_out"]["kinds"] for line in lines if "held_out" in line][-1]
+    last = last_line(out)
+    trained, held_out = last["kinds"], last["held_out"]["kinds"]
     rows = [
         {"kind": kind, "entropy": entropy, "training": trained.get(kind), "held_out": held_out.get(kind)}
         for kind, entropy in entropies.items()
     ]
     title = "loss by kind, and the unigram entropy of the targets, nats"
     output.table(title, ["kind", "unigram entropy", "training", "held out"], [row.values() for row in rows])
-    draw_losses(out, lines, entropies)
+    draw_losses(out, entropies)
     output.say(f"the curves are in {out / LOSS_CHART}")
     return rows
 

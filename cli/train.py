@@ -2,12 +2,20 @@
 
 import argparse
 import logging
+import signal
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import TYPE_CHECKING, Any
 
 from gatokit.cli.console import Output, needs, not_negative, positive
 from gatokit.schemas.errors import ConfigError
+
+if TYPE_CHECKING:
+    from gatokit.loader.mixture import Mixture
+    from gatokit.trainer.step import Trainer
 
 EXAMPLE = """gatokit train tiny --data demo/built --out run
   gatokit train run.yaml --data built --data new=more/built --out run
@@ -84,7 +92,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError("--topology belongs to --compile-only: give both or none")
     if arguments.compile_only:
         with needs("tpu" if arguments.topology else "train"):
-            from gatokit.trainer.compile import compile_only
+            from gatokit.trainer.cost import compile_only
         compiled = compile_only(config, arguments.topology)
         output.say(compiled_text(compiled))
         output.result(compiled)
@@ -93,22 +101,28 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError("--data and --out are needed: a finished build, and the directory of the run")
     if "://" in arguments.out:
         raise ConfigError(f"--out {arguments.out}: a run needs a directory; mount the bucket, as docs/training.md says")
+    coordinator, processes, process = arguments.coordinator, arguments.processes, arguments.process
+    if len({value is None for value in (coordinator, processes, process)}) > 1:
+        raise ConfigError("--coordinator, --processes and --process go together: give all three or none")
+    if processes is not None and process >= processes:
+        raise ConfigError(f"--process {process} must be in 0 … {processes - 1}, since --processes is {processes}")
     with needs("train"):
         from gatokit.storage.cache import open_remote
         from gatokit.trainer.distributed import is_first, meet
         from gatokit.trainer.train import train
     _hush_checkpoints()
     data = [open_remote(item, arguments.cache, arguments.cache_bytes) for item in arguments.data]
-    meet(arguments.coordinator, arguments.processes, arguments.process)
+    meet(coordinator, processes, process)
     if not is_first():
         output = Output(as_json=True)
     report = _Report(output, quiet=not is_first())
-    with report.bar:
+    with report.bar, _stop_signals() as caught:
         trained = train(
             config,
             data,
             Path(arguments.out),
             report,
+            is_asked_to_stop=lambda: bool(caught),
             steps=arguments.steps,
             profile=arguments.profile,
             timeout=arguments.timeout,
@@ -116,12 +130,32 @@ def run(arguments: argparse.Namespace) -> int:
     if is_first():
         _show_losses(trained.line, output)
         output.result(trained.line | {"out": arguments.out})
-    if trained.stopped_by is not None:
-        signal = trained.stopped_by
-        output.notice(f"{signal.name} after step {trained.step}, which is saved: run the same command to go on")
-        return 128 + signal
+    if trained.stopped:
+        # Another process may have been asked, and not this one.
+        number = caught[0] if caught else signal.SIGTERM
+        output.notice(f"{number.name} after step {trained.step}, which is saved: run the same command to go on")
+        return 128 + number
     output.say(f"step {trained.step} of {config.steps}; curves and metrics are in {arguments.out}")
     return 0
+
+
+@contextmanager
+def _stop_signals() -> Iterator[list[signal.Signals]]:
+    """A list that gets the first SIGTERM or SIGINT; the second ends the process at once."""
+    caught: list[signal.Signals] = []
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        caught.append(signal.Signals(number))
+        # The system's own handler also ends a process that is deep in a compilation, where Python sees no signal.
+        for each in before:
+            signal.signal(each, signal.SIG_DFL)
+
+    before = {number: signal.signal(number, remember) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def compiled_text(compiled: dict[str, Any]) -> str:
@@ -167,6 +201,27 @@ class _Report:
         columns = (TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn())
         no_bar = quiet or not self._console.is_terminal
         self.bar = Progress(*columns, TextColumn("{task.fields[text]}"), console=self._console, disable=no_bar)
+
+    def begins(self, trainer: "Trainer", mixture: "Mixture", held_out: Sequence[str]) -> None:
+        import jax
+
+        from gatokit.trainer.model import count
+
+        config, devices = trainer.config, jax.devices()
+        axes = ", ".join(f"{name} {size}" for name, size in trainer.mesh.shape.items() if size > 1) or "one device"
+        hosts = f" on {jax.process_count()} hosts" if jax.process_count() > 1 else ""
+        self.say(
+            f"{config.model.size or 'model'}: {count(trainer.table):,} parameters, {config.precision}, on "
+            f"{len(devices)} × {devices[0].device_kind}{hosts} ({axes})"
+        )
+        shares = ", ".join(f"{name} {share:.1%}" for name, share in zip(mixture.names, mixture.weights, strict=True))
+        self.say(
+            f"{config.batch} windows of {config.context} tokens a step, {trainer.patch_slots} patch slots for "
+            f"{config.patch_group_rows} of them; {shares}"
+        )
+        without = sorted(set(mixture.names) - set(held_out))
+        if without:
+            self.notice(f"nothing is held out of {', '.join(without)}: not evaluated")
 
     def say(self, text: str) -> None:
         self._console.print(text, markup=False)

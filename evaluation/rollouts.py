@@ -26,7 +26,7 @@ from gatokit.environments.agents import RECORDING_SEEDS, Actor
 from gatokit.environments.registry import make
 from gatokit.schemas.errors import ConfigError, DataError
 from gatokit.schemas.progress import Progress
-from gatokit.storage.files import write_atomically
+from gatokit.storage.files import write_atomically, writing
 
 _ROLLOUTS = "rollouts.jsonl"
 _SETTINGS = "evaluation.json"
@@ -266,13 +266,9 @@ class RolloutLog:
         """Appends a finished rollout; it is in the file when this returns."""
         key = {"task": task, "agent": agent, "number": rollout.number, "seed": rollout.seed}
         result = {"return": rollout.episode_return, "steps": rollout.steps, "seconds": round(rollout.seconds, 3)}
-        try:
+        with writing(self._path):
             self._file.write((json.dumps(key | result, allow_nan=False) + "\n").encode())
             self._file.flush()
-        except OSError as error:
-            raise DataError(
-                f"{self._path} cannot be written: {error.strerror}; mend that and run the same command again"
-            ) from None
         self._rollouts[task, agent, rollout.number] = rollout
 
     def _read(self) -> None:
@@ -328,7 +324,5 @@ def play_missing(log: RolloutLog, jobs: Sequence[RolloutJob], workers: int, prog
 def write_json(path: Path, value: Any) -> None:
     """Writes a JSON file whole or not at all. Raises DataError if it cannot be written."""
     data = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    try:
+    with writing(path):
         write_atomically(path, data.encode())
-    except OSError as error:
-        raise DataError(f"{path} cannot be written: {error.strerror}") from None

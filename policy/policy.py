@@ -27,9 +27,10 @@ from gatokit.schemas.errors import ConfigError, DataError
 from gatokit.schemas.manifest import VOCABULARY, EpisodeSpec, digest
 from gatokit.schemas.policy import PROMPTS, PolicyFile
 from gatokit.schemas.run import RunConfig
+from gatokit.schemas.run_directory import policy_folder
 from gatokit.tokenizers.text import TextTokenizer
 from gatokit.trainer.attention import Tree
-from gatokit.trainer.export import abstract, load_weights, policy_folder
+from gatokit.trainer.export import abstract, load_weights
 from gatokit.trainer.model import check_positions, parameter_table
 
 _TOKENS_PER_READ = 128

@@ -1,7 +1,9 @@
-"""The files of a run that tell what it trained on and how it went: ``run.json`` and ``metrics.jsonl``."""
+"""The directory of a run: where its checkpoints and its policy's files lie, and what ``run.json`` and ``metrics.jsonl``
+say."""
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,11 @@ from gatokit.schemas.run import RunConfig
 RUN = "run.json"
 RUN_VERSION = 1
 METRICS = "metrics.jsonl"
+CHECKPOINTS = "checkpoints"
+POLICY_FOLDER = "policy"
+"""In a run and in each of its checkpoints; an export holds the same files beside its weights."""
+WEIGHTS = "model.safetensors"
+"""In an export."""
 CHANGEABLE = (
     "steps",
     "log_every",
@@ -84,6 +91,17 @@ class RunFile(BaseModel):
             )
 
 
+@dataclass(frozen=True)
+class RunState:
+    """The item ``run`` of a checkpoint: the state of a run besides parameters and optimizer."""
+
+    step: int  # steps done
+    samples: int  # windows consumed: the whole state of the input
+    best: float | None  # the lowest mean held-out loss so far, in nats
+    best_step: int | None
+    interval: dict[str, Any]  # sums since the last logged step (``metrics.Interval``)
+
+
 def read_metrics(out: Path) -> list[Line]:
     """The lines of a run's ``metrics.jsonl``, without a line that a kill cut short; empty if there is no file."""
     path = out / METRICS
@@ -94,6 +112,32 @@ def read_metrics(out: Path) -> list[Line]:
         except ValueError:
             break
     return lines
+
+
+def last_line(out: Path) -> Line:
+    """The last metrics of a run, with the losses of the last evaluation as ``held_out``, None without one."""
+    lines = read_metrics(out)
+    trained = [line for line in lines if "loss" in line]
+    held_out = [line for line in lines if "held_out" in line]
+    return (trained[-1] if trained else {}) | {"held_out": held_out[-1]["held_out"] if held_out else None}
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The newest complete checkpoint of a run's directory, or ``path`` if it is itself a checkpoint.
+
+    Raises DataError if it is neither.
+    """
+    if (path / "params").is_dir():
+        return path
+    steps = [int(item.name) for item in (path / CHECKPOINTS).glob("*") if item.name.isdigit()]
+    if not steps:
+        raise DataError(f"{path} holds no checkpoint: give a run's directory or one of its checkpoints")
+    return path / CHECKPOINTS / str(max(steps))
+
+
+def policy_folder(path: Path) -> Path:
+    """The folder of the policy's files in a run, a checkpoint or an export. Raises DataError if there is none."""
+    return path if (path / WEIGHTS).exists() else find_checkpoint(path) / POLICY_FOLDER
 
 
 def flatten(mapping: Mapping[str, Any], separator: str = ".") -> dict[str, Any]:

@@ -263,6 +263,17 @@ def write_atomically(path: str | Path, data: bytes | memoryview) -> None:
         Path(temporary).unlink(missing_ok=True)
 
 
+@contextmanager
+def writing(path: str | Path) -> Iterator[None]:
+    """Around what writes to ``path``. Raises DataError, with the system's reason, if it cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"{path} cannot be written: {error.strerror}; mend that and run the same command again"
+        ) from None
+
+
 def write_rows(path: str | Path, rows: pa.Table) -> None:
     """Writes a table that a later stage of the same job reads with ``read_rows``."""
     sink = pa.BufferOutputStream()

@@ -24,14 +24,6 @@ WAVELENGTH = 10_000.0  # the longest of sinusoidal and rotary positions, divided
 _dot = partial(jnp.einsum, preferred_element_type=jnp.float32)
 
 
-class Relative(NamedTuple):
-    """One layer's relative positions (Transformer-XL, Dai et al. 2019, section 3.3)."""
-
-    distances: jax.Array  # (S, H, K): a key for each distance S − 1, …, 1, 0 between a query and an earlier token
-    content_bias: jax.Array  # (H, K): u, added to the queries that meet keys
-    position_bias: jax.Array  # (H, K): v, added to the queries that meet distances
-
-
 class CacheView(NamedTuple):
     """How T new tokens relate to the M slots of a cache; the same for every layer."""
 
@@ -44,14 +36,19 @@ class CacheView(NamedTuple):
 def self_attention(inputs: jax.Array, parameters: Tree, config: ModelConfig, visible: jax.Array | None) -> jax.Array:
     """What attention adds (B, T, D) for normed inputs (B, T, D); ``visible`` (B, T, T) as in ``attend``."""
     queries, keys, values = _project(inputs, parameters)
-    relative = None
+    position_scores = None
     if config.positions == "relative":
         distances = distance_keys(parameters, keys.shape[1], config.width, inputs.dtype)
-        relative = _relative(parameters, distances)
+        # Repeated for each row, the distances make a product like that with the keys: a third faster on CPUs. By key,
+        # (q + v)·r takes the memory of the scores, not K times theirs.
+        repeated = jnp.broadcast_to(distances, (len(queries), *distances.shape))
+        of_positions = queries + parameters["position_bias"].astype(inputs.dtype)
+        position_scores = shift(_dot("bthk,bshk->bhts", of_positions, repeated))
+        queries = queries + parameters["content_bias"].astype(inputs.dtype)
     else:
         order = jnp.arange(keys.shape[1])
         queries, keys = rotate(queries, order), rotate(keys, order)
-    attended = attend(queries, keys, values, relative=relative, visible=visible, backend=config.attention)
+    attended = attend(queries, keys, values, position_scores, visible, config.attention)
     return jnp.einsum("blhk,hkd->bld", attended, parameters["out"].astype(inputs.dtype))
 
 
@@ -62,18 +59,18 @@ def cached_attention(
     (B, T, H, K). ``keys`` and ``values`` (B, H, M, K) are the cache's; ``distances`` (M, H, K) are ``distance_keys``
     or, for rotary positions, None."""
     queries, unturned, new_values = _project(inputs, parameters)
-    memory, relative = keys.shape[2], None
+    memory = keys.shape[2]
     if distances is None:
         content, new_keys = rotate(queries, view.new), rotate(unturned, view.new)
         keys = rotate(keys.swapaxes(1, 2), view.old).swapaxes(1, 2)
     else:
-        relative = _relative(parameters, distances)
-        content, new_keys = queries + relative.content_bias, unturned
+        content, new_keys = queries + parameters["content_bias"].astype(inputs.dtype), unturned
     # Old and new keys stay apart: joining them would copy the whole cache.
     old_scores, new_scores = _dot("bthk,bhmk->bhtm", content, keys), _dot("bthk,bshk->bhts", content, new_keys)
     scores = jnp.concatenate([old_scores, new_scores], axis=-1)
-    if relative is not None:
-        by_distance = _dot("bthk,shk->bhts", queries + relative.position_bias, relative.distances)
+    if distances is not None:
+        of_positions = queries + parameters["position_bias"].astype(inputs.dtype)
+        by_distance = _dot("bthk,shk->bhts", of_positions, distances)
         scores += jnp.take_along_axis(by_distance, memory - 1 - view.distance[:, None], axis=-1)
     weights = _masked_softmax(scores, view.visible[:, None], queries.shape[3]).astype(new_values.dtype)
     attended = jnp.einsum("bhtm,bhmk->bthk", weights[..., :memory], values)
@@ -82,16 +79,15 @@ def cached_attention(
     return added, unturned, new_values
 
 
-def _project(inputs: jax.Array, parameters: Tree) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _project(inputs: jax.Array, parameters: Tree) -> list[jax.Array]:
     """Queries, keys and values (B, T, H, K) of normed inputs (B, T, D)."""
-    queries, keys, values = (
-        jnp.einsum("bld,dhk->blhk", inputs, parameters[name].astype(inputs.dtype)) for name in ("query", "key", "value")
-    )
-    return queries, keys, values
+    matrices = [parameters[name].astype(inputs.dtype) for name in ("query", "key", "value")]
+    return [jnp.einsum("bld,dhk->blhk", inputs, matrix) for matrix in matrices]
 
 
 def distance_keys(parameters: Tree, count: int, width: int, dtype: Any) -> jax.Array:
-    """A layer's keys (S, H, K) of the distances count − 1, …, 1, 0: its projection of their sines and cosines."""
+    """A layer's keys (S, H, K) of the distances count − 1, …, 1, 0 between a query and an earlier token: its projection
+    of their sines and cosines (Transformer-XL, Dai et al. 2019, section 3.3)."""
     angles = jnp.arange(count - 1, -1, -1, dtype=jnp.float32)[:, None] * _frequencies(width)
     sinusoids = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=1)[:, :width]
     return jnp.einsum("sd,dhk->shk", sinusoids.astype(dtype), parameters["relative"].astype(dtype))
@@ -99,11 +95,6 @@ def distance_keys(parameters: Tree, count: int, width: int, dtype: Any) -> jax.A
 
 def _frequencies(size: int) -> jax.Array:
     return WAVELENGTH ** -(jnp.arange(0, size, 2, dtype=jnp.float32) / size)
-
-
-def _relative(parameters: Tree, distances: jax.Array) -> Relative:
-    content_bias, position_bias = parameters["content_bias"], parameters["position_bias"]
-    return Relative(distances, content_bias.astype(distances.dtype), position_bias.astype(distances.dtype))
 
 
 def rotate(vectors: jax.Array, positions: jax.Array) -> jax.Array:
@@ -133,37 +124,28 @@ def attend(
     queries: jax.Array,
     keys: jax.Array,
     values: jax.Array,
-    *,
-    relative: Relative | None = None,
+    position_scores: jax.Array | None = None,
     visible: jax.Array | None = None,
     backend: Literal["auto", "xla", "cudnn", "splash"] = "auto",
 ) -> jax.Array:
     """Causal attention: values (B, T, H, K) for queries (B, T, H, K) from keys and values (B, S, H, K).
 
-    A score is q·k / √K, with ``relative`` ((q + u)·k + (q + v)·r) / √K, where r is the key of the distance; the softmax
-    is float32. ``visible``, bool (B, T, S), further restricts what a query sees; each sees itself. ``auto`` takes cuDNN
-    on GPUs and splash attention on TPUs that compile it, both only for rotary positions without ``visible``, and XLA
-    elsewhere. A named backend that cannot serve the call is replaced by XLA, with one warning that says why. On a mesh,
-    call it under ``jax.sharding.use_abstract_mesh``, which also tells the platform.
+    A score is q·k / √K, with ``position_scores`` p, float32 (B, H, T, S), (q·k + p) / √K; the softmax is float32.
+    ``visible``, bool (B, T, S), further restricts what a query sees; each sees itself. ``auto`` takes cuDNN on GPUs and
+    splash attention on TPUs that compile it, both only without ``position_scores`` and ``visible``, and XLA elsewhere.
+    A named backend that cannot serve the call is replaced by XLA, with one warning that says why. On a mesh, call it
+    under ``jax.sharding.use_abstract_mesh``, which also tells the platform.
     """
     count, total, size = queries.shape[1], keys.shape[1], queries.shape[3]
-    is_relative, is_restricted = relative is not None, visible is not None
+    is_relative, is_restricted = position_scores is not None, visible is not None
     chosen = choose(backend, _platform(), queries, keys, relative=is_relative, restricted=is_restricted)
     if chosen == "splash":
         return _splash(queries, keys, values)
-    content, position_scores, bias = queries, None, None
-    if relative is not None:
-        content = queries + relative.content_bias
-        # Repeated for each row, the distances make a product like that with the keys: a third faster on CPUs. By key,
-        # (q + v)·r takes the memory of the scores, not K times theirs.
-        repeated = jnp.broadcast_to(relative.distances, (len(queries), *relative.distances.shape))
-        position_scores = shift(_dot("bthk,bshk->bhts", queries + relative.position_bias, repeated))
     if chosen == "cudnn":
-        if position_scores is not None:
-            bias = (position_scores * size**-0.5).astype(queries.dtype)
+        bias = None if position_scores is None else (position_scores * size**-0.5).astype(queries.dtype)
         mask = None if visible is None else visible[:, None]
-        return jax.nn.dot_product_attention(content, keys, values, bias, mask, is_causal=True, implementation="cudnn")
-    scores = _dot("bthk,bshk->bhts", content, keys)
+        return jax.nn.dot_product_attention(queries, keys, values, bias, mask, is_causal=True, implementation="cudnn")
+    scores = _dot("bthk,bshk->bhts", queries, keys)
     if position_scores is not None:
         scores += position_scores
     mask = jnp.arange(total) <= jnp.arange(total - count, total)[:, None]  # (T, S): a key at the query or before it

@@ -24,20 +24,7 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 
 from gatokit.schemas.errors import DataError, first_line
 from gatokit.schemas.run import CheckpointConfig
-from gatokit.schemas.run_directory import flatten
-
-CHECKPOINTS = "checkpoints"
-
-
-@dataclass(frozen=True)
-class RunState:
-    """The state of a run besides parameters and optimizer."""
-
-    step: int  # steps done
-    samples: int  # windows consumed: the whole state of the input
-    best: float | None  # the lowest mean held-out loss so far, in nats
-    best_step: int | None
-    interval: dict[str, Any]  # sums since the last logged step (``metrics.Interval``)
+from gatokit.schemas.run_directory import CHECKPOINTS, POLICY_FOLDER, RunState, flatten
 
 
 class _LinkedFiles(ocp.CheckpointHandler):
@@ -84,7 +71,7 @@ class Checkpoints:
         """The step of the newest complete checkpoint."""
         return self._manager.latest_step()
 
-    def save(self, run: RunState, params: Any, optimizer: Any, policy_files: Path, held_out: float | None) -> None:
+    def save(self, run: RunState, params: Any, optimizer: Any, held_out: float | None) -> None:
         """Begins to write a checkpoint of ``run.step``; returns when the arrays may change."""
         self.wait()
         self._writing = run.step
@@ -92,7 +79,7 @@ class Checkpoints:
             params=StandardSave(params),
             optimizer=StandardSave(optimizer),
             run=JsonSave(asdict(run)),
-            policy=_Link(policy_files),
+            policy=_Link(self.directory.parent / POLICY_FOLDER),
         )
         metrics = None if held_out is None else {"held_out": held_out}
         with self._errors():
@@ -161,19 +148,6 @@ def _reason(error: Exception) -> str:
     types; otherwise the end of the error's first line."""
     refused = re.search(r": ([^:]+) \[os_error_code", str(error))
     return refused[1] if refused is not None else first_line(error)[-300:]
-
-
-def find_checkpoint(path: Path) -> Path:
-    """The newest complete checkpoint of a run's directory, or ``path`` if it is itself a checkpoint.
-
-    Raises DataError if it is neither.
-    """
-    if (path / "params").is_dir():
-        return path
-    steps = [int(item.name) for item in (path / CHECKPOINTS).glob("*") if item.name.isdigit()]
-    if not steps:
-        raise DataError(f"{path} holds no checkpoint: give a run's directory or one of its checkpoints")
-    return path / CHECKPOINTS / str(max(steps))
 
 
 def restore_params(directory: Path, params: Any) -> Any:

@@ -5,14 +5,11 @@ Every process runs the same program; the first process alone writes the files of
 
 import json
 import os
-import signal
 import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from types import FrameType
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import jax
@@ -30,12 +27,8 @@ def meet(coordinator: str | None, processes: int | None, process: int | None) ->
     """Joins the other processes of the run; does nothing if there is one process.
 
     Without arguments the environment decides: JAX finds the others by itself on Cloud TPU, Slurm and Open MPI.
-    Call it before anything uses a device. Raises ConfigError if the arguments do not belong together.
+    Call it before anything uses a device. Raises ConfigError if the processes do not meet.
     """
-    if len({value is None for value in (coordinator, processes, process)}) > 1:
-        raise ConfigError("--coordinator, --processes and --process go together: give all three or none")
-    if processes is not None and process is not None and not 0 <= process < processes:
-        raise ConfigError(f"--process {process} must be in 0 … {processes - 1}, since --processes is {processes}")
     if processes == 1:
         return
     # The run has its own way to stop on SIGTERM.
@@ -55,30 +48,6 @@ def meet(coordinator: str | None, processes: int | None, process: int | None) ->
 def is_first() -> bool:
     """Whether this process writes the files of the run."""
     return jax.process_index() == 0
-
-
-@contextmanager
-def stop_signal() -> Iterator[Callable[[], signal.Signals | None]]:
-    """A function that returns the first SIGTERM or SIGINT since, if there was one; the second ends the process at once.
-
-    Enter it in the main thread.
-    """
-    caught: list[signal.Signals] = []
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-
-    def remember(number: int, frame: FrameType | None) -> None:
-        caught.append(signal.Signals(number))
-        # The system's own handler also ends a process that is deep in a compilation, where Python sees no signal.
-        for each in before:
-            signal.signal(each, signal.SIG_DFL)
-
-    for number in before:
-        signal.signal(number, remember)
-    try:
-        yield lambda: caught[0] if caught else None
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def any_process() -> Callable[[bool], Any]:
@@ -109,9 +78,9 @@ class Watchdog:
 
     def __init__(self, timeout: float) -> None:
         self._timeout = timeout
-        self._begun, self._doing, self._since = 0, "starting", time.monotonic()
         self._client: Any = None
         self._over = threading.Event()
+        self.at(0, "starting")
 
     def at(self, begun: int, doing: str) -> None:
         """Records progress: ``begun`` steps were begun, and the process is now ``doing`` this."""
@@ -122,7 +91,6 @@ class Watchdog:
             from jax._src.distributed import global_state
 
             self._client = global_state.client
-            self._say()
             threading.Thread(target=self._look, name="watch", daemon=True).start()
         return self
 
@@ -145,14 +113,13 @@ class Watchdog:
         if out_of_memory is not None:
             raise out_of_memory from None
 
-    def _say(self) -> None:
-        value = json.dumps({"host": socket.gethostname(), "begun": self._begun, "doing": self._doing})
-        self._client.key_value_set(f"{_KEYS}/{jax.process_index()}", value, allow_overwrite=True)
-
     def _look(self) -> None:
-        while not self._over.wait(_LOOK_EVERY):
-            try:
-                self._say()
+        """Until the run is over: tells the others about this process, and ends it if another failed or hangs."""
+        host = socket.gethostname()
+        try:
+            while not self._over.wait(_LOOK_EVERY):
+                record = json.dumps({"host": host, "begun": self._begun, "doing": self._doing})
+                self._client.key_value_set(f"{_KEYS}/{jax.process_index()}", record, allow_overwrite=True)
                 failures = self._client.key_value_dir_get(_FAILED)
                 if failures and not self._over.is_set():
                     key, sentence = failures[0]
@@ -161,9 +128,9 @@ class Watchdog:
                     said = self._client.key_value_dir_get(_KEYS)
                     records = {int(key.rsplit("/", 1)[1]): json.loads(value) for key, value in said}
                     self._end(blame(records, jax.process_count(), self._timeout))
-            except jax.errors.JaxRuntimeError as error:
-                if not self._over.is_set():
-                    self._end(f"process 0, which coordinates the run, does not answer: {first_line(error)}")
+        except jax.errors.JaxRuntimeError as error:
+            if not self._over.is_set():
+                self._end(f"process 0, which coordinates the run, does not answer: {first_line(error)}")
 
     def _end(self, sentence: str, status: int = 1) -> NoReturn:
         sys.stderr.write(f"gatokit: {sentence}\n")
@@ -176,12 +143,13 @@ class Watchdog:
 
 def blame(records: dict[int, dict[str, Any]], processes: int, timeout: float) -> str:
     """The sentence about a run without progress, from the last record of each process."""
+    problem = f"no step ended for {timeout:g} s"
     silent = sorted(set(range(processes)) - set(records))
     if silent:
-        return f"no step ended for {timeout:g} s: process {', '.join(map(str, silent))} never began"
+        return f"{problem}: process {', '.join(map(str, silent))} never began"
     least = min(item["begun"] for item in records.values())
     behind = {number: item for number, item in sorted(records.items()) if item["begun"] == least}
     if len(behind) == processes:
-        return f"no step ended for {timeout:g} s, and no process is behind: all began {least} steps"
+        return f"{problem}, and no process is behind: all began {least} steps"
     who = "; ".join(f"process {number} on {item['host']}, {item['doing']}" for number, item in behind.items())
-    return f"no step ended for {timeout:g} s; behind the others, with {least} steps begun: {who}"
+    return f"{problem}; behind the others, with {least} steps begun: {who}"

@@ -22,13 +22,11 @@ from gatokit.schemas.errors import ConfigError, DataError
 from gatokit.schemas.manifest import VOCABULARY, indented_json
 from gatokit.schemas.policy import POLICY, PROMPTS, PolicyDataset, PolicyFile, PolicyTask, Prompt
 from gatokit.schemas.run import RunConfig
-from gatokit.schemas.run_directory import flatten
+from gatokit.schemas.run_directory import POLICY_FOLDER, WEIGHTS, find_checkpoint, flatten
 from gatokit.trainer import model
 from gatokit.trainer.attention import Tree
-from gatokit.trainer.checkpoint import check_shapes, find_checkpoint, restore_params
+from gatokit.trainer.checkpoint import check_shapes, restore_params
 
-POLICY_FOLDER = "policy"
-WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 FORMAT = "gatokit"
 
@@ -47,10 +45,10 @@ def _written_whole(folder: Path) -> Iterator[Path]:
         raise DataError(f"{folder} cannot be written: {error}") from None
 
 
-def write_policy_files(mixture: Mixture, config: RunConfig, folder: Path) -> None:
-    """Copies from the data what a policy needs beside its parameters: specs, vocabulary, tokenizer, and the records of
-    each task's best episode as its prompt. Raises DataError if the folder cannot be written."""
-    with _written_whole(folder) as temporary:
+def write_policy_files(mixture: Mixture, config: RunConfig, run: Path) -> None:
+    """Copies from the data into a run's directory what a policy needs beside its parameters: specs, vocabulary,
+    tokenizer, and the records of each task's best episode as its prompt. Raises DataError if it cannot be written."""
+    with _written_whole(run / POLICY_FOLDER) as temporary:
         (temporary / VOCABULARY).write_bytes(mixture.vocabulary)
         writer = ArrayRecordWriter(str(temporary / PROMPTS), "group_size:1,zstd:1")
         written, datasets = 0, {}
@@ -133,11 +131,6 @@ def load_weights(path: Path, wanted: Any) -> Any:
         return jax.make_array_from_callback(leaf.shape, leaf.sharding, array.__getitem__)
 
     return jax.tree_util.tree_map_with_path(placed, wanted)
-
-
-def policy_folder(path: Path) -> Path:
-    """The folder of the policy's files in a run, a checkpoint or an export. Raises DataError if there is none."""
-    return path if (path / WEIGHTS).exists() else find_checkpoint(path) / POLICY_FOLDER
 
 
 def abstract(table: Tree) -> Any:

@@ -1,33 +1,47 @@
-"""The numbers of a run: sums since the last logged step, the lines of ``metrics.jsonl``, TensorBoard.
+"""The numbers of a run: losses since the last logged step, losses on what is held out, the lines of ``metrics.jsonl``,
+TensorBoard.
 
 Legend: E datasets, 8 kinds (by ``TokenKind``; the first is unused).
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from gatokit.schemas.errors import DataError
+from gatokit.loader.batch import NO_TOKEN, Batch
+from gatokit.loader.loader import batches_ahead
+from gatokit.loader.mixture import Mixture
+from gatokit.loader.windows import Windows
+from gatokit.schemas.run import RunConfig
 from gatokit.schemas.run_directory import METRICS, Line, flatten, read_metrics
 from gatokit.schemas.tokens import TokenKind
-from gatokit.storage.files import write_atomically
+from gatokit.storage.files import write_atomically, writing
 from gatokit.trainer.loss import Sums
+from gatokit.trainer.mesh import place
+from gatokit.trainer.model import check_positions
+from gatokit.trainer.step import Trainer
 
 KIND_NAMES = {kind: kind.name.lower() for kind in TokenKind}
 
 
+@dataclass
 class Interval:
     """Sums over the steps since the last logged one; float64, so that a checkpoint's JSON holds them exactly."""
 
-    def __init__(self, saved: Mapping[str, Any] | None = None) -> None:
-        """``saved`` is what ``saved`` returned."""
-        saved = saved or {"steps": 0, "loss": 0.0, "gradient_norm": 0.0}
-        self.steps, self.loss, self.gradient_norm = saved["steps"], saved["loss"], saved["gradient_norm"]
-        self.sums = float64(saved["sums"]) if "sums" in saved else None
+    steps: int = 0
+    loss: float = 0.0
+    gradient_norm: float = 0.0
+    sums: Any = None
+    """``Sums``; None before the first step."""
+
+    def __post_init__(self) -> None:
+        if self.sums is not None:
+            self.sums = float64(self.sums)
 
     def add(self, loss: float, gradient_norm: float, sums: Sums) -> None:
         """Adds a step, whose arrays are read here."""
@@ -38,15 +52,13 @@ class Interval:
         self.gradient_norm += gradient_norm
 
     def saved(self) -> dict[str, Any]:
-        """The interval as JSON; empty if nothing was added."""
+        """The fields as JSON; empty if nothing was added."""
         if self.sums is None:
             return {}
-        sums = [np.asarray(values).tolist() for values in self.sums]
-        return {"steps": self.steps, "loss": self.loss, "gradient_norm": self.gradient_norm, "sums": sums}
+        return vars(self) | {"sums": [np.asarray(values).tolist() for values in self.sums]}
 
     def line(self, datasets: Sequence[str]) -> Line:
         """Means of the interval: ``loss`` and ``gradient_norm`` over its steps, the other losses over its targets."""
-        assert self.sums is not None
         means = {"loss": self.loss / self.steps, "gradient_norm": self.gradient_norm / self.steps}
         redraws = {name: int(count) for name, count in zip(datasets, self.sums.redraws, strict=True) if count}
         return means | losses(self.sums, datasets) | {"redraws": redraws}
@@ -81,6 +93,62 @@ def _mean(total: Any, count: Any) -> float | None:
     return float(total) / float(count) if count else None
 
 
+class HeldOut:
+    """The held-out windows of a run: the same ones at every evaluation."""
+
+    def __init__(self, mixture: Mixture, config: RunConfig, rows: range) -> None:
+        """``rows`` are those of a global batch that this process loads."""
+        self.names = mixture.with_records("held_out")
+        self._mixture, self._config, self._rows = mixture, config, rows
+        self._windows = {
+            name: Windows(mixture, config, split="held_out", dataset=name, training=False) for name in self.names
+        }
+        slots = {windows.patch_slots for windows in self._windows.values()}
+        self._few, self._many = min(slots, default=0), max(slots, default=0)
+
+    def evaluate(self, trainer: Trainer, params: Any) -> Line:
+        """Mean losses in nats per dataset, each with its kinds, and their mean over datasets.
+
+        All other losses are those of the mixture: datasets count by their weight, as they do in training.
+        """
+        names, by_dataset, weighed = self._mixture.names, {}, []
+        weights = dict(zip(names, self._mixture.weights.tolist(), strict=True))
+        for name, windows in self._windows.items():
+            sums = self._sums(trainer, params, windows)
+            line = losses(sums, names)
+            by_dataset[name] = {"loss": line["datasets"][name]["loss"], "kinds": line["kinds"]}
+            weighed.append([weights[name] * values for values in sums])
+        of_all = losses(Sums._make(map(sum, zip(*weighed, strict=True))), names)
+        known = [item["loss"] for item in by_dataset.values() if item["loss"] is not None]
+        text = of_all["kinds"].get(KIND_NAMES[TokenKind.TEXT])
+        mean = sum(known) / len(known) if known else None
+        perplexity = None if text is None else math.exp(min(text, 700.0))
+        return {"loss": mean, "text_perplexity": perplexity} | of_all | {"datasets": by_dataset}
+
+    def _sums(self, trainer: Trainer, params: Any, windows: Windows) -> Sums:
+        sums: list[Sums] = []
+        batches, workers = self._config.evaluation.batches, self._config.input.workers
+        with batches_ahead(windows, 0, batches, self._rows, workers) as ready:
+            for batch in ready:
+                check_positions(batch)
+                # The sums are read only after the next batch was dispatched.
+                sums.append(trainer.evaluate(params, place(self._padded(batch), trainer.mesh)))
+        return Sums._make(np.sum(values, axis=0) for values in zip(*map(float64, sums), strict=True))
+
+    def _padded(self, batch: Batch) -> Batch:
+        """The batch with as many patch slots as that of the dataset with the most, or the fewest: so that evaluation
+        is compiled at most twice, and texts do not cost what images cost."""
+        slots = batch.patch_token.shape[1]
+        if slots in (self._few, self._many):
+            return batch
+        padded = {}
+        for name in ("patches", "patch_token", "patch_row", "patch_column"):
+            array, value = getattr(batch, name), NO_TOKEN if name == "patch_token" else 0
+            widths = [(0, 0), (0, self._many - slots)] + [(0, 0)] * (array.ndim - 2)
+            padded[name] = np.pad(array, widths, constant_values=value)
+        return batch._replace(**padded)
+
+
 class MetricsFile:
     """``metrics.jsonl`` of a run, and the same numbers for TensorBoard; written by the first process alone.
 
@@ -94,43 +162,22 @@ class MetricsFile:
 
         self._path = out / METRICS
         kept = [line for line in read_metrics(out) if line["step"] <= step and not line.get("partial")]
-        with self._faults():
-            write_atomically(self._path, "".join(map(_dump, kept)).encode())
+        with writing(self._path):
+            write_atomically(self._path, "".join(json.dumps(line) + "\n" for line in kept).encode())
             self._file = self._path.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(out / "tensorboard"), purge_step=step + 1 if step else None)
 
     def write(self, line: Line) -> None:
         """Appends a line; it is in the file when this returns."""
-        with self._faults():
-            self._file.write(_dump(line))
+        with writing(self._path):
+            self._file.write(json.dumps(line, allow_nan=False) + "\n")
             self._file.flush()
-            for name, value in scalars(line).items():
-                self._board.add_scalar(name, value, line["step"])
+            for name, value in flatten(line, "/").items():
+                if isinstance(value, int | float) and name != "step":
+                    self._board.add_scalar(name, float(value), line["step"])
 
     def close(self) -> None:
         """Closes both."""
-        with self._faults():
+        with writing(self._path):
             self._board.close()
             self._file.close()
-
-    @contextmanager
-    def _faults(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise DataError(
-                f"{self._path} cannot be written: {error.strerror}; mend that and run the same command again"
-            ) from None
-
-
-def _dump(line: Line) -> str:
-    return json.dumps(line, allow_nan=False) + "\n"
-
-
-def scalars(line: Line) -> dict[str, float]:
-    """The numbers of a line by name, nested keys joined by slashes."""
-    return {
-        name: float(value)
-        for name, value in flatten(line, "/").items()
-        if isinstance(value, int | float) and name != "step"
-    }

@@ -5,9 +5,8 @@ checkpoint is written only for a step whose metrics were read and are finite.
 """
 
 import json
-import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,16 +21,15 @@ from gatokit.loader.windows import Windows
 from gatokit.schemas.errors import ConfigError, DataError
 from gatokit.schemas.policy import PolicyFile
 from gatokit.schemas.run import RunConfig
-from gatokit.schemas.run_directory import RUN, Line, RunFile, read_metrics
-from gatokit.storage.files import write_atomically
-from gatokit.trainer import flops
-from gatokit.trainer.checkpoint import Checkpoints, RunState
-from gatokit.trainer.distributed import Watchdog, any_process, is_first, stop_signal
-from gatokit.trainer.export import POLICY_FOLDER, load_weights, policy_folder, write_policy_files
-from gatokit.trainer.heldout import HeldOut
+from gatokit.schemas.run_directory import POLICY_FOLDER, RUN, Line, RunFile, RunState, last_line, policy_folder
+from gatokit.storage.files import write_atomically, writing
+from gatokit.trainer import cost
+from gatokit.trainer.checkpoint import Checkpoints
+from gatokit.trainer.distributed import Watchdog, any_process, is_first
+from gatokit.trainer.export import load_weights, write_policy_files
 from gatokit.trainer.mesh import make_mesh, place, process_rows
-from gatokit.trainer.metrics import Interval, MetricsFile
-from gatokit.trainer.model import check_positions, count
+from gatokit.trainer.metrics import HeldOut, Interval, MetricsFile
+from gatokit.trainer.model import check_positions
 from gatokit.trainer.step import Metrics, State, Trainer
 
 PROFILE_AFTER = 3  # steps before a profile begins: they compile and fill the prefetch
@@ -39,6 +37,9 @@ PROFILE_AFTER = 3  # steps before a profile begins: they compile and fill the pr
 
 class Report(Protocol):
     """Where a run prints."""
+
+    def begins(self, trainer: Trainer, mixture: Mixture, held_out: Sequence[str]) -> None:
+        """What is trained on what; the datasets ``held_out`` are evaluated."""
 
     def say(self, text: str) -> None:
         """Prints a line."""
@@ -56,7 +57,7 @@ class Trained:
 
     step: int
     line: Line  # the last line of the metrics, with the losses of the last evaluation as ``held_out``
-    stopped_by: signal.Signals | None
+    stopped: bool  # before its last step, since a process was asked to stop
 
 
 def train(
@@ -65,20 +66,21 @@ def train(
     out: Path,
     report: Report,
     *,
+    is_asked_to_stop: Callable[[], bool] = lambda: False,
     steps: int | None = None,
     profile: int | None = None,
     timeout: float = 600.0,
 ) -> Trained:
     """Trains up to ``config.steps``, or stops early at step ``steps``; goes on from the newest checkpoint in ``out``.
 
-    ``directories`` are finished builds (``DIR`` or ``NAME=DIR``). ``profile`` steps are traced to ``out``/profile. A
+    ``directories`` are finished builds (``DIR`` or ``NAME=DIR``). When ``is_asked_to_stop`` in any process, the run
+    saves a checkpoint and ends. ``profile`` steps are traced to ``out``/profile. A
     run of several processes in which no step ends for ``timeout`` seconds ends by naming the host at fault.
 
     Raises ConfigError or DataError for everything that the user can mend, and for a loss that is not finite.
     """
-    with Watchdog(timeout) as watchdog, stop_signal() as asked, ExitStack() as stack:
+    with Watchdog(timeout) as watchdog, ExitStack() as stack:
         # ---- mesh --------------------------------------------------------------------------------------------------
-
         last = config.steps if steps is None else steps
         if last > config.steps:
             raise ConfigError(f"--steps {steps} is more than the config's steps {config.steps}: raise that instead")
@@ -86,7 +88,6 @@ def train(
         ask_any_process = any_process()
 
         # ---- input -------------------------------------------------------------------------------------------------
-
         mixture = open_mixture(directories, config.input.weights)
         windows = Windows(mixture, config)
         derived = {"patch_slots": windows.patch_slots, "patch_group_rows": config.patch_group_rows}
@@ -95,24 +96,21 @@ def train(
         _open_directory(out, RunFile(config=config, data=[*directories], data_digest=mixture.data_digest), mixture)
 
         # ---- model and optimizer -----------------------------------------------------------------------------------
-
         trainer = Trainer(config, mixture.tokenizer.vocabulary_size, len(mixture.names), windows.patch_slots, mesh)
         held_out = HeldOut(mixture, config, rows)
-        _introduce(trainer, mixture, held_out, report)
+        report.begins(trainer, mixture, held_out.names)
 
         # ---- restore: the run's own checkpoint, another run's weights, or from scratch -----------------------------
-
         checkpoints = stack.enter_context(Checkpoints(out, config.checkpoint))
         watchdog.at(0, "reading a checkpoint")
         state, run = _restore(trainer, checkpoints, mixture, report)
-        interval, first = Interval(run.interval), run.step
+        interval, first = Interval(**run.interval), run.step
         metrics_file = stack.enter_context(closing(MetricsFile(out, first))) if is_first() else None
         if first >= last:
             report.say(f"step {first} is done already; nothing to do")
-            return Trained(first, _last_line(out), None)
+            return Trained(first, last_line(out), stopped=False)
 
         # ---- loop --------------------------------------------------------------------------------------------------
-
         since, waited, stopping = time.monotonic(), 0.0, False
         line: Line = {}
         pending: tuple[int, Metrics, Any] | None = None
@@ -155,7 +153,7 @@ def train(
                 tracing.close()
             state, metrics = trainer.step(state, place(batch, mesh))
             watchdog.at(step, f"waiting for step {step}")
-            asks = ask_any_process(asked() is not None)
+            asks = ask_any_process(is_asked_to_stop())
             if pending is not None:
                 stopping = read_metrics_of(*pending)
             pending = step, metrics, asks
@@ -177,22 +175,19 @@ def train(
             if saves:
                 watchdog.at(step, f"writing the checkpoint of step {step}")
                 run = replace(run, step=step, samples=step * config.batch, interval=interval.saved())
-                checkpoints.save(run, state.params, state.optimizer, out / POLICY_FOLDER, held_out=loss)
+                checkpoints.save(run, state.params, state.optimizer, held_out=loss)
             since += time.monotonic() - began  # the speed is that of the steps alone
             if stopping:
                 break
 
         # ---- end ---------------------------------------------------------------------------------------------------
-
         watchdog.at(step, "writing the last checkpoint")
         checkpoints.wait()
         if is_first():
             from gatokit.inspection.report.charts import draw_losses
 
-            draw_losses(out, read_metrics(out))
-        # Another process may have been asked, and not this one.
-        stopped_by = (asked() or signal.SIGTERM) if stopping and step < last else None
-        return Trained(step, _last_line(out), stopped_by)
+            draw_losses(out)
+        return Trained(step, last_line(out), stopped=stopping and step < last)
 
 
 def _open_directory(out: Path, run: RunFile, mixture: Mixture) -> None:
@@ -209,31 +204,10 @@ def _open_directory(out: Path, run: RunFile, mixture: Mixture) -> None:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"--out {out} cannot be made: {error.strerror}") from None
-    try:
+    with writing(out / RUN):
         write_atomically(out / RUN, run.to_bytes())
-    except OSError as error:
-        raise DataError(f"{out / RUN} cannot be written: {error.strerror}") from None
     if not (out / POLICY_FOLDER).exists():
-        write_policy_files(mixture, run.config, out / POLICY_FOLDER)
-
-
-def _introduce(trainer: Trainer, mixture: Mixture, held_out: HeldOut, report: Report) -> None:
-    """Prints what is trained on what."""
-    config, devices = trainer.config, jax.devices()
-    axes = ", ".join(f"{name} {size}" for name, size in trainer.mesh.shape.items() if size > 1) or "one device"
-    hosts = f" on {jax.process_count()} hosts" if jax.process_count() > 1 else ""
-    shares = zip(mixture.names, mixture.weights, strict=True)
-    report.say(
-        f"{config.model.size or 'model'}: {count(trainer.table):,} parameters, {config.precision}, on {len(devices)} × "
-        f"{devices[0].device_kind}{hosts} ({axes})"
-    )
-    report.say(
-        f"{config.batch} windows of {config.context} tokens a step, {trainer.patch_slots} patch slots for "
-        f"{config.patch_group_rows} of them; {', '.join(f'{name} {share:.1%}' for name, share in shares)}"
-    )
-    without = sorted(set(mixture.names) - set(held_out.names))
-    if without:
-        report.notice(f"nothing is held out of {', '.join(without)}: not evaluated")
+        write_policy_files(mixture, run.config, out)
 
 
 def _restore(trainer: Trainer, checkpoints: Checkpoints, mixture: Mixture, report: Report) -> tuple[State, RunState]:
@@ -262,16 +236,10 @@ def _restore(trainer: Trainer, checkpoints: Checkpoints, mixture: Mixture, repor
 def _speed(trainer: Trainer, interval: Interval, seconds: float, waited: float) -> Line:
     """Tokens a second, MFU and the wait for input, over the interval's ``seconds``."""
     config, sums = trainer.config, interval.sums
-    assert sums is not None
-    work = flops.train_step(
-        config.model,
-        rows=interval.steps * config.batch,
-        context=config.context,
-        patch_slots=float(sums.patches),
-        targets=float(np.sum(sums.dataset_targets)),
-        vocabulary_size=trainer.vocabulary_size,
-    )
-    peak = flops.peak(jax.devices()[0].device_kind, config.precision)
+    sizes = {"patch_slots": float(sums.patches), "targets": float(np.sum(sums.dataset_targets))}
+    sizes |= {"rows": interval.steps * config.batch, "vocabulary_size": trainer.vocabulary_size}
+    work = cost.train_step_flops(config.model, context=config.context, **sizes)
+    peak = cost.peak(jax.devices()[0].device_kind, config.precision)
     return {
         "seconds": seconds,
         "tokens_per_second": float(sums.tokens) / seconds,
@@ -296,11 +264,3 @@ def _not_finite(
         f"the loss of step {step} is {float(values.loss):g} and its gradient's norm {float(values.gradient_norm):g}"
         f": the run stops, and {kept}. The {len(rows)} windows of its batch ({some}, …) are listed in {path}"
     )
-
-
-def _last_line(out: Path) -> Line:
-    """The last metrics, with the last held-out losses."""
-    lines = read_metrics(out)
-    trained = [line for line in lines if "loss" in line]
-    held_out = [line for line in lines if "held_out" in line]
-    return (trained[-1] if trained else {}) | {"held_out": held_out[-1]["held_out"] if held_out else None}

@@ -1,11 +1,11 @@
 """Pictures of a training run and of an evaluation, drawn by Vega-Lite."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from gatokit.schemas.errors import DataError
-from gatokit.storage.files import write_atomically
+from gatokit.schemas.run_directory import read_metrics
+from gatokit.storage.files import write_atomically, writing
 
 LOSS_CHART = "loss.png"
 SCORES_CHART = "scores.png"
@@ -17,12 +17,13 @@ MOST_POINTS = 400
 Row = dict[str, Any]
 
 
-def draw_losses(out: Path, lines: Sequence[Row], entropies: Mapping[str, float] | None = None) -> None:
-    """Draws ``loss.png`` from the lines of a run's metrics: training and held-out loss per dataset and per kind, and
-    the learning rate. ``entropies`` (nats by kind) become horizontal lines beside the losses by kind.
+def draw_losses(out: Path, entropies: Mapping[str, float] | None = None) -> None:
+    """Draws ``loss.png`` from the metrics of the run in ``out``: training and held-out loss per dataset and per kind,
+    and the learning rate. ``entropies`` (nats by kind) become horizontal lines beside the losses by kind.
 
     Draws nothing if no step was logged. Raises DataError if the file cannot be written.
     """
+    lines = read_metrics(out)
     trained = [line for line in lines if "loss" in line]
     if not trained:
         return
@@ -110,7 +111,5 @@ def _draw(path: Path, panels: list[Row], **chart: Any) -> None:
     import vl_convert
 
     chart |= {"vconcat": panels, "resolve": {"scale": {"color": "independent"}}, "background": "white"}
-    try:
+    with writing(path):
         write_atomically(path, vl_convert.vegalite_to_png(chart, scale=1.5))
-    except OSError as error:
-        raise DataError(f"{path} cannot be written: {error.strerror}") from None

@@ -46,6 +46,9 @@ class Silent:
     def __init__(self) -> None:
         self.lines: list[str] = []
 
+    def begins(self, trainer: Any, mixture: Any, held_out: Any) -> None:
+        pass
+
     def say(self, text: str) -> None:
         self.lines.append(text)
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gatokit.trainer import attention
-from gatokit.trainer.attention import Relative, attend, choose
+from gatokit.trainer.attention import attend, choose
 
 PLAIN = {
     "platform": "cpu",
@@ -135,15 +135,13 @@ def test_cudnn_agrees_with_xla(positions, restricted):
     rows, length, heads, size = 4, 256, 4, 64
     *inputs, pull = arrays(*[(rows, length, heads, size)] * 4, dtype=jnp.bfloat16)
     if positions == "relative":
-        inputs.append(Relative(*arrays((length, heads, size), (heads, size), (heads, size), dtype=jnp.bfloat16)))
+        inputs += arrays((rows, heads, length, length))
     private = np.random.default_rng(2).integers(0, 3, (rows, length))
     visible = (private[:, None] == 0) | (private[:, None] == private[:, :, None])
 
     def both(backend):
-        def total(queries, keys, values, relative=None):
-            found = attend(
-                queries, keys, values, relative=relative, visible=visible if restricted else None, backend=backend
-            )
+        def total(queries, keys, values, position_scores=None):
+            found = attend(queries, keys, values, position_scores, visible if restricted else None, backend)
             return (found * pull).sum(dtype=jnp.float32)
 
         gradients = jax.jit(jax.grad(total, tuple(range(len(inputs)))))(*inputs)

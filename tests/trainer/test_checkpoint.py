@@ -13,7 +13,8 @@ import pytest
 
 from gatokit.schemas.errors import DataError
 from gatokit.schemas.run import CheckpointConfig
-from gatokit.trainer.checkpoint import Checkpoints, RunState, find_checkpoint, restore_params
+from gatokit.schemas.run_directory import RunState, find_checkpoint
+from gatokit.trainer.checkpoint import Checkpoints, restore_params
 
 
 def params(step: int) -> dict[str, Any]:
@@ -53,14 +54,14 @@ def kept(out: Path) -> list[int]:
     return sorted(int(item.name) for item in (out / "checkpoints").iterdir() if item.name.isdigit())
 
 
-def save(checkpoints: Checkpoints, step: int, policy: Path, held_out: float | None = None) -> None:
-    checkpoints.save(state(step), params(step), optimizer(step), policy, held_out)
+def save(checkpoints: Checkpoints, step: int, held_out: float | None = None) -> None:
+    checkpoints.save(state(step), params(step), optimizer(step), held_out)
 
 
 def test_restored_as_saved_and_its_parts_stand_alone(tmp_path: Path, policy: Path) -> None:
     checkpoints = Checkpoints(tmp_path, CheckpointConfig())
     assert checkpoints.newest() is None
-    save(checkpoints, 5, policy)
+    save(checkpoints, 5)
     checkpoints.close()
     checkpoints = Checkpoints(tmp_path, CheckpointConfig())
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (params(0), optimizer(0)))
@@ -76,17 +77,17 @@ def test_restored_as_saved_and_its_parts_stand_alone(tmp_path: Path, policy: Pat
 def test_the_last_ones_and_the_best_are_kept(tmp_path: Path, policy: Path) -> None:
     checkpoints = Checkpoints(tmp_path, CheckpointConfig(keep_last=2))
     for step, loss in enumerate([3.0, 1.0, 2.0, None, 1.5, None, 1.2, 1.1, 1.3, None], start=1):
-        save(checkpoints, step, policy, loss)
+        save(checkpoints, step, loss)
     checkpoints.close()
     assert kept(tmp_path) == [2, 9, 10]
 
 
 def test_a_full_disk_leaves_the_last_good_one(tmp_path: Path, policy: Path) -> None:
     checkpoints = Checkpoints(tmp_path, CheckpointConfig())
-    save(checkpoints, 1, policy)
+    save(checkpoints, 1)
     checkpoints.wait()
     with files_of_at_most(50_000):
-        save(checkpoints, 2, policy)
+        save(checkpoints, 2)
         with pytest.raises(DataError) as found:
             checkpoints.wait()
     assert str(found.value) == (
@@ -101,7 +102,7 @@ def test_a_full_disk_leaves_the_last_good_one(tmp_path: Path, policy: Path) -> N
 
 def test_shapes_that_do_not_fit_and_files_that_are_gone_are_named(tmp_path: Path, policy: Path) -> None:
     checkpoints = Checkpoints(tmp_path, CheckpointConfig())
-    save(checkpoints, 1, policy)
+    save(checkpoints, 1)
     checkpoints.close()
     wanted = {"layers": {"out": jnp.zeros(3)}, "norm": jnp.zeros(4)}
     with pytest.raises(DataError) as found:

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from gatokit.schemas.run_directory import read_metrics
-from gatokit.trainer.flops import peak
+from gatokit.trainer.cost import peak
 from gatokit.trainer.loss import Sums
-from gatokit.trainer.metrics import Interval, MetricsFile, float64, losses, scalars
+from gatokit.trainer.metrics import Interval, MetricsFile, float64, losses
 
 
 def sums(scale: float = 1.0) -> Sums:
@@ -27,8 +27,8 @@ def test_means_over_an_interval_go_through_a_checkpoint_unchanged() -> None:
     whole, part = Interval(), Interval()
     for interval in (whole, part):
         interval.add(2.0, 0.1, sums())
-    assert Interval({}).saved() == {}
-    part = Interval(json.loads(json.dumps(part.saved())))
+    assert Interval().saved() == {}
+    part = Interval(**json.loads(json.dumps(part.saved())))
     for interval in (whole, part):
         interval.add(1.0, 0.2, sums(3.0))
     assert whole.saved() == part.saved()
@@ -79,9 +79,14 @@ def test_lines_of_an_early_stop_do_not_stay(tmp_path: Path) -> None:
     assert read_metrics(tmp_path) == [{"step": 5, "loss": 1.0}]
 
 
-def test_numbers_of_a_line_by_name() -> None:
+def test_tensorboard_gets_the_numbers_of_a_line_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = []
+    monkeypatch.setattr("tensorboardX.SummaryWriter.add_scalar", lambda board, *scalar: shown.append(scalar))
+    file = MetricsFile(tmp_path, 0)
     line = {"step": 3, "loss": 1.5, "mfu": "unknown peak", "kinds": {"text": 2.0}, "datasets": {"a": {"loss": None}}}
-    assert scalars(line) == {"loss": 1.5, "kinds/text": 2.0}
+    file.write(line)
+    file.close()
+    assert shown == [("loss", 1.5, 3), ("kinds/text", 2.0, 3)]
 
 
 @pytest.mark.parametrize(

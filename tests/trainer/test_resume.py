@@ -31,7 +31,7 @@ def test_stopped_and_killed_runs_go_on_bit_for_bit(mixed: Path, tmp_path: Path) 
     report = Silent()
     found = train(config(tmp_path, **changes), [str(mixed)], out, report, steps=last)
     assert f"goes on from step {newest}" in report.lines
-    assert (found.step, found.stopped_by) == (last, None)
+    assert (found.step, found.stopped) == (last, False)
 
     whole = tmp_path / "whole"
     train(config(tmp_path, **changes), [str(mixed)], whole, Silent(), steps=last)

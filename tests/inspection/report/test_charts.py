@@ -1,5 +1,6 @@
 """The picture of a run's losses."""
 
+import json
 from pathlib import Path
 
 import cv2
@@ -9,7 +10,7 @@ from gatokit.inspection.report.charts import draw_losses
 
 def test_losses_are_drawn(tmp_path: Path) -> None:
     path = tmp_path / "loss.png"
-    draw_losses(tmp_path, [])
+    draw_losses(tmp_path)
     assert not path.exists()
     lines = [
         {
@@ -22,7 +23,9 @@ def test_losses_are_drawn(tmp_path: Path) -> None:
         for step in range(1, 120)
     ]
     held_out = {"loss": 1.0, "datasets": {"a": {"loss": 1.0, "kinds": {"text": 1.0}}}, "kinds": {"text": 1.0}}
-    draw_losses(tmp_path, [*lines, {"step": 119, "held_out": held_out}], {"text": 2.0})
+    lines.append({"step": 119, "held_out": held_out})
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    draw_losses(tmp_path, {"text": 2.0})
     picture = cv2.imread(str(path))
     assert picture is not None
     assert min(picture.shape[:2]) > 900

@@ -1,22 +1,29 @@
-"""Compiling the training step without data, to learn what it takes: for this machine's devices, or for a TPU slice."""
+"""What a training step takes: operations, counted from the model's sizes, and memory, from the compiled step; and the
+devices that run it.
+
+A multiplication and an addition are two operations. Only products of matrices are counted: they are all but a few
+percent.
+"""
 
 import importlib.util
 import os
 import re
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax.experimental import topologies
 
 from gatokit.schemas.errors import ConfigError, first_line, install_hint
 from gatokit.schemas.manifest import TokenizerSettings
-from gatokit.schemas.run import RunConfig
-from gatokit.trainer import flops
+from gatokit.schemas.run import ModelConfig, RunConfig
+from gatokit.schemas.tokens import PATCH
 from gatokit.trainer.mesh import make_mesh
-from gatokit.trainer.model import count
+from gatokit.trainer.model import POOLED, count
 from gatokit.trainer.step import Trainer
 
+BACKWARD = 2
+"""A backward pass costs this many forward passes: one for the inputs' gradients, one for the parameters'."""
 VOCABULARY_SIZE = TokenizerSettings.of(0).vocabulary_size
 """There is no data, so ids are counted with discrete ids overlapping text ids."""
 PATCH_SHARE = 4
@@ -31,6 +38,71 @@ _OFFLINE = {
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
 """Keeps libtpu from asking a metadata server what this machine is, and from locking out another user of its TPU."""
+
+
+class Device(NamedTuple):
+    """One accelerator as JAX counts them: of TPU v2 and v3 a core, of later ones a chip."""
+
+    memory: int
+    """Bytes; drivers keep a part."""
+    peak: float
+    """FLOP/s of dense bfloat16 products with float32 sums."""
+
+
+_GIBIBYTES_AND_TERAFLOPS = {
+    ("TPU v2",): (8, 22.5),
+    ("TPU v3",): (16, 61.5),
+    ("TPU v4",): (32, 275),
+    ("TPU v5 lite", "TPU v5e"): (16, 197),
+    ("TPU v5", "TPU v5p"): (95, 459),
+    ("TPU v6 lite", "TPU v6e"): (32, 918),
+    ("NVIDIA A100-SXM4-40GB", "NVIDIA A100-PCIE-40GB"): (40, 312),
+    ("NVIDIA A100-SXM4-80GB", "NVIDIA A100 80GB PCIe"): (80, 312),
+    ("NVIDIA H100 80GB HBM3",): (80, 989.4),
+    ("NVIDIA H100 PCIe",): (80, 756),
+    ("NVIDIA H200",): (141, 989.4),
+}
+DEVICES = {
+    kind: Device(memory << 30, teraflops * 1e12)
+    for kinds, (memory, teraflops) in _GIBIBYTES_AND_TERAFLOPS.items()
+    for kind in kinds
+}
+"""By what JAX calls them; from the vendors' data sheets."""
+
+
+def peak(device_kind: str, precision: str) -> float | None:
+    """FLOP/s of a device for matrix products of ``precision``; None if no data sheet says."""
+    known = DEVICES.get(device_kind)
+    return known.peak if known is not None and precision == "bfloat16" else None
+
+
+def forward_flops(
+    config: ModelConfig, *, rows: float, context: int, patch_slots: float, targets: float, vocabulary_size: int
+) -> dict[str, float]:
+    """Operations of a forward pass, by what they are spent on, over ``rows`` windows of ``context`` tokens with
+    ``patch_slots`` slots and ``targets`` positions with logits, in all rows together."""
+    width, heads, channels = config.width, config.heads * config.head_size, config.patch_channels
+    tokens = rows * context
+    scores = 2 * rows * context * context * heads
+    relative = 2 * context * width * heads + scores if config.positions == "relative" else 0
+    pixels, cells = PATCH**2, POOLED**2
+    convolutions = 2 * 2 * (pixels // config.patch_stride**2) * 9 * channels * channels
+    projections = 2 * cells * (channels // 2) * (channels + width)
+    return {
+        # Projections, scores and weighted values; scores of keys behind their queries included.
+        "attention": config.layers * (4 * 2 * tokens * width * heads + 2 * scores),
+        # What relative positions add: the projection of the distances and their scores.
+        "relative": config.layers * relative,
+        "feed_forward": config.layers * 2 * tokens * width * (config.hidden + config.hidden // 2),
+        "patches": patch_slots * (2 * pixels * 3 * channels + convolutions + projections),
+        "logits": 2 * targets * width * vocabulary_size,
+    }
+
+
+def train_step_flops(config: ModelConfig, **sizes: float) -> float:
+    """Operations of a training step, forward and backward, with the arguments of ``forward_flops``; nothing is added
+    for what remat computes again."""
+    return (1 + BACKWARD) * sum(forward_flops(config, **sizes).values())  # type: ignore[arg-type]
 
 
 def compile_only(config: RunConfig, topology: str | None) -> dict[str, Any]:
@@ -56,7 +128,7 @@ def compile_only(config: RunConfig, topology: str | None) -> dict[str, Any]:
             "mesh.tensor, raise microbatches, or set remat: full"
         ) from None
     memory: Any = compiled.memory_analysis()
-    known = flops.DEVICES.get(devices[0].device_kind)
+    known = DEVICES.get(devices[0].device_kind)
     return {
         "topology": topology,
         "device": devices[0].device_kind,
@@ -73,7 +145,7 @@ def compile_only(config: RunConfig, topology: str | None) -> dict[str, Any]:
         "output_bytes": memory.output_size_in_bytes,
         "device_bytes": known.memory if known else None,
         # On all devices, with a patch in every slot and a target at every position.
-        "flops": flops.train_step(
+        "flops": train_step_flops(
             config.model,
             rows=config.batch,
             context=config.context,

@@ -7,14 +7,14 @@ import pytest
 
 from gatokit.loader.batch import Batch
 from gatokit.schemas.run import ModelConfig
-from gatokit.trainer import flops, model
+from gatokit.trainer import cost, model
 from gatokit.trainer.attention import self_attention
 from gatokit.trainer.model import patch_vectors
 
 
 def test_the_largest_size_by_hand():
     """One row of 1,024 tokens: 24 layers of 2,048; a patch of 64 channels; 33,025 ids."""
-    found = flops.forward(
+    found = cost.forward_flops(
         ModelConfig(size="1.2b"), rows=1, context=1024, patch_slots=10, targets=300, vocabulary_size=33_025
     )
     matrix, square = 2 * 1024 * 2048 * 2048, 2 * 1024 * 1024 * 2048
@@ -29,7 +29,7 @@ def test_the_largest_size_by_hand():
 def test_a_step_is_three_forward_passes():
     sizes = {"rows": 8, "context": 64, "patch_slots": 16, "targets": 40, "vocabulary_size": 33_025}
     config = ModelConfig(size="tiny", positions="rotary")
-    step, forward = flops.train_step(config, **sizes), flops.forward(config, **sizes)
+    step, forward = cost.train_step_flops(config, **sizes), cost.forward_flops(config, **sizes)
     assert step == 3 * sum(forward.values())
     assert forward["relative"] == 0
 
@@ -66,9 +66,9 @@ def test_layers_against_xla(positions, layers):
         abstract(model.parameter_table(config, 33_025)["layers"]),
     )
     sizes = {"rows": rows, "context": context, "patch_slots": 0, "targets": 0, "vocabulary_size": 33_025}
-    assert counted(total, *shapes) == pytest.approx(sum(flops.forward(config, **sizes).values()), rel=0.03)
+    assert counted(total, *shapes) == pytest.approx(sum(cost.forward_flops(config, **sizes).values()), rel=0.03)
     step = counted(jax.grad(total, (0, 1)), *shapes)
-    assert step == pytest.approx(flops.train_step(config, **sizes), rel=0.03)
+    assert step == pytest.approx(cost.train_step_flops(config, **sizes), rel=0.03)
 
 
 def test_patches_against_xla():
@@ -86,5 +86,5 @@ def test_patches_against_xla():
         return patch_vectors(values, batch, config, dtype=jnp.float32)
 
     found = counted(vectors, abstract(model.parameter_table(config, 33_025)["patches"]), batch)
-    expected = flops.forward(config, rows=0, context=0, patch_slots=slots, targets=0, vocabulary_size=0)
+    expected = cost.forward_flops(config, rows=0, context=0, patch_slots=slots, targets=0, vocabulary_size=0)
     assert found == pytest.approx(sum(expected.values()), rel=0.1)

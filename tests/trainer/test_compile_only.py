@@ -15,7 +15,7 @@ from gatokit.cli.main import main
 from gatokit.cli.train import compiled_text
 from gatokit.schemas.errors import ConfigError
 from gatokit.schemas.run import RunConfig
-from gatokit.trainer.compile import compile_only
+from gatokit.trainer.cost import compile_only
 from gatokit.trainer.mesh import make_mesh
 from gatokit.trainer.model import count
 from gatokit.trainer.step import Trainer
@@ -26,7 +26,7 @@ PROGRAM = """
 import json
 from gatokit.schemas.errors import ConfigError
 from gatokit.schemas.run import RunConfig
-from gatokit.trainer.compile import compile_only
+from gatokit.trainer.cost import compile_only
 config = RunConfig(model="tiny", context=256, batch=64, steps=20_000, mesh={"fsdp": 2, "tensor": 2})
 try:
     compile_only(config, "v5e:3x5")
