@@ -1,7 +1,10 @@
 """``gatokit train``: trains, or compiles the training step to show what it takes."""
 
 import argparse
+import importlib.util
 import logging
+import os
+import re
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -11,7 +14,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from gatokit.cli.console import Output, needs, not_negative, positive
-from gatokit.schemas.errors import ConfigError
+from gatokit.schemas.errors import ConfigError, first_line, install_hint
 
 if TYPE_CHECKING:
     from gatokit.loader.mixture import Mixture
@@ -41,6 +44,15 @@ RETIRED = {
     "--device": _COMPILE_INSTEAD,
 }
 PROFILE_STEPS = 5
+_WHOLE_SLICES = {"v3": "16x16", "v4": "8x8x8", "v5e": "16x16", "v5p": "8x8x8", "v6e": "16x16"}
+_OFFLINE = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-16",
+    "TPU_WORKER_ID": "0",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
+"""Keeps libtpu from asking a metadata server what this machine is, and from locking out another user of its TPU."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -92,8 +104,11 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError("--topology belongs to --compile-only: give both or none")
     if arguments.compile_only:
         with needs("tpu" if arguments.topology else "train"):
+            import jax
+
             from gatokit.trainer.cost import compile_only
-        compiled = compile_only(config, arguments.topology)
+        topology, devices = (None, jax.devices()) if arguments.topology is None else tpu_slice(arguments.topology)
+        compiled = {"topology": topology} | compile_only(config, devices)
         output.say(compiled_text(compiled))
         output.result(compiled)
         return 0
@@ -137,6 +152,31 @@ def run(arguments: argparse.Namespace) -> int:
         return 128 + number
     output.say(f"step {trained.step} of {config.steps}; curves and metrics are in {arguments.out}")
     return 0
+
+
+def tpu_slice(topology: str) -> tuple[str, list[Any]]:
+    """The name of a TPU slice, and its devices, of which this machine needs none; a generation alone, such as ``v3``,
+    means a large slice of it. Raises ConfigError if there is no such slice, or libtpu is not installed."""
+    if not re.fullmatch(r"v\d+[a-z]*(:\d+(x\d+)+)?", topology):
+        raise ConfigError(f"topology {topology!r} is not a TPU slice such as v3:16x16 or v5e:4x4")
+    if importlib.util.find_spec("libtpu") is None:
+        needs = "compiling for a TPU slice needs libtpu, with or without a TPU"
+        raise ConfigError(needs, way_out=install_hint("tpu"), code="missing_package")
+    if ":" not in topology:
+        if topology not in _WHOLE_SLICES:
+            raise ConfigError(f"topology {topology!r}: name its shape too, such as {topology}:4x4")
+        topology = f"{topology}:{_WHOLE_SLICES[topology]}"
+    import jax
+    from jax.experimental import topologies
+
+    for name, value in _OFFLINE.items():
+        os.environ.setdefault(name, value)
+    # A TPU of this machine is left alone.
+    jax.config.update("jax_platforms", "cpu")
+    try:
+        return topology, list(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
+    except jax.errors.JaxRuntimeError as error:
+        raise ConfigError(f"topology {topology}: {first_line(error)}") from None
 
 
 @contextmanager

@@ -264,14 +264,28 @@ def write_atomically(path: str | Path, data: bytes | memoryview) -> None:
 
 
 @contextmanager
-def writing(path: str | Path) -> Iterator[None]:
-    """Around what writes to ``path``. Raises DataError, with the system's reason, if it cannot be written."""
+def writing(path: str | Path, errors: tuple[type[Exception], ...] = (OSError,)) -> Iterator[None]:
+    """Around what writes to ``path``. Raises DataError, with the reason, if one of ``errors`` says that it cannot be
+    written."""
     try:
         yield
-    except OSError as error:
-        raise DataError(
-            f"{path} cannot be written: {error.strerror}; mend that and run the same command again"
-        ) from None
+    except errors as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"{path} cannot be written: {reason}; mend that and run the same command again") from None
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A temporary local folder that becomes ``path`` at the end; it is removed if an error ends the block."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
 
 
 def write_rows(path: str | Path, rows: pa.Table) -> None:

@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +60,7 @@ class Checkpoints:
 
     def __init__(self, out: Path, config: CheckpointConfig) -> None:
         self.directory = out.absolute() / CHECKPOINTS
-        lowest = BestN(
-            get_metric_fn=lambda metrics: metrics["held_out"], n=1, reverse=True, keep_checkpoints_without_metrics=False
-        )
+        lowest = BestN(get_metric_fn=itemgetter("held_out"), n=1, reverse=True, keep_checkpoints_without_metrics=False)
         kept = AnyPreservationPolicy([LatestN(config.keep_last), lowest])
         options = ocp.CheckpointManagerOptions(preservation_policy=kept, cleanup_tmp_directories=True)
         self._manager = ocp.CheckpointManager(self.directory, options=options)

@@ -3,10 +3,7 @@
 The files of a policy lie in the folder ``policy`` of a run and of its checkpoints, and beside the weights of an export.
 """
 
-import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +20,7 @@ from gatokit.schemas.manifest import VOCABULARY, indented_json
 from gatokit.schemas.policy import POLICY, PROMPTS, PolicyDataset, PolicyFile, PolicyTask, Prompt
 from gatokit.schemas.run import RunConfig
 from gatokit.schemas.run_directory import POLICY_FOLDER, WEIGHTS, find_checkpoint, flatten
+from gatokit.storage.files import whole_folder, writing
 from gatokit.trainer import model
 from gatokit.trainer.attention import Tree
 from gatokit.trainer.checkpoint import check_shapes, restore_params
@@ -31,24 +29,11 @@ CONFIG = "config.json"
 FORMAT = "gatokit"
 
 
-@contextmanager
-def _written_whole(folder: Path) -> Iterator[Path]:
-    """A temporary folder that becomes ``folder`` at the end. Raises DataError if it cannot be written."""
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        os.replace(temporary, folder)
-    except (OSError, RuntimeError, SafetensorError) as error:  # ArrayRecord's writer raises RuntimeError
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise DataError(f"{folder} cannot be written: {error}") from None
-
-
 def write_policy_files(mixture: Mixture, config: RunConfig, run: Path) -> None:
     """Copies from the data into a run's directory what a policy needs beside its parameters: specs, vocabulary,
     tokenizer, and the records of each task's best episode as its prompt. Raises DataError if it cannot be written."""
-    with _written_whole(run / POLICY_FOLDER) as temporary:
+    # ArrayRecord's writer raises RuntimeError.
+    with writing(run / POLICY_FOLDER, (OSError, RuntimeError)), whole_folder(run / POLICY_FOLDER) as temporary:
         (temporary / VOCABULARY).write_bytes(mixture.vocabulary)
         writer = ArrayRecordWriter(str(temporary / PROMPTS), "group_size:1,zstd:1")
         written, datasets = 0, {}
@@ -103,9 +88,9 @@ def export(run: Path, out: Path) -> int:
         "vocabulary": {"file": VOCABULARY, "blake2b": policy.vocabulary_blake2b},
         "step": int(checkpoint.name) if checkpoint.name.isdigit() else None,
     }
-    with _written_whole(out) as temporary:
-        of_orbax = shutil.ignore_patterns("commit_success.txt")
-        shutil.copytree(checkpoint / POLICY_FOLDER, temporary, ignore=of_orbax, dirs_exist_ok=True)
+    with writing(out, (OSError, SafetensorError)), whole_folder(out) as temporary:
+        ignored = shutil.ignore_patterns("commit_success.txt")  # of Orbax
+        shutil.copytree(checkpoint / POLICY_FOLDER, temporary, ignore=ignored, dirs_exist_ok=True)
         save_file(arrays, temporary / WEIGHTS, metadata={"format": FORMAT})
         (temporary / CONFIG).write_bytes(indented_json(config))
     return model.count(table)

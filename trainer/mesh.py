@@ -6,21 +6,18 @@ batch, in whole patch groups.
 """
 
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gatokit.loader.batch import Batch
 from gatokit.schemas.errors import ConfigError
 from gatokit.schemas.run import MeshConfig, RunConfig
 
-_Tree = TypeVar("_Tree")
-
 AXES = ("data", "fsdp", "tensor")
-ROWS = ("data", "fsdp")
-"""The axes that divide the rows of a batch."""
+ROWS = ("data", "fsdp")  # the axes that divide the rows of a batch
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device]) -> Mesh:
@@ -39,12 +36,12 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device]) -> Mesh:
     return Mesh(np.array(ordered, object).reshape(data, config.fsdp, config.tensor), AXES)
 
 
-def row_parts(mesh: Mesh | AbstractMesh) -> int:
+def row_parts(mesh: Mesh) -> int:
     """Number of parts that a batch's rows are divided into."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
-def check_mesh(mesh: Mesh | AbstractMesh, config: RunConfig) -> None:
+def check_mesh(mesh: Mesh, config: RunConfig) -> None:
     """Raises ConfigError if an axis does not divide what it should divide."""
     model = config.model
     for axis, name, value in (
@@ -85,7 +82,7 @@ def place(batch: Batch, mesh: Mesh) -> Batch:
     return Batch(*(jax.make_array_from_process_local_data(sharding, array) for array in batch))
 
 
-def split(rows: _Tree, microbatches: int, mesh: Mesh) -> _Tree:
+def split(rows: Any, microbatches: int, mesh: Mesh) -> Any:
     """The microbatches of placed arrays of rows, M in front of each one's shape; called inside a jitted function.
 
     Each takes its part of every device's rows, so that rows stay where they are and each process loads one range.

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from gatokit.loader.batch import NO_TOKEN, Batch
+from gatokit.loader.batch import Batch, empty_batch
 from gatokit.loader.loader import batches_ahead
 from gatokit.loader.mixture import Mixture
 from gatokit.loader.windows import Windows
@@ -26,8 +26,6 @@ from gatokit.trainer.mesh import place
 from gatokit.trainer.model import check_positions
 from gatokit.trainer.step import Trainer
 
-KIND_NAMES = {kind: kind.name.lower() for kind in TokenKind}
-
 
 @dataclass
 class Interval:
@@ -36,12 +34,7 @@ class Interval:
     steps: int = 0
     loss: float = 0.0
     gradient_norm: float = 0.0
-    sums: Any = None
-    """``Sums``; None before the first step."""
-
-    def __post_init__(self) -> None:
-        if self.sums is not None:
-            self.sums = float64(self.sums)
+    sums: Any = None  # ``Sums``, or the lists that ``saved`` made of them; None before the first step
 
     def add(self, loss: float, gradient_norm: float, sums: Sums) -> None:
         """Adds a step, whose arrays are read here."""
@@ -80,8 +73,8 @@ def losses(sums: Sums, datasets: Sequence[str]) -> Line:
             for name, total, count in zip(datasets, sums.dataset_loss, sums.dataset_targets, strict=True)
         },
         "kinds": {
-            name: _mean(sums.kind_loss[kind], sums.kind_targets[kind])
-            for kind, name in KIND_NAMES.items()
+            kind.name.lower(): _mean(sums.kind_loss[kind], sums.kind_targets[kind])
+            for kind in TokenKind
             if sums.kind_targets[kind]
         },
         "action_loss": _mean(np.sum(sums.kind_loss[actions]), np.sum(sums.kind_targets[actions])),
@@ -120,7 +113,7 @@ class HeldOut:
             weighed.append([weights[name] * values for values in sums])
         of_all = losses(Sums._make(map(sum, zip(*weighed, strict=True))), names)
         known = [item["loss"] for item in by_dataset.values() if item["loss"] is not None]
-        text = of_all["kinds"].get(KIND_NAMES[TokenKind.TEXT])
+        text = of_all["kinds"].get("text")
         mean = sum(known) / len(known) if known else None
         perplexity = None if text is None else math.exp(min(text, 700.0))
         return {"loss": mean, "text_perplexity": perplexity} | of_all | {"datasets": by_dataset}
@@ -141,12 +134,11 @@ class HeldOut:
         slots = batch.patch_token.shape[1]
         if slots in (self._few, self._many):
             return batch
-        padded = {}
-        for name in ("patches", "patch_token", "patch_row", "patch_column"):
-            array, value = getattr(batch, name), NO_TOKEN if name == "patch_token" else 0
-            widths = [(0, 0), (0, self._many - slots)] + [(0, 0)] * (array.ndim - 2)
-            padded[name] = np.pad(array, widths, constant_values=value)
-        return batch._replace(**padded)
+        unused = empty_batch(0, 0, len(batch.patch_token), self._many - slots)
+        names = ("patches", "patch_token", "patch_row", "patch_column")
+        return batch._replace(
+            **{name: np.concatenate([getattr(batch, name), getattr(unused, name)], axis=1) for name in names}
+        )
 
 
 class MetricsFile:

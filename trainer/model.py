@@ -38,13 +38,10 @@ class Parameter:
     """One array of parameters, before it exists."""
 
     shape: tuple[int, ...]
-    spec: Spec = UNDIVIDED
-    """The mesh axis that divides each dimension; dimensions behind the last are not divided."""
-    std: float = 0.0
-    """Deviation of the normal initial values; 0 for norms and biases, on which weight decay does not act."""
+    spec: Spec = UNDIVIDED  # the mesh axis that divides each dimension; dimensions behind the last are not divided
+    std: float = 0.0  # of the normal initial values; 0 for norms and biases, on which weight decay does not act
     mean: float = 0.0
-    padding: int = 0
-    """Rows at the end that never take part; their initial values are zeros."""
+    padding: int = 0  # rows at the end that never take part; their initial values are zeros
 
 
 def parameter_table(config: ModelConfig, vocabulary_size: int) -> dict[str, Any]:

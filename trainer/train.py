@@ -17,6 +17,7 @@ import numpy as np
 
 from gatokit.loader.loader import batches_ahead
 from gatokit.loader.mixture import Mixture, open_mixture
+from gatokit.loader.provenance import Provenance
 from gatokit.loader.windows import Windows
 from gatokit.schemas.errors import ConfigError, DataError
 from gatokit.schemas.policy import PolicyFile
@@ -74,8 +75,8 @@ def train(
     """Trains up to ``config.steps``, or stops early at step ``steps``; goes on from the newest checkpoint in ``out``.
 
     ``directories`` are finished builds (``DIR`` or ``NAME=DIR``). When ``is_asked_to_stop`` in any process, the run
-    saves a checkpoint and ends. ``profile`` steps are traced to ``out``/profile. A
-    run of several processes in which no step ends for ``timeout`` seconds ends by naming the host at fault.
+    saves a checkpoint and ends. ``profile`` steps are traced to ``out``/profile. A run of several processes in which
+    no step ends for ``timeout`` seconds ends by naming the host at fault.
 
     Raises ConfigError or DataError for everything that the user can mend, and for a loss that is not finite.
     """
@@ -120,7 +121,7 @@ def train(
             nonlocal interval, line, since, waited
             values, someone_asked = jax.device_get((metrics, asks))
             if not values.finite:
-                raise _not_finite(step, values, windows, range(config.batch), checkpoints, out)
+                raise _not_finite(step, values, windows.trace(step - 1, range(config.batch)), checkpoints, out)
             interval.add(float(values.loss), float(values.gradient_norm), values.sums)
             checkpoints.check()
             complete = step % config.log_every == 0 or step == config.steps
@@ -249,18 +250,18 @@ def _speed(trainer: Trainer, interval: Interval, seconds: float, waited: float) 
 
 
 def _not_finite(
-    step: int, values: Metrics, windows: Windows, rows: range, checkpoints: Checkpoints, out: Path
+    step: int, values: Metrics, drawn: Sequence[Provenance], checkpoints: Checkpoints, out: Path
 ) -> DataError:
-    """The error of a loss that is not finite; writes the records of its batch."""
-    path, windows_of_step = out / f"not-finite-{step}.json", windows.trace(step - 1, rows)
+    """The error of a loss that is not finite; writes the records of the windows ``drawn`` for its step."""
+    path = out / f"not-finite-{step}.json"
     if is_first():
-        content = json.dumps([window.to_json() for window in windows_of_step], indent=1)
-        path.write_text(content + "\n", encoding="utf-8")
+        content = json.dumps([window.to_json() for window in drawn], indent=1) + "\n"
+        path.write_text(content, encoding="utf-8")
     checkpoints.wait()
     good = checkpoints.newest()
     kept = "there is no checkpoint yet" if good is None else f"the last good checkpoint is step {good}"
-    some = ", ".join(f"{window.dataset} {window.owner}" for window in windows_of_step[:3])
+    some = ", ".join(f"{window.dataset} {window.owner}" for window in drawn[:3])
     return DataError(
         f"the loss of step {step} is {float(values.loss):g} and its gradient's norm {float(values.gradient_norm):g}"
-        f": the run stops, and {kept}. The {len(rows)} windows of its batch ({some}, …) are listed in {path}"
+        f": the run stops, and {kept}. The {len(drawn)} windows of its batch ({some}, …) are listed in {path}"
     )

@@ -12,27 +12,24 @@ import pytest
 from runs import config, write_config
 
 from gatokit.cli.main import main
-from gatokit.cli.train import compiled_text
+from gatokit.cli.train import compiled_text, tpu_slice
 from gatokit.schemas.errors import ConfigError
-from gatokit.schemas.run import RunConfig
-from gatokit.trainer.cost import compile_only
 from gatokit.trainer.mesh import make_mesh
 from gatokit.trainer.model import count
 from gatokit.trainer.step import Trainer
 
-CONFIG = RunConfig(model="tiny", context=256, batch=64, steps=20_000)
-
 PROGRAM = """
 import json
+from gatokit.cli.train import tpu_slice
 from gatokit.schemas.errors import ConfigError
 from gatokit.schemas.run import RunConfig
 from gatokit.trainer.cost import compile_only
 config = RunConfig(model="tiny", context=256, batch=64, steps=20_000, mesh={"fsdp": 2, "tensor": 2})
 try:
-    compile_only(config, "v5e:3x5")
+    tpu_slice("v5e:3x5")
 except ConfigError as error:
     print(json.dumps(str(error)))
-print(json.dumps(compile_only(config, "v3:2x2")))
+print(json.dumps(compile_only(config, tpu_slice("v3:2x2")[1])))
 """
 
 
@@ -67,13 +64,13 @@ def test_a_mesh_that_this_machine_does_not_fill(tmp_path: Path, capsys: pytest.C
 @pytest.mark.parametrize("topology", ["", "h100", "v3:", "v3:16", "tpu v3:2x2"])
 def test_no_slice(topology: str) -> None:
     with pytest.raises(ConfigError, match=r"is not a TPU slice such as v3:16x16"):
-        compile_only(CONFIG, topology)
+        tpu_slice(topology)
 
 
 def test_without_libtpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"needs libtpu, with or without a TPU; .*pip install '\.\[tpu\]'"):
-        compile_only(CONFIG, "v3:2x2")
+        tpu_slice("v3:2x2")
 
 
 def test_what_people_read() -> None:
