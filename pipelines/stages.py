@@ -45,11 +45,13 @@ TASK_ROWS = pa.schema(
 class ScannedRows:
     """The scanned rows of a dataset in source order, one table per unit, cut to the first ``limit`` of each task.
 
-    A dataset of documents is one task.
+    A dataset of documents is one task. ``read`` makes of each table the rows that count.
     """
 
-    def __init__(self, paths: Sequence[Path], limit: int | None) -> None:
-        self._paths, self._limit = paths, limit
+    def __init__(
+        self, paths: Sequence[Path], limit: int | None, read: Callable[[pa.Table], pa.Table] | None = None
+    ) -> None:
+        self._paths, self._limit, self._read = paths, limit, read
 
     def __iter__(self) -> Iterator[pa.Table]:
         seen: Counter[str | None] = Counter()
@@ -60,7 +62,7 @@ class ScannedRows:
                     seen[task] += 1
                     mask.append(seen[task] <= self._limit)
                 table = table.filter(pa.array(mask, pa.bool_()))
-            yield table
+            yield table if self._read is None else self._read(table)
 
 
 @dataclass(frozen=True)
@@ -127,11 +129,15 @@ class Losses:
             self.counts[reason] += number
             self.examples.setdefault(reason, id_ if detail is None else f"{id_}: {detail}")
 
+    def allowed(self, share: float) -> int:
+        """The number of rows that may be bad if ``share`` of them may."""
+        return max(LEAST_BAD_ROWS, math.floor(share * self.rows + 1e-9))
+
     def check_budget(self, share: float, dataset: str, noun: str = "episodes") -> None:
         """Raises DataError if a larger share of the episodes (or ``noun``) is bad than ``share``, the config's
         ``max_bad_fraction``."""
         bad = {reason: count for reason, count in self.counts.items() if reason in BAD_REASONS}
-        total, allowed = sum(bad.values()), max(LEAST_BAD_ROWS, math.floor(share * self.rows + 1e-9))
+        total, allowed = sum(bad.values()), self.allowed(share)
         if total > allowed:
             parts = "; ".join(
                 f"{count} {reason} (first {self.examples[reason]})" for reason, count in sorted(bad.items())

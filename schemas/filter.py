@@ -24,10 +24,10 @@ TOLERANCE = 1e-9
 class Candidates:
     """The episodes of one task whose rewards parse and are finite, in source order.
 
-    ``returns`` is float64 (N,). The other arrays are (N,), and None if no rule needs them. ``success``, ``where`` and
-    ``listed`` are bool: what the source's mark, the expression and the list say of each episode. ``hashes`` is uint64
-    (``sample_hash``). ``playable`` is false if no step has an action: such an episode is never among the best and
-    never in a sample.
+    ``returns`` is float64 (N,), ``rounding`` as in ``at_or_above``. The other arrays are (N,), and None if no rule
+    needs them. ``success``, ``where`` and ``listed`` are bool: what the source's mark, the expression and the list say
+    of each episode. ``hashes`` is uint64 (``sample_hash``). ``playable`` is false if no step has an action: such an
+    episode is never among the best and never in a sample.
     """
 
     task: str
@@ -38,6 +38,7 @@ class Candidates:
     where: np.ndarray | None = None
     listed: np.ndarray | None = None
     hashes: np.ndarray | None = None
+    rounding: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -63,9 +64,20 @@ def return_threshold(expert: float, fraction: float, random: float | None = None
     return expert - (1 - fraction) * abs(expert)
 
 
-def at_or_above(returns: np.ndarray, limit: float | np.ndarray) -> np.ndarray:
-    """Which returns, float64 (N,), are at or above ``limit`` (one number, or one for each return): bool (N,)."""
-    reached: np.ndarray = returns >= limit - TOLERANCE * np.abs(limit)
+def float32_rounding(returns: np.ndarray) -> np.ndarray:
+    """How far returns, float64 (N,), may be from those of the recorder, whose rewards were rounded to float32 and have
+    one sign: half an ulp. Where only an index is known, this stands for the sum that a scan makes."""
+    return np.abs(returns) * 2.0**-24
+
+
+def at_or_above(returns: np.ndarray, limit: float | np.ndarray, rounding: np.ndarray | None = None) -> np.ndarray:
+    """Which returns, float64 (N,), are at or above ``limit`` (one number, or one for each return): bool (N,).
+
+    A return that differs from the limit only as float32 rounds its rewards is equal to it. ``rounding``, float64 (N,),
+    is the sum of half an ulp of each reward; None: rewards are exact.
+    """
+    slack = 0.0 if rounding is None else rounding
+    reached: np.ndarray = returns + slack >= limit - TOLERANCE * np.abs(limit)
     return reached
 
 
@@ -77,12 +89,16 @@ def min_return_threshold(keep: Keep, task: str, expert_return: float) -> float |
     return return_threshold(expert_return, keep.min_return, random.get(task) if isinstance(random, dict) else random)
 
 
-def in_range(keep: Keep, returns: np.ndarray) -> np.ndarray:
-    """Which returns, float64 (N,), lie within ``keep.returns``, both ends included: bool (N,)."""
+def in_range(keep: Keep, returns: np.ndarray, rounding: np.ndarray | None = None) -> np.ndarray:
+    """Which returns, float64 (N,), lie within ``keep.returns``, both ends included: bool (N,).
+
+    ``rounding`` is as in ``at_or_above``.
+    """
     assert keep.returns is not None
+    slack = 0.0 if rounding is None else rounding
     low, high = keep.returns
-    above: np.ndarray = returns >= (-math.inf if low is None else low)
-    return above & (returns <= (math.inf if high is None else high))
+    above: np.ndarray = returns + slack >= (-math.inf if low is None else low)
+    return above & (returns - slack <= (math.inf if high is None else high))
 
 
 def _passes(rule: str, keep: Keep, episodes: Candidates, left: np.ndarray) -> Any:
@@ -93,9 +109,9 @@ def _passes(rule: str, keep: Keep, episodes: Candidates, left: np.ndarray) -> An
             return episodes.success
         case "min_return":
             limit: Any = min_return_threshold(keep, episodes.task, episodes.expert_return)
-            return at_or_above(episodes.returns, limit)
+            return at_or_above(episodes.returns, limit, episodes.rounding)
         case "returns":
-            return in_range(keep, episodes.returns)
+            return in_range(keep, episodes.returns, episodes.rounding)
         case "where":
             return episodes.where
         case "episodes":

@@ -78,6 +78,23 @@ class SplitEntry(_Model):
     parts: list[ShardEntry]
 
 
+class LastStep(_Model):
+    """How a dataset of episodes was read at the steps that ``is_last`` marks, and what these hold.
+
+    ``other_rewards`` and ``other_actions`` are those that are neither zero nor a copy of the first step or of the step
+    before; ``other`` is the number of ``episodes`` with one of either.
+    """
+
+    reading: Literal["padding", "real"]
+    """``padding``: such a step has no action and no reward. ``real``: it is a step like any other."""
+    decided_by: Literal["config", "data"]
+    episodes: int
+    """Sound episodes with such a step."""
+    other_rewards: int
+    other_actions: int
+    other: int
+
+
 class DatasetEntry(_Model):
     """Totals and splits of one dataset; ``directory`` is its folder in the build.
 
@@ -100,6 +117,8 @@ class DatasetEntry(_Model):
     shards: int
     bytes: int
     splits: list[SplitEntry]
+    last_step: LastStep | None = None
+    """None for documents; left out of JSON then."""
     update: str = ""
 
     @property
@@ -172,6 +191,8 @@ class Manifest(_Model):
         for dataset in content["datasets"]:
             if not dataset["update"]:
                 del dataset["update"]
+            if dataset["last_step"] is None:
+                del dataset["last_step"]
         content["digest"] = json_digest(content)
         return indented_json(content)
 

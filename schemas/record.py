@@ -34,7 +34,7 @@ _U1, _U2, _U4, _F8 = np.dtype("u1"), np.dtype("<u2"), np.dtype("<u4"), np.dtype(
 class Record:
     """A chunk of an episode or document (its owner): which chunk it is, its tokens, and values of each step.
 
-    ``reward`` and ``discount`` are float64 (S,), ``discount`` None if the source has none; ``flags`` is uint8 (S,).
+    ``reward`` and ``discount`` are float64 (S,), None if the source has none; ``flags`` is uint8 (S,).
     """
 
     owner: str
@@ -43,7 +43,7 @@ class Record:
     first_step: int
     spec: str
     sequence: TokenSequence
-    reward: np.ndarray
+    reward: np.ndarray | None
     discount: np.ndarray | None
     flags: np.ndarray
 
@@ -110,7 +110,7 @@ class Record:
                 ],
                 text_tokens=_text_tokens(message),
             ),
-            reward=_unpack(message, "reward", _F8),
+            reward=_unpack(message, "reward", _F8) if message.reward or not message.step_begin else None,
             discount=_unpack(message, "discount", _F8) if message.discount else None,
             flags=_unpack(message, "flags", _U1),
         )

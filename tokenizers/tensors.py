@@ -187,19 +187,29 @@ def decode_action(tokens: np.ndarray, *, scale: ActionRange, path: str = "") -> 
     return _centres(tokens, path) * scale.half + scale.centre
 
 
-def count_outside(values: np.ndarray, pairs: Pairs | None) -> int:
-    """How many values of a continuous action (S, *shape) lie outside their range (None: [-1, 1]); NaN is not counted.
+def outside_range(values: np.ndarray, pairs: Pairs | None) -> tuple[np.ndarray, np.ndarray]:
+    """How many values of a continuous action (S, *shape) lie outside their range (None: [-1, 1]), and how many lie
+    outside or at one of its ends, int64 (N,) each or () if all are 0; NaN is not counted.
 
     A value that passes an end by at most four ulps of the larger end (ulps of float16 for float16 values, else of
     float32) counts as inside: stored values and declared bounds are often rounded differently.
     """
     low, high = np.array(_UNIT if pairs is None else pairs, np.float64).reshape(-1, 2).T
-    if not values.size or (values.max() <= high.min() and values.min() >= low.max()):
-        return 0
+    if not values.size or (values.max() < high.min() and values.min() > low.max()):
+        return np.zeros((), np.int64), np.zeros((), np.int64)
     flat = values.reshape(len(values), -1)
     epsilon = float(np.finfo(np.float16 if values.dtype == np.float16 else np.float32).eps)
     slack = 4.0 * epsilon * np.maximum(np.abs(low), np.abs(high))
-    return int(np.count_nonzero((flat < low - slack) | (flat > high + slack)))
+    outside = np.count_nonzero((flat < low - slack) | (flat > high + slack), axis=0)
+    return outside, np.count_nonzero((flat <= low + slack) | (flat >= high - slack), axis=0)
+
+
+def count_outside(values: np.ndarray, pairs: Pairs | None) -> int:
+    """How many values of a continuous action (S, *shape) lie outside their range, as ``outside_range`` counts them."""
+    low, high = np.array(_UNIT if pairs is None else pairs, np.float64).reshape(-1, 2).T
+    if not values.size or (values.max() <= high.min() and values.min() >= low.max()):
+        return 0
+    return int(outside_range(values, pairs)[0].sum())
 
 
 def compand(values: np.ndarray) -> np.ndarray:

@@ -202,7 +202,9 @@ def step_data(decoded: DecodedEpisode, step: int) -> dict[str, Any]:
             action.append((f"action/{name}", label, field.kind, _text(value)))
         else:
             observation.append((f"observation/{name}", name, field.kind, _text(value)))
-    numbers = {"reward": episode.reward[step], "return so far": decoded.returns_so_far[step]}
+    numbers = {}
+    if episode.reward is not None and decoded.returns_so_far is not None:
+        numbers = {"reward": episode.reward[step], "return so far": decoded.returns_so_far[step]}
     lines = [*action, *((name, name, "number", f"{number:.6g}") for name, number in numbers.items())]
     lines.append(("flags", "flags", "word", ", ".join(flag_names(int(episode.flags[step]))) or "none"))
     if episode.discount is not None:

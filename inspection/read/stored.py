@@ -24,14 +24,14 @@ class Step:
     """One decoded time step.
 
     ``observation`` and ``action`` are a dict from the key path below them to the value, or the value itself if the
-    field has no keys. Values are arrays, NumPy scalars, ``str`` and ``EncodedImage``. ``discount`` is None if the
-    source has none; ``flags`` is made of FIRST, LAST and TERMINAL.
+    field has no keys. Values are arrays, NumPy scalars, ``str`` and ``EncodedImage``. ``reward`` and ``discount`` are
+    None if the source has none; ``flags`` is made of FIRST, LAST and TERMINAL.
     """
 
     step: int
     observation: Any
     action: Any
-    reward: float
+    reward: float | None
     discount: float | None
     flags: int
 
@@ -40,13 +40,13 @@ class Step:
 class StoredEpisode:
     """An episode of a finished build.
 
-    ``sequence`` holds T tokens of S steps; ``reward`` and ``discount`` are float64 (S,), ``discount`` is None if the
-    source has none; ``flags`` is uint8 (S,) of FIRST, LAST and TERMINAL.
+    ``sequence`` holds T tokens of S steps; ``reward`` and ``discount`` are float64 (S,), None if the source has
+    none; ``flags`` is uint8 (S,) of FIRST, LAST and TERMINAL.
     """
 
     row: EpisodeRow
     sequence: TokenSequence
-    reward: np.ndarray
+    reward: np.ndarray | None
     discount: np.ndarray | None
     flags: np.ndarray
     tokenizer: EpisodeTokenizer
@@ -78,7 +78,7 @@ class StoredEpisode:
                 step=step,
                 observation=_step_values(observation, values, step),
                 action=_step_values(self.spec.action, values, step),
-                reward=float(self.reward[step]),
+                reward=None if self.reward is None else float(self.reward[step]),
                 discount=None if self.discount is None else float(self.discount[step]),
                 flags=int(self.flags[step]),
             )
@@ -130,11 +130,12 @@ def join_episode(records: Sequence[Record], row: EpisodeRow, tokenizer: EpisodeT
         steps += len(record.flags)
     if steps != row.steps:
         raise DataError(f"the records of episode {row.episode_id!r} hold {steps} steps and its index row {row.steps}")
+    rewards = [record.reward for record in records if record.reward is not None]
     discounts = [record.discount for record in records if record.discount is not None]
     return StoredEpisode(
         row=row,
         sequence=_joined(records),
-        reward=np.concatenate([record.reward for record in records]),
+        reward=np.concatenate(rewards) if len(rewards) == len(records) else None,
         discount=np.concatenate(discounts) if len(discounts) == len(records) else None,
         flags=np.concatenate([record.flags for record in records]),
         tokenizer=tokenizer,

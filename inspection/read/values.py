@@ -101,14 +101,14 @@ class Line:
 class DecodedEpisode(_Tokens):
     """Names the tokens of an episode, and gives what they encode.
 
-    ``returns_so_far`` is float64 (S,) and includes the reward of the step.
+    ``returns_so_far`` is float64 (S,) and includes the reward of the step; None if the source has no rewards.
     """
 
     def __init__(self, episode: StoredEpisode, text: TextTokenizer | None) -> None:
         """``text`` names pieces of text. Raises DataError if the episode does not decode."""
         super().__init__(episode.sequence, episode.row.record_tokens, text)
         self.episode = episode
-        self.returns_so_far = np.cumsum(episode.reward)
+        self.returns_so_far = None if episode.reward is None else np.cumsum(episode.reward)
         self._values = episode.decode()
         self._layout = StepLayout(episode.spec)
         self._begin = self._layout.arrangement_of(episode.sequence).begin
@@ -118,7 +118,9 @@ class DecodedEpisode(_Tokens):
         return [(field, self._values[field.path][step]) for field in self.episode.spec.fields]
 
     def rewards(self, most_points: int) -> list[Line]:
-        """The reward and the return so far."""
+        """The reward and the return so far; nothing if the source has no rewards."""
+        if self.episode.reward is None or self.returns_so_far is None:
+            return []
         steps = evenly_spaced(self.episode.steps, most_points)
         rewards = Line("reward", steps, self.episode.reward[steps])
         return [rewards, Line("return so far", steps, self.returns_so_far[steps])]

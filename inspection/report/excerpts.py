@@ -46,7 +46,7 @@ def film(episode: StoredEpisode, label: str, text: TextTokenizer, budget: Budget
     """
     decoded, row = DecodedEpisode(episode, text), episode.row
     frames = [_frame(decoded, step, budget) for step in evenly_spaced(episode.steps, _FRAMES).tolist()]
-    lines = [decoded.rewards(_LINE_POINTS)[0], *decoded.actions(_LINE_POINTS)[:_MOST_ACTIONS]]
+    lines = [*decoded.rewards(_LINE_POINTS)[:1], *decoded.actions(_LINE_POINTS)[:_MOST_ACTIONS]]
     first_step = range(decoded.of_step(0).stop if episode.steps else 0)
     shown = [*first_step]
     if len(shown) > _FIRST_TOKENS + _LAST_TOKENS:
@@ -106,9 +106,9 @@ def _frame(decoded: DecodedEpisode, step: int, budget: Budget) -> dict[str, Any]
             texts[name] = brief(value, 4 * _CELL_CHARACTERS)
         else:
             values[name] = brief(value, _CELL_CHARACTERS)
-    reward, flags = float(decoded.episode.reward[step]), flag_names(int(decoded.episode.flags[step]))
+    rewards, flags = decoded.episode.reward, flag_names(int(decoded.episode.flags[step]))
     shown = {"images": images, "texts": texts, "values": values, "action": action}
-    return shown | {"step": step, "reward": reward, "flags": flags}
+    return shown | {"step": step, "reward": None if rewards is None else float(rewards[step]), "flags": flags}
 
 
 def _line(line: Line) -> dict[str, Any]:

@@ -80,7 +80,10 @@ def show_episode(
 def _show_steps(output: Output, steps: Sequence[Step]) -> None:
     """Shows a row a step with a column for every field, or a row for every field if these are too many."""
     values = [_fields("observation", step.observation) | _fields("action", step.action) for step in steps]
-    rewards = [f"{step.reward:.6g} {' '.join(flag_names(step.flags))}".strip() for step in steps]
+    rewards = [
+        f"{'' if step.reward is None else f'{step.reward:.6g}'} {' '.join(flag_names(step.flags))}".strip()
+        for step in steps
+    ]
     paths = list(values[0])
     widths = {path: max(len(brief(value[path], _WIDEST_CELL)) for value in values) for path in paths}
     # What the step's number, its reward and the borders leave for the fields of a row.

@@ -88,14 +88,19 @@ class EpisodeCheck:
         if image_fields or record.sequence.images:
             _check_images_of_steps(record.sequence, arrangement, image_fields)
 
-    def fault(self, owner: Owner, rewards: np.ndarray, flags: np.ndarray) -> str | None:
-        """What is wrong with an owner whose records are each sound; ``rewards`` and ``flags`` are of all its steps."""
+    def fault(self, owner: Owner, rewards: np.ndarray | None, flags: np.ndarray) -> str | None:
+        """What is wrong with an owner whose records are each sound; ``rewards`` (None if there are none) and ``flags``
+        are of all its steps."""
         if len(flags) != owner.steps:
             return f"its records hold {len(flags)} steps, and the index says {owner.steps}"
         if (flags[1:] & FIRST).any() or (flags[:-1] & (LAST | TERMINAL)).any():
             return "a step within it is marked as the first, last or terminal one"
+        if rewards is None or owner.episode_return is None:
+            has = "rewards" if rewards is not None else "no rewards"
+            is_right = rewards is None and owner.episode_return is None
+            return None if is_right else f"it has {has}, and the index says that its return is {owner.episode_return}"
         total = float(np.add.accumulate(rewards)[-1])
-        if owner.episode_return is not None and total != owner.episode_return:
+        if total != owner.episode_return:
             return f"its rewards sum to {total!r}, and the index says {owner.episode_return!r}"
         return None
 
@@ -165,7 +170,7 @@ class DocumentCheck:
             except ValueError as error:
                 raise ValueError(f"image {number} of the record: {error}") from None
 
-    def fault(self, owner: Owner, rewards: np.ndarray, flags: np.ndarray) -> str | None:
+    def fault(self, owner: Owner, rewards: np.ndarray | None, flags: np.ndarray) -> str | None:
         """See ``EpisodeCheck``."""
         return None
 
@@ -285,6 +290,8 @@ def _owner_faults(owner: Owner, stream: Iterator[tuple[int, bytes | None]], cont
         # The step that follows a record that does not parse is unknown.
         next_step = None if record is None else record.first_step + len(record.flags)
     if is_sound and flags:
-        fault = content.fault(owner, np.concatenate(rewards), np.concatenate(flags))
+        known = [values for values in rewards if values is not None]
+        together = np.concatenate(known) if len(known) == len(rewards) else None
+        fault = content.fault(owner, together, np.concatenate(flags))
         if fault is not None:
             yield f"{content.noun} {owner.id!r}: {fault}"

@@ -3,6 +3,7 @@
 The scanned rows stay in files. In memory there are about thirty bytes of each. Legend: R rows of the dataset's scan.
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +13,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from gatokit.pipelines.episodes import last_step, ranges
 from gatokit.pipelines.episodes.scan import EpisodesPlan, check_tasks
 from gatokit.pipelines.stages import TASK_ROWS, FilterResult, Losses, ScannedRows, Stream, Task, held_out, row_hash
 from gatokit.schemas.config import BuildConfig
@@ -21,22 +24,24 @@ from gatokit.schemas.episode_list import EpisodeList
 from gatokit.schemas.errors import ConfigError, DataError
 from gatokit.schemas.filter import FILTER_REASONS, Candidates, apply_rules, sample_hash
 from gatokit.schemas.index import HELD_OUT, TRAIN
-from gatokit.schemas.manifest import EpisodeSpec
+from gatokit.schemas.manifest import EpisodeSpec, LastStep
 from gatokit.schemas.tokens import DISCRETE_VALUES
 from gatokit.schemas.where import Column, Strings, Where
 from gatokit.storage.files import read_bytes
 
 LONGEST_WINDOW = 1000
 _MOST_NAMES = 5
+_MOST_PAIRS = 16
 
 
 @dataclass(frozen=True)
 class Rows:
     """Columns of a dataset's scan, (R,) each, in source order.
 
-    ``task`` and ``agent`` are indexes into their names, -1 for none. ``returns`` is NaN if the rewards do not parse.
-    ``reason`` is an object array of str or None. ``listed`` (bool) and ``sample`` (uint64, see ``sample_hash``) exist
-    if a rule needs them.
+    ``task`` and ``agent`` are indexes into their names, -1 for none. ``returns`` is NaN if the rewards do not parse or
+    the source has none. ``reason`` is an object array of str or None. ``rounding`` says how far returns may be from the
+    recorder's (None: they are exact). ``is_sound`` (bool) are the episodes whose steps and rewards parse; None: those
+    with a return. ``listed`` (bool) and ``sample`` (uint64, see ``sample_hash``) exist if a rule needs them.
     """
 
     task: np.ndarray
@@ -48,16 +53,19 @@ class Rows:
     reason: np.ndarray
     task_names: list[str]
     agent_names: list[str]
+    rounding: np.ndarray | None = None
+    is_sound: np.ndarray | None = None
     listed: np.ndarray | None = None
     sample: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
 class EpisodeFilterResult(FilterResult):
-    """Adds the columns that only episodes have. ``reason`` is a dictionary array of R strings."""
+    """Adds what only episodes have. ``reason`` is a dictionary array of R strings."""
 
     rows: Rows
     reason: pa.DictionaryArray
+    last_step: LastStep
 
 
 def filter_episodes(plan: EpisodesPlan, paths: Sequence[Path], config: BuildConfig, limit: int | None) -> FilterResult:
@@ -68,7 +76,14 @@ def filter_episodes(plan: EpisodesPlan, paths: Sequence[Path], config: BuildConf
     """
     keep, name = plan.config.keep, plan.config.name
     selection = None if plan.list_path is None else read_episode_list(keep, plan.list_path, name)
-    scanned, gathered, losses, in_held_out = ScannedRows(paths, limit), _Gathered(), Losses(), bytearray()
+    ends, notices = last_step.decide(ScannedRows(paths, None), plan.config, plan.field)
+    read = last_step.real_reading if ends.reading == "real" else None
+    measured = ranges.Measurements(
+        [directory.scan_fields.measured for directory in plan.directories], ends.reading == "real"
+    )
+    for table in ScannedRows(paths, None, read):
+        measured.add(table, plan.directory_of[table["file"].to_numpy()])
+    scanned, gathered, losses, in_held_out = ScannedRows(paths, limit, read), _Gathered(), Losses(), bytearray()
     for table in scanned:
         losses.add(table, plan.ids)
         ids = plan.ids(table)
@@ -88,8 +103,10 @@ def filter_episodes(plan: EpisodesPlan, paths: Sequence[Path], config: BuildConf
     where = None if keep.where is None else Where(keep.where)
     passes = None if where is None else partial(_passes, plan, scanned, rows, where)
     tasks, kept, reason = filter_rows(rows, keep, name, passes)
-    specs, notices = _task_specs(plan, gathered)
-    notices = [*plan.notices, *notices]
+    specs, more = _task_specs(plan, gathered, measured)
+    notices = [*plan.notices, *notices, *more]
+    notices += ranges.check_values(measured, plan.config, plan.field, losses.allowed(config.max_bad_fraction))
+    notices += _return_notices(rows, tasks, keep, name)
     left_out = [task.name for task in tasks if task.is_left_out]
     if left_out:
         shown = ", ".join(left_out[:_MOST_NAMES]) + (" …" if len(left_out) > _MOST_NAMES else "")
@@ -112,9 +129,43 @@ def filter_episodes(plan: EpisodesPlan, paths: Sequence[Path], config: BuildConf
             if plan.config.splits is not None and plan.config.splits.held_out is not None
             else held_out(hashes, kept, rows.task, config.holdout)
         ),
-        rows=replace(rows, steps=nothing, success=None, reason=nothing, listed=None, sample=None),
+        rows=replace(
+            rows, steps=nothing, rounding=None, is_sound=None, success=None, reason=nothing, listed=None, sample=None
+        ),
         reason=pa.array(reason, pa.string()).dictionary_encode(),
+        last_step=ends,
     )
+
+
+def _return_notices(rows: Rows, tasks: Sequence[Task], keep: Keep, dataset: str) -> list[str]:
+    """Notices about tasks in which a rule over returns decides nothing."""
+    if keep.min_return is None and (keep.best is None or keep.by is not None):
+        return []
+    codes = {name: code for code, name in enumerate(rows.task_names)}
+    members = _groups(rows.task)
+    alike: dict[float, list[str]] = {}
+    for task in tasks:
+        returns = rows.returns[members[codes[task.name]]]
+        returns = returns[np.isfinite(returns)]
+        if len(returns) > 1 and (returns == returns[0]).all():
+            alike.setdefault(float(returns[0]), []).append(task.name)
+    notices = [
+        f"{dataset}: every return is {value:g} in {_listed(names)}, so that keep by returns decides nothing there"
+        for value, names in sorted(alike.items())
+    ]
+    known = {name for names in alike.values() for name in names}
+    zero = [task.name for task in tasks if task.expert_return == 0 and task.name not in known]
+    if keep.min_return is not None and keep.random_return is None and zero:
+        text = "keep.min_return keeps every episode whose return is not negative"
+        notices.append(f"{dataset}: the expert return is 0 in {_listed(zero)}, so that {text}")
+    return notices
+
+
+def _listed(names: Sequence[str]) -> str:
+    """The task, or the number of tasks and the first of them."""
+    if len(names) == 1:
+        return f"task {names[0]!r}"
+    return f"{len(names)} tasks ({', '.join(names[:_MOST_NAMES])}{' …' if len(names) > _MOST_NAMES else ''})"
 
 
 def read_episode_list(keep: Keep, path: str, dataset: str) -> EpisodeList:
@@ -172,11 +223,12 @@ def filter_rows(
         missing = min(set(names) - set(keep.random_return))
         raise ConfigError(f"{dataset}: keep.random_return names no return for task {missing!r}; add it")
     members_of = _groups(rows.task)
+    is_sound = np.isfinite(rows.returns) if rows.is_sound is None else rows.is_sound
     by_name = sorted(range(len(names)), key=names.__getitem__)
     sound_rows, streams, experts = {}, {}, np.full(len(names), np.nan)
     for code in by_name:
         members = members_of.get(code, np.empty(0, np.int64))
-        sound = sound_rows[code] = members[np.isfinite(rows.returns[members])]
+        sound = sound_rows[code] = members[is_sound[members]]
         if not len(sound):
             counts = f"no sound episode among {len(members)}: {_summary(rows.reason[members])}"
             raise DataError(f"{dataset}: task {names[code]!r} has {counts}")
@@ -189,6 +241,7 @@ def filter_rows(
     for code in by_name:
         sound, name, expert = sound_rows[code], names[code], float(experts[code])
         columns = {"success": rows.success, "listed": rows.listed, "hashes": rows.sample, "where": passes}
+        columns["rounding"] = rows.rounding
         marks = {key: None if column is None else column[sound] for key, column in columns.items()}
         empty, bad = rows.steps[sound] == 0, np.array([item is not None for item in rows.reason[sound]], bool)
         verdict = apply_rules(keep, Candidates(name, rows.returns[sound], expert, ~empty, **marks))
@@ -198,14 +251,16 @@ def filter_rows(
         kept[sound] = verdict.kept & ~empty & ~bad
         is_left_out = not kept[sound].any()
         if is_left_out and not can_leave_out:
-            limit = "" if verdict.threshold is None else f", threshold {verdict.threshold:g}"
+            limit = "" if math.isnan(expert) else f"; expert return {expert:g}"
+            limit += "" if verdict.threshold is None else f", threshold {verdict.threshold:g}"
             change = "Change keep" if keep.min_return is None else "Lower keep.min_return, choose another keep rule"
             raise DataError(
                 f"{dataset}: task {name!r} keeps none of its {len(members_of[code])} episodes "
-                f"({_summary(reason[members_of[code]])}; expert return {expert:g}{limit}). "
+                f"({_summary(reason[members_of[code]])}{limit}). "
                 f"{change}, or leave the task out of source"
             )
-        tasks.append(Task(name, expert, verdict.threshold, tuple(streams[code]), is_left_out))
+        expert_return = None if math.isnan(expert) else expert
+        tasks.append(Task(name, expert_return, verdict.threshold, tuple(streams[code]), is_left_out))
     if not kept.any():
         raise DataError(
             f"{dataset}: keep leaves none of {len(reason)} episodes ({_summary(reason)}). "
@@ -215,13 +270,17 @@ def filter_rows(
 
 
 def _streams(rows: Rows, sound: np.ndarray, keep: Keep) -> tuple[list[Stream], float]:
-    """The streams of a task's sound episodes, each in collection order, and the task's expert return."""
+    """The streams of a task's sound episodes, each in collection order, and the task's expert return: NaN if the source
+    has no rewards."""
     in_order = sound[np.argsort(rows.order[sound], kind="stable")]
     by_agent = _groups(rows.agent[in_order])
     streams = []
     for code in sorted(by_agent, key=rows.agent_names.__getitem__):
         returns = rows.returns[in_order[by_agent[code]]]
-        streams.append(Stream(rows.agent_names[code], len(returns), window(len(returns)), expert_return(returns)))
+        best = None if np.isnan(returns).any() else expert_return(returns)
+        streams.append(Stream(rows.agent_names[code], len(returns), window(len(returns)), best))
+    if any(stream.stream_return is None for stream in streams):
+        return streams, math.nan
     if keep.streams == "task":
         return streams, expert_return(rows.returns[in_order])
     return streams, max(stream.stream_return for stream in streams if stream.stream_return is not None)
@@ -295,6 +354,8 @@ class _Gathered:
         "order": np.float64,
         "steps": np.uint32,
         "returns": np.float64,
+        "rounding": np.float64,
+        "is_sound": np.bool_,
         "success": np.bool_,
         "listed": np.bool_,
         "sample": np.uint64,
@@ -309,8 +370,6 @@ class _Gathered:
         self.tasks: dict[str, int] = {}
         self.directories: dict[int, set[int]] = {}
         """The directories of each task."""
-        self.largest: dict[int, np.ndarray] = {}
-        """The largest value of each counted action of each task."""
 
     def add(self, table: pa.Table, directory: np.ndarray, marks: dict[str, np.ndarray]) -> None:
         """Appends the next rows, which lie in these directories, int (rows,). ``marks`` has their columns ``hash`` and,
@@ -323,6 +382,10 @@ class _Gathered:
             "order": table["order"].to_numpy(),
             "steps": table["steps"].fill_null(0).to_numpy(),
             "returns": table["return"].to_numpy(),
+            "rounding": table["rounding"].fill_null(0.0).to_numpy(),
+            "is_sound": pc.if_else(
+                pc.is_valid(table["return"]), pc.is_finite(table["return"]), pc.is_valid(table["steps"])
+            ).to_numpy(),
             "success": table["success"].fill_null(False).to_numpy(),
             **marks,
         }
@@ -333,16 +396,6 @@ class _Gathered:
             self._empty.discard("success")
         for code, number in np.unique(np.stack([task, directory]), axis=1).T.tolist():
             self.directories.setdefault(code, set()).add(number)
-        largest = table["largest"].combine_chunks()
-        counts, values = largest.value_lengths().fill_null(0).to_numpy(), largest.flatten().to_numpy()
-        starts = np.cumsum(counts) - counts
-        for code in np.unique(task[counts > 0]).tolist():
-            rows = np.flatnonzero((task == code) & (counts > 0))
-            # If directories of one task count different actions, the comparison of their specs fails later.
-            before = self.largest.get(code, np.zeros(counts[rows].min(), np.int64))
-            width = min(len(before), counts[rows].min())
-            most = values[starts[rows][:, None] + np.arange(width)].max(axis=0)
-            self.largest[code] = np.maximum(before[:width], most)
 
     def rows(self) -> tuple[Rows, np.ndarray]:
         """The columns over all rows, and their hashes. Call it once: it releases what was gathered."""
@@ -385,13 +438,18 @@ def _check_ids(plan: EpisodesPlan, scanned: ScannedRows, hashes: np.ndarray) -> 
             seen[id_] = address
 
 
-def _task_specs(plan: EpisodesPlan, gathered: _Gathered) -> tuple[dict[str, EpisodeSpec], list[str]]:
+def _task_specs(
+    plan: EpisodesPlan, gathered: _Gathered, measured: ranges.Measurements
+) -> tuple[dict[str, EpisodeSpec], list[str]]:
     """The spec of each task, and notices.
 
-    The number of values of a discrete action is counted if neither the config nor the source gives it.
+    What the source and the config leave open is counted: the number of values of a discrete action, and the range of a
+    continuous one.
     """
     specs, owners = {}, []
     counts: dict[tuple[str, int], list[str]] = {}
+    highest = measured.highest()
+    of_data = ranges.data_ranges(measured, plan.config)
     for task, code in gathered.tasks.items():
         directories = [plan.directories[number] for number in sorted(gathered.directories[code])]
         owners += [(task, item.directory.path) for item in directories]
@@ -404,25 +462,31 @@ def _task_specs(plan: EpisodesPlan, gathered: _Gathered) -> tuple[dict[str, Epis
                     f"{plan.field}: task {task!r} has other fields in {other.directory.path} than in "
                     f"{first.directory.path} ({', '.join(differing)}); give them different tasks or equal fields"
                 )
-        nums = {}
-        counted = first.scan_fields.counted
-        largest = gathered.largest.get(code, np.zeros(len(counted), np.int64))
-        for source, value in zip(counted, largest.tolist(), strict=True):
-            num = nums[source.path] = min(DISCRETE_VALUES, max(1, value + 1))
-            counts.setdefault((source.path, num), []).append(task)
-        fields = (
-            field.model_copy(update={"num": nums[field.path]}) if field.path in nums else field
-            for field in first.spec.fields
-        )
-        specs[task] = EpisodeSpec(fields=tuple(fields)) if nums else first.spec
+        fields = []
+        for field in first.spec.fields:
+            if field.is_action and field.kind == "discrete" and field.num is None:
+                value = int(highest.get((task, field.path), 0)) - field.offset
+                num = min(DISCRETE_VALUES, max(1, value + 1))
+                counts.setdefault((field.path, num), []).append(task)
+                field = field.model_copy(update={"num": num})
+            elif field.is_action and field.kind == "continuous" and field.range is None:
+                pairs = of_data.get((field.path, math.prod(field.shape)))
+                field = field.model_copy(update={"range": pairs or ((-1.0, 1.0),)})
+            fields.append(field)
+        specs[task] = EpisodeSpec(fields=tuple(fields))
     if plan.config.task.metadata is not None:
         check_tasks(owners, plan.config, plan.field)
-    return specs, [
+    notices = [
         f"{plan.config.name}: {path} is taken to have {num} values, the largest seen plus one, in "
         f"{tasks[0] if len(tasks) == 1 else f'{len(tasks)} tasks'}; state it as {plan.field}.fields: "
         f"{{{path}: {{num: {num}}}}}"
         for (path, num), tasks in counts.items()
     ]
+    for (path, _), pairs in of_data.items():
+        shown = ", ".join(f"[{low:g}, {high:g}]" for low, high in pairs[:_MOST_PAIRS])
+        more = ", …" if len(pairs) > _MOST_PAIRS else ""
+        notices.append(f"{plan.config.name}: the data give {path} the range [{shown}{more}]")
+    return specs, notices
 
 
 # --- the rows of a shard task --------------------------------------------------------------------------------

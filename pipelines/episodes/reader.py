@@ -64,9 +64,9 @@ class SourceFeatures(BaseModel):
         return next((field for field in self.steps if field.path == path), None)
 
     def step_scalar(self, path: str) -> SourceField | None:
-        """The step field at ``path`` if it is one number a step."""
+        """The step field at ``path`` if it is one number a step, of shape () or (1,)."""
         field = self.step(path)
-        return field if field is not None and field.form == "tensor" and field.shape == () else None
+        return field if field is not None and field.form == "tensor" and field.shape in ((), (1,)) else None
 
     def metadata_field(self, key: str) -> SourceField | None:
         """The metadata field with the path ``key``, or the only one whose path ends in ``key``."""
@@ -241,7 +241,8 @@ def _field_spec(source: SourceField, rule: FieldRule, images: EpisodeImages) -> 
         image = _image_spec(source, rule.images or images)
         return FieldSpec(path=source.path, kind=kind, dtype="uint8", shape=source.sides, image=image)
     if kind == "continuous":
-        pairs = (rule.pairs or ((-1.0, 1.0),)) if is_action else None
+        is_open = rule.range is not None and rule.pairs is None  # the data will say it
+        pairs = (rule.pairs or ((-1.0, 1.0),)) if is_action and not is_open else None
         size = math.prod(source.sides)
         if pairs is not None and len(pairs) not in (1, size):
             raise _FieldError(f"has {size} components and range has {len(pairs)} pairs", "give one or as many")

@@ -1,8 +1,8 @@
 """Plans and scans a dataset of episodes: its source directories with their specs, and a row for each episode.
 
-A scan reads rewards, flags and metadata of every episode, and nothing else. An ``EpisodeUnit`` groups files into one
-unit of work, whose rows become one Arrow file. Legend: N recorded steps of an episode, the last one included; R scanned
-rows.
+A scan reads rewards, flags, metadata, actions and discrete observations of every episode, and nothing else. An
+``EpisodeUnit`` groups files into one unit of work, whose rows become one Arrow file. Legend: N recorded steps of an
+episode, the last one included; R scanned rows.
 """
 
 import math
@@ -19,6 +19,8 @@ import pyarrow as pa
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, TypeAdapter
 
 from gatokit.pipelines.episodes.envlogger import EnvLoggerFile
+from gatokit.pipelines.episodes.last_step import look
+from gatokit.pipelines.episodes.ranges import MEASURED, MeasuredField, measure, measured_fields
 from gatokit.pipelines.episodes.reader import (
     EpisodeFile,
     RawEpisode,
@@ -56,33 +58,41 @@ SCANNED = pa.schema(
         pa.field("id", pa.string()),  # null: named by file and position
         pa.field("order", pa.float64()),  # NaN: by position
         pa.field("success", pa.bool_()),
+        # Of the steps that is_last does not mark:
         pa.field("steps", pa.int64()),
-        pa.field("return", pa.float64()),  # NaN if the rewards do not parse or are not finite
+        pa.field("return", pa.float64()),  # NaN if the rewards do not parse or are not finite, null if there are none
+        pa.field("rounding", pa.float64()),  # how far the return may be from the recorder's (``half_ulps``)
+        pa.field("last_reward", pa.float64()),
+        pa.field("last_rounding", pa.float64()),
+        # Of the step that is_last marks, null if there is none (``last_step``):
+        pa.field("end_reward", pa.float64()),
+        pa.field("end_rounding", pa.float64()),
+        pa.field("end_reward_look", pa.dictionary(pa.int32(), pa.string())),
+        pa.field("end_action", pa.dictionary(pa.int32(), pa.string())),  # its look
         pa.field("reason", pa.dictionary(pa.int32(), pa.string())),
         pa.field("detail", pa.string()),
         pa.field("lost", pa.int64()),
-        pa.field("largest", pa.list_(pa.int64())),  # of each counted action field
+        *MEASURED,
     ]
 )
 """Rows of a scan in memory and in the files between scan and plan."""
 
 
 class ScanFields(BaseModel):
-    """The fields that a scan reads of an episode; None if the config does not ask for one.
-
-    ``counted`` are the discrete action fields whose number of values only the data knows.
-    """
+    """The fields that a scan reads of an episode; None if the config does not ask for one or the source has none."""
 
     model_config = ConfigDict(frozen=True)
 
-    reward: SourceField
+    reward: SourceField | None
+    is_first: SourceField | None
     is_last: SourceField
+    is_terminal: SourceField | None
     task: SourceField | None
     agent: SourceField | None
     order: SourceField | None
     id: SourceField | None
     success: SourceField | None
-    counted: tuple[SourceField, ...]
+    measured: tuple[MeasuredField, ...]
 
 
 # --- plan ----------------------------------------------------------------------------------------------------
@@ -92,7 +102,7 @@ class ScanFields(BaseModel):
 class DirectoryPlan:
     """A source directory with its task (None if each episode names its own), its spec and what a scan reads of it.
 
-    ``num`` of a discrete action may be open in the spec.
+    ``num`` of a discrete action and ``range`` of a continuous one may be open in the spec.
     """
 
     directory: SourceDirectory
@@ -256,13 +266,34 @@ def _scan_fields(directory: SourceDirectory, spec: EpisodeSpec, dataset: Episode
             need = "a number" if needs_number else "a string or a number"
             what = f"{source.path} is a {source.type_name} of {source.dtype}"
             raise ConfigError(f"{prefix}: {role} needs {need}, and {what}")
-    for path in ("reward", "is_last"):
+    for path in ("reward", "is_first", "is_last", "is_terminal"):
         found[path] = features.step_scalar(path)
-        if found[path] is None:
-            raise ConfigError(f"{prefix}: the source has no scalar steps/{path}, which RLDS episodes need")
-    open_actions = {item.path for item in spec.action if item.kind == "discrete" and item.num is None}
-    counted = tuple(source for source in features.steps if source.path in open_actions)
-    return ScanFields.model_validate({**found, "counted": counted})
+    if found["is_last"] is None:
+        raise ConfigError(f"{prefix}: the source has no scalar steps/is_last, which RLDS episodes need")
+    if found["reward"] is None:
+        _check_no_return(features, dataset, prefix)
+    return ScanFields.model_validate({**found, "measured": measured_fields(features, spec, dataset)})
+
+
+def _check_no_return(features: SourceFeatures, dataset: EpisodesConfig, prefix: str) -> None:
+    """Raises ConfigError if a rule of the config needs rewards, which the source does not have as a number a step."""
+    reward, keep = features.step("reward"), dataset.keep
+    has = "has no steps/reward"
+    if reward is not None:
+        has = f"has a steps/reward that is no number a step ({reward.type_name} of {reward.dtype} {list(reward.shape)})"
+    rules = {
+        "keep.min_return": keep.min_return is not None,
+        "keep.return": keep.returns is not None,
+        "keep.success.last_reward": keep.success is not None and keep.success.last_reward is not None,
+        "keep.best without by": keep.best is not None and keep.by is None,
+    }
+    for rule, is_asked in rules.items():
+        if is_asked:
+            given = "" if "keep" in dataset.model_fields_set else ", the default,"
+            raise ConfigError(
+                f"{prefix}: the source {has}, and {rule}{given} needs rewards; "
+                "write keep: {all: true}, or keep by {success: KEY}, {where: …}, {episodes: …} or {sample: …}"
+            )
 
 
 def check_tasks(tasks: list[tuple[str, str]], dataset: EpisodesConfig, field: str) -> None:
@@ -356,28 +387,55 @@ def _scan_episode(stored: StoredEpisode, task: str | None, fields: ScanFields) -
             field = getattr(fields, role)
             if field is not None:
                 row[role] = _metadata(episode, field, role)
-        reward, is_last = _numbers(episode, fields.reward), _numbers(episode, fields.is_last)
-        steps, row["return"] = steps_and_return(reward, is_last)
-        row["steps"] = steps
-        row["largest"] = [int(_numbers(episode, field)[:steps].max(initial=0)) for field in fields.counted]
+        is_last = _numbers(episode, fields.is_last)
+        is_first, is_terminal = (
+            None if field is None else _numbers(episode, field) for field in (fields.is_first, fields.is_terminal)
+        )
+        row["steps"] = steps = steps_of(is_first, is_last, is_terminal)
+        recorded = len(is_last)
+        reward = None if fields.reward is None else _numbers(episode, fields.reward)
+        row |= {"return": None} if reward is None else read_rewards(reward, steps, recorded)
+        actions, measured = measure(episode, fields.measured, steps, recorded)
+        row |= measured
+        if steps < recorded:
+            row["end_action"] = look(actions)
     except RejectedError as error:
         row["reason"], row["detail"] = error.reason, error.detail
     return row
 
 
-def steps_and_return(reward: np.ndarray, is_last: np.ndarray) -> tuple[int, float]:
-    """Number of steps that have an action, and the float64 sum of their stored rewards, (N,), in step order.
+def steps_of(is_first: np.ndarray | None, is_last: np.ndarray, is_terminal: np.ndarray | None) -> int:
+    """Number of steps that ``is_last`` does not mark, given the flags of N steps, (N,) each.
 
-    The step that ``is_last`` marks has no action and its reward is padding. Raises RejectedError if a step
-    follows it, the lengths differ or a counted reward is not finite.
+    Raises RejectedError if the lengths differ or the flags contradict each other: an episode begins or ends in the
+    middle, or it is over at a step that is not its last.
     """
-    if len(reward) != len(is_last):
-        raise RejectedError("malformed_steps", f"{len(reward)} rewards and {len(is_last)} is_last flags")
+    recorded = len(is_last)
+    for name, flag in (("is_first", is_first), ("is_terminal", is_terminal)):
+        if flag is not None and len(flag) != recorded:
+            raise RejectedError("malformed_steps", f"{len(flag)} {name} flags and {recorded} is_last flags")
     marks = np.flatnonzero(is_last)
-    if len(marks) and marks[0] != len(is_last) - 1:
+    if len(marks) and marks[0] != recorded - 1:
         raise RejectedError("malformed_steps", f"steps follow step {marks[0]}, which is_last marks")
-    steps = len(is_last) - len(marks)
-    counted = reward[:steps].astype(np.float64)
+    if is_first is not None and is_first[1:].any():
+        step = 1 + int(np.flatnonzero(is_first[1:])[0])
+        raise RejectedError("malformed_steps", f"is_first marks step {step}, which is not the first")
+    if is_terminal is not None and (is_terminal.astype(bool) & ~is_last.astype(bool)).any():
+        step = int(np.flatnonzero(is_terminal.astype(bool) & ~is_last.astype(bool))[0])
+        raise RejectedError("malformed_steps", f"is_terminal marks step {step}, which is_last does not mark")
+    return recorded - len(marks)
+
+
+def read_rewards(reward: np.ndarray, steps: int, recorded: int) -> dict[str, Any]:
+    """The columns of ``SCANNED`` that the rewards of an episode give, (N,).
+
+    The return is the float64 sum of the first ``steps`` rewards in step order. Raises RejectedError if there are not
+    as many rewards as ``recorded`` steps, or one of these is not finite.
+    """
+    if len(reward) != recorded:
+        raise RejectedError("malformed_steps", f"{len(reward)} rewards and {recorded} is_last flags")
+    exact, rounding = reward.astype(np.float64), half_ulps(reward)
+    counted = exact[:steps]
     # Not np.sum, which adds in pairs: its result depends on the length and the NumPy version.
     total = float(np.add.accumulate(counted)[-1]) if steps else 0.0
     if not math.isfinite(total):  # a sum of finite rewards may overflow, which is no fault of a step
@@ -385,7 +443,22 @@ def steps_and_return(reward: np.ndarray, is_last: np.ndarray) -> tuple[int, floa
         if not finite.all():
             step = int(np.argmin(finite))
             raise RejectedError("not_finite", f"reward is {counted[step]} at step {step}")
-    return steps, total
+    row: dict[str, Any] = {"return": total, "rounding": float(rounding[:steps].sum())}
+    if steps:
+        row |= {"last_reward": exact[steps - 1], "last_rounding": rounding[steps - 1]}
+    if steps < recorded:
+        end = {"end_reward": exact[-1], "end_rounding": rounding[-1], "end_reward_look": look([reward])}
+        row |= end
+    return row
+
+
+def half_ulps(values: np.ndarray) -> np.ndarray:
+    """How far each stored value may be from the one that its recorder had, float64 (N,): half of the distance to the
+    next float32 (or float16). Values of other types are exact."""
+    if values.dtype.kind != "f" or values.dtype.itemsize > 4:
+        return np.zeros(len(values))
+    with np.errstate(invalid="ignore", over="ignore"):
+        return np.nan_to_num(np.spacing(np.abs(values)).astype(np.float64), nan=0.0, posinf=0.0) / 2
 
 
 def _metadata(episode: RawEpisode, field: SourceField, role: str) -> str | float | bool:
@@ -402,6 +475,7 @@ def _metadata(episode: RawEpisode, field: SourceField, role: str) -> str | float
 
 
 def _numbers(episode: RawEpisode, field: SourceField) -> np.ndarray:
+    """The values of a field with one number a step, (N,)."""
     values = episode.column(field)
     assert isinstance(values, np.ndarray)
-    return values
+    return values.reshape(len(values))

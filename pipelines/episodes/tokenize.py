@@ -13,9 +13,10 @@ import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel
 
+from gatokit.pipelines.episodes.filter import EpisodeFilterResult
 from gatokit.pipelines.episodes.reader import EpisodeFile, RawEpisode, SourceFeatures, SourceField, Values
 from gatokit.pipelines.episodes.scan import AnyEpisodeFile, EpisodesPlan
-from gatokit.pipelines.stages import FilterResult, OutOfRange, ShardSettings, Tokenized, TokenizedRow, rows_by_file
+from gatokit.pipelines.stages import OutOfRange, ShardSettings, Tokenized, TokenizedRow, rows_by_file
 from gatokit.schemas.errors import RejectedError
 from gatokit.schemas.manifest import EpisodeSpec, FieldSpec, TokenizerSettings
 from gatokit.schemas.record import Record
@@ -32,16 +33,16 @@ _Item = TypeVar("_Item", bound=tuple[int, *tuple[Any, ...]])
 
 @dataclass(frozen=True)
 class Episode:
-    """The S steps of an episode that have an action; a final observation without an action is dropped.
+    """The S steps of an episode that have an action; a final observation without one is dropped.
 
     ``values`` maps the path of every field of the task's spec to its S values: an array (S, *shape), a list
-    of ``str`` for text, a list of ``EncodedImage`` for images. ``reward`` and ``discount`` are float64 (S,),
-    ``discount`` None if the source has none; ``flags`` is uint8 (S,), made of FIRST, LAST and TERMINAL.
+    of ``str`` for text, a list of ``EncodedImage`` for images. ``reward`` and ``discount`` are float64 (S,), None
+    if the source has none; ``flags`` is uint8 (S,), made of FIRST, LAST and TERMINAL.
     """
 
     id: str
     values: dict[str, np.ndarray | list[str] | list[EncodedImage]]
-    reward: np.ndarray
+    reward: np.ndarray | None
     discount: np.ndarray | None
     flags: np.ndarray
 
@@ -57,6 +58,8 @@ class EpisodeShardHeader(BaseModel):
     features: list[SourceFeatures]
     features_of: list[int]
     files: list[AnyEpisodeFile]
+    last_step: Literal["padding", "real"] = "padding"
+    """``real``: the step that ``is_last`` marks is a step like any other."""
 
     @staticmethod
     def of(
@@ -64,6 +67,7 @@ class EpisodeShardHeader(BaseModel):
         settings: ShardSettings,
         specs: dict[str, EpisodeSpec],
         files: list[tuple[EpisodeFile, SourceFeatures]],
+        last_step: Literal["padding", "real"] = "padding",
     ) -> "EpisodeShardHeader":
         """The header over ``files`` with their features; equal features are stored once."""
         features = list(dict.fromkeys(features for _, features in files))
@@ -74,6 +78,7 @@ class EpisodeShardHeader(BaseModel):
             features=features,
             features_of=[features.index(item) for _, item in files],
             files=[file for file, _ in files],
+            last_step=last_step,
         )
 
     def source_files(self) -> list[EpisodeFile]:
@@ -86,6 +91,7 @@ class EpisodeShardHeader(BaseModel):
             "specs": sorted(self.specs),
             "features": [self.features[index].model_dump(mode="json") for index in self.features_of],
             "files": [(file.name, file.size) for file in self.files],
+            **({"last_step": self.last_step} if self.last_step != "padding" else {}),
         }
 
     def builder(self, text: TextTokenizer) -> "EpisodeShardBuilder":
@@ -94,13 +100,14 @@ class EpisodeShardHeader(BaseModel):
 
 
 def shard_header(
-    plan: EpisodesPlan, result: FilterResult, files: list[int], rows: pa.Table, settings: ShardSettings
+    plan: EpisodesPlan, result: EpisodeFilterResult, files: list[int], rows: pa.Table, settings: ShardSettings
 ) -> EpisodeShardHeader:
     """The header of a shard task with these rows, which lie in these of the plan's files."""
     tasks = rows["task"].unique().to_pylist()
     specs = {result.specs[task].id: result.specs[task] for task in tasks if task is not None}
     sources = [(plan.files[number], plan.features[number]) for number in files]
-    return EpisodeShardHeader.of(plan.config.name, settings, dict(sorted(specs.items())), sources)
+    reading = result.last_step.reading
+    return EpisodeShardHeader.of(plan.config.name, settings, dict(sorted(specs.items())), sources, reading)
 
 
 class EpisodeShardBuilder:
@@ -133,7 +140,7 @@ class EpisodeShardBuilder:
             spec_id = columns["spec"][row]
             spec = self._header.specs[spec_id]
             try:
-                episode = to_episode(raw, features, spec, columns["episode_id"][row])
+                episode = to_episode(raw, features, spec, columns["episode_id"][row], self._header.last_step)
                 sequence = self._tokenizers[spec_id].encode(episode.values, len(episode.flags))
             except RejectedError as error:
                 yield row, error
@@ -163,15 +170,18 @@ def _in_runs(items: Iterator[_Item], lengths: list[int]) -> Iterator[_Item]:
     yield from run
 
 
-def to_episode(raw: RawEpisode, features: SourceFeatures, spec: EpisodeSpec, id: str) -> Episode:
+def to_episode(
+    raw: RawEpisode, features: SourceFeatures, spec: EpisodeSpec, id: str, last_step: Literal["padding", "real"]
+) -> Episode:
     """The S steps of a stored episode that have an action, with frames that fit the spec.
 
+    The step that ``is_last`` marks has one if ``last_step`` is real.
     Raises RejectedError, which names the field, if one is absent, has another length, or holds no UTF-8 or no image.
     """
     is_last = _flag(raw, features, "is_last")
     assert is_last is not None
     recorded = len(is_last)
-    steps = recorded - int(np.count_nonzero(is_last))
+    steps = recorded - (int(np.count_nonzero(is_last)) if last_step == "padding" else 0)
     values = {}
     for field in spec.fields:
         source = features.step(field.path)
@@ -179,7 +189,6 @@ def to_episode(raw: RawEpisode, features: SourceFeatures, spec: EpisodeSpec, id:
             raise RejectedError("missing_field", f"{field.path} is no field of the source")
         values[field.path] = _fitted(_column(raw, source, recorded)[:steps], field)
     reward = _numbers(raw, features, "reward", recorded, steps)
-    assert reward is not None
     discount = _numbers(raw, features, "discount", recorded, steps)
     flags = np.zeros(steps, np.uint8)
     is_terminal = _flag(raw, features, "is_terminal")
@@ -225,7 +234,7 @@ def _numbers(raw: RawEpisode, features: SourceFeatures, path: str, recorded: int
     source = features.step_scalar(path)
     if source is None:
         return None
-    values = np.asarray(_column(raw, source, recorded)[:steps], np.float64)
+    values = np.asarray(_column(raw, source, recorded)[:steps], np.float64).reshape(steps)
     finite = np.isfinite(values)
     if not finite.all():
         step = int(np.argmin(finite))
@@ -235,7 +244,7 @@ def _numbers(raw: RawEpisode, features: SourceFeatures, path: str, recorded: int
 
 def _flag(raw: RawEpisode, features: SourceFeatures, path: str) -> np.ndarray | None:
     source = features.step_scalar(path)
-    return None if source is None else np.asarray(raw.column(source)).astype(bool)
+    return None if source is None else np.asarray(raw.column(source)).astype(bool).ravel()
 
 
 def records(episode: Episode, sequence: TokenSequence, spec: str, chunk_tokens: int) -> tuple[list[bytes], list[int]]:

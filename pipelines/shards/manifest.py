@@ -40,8 +40,6 @@ from gatokit.schemas.manifest import (
 from gatokit.storage import files
 from gatokit.storage.files import write_atomically
 
-MOST_OUTSIDE = 0.001
-"""If a larger share of an action's values lies outside of its range, the range is wrong."""
 WORK = ".work"
 """Folder of a job that has not finished: scanned rows, shard tasks, markers."""
 _PACKAGES = (
@@ -114,8 +112,7 @@ class _Totals:
 def finish_dataset(root: Path, plan: Plan, config: BuildConfig, content: Literal["build", "scan"]) -> Finished:
     """Reads the indexes of a dataset's splits, checks it and makes its two summary files.
 
-    Raises DataError if the build found more bad episodes than the budget allows, the range of an action is wrong, or
-    nothing is left of a task.
+    Raises DataError if the build found more bad episodes than the budget allows, or nothing is left of a task.
     """
     dataset, specs = plan.dataset.config, plan.result.specs
     splits, totals, indexes = [], _Totals(), {}
@@ -167,6 +164,7 @@ def finish_dataset(root: Path, plan: Plan, config: BuildConfig, content: Literal
         shards=len(parts),
         bytes=sum(part.size for part in parts),
         splits=splits,
+        last_step=getattr(plan.result, "last_step", None),
     )
     rejected = dict(sorted(totals.losses.counts.items()))
     return Finished(entry, described.to_bytes(), sink.getvalue().to_pybytes(), rejected, indexes)
@@ -175,15 +173,6 @@ def finish_dataset(root: Path, plan: Plan, config: BuildConfig, content: Literal
 def _check(totals: _Totals, plan: Plan, config: BuildConfig) -> None:
     name, kind, losses = plan.dataset.config.name, plan.dataset.kind, totals.losses
     losses.check_budget(config.max_bad_fraction, name, kind)
-    for (task, path), beyond in sorted(totals.outside.items()):
-        total = totals.values[task, path]
-        if beyond > MOST_OUTSIDE * total:
-            [action] = [field for field in plan.result.specs[task].action if field.path == path]
-            raise DataError(
-                f"{name}: task {task!r}: {beyond} of {total} values of {path} lie outside of its range "
-                f"{[list(pair) for pair in action.range or ()]}; give the right one as "
-                f"{plan.dataset.field}.fields.{path}: {{as: continuous, range: [low, high]}}"
-            )
     kept = {task for (task, _), total in totals.streams.items() if total["kept"]}
     for found in plan.result.tasks:
         if not found.is_left_out and found.name not in kept:

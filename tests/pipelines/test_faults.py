@@ -249,8 +249,9 @@ def test_an_action_range_that_is_wrong_is_named(run):
     with pytest.raises(DataError) as raised:
         run([GOOD, wide])
     assert str(raised.value) == (
-        "d: task 't': 1 of 4 values of action lie outside of its range [[-1.0, 1.0]]; give the right one as "
-        "datasets[0].fields.action: {as: continuous, range: [low, high]}"
+        "d: values of action lie outside of its range [[-1.0, 1.0]] (component 0: 1 of 4); give "
+        "datasets[0].fields.action: {as: continuous, range: data} or {as: continuous, range: [[0.0, 1.5]]}, "
+        "or clip: true"
     )
 
 

@@ -44,7 +44,7 @@ def build_one(tmp_path: Path, write_tfds: Callable[..., Path], vocabulary: Path)
         config = tmp_path / "c.yaml"
         config.write_text(
             f"vocabulary: {vocabulary}\nchunk_tokens: 16\n{extra}\ndatasets:\n"
-            f"  - {{name: d, kind: episodes, source: data/*, fields: {rules}}}\n"
+            f"  - {{name: d, kind: episodes, source: data/*, last_step: padding, fields: {rules}}}\n"
         )
         build(config, tmp_path / "out")
         reader = open_directory(tmp_path / "out").datasets["d"]

@@ -97,6 +97,7 @@ def configured(
             "source": "data/*",
             "agent": {"metadata": "agent"},
             "order": {"metadata": "index"},
+            "last_step": "padding",
             "keep": keep,
         }
         text = json.dumps({"vocabulary": str(exact_vocabulary), "shard_bytes": 1024, "datasets": [dataset]})

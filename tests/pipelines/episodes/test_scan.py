@@ -5,12 +5,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gatokit.pipelines.episodes.scan import steps_and_return
+from gatokit.pipelines.episodes.scan import read_rewards, steps_of
 from gatokit.schemas.errors import RejectedError
 
 
 def flags(*values: int) -> np.ndarray:
     return np.array(values, bool)
+
+
+def steps_and_return(reward: np.ndarray, is_last: np.ndarray) -> tuple[int, float]:
+    steps = steps_of(None, is_last, None)
+    return steps, read_rewards(reward, steps, len(is_last))["return"]
 
 
 def floats(*values: float) -> np.ndarray:

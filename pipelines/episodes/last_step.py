@@ -1,0 +1,93 @@
+"""What the step that ``is_last`` marks holds: padding, as RLDS says, or an action and a reward that are real.
+
+Environments' loggers put a final observation there, beside zeros or a copy of another step. Robot data has its last
+action and often its only reward there. A scan reads an episode both ways; the data of the whole dataset decides.
+Legend: N recorded steps of an episode, R rows of a scan.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from gatokit.schemas.config_episodes import EpisodesConfig
+from gatokit.schemas.manifest import LastStep
+
+Look = Literal["zero", "copy", "other"]
+
+
+def look(columns: Sequence[np.ndarray]) -> Look:
+    """What the last of N > 0 steps holds in these fields together, each (N, …): only zeros or values that are not
+    finite, a copy of the first step or of the one before, or something else. Fields of no step are zeros."""
+    if not any((column[-1].astype(bool) & np.isfinite(column[-1])).any() for column in columns):
+        return "zero"
+    for other in (0, -2) if len(columns[0]) > 1 else ():
+        if all(np.array_equal(column[-1], column[other]) for column in columns):
+            return "copy"
+    return "other"
+
+
+def decide(tables: Iterable[pa.Table], config: EpisodesConfig, field: str) -> tuple[LastStep, list[str]]:
+    """How the dataset's last steps are read, and a notice that says why.
+
+    ``tables`` are all scanned rows. Without ``last_step`` in the config they are real if any sound episode has a reward
+    or an action there that is neither zero nor a copy.
+    """
+    counts: Counter[tuple[str | None, str]] = Counter()
+    for table in tables:
+        sound = table.filter(pc.and_(pc.is_null(table["reason"]), pc.is_valid(table["end_action"])))
+        counts.update(zip(sound["end_reward_look"].to_pylist(), sound["end_action"].to_pylist(), strict=True))
+    marked = counts.total()
+    rewards = sum(count for (reward, _), count in counts.items() if reward == "other")
+    actions = sum(count for (_, action), count in counts.items() if action == "other")
+    either = sum(count for looks, count in counts.items() if "other" in looks)
+    asked = config.last_step or "auto"
+    reading = asked if asked != "auto" else "real" if either else "padding"
+    entry = LastStep(
+        reading=reading,
+        decided_by="data" if asked == "auto" else "config",
+        episodes=marked,
+        other_rewards=rewards,
+        other_actions=actions,
+        other=either,
+    )
+    evidence = f"the step that is_last marks holds {rewards} rewards and {actions} actions that are neither zero nor a "
+    evidence = f"in {either} of {marked} episodes {evidence}copy of the first step or of the one before"
+    if not marked:
+        return entry, []
+    if asked == reading and (reading == "real") == bool(either):
+        return entry, []
+    if asked == reading:
+        return entry, [f"{config.name}: the config says last_step: {reading}, though {evidence}"]
+    other = "padding" if reading == "real" else "real"
+    meaning = "counts" if reading == "real" else "is left out"
+    text = f"{config.name}: last_step is {reading}, so that step {meaning}: {evidence}; state it as {field}.last_step: "
+    return entry, [f"{text}{reading} or {other}"]
+
+
+def real_reading(table: pa.Table) -> pa.Table:
+    """Scanned rows if the step that ``is_last`` marks is a step like any other."""
+    end, is_marked = table["end_reward"], pc.is_valid(table["end_action"])
+    is_bad = pc.and_(pc.is_null(table["reason"]), pc.invert(pc.fill_null(pc.is_finite(end), True)))
+    detail = [
+        f"reward is {value} at step {step}" if bad else None
+        for value, step, bad in zip(end.to_pylist(), table["steps"].to_pylist(), is_bad.to_pylist(), strict=True)
+    ]
+    changed = {
+        "steps": pc.add(table["steps"], is_marked.cast(pa.int64())),
+        "return": pc.add(table["return"], pc.fill_null(end, 0.0)),
+        "rounding": pc.add(table["rounding"], pc.fill_null(table["end_rounding"], 0.0)),
+        "last_reward": pc.coalesce(end, table["last_reward"]),
+        "last_rounding": pc.coalesce(table["end_rounding"], table["last_rounding"]),
+        "reason": pc.if_else(is_bad, "not_finite", table["reason"].cast(pa.string())),
+        "detail": pc.coalesce(table["detail"], pa.array(detail, pa.string())),
+    }
+    for name, column in changed.items():
+        field = table.schema.field(name)
+        if pa.types.is_dictionary(field.type):
+            column = pc.dictionary_encode(column)
+        table = table.set_column(table.schema.get_field_index(name), field, column.cast(field.type))
+    return table

@@ -1,0 +1,419 @@
+"""Where the values of a dataset lie: measured by a scan, and compared with what the config says before any shard.
+
+A scan looks at all actions, and at discrete observations. For each episode it keeps the lowest and highest value of
+every component of a continuous action, and of every discrete field as a whole; those of the step that ``is_last`` marks
+stand apart, because only the whole dataset says whether that step counts. Legend: N recorded steps of an episode, C
+components of a field, W columns of all measured fields together, R rows of a scan.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import BaseModel, ConfigDict
+
+from gatokit.pipelines.episodes.reader import RawEpisode, SourceFeatures, SourceField, rule_of
+from gatokit.schemas.config_episodes import EpisodesConfig, Quantiles
+from gatokit.schemas.errors import DataError, RejectedError
+from gatokit.schemas.manifest import EpisodeSpec
+from gatokit.schemas.tokens import BINS, DISCRETE_VALUES
+from gatokit.tokenizers.tensors import Pairs, outside_range
+
+MOST_OUTSIDE = 0.001
+"""If a larger share of a component's values lies outside of its range, the range is wrong."""
+MOST_AT_ENDS = 0.01
+"""If a larger share of a component's values lies at the ends of its range, the user is told."""
+FEW_IDS = 64
+"""If a component's values use fewer ids, the user is told."""
+_MOST_SHOWN = 8
+MEASURED = (
+    # Each has the W columns of the measured fields.
+    pa.field("low", pa.list_(pa.float64())),  # of the steps that is_last does not mark; infinite if there is none
+    pa.field("high", pa.list_(pa.float64())),
+    pa.field("end_low", pa.list_(pa.float64())),  # of the step that is_last marks
+    pa.field("end_high", pa.list_(pa.float64())),
+    pa.field("outside", pa.list_(pa.int64())),  # values outside of the stated range; 0 if there is none
+    pa.field("at_ends", pa.list_(pa.int64())),  # values at its ends or outside
+    pa.field("values", pa.list_(pa.float64())),  # of the fields that need them, one field after the other
+)
+"""The columns of a scan that say where values lie."""
+
+
+class MeasuredField(BaseModel):
+    """A field whose values a scan looks at.
+
+    ``range`` is that of a continuous action, if it is stated. ``keeps_values`` is set if its quantiles are asked for.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    path: str
+    source: SourceField
+    kind: Literal["discrete", "continuous"]
+    width: int
+    """Columns: C of a continuous field, 1 of a discrete one."""
+    range: Pairs | None = None
+    allowed: tuple[int, int] = (0, DISCRETE_VALUES - 1)
+    """The lowest and highest value that a discrete field may have."""
+    keeps_values: bool = False
+
+
+def measured_fields(features: SourceFeatures, spec: EpisodeSpec, dataset: EpisodesConfig) -> tuple[MeasuredField, ...]:
+    """All actions of a spec, and the discrete observations whose values may not fit."""
+    found = []
+    for field in spec.fields:
+        source = features.step(field.source[0] if field.source else field.path)
+        if source is None or field.kind not in ("discrete", "continuous"):
+            continue
+        always_fits = field.dtype == "bool" or (field.dtype == "uint8" and field.num is None)
+        if not field.is_action and (field.kind == "continuous" or always_fits):
+            continue
+        most = min(field.num or DISCRETE_VALUES, DISCRETE_VALUES)
+        found.append(
+            MeasuredField(
+                path=field.path,
+                source=source,
+                kind="discrete" if field.kind == "discrete" else "continuous",
+                width=math.prod(field.shape) if field.kind == "continuous" else 1,
+                range=field.range,
+                allowed=(field.offset, field.offset + most - 1),
+                keeps_values=isinstance(rule_of(dataset, field.path).range, Quantiles),
+            )
+        )
+    return tuple(found)
+
+
+# --- of one episode ----------------------------------------------------------------------------------------------
+
+
+def measure(
+    episode: RawEpisode, fields: Sequence[MeasuredField], steps: int, recorded: int
+) -> tuple[list[np.ndarray], dict[str, list[Any] | None]]:
+    """The actions of an episode, each (N, C), and its ``MEASURED`` columns.
+
+    The first ``steps`` of the ``recorded`` steps are those that ``is_last`` does not mark. Raises RejectedError if a
+    field is absent or has another number of steps.
+    """
+    actions: list[np.ndarray] = []
+    columns: dict[str, list[Any]] = {column.name: [] for column in MEASURED}
+    for field in fields:
+        values = episode.column(field.source)
+        assert isinstance(values, np.ndarray)
+        if len(values) != recorded:
+            raise RejectedError("malformed_steps", f"{field.path} has {len(values)} values for {recorded} steps")
+        values = values.reshape(recorded, -1)
+        if field.path.split("/")[0] == "action":
+            actions.append(values)
+        measured = values.reshape(-1, 1) if field.kind == "discrete" else values
+        split = steps * (values.shape[1] if field.kind == "discrete" else 1)
+        counted, end = measured[:split], measured[split:]
+        low, high = _ends(counted)
+        columns["low"] += low.tolist()
+        columns["high"] += high.tolist()
+        if steps < recorded:
+            end_low, end_high = _ends(end)
+            columns["end_low"] += end_low.tolist()
+            columns["end_high"] += end_high.tolist()
+        outside, at_ends = outside_range(counted, field.range) if field.range else (0, 0)
+        columns["outside"] += np.broadcast_to(outside, field.width).tolist()
+        columns["at_ends"] += np.broadcast_to(at_ends, field.width).tolist()
+        if field.keeps_values:
+            columns["values"] += counted.ravel().tolist()
+    return actions, {name: column or None for name, column in columns.items()}
+
+
+def _ends(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The lowest and highest value of each column, infinite if there is no row."""
+    if not len(values):
+        return np.full(values.shape[1], math.inf), np.full(values.shape[1], -math.inf)
+    return values.min(axis=0), values.max(axis=0)
+
+
+# --- of a dataset ------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class Bounds:
+    """What the sound episodes of one task in one directory hold, in W columns.
+
+    ``total``, ``outside`` and ``at_ends`` count values. ``misfits`` counts the episodes with a discrete value that has
+    no id, among ``episodes``. ``values`` has, by path, blocks of values (…, C).
+    """
+
+    low: np.ndarray
+    high: np.ndarray
+    total: np.ndarray
+    outside: np.ndarray
+    at_ends: np.ndarray
+    misfits: np.ndarray
+    episodes: int = 0
+    values: dict[str, list[np.ndarray]] = dataclasses.field(default_factory=dict)
+
+    @staticmethod
+    def of(width: int) -> "Bounds":
+        """Nothing yet."""
+        total, outside, at_ends, misfits = np.zeros((4, width), np.int64)
+        return Bounds(np.full(width, math.inf), np.full(width, -math.inf), total, outside, at_ends, misfits)
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """The ``columns`` of one field in the bounds of a task."""
+
+    task: str
+    field: MeasuredField
+    columns: slice
+    bounds: Bounds
+
+
+class Measurements:
+    """The bounds of each task and directory of a dataset, over all its sound episodes, kept or not."""
+
+    def __init__(self, fields: Sequence[tuple[MeasuredField, ...]], real_last_step: bool) -> None:
+        """``fields`` are the measured fields of each directory."""
+        self._fields, self._real = fields, real_last_step
+        self.bounds: dict[tuple[str, int], Bounds] = {}
+
+    def add(self, table: pa.Table, directory: np.ndarray) -> None:
+        """Takes the next scanned rows, which lie in these directories, int (R,)."""
+        is_sound = pc.and_(pc.is_null(table["reason"]), pc.is_valid(table["low"]))
+        sound = np.flatnonzero(pc.and_(is_sound, pc.is_valid(table["task"])).to_numpy())
+        if not len(sound):
+            return
+        encoded = table["task"].combine_chunks()
+        names, codes = encoded.dictionary.to_pylist(), encoded.indices.fill_null(-1).to_numpy()
+        columns = {column.name: _Lists(table[column.name]) for column in MEASURED}
+        steps = table["steps"].to_numpy()
+        keys, group = np.unique(np.stack([codes[sound], directory[sound]], axis=1), axis=0, return_inverse=True)
+        by_group = np.split(sound[np.argsort(group, kind="stable")], np.cumsum(np.bincount(group))[:-1])
+        for (code, number), rows in zip(keys.tolist(), by_group, strict=True):
+            fields = self._fields[number]
+            bounds = self.bounds.setdefault((names[code], number), Bounds.of(sum(item.width for item in fields)))
+            self._add(bounds, fields, rows, steps, columns)
+
+    def highest(self) -> dict[tuple[str, str], float]:
+        """The highest value of each field by task and path."""
+        found: dict[tuple[str, str], float] = {}
+        for (path, _), parts in self.by_field().items():
+            for part in parts:
+                value = float(part.bounds.high[part.columns].max())
+                found[part.task, path] = max(found.get((part.task, path), -math.inf), value)
+        return found
+
+    def by_field(self) -> dict[tuple[str, int], list["Part"]]:
+        """What is measured of each field, by path and number of columns."""
+        found: dict[tuple[str, int], list[Part]] = {}
+        for (task, number), bounds in sorted(self.bounds.items()):
+            if not bounds.episodes:
+                continue
+            at = 0
+            for item in self._fields[number]:
+                part = Part(task, item, slice(at, at + item.width), bounds)
+                found.setdefault((item.path, item.width), []).append(part)
+                at += item.width
+        return found
+
+    def _add(
+        self,
+        bounds: Bounds,
+        fields: Sequence[MeasuredField],
+        rows: np.ndarray,
+        steps: np.ndarray,
+        columns: Mapping[str, "_Lists"],
+    ) -> None:
+        width = len(bounds.low)
+        low, high = columns["low"].matrix(rows, width, math.inf), columns["high"].matrix(rows, width, -math.inf)
+        end_low = columns["end_low"].matrix(rows, width, math.inf)
+        if self._real:
+            low = np.minimum(low, end_low)
+            high = np.maximum(high, columns["end_high"].matrix(rows, width, -math.inf))
+        # An episode without a step has no values, and one with NaN or an infinity will be rejected.
+        finite = np.isfinite(low).all(axis=1) & np.isfinite(high).all(axis=1)
+        if not finite.any():
+            return
+        rows, low, high, end_low = rows[finite], low[finite], high[finite], end_low[finite]
+        bounds.episodes += len(rows)
+        bounds.low = np.minimum(bounds.low, low.min(axis=0))
+        bounds.high = np.maximum(bounds.high, high.max(axis=0))
+        bounds.outside += columns["outside"].matrix(rows, width, 0).sum(axis=0).astype(np.int64)
+        bounds.at_ends += columns["at_ends"].matrix(rows, width, 0).sum(axis=0).astype(np.int64)
+        at = 0
+        for item in fields:
+            part = slice(at, at + item.width)
+            at = part.stop
+            bounds.total[part] += int(steps[rows].sum())
+            if item.kind == "discrete":
+                lowest, highest = item.allowed
+                bounds.misfits[part] += np.count_nonzero((low[:, part] < lowest) | (high[:, part] > highest))
+            elif self._real and item.range is not None:
+                end = end_low[np.isfinite(end_low).all(axis=1), part]
+                outside, at_ends = outside_range(end, item.range)
+                bounds.outside[part] += outside
+                bounds.at_ends[part] += at_ends
+        keepers = [item for item in fields if item.keeps_values]
+        for row in rows.tolist() if keepers else ():
+            self._add_values(bounds, keepers, fields, columns, row)
+
+    def _add_values(
+        self,
+        bounds: Bounds,
+        keepers: Sequence[MeasuredField],
+        fields: Sequence[MeasuredField],
+        columns: Mapping[str, "_Lists"],
+        row: int,
+    ) -> None:
+        values, end = columns["values"].of(row), columns["end_low"].of(row)
+        counted, begin = len(values) // sum(item.width for item in keepers), 0
+        for item in keepers:
+            blocks = bounds.values.setdefault(item.path, [])
+            stop = begin + counted * item.width
+            blocks.append(values[begin:stop].reshape(-1, item.width))
+            begin = stop
+            if self._real and len(end):
+                at = sum(other.width for other in fields[: fields.index(item)])
+                blocks.append(end[at : at + item.width][None])
+
+
+def data_ranges(measured: Measurements, dataset: EpisodesConfig) -> dict[tuple[str, int], Pairs]:
+    """The range of every continuous action that the config leaves to the data, by path and number of components: the
+    lowest and highest value of each component, or two quantiles."""
+    found: dict[tuple[str, int], Pairs] = {}
+    for (path, width), parts in measured.by_field().items():
+        asked = rule_of(dataset, path).range
+        if parts[0].field.kind != "continuous" or not (asked == "data" or isinstance(asked, Quantiles)):
+            continue
+        low = np.min([part.bounds.low[part.columns] for part in parts], axis=0)
+        high = np.max([part.bounds.high[part.columns] for part in parts], axis=0)
+        if isinstance(asked, Quantiles):
+            values = np.concatenate([block for part in parts for block in part.bounds.values.get(path, [])])
+            chosen = np.quantile(values, asked.quantiles, axis=0)
+            # Quantiles that are equal would make one value of a component that varies.
+            low, high = np.where(chosen[0] < chosen[1], chosen, (low, high))
+        found[path, width] = _pairs(low, high)
+    return found
+
+
+def _pairs(low: np.ndarray, high: np.ndarray) -> Pairs:
+    """The pairs of lowest and highest values, float64 (C,). A constant is the middle of a range of 1."""
+    half = np.where(low == high, np.maximum(0.5, np.abs(low) * 1e-6), 0.0)
+    return tuple(zip((low - half).tolist(), (high + half).tolist(), strict=True))
+
+
+# --- before any shard: what does not fit, and what fits badly ------------------------------------------------------
+
+
+def check_values(measured: Measurements, dataset: EpisodesConfig, config_path: str, most_bad: int) -> list[str]:
+    """Notices about the values of the dataset's fields.
+
+    ``most_bad`` is the number of episodes that may be bad. Raises DataError, which names every field at once and what
+    to write, if values lie outside of their range or have no id.
+    """
+    problems, notices = [], []
+    for (path, _), parts in measured.by_field().items():
+        where = f"{config_path}.fields.{path}"
+        if parts[0].field.kind == "discrete":
+            problem, notice = _discrete(path, parts, where, most_bad)
+        else:
+            problem, notice = _continuous(path, parts, where, rule_of(dataset, path).clip is True)
+        problems += problem
+        notices += [f"{dataset.name}: {text}" for text in notice]
+    if problems:
+        raise DataError(f"{dataset.name}: " + "; ".join(problems))
+    return notices
+
+
+def _discrete(path: str, parts: Sequence["Part"], where: str, most_bad: int) -> tuple[list[str], list[str]]:
+    """Problems and notices of a discrete field."""
+    misfits = [(part, int(part.bounds.misfits[part.columns].sum())) for part in parts]
+    count, episodes = sum(number for _, number in misfits), sum(part.bounds.episodes for part in parts)
+    if not count:
+        return [], []
+    low = int(min(part.bounds.low[part.columns].min() for part in parts))
+    high = int(max(part.bounds.high[part.columns].max() for part in parts))
+    first, last = parts[0].field.allowed
+    ways = [f"offset: {low}"] if high - low < DISCRETE_VALUES and low != first else []
+    ways += [f"num: {high + 1}"] if first == 0 <= low and last < high < DISCRETE_VALUES else []
+    ways += ["as: continuous, range: data"] if path.split("/")[0] == "action" else ["as: continuous"]
+    text = f"{path} holds values from {low} to {high}, and {first} to {last} have ids, in {count} of {episodes} "
+    text += f"episodes (out_of_range); give {where}: " + " or ".join(f"{{{way}}}" for way in ways)
+    if count > most_bad or any(number == part.bounds.episodes for part, number in misfits if number):
+        return [text], []
+    return [], [text]
+
+
+def _continuous(path: str, parts: Sequence["Part"], where: str, clips: bool) -> tuple[list[str], list[str]]:
+    """Problems and notices of a continuous action."""
+    low = np.min([part.bounds.low[part.columns] for part in parts], axis=0)
+    high = np.max([part.bounds.high[part.columns] for part in parts], axis=0)
+    stated = parts[0].field.range
+    if stated is None:
+        return [], []
+    sums = {
+        name: np.sum([getattr(part.bounds, name)[part.columns] for part in parts], axis=0)
+        for name in ("total", "outside", "at_ends")
+    }
+    total, outside, at_ends = sums["total"], sums["outside"], sums["at_ends"]
+    shares = [part.bounds.outside[part.columns] / np.maximum(1, part.bounds.total[part.columns]) for part in parts]
+    is_wrong = np.max(shares, axis=0) > MOST_OUTSIDE
+    numbers = ", ".join(f"[{_number(a)}, {_number(b)}]" for a, b in _pairs(low, high))
+    ways = f"{where}: {{as: continuous, range: data}} or {{as: continuous, range: [{numbers}]}}"
+    if is_wrong.any() and not clips:
+        which = _listed(is_wrong, lambda at: f"component {at}: {outside[at]:,} of {total[at]:,}")
+        ranges = [list(pair) for pair in stated] if len(stated) <= _MOST_SHOWN else f"of {len(stated)} pairs"
+        text = f"values of {path} lie outside of its range {ranges} ({which}); give {ways}, or clip: true"
+        return [text], []
+    notices = []
+    if outside.any():
+        which = _listed(outside > 0, lambda at: f"component {at}: {outside[at]:,} of {total[at]:,}")
+        notices.append(f"values of {path} outside of its range are clipped ({which})")
+    range_low, range_high = np.broadcast_to(np.array(stated).T[..., None].reshape(2, -1), (2, len(low)))
+    ids = (np.minimum(high, range_high) - np.maximum(low, range_low)) / (range_high - range_low) * BINS
+    is_narrow = (low < high) & (ids + 1 < FEW_IDS)
+    if is_narrow.any():
+        which = _listed(is_narrow, lambda at: f"component {at}: {max(1, math.ceil(ids[at]))}")
+        notices.append(
+            f"{path} is narrow for its range: fewer than {FEW_IDS} of {BINS:,} ids are used ({which}); {ways}"
+        )
+    is_full = (at_ends > MOST_AT_ENDS * total) & (at_ends < total)
+    if is_full.any() and not clips:
+        which = _listed(is_full, lambda at: f"component {at}: {at_ends[at] / total[at]:.1%}")
+        notices.append(f"values of {path} are saturated: more than {MOST_AT_ENDS:.0%} lie at the ends ({which})")
+    return [], notices
+
+
+def _number(value: float) -> str:
+    """A number in the fewest digits that give its float32 again."""
+    return str(np.float32(value))
+
+
+def _listed(chosen: np.ndarray, text: Callable[[int], str]) -> str:
+    """The texts of the chosen components, the first few of many."""
+    numbers = np.flatnonzero(chosen).tolist()
+    more = f", and {len(numbers) - _MOST_SHOWN} more" if len(numbers) > _MOST_SHOWN else ""
+    return ", ".join(map(text, numbers[:_MOST_SHOWN])) + more
+
+
+class _Lists:
+    """A column of lists of numbers; null is an empty list."""
+
+    def __init__(self, column: pa.ChunkedArray) -> None:
+        lists = column.combine_chunks()
+        self._lengths = lists.value_lengths().fill_null(0).to_numpy()
+        self._begins = np.cumsum(self._lengths) - self._lengths
+        self._values = lists.flatten().to_numpy()
+
+    def of(self, row: int) -> np.ndarray:
+        """The list of one row."""
+        begin = self._begins[row]
+        return self._values[begin : begin + self._lengths[row]]
+
+    def matrix(self, rows: np.ndarray, width: int, nothing: float) -> np.ndarray:
+        """The lists of rows, float64 (rows, width); those that are empty are full of ``nothing``."""
+        result = np.full((len(rows), width), nothing, np.float64)
+        there = self._lengths[rows] == width
+        result[there] = self._values[self._begins[rows[there]][:, None] + np.arange(width)]
+        return result
