@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 EXAMPLE = """gatokit train tiny --data demo/built --out run
   gatokit train run.yaml --data built --data new=more/built --out run
+  gatokit train run.yaml --compile-only
   gatokit train 1.2b --compile-only --topology v3:16x16
 
 RUN_CONFIG is a YAML file or one of the presets tiny, 79m, 364m and 1.2b. The smallest file is

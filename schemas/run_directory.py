@@ -1,5 +1,4 @@
-"""The directory of a run: where its checkpoints and its policy's files lie, and what ``run.json`` and ``metrics.jsonl``
-say."""
+"""What lies in a run's directory: ``run.json``, ``metrics.jsonl``, checkpoints and the files of its policy."""
 
 import json
 from collections.abc import Mapping

@@ -104,18 +104,14 @@ class Checkpoints:
             restored = self._manager.restore(step, args=items)
             return restored.params, restored.optimizer, RunState(**restored.run)
 
-    def close(self) -> None:
-        """Waits for the last checkpoint, and closes."""
-        self.wait()
-        self._manager.close()
-
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         # The error that ended the run comes first; one of a checkpoint that failed as well would hide it.
         with nullcontext() if error is None else suppress(DataError):
-            self.close()
+            self.wait()
+            self._manager.close()
 
     @contextmanager
     def _errors(self) -> Iterator[None]:

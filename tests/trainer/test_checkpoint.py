@@ -59,10 +59,9 @@ def save(checkpoints: Checkpoints, step: int, held_out: float | None = None) -> 
 
 
 def test_restored_as_saved_and_its_parts_stand_alone(tmp_path: Path, policy: Path) -> None:
-    checkpoints = Checkpoints(tmp_path, CheckpointConfig())
-    assert checkpoints.newest() is None
-    save(checkpoints, 5)
-    checkpoints.close()
+    with Checkpoints(tmp_path, CheckpointConfig()) as checkpoints:
+        assert checkpoints.newest() is None
+        save(checkpoints, 5)
     checkpoints = Checkpoints(tmp_path, CheckpointConfig())
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (params(0), optimizer(0)))
     assert checkpoints.newest() == 5
@@ -75,10 +74,9 @@ def test_restored_as_saved_and_its_parts_stand_alone(tmp_path: Path, policy: Pat
 
 
 def test_the_last_ones_and_the_best_are_kept(tmp_path: Path, policy: Path) -> None:
-    checkpoints = Checkpoints(tmp_path, CheckpointConfig(keep_last=2))
-    for step, loss in enumerate([3.0, 1.0, 2.0, None, 1.5, None, 1.2, 1.1, 1.3, None], start=1):
-        save(checkpoints, step, loss)
-    checkpoints.close()
+    with Checkpoints(tmp_path, CheckpointConfig(keep_last=2)) as checkpoints:
+        for step, loss in enumerate([3.0, 1.0, 2.0, None, 1.5, None, 1.2, 1.1, 1.3, None], start=1):
+            save(checkpoints, step, loss)
     assert kept(tmp_path) == [2, 9, 10]
 
 
@@ -101,9 +99,8 @@ def test_a_full_disk_leaves_the_last_good_one(tmp_path: Path, policy: Path) -> N
 
 
 def test_shapes_that_do_not_fit_and_files_that_are_gone_are_named(tmp_path: Path, policy: Path) -> None:
-    checkpoints = Checkpoints(tmp_path, CheckpointConfig())
-    save(checkpoints, 1)
-    checkpoints.close()
+    with Checkpoints(tmp_path, CheckpointConfig()) as checkpoints:
+        save(checkpoints, 1)
     wanted = {"layers": {"out": jnp.zeros(3)}, "norm": jnp.zeros(4)}
     with pytest.raises(DataError) as found:
         restore_params(find_checkpoint(tmp_path), wanted)
