@@ -239,10 +239,7 @@ def fit(frame: bytes | np.ndarray, spec: ImageSpec) -> EncodedImage:
         fits = has_size and spec.codec in (None, header.codec) and header.plain
         if fits and frame.endswith(JPEG_END if header.codec == "jpeg" else _PNG_END):
             return EncodedImage(frame, spec.height, spec.width)
-        if header.orientation != 1:
-            raise RejectedError(
-                "bad_image", f"the image has EXIF orientation {header.orientation}: rotate it when it is recorded"
-            )
+        _check_upright(header)
         pixels = _pixels(frame, header)
     elif _are_pixels(frame):
         pixels = frame.reshape(*frame.shape[:2], -1)
@@ -267,6 +264,42 @@ def _are_pixels(array: np.ndarray) -> bool:
 
 def _pixels(data: bytes, header: ImageHeader) -> np.ndarray:
     """uint8 pixels: (H, W, 1) of a gray image, else RGB (H, W, 3)."""
+    _check_whole(data, header)
+    pixels = decode_by_opencv(data, header)
+    if header.channels == 1 and not header.alpha:
+        return pixels
+    if header.alpha:
+        if pixels.shape[2] != 4:
+            raise RejectedError("bad_image", "the PNG is gray with a transparent colour")
+        pixels = over_white(pixels)
+    return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+
+
+def decode_unchanged(data: bytes) -> np.ndarray:
+    """The values of a PNG or JPEG as they are, uint8 or uint16: (H, W, 1), RGB (H, W, 3) or RGBA (H, W, 4).
+
+    Raises RejectedError ``bad_image`` as ``fit`` does.
+    """
+    header = probe(data)
+    _check_upright(header)
+    _check_whole(data, header)
+    values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if values is None or values.shape[:2] != (header.height, header.width):
+        raise RejectedError("bad_image", f"the {header.codec.upper()} does not decode")
+    if values.ndim == 2:
+        return values[..., None]
+    return cv2.cvtColor(values, cv2.COLOR_BGRA2RGBA if values.shape[2] == 4 else cv2.COLOR_BGR2RGB)
+
+
+def _check_upright(header: ImageHeader) -> None:
+    if header.orientation != 1:
+        raise RejectedError(
+            "bad_image", f"the image has EXIF orientation {header.orientation}: rotate it when it is recorded"
+        )
+
+
+def _check_whole(data: bytes, header: ImageHeader) -> None:
+    """Raises RejectedError ``bad_image`` for an image that is too large, animated, truncated or of strange channels."""
     if header.height * header.width > MAX_PIXELS:
         raise RejectedError(
             "bad_image", f"the image has {header.height} x {header.width} pixels, more than {MAX_PIXELS:,}"
@@ -281,14 +314,6 @@ def _pixels(data: bytes, header: ImageHeader) -> np.ndarray:
             raise RejectedError("bad_image", "the JPEG is truncated: it has no end marker")
     else:
         png_chunks(data)
-    pixels = decode_by_opencv(data, header)
-    if header.channels == 1 and not header.alpha:
-        return pixels
-    if header.alpha:
-        if pixels.shape[2] != 4:
-            raise RejectedError("bad_image", "the PNG is gray with a transparent colour")
-        pixels = over_white(pixels)
-    return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
 
 
 def decode_by_opencv(data: bytes, header: ImageHeader | WebpHeader) -> np.ndarray:

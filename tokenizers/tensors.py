@@ -1,6 +1,7 @@
 """The values of one tensor field ↔ its ids (Gato, section 2.1 and appendix B).
 
-Discrete values and booleans are integers in [0, 1024); their id is the value plus the build's offset. Continuous
+Discrete values and booleans are integers in [0, 1024), after the field's own lowest value was subtracted; their id is
+the value plus the build's offset. Continuous
 observations are companded by a mu-law; continuous actions are rescaled from their range to [-1, 1] and never companded;
 then both are clipped to [-1, 1] and fall into 1,024 uniform bins. The kind of a field decides, never its data, so that
 a number has one id. The id is the one that float64 arithmetic gives on the stored value.
@@ -66,7 +67,7 @@ class TensorTokenizer:
         """Writes the ids of values (S, N) to ``out``, uint16 (S, N), which may be strided; raises RejectedError."""
         path = self.field.path
         if self.field.kind == "discrete":
-            encode_discrete(values, out, num=self._num, offset=self._offset, path=path)
+            encode_discrete(values, out, num=self._num, lowest=self.field.offset, offset=self._offset, path=path)
         elif self._scale is not None:
             encode_action(values, out, scale=self._scale, path=path)
         else:
@@ -79,7 +80,7 @@ class TensorTokenizer:
         """
         path = self.field.path
         if self.field.kind == "discrete":
-            values = decode_discrete(tokens, num=self._num, offset=self._offset, path=path)
+            values = decode_discrete(tokens, num=self._num, lowest=self.field.offset, offset=self._offset, path=path)
             if self.field.dtype == "bool":
                 values = values.astype(np.bool_)
         elif self._scale is not None:
@@ -90,30 +91,33 @@ class TensorTokenizer:
 
 
 def encode_discrete(
-    values: np.ndarray, out: np.ndarray, *, num: int | None = None, offset: int = 0, path: str = ""
+    values: np.ndarray, out: np.ndarray, *, num: int | None = None, lowest: int = 0, offset: int = 0, path: str = ""
 ) -> None:
-    """Writes the ids of integers or booleans (S, N) to ``out``, uint16 (S, N), which may be strided.
+    """Writes the ids of integers or booleans (S, N) to ``out``, uint16 (S, N), which may be strided; the value
+    ``lowest`` has the id ``offset``.
 
-    Raises RejectedError ``out_of_range``, naming field ``path``, value and step, for a value outside [0, ``num``)
-    or [0, 1024); nothing is ever clipped.
+    Raises RejectedError ``out_of_range``, naming field ``path``, value and step, for a value that is not one of the
+    ``num`` (or 1,024) from ``lowest`` on; nothing is ever clipped.
     """
-    limit = min(num or DISCRETE_VALUES, DISCRETE_VALUES)
-    if values.size and values.dtype != np.bool_ and (values.min() < 0 or values.max() >= limit):
-        step, component = np.argwhere((values < 0) | (values >= limit))[0]
-        wrong = f"field {path} is {values[step, component]} at step {step}, outside 0 to {limit - 1}"
+    end = lowest + min(num or DISCRETE_VALUES, DISCRETE_VALUES)
+    if values.size and values.dtype != np.bool_ and (values.min() < lowest or values.max() >= end):
+        step, component = np.argwhere((values < lowest) | (values >= end))[0]
+        wrong = f"field {path} is {values[step, component]} at step {step}, outside {lowest} to {end - 1}"
         raise RejectedError("out_of_range", wrong)
-    out[...] = values
+    out[...] = values if lowest == 0 else values.astype(np.int64) - lowest
     if offset:
         out += np.uint16(offset)
 
 
-def decode_discrete(tokens: np.ndarray, *, num: int | None = None, offset: int = 0, path: str = "") -> np.ndarray:
+def decode_discrete(
+    tokens: np.ndarray, *, num: int | None = None, lowest: int = 0, offset: int = 0, path: str = ""
+) -> np.ndarray:
     """The values int64 (S, N) of ids uint16 (S, N); ValueError, naming ``path``, for an id out of range."""
     values, limit = tokens.astype(np.int64) - offset, min(num or DISCRETE_VALUES, DISCRETE_VALUES)
     if values.size and (values.min() < 0 or values.max() >= limit):
         wrong = values[(values < 0) | (values >= limit)][0]
         raise ValueError(f"field {path} has id {wrong + offset}, which is no discrete value below {limit}")
-    return values
+    return values + lowest if lowest else values
 
 
 def encode_observation(values: np.ndarray, out: np.ndarray, *, path: str = "") -> None:

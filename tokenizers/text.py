@@ -93,6 +93,18 @@ class TextTokenizer:
         return _load_again, (self._path, self.digest)
 
 
+def text_of_codes(codes: np.ndarray) -> str:
+    """The text whose codes of characters are integers (N,) with zeros behind them: bytes of UTF-8 or, if they are no
+    such bytes, code points. ValueError if they are neither."""
+    numbers = np.trim_zeros(np.asarray(codes).ravel(), "b").tolist()
+    try:
+        return bytes(numbers).decode()
+    except ValueError:
+        text = "".join(map(chr, numbers))
+    text.encode()  # raises UnicodeEncodeError, a ValueError, for surrogates
+    return text
+
+
 def _load_again(path: str, expected: str) -> TextTokenizer:
     tokenizer = TextTokenizer.load(path)
     if tokenizer.digest != expected:

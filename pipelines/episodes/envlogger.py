@@ -256,6 +256,13 @@ class EnvLoggerEpisode:
             out[step] = array
         return out
 
+    def episode_value(self, field: SourceField) -> Values:
+        """See ``RawEpisode``."""
+        value = self.metadata(field)
+        if value is None:
+            raise RejectedError("missing_field", f"{field.path} is absent from the episode")
+        return [value.encode()] if isinstance(value, str) else np.array([value], field.dtype)
+
     def metadata(self, field: SourceField) -> str | float | int | None:
         """See ``RawEpisode``."""
         for message in self._metadata:

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 
 from gatokit.pipelines.episodes import last_step, ranges
 from gatokit.pipelines.episodes.scan import EpisodesPlan, check_tasks
+from gatokit.pipelines.episodes.spec import field_notices
 from gatokit.pipelines.stages import TASK_ROWS, FilterResult, Losses, ScannedRows, Stream, Task, held_out, row_hash
 from gatokit.schemas.config import BuildConfig
 from gatokit.schemas.config_episodes import Keep
@@ -104,7 +105,12 @@ def filter_episodes(plan: EpisodesPlan, paths: Sequence[Path], config: BuildConf
     passes = None if where is None else partial(_passes, plan, scanned, rows, where)
     tasks, kept, reason = filter_rows(rows, keep, name, passes)
     specs, more = _task_specs(plan, gathered, measured)
-    notices = [*plan.notices, *notices, *more]
+    notices = [
+        *plan.notices,
+        *notices,
+        *more,
+        *field_notices([item.directory for item in plan.directories], plan.config),
+    ]
     notices += ranges.check_values(measured, plan.config, plan.field, losses.allowed(config.max_bad_fraction))
     notices += _return_notices(rows, tasks, keep, name)
     left_out = [task.name for task in tasks if task.is_left_out]
@@ -467,7 +473,7 @@ def _task_specs(
             if field.is_action and field.kind == "discrete" and field.num is None:
                 value = int(highest.get((task, field.path), 0)) - field.offset
                 num = min(DISCRETE_VALUES, max(1, value + 1))
-                counts.setdefault((field.path, num), []).append(task)
+                counts.setdefault((field.source[0] if field.source else field.path, num), []).append(task)
                 field = field.model_copy(update={"num": num})
             elif field.is_action and field.kind == "continuous" and field.range is None:
                 pairs = of_data.get((field.path, math.prod(field.shape)))

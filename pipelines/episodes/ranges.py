@@ -16,7 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict
 
-from gatokit.pipelines.episodes.reader import RawEpisode, SourceFeatures, SourceField, rule_of
+from gatokit.pipelines.episodes.reader import RawEpisode, SourceFeatures, SourceField
+from gatokit.pipelines.episodes.spec import rule_of
 from gatokit.schemas.config_episodes import EpisodesConfig, Quantiles
 from gatokit.schemas.errors import DataError, RejectedError
 from gatokit.schemas.manifest import EpisodeSpec
@@ -67,7 +68,7 @@ def measured_fields(features: SourceFeatures, spec: EpisodeSpec, dataset: Episod
     found = []
     for field in spec.fields:
         source = features.step(field.source[0] if field.source else field.path)
-        if source is None or field.kind not in ("discrete", "continuous"):
+        if source is None or source.form != "tensor" or field.kind not in ("discrete", "continuous"):
             continue
         always_fits = field.dtype == "bool" or (field.dtype == "uint8" and field.num is None)
         if not field.is_action and (field.kind == "continuous" or always_fits):
@@ -81,7 +82,7 @@ def measured_fields(features: SourceFeatures, spec: EpisodeSpec, dataset: Episod
                 width=math.prod(field.shape) if field.kind == "continuous" else 1,
                 range=field.range,
                 allowed=(field.offset, field.offset + most - 1),
-                keeps_values=isinstance(rule_of(dataset, field.path).range, Quantiles),
+                keeps_values=isinstance(rule_of(dataset, source.path).range, Quantiles),
             )
         )
     return tuple(found)
@@ -283,7 +284,7 @@ def data_ranges(measured: Measurements, dataset: EpisodesConfig) -> dict[tuple[s
     lowest and highest value of each component, or two quantiles."""
     found: dict[tuple[str, int], Pairs] = {}
     for (path, width), parts in measured.by_field().items():
-        asked = rule_of(dataset, path).range
+        asked = rule_of(dataset, parts[0].field.source.path).range
         if parts[0].field.kind != "continuous" or not (asked == "data" or isinstance(asked, Quantiles)):
             continue
         low = np.min([part.bounds.low[part.columns] for part in parts], axis=0)
@@ -314,11 +315,12 @@ def check_values(measured: Measurements, dataset: EpisodesConfig, config_path: s
     """
     problems, notices = [], []
     for (path, _), parts in measured.by_field().items():
-        where = f"{config_path}.fields.{path}"
+        source = parts[0].field.source.path
+        where = f"{config_path}.fields.{source}"
         if parts[0].field.kind == "discrete":
             problem, notice = _discrete(path, parts, where, most_bad)
         else:
-            problem, notice = _continuous(path, parts, where, rule_of(dataset, path).clip is True)
+            problem, notice = _continuous(path, parts, where, rule_of(dataset, source).clip is True)
         problems += problem
         notices += [f"{dataset.name}: {text}" for text in notice]
     if problems:

@@ -28,6 +28,8 @@ from gatokit.schemas.config_episodes import Splits
 from gatokit.schemas.errors import ConfigError, RejectedError
 
 _READABLE = {"Tensor", "Scalar", "ClassLabel", "Text", "BBoxFeature", "LabeledImage"}
+_FLAT, _COUNTS = "ragged_flat_values", "ragged_row_lengths_0"
+"""Where TFDS stores a sequence of each step: the values of all steps, and how many each has."""
 _ENCODINGS: dict[str, Literal["bytes", "zlib"]] = {"bytes": "bytes", "zlib": "zlib"}
 
 
@@ -108,16 +110,38 @@ class ExampleEpisode:
 
     def column(self, field: SourceField) -> Values:
         """See ``RawEpisode``."""
-        span = self._spans.get(f"steps/{field.path}")
-        if span is None:
-            raise RejectedError("missing_field", f"steps/{field.path} is absent from the episode")
+        values = self._values(field, f"steps/{field.path}")
+        if field.form == "ragged" and isinstance(values, np.ndarray):  # every step has as many
+            flags = self._spans.get("steps/is_last")
+            steps = 0 if flags is None else len(tfrecord.integers(self._data, flags))
+            if not steps or len(values) % steps:
+                raise RejectedError("wrong_shape", f"steps/{field.path} holds {len(values)} values for {steps} steps")
+            values = np.split(values, steps)
+        return values
+
+    def episode_value(self, field: SourceField) -> Values:
+        """See ``RawEpisode``."""
+        values = self._values(field, field.path)
+        if field.form == "ragged" and isinstance(values, np.ndarray):
+            values = [values]
+        if len(values) != 1:
+            raise RejectedError("wrong_shape", f"{field.path} has {len(values)} values in the episode")
+        return values
+
+    def _values(self, field: SourceField, key: str) -> Values:
+        """The values of a field under its ``key`` in the Example."""
+        counts = self._spans.get(f"{key}/{_COUNTS}") if field.counted else None
+        span = self._spans.get(f"{key}/{_FLAT}" if field.counted else key)
+        if span is None or (field.counted and counts is None):
+            raise RejectedError("missing_field", f"{key} is absent from the episode")
         try:
-            if field.form == "tensor" and field.encoding == "none":
-                return _tensor(field, self._numbers(field, span))
+            if field.form in ("tensor", "ragged") and field.encoding == "none":
+                values = _tensor(field, key, self._numbers(field, span))
+                return values if counts is None else _by_step(field, key, values, tfrecord.integers(self._data, counts))
             strings = tfrecord.byte_strings(self._data, span)
-            return _unpacked(field, strings) if field.form == "tensor" else strings
+            return strings if field.form in ("image", "string") else _unpacked(field, key, strings)
         except (ValueError, zlib.error) as error:
-            raise RejectedError("corrupt_record", f"steps/{field.path}: {error}") from None
+            raise RejectedError("corrupt_record", f"{key}: {error}") from None
 
     def metadata(self, field: SourceField) -> str | float | int | None:
         """See ``RawEpisode``."""
@@ -140,8 +164,8 @@ class ExampleEpisode:
         return read(self._data, span)
 
 
-def _tensor(field: SourceField, flat: np.ndarray) -> np.ndarray:
-    """The values of all steps in the field's dtype and shape, (N, *shape)."""
+def _tensor(field: SourceField, key: str, flat: np.ndarray) -> np.ndarray:
+    """The values of all steps in the field's dtype and shape, (N, *shape); of a counted field, one after the other."""
     dtype = np.dtype(field.dtype)
     if dtype.kind == "b":
         flat = flat.astype(bool)
@@ -149,22 +173,38 @@ def _tensor(field: SourceField, flat: np.ndarray) -> np.ndarray:
         wide, flat = flat, flat.astype(dtype)
         if not np.array_equal(wide, flat):
             raise ValueError(f"holds a value that is no {dtype.name}")
-    size = math.prod(field.sides)
+    sides = field.shape[1:] if field.counted or field.form == "ragged" else field.shape
+    size = math.prod(side or 0 for side in sides)
     if size == 0 or len(flat) % size:
-        raise RejectedError(
-            "wrong_shape", f"steps/{field.path} holds {len(flat)} values, no multiple of its {size} a step"
-        )
-    return flat.reshape(-1, *field.sides)
+        raise RejectedError("wrong_shape", f"{key} holds {len(flat)} values, no multiple of its {size} a step")
+    return flat.reshape(-1, *(side or 0 for side in sides))
 
 
-def _unpacked(field: SourceField, strings: list[bytes]) -> np.ndarray:
+def _by_step(field: SourceField, key: str, values: np.ndarray, counts: np.ndarray) -> Values:
+    """Values that follow each other, divided into those of each step."""
+    if counts.min(initial=0) < 0 or counts.sum() != len(values):
+        raise RejectedError("wrong_shape", f"{key} holds {len(values)} values and counts {counts.sum()}")
+    if field.form == "ragged":
+        return np.split(values, np.cumsum(counts)[:-1]) if len(counts) else []
+    length = field.shape[0] or 0
+    if (counts != length).any():
+        step = int(np.argmax(counts != length))
+        raise RejectedError("wrong_shape", f"{key} has {counts[step]} values at step {step}, not {length}")
+    return values.reshape(len(counts), *field.sides)
+
+
+def _unpacked(field: SourceField, key: str, strings: list[bytes]) -> Values:
     """Tensors that TFDS stored as raw or zlib-compressed bytes, one string a step."""
     if field.encoding == "zlib":
         strings = [zlib.decompress(string) for string in strings]
     dtype = np.dtype(field.dtype)
     size = math.prod(field.sides) * dtype.itemsize
+    if field.form == "ragged":
+        if any(len(string) % size for string in strings):
+            raise RejectedError("wrong_shape", f"{key} holds tensors of another size than {list(field.shape)}")
+        return [np.frombuffer(string, dtype).reshape(-1, *field.sides) for string in strings]
     if any(len(string) != size for string in strings):
-        raise RejectedError("wrong_shape", f"steps/{field.path} holds tensors of another size than {list(field.sides)}")
+        raise RejectedError("wrong_shape", f"{key} holds tensors of another size than {list(field.sides)}")
     return np.frombuffer(b"".join(strings), dtype).reshape(len(strings), *field.sides)
 
 
@@ -174,16 +214,19 @@ def _source_features(features: FeatureConnector) -> SourceFeatures | None:
     steps: Any = features["steps"] if isinstance(features, FeaturesDict) and "steps" in features else None
     if type(steps).__name__ not in ("Dataset", "Sequence") or not isinstance(steps.feature, FeaturesDict):
         return None
-    metadata = [field for key in sorted(features) if key != "steps" for field in _fields(features[key], key)]
-    return SourceFeatures(steps=tuple(_fields(steps.feature, "")), metadata=tuple(metadata))
+    metadata = [field for key in sorted(features) if key != "steps" for field in _fields(features[key], key, False)]
+    return SourceFeatures(steps=tuple(_fields(steps.feature, "", True)), metadata=tuple(metadata))
 
 
-def _fields(feature: Any, path: str) -> Iterator[SourceField]:
-    """The fields of a feature, sorted by path."""
+def _fields(feature: Any, path: str, in_steps: bool) -> Iterator[SourceField]:
+    """The fields of a feature of a step or of the episode, sorted by path."""
     type_name = type(feature).__name__
     if isinstance(feature, FeaturesDict):
         for key in sorted(feature):
-            yield from _fields(feature[key], f"{path}/{key}" if path else key)
+            yield from _fields(feature[key], f"{path}/{key}" if path else key, in_steps)
+    elif type_name == "Sequence":
+        for part in _fields(feature.feature, path, in_steps):
+            yield _sequence(part, feature._length, in_steps)
     elif type_name == "Image":
         dtype = np.dtype(feature.np_dtype).name
         yield SourceField(path=path, dtype=dtype, shape=feature.shape, form="image", type_name=type_name)
@@ -193,14 +236,26 @@ def _fields(feature: Any, path: str) -> Iterator[SourceField]:
         yield SourceField(path=path, dtype="str", shape=tuple(feature.shape), form="string", type_name=type_name)
     else:
         shape = tuple(feature.shape)
-        is_fixed = None not in shape
+        form: Literal["tensor", "ragged", "unreadable"] = "tensor"
+        if None in shape:
+            form = "unreadable" if None in shape[1:] else "ragged"
         encoding = getattr(getattr(feature, "_encoding", None), "value", "none")
         yield SourceField(
             path=path,
             dtype=np.dtype(feature.np_dtype).name,
             shape=shape,
-            form="tensor" if is_fixed else "unreadable",
+            form=form,
             encoding=_ENCODINGS.get(encoding, "none"),
             num=getattr(feature, "num_classes", None),
-            type_name=type_name if is_fixed else f"{type_name} of shape {shape}",
+            type_name=f"{type_name} of shape {shape}" if form == "unreadable" else type_name,
         )
+
+
+def _sequence(part: SourceField, length: int | None, in_steps: bool) -> SourceField:
+    """The field of a sequence of ``part``; ``length`` None if it varies."""
+    if part.form != "tensor" or part.encoding != "none" or part.counted:
+        name = f"Sequence of {part.type_name}"
+        return SourceField(path=part.path, dtype="", form="unreadable", type_name=name)
+    form: Literal["tensor", "ragged"] = "ragged" if length is None else "tensor"
+    update = {"form": form, "shape": (length, *part.shape), "counted": in_steps, "type_name": "Sequence"}
+    return part.model_copy(update=update)

@@ -28,10 +28,9 @@ from gatokit.pipelines.episodes.reader import (
     SourceFeatures,
     SourceField,
     StoredEpisode,
-    check_rules,
-    episode_spec,
 )
 from gatokit.pipelines.episodes.rlds import RldsFile
+from gatokit.pipelines.episodes.spec import episode_specs
 from gatokit.pipelines.inputs import find_directories, fixed_part, local_path, local_pattern
 from gatokit.schemas.config_episodes import EpisodesConfig
 from gatokit.schemas.errors import ConfigError, DataError, RejectedError
@@ -223,10 +222,8 @@ def plan_episodes(dataset: EpisodesConfig, field: str, base: Path) -> EpisodesPl
         missing = sum(directory.missing for directory in directories)
         reason = f"none of its {missing} files is there" if missing else "the splits that are read hold no episode"
         raise DataError(f"{field}.source: {directories[0].path}: {reason}; get its files, or change splits or source")
-    check_rules(dataset, [directory.features for directory in directories], field)
     plans = []
-    for directory in directories:
-        spec = episode_spec(directory.features, dataset, field, directory.path)
+    for directory, spec in zip(directories, episode_specs(directories, dataset, field), strict=True):
         task = dataset.task.constant or (None if dataset.task.metadata else directory.name)
         plans.append(DirectoryPlan(directory, task, spec, _scan_fields(directory, spec, dataset, field)))
     check_tasks([(plan.task, plan.directory.path) for plan in plans if plan.task is not None], dataset, field)

@@ -7,7 +7,7 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 import numpy as np
 import pyarrow as pa
@@ -22,9 +22,9 @@ from gatokit.schemas.manifest import EpisodeSpec, FieldSpec, TokenizerSettings
 from gatokit.schemas.record import Record
 from gatokit.schemas.tokens import FIRST, LAST, TERMINAL, EncodedImage, TokenSequence
 from gatokit.tokenizers.episode import EpisodeTokenizer
-from gatokit.tokenizers.image_codec import fit
+from gatokit.tokenizers.frames import store_frame
 from gatokit.tokenizers.tensors import count_outside
-from gatokit.tokenizers.text import TextTokenizer
+from gatokit.tokenizers.text import TextTokenizer, text_of_codes
 
 _RUN_BYTES = 1 << 20
 _StoredRow = tuple[int, RawEpisode, SourceFeatures]
@@ -184,10 +184,7 @@ def to_episode(
     steps = recorded - (int(np.count_nonzero(is_last)) if last_step == "padding" else 0)
     values = {}
     for field in spec.fields:
-        source = features.step(field.path)
-        if source is None:
-            raise RejectedError("missing_field", f"{field.path} is no field of the source")
-        values[field.path] = _fitted(_column(raw, source, recorded)[:steps], field)
+        values[field.path] = _fitted(read_field(raw, features, field, recorded)[:steps], field)
     reward = _numbers(raw, features, "reward", recorded, steps)
     discount = _numbers(raw, features, "discount", recorded, steps)
     flags = np.zeros(steps, np.uint8)
@@ -206,27 +203,89 @@ def _column(raw: RawEpisode, source: SourceField, recorded: int) -> Values:
     return column
 
 
-def _fitted(column: Values, field: FieldSpec) -> np.ndarray | list[str] | list[EncodedImage]:
-    """The values of a field: decoded texts, images that fit the spec, or an array as it is."""
+def read_field(raw: RawEpisode, features: SourceFeatures, field: FieldSpec, recorded: int) -> Values | list[str]:
+    """The values of a spec's field in all ``recorded`` steps: texts are decoded, frames are as the source has them.
+
+    A value of the episode stands in every step. Raises RejectedError, which names the field.
+    """
+    found, absent = [], None
+    for path in field.source or (field.path,):
+        source = features.step(path)
+        try:
+            if source is not None:
+                found.append((path, source, _column(raw, source, recorded)))
+            elif (source := features.metadata_field(path)) is not None:
+                found.append((path, source, _repeated(raw.episode_value(source), recorded)))
+        except RejectedError as error:
+            if error.reason != "missing_field":
+                raise
+            absent = error
+    if not found:
+        raise absent or RejectedError("missing_field", f"{field.path} is no field of the source")
     if field.kind == "text":
-        decoded: dict[bytes, str] = {}
-        for step, data in enumerate(column):
-            if data not in decoded:
-                try:
-                    decoded[data] = str(data, "utf-8")
-                except UnicodeDecodeError:
-                    raise RejectedError("not_utf8", f"{field.path} is not valid UTF-8 at step {step}") from None
-        return [decoded[data] for data in column]
-    if field.image is not None:
-        images = []
-        for step, frame in enumerate(column):
+        columns = [_texts(path, column) for path, _, column in found]
+        texts = (
+            columns[0] if len(columns) == 1 else [next(filter(None, step), "") for step in zip(*columns, strict=True)]
+        )
+        return texts if field.every == "step" else _once(field.path, texts)
+    _, source, column = found[0]
+    return _filled(column, source, field) if source.form == "ragged" else column
+
+
+def _repeated(values: Values, recorded: int) -> Values:
+    if isinstance(values, np.ndarray):
+        return np.repeat(values, recorded, axis=0)
+    return cast(Values, list(values) * recorded)
+
+
+def _texts(path: str, column: Values) -> list[str]:
+    """Strings, or codes of characters (bytes of UTF-8, or else code points) with zeros behind them, as texts."""
+    decoded: dict[bytes, str] = {}
+    texts = []
+    for step, value in enumerate(column):
+        data = value if isinstance(value, bytes) else value.astype("<i8").tobytes()
+        if data not in decoded:
             try:
-                images.append(fit(frame, field.image))
-            except RejectedError as error:
-                raise RejectedError(error.reason, f"{field.path} at step {step}: {error.detail}") from None
-        return images
-    assert isinstance(column, np.ndarray)
-    return column
+                decoded[data] = str(data, "utf-8") if isinstance(value, bytes) else text_of_codes(value)
+            except ValueError:
+                raise RejectedError("not_utf8", f"{path} is not valid UTF-8 at step {step}") from None
+        texts.append(decoded[data])
+    return texts
+
+
+def _once(path: str, texts: list[str]) -> list[str]:
+    """The text of the first step, and "" in the others."""
+    for step, text in enumerate(texts):
+        if text not in ("", texts[0]):
+            raise RejectedError("malformed_steps", f"{path} has another text at step {step}, not one an episode")
+    return [text if step == 0 else "" for step, text in enumerate(texts)]
+
+
+def _filled(column: Values, source: SourceField, field: FieldSpec) -> np.ndarray:
+    """Ragged values filled up with zeros to ``max_length``."""
+    filled = np.zeros((len(column), *field.shape), source.dtype)
+    for step, values in enumerate(column):
+        if len(values) > field.shape[0]:
+            count = f"{len(values)} values at step {step}, more than max_length {field.shape[0]}"
+            raise RejectedError("wrong_shape", f"{source.path} has {count}")
+        filled[step, : len(values)] = values
+    return filled
+
+
+def _fitted(column: Values | list[str], field: FieldSpec) -> np.ndarray | list[str] | list[EncodedImage]:
+    """The values of a field: texts, images that fit the spec, or an array as it is."""
+    if field.image is None:
+        return cast(np.ndarray | list[str], column)
+    images: list[EncodedImage] = []
+    for step, frame in enumerate(column):
+        if step and frame is column[step - 1]:  # an image of the episode
+            images.append(images[-1])
+            continue
+        try:
+            images.append(store_frame(frame, field)[0])
+        except RejectedError as error:
+            raise RejectedError(error.reason, f"{field.path} at step {step}: {error.detail}") from None
+    return images
 
 
 def _numbers(raw: RawEpisode, features: SourceFeatures, path: str, recorded: int, steps: int) -> np.ndarray | None:

@@ -8,7 +8,14 @@ import cv2
 import numpy as np
 import pytest
 
-from gatokit.pipelines.episodes.reader import EpisodeFile, RawEpisode, SourceDirectory, SourceField, StoredEpisode
+from gatokit.pipelines.episodes.reader import (
+    EpisodeFile,
+    RawEpisode,
+    SourceDirectory,
+    SourceField,
+    StoredEpisode,
+    Values,
+)
 from gatokit.pipelines.episodes.rlds import RldsFile
 from gatokit.pipelines.formats import tfrecord
 from gatokit.schemas.errors import ConfigError, DataError, RejectedError
@@ -41,6 +48,7 @@ def rich_features() -> tuple[dict[str, Any], dict[str, Any]]:
             "arm": {"left": {"angle": np.float32}, "right": {"angle": np.float32}},
             "ragged": features.Sequence(features.Tensor(shape=(2,), dtype=np.float32)),
             "unknown_size": features.Tensor(shape=(None,), dtype=np.float32, encoding="zlib"),
+            "words": features.Sequence(features.Text()),
         },
         "action": {
             "gripper": features.ClassLabel(num_classes=2),
@@ -52,6 +60,9 @@ def rich_features() -> tuple[dict[str, Any], dict[str, Any]]:
     }
     metadata = {
         "agent_id": features.Text(),
+        "goal": features.Image(shape=(4, 4, 3)),
+        "numbers": features.Sequence(np.float32),
+        "pose": features.Tensor(shape=(2, 3), dtype=np.float32),
         "episode_metadata": {"index": np.int64, "score": np.float32, "success": np.bool_},
     }
     return steps, metadata
@@ -79,6 +90,7 @@ def rich_episodes() -> list[dict[str, Any]]:
                 "arm": {"left": {"angle": 0.25 * ordinal}, "right": {"angle": -ordinal}},
                 "ragged": np.ones((ordinal + 1, 2), np.float32),
                 "unknown_size": np.ones(ordinal, np.float32),
+                "words": ["a"] * ordinal,
             },
             "action": {"gripper": ordinal % 2, "move": rng.normal(size=3).astype(np.float32)},
             "reward": float(np.float32(rng.normal())),
@@ -92,6 +104,9 @@ def rich_episodes() -> list[dict[str, Any]]:
         {
             "steps": [step(ordinal, count) for ordinal in range(count)],
             "agent_id": f"agent {index}",
+            "goal": np.full((4, 4, 3), index, np.uint8),
+            "numbers": np.arange(index + 1, dtype=np.float32),
+            "pose": np.arange(6.0, dtype=np.float32).reshape(2, 3) + index,
             "episode_metadata": {"index": index - 2, "score": index / 2, "success": index % 2 == 0},
         }
         for index, count in enumerate(LENGTHS)
@@ -170,9 +185,16 @@ def assert_same(field: SourceField, ours: Any, theirs: list[Any]) -> None:
         assert np.array_equal([pixels(field, data) for data in ours], theirs)
     elif field.form == "string":
         assert ours == theirs
+    elif field.form == "ragged":
+        assert_equal(ours, [np.reshape(value, (-1, *field.sides)) for value in theirs])
     else:
         assert ours.shape == (len(theirs), *field.shape)
         assert np.array_equal(ours, np.array(theirs))
+
+
+def assert_equal(left: Values, right: Values) -> None:
+    assert len(left) == len(right)
+    assert all(map(np.array_equal, left, right))
 
 
 def test_every_value_is_that_of_tfds(rich: Path) -> None:
@@ -188,7 +210,9 @@ def test_every_value_is_that_of_tfds(rich: Path) -> None:
             assert_same(field, episode.column(field), [at(step, field.path) for step in steps])
         for field in directory.features.metadata:
             value = at(metadata, field.path)
-            assert episode.metadata(field) == (value.decode() if isinstance(value, bytes) else value)
+            if not field.shape:
+                assert episode.metadata(field) == (value.decode() if isinstance(value, bytes) else value)
+            assert_same(field, episode.episode_value(field), [value])
 
 
 def test_features_say_what_the_source_states(rich: Path) -> None:
@@ -215,9 +239,10 @@ def test_features_say_what_the_source_states(rich: Path) -> None:
         "observation/mission": ("str", (), "string", "none"),
         "observation/open": ("bool", (), "tensor", "none"),
         "observation/payload": ("str", (), "string", "none"),
-        "observation/ragged": ("", (), "unreadable", "none"),
+        "observation/ragged": ("float32", (None, 2), "ragged", "none"),
         "observation/state": ("float64", (5,), "tensor", "none"),
-        "observation/unknown_size": ("float32", (None,), "unreadable", "zlib"),
+        "observation/unknown_size": ("float32", (None,), "ragged", "zlib"),
+        "observation/words": ("", (), "unreadable", "none"),
         "reward": ("float64", (), "tensor", "none"),
     }
     assert {field.path: field.num for field in features.steps if field.num} == {
@@ -229,8 +254,35 @@ def test_features_say_what_the_source_states(rich: Path) -> None:
         "episode_metadata/index",
         "episode_metadata/score",
         "episode_metadata/success",
+        "goal",
+        "numbers",
+        "pose",
     ]
     assert features.metadata_field("index") == features.metadata_field("episode_metadata/index")
+
+
+def test_a_sequence_of_one_length_is_a_vector(tmp_path: Path, write_tfds: Callable) -> None:
+    import tensorflow_datasets as tfds
+
+    # TFDS writes such a sequence in a step and cannot read it, so the values are compared with those written.
+    kind = tfds.features.Sequence(tfds.features.Tensor(shape=(2,), dtype=np.int32), length=3)
+    values = np.arange(24, dtype=np.int32).reshape(4, 3, 2) - 5
+    steps = [{"observation": value, "action": 0, "reward": 0.0, "is_last": False} for value in values]
+    directory = read(write_tfds(tmp_path / "a", {**simple_steps(), "observation": kind}, [{"steps": steps}]))
+    field = directory.features.step("observation")
+    assert field is not None
+    assert (field.form, field.shape) == ("tensor", (3, 2))
+    [(_, found)] = stored(directory)
+    assert found.value is not None
+    assert np.array_equal(found.value.column(field), values)
+    assert np.array_equal(found.value.column(field.model_copy(update={"shape": (None, 2), "form": "ragged"})), values)
+    for shape, form, problem in (
+        ((2, 2), "tensor", "steps/observation has 3 values at step 0, not 2"),
+        ((None, 5), "ragged", "steps/observation holds 24 values, no multiple of its 5 a step"),
+    ):
+        with pytest.raises(RejectedError, match=problem) as caught:
+            found.value.column(field.model_copy(update={"shape": shape, "form": form}))
+        assert caught.value.reason == "wrong_shape"
 
 
 def test_bare_tensors_are_observation_and_action(simple: Path) -> None:
@@ -262,7 +314,7 @@ def test_read_some_gives_what_read_all_found(rich: Path) -> None:
         for first, second in zip(reversed(whole), again, strict=True):
             assert first.value is not None
             for field in fields:
-                assert np.array_equal(first.value.column(field), second.column(field))
+                assert_equal(first.value.column(field), second.column(field))
 
 
 def test_places_identify_content(tmp_path: Path, write_tfds: Callable) -> None:

@@ -1,0 +1,505 @@
+"""Which fields of a source become tokens, and in what form: from a source's features and the config to a spec.
+
+Fields of a source are named by the key path that the source gives them: ``observation/image`` or
+``language_instruction`` of a step, ``episode_metadata/task`` of an episode. In a spec, the path of every field begins
+with its role: ``observation`` or ``action``.
+"""
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from gatokit.pipelines.episodes.reader import SourceDirectory, SourceFeatures, SourceField
+from gatokit.schemas.config_episodes import EpisodeImages, EpisodesConfig, FieldRule
+from gatokit.schemas.errors import ConfigError
+from gatokit.schemas.manifest import EpisodeSpec, FieldKind, FieldSpec, ImageSpec
+from gatokit.schemas.tokens import NO_POSITION, PATCH
+from gatokit.schemas.words import did_you_mean
+
+_NO_RULE = FieldRule.model_validate({})
+_SKIP = {"as": "skip"}
+_SKIP_RULE = FieldRule.model_validate(_SKIP)
+_READ_AS_SUCH = ("reward", "discount", "is_first", "is_last", "is_terminal")
+_UNUSED, _SKIPPED = "neither observation nor action", "skipped by the config"
+_PICTURE_SIDE = 32
+"""Numbers with two sides of at least this many are perhaps a picture."""
+_WIDE = 256
+"""A field of more tokens a step is worth a note."""
+_WINDOW = 1024
+"""Tokens of a window (Gato, section 3.1), in which two steps should have room."""
+_DEPTHS = {"f": ([0, 10], "metres"), "u": ([0, 10_000], "millimetres"), "i": ([0, 10_000], "millimetres")}
+"""By the kind of a dtype, a range of depths that would do, and its unit."""
+
+
+@dataclass(frozen=True)
+class FieldUse:
+    """What becomes of a field of a source: ``spec``, or None and ``why`` it has no tokens.
+
+    ``belongs_to`` tells fields of steps from those of episodes. ``is_error`` is set if a build refuses the field as the
+    config has it; then ``why`` is the problem. ``way_out`` says what to do about it, and ``rule`` is what to write for
+    the field under ``fields``, if that would do.
+    """
+
+    source: SourceField
+    belongs_to: Literal["step", "episode"]
+    spec: FieldSpec | None = None
+    why: str = ""
+    way_out: str = ""
+    rule: dict[str, Any] | None = field(default=None, hash=False)
+    is_error: bool = False
+
+
+class _FieldError(Exception):
+    """A field cannot become tokens: its problem, what to do about it, and the keys to add to its rule."""
+
+    def __init__(self, problem: str, way_out: str = "", rule: dict[str, Any] | None = None, else_: str = "") -> None:
+        super().__init__(problem)
+        self.problem, self.rule = problem, rule
+        self.way_out = f"give it {_flow(rule)}{else_}" if rule is not None else way_out
+
+
+class _LeftOutError(_FieldError):
+    """A field that has no tokens, whatever is written, or none without more being written."""
+
+
+def episode_specs(
+    directories: Sequence[SourceDirectory], dataset: EpisodesConfig, config_path: str
+) -> list[EpisodeSpec]:
+    """The spec of each directory's tasks; ``config_path`` is where the config describes the dataset.
+
+    ``num`` of a discrete action stays None if neither source nor config knows it. Raises ConfigError, which names every
+    field that cannot become tokens and what to do about it.
+    """
+    _check_names(dataset, [directory.features for directory in directories], config_path)
+    specs: dict[SourceFeatures, EpisodeSpec] = {}
+    errors: dict[str, tuple[str, FieldUse]] = {}
+    for directory in directories:
+        if directory.features in specs:
+            continue
+        uses = field_uses(directory.features, dataset)
+        specs[directory.features] = _spec(uses)
+        for use in uses:
+            if use.is_error:
+                errors.setdefault(use.source.path, (directory.path, use))
+    if errors:
+        raise _field_errors(list(errors.values()), config_path)
+    for directory in directories:
+        _check_spec(specs[directory.features], directory, dataset, config_path)
+    return [specs[directory.features] for directory in directories]
+
+
+def field_uses(features: SourceFeatures, dataset: EpisodesConfig) -> list[FieldUse]:
+    """Every field of a step, then every field of an episode, with what becomes of it."""
+    targets = _targets(features, dataset)
+    steps = {source.path: source for source in features.steps}
+    uses: dict[tuple[str, str], FieldUse] = {}
+    for path, sources in targets.items():
+        for number, source in enumerate(sources):
+            belongs_to: Literal["step", "episode"] = "step" if steps.get(source.path) is source else "episode"
+            if number:
+                use = FieldUse(source, belongs_to, why=f"stands in for {sources[0].path} where that is empty")
+            else:
+                use = _used(path, sources, belongs_to, dataset)
+            uses[belongs_to, source.path] = use
+    every = [*(("step", source) for source in features.steps), *(("episode", source) for source in features.metadata)]
+    return [uses.get((of, source.path)) or _unused(source, of, dataset) for of, source in every]  # type: ignore[arg-type]
+
+
+def _spec(uses: Iterable[FieldUse]) -> EpisodeSpec:
+    return EpisodeSpec.ordered([use.spec for use in uses if use.spec is not None])
+
+
+def _used(
+    path: str, sources: Sequence[SourceField], belongs_to: Literal["step", "episode"], dataset: EpisodesConfig
+) -> FieldUse:
+    """What becomes of the field at ``path`` of a spec, which is read from ``sources``."""
+    first, is_action = sources[0], path.split("/")[0] == "action"
+    rule = rule_of(dataset, first.path)
+    if rule.kind == "skip":
+        return FieldUse(first, belongs_to, why=_SKIPPED)
+    try:
+        specs = [_field_spec(source, rule, dataset.images, is_action) for source in sources]
+        if len(sources) > 1 and any(spec.kind != "text" for spec in specs):
+            raise _FieldError("is to be replaced where it is empty, which texts alone can be", "name one field")
+    except _FieldError as error:
+        is_asked = rule.kind is not None or is_action or first.path in (dataset.observe or ())
+        added = error.rule
+        if added is not None and added != _SKIP:
+            given = rule.model_dump(mode="json", by_alias=True, exclude_unset=True)
+            images = {**given.get("images", {}), **added.get("images", {})}
+            added = {**given, **added} | ({"images": images} if images else {})
+        is_error = is_asked or not isinstance(error, _LeftOutError)
+        return FieldUse(first, belongs_to, None, error.problem, error.way_out, added, is_error)
+    paths = tuple(source.path for source in sources)
+    return FieldUse(
+        first, belongs_to, specs[0].model_copy(update={"path": path, "source": None if paths == (path,) else paths})
+    )
+
+
+def _unused(source: SourceField, belongs_to: Literal["step", "episode"], dataset: EpisodesConfig) -> FieldUse:
+    if rule_of(dataset, source.path).kind == "skip":
+        return FieldUse(source, belongs_to, why=_SKIPPED)
+    if belongs_to == "step" and source.path in _READ_AS_SUCH:
+        return FieldUse(source, belongs_to, why=f"read as {source.path}")
+    return FieldUse(source, belongs_to, why=_UNUSED, way_out=f"observe: [{_plain(source.path)}]")
+
+
+def rule_of(dataset: EpisodesConfig, path: str) -> FieldRule:
+    """The config's rule for a field of the source: that of its path, or of the closest path above it."""
+    while path and path not in dataset.fields:
+        path = path.rpartition("/")[0]
+    return dataset.fields.get(path, _NO_RULE)
+
+
+# --- which fields the config names -------------------------------------------------------------------------------
+
+
+def _named(fields: Iterable[SourceField], name: str) -> list[SourceField]:
+    """The fields at or below a key path."""
+    return [source for source in fields if source.path == name or source.path.startswith(name + "/")]
+
+
+def _observed(features: SourceFeatures, name: str) -> list[SourceField]:
+    """What a name under ``observe`` means: step fields or, if there are none, fields of the episode."""
+    metadata = features.metadata_field(name)
+    found = _named(features.steps, name) or _named(features.metadata, name)
+    return found or ([] if metadata is None else [metadata])
+
+
+def _targets(features: SourceFeatures, dataset: EpisodesConfig) -> dict[str, list[SourceField]]:
+    """The path in the spec of every field that is observation or action, and the source's fields that it is read from,
+    more than one if the first that is not empty counts."""
+    targets: dict[str, list[SourceField]] = {}
+    names = dataset.action or ("action",)
+    last = Counter(name.split("/")[-1] for name in names)
+    for name in names:
+        place = "action"
+        if len(names) > 1:
+            place += "/" + (name if last[name.split("/")[-1]] > 1 else name.split("/")[-1])
+        for source in _named(features.steps, name):
+            targets[place + source.path.removeprefix(name)] = [source]
+    observed: dict[str, list[SourceField]] = {}
+    for entry in _entries(dataset):
+        found = [source for name in entry for source in _observed(features, name)]
+        if len(entry) > 1 and found:
+            observed[_observation(found[0].path)] = found
+        else:
+            observed |= {_observation(source.path): [source] for source in found}
+    taken = {source.path for sources in (*targets.values(), *observed.values()) for source in sources}
+    targets |= {source.path: [source] for source in _named(features.steps, "observation") if source.path not in taken}
+    return targets | observed
+
+
+def _entries(dataset: EpisodesConfig) -> list[tuple[str, ...]]:
+    """The entries of ``observe``, each as the names of which the first that is not empty counts."""
+    return [(entry,) if isinstance(entry, str) else entry for entry in dataset.observe or ()]
+
+
+def _observation(path: str) -> str:
+    return path if path.split("/")[0] == "observation" else f"observation/{path}"
+
+
+def _check_names(dataset: EpisodesConfig, sources: Sequence[SourceFeatures], config_path: str) -> None:
+    """Raises ConfigError if the config names fields that no directory of the dataset has, or has rules for fields that
+    are neither observation nor action."""
+    steps = [source for features in sources for source in features.steps]
+    every = steps + [source for features in sources for source in features.metadata]
+    observed = [name for entry in _entries(dataset) for name in entry]
+    unknown = [
+        *(("fields", name) for name in dataset.fields if not _named(every, name)),
+        *(("observe", name) for name in observed if not any(_observed(features, name) for features in sources)),
+        *(("action", name) for name in dataset.action or () if not _named(steps, name)),
+    ]
+    known = {source.path for source in every if source.path not in _READ_AS_SUCH}
+    if unknown:
+        problems = [f"{config_path}.{key}: the source has no field {name!r}" for key, name in unknown]
+        meant = dict.fromkeys(did_you_mean(name, known) for _, name in unknown)
+        way_out = " ".join([*meant, "its fields are " + ", ".join(sorted(known))])
+        raise ConfigError("; ".join(problems), way_out=way_out.lstrip())
+    used = [source for item in sources for found in _targets(item, dataset).values() for source in found]
+    both = set(dataset.action or ("action",)) & set(observed)
+    if both:
+        raise ConfigError(
+            f"{config_path}.observe: {min(both)} is the action, which is to be predicted", way_out="remove it"
+        )
+    for name, rule in dataset.fields.items():
+        if rule not in (_NO_RULE, _SKIP_RULE) and not _named(used, name):
+            raise ConfigError(
+                f"{config_path}.fields: {name} is {_UNUSED}, so its rule would do nothing",
+                way_out=f"write observe: [{_plain(name)}] or action: {_plain(name)} under {config_path}",
+            )
+
+
+# --- errors ------------------------------------------------------------------------------------------------------
+
+
+def _field_errors(errors: list[tuple[str, FieldUse]], config_path: str) -> ConfigError:
+    """One error for all fields that a build refuses, each with the path of a directory that has it."""
+    if len(errors) == 1:
+        [(directory, use)] = errors
+        message = f"{directory}: field {use.source.path} {use.why}"
+        return ConfigError(message, way_out=f"{use.way_out} under {config_path}.fields")
+    lines = "".join(f"\n  {use.source.path} {use.why}" for _, use in errors)
+    block = ""
+    for _, use in errors:
+        key = _plain(use.source.path)
+        block += f"\n    # {key}: {use.way_out}" if use.rule is None else f"\n    {key}: {_flow(use.rule)}"
+    return ConfigError(
+        f"{errors[0][0]}: {len(errors)} fields cannot become tokens:{lines}",
+        way_out=f"under {config_path} this would do:\n  fields:{block}",
+    )
+
+
+def _check_spec(spec: EpisodeSpec, directory: SourceDirectory, dataset: EpisodesConfig, config_path: str) -> None:
+    """Raises ConfigError if a directory lacks a field that the config names or a spec lacks a role, or if a step's
+    observation has too many tokens."""
+    features = directory.features
+    lacking = [
+        ("observe", entry) for entry in _entries(dataset) if not any(_observed(features, name) for name in entry)
+    ]
+    lacking += [("action", (name,)) for name in dataset.action or () if not _named(features.steps, name)]
+    for key, entry in lacking:
+        way_out = "narrow source, or name the field of this directory beside it in a list"
+        raise ConfigError(f"{directory.path}: has no {' or '.join(entry)} ({config_path}.{key})", way_out=way_out)
+    for role, fields in (("observation", spec.observation), ("action", spec.action)):
+        if not fields:
+            uses = field_uses(features, dataset)
+            others = [use for use in uses if use.belongs_to == "step" and use.why == _UNUSED]
+            left_out = "".join(f" ({use.source.path} {use.why})" for use in _left_out(uses))
+            way_out = f"see {config_path}.fields"
+            if others:
+                key = "action" if role == "action" else "observe"
+                way_out += f", or choose {config_path}.{key} from " + ", ".join(use.source.path for use in others)
+            raise ConfigError(f"{directory.path}: no {role} field is left to tokenize{left_out}", way_out=way_out)
+    fixed = sum(field.tokens or 0 for field in spec.observation)
+    if fixed >= NO_POSITION:
+        raise ConfigError(
+            f"{directory.path}: a step's observation has {fixed} tokens, more than {NO_POSITION - 1}; "
+            f"skip a field or give smaller images.size under {config_path}"
+        )
+
+
+def _flow(value: Any) -> str:
+    """A rule as YAML on one line."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {_flow(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_flow, value)) + "]"
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _plain(path: str) -> str:
+    """A key path as YAML."""
+    return path if re.fullmatch(r"[A-Za-z_][\w/.\-]*", path) else json.dumps(path, ensure_ascii=False)
+
+
+# --- the form of a field -----------------------------------------------------------------------------------------
+
+
+def _field_spec(source: SourceField, rule: FieldRule, images: EpisodeImages, is_action: bool) -> FieldSpec:
+    """The spec of a field, with the source's path. Raises _FieldError."""
+    kind: FieldKind = "image" if rule.kind == "depth" else rule.kind or _default_kind(source)  # type: ignore[assignment]
+    _check_kind(source, kind, rule, is_action)
+    is_continuous_action = kind == "continuous" and is_action
+    frames = _frames(source, rule, rule.images or images) if kind == "image" else None
+    if rule.range is not None and not (is_continuous_action or (frames is not None and frames.levels is not None)):
+        raise _FieldError("is no continuous action and takes no range", "remove range")
+    if rule.clip is not None and rule.range is None:
+        raise _FieldError("has no range to clip to", "remove clip")
+    if rule.num is not None and (kind != "discrete" or source.dtype == "bool"):
+        raise _FieldError(f"of dtype {source.dtype} as {kind} takes no num", "remove num")
+    if rule.offset is not None and (kind != "discrete" or source.dtype == "bool"):
+        raise _FieldError(f"of dtype {source.dtype} as {kind} takes no offset", "remove offset")
+    if rule.images is not None and kind != "image":
+        raise _FieldError(f"is {kind} and takes no images", "remove images")
+    if rule.every is not None and kind != "text":
+        raise _FieldError(f"is {kind}, and only text can stand once an episode", "remove every")
+    if rule.max_length is not None and (source.form != "ragged" or kind == "text"):
+        raise _FieldError("has values of one length in every step and takes no max_length", "remove max_length")
+    if frames is not None:
+        return frames
+    shape = source.sides if source.form != "ragged" else (rule.max_length or 0, *source.sides)
+    numbers = FieldSpec(path=source.path, kind=kind, dtype=source.dtype, shape=shape, max_length=rule.max_length)
+    if kind == "continuous":
+        is_open = rule.range is not None and rule.pairs is None  # the data will say it
+        pairs = (rule.pairs or ((-1.0, 1.0),)) if is_action and not is_open else None
+        size = math.prod(shape)
+        if pairs is not None and len(pairs) not in (1, size):
+            raise _FieldError(f"has {size} components and range has {len(pairs)} pairs", "give one or as many")
+        return numbers.model_copy(update={"range": pairs, "clip": bool(rule.clip)})
+    if kind == "discrete":
+        num = 2 if source.dtype == "bool" else rule.num or source.num
+        return numbers.model_copy(update={"num": num, "offset": rule.offset or 0})
+    return FieldSpec(path=source.path, kind=kind, dtype="str", every=rule.every or "step")
+
+
+def _default_kind(source: SourceField) -> FieldKind:
+    if source.form == "string":
+        return "text"
+    if source.form == "image" or _is_image_array(source):
+        return "image"
+    return "continuous" if source.dtype and np.dtype(source.dtype).kind == "f" else "discrete"
+
+
+def _is_image_array(source: SourceField) -> bool:
+    return source.dtype == "uint8" and len(source.shape) == 3 and source.shape[2] in (1, 3)
+
+
+def _check_kind(source: SourceField, kind: FieldKind, rule: FieldRule, is_action: bool) -> None:
+    """Raises _FieldError if a field cannot be of a kind."""
+    if source.form == "unreadable":
+        raise _LeftOutError(f"is a {source.type_name}, which has no tokens", rule=_SKIP)
+    if 0 in source.shape:
+        raise _LeftOutError(f"is empty: its shape is {list(source.shape)}", rule=_SKIP)
+    if source.form == "string" and source.shape and rule.kind is None:
+        raise _LeftOutError(f"of dtype {source.dtype} and shape {list(source.shape)} cannot be text", rule=_SKIP)
+    type_code = np.dtype(source.dtype).kind if source.form in ("tensor", "ragged") else ""
+    is_scalar_string = source.form == "string" and not source.shape
+    is_possible = {
+        "text": is_scalar_string or (type_code in ("i", "u") and len(source.shape) == 1),
+        "image": source.form == "image" or is_scalar_string or len(_picture_sides(source)) == 2,
+        "discrete": type_code in ("b", "i", "u"),
+        "continuous": type_code in ("i", "u", "f"),
+    }[kind]
+    if is_action and kind in ("text", "image"):
+        noun = "a text" if kind == "text" else "an image"
+        raise _FieldError(f"is {noun}, and actions are discrete or continuous", rule=_SKIP)
+    if not is_possible:
+        raise _FieldError(f"of dtype {source.dtype} and shape {list(source.shape)} cannot be {kind}", rule=_SKIP)
+    if source.form == "ragged" and kind != "text" and rule.max_length is None:
+        way_out = "give it {max_length: N}, the most values of a step"
+        raise _LeftOutError(f"has another number of values in every step (shape {list(source.shape)})", way_out)
+
+
+# --- pictures ----------------------------------------------------------------------------------------------------
+
+
+def _picture_sides(source: SourceField) -> tuple[int, ...]:
+    """Height and width of numbers that may be a picture: (H, W), or (H, W) of each of one, three or four channels."""
+    shape = source.shape
+    if source.form != "tensor" or len(shape) not in (2, 3):
+        return ()
+    sides = shape if len(shape) == 2 else shape[:2] if shape[2] in (1, 3, 4) else ()
+    if not sides and shape[0] in (1, 3):
+        sides = shape[1:]
+    return tuple(side for side in sides if side is not None)
+
+
+def _frames(source: SourceField, rule: FieldRule, images: EpisodeImages) -> FieldSpec:
+    """The spec of a field of pictures. Raises _FieldError."""
+    shape, is_file = source.shape, source.form in ("image", "string")
+    sides: tuple[int | None, ...] = shape[:2] if source.form == "image" else _picture_sides(source)
+    channels_first = source.form == "tensor" and len(shape) == 3 and sides != shape[:2]
+    channels = 0 if source.form == "string" else 1 if len(shape) == 2 else shape[0 if channels_first else 2]
+    wanted: dict[str, Any] = {}
+    problems, else_ = [], ""
+    dtype = "uint8" if source.form == "string" else source.dtype
+    code = np.dtype(dtype).kind
+    levels = None
+    if rule.kind == "depth":
+        candidate, unit = _DEPTHS.get(code, _DEPTHS["u"])
+        if channels not in (0, 1):
+            problem = f"of dtype {source.dtype} and shape {list(shape)} is no picture of one depth a pixel"
+            raise _FieldError(problem, rule=_SKIP)
+        if rule.pairs is None or len(rule.pairs) != 1:
+            wanted["range"] = candidate
+            problems.append("as depth needs the depths that become black and white")
+            else_ = f" if these are {unit}"
+        else:
+            levels = rule.pairs[0]
+    elif dtype != "uint8":
+        if rule.kind is None and channels == 1:
+            candidate, unit = _DEPTHS.get(code, _DEPTHS["u"])
+            wanted |= {"as": "depth", "range": candidate}
+            problems.append(f"of dtype {source.dtype} and shape {list(shape)} is no picture of 8-bit values")
+            else_ = f" if these are depths in {unit}"
+        elif rule.range is not None and (rule.pairs is None or len(rule.pairs) != 1):
+            raise _FieldError("as image takes the two values that become black and white", rule={"range": [0, 1]})
+        elif rule.pairs is not None:
+            levels = rule.pairs[0]
+        else:
+            levels = (0.0, 1.0 if code in ("f", "b") else 65_535.0 if dtype == "uint16" else 255.0)
+    size = images.size
+    if size is None:
+        if len(sides) != 2 or None in sides:
+            wanted["images"] = {"size": ["H", "W"]}
+            problems.append("has frames of unknown size")
+        else:
+            size = int(sides[0] or 0), int(sides[1] or 0)
+            if size[0] % PATCH or size[1] % PATCH:
+                near = [max(PATCH, PATCH * round(side / PATCH)) for side in size]
+                wanted["images"] = {"size": near}
+                problems.append(f"has frames of {size[0]}x{size[1]}, no multiple of {PATCH}")
+                else_ = else_ or ("" if is_file or rule.kind else ", or {as: discrete} if it is no image,")
+    if problems or size is None:
+        raise _FieldError(" and ".join(problems), rule=wanted, else_=else_)
+    return FieldSpec(
+        path=source.path,
+        kind="image",
+        dtype=dtype,
+        shape=source.sides,
+        image=ImageSpec(height=size[0], width=size[1], codec=images.codec, quality=images.quality),
+        levels=levels,
+        channels_first=channels_first,
+    )
+
+
+# --- what the user should know -----------------------------------------------------------------------------------
+
+
+def field_notices(directories: Sequence[SourceDirectory], dataset: EpisodesConfig) -> list[str]:
+    """Sentences about step fields without tokens, and about fields and steps of very many."""
+    uses, specs = dict[FieldUse, None](), dict[EpisodeSpec, None]()
+    for features in dict.fromkeys(directory.features for directory in directories):
+        found = field_uses(features, dataset)
+        uses |= dict.fromkeys(found)
+        specs[_spec(found)] = None
+    notices = []
+    unused = dict.fromkeys(use.source.path for use in uses if use.belongs_to == "step" and use.why == _UNUSED)
+    if unused:
+        notices.append(
+            f"{dataset.name}: {', '.join(unused)} of the steps have no tokens, for they are {_UNUSED}; "
+            "`observe: [PATH]` makes one a part of the observation, `action: PATH` the action"
+        )
+    for use in _left_out(uses):
+        notices.append(f"{dataset.name}: {use.source.path} is left out, for it {use.why}; {use.way_out}")
+    wide: dict[tuple[int, str], list[str]] = {}
+    for use in uses:
+        if use.spec is not None and (use.spec.tokens or 0) > _WIDE:
+            wide.setdefault((use.spec.tokens or 0, _hint(use)), []).append(use.source.path)
+    for (tokens, hint), paths in wide.items():
+        notices.append(
+            f"{dataset.name}: {', '.join(paths)}: {tokens:,} tokens a step{' each' * (len(paths) > 1)}; {hint}"
+        )
+    longest = max((sum(field.tokens or 0 for field in spec.fields) + 1 for spec in specs), default=0)
+    if 2 * longest > _WINDOW:
+        size = f"a step has {longest:,} tokens without its texts"
+        notices.append(f"{dataset.name}: {size}, so that two steps do not fit into a window of {_WINDOW:,}")
+    return notices
+
+
+def _left_out(uses: Iterable[FieldUse]) -> list[FieldUse]:
+    return [use for use in uses if use.spec is None and use.way_out and use.why != _UNUSED]
+
+
+def _hint(use: FieldUse) -> str:
+    """How a field of very many tokens gets fewer."""
+    source, spec = use.source, use.spec
+    assert spec is not None
+    if spec.kind == "image":
+        return f"a smaller images.size under fields.{source.path} makes them fewer"
+    sides, rule = _picture_sides(source), ""
+    if len(sides) == 2 and min(sides) >= _PICTURE_SIDE:
+        is_depth = source.shape[2:] in ((), (1,)) and source.dtype not in ("uint8", "bool")
+        candidate, unit = _DEPTHS.get(np.dtype(source.dtype).kind, _DEPTHS["u"])
+        rule = f"{{as: depth, range: {candidate}}} if it is a picture of depths in {unit}, " if is_depth else ""
+        rule += "{as: image} if it is a picture" + (" with alpha, which is dropped" if source.shape[-1] == 4 else "")
+    elif spec.kind == "discrete" and len(source.shape) == 1:
+        rule = "{as: text} if they are codes of characters"
+    return "each number is a token: give it " + (f"{rule}, or " if rule else "") + "{as: skip} to leave it out"
