@@ -83,7 +83,7 @@ class Targets(NamedTuple):
     private: np.ndarray
 
 
-def is_of(kinds: np.ndarray, *wanted: TokenKind) -> np.ndarray:
+def is_kind(kinds: np.ndarray, *wanted: TokenKind) -> np.ndarray:
     """Which of ``kinds``, uint8, are among ``wanted``: bool of the same shape."""
     found = np.zeros(kinds.shape, bool)
     for kind in wanted:
@@ -93,7 +93,7 @@ def is_of(kinds: np.ndarray, *wanted: TokenKind) -> np.ndarray:
 
 def is_action(kinds: np.ndarray) -> np.ndarray:
     """Which of ``kinds``, uint8, are actions: bool of the same shape."""
-    return is_of(kinds, TokenKind.DISCRETE_ACTION, TokenKind.CONTINUOUS_ACTION)
+    return is_kind(kinds, TokenKind.DISCRETE_ACTION, TokenKind.CONTINUOUS_ACTION)
 
 
 def find_targets(
@@ -107,7 +107,7 @@ def find_targets(
     hidden.
     """
     context = ids.shape[1] - 1
-    is_target = is_of(kinds[:, 1:], *PREDICTED)
+    is_target = is_kind(kinds[:, 1:], *PREDICTED)
     prompted = np.flatnonzero(prompt_tokens)
     # The token behind a prompt belongs to another episode.
     is_target[prompted, prompt_tokens[prompted] - 1] = False

@@ -236,7 +236,7 @@ class RecordView:
 
 
 def _walk(data: bytes) -> tuple[dict[int, _Place], list[_Place]]:
-    """The place of each field by its tag, and the places of the images; an integer stands in for the number of bytes.
+    """The place of each field by its tag, with the value of an integer for a size, and the places of the images.
 
     Images are not looked into. Raises IndexError or ValueError if the data are no record or have unknown fields.
     """

@@ -9,7 +9,7 @@ from itertools import count
 
 import numpy as np
 
-from gatokit.loader.batch import NO_TOKEN, PADDING, Batch, Targets, find_targets, is_action, is_of
+from gatokit.loader.batch import NO_TOKEN, PADDING, Batch, Targets, find_targets, is_action, is_kind
 from gatokit.loader.mixture import Mixture
 from gatokit.loader.provenance import Provenance, segments_of
 from gatokit.loader.records import OpenShards, RecordSpan, RecordView
@@ -117,7 +117,7 @@ class Windows:
         targets = filled.targets()
         kinds = np.ascontiguousarray(filled.kinds[:, :-1])
         return Batch(
-            tokens=filled.ids[:, :-1] * ~(is_of(kinds, TokenKind.IMAGE) | targets.hidden),
+            tokens=filled.ids[:, :-1] * ~(is_kind(kinds, TokenKind.IMAGE) | targets.hidden),
             kinds=kinds,
             positions=np.ascontiguousarray(filled.positions[:, :-1]),
             **targets._asdict(),
@@ -172,7 +172,7 @@ class Windows:
         while len(drawn):
             rows.draws[drawn] = self._sampler.draw(samples[drawn], rows.attempts[drawn])
             self._fill(rows, drawn)
-            rows.patches[drawn] = np.count_nonzero(is_of(rows.kinds[drawn, :-1], TokenKind.IMAGE), axis=1)
+            rows.patches[drawn] = np.count_nonzero(is_kind(rows.kinds[drawn, :-1], TokenKind.IMAGE), axis=1)
             counts = rows.patches.reshape(-1, self._group_rows)
             full = np.flatnonzero(counts.sum(axis=1) > self.patch_slots)
             last = self._group_rows - 1 - np.argmax(counts[full, ::-1] > 0, axis=1)
