@@ -18,7 +18,6 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby, tee
 from pathlib import Path
@@ -28,11 +27,12 @@ import sentencepiece
 
 from gatokit.pipelines.documents.reader import DocumentsPlan
 from gatokit.pipelines.episodes.scan import EpisodesPlan
+from gatokit.pipelines.episodes.tokenize import texts_of
 from gatokit.pipelines.formats.records import ByteRange
 from gatokit.pipelines.inputs import local_path, read_inputs
 from gatokit.pipelines.planning import DatasetPlan, filter_dataset, plan_datasets, scan_units, task_rows
 from gatokit.schemas.config import BuildConfig
-from gatokit.schemas.errors import ConfigError, DataError, RejectedError
+from gatokit.schemas.errors import ConfigError, DataError
 from gatokit.schemas.index import HELD_OUT, TRAIN
 from gatokit.schemas.progress import Progress, no_progress
 from gatokit.schemas.tokens import TEXT_IDS
@@ -244,7 +244,7 @@ def draw(
 
     Errors are those of a scan of the same config.
     """
-    plans = [plan for plan in plan_datasets(config, base) if isinstance(plan, DocumentsPlan) or any(_text_fields(plan))]
+    plans = [plan for plan in plan_datasets(config, base) if _has_text(plan)]
     units = [(number, unit) for number, plan in enumerate(plans) for unit in scan_units(plan, config.max_episode_bytes)]
     scanned: list[list[Path]] = [[] for _ in plans]
     total = read = 0
@@ -298,14 +298,10 @@ def draw(
     return Drawn(samples[TRAIN].pieces(), samples[HELD_OUT].pieces(), names, documents)
 
 
-def _text_fields(plan: DatasetPlan) -> list[list[str]]:
-    """Per file of a dataset of episodes the step fields that are text."""
-    assert isinstance(plan, EpisodesPlan)
-    return [
-        [field.path for field in directory.spec.fields if field.kind == "text"]
-        for directory in plan.directories
-        for _ in directory.directory.files
-    ]
+def _has_text(plan: DatasetPlan) -> bool:
+    if isinstance(plan, DocumentsPlan):
+        return True
+    return any(field.kind == "text" for directory in plan.directories for field in directory.spec.fields)
 
 
 def _texts(plan: DatasetPlan, file: int, byte_ranges: Iterator[ByteRange]) -> Iterator[list[str]]:
@@ -315,13 +311,9 @@ def _texts(plan: DatasetPlan, file: int, byte_ranges: Iterator[ByteRange]) -> It
             yield [part for part in parts if isinstance(part, str)]
         return
     assert isinstance(plan, EpisodesPlan)
-    fields = [plan.features[file].step(path) for path in _text_fields(plan)[file]]
+    spec = plan.directories[plan.directory_of[file]].spec
     for episode in plan.files[file].read_some(byte_ranges):
-        texts: dict[Any, None] = {}
-        for field in fields:
-            with suppress(RejectedError):  # the build rejects the episode
-                texts |= dict.fromkeys([] if field is None else list(episode.column(field)))
-        yield [text.decode(errors="ignore") for text in texts]
+        yield list(texts_of(episode, plan.features[file], spec))
 
 
 # --- sentences -------------------------------------------------------------------------------------------------

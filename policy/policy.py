@@ -216,7 +216,9 @@ class Player:
         is longer than the context.
         """
         policy, codec, order = self._policy, self._codec, sorted(observations)
-        observed = codec.encode([observations[row] for row in order])
+        states = [self._rows[row] for row in order]
+        is_first = [state is not None and state.steps == 0 for state in states]
+        observed = codec.encode([observations[row] for row in order], is_first)
         spans: list[Span | None] = [None] * self.rows
         private = np.zeros(self.rows, np.int32)
         steps = np.zeros(self.rows, np.int32)

@@ -17,9 +17,9 @@ from gatokit.schemas.manifest import EpisodeSpec, FieldSpec, TokenizerSettings
 from gatokit.schemas.policy import Prompt
 from gatokit.schemas.tokens import BINS, CONTINUOUS_OFFSET, DISCRETE_VALUES, TokenKind
 from gatokit.tokenizers.episode import EpisodeTokenizer, FieldValues
-from gatokit.tokenizers.image_codec import fit
+from gatokit.tokenizers.frames import store_frame
 from gatokit.tokenizers.tensors import TensorTokenizer
-from gatokit.tokenizers.text import TextTokenizer
+from gatokit.tokenizers.text import TextTokenizer, text_of_codes
 
 
 class Task(NamedTuple):
@@ -62,13 +62,14 @@ class StepCodec:
         self.patches = sum(field.tokens or 0 for field in task.spec.observation if field.kind == "image")
         """Image patches of a step."""
 
-    def encode(self, observations: Sequence[Observation]) -> list[Span]:
+    def encode(self, observations: Sequence[Observation], is_first: Sequence[bool]) -> list[Span]:
         """The tokens of each observation and the separator behind it.
 
-        Raises DataError that names a field which cannot be tokenized.
+        ``is_first`` marks those that begin an episode, in which alone some texts stand. Raises DataError that names a
+        field which cannot be tokenized.
         """
         try:
-            values = {field.path: _values(field, observations) for field in self._task.spec.observation}
+            values = {field.path: _values(field, observations, is_first) for field in self._task.spec.observation}
             sequence = self._observations.encode(values, len(observations))
         except RejectedError as error:
             raise DataError(f"{self._task.full_name}: an observation's {error.detail}") from None
@@ -83,15 +84,27 @@ class StepCodec:
         return self._actions.decode(ids).astype(np.dtype(self._action.dtype))
 
 
-def _values(field: FieldSpec, observations: Sequence[Observation]) -> FieldValues:
+def _values(field: FieldSpec, observations: Sequence[Observation], is_first: Sequence[bool]) -> FieldValues:
     """A field of all observations, as the tokenizer takes it."""
-    name, rule = field.path.removeprefix("observation/"), field.image
+    name = field.path.removeprefix("observation/")
     values = [observation[name] for observation in observations]
     if field.kind == "text":
-        return values
-    if rule is not None:
-        return [fit(np.asarray(value), rule) for value in values]
+        texts = [value if isinstance(value, str) else text_of_codes(np.asarray(value)) for value in values]
+        return [text if first or field.every == "step" else "" for text, first in zip(texts, is_first, strict=True)]
+    if field.image is not None:
+        return [store_frame(value if isinstance(value, bytes) else np.asarray(value), field)[0] for value in values]
+    if field.max_length is not None:
+        return np.stack([_filled(np.asarray(value), field) for value in values])
     return np.stack([np.asarray(value) for value in values])
+
+
+def _filled(values: np.ndarray, field: FieldSpec) -> np.ndarray:
+    """Values filled up with zeros to ``max_length``."""
+    if len(values) > field.shape[0]:
+        raise RejectedError("wrong_shape", f"field {field.path} has {len(values)} values, not {field.shape[0]} at most")
+    filled = np.zeros((field.shape[0], *values.shape[1:]), values.dtype)
+    filled[: len(values)] = values
+    return filled
 
 
 def check_same_spec(task: Task, spec: EpisodeSpec) -> None:
@@ -107,7 +120,7 @@ def check_same_spec(task: Task, spec: EpisodeSpec) -> None:
             )
         compared: list[tuple[str, Any, Any]] = [("kind", ours.kind, theirs.kind), ("shape", ours.shape, theirs.shape)]
         if ours.is_action and ours.kind == "discrete":
-            compared.append(("num", ours.num, theirs.num))
+            compared += [("num", ours.num, theirs.num), ("offset", ours.offset, theirs.offset)]
         elif ours.is_action:
             compared.append(("range", _ranges(ours), _ranges(theirs)))
         for name, in_data, found in compared:

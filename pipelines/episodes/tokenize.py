@@ -5,6 +5,7 @@ Legend: N recorded steps, the last one included; S steps that have an action; T 
 
 from bisect import bisect_right
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal, TypeVar, cast
@@ -184,7 +185,7 @@ def to_episode(
     steps = recorded - (int(np.count_nonzero(is_last)) if last_step == "padding" else 0)
     values = {}
     for field in spec.fields:
-        values[field.path] = _fitted(read_field(raw, features, field, recorded)[:steps], field)
+        values[field.path] = _fitted(read_field(raw, features, field, recorded, steps), field)
     reward = _numbers(raw, features, "reward", recorded, steps)
     discount = _numbers(raw, features, "discount", recorded, steps)
     flags = np.zeros(steps, np.uint8)
@@ -203,8 +204,11 @@ def _column(raw: RawEpisode, source: SourceField, recorded: int) -> Values:
     return column
 
 
-def read_field(raw: RawEpisode, features: SourceFeatures, field: FieldSpec, recorded: int) -> Values | list[str]:
-    """The values of a spec's field in all ``recorded`` steps: texts are decoded, frames are as the source has them.
+def read_field(
+    raw: RawEpisode, features: SourceFeatures, field: FieldSpec, recorded: int, steps: int
+) -> Values | list[str]:
+    """The values of a spec's field in the first ``steps`` of the ``recorded`` ones: texts are decoded, frames are as
+    the source has them.
 
     A value of the episode stands in every step. Raises RejectedError, which names the field.
     """
@@ -213,9 +217,9 @@ def read_field(raw: RawEpisode, features: SourceFeatures, field: FieldSpec, reco
         source = features.step(path)
         try:
             if source is not None:
-                found.append((path, source, _column(raw, source, recorded)))
+                found.append((path, source, _column(raw, source, recorded)[:steps]))
             elif (source := features.metadata_field(path)) is not None:
-                found.append((path, source, _repeated(raw.episode_value(source), recorded)))
+                found.append((path, source, _repeated(raw.episode_value(source), steps)))
         except RejectedError as error:
             if error.reason != "missing_field":
                 raise
@@ -232,10 +236,22 @@ def read_field(raw: RawEpisode, features: SourceFeatures, field: FieldSpec, reco
     return _filled(column, source, field) if source.form == "ragged" else column
 
 
-def _repeated(values: Values, recorded: int) -> Values:
+def texts_of(raw: RawEpisode, features: SourceFeatures, spec: EpisodeSpec) -> dict[str, None]:
+    """The distinct texts of an episode's steps; of a field that a build rejects there are none."""
+    texts: dict[str, None] = {}
+    for field in spec.fields:
+        if field.kind == "text":
+            with suppress(RejectedError):
+                is_last = _flag(raw, features, "is_last")
+                assert is_last is not None
+                texts |= dict.fromkeys(cast(list[str], read_field(raw, features, field, len(is_last), len(is_last))))
+    return texts
+
+
+def _repeated(values: Values, steps: int) -> Values:
     if isinstance(values, np.ndarray):
-        return np.repeat(values, recorded, axis=0)
-    return cast(Values, list(values) * recorded)
+        return np.repeat(values, steps, axis=0)
+    return cast(Values, list(values) * steps)
 
 
 def _texts(path: str, column: Values) -> list[str]:

@@ -13,6 +13,7 @@ import tensorflow_datasets as tfds
 
 from gatokit.inspection import open_directory
 from gatokit.pipelines.run import build
+from gatokit.schemas.errors import DataError
 from gatokit.tokenizers.image_codec import decode
 
 F = tfds.features
@@ -28,7 +29,15 @@ def companded(values: np.ndarray) -> np.ndarray:
 def build_one(tmp_path: Path, write_tfds: Callable[..., Path], vocabulary: Path) -> Callable[..., Any]:
     """Records one task of two equal episodes, builds it; the decoded values of the first."""
 
-    def go(fields: dict[str, Any], values: dict[str, Any], rules: str = "{}", extra: str = "") -> dict[str, Any]:
+    def go(
+        fields: dict[str, Any],
+        values: dict[str, Any],
+        rules: str = "{}",
+        extra: str = "",
+        *,
+        metadata: dict[str, tuple[Any, Any]] | None = None,
+        keys: str = "",
+    ) -> dict[str, Any]:
         steps = [
             {
                 **{key: at(value, number) for key, value in values.items()},
@@ -40,11 +49,14 @@ def build_one(tmp_path: Path, write_tfds: Callable[..., Path], vocabulary: Path)
             for number in range(STEPS + 1)
         ]
         features = {**fields, **FLAGS, "reward": F.Scalar(dtype=np.float64)}
-        write_tfds(tmp_path / "data" / "t", features, [{"steps": steps}] * 2)
+        of_episode = metadata or {}
+        episode = {"steps": steps, **{key: value for key, (_, value) in of_episode.items()}}
+        kinds = {key: feature for key, (feature, _) in of_episode.items()}
+        write_tfds(tmp_path / "data" / "t", features, [episode] * 2, metadata=kinds)
         config = tmp_path / "c.yaml"
         config.write_text(
             f"vocabulary: {vocabulary}\nchunk_tokens: 16\n{extra}\ndatasets:\n"
-            f"  - {{name: d, kind: episodes, source: data/*, last_step: padding, fields: {rules}}}\n"
+            f"  - {{name: d, kind: episodes, source: data/*, last_step: padding, fields: {rules}{keys}}}\n"
         )
         build(config, tmp_path / "out")
         reader = open_directory(tmp_path / "out").datasets["d"]
@@ -207,3 +219,151 @@ def test_images_of_every_form(build_one):
     small = cv2.resize(odd[0], (16, 16), interpolation=cv2.INTER_AREA)
     options = [cv2.IMWRITE_JPEG_QUALITY, 80]
     assert values["observation/any"][0].data == cv2.imencode(".jpg", small[..., ::-1], options)[1].tobytes()
+
+
+def pixels_of(images: list[Any]) -> np.ndarray:
+    """uint8 (S, H, W): one channel of gray images."""
+    return np.stack([decode(image.data)[..., 0] for image in images])
+
+
+def scaled(values: np.ndarray, low: float, high: float) -> np.ndarray:
+    """The 8-bit pixels of values, one by one."""
+    flat = [
+        0 if np.isnan(value) else round(min(255.0, max(0.0, 255.0 * (float(value) - low) / (high - low))))
+        for value in values.ravel()
+    ]
+    return np.array(flat, np.uint8).reshape(values.shape)
+
+
+def test_depths_and_pictures_of_floats(build_one):
+    depth = RNG.uniform(-0.5, 6, (STEPS + 1, 16, 32)).astype(np.float32)
+    depth[2, :3, :3], depth[3, 0, :2] = np.nan, [np.inf, -np.inf]
+    millimetres = RNG.integers(0, 65_536, (STEPS + 1, 16, 32, 1)).astype(np.uint16)
+    colours = RNG.uniform(-0.2, 1.2, (STEPS + 1, 3, 16, 32)).astype(np.float32)
+    bytes_of_16 = [cv2.imencode(".png", frame)[1].tobytes() for frame in millimetres]
+    alpha = RNG.integers(0, 256, (STEPS + 1, 16, 32, 4)).astype(np.uint8)
+    values = build_one(
+        {
+            "observation": {
+                "depth": F.Tensor(shape=(16, 32), dtype=np.float32),
+                "depth_image": F.Image(shape=(16, 32, 1), dtype=np.float32),
+                "millimetres": F.Image(shape=(16, 32, 1), dtype=np.uint16, encoding_format="png"),
+                "file": F.Tensor(shape=(), dtype=np.object_),
+                "colours": F.Tensor(shape=(3, 16, 32), dtype=np.float32),
+                "bytes": F.Tensor(shape=(1, 16, 32), dtype=np.uint8),
+                "rgba": F.Image(shape=(16, 32, 4), encoding_format="png"),
+                "rgba_numbers": F.Tensor(shape=(16, 32, 4), dtype=np.uint8),
+                "mask": F.Tensor(shape=(16, 32), dtype=np.bool_),
+            },
+            "action": F.Tensor(shape=(2,), dtype=np.float32),
+        },
+        {
+            "observation": {
+                "depth": depth,
+                "depth_image": depth[..., None],
+                "millimetres": millimetres,
+                "file": bytes_of_16,
+                "colours": colours,
+                "bytes": millimetres[..., 0][:, None].astype(np.uint8),
+                "rgba": alpha,
+                "rgba_numbers": alpha,
+                "mask": depth > 3,
+            },
+            "action": ACTION,
+        },
+        rules="{observation/depth: {as: depth, range: [0.25, 5]}"
+        ", observation/depth_image: {as: depth, range: [0.25, 5]}"
+        ", observation/millimetres: {as: depth, range: [100, 50000]}, observation/bytes: {as: image}"
+        ", observation/file: {as: depth, range: [100, 50000], images: {size: [16, 32]}}"
+        ", observation/colours: {as: image}, observation/rgba_numbers: {as: image}, observation/mask: {as: image}}",
+    )
+    for name in ("depth", "depth_image"):
+        assert np.array_equal(pixels_of(values[f"observation/{name}"]), scaled(depth[:STEPS], 0.25, 5))
+    for name in ("millimetres", "file"):
+        assert np.array_equal(pixels_of(values[f"observation/{name}"]), scaled(millimetres[:STEPS, ..., 0], 100, 50000))
+    wanted = scaled(np.moveaxis(colours[:STEPS], 1, 3), 0, 1)
+    assert np.array_equal(np.stack([decode(image.data) for image in values["observation/colours"]]), wanted)
+    assert np.array_equal(pixels_of(values["observation/bytes"]), millimetres[:STEPS, ..., 0].astype(np.uint8))
+    for name in ("rgba", "rgba_numbers"):
+        images = [decode(image.data) for image in values[f"observation/{name}"]]
+        assert np.array_equal(np.stack(images), alpha[:STEPS, ..., :3])
+    assert np.array_equal(pixels_of(values["observation/mask"]), np.where(depth[:STEPS] > 3, 255, 0))
+
+
+def test_fields_beside_the_observation(build_one, vocabulary):
+    model = sentencepiece.SentencePieceProcessor(model_file=str(vocabulary))
+    first = ["", "pick up the red cup", "", "", "", "pick up the red cup", ""]
+    second = ["open the drawer"] * 6 + ["never seen"]
+    codes = np.zeros((STEPS + 1, 24), np.int32)
+    for step in range(STEPS + 1):
+        data = f"schieb Würfel {step}".encode()
+        codes[step, : len(data)] = list(data)
+    points = [np.arange(2.0 * step, dtype=np.float32).reshape(-1, 2) for step in (1, 0, 2, 3, 1, 1, 9)]
+    velocity = RNG.uniform(-2, 2, (STEPS + 1, 7))
+    goal = RNG.integers(0, 256, (16, 16, 3)).astype(np.uint8)
+    values = build_one(
+        {
+            "observation": {
+                "codes": F.Tensor(shape=(24,), dtype=np.int32),
+                "gripper": F.Scalar(dtype=np.int64),
+                "points": F.Sequence(F.Tensor(shape=(2,), dtype=np.float32)),
+            },
+            "action": F.Tensor(shape=(2,), dtype=np.float32),
+            "action_dict": {"joint_velocity": F.Tensor(shape=(7,), dtype=np.float64), "other": F.Scalar(np.int64)},
+            "language_instruction": F.Text(),
+            "language_instruction_2": F.Text(),
+        },
+        {
+            "observation": {"codes": codes, "gripper": [-1, 0, 1, 1, 0, -1, 0], "points": points},
+            "action": ACTION,
+            "action_dict": {"joint_velocity": velocity, "other": [0] * 7},
+            "language_instruction": first,
+            "language_instruction_2": second,
+        },
+        rules="{observation/codes: {as: text}, observation/gripper: {offset: -1, num: 3}, task_name: {every: episode}"
+        ", observation/points: {max_length: 4}, action_dict: {range: [-2, 2]}}",
+        metadata={
+            "task_name": (F.Text(), "kitchen"),
+            "goal": (F.Image(shape=(16, 16, 3)), goal),
+            "pose": (F.Tensor(shape=(2,), dtype=np.float32), np.array([0.5, -0.5], np.float32)),
+        },
+        keys=", action: action_dict/joint_velocity"
+        ", observe: [[language_instruction, language_instruction_2], task_name, goal, pose]",
+    )
+    assert list(values) == [
+        *("observation/codes", "observation/goal", "observation/gripper", "observation/language_instruction"),
+        *("observation/points", "observation/pose", "observation/task_name", "action"),
+    ]
+    assert values["observation/codes"] == [model.decode(model.encode(f"schieb Würfel {step}")) for step in range(STEPS)]
+    assert values["observation/gripper"].tolist() == [-1, 0, 1, 1, 0, -1]
+    assert values["observation/language_instruction"] == [a or b for a, b in zip(first, second, strict=True)][:STEPS]
+    assert values["observation/task_name"] == ["kitchen", "", "", "", "", ""]
+    assert all(np.array_equal(decode(image.data), goal) for image in values["observation/goal"])
+    close(values["observation/pose"], np.tile(np.array([0.5, -0.5], np.float32), (STEPS + 1, 1)))
+    filled = np.zeros((STEPS + 1, 4, 2))
+    for step in range(STEPS):
+        filled[step, : len(points[step])] = points[step]
+    close(values["observation/points"], filled)
+    assert np.abs(values["action"] - velocity[:STEPS].astype(np.float32)).max() <= 2 / 1024 + 1e-12
+
+
+@pytest.mark.parametrize(
+    ("field", "values", "rule", "reason", "detail"),
+    [
+        (F.Sequence(np.float32), [[0.0]] * 3 + [[1.0] * 3] + [[0.0]] * 3, "max_length: 2", "wrong_shape",
+         "observation/x has 3 values at step 3, more than max_length 2"),
+        (F.Text(), ["a", "", "a", "b", "a", "a", "a"], "every: episode", "malformed_steps",
+         "observation/x has another text at step 3, not one an episode"),
+        (F.Tensor(shape=(2,), dtype=np.int32), [[65, 0], [-1, 0]] + [[66, 0]] * 5, "as: text", "not_utf8",
+         "observation/x is not valid UTF-8 at step 1"),
+    ],
+)  # fmt: skip
+def test_values_that_do_not_fit_reject_the_episode(build_one, field, values, rule, reason, detail):
+    with pytest.raises(DataError) as caught:
+        build_one(
+            {"observation": {"x": field}, "action": F.Tensor(shape=(2,), dtype=np.float32)},
+            {"observation": {"x": values}, "action": ACTION},
+            rules=f"{{observation/x: {{{rule}}}}}",
+        )
+    assert f"2 {reason} (first" in str(caught.value)
+    assert detail in str(caught.value)
