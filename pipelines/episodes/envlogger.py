@@ -9,7 +9,7 @@ reward that follows, beside it. Legend: N recorded steps, the last one included.
 import contextlib
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -34,6 +34,8 @@ _MARKER = "metadata.riegeli"
 _STEPS = "steps.riegeli"
 _FIRST, _LAST = 0, 2
 _STEP_TYPE, _REWARD, _DISCOUNT, _OBSERVATION = range(4)
+_SAMPLED_FILES = 4
+"""Files of a log of which an episode is read for the dtypes."""
 _EPISODE_METADATA = "episode_metadata"
 _FLAGS = ("is_first", "is_last", "is_terminal")
 
@@ -49,7 +51,8 @@ class EnvLoggerFile(EpisodeFile):
     def read_directory(
         path: str, name: str, below: str, splits: Splits | None, is_partial: bool = False
     ) -> SourceDirectory:
-        """See ``EpisodeFile``. The features are those of the first episode that can be read.
+        """See ``EpisodeFile``. The fields are those of the first episode that can be read; for their dtypes others are
+        read too, because a recorder may write 0 in one step and 0.5 in another.
 
         Also raises ConfigError if the log is on ``gs://`` or EnvLogger's reader does not load.
         """
@@ -67,10 +70,10 @@ class EnvLoggerFile(EpisodeFile):
             for file in steps
             if os.path.isfile(file)
         )
-        features = next(filter(None, (file.features() for file in files)), None)
-        if features is None:
+        sample = _sample(files)
+        if not sample:
             raise DataError(f"{path}: holds no episode that can be read. Record it again, or leave it out of `source`")
-        return SourceDirectory(path, name, features, files, in_order=True)
+        return SourceDirectory(path, name, sample[0].features(sample), files, in_order=True)
 
     def read_all(self, max_bytes: int) -> Iterator[StoredEpisode]:
         """See ``EpisodeFile``."""
@@ -99,19 +102,29 @@ class EnvLoggerFile(EpisodeFile):
                     raise self.changed(byte_range)
                 yield stored.value
 
-    def features(self) -> SourceFeatures | None:
-        """The features of the first sound episode with an action; None if there is none."""
+    def sound(self, backwards: bool = False) -> "EnvLoggerEpisode | None":
+        """The first sound episode with an action, or with ``backwards`` the last; None if there is none."""
         with self._shard() as (shard, _):
-            for position in range(shard.reader.num_episodes):
+            positions = range(shard.reader.num_episodes)
+            for position in reversed(positions) if backwards else positions:
                 info = shard.reader.episode(position)
                 episode = shard.read(position, 1 << 62).value if info and info.num_steps > 1 else None
                 if episode is not None:
-                    return episode.features()
+                    return episode
         return None
 
     def _shard(self) -> contextlib.AbstractContextManager[tuple["_Shard", str | None]]:
         directory = os.path.dirname(os.path.abspath(self.path))
         return _opened(os.path.dirname(directory), os.path.basename(directory))
+
+
+def _sample(files: tuple[EnvLoggerFile, ...]) -> list["EnvLoggerEpisode"]:
+    """The first sound episode of a log, and the last ones of files that lie evenly in it; empty if none is sound."""
+    first = next(filter(None, (file.sound() for file in files)), None)
+    if first is None:
+        return []
+    chosen = sorted({round(at) for at in np.linspace(0, len(files) - 1, _SAMPLED_FILES)})
+    return [first, *filter(None, (files[number].sound(backwards=True) for number in chosen))]
 
 
 # --- a shard -------------------------------------------------------------------------------------------------
@@ -250,10 +263,10 @@ class EnvLoggerEpisode:
         out = np.zeros((len(self._steps), *field.sides), field.dtype)
         for step, value in enumerate(values):
             array = np.asarray(value)
-            if array.shape != out.shape[1:] or not np.can_cast(array.dtype, out.dtype, "same_kind"):
-                has = f"{array.dtype.name} of shape {array.shape}, not {field.dtype} {field.shape}"
-                raise RejectedError("wrong_shape", f"steps/{field.path} holds {has}")
-            out[step] = array
+            if not _put(array, out[step : step + 1]):
+                shown = f" ({array.item()})" if array.size == 1 else ""
+                has = f"{array.dtype.name} of shape {array.shape}{shown}, not {field.dtype} {field.shape}"
+                raise RejectedError("wrong_shape", f"steps/{field.path} holds {has}, at step {step}")
         return out
 
     def episode_value(self, field: SourceField) -> Values:
@@ -281,8 +294,9 @@ class EnvLoggerEpisode:
             return int(number) if number.dtype == bool else number.item()
         return None
 
-    def features(self) -> SourceFeatures:
-        """The fields of the episode, which has at least two steps."""
+    def features(self, sample: "Sequence[EnvLoggerEpisode]") -> SourceFeatures:
+        """The fields of the episode, which has at least two steps, in dtypes that hold the values of all of
+        ``sample``."""
         timestep, _, custom = self._decode(self._steps[0])
         following, action, _ = self._decode(self._steps[1])
         episode, log = (_dict(self._decode(message)) for message in self._metadata)
@@ -290,7 +304,13 @@ class EnvLoggerEpisode:
         parts |= {"observation": timestep[_OBSERVATION], "action": action}
         parts |= {"reward": following[_REWARD], "discount": following[_DISCOUNT]}
         specs = _dict(log.get("environment_specs"))
-        steps = {path: _field(path, value, _num(specs, path)) for path, value in _leaves(parts)}
+        steps = {}
+        for path, value in _leaves(parts):
+            spec = _spec(specs, path)
+            steps[path] = _field(path, value, spec.get("num_values"))
+            arrays = [array for item in sample for array in item._arrays(path)]
+            if steps[path].form == "tensor" and arrays:
+                steps[path] = steps[path].model_copy(update=_type(path, arrays, spec))
         steps |= {flag: SourceField(path=flag, dtype="bool") for flag in _FLAGS}
         metadata = {path: _field(path, value, None) for part in (log, episode) for path, value in _leaves(part)}
         scalars = [field for field in metadata.values() if field.form != "unreadable" and not field.shape]
@@ -298,6 +318,14 @@ class EnvLoggerEpisode:
             steps=tuple(steps[path] for path in sorted(steps)),
             metadata=tuple(sorted(scalars, key=lambda field: field.path)),
         )
+
+    def _arrays(self, path: str) -> list[np.ndarray]:
+        """The numbers of a field at every step."""
+        try:
+            arrays = [np.asarray(self._decode(leaf)) for leaf in self._column(path) if leaf is not None]
+        except (ValueError, TypeError):
+            return []
+        return [array for array in arrays if array.dtype.kind in "biuf"]
 
     def _column(self, path: str) -> list[Any]:
         """The messages of a field: N of them, or N - 1 if the last step has none."""
@@ -347,14 +375,48 @@ def _field(path: str, value: Any, num: int | None) -> SourceField:
     return SourceField(path=path, dtype=array.dtype.name, shape=array.shape, num=num)
 
 
-def _num(specs: dict[Any, Any], path: str) -> int | None:
-    """The number of values of a field, if its dm_env spec is a ``DiscreteArray``."""
+def _type(path: str, arrays: list[np.ndarray], spec: dict[Any, Any]) -> dict[str, Any]:
+    """dtype and shape of a field from its values and its dm_env spec, which may be empty.
+
+    The dtype holds all values. Python's own numbers say little: a reward is 0 until it is 0.5. So if the values are
+    such, the dtype also holds what the spec states, and a reward or discount is a float.
+    """
+    dtype = np.result_type(*{array.dtype for array in arrays})
+    if dtype in (np.bool_, np.int64):
+        stated = np.dtype(spec.get("dtype", dtype))
+        dtype = np.result_type(dtype, stated) if stated.kind in "biuf" else dtype
+    if path in ("reward", "discount") and dtype.kind != "f":
+        dtype = np.dtype(np.float64)
+    shapes = [array.shape for array in arrays]
+    sides = spec.get("shape")  # None if there is none
+    stated_shape = () if sides is None else tuple(map(int, np.ravel(sides)))
+    return {"dtype": dtype.name, "shape": stated_shape if spec and stated_shape in shapes else shapes[0]}
+
+
+def _spec(specs: dict[Any, Any], path: str) -> dict[Any, Any]:
+    """The dm_env spec of a field as EnvLogger stores it; empty if there is none."""
     head, *rest = path.split("/")
     spec: Any = specs.get(f"{head}_spec")
     for key in rest:
         spec = _dict(spec).get(key)
-    num = _dict(spec).get("num_values")
-    return None if num is None else int(num)
+    return _dict(spec) if isinstance(_dict(spec).get("dtype"), str) else {}
+
+
+def _put(array: np.ndarray, out: np.ndarray) -> bool:
+    """Writes the value of a step into ``out``, (1, *shape), if it fits.
+
+    It fits if shapes differ in axes of length 1 at most and no number changes, but for the rounding of a float.
+    """
+    if array.dtype.kind not in "biuf" or array.size != out.size or _long(array) != _long(out):
+        return False
+    with np.errstate(all="ignore"):
+        out[...] = array.reshape(out.shape).astype(out.dtype)
+    return out.dtype.kind == "f" or array.dtype == out.dtype or np.array_equal(out, array.reshape(out.shape))
+
+
+def _long(array: np.ndarray) -> list[int]:
+    """The sides longer than 1."""
+    return [side for side in array.shape if side != 1]
 
 
 def _dict(value: Any) -> dict[Any, Any]:

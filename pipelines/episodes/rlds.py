@@ -3,6 +3,7 @@
 Legend: N recorded steps, the last one included.
 """
 
+import contextlib
 import functools
 import math
 import zlib
@@ -160,8 +161,16 @@ class ExampleEpisode:
             raise RejectedError("corrupt_record", f"{field.path}: {error}") from None
 
     def _numbers(self, field: SourceField, span: tfrecord.Span) -> np.ndarray:
-        read = tfrecord.floats if np.dtype(field.dtype).kind == "f" else tfrecord.integers
-        return read(self._data, span)
+        is_float = np.dtype(field.dtype).kind == "f"
+        read, other = (tfrecord.floats, tfrecord.integers) if is_float else (tfrecord.integers, tfrecord.floats)
+        try:
+            return read(self._data, span)
+        except ValueError:
+            # Some recorders write whole numbers and truth values into a float field, or the reverse.
+            with contextlib.suppress(ValueError):
+                numbers = other(self._data, span)
+                return numbers.astype(field.dtype) if is_float else numbers
+            raise
 
 
 def _tensor(field: SourceField, key: str, flat: np.ndarray) -> np.ndarray:
@@ -170,7 +179,8 @@ def _tensor(field: SourceField, key: str, flat: np.ndarray) -> np.ndarray:
     if dtype.kind == "b":
         flat = flat.astype(bool)
     elif dtype.kind in "iu" and dtype != flat.dtype:
-        wide, flat = flat, flat.astype(dtype)
+        with np.errstate(invalid="ignore"):
+            wide, flat = flat, flat.astype(dtype)
         if not np.array_equal(wide, flat):
             raise ValueError(f"holds a value that is no {dtype.name}")
     sides = field.shape[1:] if field.counted or field.form == "ragged" else field.shape

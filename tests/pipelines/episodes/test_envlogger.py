@@ -321,7 +321,7 @@ def test_steps_that_differ_from_the_first_are_rejections(tmp_path: Path, write_r
     observations = [step.timestep.observation for step in episodes[1][0]]
     observations[1]["state"] = np.zeros(4, np.float32)
     observations[1]["mission"] = np.float32(1)
-    observations[2]["open"] = np.float32(0.5)
+    observations[2]["open"] = np.zeros(2, bool)
     del observations[2]["frame"]
     directory = read(write_riegeli(tmp_path / "log", episodes))
     episode = episode_of(rows(directory)[1])
@@ -334,8 +334,9 @@ def test_steps_that_differ_from_the_first_are_rejections(tmp_path: Path, write_r
     assert reasons == {
         "observation/frame": "missing_field: steps/observation/frame is absent from a step of the episode",
         "observation/mission": "wrong_shape: observation/mission holds float32, no string",
-        "observation/open": "wrong_shape: steps/observation/open holds float32 of shape (), not bool ()",
-        "observation/state": "wrong_shape: steps/observation/state holds float32 of shape (4,), not float32 (5,)",
+        "observation/open": "wrong_shape: steps/observation/open holds bool of shape (2,), not bool (), at step 2",
+        "observation/state": "wrong_shape: steps/observation/state holds float32 of shape (4,), not float32 (5,), "
+        "at step 1",
     }
 
 
@@ -357,6 +358,120 @@ def test_metadata_of_early_versions_is_in_the_first_step(tmp_path: Path, write_r
     directory = read(write_riegeli(tmp_path / "log", [(steps, None)]))
     [field] = directory.features.metadata
     assert (field.path, episode_of(rows(directory)[0]).metadata(field)) == ("agent_id", "early")
+
+
+# --- values as recorders write them --------------------------------------------------------------------------------
+
+
+def written(values: Sequence[dict[str, Any]]) -> list[Any]:
+    """An episode from the observation, action and reward of each step in dm_env order."""
+    from envlogger.step_data import StepData
+
+    steps = []
+    for at, value in enumerate(values):
+        kind = dm_env.StepType.FIRST if at == 0 else dm_env.StepType.LAST if at == len(values) - 1 else 1
+        timestep = dm_env.TimeStep(kind, value.get("reward"), None if at == 0 else 1.0, value["observation"])
+        steps.append(StepData(timestep, value.get("action"), None))
+    return steps
+
+
+def walk(observations: Sequence[Any], rewards: Sequence[Any]) -> list[Any]:
+    rewarded = [{"observation": observations[0]}]
+    for observation, reward in zip(observations[1:], rewards, strict=True):
+        rewarded.append({"observation": observation, "action": np.int64(1), "reward": reward})
+    return written(rewarded)
+
+
+def encoded(**specs: Any) -> dict[str, Any]:
+    from envlogger.converters import spec_codec
+
+    return {"environment_specs": {f"{name}_spec": spec_codec.encode(spec) for name, spec in specs.items()}}
+
+
+@pytest.mark.parametrize("has_specs", [False, True])
+def test_a_reward_that_begins_as_an_integer_is_a_float(
+    has_specs: bool, tmp_path: Path, write_riegeli: Callable
+) -> None:
+    floats = dm_env.specs.Array((), float)
+    failure, success = walk([0, 1, 2], [0, 0]), walk([0, 1, 2], [0, 0.955])
+    metadata = encoded(reward=floats, discount=floats, observation=floats) if has_specs else {}
+    episodes = [(item, None) for item in [failure, success] * 9 + [failure] * 2]
+    log = write_riegeli(tmp_path / "log", episodes, metadata=metadata)
+    directory = read(log)
+    reward, observation = directory.features.step("reward"), directory.features.step("observation")
+    assert reward is not None
+    assert observation is not None
+    assert (reward.dtype, observation.dtype) == ("float64", "float64" if has_specs else "int64")
+    totals = [float(episode_of(row).column(reward).sum()) for row in rows(directory)]
+    assert totals == [0.0, 0.955] * 9 + [0.0] * 2
+
+
+def test_the_successes_of_such_a_log_are_kept(tmp_path: Path, vocabulary: Path, write_riegeli: Callable) -> None:
+    from gatokit.inspection import open_directory
+    from gatokit.pipelines.run import build
+
+    failure, success = walk([0.0, 0.1, 0.2], [0, 0]), walk([0.0, 0.1, 0.2], [0, 0.955])
+    write_riegeli(tmp_path / "log", [(item, None) for item in [failure, success, failure, success]])
+    (tmp_path / "c.yaml").write_text(
+        f"vocabulary: {vocabulary}\ndatasets: [{{name: d, kind: episodes, source: log, keep: {{min_return: 0.8}}}}]"
+    )
+    result = build(tmp_path / "c.yaml", tmp_path / "out")
+    found = open_directory(str(tmp_path / "out")).datasets["d"].index().to_pylist()
+    assert [(row["return"], row["kept"], row["reason"]) for row in found] == [
+        (0.0, False, "below_threshold"),
+        (0.955, True, None),
+    ] * 2
+    # A log is in collection order, and EnvLogger marks the last step.
+    assert not any("order" in notice for notice in result.notices)
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype"),
+    [
+        ([np.float64(0.1), np.float32(0.5), np.float32(0.25)], "float64"),
+        ([np.float32(0.5), np.float64(0.1), np.float64(0.1)], "float64"),
+        ([0, np.float32(0.5), True], "float64"),
+        ([np.zeros(2, np.float32), np.ones(2, np.uint8), np.array([True, False])], "float32"),
+        ([np.uint8(3), np.int16(-4), np.uint8(200)], "int16"),
+        ([False, 1, np.uint8(7)], "int64"),
+        ([np.zeros((1, 2), np.float32), np.ones(2, np.float32), np.ones((2, 1), np.float32)], "float32"),
+    ],
+)
+def test_a_field_holds_what_reset_and_step_give(
+    values: list[Any], dtype: str, tmp_path: Path, write_riegeli: Callable
+) -> None:
+    directory = read(write_riegeli(tmp_path / "log", [(walk(values, [0.0, 1.0]), None)]))
+    field = directory.features.step("observation")
+    assert field is not None
+    assert (field.dtype, field.shape) == (dtype, np.shape(values[0]))
+    column = episode_of(rows(directory)[0]).column(field)
+    assert np.array_equal(column, np.stack([np.reshape(value, field.shape) for value in values]))
+
+
+def test_what_does_not_fit_is_a_rejected_row_with_its_value(tmp_path: Path, write_riegeli: Callable) -> None:
+    pixels, wide = [np.uint8(value) for value in (1, 2, 3)], [np.uint8(1), np.int64(200), np.int64(300)]
+    shapes = [np.uint8(1), np.zeros((2, 3)), np.uint8(1)]
+    episodes = [pixels, pixels, pixels, [np.uint8(1), 0.5, 0.5], wide, shapes, pixels]
+    log = write_riegeli(tmp_path / "log", [(walk(item, [0, 1]), None) for item in episodes], max_episodes_per_file=7)
+    directory = read(log)
+    field = directory.features.step("observation")
+    assert field is not None
+    assert field.dtype == "uint8"
+    found = rows(directory)
+    for row in (*found[:3], found[6]):
+        assert episode_of(row).column(field).tolist() == [1, 2, 3]
+    for row, said in zip(
+        found[3:6],
+        (
+            "steps/observation holds float64 of shape () (0.5), not uint8 (), at step 1",
+            "steps/observation holds int64 of shape () (300), not uint8 (), at step 2",
+            "steps/observation holds float64 of shape (2, 3), not uint8 (), at step 1",
+        ),
+        strict=True,
+    ):
+        with pytest.raises(RejectedError) as error:
+            episode_of(row).column(field)
+        assert (error.value.reason, error.value.detail) == ("wrong_shape", said)
 
 
 def test_a_log_has_no_splits(log: Path) -> None:

@@ -16,7 +16,7 @@ from gatokit.pipelines.episodes.reader import (
     StoredEpisode,
     Values,
 )
-from gatokit.pipelines.episodes.rlds import RldsFile
+from gatokit.pipelines.episodes.rlds import ExampleEpisode, RldsFile
 from gatokit.pipelines.formats import tfrecord
 from gatokit.schemas.errors import ConfigError, DataError, RejectedError
 
@@ -327,6 +327,26 @@ def test_places_identify_content(tmp_path: Path, write_tfds: Callable) -> None:
     assert first[1].crc != second[1].crc
 
 
+def test_numbers_are_read_whatever_list_a_recorder_chose() -> None:
+    from tensorflow_datasets.proto.tf_example_generated_pb2 import Example
+
+    example = Example()
+    lists = example.features.feature
+    lists["steps/reward"].int64_list.value[:] = [0, 1, 3]
+    lists["steps/observation/open"].float_list.value[:] = [0.0, 1.0, 1.0]
+    lists["steps/observation/count"].float_list.value[:] = [4.0, -2.0, 0.5]
+    lists["steps/observation/name"].bytes_list.value[:] = [b"a", b"b", b"c"]
+    episode = ExampleEpisode(example.SerializeToString())
+    reward = episode.column(SourceField(path="reward", dtype="float32"))
+    assert isinstance(reward, np.ndarray)
+    assert (reward.dtype, reward.tolist()) == (np.float32, [0.0, 1.0, 3.0])
+    assert list(episode.column(SourceField(path="observation/open", dtype="bool"))) == [False, True, True]
+    with pytest.raises(RejectedError, match="observation/count: holds a value that is no int32"):
+        episode.column(SourceField(path="observation/count", dtype="int32"))
+    with pytest.raises(RejectedError, match="observation/name: the feature holds a list of another type"):
+        episode.column(SourceField(path="observation/name", dtype="float32"))
+
+
 def test_an_episode_above_the_limit_is_rejected_unread(simple: Path) -> None:
     limit = sorted(found.byte_range.length for _, found in stored(read(simple)))[-2]
     rejected = [found for _, found in stored(read(simple), limit) if found.value is None]
@@ -478,7 +498,7 @@ def test_bytes_that_are_no_example_are_one_row(tmp_path: Path, write_tfds: Calla
     ("field", "reason", "detail"),
     [
         (SourceField(path="absent", dtype="float32"), "missing_field", "steps/absent is absent from the episode"),
-        (SourceField(path="reward", dtype="int64"), "corrupt_record", "the feature holds a list of another type"),
+        (SourceField(path="reward", dtype="int64"), "corrupt_record", "steps/reward: holds a value that is no int64"),
         (
             SourceField(path="reward", dtype="float32", shape=(2,)),
             "wrong_shape",
