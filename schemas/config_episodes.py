@@ -25,7 +25,7 @@ from gatokit.schemas.config_types import (
     is_number,
 )
 from gatokit.schemas.tokens import DISCRETE_VALUES
-from gatokit.schemas.where import Where
+from gatokit.schemas.where import Where, check_pattern
 
 # --- values of an episode ------------------------------------------------------------------------------------------
 
@@ -38,8 +38,15 @@ def _pattern(value: str) -> str:
     return value
 
 
+def _text_pattern(value: str) -> str:
+    check_pattern(value)
+    return value
+
+
 Pattern = Annotated[Text, AfterValidator(_pattern)]
 """A regular expression of Python, which may match anywhere in the text."""
+TextPattern = Annotated[Text, AfterValidator(_text_pattern)]
+"""A regular expression of RE2, as ``matches`` of ``where`` has it."""
 
 
 class _OneOf(ConfigModel):
@@ -88,7 +95,7 @@ class Success(_OneOf):
     """A field of the steps: a success if any step has a true one."""
     last_reward: Number | None = None
     """A success if the last reward is at least this."""
-    matches: Pattern | None = None
+    matches: TextPattern | None = None
     """With ``key``, ``metadata`` or ``field``: a success if the text matches, and not if it is a true number."""
 
     @model_validator(mode="after")
@@ -133,7 +140,7 @@ def _random_return(value: Any) -> Any:
 
 
 def _expression(value: str) -> str:
-    Where(value)
+    Where(value, None)  # only the source knows the columns
     return value
 
 

@@ -1,8 +1,11 @@
 """The index: one row for each episode or document of a dataset, dropped ones included, and the table of tasks."""
 
+from collections import Counter
+from collections.abc import Collection, Iterable
+
 import pyarrow as pa
 
-from gatokit.schemas.manifest import INDEX_VERSION
+from gatokit.schemas.manifest import INDEX_VERSION, MetadataType
 
 INDEX = pa.schema(
     [
@@ -29,6 +32,41 @@ INDEX = pa.schema(
     ],
     metadata={"gatokit.index": str(INDEX_VERSION)},
 )
+
+METADATA_TYPES: dict[MetadataType, pa.DataType] = {
+    "string": pa.string(),
+    "bool": pa.bool_(),
+    "int64": pa.int64(),
+    "float64": pa.float64(),
+}
+"""The types of the nullable columns behind those of ``INDEX``, which hold the values stored with each episode."""
+_RESERVED = {*INDEX.names, "records", "shard"}
+"""Names of columns that a value of an episode does not take; the last two are made of others by inspection."""
+
+
+def metadata_columns(paths: Iterable[str]) -> dict[str, str]:
+    """The name of the index's column for each key path of a value stored with an episode.
+
+    It is the last component if no other path ends in it and no column of ``INDEX`` has this name, else the whole path,
+    with ``metadata/`` before it if that name is taken too.
+    """
+    paths = sorted(set(paths))
+    last = Counter(path.rpartition("/")[2] for path in paths)
+    names: dict[str, str] = {}
+    for path in paths:
+        name = path.rpartition("/")[2]
+        if last[name] > 1 or name in _RESERVED:
+            name = path
+        while name in _RESERVED or name in names.values():
+            name = f"metadata/{name}"
+        names[path] = name
+    return names
+
+
+def common_type(types: Collection[MetadataType]) -> MetadataType:
+    """The type that holds the values of all these types; of a string and anything else it is a string."""
+    return "string" if "string" in types else max(types, key=list(METADATA_TYPES).index)
+
 
 TASKS = pa.schema(
     [

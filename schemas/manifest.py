@@ -410,6 +410,10 @@ class TaskEntry(_Model):
     ordered: bool
 
 
+MetadataType = Literal["string", "bool", "int64", "float64"]
+"""The type of a value stored with each episode."""
+
+
 class DatasetFile(_Model):
     """``dataset.json``: the distinct specs of a dataset and the spec of each task, or the rules for its documents."""
 
@@ -420,6 +424,9 @@ class DatasetFile(_Model):
     tasks: dict[str, TaskEntry]
     documents: DocumentRules | None = None
     """How documents became tokens; None for episodes."""
+    columns: dict[str, MetadataType] = {}
+    """Columns of the index behind its own: values stored with each episode. An index file that lacks one was made
+    before there were such columns, or before the source had the value."""
     episodes: int
     kept: int
 

@@ -18,10 +18,10 @@ import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 
 from gatokit.inspection.read.directory import DatasetReader
-from gatokit.inspection.read.index import EpisodeRow, among, coded, where_column
+from gatokit.inspection.read.index import EpisodeRow, among, where_column
 from gatokit.schemas import where
 from gatokit.schemas.errors import ConfigError
-from gatokit.schemas.where import ColumnType, Strings, Truth, Where
+from gatokit.schemas.where import ColumnType, Strings, Truth, Where, coded
 
 
 @dataclass(frozen=True)

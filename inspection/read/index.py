@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from gatokit.schemas.index import HELD_OUT, INDEX, REASONS, TASKS
 from gatokit.schemas.manifest import ShardEntry
-from gatokit.schemas.where import COLUMNS, Column, Strings
+from gatokit.schemas.where import Column, arrow_column, coded
 
 
 @dataclass(frozen=True)
@@ -121,16 +120,6 @@ def reason_meaning(reason: str | None) -> str:
     return REASONS.get(reason or "", "a reason that this gatokit does not know")
 
 
-def coded(column: pa.Array | pa.ChunkedArray) -> tuple[np.ndarray, list[str]]:
-    """The code of each row, int64 (R,), -1 for null, and the value of each code."""
-    if isinstance(column, pa.ChunkedArray):
-        column = column.combine_chunks()
-    if not pa.types.is_dictionary(column.type):
-        column = column.dictionary_encode()
-    codes: np.ndarray = pc.fill_null(column.indices, -1).to_numpy(zero_copy_only=False).astype(np.int64)
-    return codes, column.dictionary.to_pylist()
-
-
 class TaskCodes:
     """Codes of task names; a name has the same code in every batch of an index."""
 
@@ -156,7 +145,4 @@ def where_column(rows: pa.RecordBatch | pa.Table, name: str, expert_returns: Map
     if name == "expert_return":
         codes, tasks = coded(rows["task"])
         return np.array([*(expert_returns.get(task, np.nan) for task in tasks), np.nan])[codes]
-    if COLUMNS[name] == "string":
-        return Strings(*coded(rows[name]))
-    numbers: np.ndarray = pc.cast(rows[name], pa.float64()).to_numpy(zero_copy_only=False)
-    return numbers
+    return arrow_column(rows[name])

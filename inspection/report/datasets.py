@@ -10,12 +10,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from gatokit.inspection.read.directory import DatasetReader
-from gatokit.inspection.read.index import coded
 from gatokit.inspection.report.excerpts import Budget, document_excerpt
 from gatokit.inspection.report.tasks import TaskFacts
 from gatokit.inspection.tables.summary import Effort, contents
 from gatokit.schemas.index import REASONS
 from gatokit.schemas.tokens import TokenKind
+from gatokit.schemas.where import coded
 
 _EFFORT = Effort(records=5_000, bytes=64 << 20)
 _MOST_EXAMPLES = 3

@@ -13,9 +13,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from gatokit.inspection.read.directory import DatasetReader
-from gatokit.inspection.read.index import among, coded
+from gatokit.inspection.read.index import among
 from gatokit.schemas.filter import TOLERANCE, return_threshold
 from gatokit.schemas.index import BAD_REASONS
+from gatokit.schemas.where import coded
 
 STEPS = 200
 """Steps of the slider between the fractions 0 and 1."""

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from gatokit.inspection.read.directory import DatasetReader
-from gatokit.inspection.read.index import coded, where_column
+from gatokit.inspection.read.index import where_column
 from gatokit.inspection.verify.records import Owner
 from gatokit.schemas.config import CorpusConfig, document_rules
 from gatokit.schemas.config_episodes import Keep
@@ -32,7 +32,7 @@ from gatokit.schemas.manifest import (
     check_index_version,
     json_digest,
 )
-from gatokit.schemas.where import Where
+from gatokit.schemas.where import Where, coded
 
 _STORED = ("tokens", "part", "first_record", "record_tokens")
 _ONLY_OF_EPISODES = ("spec", "steps", "return", "expert_return", "threshold")

@@ -274,9 +274,8 @@ def test_rules_of_the_build(tmp_path: Path, line: str, message: str) -> None:
         ),
         ("keep: {return: [2, 1]}", ".keep.return: low must not be above high (got [2, 1])"),
         (
-            "keep: {where: return > x}",
-            ".keep.where: 'x' is no column; the columns are agent, episode_id, expert_return, order, return, "
-            "source_file, source_position, steps, task (got 'return > x')",
+            "keep: {where: return > task}",
+            ".keep.where: compares return, a number, with task, a string, by > (got 'return > task')",
         ),
         ("keep: {where: ''}", ".keep.where: must not be empty (got '')"),
         ("keep: {episodes: [a]}", ".keep.episodes: must be a string (got ['a'])"),

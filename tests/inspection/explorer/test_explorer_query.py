@@ -133,7 +133,7 @@ def test_every_column_of_a_config_is_one_of_the_explorer():
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("speed > 3", r"^the expression 'speed' is no column; the columns are episode_id, task, "),
+        ("speed > 3", r"^the expression 'speed' is no column; did you mean 'spec'\? the columns are episode_id, task, "),
         ("kept == 1", r"^the expression compares kept, a truth, with 1, a number, by ==$"),
         ("steps >", r"^the expression is no expression: "),
         ("reason", r"^the expression reason is a string, and the whole needs a comparison$"),
