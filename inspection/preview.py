@@ -15,12 +15,12 @@ import pyarrow.compute as pc
 
 from gatokit.inspection.read.directory import DatasetReader
 from gatokit.inspection.read.index import TaskCodes, among, where_column
-from gatokit.schemas.config_episodes import Keep
+from gatokit.schemas.config_episodes import Keep, Success
 from gatokit.schemas.episode_list import EpisodeList
 from gatokit.schemas.errors import ConfigError
 from gatokit.schemas.filter import Candidates, apply_rules, min_return_threshold, sample_hash
 from gatokit.schemas.index import BAD_REASONS
-from gatokit.schemas.where import Where
+from gatokit.schemas.where import Where, unknown_column
 
 Rule = float | Keep
 """A fraction means the rule ``{min_return: fraction}`` with the streams and the random return of the dataset."""
@@ -112,7 +112,7 @@ def replay(dataset: DatasetReader, rule: Rule) -> Replayed:
     keep = _keep_rule(dataset, rule)
     expert = dataset.expert_returns
     names, rows = _read_index(dataset, keep, expert)
-    marks = [name for name in ("success", "where", "listed", "hashes") if name in rows]
+    marks = [name for name in ("success", "where", "listed", "hashes", "by") if name in rows]
     task, returns = rows["task"], rows["return"]
     kept_at = np.zeros(len(task), bool)
     thresholds: dict[str, float | None] = {}
@@ -156,18 +156,58 @@ def _keep_rule(dataset: DatasetReader, rule: Rule) -> Keep:
             raise ConfigError(f"{rule:g} is no fraction of the expert return: give a number from 0 to 1")
         random = {} if now.random_return is None else {"random_return": now.random_return}
         return Keep.model_validate({"min_return": rule, "streams": now.streams, **random})
-    if rule.success is not None and rule.success != now.success:
+    if rule.success is not None and rule.success != now.success and _mark_column(dataset, rule.success) is None:
+        mark = rule.model_dump(mode="json", include={"success"}, exclude_none=True)["success"]
+        written = repr(mark) if isinstance(mark, str) else json.dumps(mark)
         raise ConfigError(
-            f"success: the index of {dataset.name} does not hold the mark {rule.success!r}; scan with "
-            f"keep: {{success: {rule.success}}}"
+            f"success: the index of {dataset.name} does not hold the mark {written}; scan with "
+            f"keep: {{success: {mark if isinstance(mark, str) else written}}}"
         )
-    uses_expert = rule.min_return is not None or (rule.where and "expert_return" in Where(rule.where).columns)
+    where = None if rule.where is None else _expression(dataset, rule.where)
+    uses_expert = rule.min_return is not None or (where is not None and "expert_return" in where.columns)
     if uses_expert and rule.streams != now.streams:
         raise ConfigError(
             f"streams: the expert returns of {dataset.name} are those of streams: {now.streams}, and the rule wants "
             f"{rule.streams}; scan with it"
         )
     return rule
+
+
+def _mark_column(dataset: DatasetReader, success: Success) -> str | None:
+    """The column of the index that holds a mark of success; None if it holds none, or a text without ``matches``."""
+    key = success.metadata or success.key
+    if key is None:
+        return None
+    names = [name for name in dataset.columns if name == key] or [
+        name for name in dataset.columns if name.endswith(f"/{key}") or key.endswith(f"/{name}")
+    ]
+    is_known = len(names) == 1 and (success.matches is not None or dataset.columns[names[0]] != "string")
+    return names[0] if is_known else None
+
+
+def _has_mark(column: pa.Array, success: Success) -> np.ndarray:
+    """Which rows a column (R,) marks as a success, bool (R,)."""
+    if success.matches is None:
+        marked = pc.not_equal(pc.cast(column, pa.float64()), 0.0)
+    else:
+        marked = pc.match_substring_regex(pc.cast(column, pa.string()), success.matches)
+    return np.asarray(pc.fill_null(marked, False).to_numpy(zero_copy_only=False))
+
+
+def _expression(dataset: DatasetReader, text: str) -> Where:
+    """The expression ``text``. Raises ConfigError if the index does not have a column that it names."""
+    try:
+        return Where(text, dataset.column_types)
+    except ValueError as error:
+        raise ConfigError(f"{dataset.name}: where: {error}") from None
+
+
+def _by_column(dataset: DatasetReader, name: str) -> str:
+    """The column of numbers that ``best`` goes by. Raises ConfigError if the index has none of this name."""
+    numbers = [column for column, type_ in dataset.column_types.items() if type_ == "number"]
+    if name not in numbers:
+        raise ConfigError(f"{dataset.name}: by: {unknown_column(name, numbers)}")
+    return name
 
 
 def _read_index(
@@ -177,7 +217,7 @@ def _read_index(
 
     What only some rules need has the names of the fields of ``Candidates``.
     """
-    where = None if keep.where is None else Where(keep.where)
+    where = None if keep.where is None else _expression(dataset, keep.where)
     listed = None
     if keep.episodes is not None:
         try:
@@ -188,6 +228,12 @@ def _read_index(
             ) from None
         listed = EpisodeList(data, keep.episodes, dataset.name)
     columns = {"task", "return", "steps", "kept", "reason", "lost"} | (set() if where is None else where.columns)
+    mark = None
+    if keep.success is not None and dataset.keep is not None and keep.success != dataset.keep.success:
+        mark = _mark_column(dataset, keep.success)
+        columns |= {mark} if mark is not None else set()
+    if keep.by is not None:
+        columns.add(_by_column(dataset, keep.by))
     if listed is not None or keep.sample is not None:
         columns.add("episode_id")
     tasks = TaskCodes()
@@ -200,8 +246,12 @@ def _read_index(
         rows["kept"].append(batch["kept"].to_numpy(zero_copy_only=False))
         rows["bad"].append(among(batch["reason"], BAD_REASONS))
         rows["lost"].append(batch["lost"].to_numpy())
-        if keep.success is not None:
+        if mark is not None and keep.success is not None:
+            rows["success"].append(_has_mark(batch[mark], keep.success))
+        elif keep.success is not None:
             rows["success"].append(~among(batch["reason"], {"not_success"}))
+        if keep.by is not None:
+            rows["by"].append(np.asarray(where_column(batch, keep.by, expert)))
         if listed is not None:
             names = pc.cast(batch["task"], pa.string()).to_pylist()
             rows["listed"].append(listed.find(batch["episode_id"].to_pylist(), names))

@@ -22,7 +22,7 @@ from gatokit.pipelines.episodes import filter as episode_filter
 from gatokit.pipelines.episodes import scan as episode_scan
 from gatokit.pipelines.episodes import tokenize as episode_tokenize
 from gatokit.pipelines.episodes.reader import EpisodeFile
-from gatokit.pipelines.stages import FilterResult, ShardSettings
+from gatokit.pipelines.stages import METADATA, FilterResult, ShardSettings
 from gatokit.schemas.config import BuildConfig
 from gatokit.schemas.config_episodes import EpisodesConfig
 from gatokit.schemas.manifest import INDEX_VERSION, digest, json_digest
@@ -114,7 +114,7 @@ def unit_from_json(text: str | bytes) -> ScanUnit:
 
 @dataclass(frozen=True)
 class ShardTask:
-    """A shard's header and rows (schema ``TASK_ROWS`` or ``DOCUMENT_TASK_ROWS``)."""
+    """A shard's header and rows (schema ``TASK_ROWS``, with columns of metadata, or ``DOCUMENT_TASK_ROWS``)."""
 
     header: ShardHeader
     rows: pa.Table
@@ -134,7 +134,8 @@ class ShardTask:
             **self.header.identity(),
         }
         # Python's values do not depend on how Arrow lays out a column.
-        columns = [digest(repr(self.rows[name].to_pylist()).encode()) for name in self.rows.column_names]
+        names = [name for name in self.rows.column_names if not name.startswith(METADATA)]
+        columns = [digest(repr(self.rows[name].to_pylist()).encode()) for name in names]
         return json_digest([header, columns], 8)
 
     @property

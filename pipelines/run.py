@@ -17,6 +17,7 @@ from gatokit.pipelines.inputs import load_vocabulary, read_inputs, read_vocabula
 from gatokit.pipelines.planning import DatasetPlan, Plan, ScanUnit, ShardTask, plan_datasets, plan_shards, scan_units
 from gatokit.pipelines.shards.manifest import WORK, finish_dataset, packages, write_manifest
 from gatokit.pipelines.shards.writer import INDEX_SUFFIX, finished_shards, write_index
+from gatokit.pipelines.stages import with_metadata
 from gatokit.schemas.config import PATHS, BuildConfig
 from gatokit.schemas.errors import ConfigError, DataError
 from gatokit.schemas.index import INDEX
@@ -231,7 +232,7 @@ def _write_scan(plans: Sequence[Plan], root: Path) -> None:
             rows = ShardTask.read(shard.path).rows
             columns = {name: rows[name] if name in rows.column_names else pa.nulls(len(rows)) for name in INDEX.names}
             path = root / plan.dataset.config.name / (shard.stem + INDEX_SUFFIX)
-            write_index(path, pa.table(columns).cast(INDEX), [], {})
+            write_index(path, with_metadata(pa.table(columns).cast(INDEX), rows), [], {})
 
 
 # --- checks before the job writes ----------------------------------------------------------------------------------

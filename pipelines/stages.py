@@ -6,8 +6,9 @@ turns those that are kept into serialized records.
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,8 +20,8 @@ from pydantic import BaseModel, ConfigDict
 
 from gatokit.pipelines.formats.records import ByteRange
 from gatokit.schemas.errors import DataError, RejectedError
-from gatokit.schemas.index import BAD_REASONS, INDEX
-from gatokit.schemas.manifest import EpisodeSpec, digest
+from gatokit.schemas.index import BAD_REASONS, INDEX, METADATA_TYPES
+from gatokit.schemas.manifest import EpisodeSpec, MetadataType, digest
 from gatokit.storage.files import prefetch, read_rows
 
 LEAST_BAD_ROWS = 10
@@ -38,6 +39,27 @@ TASK_ROWS = pa.schema(
 )
 """The rows of a shard task: those of the shard's index before tokenization, and where each episode is stored."""
 
+METADATA = "metadata/"
+"""Before the names of columns in a scan and in a shard task that hold values stored with the episodes. They are copied
+to the index under their names; a shard's bytes do not depend on them."""
+
+
+def metadata_schema(columns: Mapping[str, MetadataType]) -> pa.Schema:
+    """The columns of a scan for those that an index has behind its own."""
+    repeated = {"string": pa.dictionary(pa.int32(), pa.string())}
+    return pa.schema([(METADATA + name, repeated.get(type_, METADATA_TYPES[type_])) for name, type_ in columns.items()])
+
+
+def with_metadata(index: pa.Table, rows: pa.Table) -> pa.Table:
+    """The index with the values that are stored with the episodes of ``rows`` behind its own columns."""
+    for name in rows.column_names:
+        if name.startswith(METADATA):
+            column = rows[name]
+            if pa.types.is_dictionary(column.type):
+                column = column.cast(pa.string())
+            index = index.append_column(name.removeprefix(METADATA), column)
+    return index
+
 
 # --- filter --------------------------------------------------------------------------------------------------
 
@@ -54,8 +76,16 @@ class ScannedRows:
         self._paths, self._limit, self._read = paths, limit, read
 
     def __iter__(self) -> Iterator[pa.Table]:
+        return self._tables(read_rows)
+
+    def tables(self, metadata: Collection[str] = ()) -> Iterator[pa.Table]:
+        """The same tables; of the values stored with the episodes only these columns are read."""
+        wanted = {METADATA + name for name in metadata}
+        return self._tables(partial(read_rows, without=lambda name: name.startswith(METADATA) and name not in wanted))
+
+    def _tables(self, read: Callable[[Path], pa.Table]) -> Iterator[pa.Table]:
         seen: Counter[str | None] = Counter()
-        for table in prefetch(self._paths, read_rows, lambda read: int(read.nbytes)):
+        for table in prefetch(self._paths, read, lambda read: int(read.nbytes)):
             if self._limit is not None:
                 mask = []
                 for task in table["task"].to_pylist() if "task" in table.column_names else [None] * len(table):

@@ -26,8 +26,9 @@ class Candidates:
 
     ``returns`` is float64 (N,), ``rounding`` as in ``at_or_above``. The other arrays are (N,), and None if no rule
     needs them. ``success``, ``where`` and ``listed`` are bool: what the source's mark, the expression and the list say
-    of each episode. ``hashes`` is uint64 (``sample_hash``). ``playable`` is false if no step has an action: such an
-    episode is never among the best and never in a sample.
+    of each episode. ``hashes`` is uint64 (``sample_hash``). ``by`` is float64, NaN where unknown: the highest values
+    are the best. ``playable`` is false if no step has an action: such an episode is never among the best and never in a
+    sample.
     """
 
     task: str
@@ -39,6 +40,7 @@ class Candidates:
     listed: np.ndarray | None = None
     hashes: np.ndarray | None = None
     rounding: np.ndarray | None = None
+    by: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,8 @@ def _passes(rule: str, keep: Keep, episodes: Candidates, left: np.ndarray) -> An
         case "episodes":
             return episodes.listed
         case "best":
-            return _lowest(left, -episodes.returns, amount)
+            values = episodes.returns if episodes.by is None else episodes.by
+            return _lowest(left & ~np.isnan(values), -values, amount)
         case "sample":
             assert episodes.hashes is not None
             if isinstance(amount, int):

@@ -113,11 +113,16 @@ def read_bytes(path: str | Path) -> bytes:
     return gcs.read(path) if is_remote(path) else Path(path).read_bytes()
 
 
-def read_rows(path: str | Path) -> pa.Table:
-    """Reads a table that ``write_rows`` wrote."""
+def read_rows(path: str | Path, without: Callable[[str], bool] | None = None) -> pa.Table:
+    """Reads a table that ``write_rows`` wrote, without the columns of which ``without`` is true."""
     source = pa.BufferReader(gcs.read(path)) if is_remote(path) else pa.OSFile(str(path))
     with source as file, pa.ipc.open_file(file) as reader:
-        return reader.read_all()
+        if without is None:
+            return reader.read_all()
+        places = [place for place, name in enumerate(reader.schema.names) if not without(name)]
+        options = pa.ipc.IpcReadOptions(included_fields=places)
+        with pa.ipc.open_file(file, options=options) as chosen:
+            return chosen.read_all()
 
 
 def prefetch(paths: Sequence[Path], read: Callable[[Path], Read], size: Callable[[Read], int]) -> Iterator[Read]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import panel as pn
 
-from gatokit.inspection.explorer.query import COLUMNS, Filter, Match, Order, Selection, find, page, toggled, value_of
+from gatokit.inspection.explorer.query import Filter, Match, Order, Selection, columns_of, find, page, toggled, value_of
 from gatokit.inspection.explorer.widgets import WIDGET_STYLE, Table, Words, column, table_data
 from gatokit.inspection.read.directory import DatasetReader
 from gatokit.inspection.read.index import EpisodeRow, TaskTotals
@@ -146,7 +146,7 @@ class Browse:
         self._none = button(label="unselect all that match", on_click=lambda _: self._select_all(False))
         more = pn.widgets.Toggle(label="columns", **small)
         style["css_classes"] = ["choices"]
-        self._shown = pn.widgets.CheckBoxGroup(options=list(COLUMNS), inline=True, visible=False, **style)
+        self._shown = pn.widgets.CheckBoxGroup(options=[], inline=True, visible=False, **style)
         more.link(self._shown, value="visible")
         buttons = pn.FlexBox(self._all, self._none, more)
         self.actions = pn.Column(buttons, self._shown, sizing_mode="stretch_width")
@@ -181,7 +181,7 @@ class Browse:
                 text=self.text.value or "",
                 where=self.where.value or "",
             )
-            wanted.expression()
+            wanted.expression(reader)
             async with self._lock:
                 match = await asyncio.to_thread(find, reader, wanted, self._order, moved)
         except _Superseded:
@@ -199,11 +199,10 @@ class Browse:
     def draw_rows(self) -> None:
         """Draws the page of rows, with what is selected and open."""
         reader, match, order, ordinals = self.reader, self._match, self._order, self._ordinals()
-        names = [name for name in COLUMNS if name in self._shown.value] or ["episode_id"]
+        known = columns_of(reader)
+        names = [name for name in known if name in self._shown.value] or ["episode_id"]
         columns = [
-            column(
-                name, number=COLUMNS[name].kind == "number", about=COLUMNS[name].about, sorts=True, style=_style(name)
-            )
+            column(name, number=known[name].kind == "number", about=known[name].about, sorts=True, style=_style(name))
             for name in names
         ]
         self.rows.data = table_data(
@@ -241,7 +240,8 @@ class Browse:
             widget.value = ANY
         self.text.value = self.where.value = ""
         self._is_resetting = False
-        self._shown.value = list(_FIRST_OF_DOCUMENTS if reader.holds_documents else _FIRST)
+        shown_first = list(_FIRST_OF_DOCUMENTS if reader.holds_documents else _FIRST)
+        self._shown.param.update(options=list(columns_of(reader)), value=shown_first)
         self._all.visible = self._none.visible = not reader.holds_documents
 
     def _choose_task(self, task: str) -> None:

@@ -12,7 +12,7 @@ from bokeh.events import Tap
 from bokeh.models import BasicTicker, ColumnDataSource, HoverTool, Legend, Span
 from bokeh.plotting import figure
 
-from gatokit.inspection.explorer.query import COLUMNS, value_of
+from gatokit.inspection.explorer.query import columns_of, value_of
 from gatokit.inspection.explorer.widgets import WIDGET_STYLE, Parts, Player, Table, Words, column, table_data
 from gatokit.inspection.read.directory import DatasetReader, Directory
 from gatokit.inspection.read.index import EpisodeRow
@@ -95,7 +95,7 @@ class Opened:
         names = [dataset.name] if row.task in (None, dataset.name) else [dataset.name, str(row.task)]
         lines = [row.episode_id, ", ".join([*names, *_facts(row)])]
         self._title.data = {"lines": lines, "style": "title", "reveal": f"{dataset.name} {row.episode_id}"}
-        self._row.data = _row_table(row)
+        self._row.data = _row_table(dataset, row)
         fault = "" if row.shard is not None else row.why_unstored
         if row.shard is not None:
             try:
@@ -182,8 +182,8 @@ def _facts(row: EpisodeRow) -> list[str]:
     return [*facts, *([row.split] if row.split else []), *([f"of {row.shard}"] if row.shard else [])]
 
 
-def _row_table(row: EpisodeRow) -> dict[str, Any]:
-    lines = [[name, shown(value_of(row, name)), about.about] for name, about in COLUMNS.items()]
+def _row_table(dataset: DatasetReader, row: EpisodeRow) -> dict[str, Any]:
+    lines = [[name, shown(value_of(row, name)), about.about] for name, about in columns_of(dataset).items()]
     sizes = "–" if row.record_tokens is None else ", ".join(f"{size:,}" for size in row.record_tokens[:1000])
     lines.append(["record_tokens", sizes, "tokens of each of its records"])
     columns = [column("column"), column("value", style="wide"), column("what it is", style="note")]

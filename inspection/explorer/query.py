@@ -1,8 +1,9 @@
 """Rows of an index as the explorer asks for them: their columns, filters, orders and pages, and which are selected.
 
 An index is read some rows at a time; of the rows that match, only the ordinals and the column to sort by are held. The
-columns are those of the index without ``record_tokens``, and two that follow from it. A new column is an entry in
-``COLUMNS`` and, if the index does not hold it, a branch of ``_IndexColumns.values``.
+columns are those of the index without ``record_tokens``, two that follow from it, and the values that the source stores
+with each episode. A new column is an entry in ``COLUMNS`` and, if the index does not hold it, a branch of
+``_IndexColumns.values``.
 
 Legend: R rows of a batch, M rows that match.
 """
@@ -21,7 +22,7 @@ from gatokit.inspection.read.directory import DatasetReader
 from gatokit.inspection.read.index import EpisodeRow, among, where_column
 from gatokit.schemas import where
 from gatokit.schemas.errors import ConfigError
-from gatokit.schemas.where import ColumnType, Strings, Truth, Where, coded
+from gatokit.schemas.where import ColumnType, Strings, Truth, Where, column_type
 
 
 @dataclass(frozen=True)
@@ -56,15 +57,27 @@ COLUMNS = {
     "source_position": Column("number", "ordinal in that file"),
     "spec": Column("string", "key of the fields of its steps"),
 }
-KINDS: dict[str, ColumnType] = {name: column.kind for name, column in COLUMNS.items()}
 HEADER = ("episode_id", "dataset", "task")
 """The columns of a list of selected episodes, as ``schemas.episode_list`` reads them."""
 _DISTINCT_TEXTS = ("episode_id", "detail")
-"""Strings that hardly ever come twice; they are held as they are, other strings as codes."""
+"""Strings that hardly ever come twice. They and those of the source are held as they are, other strings as codes."""
+
+
+def columns_of(dataset: DatasetReader) -> dict[str, Column]:
+    """The columns of a dataset's index."""
+    of_source = "stored with the episode in the source"
+    return COLUMNS | {name: Column(column_type(type_), of_source) for name, type_ in dataset.columns.items()}
+
+
+def kinds_of(dataset: DatasetReader) -> dict[str, ColumnType]:
+    """The type of each column of a dataset's index."""
+    return {name: column.kind for name, column in columns_of(dataset).items()}
 
 
 def value_of(row: EpisodeRow, name: str) -> str | float | int | bool | None:
     """The value of a column of one row; None if it is unknown."""
+    if name in row.metadata:
+        return row.metadata[name]
     if name == "records":
         return None if row.record_tokens is None else len(row.record_tokens)
     found: str | float | int | bool | None = getattr(row, "episode_return" if name == "return" else name)
@@ -90,13 +103,7 @@ class _IndexColumns:
             split = np.searchsorted(self._ends, np.arange(first, first + batch.num_rows), side="right")
             shards = self._first_part[np.minimum(split, len(self._ends) - 1)] + part
             return Strings(np.where(part < 0, -1, shards), self._shards)
-        if name == "kept":
-            known = pc.is_valid(batch["kept"]).to_numpy(zero_copy_only=False)
-            true = pc.fill_null(batch["kept"], False).to_numpy(zero_copy_only=False)
-            return Truth(true, known & ~true)
-        if name in where.COLUMNS:
-            return where_column(batch, name, self._expert)
-        return Strings(*coded(batch[name])) if KINDS[name] == "string" else _numbers(batch[name])
+        return where_column(batch, name, self._expert)
 
 
 def _numbers(column: pa.Array) -> np.ndarray:
@@ -110,7 +117,7 @@ def _numbers(column: pa.Array) -> np.ndarray:
 @dataclass(frozen=True)
 class Filter:
     """Which rows to find; all conditions must hold. ``text`` is looked for in ids, in upper or lower case; ``where`` is
-    an expression of ``schemas.where`` over ``KINDS``."""
+    an expression of ``schemas.where``."""
 
     task: str | None = None
     kept: bool | None = None
@@ -119,12 +126,13 @@ class Filter:
     text: str = ""
     where: str = ""
 
-    def expression(self) -> Where | None:
-        """The parsed expression, if there is one. Raises ConfigError, with a sentence, if it is not valid."""
+    def expression(self, dataset: DatasetReader) -> Where | None:
+        """The parsed expression over the columns of a dataset, if there is one. Raises ConfigError, with a sentence, if
+        it is not valid."""
         if not self.where.strip():
             return None
         try:
-            return Where(self.where, KINDS)
+            return Where(self.where, kinds_of(dataset))
         except ValueError as error:
             raise ConfigError(f"the expression {error}") from None
 
@@ -166,8 +174,8 @@ def find(
     ``moved`` is called with the number of rows that were read, and may raise to give up. Raises ConfigError if the
     expression is not valid; DataError if the index cannot be read.
     """
-    expression, columns = wanted.expression(), _IndexColumns(dataset)
-    key = None if order is None else _SortKey(order.column)
+    expression, columns, known = wanted.expression(dataset), _IndexColumns(dataset), columns_of(dataset)
+    key = None if order is None else _SortKey(order.column, known[order.column].kind)
     names = {"kept", "steps", "tokens"}
     names |= {name for name in ("task", "split", "reason") if getattr(wanted, name) is not None}
     if wanted.text:
@@ -176,7 +184,7 @@ def find(
         names |= expression.columns
     if order is not None:
         names.add(order.column)
-    reads = {COLUMNS[name].of or name for name in names}
+    reads = {known[name].of or name for name in names}
     found: list[np.ndarray] = []
     rows = kept = steps = tokens = 0
     is_all = wanted == Filter()
@@ -232,14 +240,15 @@ class _SortKey:
     """One column of the M rows that match, which grows by batches, as small as its kind allows: numbers and booleans as
     floats, repeated strings as codes, other strings as they are."""
 
-    def __init__(self, column: str) -> None:
-        self._column = column
+    def __init__(self, column: str, kind: ColumnType) -> None:
+        self._column, self._kind = column, kind
+        self._is_distinct = kind == "string" and (column in _DISTINCT_TEXTS or column not in COLUMNS)
         self._codes: dict[str, int] = {}
         self._parts: list[Any] = []
 
     def add(self, batch: pa.RecordBatch, passes: np.ndarray | None, columns: _IndexColumns, first: int) -> None:
         """Adds the rows of a batch that pass, bool (R,), or all of them if that is None."""
-        if self._column in _DISTINCT_TEXTS:
+        if self._is_distinct:
             texts = pc.cast(batch[self._column], pa.large_string())
             self._parts.append(texts if passes is None else texts.filter(pa.array(passes)))
             return
@@ -254,14 +263,14 @@ class _SortKey:
     def sorted(self, descending: bool) -> np.ndarray:
         """The places of the rows in order, int64 (M,); equal ones as they came, unknown ones last."""
         parts, self._parts = self._parts, []
-        if self._column in _DISTINCT_TEXTS:
+        if self._is_distinct:
             texts = pa.chunked_array(parts, pa.large_string())
             known = pc.is_valid(texts).to_numpy()
             order = "descending" if descending else "ascending"
             places = pc.sort_indices(texts.drop_null(), sort_keys=[("", order)]).to_numpy()
             return np.concatenate([np.flatnonzero(known)[places], np.flatnonzero(~known)])
         values = np.concatenate(parts)
-        if KINDS[self._column] == "string":
+        if self._kind == "string":
             ranks = np.empty(len(self._codes) + 1, np.float32 if len(self._codes) < 1 << 24 else np.float64)
             ranks[[self._codes[name] for name in sorted(self._codes)]] = np.arange(len(self._codes))
             ranks[-1] = np.nan

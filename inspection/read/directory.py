@@ -19,16 +19,18 @@ from gatokit.inspection.read.stored import StoredDocument, StoredEpisode, join_d
 from gatokit.schemas.config import CorpusConfig
 from gatokit.schemas.config_episodes import Keep
 from gatokit.schemas.errors import DataError
-from gatokit.schemas.index import INDEX
+from gatokit.schemas.index import INDEX, METADATA_TYPES
 from gatokit.schemas.manifest import (
     DatasetEntry,
     DatasetFile,
     EpisodeSpec,
     Manifest,
+    MetadataType,
     check_index_version,
     local_directory,
 )
 from gatokit.schemas.record import Record
+from gatokit.schemas.where import COLUMNS, ColumnType, column_type
 from gatokit.storage.array_record import ArrayRecordFile
 from gatokit.tokenizers.document import DocumentTokenizer
 from gatokit.tokenizers.episode import EpisodeTokenizer
@@ -183,6 +185,17 @@ class DatasetReader:
         """The threshold of each task that has one."""
         return {row.task: row.threshold for row in self.tasks if row.threshold is not None}
 
+    @property
+    def columns(self) -> dict[str, MetadataType]:
+        """The columns of the index behind those of ``schemas.index.INDEX``, and their types: values that the source
+        stores with each episode."""
+        return {} if self.holds_documents else self.described.columns
+
+    @property
+    def column_types(self) -> dict[str, ColumnType]:
+        """The columns that an expression of ``keep: {where: …}`` can name, and their types."""
+        return COLUMNS | {name: column_type(type_) for name, type_ in self.columns.items()}
+
     def spec(self, task: str) -> EpisodeSpec:
         """The fields of a task's time step."""
         return self.described.specs[self.described.tasks[task].spec]
@@ -214,9 +227,10 @@ class DatasetReader:
         where = functools.reduce(operator.and_, conditions) if conditions else None
         parts = {index.index: index.parts for index in self.totals.splits}
         with self._reading_index():
-            for batch in self._index_files().to_batches(columns=[*INDEX.names, _FILE], filter=where):
+            for batch in self._index_files().to_batches(columns=[*INDEX.names, *self.columns, _FILE], filter=where):
                 for columns in batch.to_pylist():
-                    yield EpisodeRow.from_columns(columns, parts[PurePosixPath(columns[_FILE]).name])
+                    split = PurePosixPath(columns.pop(_FILE)).name
+                    yield EpisodeRow.from_columns(columns, parts[split])
 
     def row(self, id_: str) -> EpisodeRow | None:
         """The index row of one episode or document; None if no row has the id."""
@@ -237,24 +251,27 @@ class DatasetReader:
                     if in_group:
                         table = file.read_row_group(group).take([ordinal - begin for ordinal in in_group])
                         for ordinal, columns in zip(in_group, table.to_pylist(), strict=True):
-                            rows[ordinal] = EpisodeRow.from_columns(dict.fromkeys(INDEX.names) | columns, split.parts)
+                            values = dict.fromkeys((*INDEX.names, *self.columns)) | columns
+                            rows[ordinal] = EpisodeRow.from_columns(values, split.parts)
                     begin = end
         return [rows[ordinal] for ordinal in ordinals]
 
     def missing_columns(self) -> tuple[str, ...]:
         """Columns that some index files lack, as far as a sample of them shows. Raises DataError if one cannot be
         read."""
-        present: set[str] = set(INDEX.names)
+        names = (*INDEX.names, *self.columns)
+        present = set(names)
         splits = self.totals.splits
         with self._reading_index():
             for split in splits[:: max(1, len(splits) // _MOST_PROBED)]:
                 present &= set(pq.read_schema(self.path / split.index).names)
-        return tuple(name for name in INDEX.names if name not in present)
+        return tuple(name for name in names if name not in present)
 
     def _index_files(self, indexes: Sequence[str] | None = None) -> pads.Dataset:
         names = [split.index for split in self.totals.splits] if indexes is None else indexes
         form = pads.ParquetFileFormat(pads.ParquetReadOptions(dictionary_columns=_REPEATED))
-        files = pads.dataset([str(self.path / name) for name in names], schema=_SCHEMA, format=form)
+        schema = pa.schema([*_SCHEMA, *((name, METADATA_TYPES[type_]) for name, type_ in self.columns.items())])
+        files = pads.dataset([str(self.path / name) for name in names], schema=schema, format=form)
         if names:
             check_index_version(next(files.get_fragments()).physical_schema, self.path / names[0])
         return files

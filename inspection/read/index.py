@@ -4,7 +4,7 @@ Legend: R rows.
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -14,11 +14,14 @@ from gatokit.schemas.index import HELD_OUT, INDEX, REASONS, TASKS
 from gatokit.schemas.manifest import ShardEntry
 from gatokit.schemas.where import Column, arrow_column, coded
 
+_NAMES = frozenset(INDEX.names)
+
 
 @dataclass(frozen=True)
 class EpisodeRow:
     """One episode or document of a dataset, kept or dropped: the columns of ``schemas.index.INDEX`` under the same
-    names, except that ``return``, a keyword of Python, is ``episode_return``.
+    names, except that ``return``, a keyword of Python, is ``episode_return``. ``metadata`` has the other columns: the
+    values that the source stores with the episode.
 
     ``shard`` is the file below the dataset's directory that holds it, None if nothing is stored. ``task``, ``agent``
     and ``episode_return`` are None if the episode is too damaged to say; ``tokens`` in a scan; ``part``,
@@ -46,6 +49,7 @@ class EpisodeRow:
     source_file: str
     source_position: int
     shard: str | None
+    metadata: Mapping[str, str | bool | int | float | None] = field(default_factory=dict, hash=False)
 
     @property
     def verdict(self) -> str | None:
@@ -69,12 +73,13 @@ class EpisodeRow:
         sizes, part = values["record_tokens"], values["part"]
         values["record_tokens"] = None if sizes is None else tuple(sizes)
         shard = None if part is None else parts[part].file
-        return EpisodeRow(episode_return=columns["return"], shard=shard, **values)
+        metadata = {name: value for name, value in columns.items() if name not in _NAMES}
+        return EpisodeRow(episode_return=columns["return"], shard=shard, metadata=metadata, **values)
 
     def columns(self) -> dict[str, Any]:
         """The values by column name, in the index's order, and the shard."""
         values = {name: getattr(self, "episode_return" if name == "return" else name) for name in INDEX.names}
-        return values | {"shard": self.shard}
+        return values | dict(self.metadata) | {"shard": self.shard}
 
 
 @dataclass(frozen=True)
@@ -99,7 +104,7 @@ class TaskRow:
     tokens: int | None
 
 
-assert [field.name for field in fields(TaskRow)] == TASKS.names
+assert [item.name for item in fields(TaskRow)] == TASKS.names
 
 
 @dataclass(frozen=True)

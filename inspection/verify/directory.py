@@ -200,7 +200,7 @@ def _check_dataset(dataset: DatasetReader, content: ContentCheck, faults: Faults
         if faults.has(index):
             continue
         try:
-            table = read_index(dataset.path / split.index)
+            table = read_index(dataset.path / split.index, dataset.columns)
         except (ValueError, DataError) as error:
             faults.add(index, str(error).removeprefix(f"{dataset.path / split.index} "))
             continue

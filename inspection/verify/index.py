@@ -20,12 +20,13 @@ from gatokit.inspection.verify.records import Owner
 from gatokit.schemas.config import CorpusConfig, document_rules
 from gatokit.schemas.config_episodes import Keep
 from gatokit.schemas.filter import FILTER_REASONS, RULES, at_or_above, in_range
-from gatokit.schemas.index import HELD_OUT, INDEX, REASONS, TRAIN
+from gatokit.schemas.index import HELD_OUT, INDEX, METADATA_TYPES, REASONS, TRAIN, common_type
 from gatokit.schemas.manifest import (
     DATASET,
     MANIFEST,
     TASKS_FILE,
     Manifest,
+    MetadataType,
     ShardEntry,
     SplitEntry,
     TokenizerSettings,
@@ -47,17 +48,26 @@ Masks = dict[str, Any]
 # --- the index of a split --------------------------------------------------------------------------------------
 
 
-def read_index(path: Path) -> pa.Table:
-    """The index file at ``path``, of the schema ``INDEX``. Raises ValueError, with a sentence, if it is no such file,
-    and DataError if it is of a newer version."""
+def read_index(path: Path, columns: Mapping[str, MetadataType]) -> pa.Table:
+    """The index file at ``path``: of the schema ``INDEX``, behind it any of ``columns``, of which the others are added
+    as nulls. Raises ValueError, with a sentence, if it is no such file, and DataError if it is of a newer version."""
     try:
         table = pq.read_table(path)
     except (OSError, pa.ArrowInvalid) as error:
         raise ValueError(f"cannot be read: {error}") from None
     check_index_version(table.schema, path)
-    if table.schema.names != INDEX.names:
-        raise ValueError(f"has the columns {', '.join(table.schema.names)}")
-    for found, expected in zip(table.schema, INDEX, strict=True):
+    names, own = table.schema.names, len(INDEX)
+    if names[:own] != INDEX.names or not set(names[own:]) <= columns.keys() or len(set(names)) < len(names):
+        raise ValueError(f"has the columns {', '.join(names)}")
+    for found in list(table.schema)[own:]:
+        type_ = next((name for name, known in METADATA_TYPES.items() if known == found.type), None)
+        if type_ is None or common_type((type_, columns[found.name])) != columns[found.name]:
+            raise ValueError(f"has a column {found.name} of {found.type}, not {columns[found.name]}")
+    for name, type_ in columns.items():
+        column = table[name] if name in names else pa.chunked_array([pa.nulls(len(table))])
+        table = table.drop_columns([name] if name in names else [])
+        table = table.append_column(name, column.cast(METADATA_TYPES[type_]))
+    for found, expected in zip(table.schema, INDEX, strict=False):
         if found.type != expected.type:
             raise ValueError(f"has a column {found.name} of {found.type}, not {expected.type}")
     return table
@@ -165,7 +175,7 @@ def _episode_masks(table: pa.Table, dataset: DatasetReader, keep: Keep) -> Masks
         within = pa.array(in_range(keep, returns))
         masks["are kept with a return outside of the range"] = pc.and_not(kept, within)
     if keep.where is not None:
-        where = Where(keep.where)
+        where = Where(keep.where, dataset.column_types)
         columns = {name: where_column(table, name, dataset.expert_returns) for name in where.columns}
         true = pa.array(where.passes(columns, table.num_rows))
         masks["are kept, and the expression of keep is not true for them"] = pc.and_not(kept, true)

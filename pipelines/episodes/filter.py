@@ -18,16 +18,26 @@ import pyarrow.compute as pc
 from gatokit.pipelines.episodes import last_step, ranges
 from gatokit.pipelines.episodes.scan import EpisodesPlan, check_tasks
 from gatokit.pipelines.episodes.spec import field_notices
-from gatokit.pipelines.stages import TASK_ROWS, FilterResult, Losses, ScannedRows, Stream, Task, held_out, row_hash
+from gatokit.pipelines.stages import (
+    METADATA,
+    TASK_ROWS,
+    FilterResult,
+    Losses,
+    ScannedRows,
+    Stream,
+    Task,
+    held_out,
+    row_hash,
+)
 from gatokit.schemas.config import BuildConfig
 from gatokit.schemas.config_episodes import Keep
 from gatokit.schemas.episode_list import EpisodeList
 from gatokit.schemas.errors import ConfigError, DataError
-from gatokit.schemas.filter import FILTER_REASONS, Candidates, apply_rules, sample_hash
+from gatokit.schemas.filter import FILTER_REASONS, Candidates, apply_rules, at_or_above, sample_hash
 from gatokit.schemas.index import HELD_OUT, TRAIN
 from gatokit.schemas.manifest import EpisodeSpec, LastStep
 from gatokit.schemas.tokens import DISCRETE_VALUES
-from gatokit.schemas.where import Column, Strings, Where
+from gatokit.schemas.where import Column, Strings, Where, arrow_column
 from gatokit.storage.files import read_bytes
 
 LONGEST_WINDOW = 1000
@@ -77,20 +87,23 @@ def filter_episodes(plan: EpisodesPlan, paths: Sequence[Path], config: BuildConf
     """
     keep, name = plan.config.keep, plan.config.name
     selection = None if plan.list_path is None else read_episode_list(keep, plan.list_path, name)
-    ends, notices = last_step.decide(ScannedRows(paths, None), plan.config, plan.field)
+    ends, notices = last_step.decide(ScannedRows(paths, None).tables(), plan.config, plan.field)
     read = last_step.real_reading if ends.reading == "real" else None
     measured = ranges.Measurements(
         [directory.scan_fields.measured for directory in plan.directories], ends.reading == "real"
     )
-    for table in ScannedRows(paths, None, read):
+    for table in ScannedRows(paths, None, read).tables():
         measured.add(table, plan.directory_of[table["file"].to_numpy()])
     scanned, gathered, losses, in_held_out = ScannedRows(paths, limit, read), _Gathered(), Losses(), bytearray()
-    for table in scanned:
+    for table in scanned.tables():
         losses.add(table, plan.ids)
         ids = plan.ids(table)
         marks = {"hash": np.array([row_hash(config.seed, id_) for id_ in ids], np.uint64)}
         if selection is not None:
             marks["listed"] = selection.find(ids, table["task"].to_pylist())
+        if keep.success is not None and keep.success.last_reward is not None:
+            last, rounding = (table[column].to_numpy() for column in ("last_reward", "last_rounding"))
+            marks["success"] = at_or_above(last, keep.success.last_reward, rounding)
         if keep.sample is not None:
             marks["sample"] = np.array([sample_hash(keep.seed or 0, id_) for id_ in ids], np.uint64)
         in_held_out += plan.held_out[table["file"].to_numpy()].tobytes()
@@ -101,9 +114,8 @@ def filter_episodes(plan: EpisodesPlan, paths: Sequence[Path], config: BuildConf
     losses.check_budget(config.max_bad_fraction, name)
     if selection is not None and limit is None and not plan.is_partial:
         selection.check_found(name)
-    where = None if keep.where is None else Where(keep.where)
-    passes = None if where is None else partial(_passes, plan, scanned, rows, where)
-    tasks, kept, reason = filter_rows(rows, keep, name, passes)
+    where = None if keep.where is None else Where(keep.where, None)
+    tasks, kept, reason = filter_rows(rows, keep, name, partial(_marks, plan, scanned, rows, where))
     specs, more = _task_specs(plan, gathered, measured)
     notices = [
         *plan.notices,
@@ -209,12 +221,13 @@ def expert_return(returns: np.ndarray) -> float:
 
 
 def filter_rows(
-    rows: Rows, keep: Keep, dataset: str, where: Callable[[np.ndarray], np.ndarray] | None = None
+    rows: Rows, keep: Keep, dataset: str, marks: Callable[[np.ndarray], dict[str, np.ndarray]] | None = None
 ) -> tuple[list[Task], np.ndarray, np.ndarray]:
     """The tasks by name with their expert returns, kept (R,) bool, and reason (R,) of str or None.
 
-    ``where`` gives, from the expert return of each task in the order of ``task_names``, the rows for which the rule of
-    this name is true, bool (R,). N, W and the expert return count every episode whose rewards parse and are finite,
+    ``marks`` gives, from the expert return of each task in the order of ``task_names``, what the rules ``where`` and
+    ``best`` need of all rows, (R,) each: those fields of ``Candidates``. N, W and the expert return count every episode
+    whose rewards parse and are finite,
     also one that is bad otherwise and cannot be kept.
 
     Raises DataError if a task has no such episode, or if all episodes of a task are dropped; the rule ``where`` and a
@@ -239,18 +252,17 @@ def filter_rows(
             counts = f"no sound episode among {len(members)}: {_summary(rows.reason[members])}"
             raise DataError(f"{dataset}: task {names[code]!r} has {counts}")
         streams[code], experts[code] = _streams(rows, sound, keep)
-    passes = None if where is None else where(experts)
+    of_rows = {"success": rows.success, "listed": rows.listed, "hashes": rows.sample, "rounding": rows.rounding}
+    of_rows |= {} if marks is None else marks(experts)
     kept, reason = np.zeros(len(rows.task), bool), rows.reason.copy()
     reasons = np.array([*FILTER_REASONS, None], object)
     can_leave_out = keep.where is not None or keep.episodes is not None
     tasks = []
     for code in by_name:
         sound, name, expert = sound_rows[code], names[code], float(experts[code])
-        columns = {"success": rows.success, "listed": rows.listed, "hashes": rows.sample, "where": passes}
-        columns["rounding"] = rows.rounding
-        marks = {key: None if column is None else column[sound] for key, column in columns.items()}
+        of_sound = {key: None if column is None else column[sound] for key, column in of_rows.items()}
         empty, bad = rows.steps[sound] == 0, np.array([item is not None for item in rows.reason[sound]], bool)
-        verdict = apply_rules(keep, Candidates(name, rows.returns[sound], expert, ~empty, **marks))
+        verdict = apply_rules(keep, Candidates(name, rows.returns[sound], expert, ~empty, **of_sound))
         fails = ~verdict.kept & ~bad
         reason[sound[fails]] = reasons[verdict.failed[fails]]
         reason[sound[empty & ~bad]] = "too_short"
@@ -305,16 +317,25 @@ def _summary(reasons: np.ndarray) -> str:
     return ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
 
 
-def _passes(plan: EpisodesPlan, scanned: ScannedRows, rows: Rows, where: Where, experts: np.ndarray) -> np.ndarray:
-    """Which rows an expression is true for, bool (R,), evaluated one unit at a time."""
-    result, begin = np.zeros(len(rows.task), bool), 0
+def _marks(
+    plan: EpisodesPlan, scanned: ScannedRows, rows: Rows, where: Where | None, experts: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Which rows an expression is true for, bool (R,), and the column that ``best`` goes by, float64 (R,); each if
+    there is one. They are evaluated one unit at a time."""
+    by, begin = plan.config.keep.by, 0
+    found: dict[str, np.ndarray] = {} if where is None else {"where": np.zeros(len(rows.task), bool)}
+    found |= {} if by is None else {"by": np.zeros(len(rows.task))}
+    names = (set() if where is None else where.columns) | (set() if by is None else {by})
     experts = np.append(experts, np.nan)  # for rows without a task
-    for table in scanned:
+    for table in scanned.tables(names) if found else ():
         part = slice(begin, begin + len(table))
-        columns = {name: _column(name, plan, table, rows, part, experts) for name in where.columns}
-        result[part] = where.passes(columns, len(table))
+        columns = {name: _column(name, plan, table, rows, part, experts) for name in names}
+        if where is not None:
+            found["where"][part] = where.passes(columns, len(table))
+        if by is not None:
+            found["by"][part] = columns[by]
         begin = part.stop
-    return result
+    return found
 
 
 def _column(name: str, plan: EpisodesPlan, table: pa.Table, rows: Rows, part: slice, experts: np.ndarray) -> Column:
@@ -339,6 +360,8 @@ def _column(name: str, plan: EpisodesPlan, table: pa.Table, rows: Rows, part: sl
             numbers = table["position"].to_numpy()
         case "order":
             numbers = _order(rows.order[part], table["position"].to_numpy())
+        case _:
+            return arrow_column(table[METADATA + name])
     return numbers.astype(np.float64)
 
 
@@ -379,7 +402,7 @@ class _Gathered:
 
     def add(self, table: pa.Table, directory: np.ndarray, marks: dict[str, np.ndarray]) -> None:
         """Appends the next rows, which lie in these directories, int (rows,). ``marks`` has their columns ``hash`` and,
-        if a rule needs it, ``listed`` or ``sample``."""
+        if a rule needs it, ``listed``, ``success`` or ``sample``."""
         task = _codes(table["task"], self.tasks)
         columns = {
             "task": task,
@@ -431,7 +454,7 @@ def _check_ids(plan: EpisodesPlan, scanned: ScannedRows, hashes: np.ndarray) -> 
         return
     seen: dict[str, str] = {}
     begin = 0
-    for table in scanned:
+    for table in scanned.tables():
         here = suspects[(suspects >= begin) & (suspects < begin + len(table))] - begin
         begin += len(table)
         rows = table.take(pa.array(here))
@@ -480,7 +503,7 @@ def _task_specs(
                 field = field.model_copy(update={"range": pairs or ((-1.0, 1.0),)})
             fields.append(field)
         specs[task] = EpisodeSpec(fields=tuple(fields))
-    if plan.config.task.metadata is not None:
+    if plan.config.task.metadata is not None or plan.config.task.field is not None:
         check_tasks(owners, plan.config, plan.field)
     notices = [
         f"{plan.config.name}: {path} is taken to have {num} values, the largest seen plus one, in "
@@ -525,7 +548,11 @@ def task_rows(plan: EpisodesPlan, result: EpisodeFilterResult, scanned: pa.Table
         "file": file,
         **{name: scanned[name] for name in ("steps", "detail", "lost", "offset", "length", "crc")},
     }
-    return pa.table(columns).select(TASK_ROWS.names).cast(TASK_ROWS)
+    table = pa.table(columns).select(TASK_ROWS.names).cast(TASK_ROWS)
+    for name in scanned.column_names:
+        if name.startswith(METADATA):
+            table = table.append_column(name, scanned[name])
+    return table
 
 
 def _named(codes: np.ndarray, names: Sequence[object]) -> pa.Array:

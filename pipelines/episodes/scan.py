@@ -5,6 +5,7 @@ A scan reads rewards, flags, metadata, actions and discrete observations of ever
 episode, the last one included; R scanned rows.
 """
 
+import dataclasses
 import math
 import typing
 from collections import Counter
@@ -31,10 +32,20 @@ from gatokit.pipelines.episodes.reader import (
 )
 from gatokit.pipelines.episodes.rlds import RldsFile
 from gatokit.pipelines.episodes.spec import episode_specs
+from gatokit.pipelines.episodes.values import (
+    EpisodeValues,
+    check_columns,
+    file_values,
+    find_values,
+    index_columns,
+    read_metadata,
+    read_values,
+)
 from gatokit.pipelines.inputs import find_directories, fixed_part, local_path, local_pattern
+from gatokit.pipelines.stages import METADATA, metadata_schema
 from gatokit.schemas.config_episodes import EpisodesConfig
 from gatokit.schemas.errors import ConfigError, DataError, RejectedError
-from gatokit.schemas.manifest import EpisodeSpec, json_digest
+from gatokit.schemas.manifest import EpisodeSpec, MetadataType, json_digest
 from gatokit.storage import files
 
 _Formats = RldsFile | EnvLoggerFile
@@ -78,7 +89,7 @@ SCANNED = pa.schema(
 
 
 class ScanFields(BaseModel):
-    """The fields that a scan reads of an episode; None if the config does not ask for one or the source has none."""
+    """The fields that a scan reads of an episode; None if the source has none."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -86,11 +97,7 @@ class ScanFields(BaseModel):
     is_first: SourceField | None
     is_last: SourceField
     is_terminal: SourceField | None
-    task: SourceField | None
-    agent: SourceField | None
-    order: SourceField | None
-    id: SourceField | None
-    success: SourceField | None
+    values: EpisodeValues
     measured: tuple[MeasuredField, ...]
 
 
@@ -99,15 +106,16 @@ class ScanFields(BaseModel):
 
 @dataclass(frozen=True)
 class DirectoryPlan:
-    """A source directory with its task (None if each episode names its own), its spec and what a scan reads of it.
+    """A source directory with its spec and what a scan reads of it.
 
-    ``num`` of a discrete action and ``range`` of a continuous one may be open in the spec.
+    ``num`` of a discrete action and ``range`` of a continuous one may be open in the spec. ``given`` has for each file
+    what the config and the path say of its episodes: by role, their task, agent, order and id.
     """
 
     directory: SourceDirectory
-    task: str | None
     spec: EpisodeSpec
     scan_fields: ScanFields
+    given: tuple[dict[str, str | float], ...]
 
 
 @dataclass(frozen=True)
@@ -123,6 +131,8 @@ class EpisodesPlan:
     directories: tuple[DirectoryPlan, ...]
     list_path: str | None = None
     is_partial: bool = False
+    columns: dict[str, MetadataType] = dataclasses.field(default_factory=dict)
+    """The columns of the index for the values that are stored with the episodes, and their types."""
     kind: ClassVar = "episodes"
 
     @property
@@ -177,6 +187,11 @@ class EpisodesPlan:
         """The features of each file."""
         return [plan.directory.features for plan in self.directories for _ in plan.directory.files]
 
+    @cached_property
+    def given(self) -> list[dict[str, str | float]]:
+        """What the config and the path say of the episodes of each file."""
+        return [given for plan in self.directories for given in plan.given]
+
     def addresses(self, scanned: pa.Table) -> list[str]:
         """The file and position of each scanned row."""
         ordinals, positions = scanned["file"].to_pylist(), scanned["position"].to_pylist()
@@ -197,10 +212,11 @@ class EpisodesPlan:
         scanned = []
         for ordinal, directory in zip(ordinals, directories, strict=True):
             index, file = fields.index(directory.scan_fields), self.files[ordinal]
-            scanned.append(ScanFile(ordinal=ordinal, task=directory.task, fields=index, file=file))
+            scanned.append(ScanFile(ordinal=ordinal, given=self.given[ordinal], fields=index, file=file))
         return EpisodeUnit(
             dataset=self.config.name,
             max_episode_bytes=max_bytes,
+            columns=self.columns,
             fields=tuple(fields),
             files=tuple(scanned),
             versions=tuple(files.version(self.files[ordinal].path) for ordinal in ordinals),
@@ -222,14 +238,20 @@ def plan_episodes(dataset: EpisodesConfig, field: str, base: Path) -> EpisodesPl
         missing = sum(directory.missing for directory in directories)
         reason = f"none of its {missing} files is there" if missing else "the splits that are read hold no episode"
         raise DataError(f"{field}.source: {directories[0].path}: {reason}; get its files, or change splits or source")
-    plans = []
-    for directory, spec in zip(directories, episode_specs(directories, dataset, field), strict=True):
-        task = dataset.task.constant or (None if dataset.task.metadata else directory.name)
-        plans.append(DirectoryPlan(directory, task, spec, _scan_fields(directory, spec, dataset, field)))
-    check_tasks([(plan.task, plan.directory.path) for plan in plans if plan.task is not None], dataset, field)
+    specs = episode_specs(directories, dataset, field)
+    names, columns = index_columns([directory.features for directory in directories])
+    check_columns(dataset, columns, field)
+    plans: list[DirectoryPlan] = []
+    tasks: list[tuple[str, str]] = []
+    for directory, spec in zip(directories, specs, strict=True):
+        values = find_values(directory.features, dataset, names, f"{directory.path}, {field}")
+        given = tuple(file_values(dataset, directory.name, file.name, field) for file in directory.files)
+        tasks += dict.fromkeys((str(item["task"]), directory.path) for item in given if "task" in item)
+        plans.append(DirectoryPlan(directory, spec, _scan_fields(directory, spec, values, dataset, field), given))
+    check_tasks(tasks, dataset, field)
     listed = dataset.keep.episodes
     list_path = None if listed is None else local_path(listed, base, f"{field}.keep.episodes")
-    return EpisodesPlan(dataset, field, tuple(plans), list_path)
+    return EpisodesPlan(dataset, field, tuple(plans), list_path, columns=columns)
 
 
 def _sums(counts: Iterable[dict[str, int]]) -> dict[str, int]:
@@ -239,37 +261,19 @@ def _sums(counts: Iterable[dict[str, int]]) -> dict[str, int]:
     return sums
 
 
-def _scan_fields(directory: SourceDirectory, spec: EpisodeSpec, dataset: EpisodesConfig, field: str) -> ScanFields:
-    """Finds the fields that a scan reads. Raises ConfigError if one is absent or has the wrong type."""
+def _scan_fields(
+    directory: SourceDirectory, spec: EpisodeSpec, values: EpisodeValues, dataset: EpisodesConfig, field: str
+) -> ScanFields:
+    """The fields that a scan reads, ``values`` among them. Raises ConfigError if one is absent."""
     features, prefix = directory.features, f"{directory.path}, {field}"
-    keys = {
-        "task": dataset.task.metadata,
-        "agent": dataset.agent.metadata if dataset.agent else None,
-        "order": dataset.order.metadata if dataset.order else None,
-        "id": dataset.id.metadata if dataset.id else None,
-        "success": dataset.keep.success.key if dataset.keep.success else None,
-    }
-    found: dict[str, SourceField | None] = dict.fromkeys(keys)
-    for role, key in keys.items():
-        if key is None:
-            continue
-        source = found[role] = features.metadata_field(key)
-        if source is None:
-            names = ", ".join(sorted(known.path for known in features.metadata)) or "none"
-            raise ConfigError(f"{prefix}: {role} asks for the metadata key {key!r}; the source's keys are {names}")
-        is_number = source.form == "tensor" and source.shape == ()
-        needs_number = role in ("order", "success")
-        if not is_number and (needs_number or source.form != "string"):
-            need = "a number" if needs_number else "a string or a number"
-            what = f"{source.path} is a {source.type_name} of {source.dtype}"
-            raise ConfigError(f"{prefix}: {role} needs {need}, and {what}")
+    found: dict[str, Any] = {}
     for path in ("reward", "is_first", "is_last", "is_terminal"):
         found[path] = features.step_scalar(path)
     if found["is_last"] is None:
         raise ConfigError(f"{prefix}: the source has no scalar steps/is_last, which RLDS episodes need")
     if found["reward"] is None:
         _check_no_return(features, dataset, prefix)
-    return ScanFields.model_validate({**found, "measured": measured_fields(features, spec, dataset)})
+    return ScanFields.model_validate({**found, "values": values, "measured": measured_fields(features, spec, dataset)})
 
 
 def _check_no_return(features: SourceFeatures, dataset: EpisodesConfig, prefix: str) -> None:
@@ -311,13 +315,13 @@ def check_tasks(tasks: list[tuple[str, str]], dataset: EpisodesConfig, field: st
 
 
 class ScanFile(BaseModel):
-    """A file of the plan: its ordinal among the dataset's files, the task that its directory gives (None: each episode
-    names its own), and the index of its ``ScanFields``."""
+    """A file of the plan: its ordinal among the dataset's files, what the config and its path say of its episodes, and
+    the index of its ``ScanFields``."""
 
     model_config = ConfigDict(frozen=True)
 
     ordinal: int
-    task: str | None
+    given: dict[str, str | float]
     fields: int
     file: AnyEpisodeFile
 
@@ -332,6 +336,8 @@ class EpisodeUnit(BaseModel):
     max_episode_bytes: int
     fields: tuple[ScanFields, ...]
     """Each once; ``ScanFile.fields`` is an index into it."""
+    columns: dict[str, MetadataType]
+    """The columns of values stored with the episodes of the dataset."""
     files: tuple[ScanFile, ...]
     versions: tuple[int, ...]
     """Modification times of the files in nanoseconds: a file that changed is scanned again."""
@@ -342,7 +348,7 @@ class EpisodeUnit(BaseModel):
         return json_digest(self.model_dump(mode="json"), 8)
 
     def scan(self, most_bytes: int | None = None) -> pa.Table:
-        """Rows (schema ``SCANNED``) in the order of files and positions.
+        """Rows (schema ``SCANNED`` and the columns of ``metadata_schema``) in the order of files and positions.
 
         With ``most_bytes`` the last row is the one with which the stored lengths reach it.
         """
@@ -353,37 +359,32 @@ class EpisodeUnit(BaseModel):
             size += row["length"]
             if most_bytes is not None and size >= most_bytes:
                 break
-        return pa.Table.from_pylist(rows, SCANNED)
+        return pa.Table.from_pylist(rows, pa.schema([*SCANNED, *metadata_schema(self.columns)]))
 
     def _rows(self) -> Iterator[dict[str, Any]]:
         for item in self.files:
             fields = self.fields[item.fields]
             for stored in item.file.read_all(self.max_episode_bytes):
                 row = {"file": item.ordinal, "lost": stored.lost}
-                yield row | stored.byte_range._asdict() | _scan_episode(stored, item.task, fields)
+                yield row | stored.byte_range._asdict() | _scan_episode(stored, item.given, fields, self.columns)
 
 
-def _scan_episode(stored: StoredEpisode, task: str | None, fields: ScanFields) -> dict[str, Any]:
-    """Task, agent, order, marks, steps and return of one stored episode, or the reason why it has none.
+def _scan_episode(
+    stored: StoredEpisode, given: dict[str, str | float], fields: ScanFields, columns: dict[str, MetadataType]
+) -> dict[str, Any]:
+    """Task, agent, order, marks, steps, return and metadata of one stored episode, or the reason why it has none.
 
     A column that is left out is null.
     """
-    row: dict[str, Any] = {
-        "task": task,
-        "agent": "" if fields.agent is None else None,
-        "order": math.nan,
-        "return": math.nan,
-        "reason": stored.reason,
-        "detail": stored.detail,
-    }
+    row: dict[str, Any] = {"order": math.nan, "return": math.nan, "reason": stored.reason, "detail": stored.detail}
+    row |= given
     episode = stored.value
     if episode is None:
         return row
+    for name, value in read_metadata(episode, fields.values, columns).items():
+        row[METADATA + name] = value
     try:
-        for role in ("task", "agent", "id", "order", "success"):
-            field = getattr(fields, role)
-            if field is not None:
-                row[role] = _metadata(episode, field, role)
+        row |= read_values(episode, fields.values)
         is_last = _numbers(episode, fields.is_last)
         is_first, is_terminal = (
             None if field is None else _numbers(episode, field) for field in (fields.is_first, fields.is_terminal)
@@ -456,19 +457,6 @@ def half_ulps(values: np.ndarray) -> np.ndarray:
         return np.zeros(len(values))
     with np.errstate(invalid="ignore", over="ignore"):
         return np.nan_to_num(np.spacing(np.abs(values)).astype(np.float64), nan=0.0, posinf=0.0) / 2
-
-
-def _metadata(episode: RawEpisode, field: SourceField, role: str) -> str | float | bool:
-    value = episode.metadata(field)
-    if value is None:
-        raise RejectedError("missing_field", f"{field.path} is absent from the episode")
-    if role == "success":
-        return bool(value)
-    if role == "order":
-        if not math.isfinite(float(value)):
-            raise RejectedError("not_finite", f"{field.path} is {value}")
-        return float(value)
-    return str(value)
 
 
 def _numbers(episode: RawEpisode, field: SourceField) -> np.ndarray:

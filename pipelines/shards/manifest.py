@@ -21,7 +21,7 @@ from gatokit.pipelines.shards.writer import INDEX_SUFFIX, read_out_of_range, rea
 from gatokit.pipelines.stages import Losses
 from gatokit.schemas.config import BuildConfig, document_rules
 from gatokit.schemas.errors import ConfigError, DataError
-from gatokit.schemas.index import HELD_OUT, TASKS
+from gatokit.schemas.index import HELD_OUT, INDEX, METADATA_TYPES, TASKS, common_type
 from gatokit.schemas.manifest import (
     LOG,
     MANIFEST,
@@ -30,6 +30,7 @@ from gatokit.schemas.manifest import (
     DatasetFile,
     FileEntry,
     Manifest,
+    MetadataType,
     SplitEntry,
     TaskEntry,
     TokenizerSettings,
@@ -53,6 +54,7 @@ _PACKAGES = (
     "sentencepiece",
 )
 _COUNTED_COLUMNS = ["task", "agent", "kept", "split", "steps", "tokens", "lost", "reason", "detail", "episode_id"]
+_METADATA_NAMES = {type_: name for name, type_ in METADATA_TYPES.items()}
 _TEMPORARY = re.compile(re.escape(files.TEMPORARY) + r"[0-9a-f]{32}-.+", re.DOTALL)
 _SUMMARY = r"(dataset(-[0-9a-f]{16})?\.json|tasks(-[0-9a-f]{16})?\.parquet)"
 
@@ -116,11 +118,15 @@ def finish_dataset(root: Path, plan: Plan, config: BuildConfig, content: Literal
     """
     dataset, specs = plan.dataset.config, plan.result.specs
     splits, totals, indexes = [], _Totals(), {}
+    columns: dict[str, set[MetadataType]] = {}
     names = [shard.stem + INDEX_SUFFIX for shard in plan.shards]
     contents = files.prefetch([root / dataset.name / name for name in names], files.read_bytes, len)
     for shard, name, data in zip(plan.shards, names, contents, strict=True):
-        table = pq.ParquetFile(pa.BufferReader(data)).read(_COUNTED_COLUMNS, use_threads=False)
+        file = pq.ParquetFile(pa.BufferReader(data))
+        table = file.read(_COUNTED_COLUMNS, use_threads=False)
         totals.add(table)
+        for column in list(file.schema_arrow)[len(INDEX.names) :]:
+            columns.setdefault(column.name, set()).add(_METADATA_NAMES[column.type])
         indexes[name] = len(data), digest(data)
         splits.append(
             SplitEntry(
@@ -143,6 +149,7 @@ def finish_dataset(root: Path, plan: Plan, config: BuildConfig, content: Literal
             task.name: TaskEntry(spec=specs[task.name].id if specs else "", ordered=ordered)
             for task in plan.result.tasks
         },
+        columns={name: common_type(columns[name]) for name in sorted(columns)},
         documents=document_rules(plan.dataset.config) if isinstance(plan.dataset, DocumentsPlan) else None,
         episodes=episodes,
         kept=kept,

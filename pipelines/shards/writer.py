@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
 from gatokit.pipelines.planning import ShardTask
-from gatokit.pipelines.stages import OutOfRange
+from gatokit.pipelines.stages import METADATA, OutOfRange, with_metadata
 from gatokit.schemas.errors import RejectedError, first_line
 from gatokit.schemas.index import HELD_OUT, INDEX, TRAIN
 from gatokit.schemas.manifest import ShardEntry
@@ -67,7 +67,7 @@ def build_shard(
     is dropped with a reason. Rows in ``crashed`` are not read, because that ends the process as their text says. Raises
     DataError if the source changed since the scan.
     """
-    columns = {name: task.rows[name].to_pylist() for name in task.rows.column_names}
+    columns = {name: task.rows[name].to_pylist() for name in task.rows.column_names if not name.startswith(METADATA)}
     for row, detail in crashed.items():
         columns["kept"][row], columns["split"][row] = False, None
         columns["reason"][row], columns["detail"][row] = CRASHED, detail
@@ -91,6 +91,7 @@ def build_shard(
         writer.finish()
         result["tokens"] = [0 if tokens is None else tokens for tokens in result["tokens"]]
         index = pa.table({**columns, **result}).select(INDEX.names).cast(INDEX)
+        index = with_metadata(index, task.rows)
         write_index(Path(directory) / (task.stem + INDEX_SUFFIX), index, writer.parts, builder.out_of_range)
     return Built(
         kind=task.header.kind,

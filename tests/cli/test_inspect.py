@@ -278,7 +278,7 @@ def test_what_changes_between_two_thresholds(gatokit, built, monkeypatch):
         (["--keep", "{best: 0}"], "--keep: best: must be at least 1 episode a task (got 0)"),
         (["--keep", "best"], "--keep: must be a mapping with keys of a config's keep, such as '{best: 100}'"),
         (["--keep", "{best"], "--keep, line 1: this is not valid YAML"),
-        (["--keep", "{where: tokens > 3}"], "--keep: where: 'tokens' is no column; the columns are agent, "),
+        (["--keep", "{where: tokens > 3}"], "metaworld: where: 'tokens' is no column; the columns are agent, "),
         (["--keep", "{success: done}"], "success: the index of metaworld does not hold the mark 'done'"),
         (["--keep", "{all: true}", "--at", "0.9"], "--at and --keep exclude each other: give one of them"),
         (["--keep", "{all: true}", "--episode", "x"], "--episode and --keep exclude each other: give one of them"),

@@ -19,6 +19,7 @@ holdout: 0.2
 datasets:
   - name: arm
     kind: episodes
+    last_step: padding
     source: arm/*
     agent: {{metadata: agent_id}}
     order: {{metadata: index}}
@@ -26,6 +27,7 @@ datasets:
     weight: 3
   - name: grid
     kind: episodes
+    last_step: padding
     source: grid
     keep: {{all: true}}
     fields: {{observation: {{as: discrete}}}}

@@ -53,7 +53,9 @@ def test_index_joins_all_splits_and_selects_columns(small):
     dataset = open_directory(small.built).datasets["arm"]
     assert len(dataset.totals.splits) > 1
     table = dataset.index()
-    assert table.column_names == INDEX.names
+    assert dataset.columns == {"agent_id": "string", "index": "int64"}
+    assert table.column_names == [*INDEX.names, "agent_id", "index"]
+    assert table["agent_id"].to_pylist() == table["agent"].to_pylist()
     assert table.num_rows == 30
     some = dataset.index(["episode_id", "steps"], pc.field("kept"))
     assert some.column_names == ["episode_id", "steps"]
@@ -73,7 +75,8 @@ def test_rows_are_filtered_and_complete(small):
     row = kept[0]
     assert dataset.row(row.episode_id) == row
     assert dataset.row("no such id") is None
-    assert list(row.columns()) == [*INDEX.names, "shard"]
+    assert list(row.columns()) == [*INDEX.names, "agent_id", "index", "shard"]
+    assert row.metadata == {"agent_id": row.agent, "index": row.order}
     assert row.columns()["return"] == row.episode_return
 
 
