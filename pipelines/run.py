@@ -142,13 +142,16 @@ def build(
         # --- 5. count what there is, and write the manifest ----------------------------------------------------------
         with log.stage("finish"):
             finished = [finish_dataset(root, plan, config, content) for plan in plans]
+            late_notices = [notice for item in finished for notice in item.notices]
+            for notice in late_notices:
+                log.write("notice", text=notice)
             files.remove_tree(work)
             manifest, removed = write_manifest(root, config, described, finished, model, content, before)
         splits = [split for dataset in manifest.datasets for split in dataset.splits]
         built = [part for split in splits if split.fingerprint not in reused for part in split.parts]
         result = Result(
             manifest,
-            tuple(notices),
+            (*notices, *late_notices),
             time.monotonic() - begin,
             log.seconds,
             built=len(built),

@@ -89,7 +89,10 @@ def _values(field: FieldSpec, observations: Sequence[Observation], is_first: Seq
     name = field.path.removeprefix("observation/")
     values = [observation[name] for observation in observations]
     if field.kind == "text":
-        texts = [value if isinstance(value, str) else text_of_codes(np.asarray(value)) for value in values]
+        try:
+            texts = [value if isinstance(value, str) else text_of_codes(np.asarray(value)) for value in values]
+        except ValueError:
+            raise RejectedError("not_utf8", f"field {field.path} holds no codes of a text") from None
         return [text if first or field.every == "step" else "" for text, first in zip(texts, is_first, strict=True)]
     if field.image is not None:
         return [store_frame(value if isinstance(value, bytes) else np.asarray(value), field)[0] for value in values]

@@ -464,7 +464,7 @@ def field_notices(directories: Sequence[SourceDirectory], dataset: EpisodesConfi
     unused = dict.fromkeys(use.source.path for use in uses if use.belongs_to == "step" and use.why == _UNUSED)
     if unused:
         notices.append(
-            f"{dataset.name}: {', '.join(unused)} of the steps have no tokens, for they are {_UNUSED}; "
+            f"{dataset.name}: fields of the steps without tokens, for they are {_UNUSED}: {', '.join(unused)}; "
             "`observe: [PATH]` makes one a part of the observation, `action: PATH` the action"
         )
     for use in _left_out(uses):
@@ -496,10 +496,14 @@ def _hint(use: FieldUse) -> str:
         return f"a smaller images.size under fields.{source.path} makes them fewer"
     sides, rule = _picture_sides(source), ""
     if len(sides) == 2 and min(sides) >= _PICTURE_SIDE:
-        is_depth = source.shape[2:] in ((), (1,)) and source.dtype not in ("uint8", "bool")
+        near = [max(PATCH, PATCH * round(side / PATCH)) for side in sides]
+        size = "" if tuple(near) == sides else f", images: {{size: {near}}}"
         candidate, unit = _DEPTHS.get(np.dtype(source.dtype).kind, _DEPTHS["u"])
-        rule = f"{{as: depth, range: {candidate}}} if it is a picture of depths in {unit}, " if is_depth else ""
-        rule += "{as: image} if it is a picture" + (" with alpha, which is dropped" if source.shape[-1] == 4 else "")
+        if source.shape[2:] in ((), (1,)) and source.dtype not in ("uint8", "bool"):
+            rule = f"{{as: depth, range: {candidate}{size}}} if it is a picture of depths in {unit}, "
+        rule += f"{{as: image{size}}} if it is a picture"
+        if source.shape[-1] == 4:
+            rule += " whose fourth channel is alpha, which is dropped"
     elif spec.kind == "discrete" and len(source.shape) == 1:
         rule = "{as: text} if they are codes of characters"
     return "each number is a token: give it " + (f"{rule}, or " if rule else "") + "{as: skip} to leave it out"

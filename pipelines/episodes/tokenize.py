@@ -3,6 +3,7 @@
 Legend: N recorded steps, the last one included; S steps that have an action; T tokens.
 """
 
+import dataclasses
 from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import suppress
@@ -38,7 +39,8 @@ class Episode:
 
     ``values`` maps the path of every field of the task's spec to its S values: an array (S, *shape), a list
     of ``str`` for text, a list of ``EncodedImage`` for images. ``reward`` and ``discount`` are float64 (S,), None
-    if the source has none; ``flags`` is uint8 (S,), made of FIRST, LAST and TERMINAL.
+    if the source has none; ``flags`` is uint8 (S,), made of FIRST, LAST and TERMINAL. ``outside`` has, of each image
+    whose values are scaled to pixels, how many values lie outside of its levels, and how many there are.
     """
 
     id: str
@@ -46,6 +48,7 @@ class Episode:
     reward: np.ndarray | None
     discount: np.ndarray | None
     flags: np.ndarray
+    outside: dict[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
 
 
 class EpisodeShardHeader(BaseModel):
@@ -151,8 +154,10 @@ class EpisodeShardBuilder:
                 if field.range is not None:
                     values = episode.values[field.path]
                     assert isinstance(values, np.ndarray)
-                    outside, total = counts.get(field.path, (0, 0))
-                    counts[field.path] = outside + count_outside(values, field.range), total + values.size
+                    episode.outside[field.path] = count_outside(values, field.range), values.size
+            for path, (outside, total) in episode.outside.items():
+                before = counts.get(path, (0, 0))
+                counts[path] = before[0] + outside, before[1] + total
             yield row, TokenizedRow(*records(episode, sequence, spec_id, self._header.settings.chunk_tokens))
 
 
@@ -183,9 +188,16 @@ def to_episode(
     assert is_last is not None
     recorded = len(is_last)
     steps = recorded - (int(np.count_nonzero(is_last)) if last_step == "padding" else 0)
-    values = {}
-    for field in spec.fields:
-        values[field.path] = _fitted(read_field(raw, features, field, recorded, steps), field)
+    values: dict[str, np.ndarray | list[str] | list[EncodedImage]] = {}
+    outside: dict[str, tuple[int, int]] = {}
+    for item in spec.fields:
+        column = read_field(raw, features, item, recorded, steps)
+        if item.image is None:
+            values[item.path] = cast(np.ndarray | list[str], column)
+        else:
+            values[item.path], counted = _stored_frames(column, item)
+            if counted[1]:
+                outside[item.path] = counted
     reward = _numbers(raw, features, "reward", recorded, steps)
     discount = _numbers(raw, features, "discount", recorded, steps)
     flags = np.zeros(steps, np.uint8)
@@ -194,7 +206,7 @@ def to_episode(
         flags[0] |= FIRST
         flags[-1] |= LAST if is_last.any() else 0
         flags[-1] |= TERMINAL if is_terminal is not None and is_terminal[-1] else 0
-    return Episode(id=id, values=values, reward=reward, discount=discount, flags=flags)
+    return Episode(id=id, values=values, reward=reward, discount=discount, flags=flags, outside=outside)
 
 
 def _column(raw: RawEpisode, source: SourceField, recorded: int) -> Values:
@@ -288,20 +300,21 @@ def _filled(column: Values, source: SourceField, field: FieldSpec) -> np.ndarray
     return filled
 
 
-def _fitted(column: Values | list[str], field: FieldSpec) -> np.ndarray | list[str] | list[EncodedImage]:
-    """The values of a field: texts, images that fit the spec, or an array as it is."""
-    if field.image is None:
-        return cast(np.ndarray | list[str], column)
+def _stored_frames(column: Values | list[str], field: FieldSpec) -> tuple[list[EncodedImage], tuple[int, int]]:
+    """The images of frames; how many of their values lie outside of the field's levels, and of how many."""
     images: list[EncodedImage] = []
+    outside = total = 0
     for step, frame in enumerate(column):
         if step and frame is column[step - 1]:  # an image of the episode
             images.append(images[-1])
             continue
         try:
-            images.append(store_frame(frame, field)[0])
+            image, beyond, size = store_frame(cast(bytes | np.ndarray, frame), field)
         except RejectedError as error:
             raise RejectedError(error.reason, f"{field.path} at step {step}: {error.detail}") from None
-    return images
+        images.append(image)
+        outside, total = outside + beyond, total + size
+    return images, (outside, total)
 
 
 def _numbers(raw: RawEpisode, features: SourceFeatures, path: str, recorded: int, steps: int) -> np.ndarray | None:

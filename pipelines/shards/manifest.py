@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from gatokit.pipelines.documents.reader import DocumentsPlan
+from gatokit.pipelines.episodes.ranges import MOST_OUTSIDE
 from gatokit.pipelines.episodes.scan import EpisodesPlan
 from gatokit.pipelines.planning import Plan
 from gatokit.pipelines.shards.writer import INDEX_SUFFIX, read_out_of_range, read_parts
@@ -64,14 +65,15 @@ _SUMMARY = r"(dataset(-[0-9a-f]{16})?\.json|tasks(-[0-9a-f]{16})?\.parquet)"
 
 @dataclass(frozen=True)
 class Finished:
-    """A dataset whose splits are all there: its totals, its two summary files, by reason what was rejected, and size
-    and digest of each index."""
+    """A dataset whose splits are all there: its totals, its two summary files, by reason what was rejected, size
+    and digest of each index, and sentences for the user."""
 
     dataset: DatasetEntry
     described: bytes
     tasks: bytes
     rejected: dict[str, int]
     indexes: dict[str, tuple[int, str]]
+    notices: tuple[str, ...]
 
     def summaries(self, dataset: DatasetEntry) -> dict[str, bytes]:
         """Path and content of the summary files under the names that ``dataset`` gives them."""
@@ -174,7 +176,25 @@ def finish_dataset(root: Path, plan: Plan, config: BuildConfig, content: Literal
         last_step=getattr(plan.result, "last_step", None),
     )
     rejected = dict(sorted(totals.losses.counts.items()))
-    return Finished(entry, described.to_bytes(), sink.getvalue().to_pybytes(), rejected, indexes)
+    notices = tuple(_outside_levels(totals, plan))
+    return Finished(entry, described.to_bytes(), sink.getvalue().to_pybytes(), rejected, indexes, notices)
+
+
+def _outside_levels(totals: _Totals, plan: Plan) -> Iterator[str]:
+    """A notice for each image of which too many values are outside of the values that become black and white."""
+    shares: dict[tuple[str, tuple[float, float]], float] = {}
+    for (task, path), outside in totals.outside.items():
+        [item] = [item for item in plan.result.specs[task].fields if item.path == path]
+        if item.levels is not None:
+            key = item.source[0] if item.source else path, item.levels
+            shares[key] = max(shares.get(key, 0.0), outside / totals.values[task, path])
+    for (path, (low, high)), share in sorted(shares.items()):
+        if share > MOST_OUTSIDE:
+            yield (
+                f"{plan.dataset.config.name}: up to {share:.1%} of a task's values of {path} lie outside of "
+                f"[{low:g}, {high:g}] and are black or white; if that is not meant, give "
+                f"{plan.dataset.field}.fields.{path} another range"
+            )
 
 
 def _check(totals: _Totals, plan: Plan, config: BuildConfig) -> None:

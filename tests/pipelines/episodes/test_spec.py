@@ -587,15 +587,16 @@ def test_what_the_user_is_told() -> None:
         SourceField(path="observation/codes", dtype="int32", shape=(512,)),
     ]
     assert field_notices([directory(fields)], config()) == [
-        "a: language_instruction of the steps have no tokens, for they are neither observation nor action; "
+        "a: fields of the steps without tokens, for they are neither observation nor action: language_instruction; "
         "`observe: [PATH]` makes one a part of the observation, `action: PATH` the action",
         "a: observation/video is left out, for it is a Video, which has no tokens; give it {as: skip}",
         "a: observation/depth_1, observation/depth_2: 2,000 tokens a step each; each number is a token: give it "
-        "{as: depth, range: [0, 10]} if it is a picture of depths in metres, {as: image} if it is a picture, "
-        "or {as: skip} to leave it out",
+        "{as: depth, range: [0, 10], images: {size: [32, 48]}} if it is a picture of depths in metres, "
+        "{as: image, images: {size: [32, 48]}} if it is a picture, or {as: skip} to leave it out",
         "a: observation/embedding: 512 tokens a step; each number is a token: give it {as: skip} to leave it out",
-        "a: observation/frames: 28,224 tokens a step; each number is a token: give it {as: image} if it is a picture "
-        "with alpha, which is dropped, or {as: skip} to leave it out",
+        "a: observation/frames: 28,224 tokens a step; each number is a token: give it "
+        "{as: image, images: {size: [80, 80]}} if it is a picture whose fourth channel is alpha, which is dropped, "
+        "or {as: skip} to leave it out",
         "a: observation/codes: 512 tokens a step; each number is a token: give it {as: text} if they are codes of "
         "characters, or {as: skip} to leave it out",
         "a: a step has 33,256 tokens without its texts, so that two steps do not fit into a window of 1,024",
