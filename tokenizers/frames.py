@@ -46,5 +46,5 @@ def _scaled(values: np.ndarray, levels: tuple[float, float]) -> tuple[np.ndarray
     if is_nan.any():
         exact[is_nan] = -np.inf
     outside = int(np.count_nonzero((exact < low) | (exact > high)))
-    scaled = np.clip((exact - low) * (255.0 / (high - low)), 0.0, 255.0)
+    scaled = np.clip(255.0 * (exact - low) / (high - low), 0.0, 255.0)
     return np.rint(scaled).astype(np.uint8), outside

@@ -120,11 +120,11 @@ def _used(
 ) -> FieldUse:
     """What becomes of the field at ``path`` of a spec, which is read from ``sources``."""
     first, is_action = sources[0], path.split("/")[0] == "action"
-    rule = rule_of(dataset, first.path)
+    rule, is_own = rule_of(dataset, first.path), first.path in dataset.fields
     if rule.kind == "skip":
         return FieldUse(first, belongs_to, why=_SKIPPED)
     try:
-        specs = [_field_spec(source, rule, dataset.images, is_action) for source in sources]
+        specs = [_field_spec(source, rule, dataset.images, is_action, is_own) for source in sources]
         if len(sources) > 1 and any(spec.kind != "text" for spec in specs):
             raise _FieldError("is to be replaced where it is empty, which texts alone can be", "name one field")
     except _FieldError as error:
@@ -302,41 +302,47 @@ def _plain(path: str) -> str:
 # --- the form of a field -----------------------------------------------------------------------------------------
 
 
-def _field_spec(source: SourceField, rule: FieldRule, images: EpisodeImages, is_action: bool) -> FieldSpec:
-    """The spec of a field, with the source's path. Raises _FieldError."""
+def _field_spec(
+    source: SourceField, rule: FieldRule, images: EpisodeImages, is_action: bool, is_own: bool = True
+) -> FieldSpec:
+    """The spec of a field, with the source's path. Raises _FieldError.
+
+    ``is_own`` is False if the rule is that of a group, whose keys hold for those of its fields that they suit.
+    """
     kind: FieldKind = "image" if rule.kind == "depth" else rule.kind or _default_kind(source)  # type: ignore[assignment]
     _check_kind(source, kind, rule, is_action)
-    is_continuous_action = kind == "continuous" and is_action
+    is_ragged, is_range = source.form == "ragged" and kind != "text", kind == "continuous" and is_action
+    is_counted = kind == "discrete" and source.dtype != "bool"
     frames = _frames(source, rule, rule.images or images) if kind == "image" else None
-    if rule.range is not None and not (is_continuous_action or (frames is not None and frames.levels is not None)):
-        raise _FieldError("is no continuous action and takes no range", "remove range")
-    if rule.clip is not None and rule.range is None:
-        raise _FieldError("has no range to clip to", "remove clip")
-    if rule.num is not None and (kind != "discrete" or source.dtype == "bool"):
-        raise _FieldError(f"of dtype {source.dtype} as {kind} takes no num", "remove num")
-    if rule.offset is not None and (kind != "discrete" or source.dtype == "bool"):
-        raise _FieldError(f"of dtype {source.dtype} as {kind} takes no offset", "remove offset")
-    if rule.images is not None and kind != "image":
-        raise _FieldError(f"is {kind} and takes no images", "remove images")
-    if rule.every is not None and kind != "text":
-        raise _FieldError(f"is {kind}, and only text can stand once an episode", "remove every")
-    if rule.max_length is not None and (source.form != "ragged" or kind == "text"):
-        raise _FieldError("has values of one length in every step and takes no max_length", "remove max_length")
+    suits = {
+        "range": (is_range or (frames is not None and frames.levels is not None), "is no continuous action and takes"),
+        "clip": (rule.range is not None, "has no range to clip to and takes"),
+        "num": (is_counted, f"of dtype {source.dtype} as {kind} takes"),
+        "offset": (is_counted, f"of dtype {source.dtype} as {kind} takes"),
+        "images": (frames is not None, f"is {kind} and takes"),
+        "every": (kind == "text", "is no text and takes"),
+        "max_length": (is_ragged, "has values of one length in every step and takes"),
+    }
+    for key, (does_suit, problem) in suits.items():
+        if is_own and getattr(rule, key) is not None and not does_suit:
+            raise _FieldError(f"{problem} no {key}", f"remove {key}")
     if frames is not None:
         return frames
-    shape = source.sides if source.form != "ragged" else (rule.max_length or 0, *source.sides)
-    numbers = FieldSpec(path=source.path, kind=kind, dtype=source.dtype, shape=shape, max_length=rule.max_length)
-    if kind == "continuous":
-        is_open = rule.range is not None and rule.pairs is None  # the data will say it
-        pairs = (rule.pairs or ((-1.0, 1.0),)) if is_action and not is_open else None
-        size = math.prod(shape)
-        if pairs is not None and len(pairs) not in (1, size):
-            raise _FieldError(f"has {size} components and range has {len(pairs)} pairs", "give one or as many")
-        return numbers.model_copy(update={"range": pairs, "clip": bool(rule.clip)})
+    if kind == "text":
+        return FieldSpec(path=source.path, kind=kind, dtype="str", every=rule.every or "step")
+    max_length = rule.max_length if is_ragged else None
+    shape = (max_length or 0, *source.sides) if is_ragged else source.sides
+    numbers = FieldSpec(path=source.path, kind=kind, dtype=source.dtype, shape=shape, max_length=max_length)
     if kind == "discrete":
         num = 2 if source.dtype == "bool" else rule.num or source.num
-        return numbers.model_copy(update={"num": num, "offset": rule.offset or 0})
-    return FieldSpec(path=source.path, kind=kind, dtype="str", every=rule.every or "step")
+        return numbers.model_copy(update={"num": num, "offset": (rule.offset or 0) if is_counted else 0})
+    is_open = rule.range is not None and rule.pairs is None  # the data will say it
+    if not is_action or is_open:
+        return numbers.model_copy(update={"clip": is_action and bool(rule.clip)})
+    pairs, size = rule.pairs or ((-1.0, 1.0),), math.prod(shape)
+    if len(pairs) not in (1, size):
+        raise _FieldError(f"has {size} components and range has {len(pairs)} pairs", "give one or as many")
+    return numbers.model_copy(update={"range": pairs, "clip": bool(rule.clip)})
 
 
 def _default_kind(source: SourceField) -> FieldKind:

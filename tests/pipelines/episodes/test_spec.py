@@ -208,7 +208,7 @@ SKIP = "; give it {as: skip} under datasets[0].fields"
         (
             source("int64"),
             {"every": "episode"},
-            "observation/x is discrete, and only text can stand once an episode; remove every under datasets[0].fields",
+            "observation/x is no text and takes no every; remove every under datasets[0].fields",
         ),
         (
             source("float32"),
@@ -462,6 +462,30 @@ def test_names_that_do_not_do(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         episode_specs([found], config(**changes), "datasets[0]")
     assert str(caught.value) == message
+
+
+def test_the_keys_of_a_group_hold_for_the_fields_that_they_suit() -> None:
+    fields = [
+        SourceField(path="action/move", dtype="float32", shape=(2,)),
+        SourceField(path="action/open", dtype="bool"),
+        SourceField(path="action/mode", dtype="int64"),
+        SourceField(path="observation/small", dtype="uint8", shape=(20, 20, 3)),
+        STATE,
+    ]
+    rules = {
+        "action": {"range": [-2, 2], "clip": True, "offset": -1},
+        "observation": {"images": {"size": [16, 16]}, "max_length": 3, "every": "episode"},
+    }
+    spec = spec_of(*fields, fields=rules)
+    assert {field.path: (field.range, field.clip, field.offset, field.num) for field in spec.action} == {
+        "action/mode": (None, False, -1, None),
+        "action/move": (((-2.0, 2.0),), True, 0, None),
+        "action/open": (None, False, 0, 2),
+    }
+    assert [(field.tokens, field.every, field.max_length) for field in spec.observation] == [
+        (1, "step", None),
+        (3, "step", None),
+    ]
 
 
 def test_all_complaints_about_a_source_stand_in_one_message() -> None:
