@@ -50,6 +50,8 @@ def _seconds(text: str) -> float:
 
 def run(arguments: argparse.Namespace) -> int:
     """Builds and shows what was written, or shows what a build would write."""
+    from gatokit.inspection.tables.fields import show_fields
+
     output = Output(arguments.json)
     if arguments.plan:
         _plan(arguments, output)
@@ -62,6 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
         ["dataset", "found", "kept", "tokens", "records", "held-out records", "shards", "bytes"],
         [(row | {"bytes": byte_size(row["bytes"])}).values() for row in datasets],
     )
+    show_fields(output, result.steps)
     show_rejected(result, output)
     speed = "" if result.tokens_per_second is None else f", {result.tokens_per_second:,.0f} tokens/s"
     output.say(
@@ -72,7 +75,9 @@ def run(arguments: argparse.Namespace) -> int:
     for row in datasets:
         del row["held_out"]
     more = ("seconds", "stages", "built", "reused", "removed", "rejected", "tokens_per_second")
-    output.result({"datasets": datasets, "out": arguments.out} | {key: getattr(result, key) for key in more})
+    steps = {name: step.model_dump(mode="json") for name, step in result.steps.items()}
+    values = {"datasets": datasets, "out": arguments.out, "steps": steps}
+    output.result(values | {key: getattr(result, key) for key in more})
     return 0
 
 

@@ -20,6 +20,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Scans and shows the table of tasks."""
     import pyarrow.parquet as pq
 
+    from gatokit.inspection.tables.fields import show_fields
     from gatokit.storage.files import arrow_file
 
     output = Output(arguments.json)
@@ -32,8 +33,10 @@ def run(arguments: argparse.Namespace) -> int:
                 tasks.append({"dataset": dataset.name} | {key: row[key] for key in keys})
     columns = ["dataset", "task", "agent", "N", "W", "expert return", "threshold", "kept", "dropped"]
     output.table(arguments.out, columns, [task.values() for task in tasks])
+    show_fields(output, result.steps)
     show_rejected(result, output)
     output.say(f"scanned in {result.seconds:.1f} s; next: gatokit inspect {arguments.out}")
     values = {key: getattr(result, key) for key in ("seconds", "stages", "rejected")}
-    output.result({"tasks": tasks} | values)
+    steps = {name: step.model_dump(mode="json") for name, step in result.steps.items()}
+    output.result({"tasks": tasks, "steps": steps} | values)
     return 0

@@ -270,8 +270,8 @@ default need not be given; its meaning says what happens then.
 - [Build config](#build-config), for `gatokit vocab`, `scan` and `build`. Its datasets are
   [episodes](#episodes), [text](#text), [images with captions](#images-with-captions),
   [questions about images](#questions-about-images) and [pages](#pages-of-text-and-images).
-  [cli/demo.yaml](../cli/demo.yaml), [episodes.yaml](../examples/episodes.yaml) and
-  [corpora.yaml](../examples/corpora.yaml) are whole ones.
+  [cli/demo.yaml](../cli/demo.yaml), [episodes.yaml](../examples/episodes.yaml),
+  [corpora.yaml](../examples/corpora.yaml) and [openx.yaml](../examples/openx.yaml) are whole ones.
 - [Run config](#run-config), for `gatokit train`. [schemas/presets](../schemas/presets) and
   [cli/demo-train.yaml](../cli/demo-train.yaml) are whole ones.
 """

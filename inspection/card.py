@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gatokit.inspection.read.directory import DatasetReader, Directory
+from gatokit.inspection.tables.fields import COLUMNS, field_rows
 from gatokit.inspection.tables.summary import hours
 from gatokit.schemas.words import counted
 
@@ -67,6 +68,7 @@ def card(directory: Directory, datasets: Sequence[DatasetReader]) -> Card:
             _counts(datasets, is_build),
             _sources(datasets, manifest.config),
             *_tasks(datasets),
+            *_fields(datasets),
             Section("Vocabulary", ("what", "value"), tuple(vocabulary)),
             Section("Made with", ("package", "version"), tuple(manifest.packages.items())),
             Section("Digests", ("of", "digest"), tuple(digests)),
@@ -117,6 +119,16 @@ def _tasks(datasets: Sequence[DatasetReader]) -> list[Section]:
     title = "Tasks" if len(rows) <= _MOST_ROWS else f"Tasks, the first {_MOST_ROWS} of {len(rows):,}"
     columns = ("dataset", "task", "kept", "dropped", "expert return", "threshold")
     return [Section(title, columns, tuple(rows[:_MOST_ROWS]), frozenset(range(2, 6)))]
+
+
+def _fields(datasets: Sequence[DatasetReader]) -> list[Section]:
+    rows = [
+        (dataset.name, path, becomes, "" if tokens is None else f"{tokens:,.4g}", share, note)
+        for dataset in datasets
+        for path, becomes, tokens, share, note in field_rows(dataset.described.step)
+    ]
+    title = "Fields" if len(rows) <= _MOST_ROWS else f"Fields, the first {_MOST_ROWS} of {len(rows):,}"
+    return [Section(title, ("dataset", *COLUMNS), tuple(rows[:_MOST_ROWS]), frozenset({3, 4}))] if rows else []
 
 
 def markdown(card: Card) -> str:

@@ -171,8 +171,7 @@ class VocabularyEntry(_Model):
 
 
 class Manifest(_Model):
-    """A complete directory: a build, or a scan, which has no shards and no vocabulary. A build without text has no
-    vocabulary either."""
+    """A complete directory: a build, or a scan, which has no shards and no vocabulary."""
 
     format: Literal["gatokit"] = "gatokit"
     version: int = MANIFEST_VERSION
@@ -415,6 +414,40 @@ MetadataType = Literal["string", "bool", "int64", "float64"]
 """The type of a value stored with each episode."""
 
 
+class StepField(_Model):
+    """What became of a field of the source, over all tasks of a dataset."""
+
+    path: str
+    """Its key path in the spec, or in the source if it has no tokens."""
+    becomes: str = ""
+    """What it becomes, such as ``image 96x128``; empty if it has no tokens."""
+    tokens: float | None = None
+    """Tokens of an average kept step; None for text, and for fields without tokens."""
+    components: int = 0
+    """Components of a step's value; 0 for text and images."""
+    constant: int | None = None
+    """How many of them have one value in all kept episodes; None if nobody counted."""
+    why: str = ""
+    """Why it has no tokens."""
+
+
+class StepTokens(_Model):
+    """The tokens of an average kept step, and what became of every field of the source."""
+
+    tokens: float | None
+    """Tokens a step, the separator included; None in a scan of a dataset with text."""
+    text: float | None
+    """Tokens a step of all texts together; None in a scan."""
+    fields: list[StepField]
+    """First those with tokens, in token order."""
+    cut: int
+    """Last steps that are no steps, because they have neither action nor reward."""
+    splits: dict[str, int]
+    """Episodes of the splits that were read."""
+    left_out: dict[str, int]
+    """Episodes of the splits that were not."""
+
+
 class DatasetFile(_Model):
     """``dataset.json``: the distinct specs of a dataset and the spec of each task, or the rules for its documents."""
 
@@ -430,10 +463,12 @@ class DatasetFile(_Model):
     before there were such columns, or before the source had the value."""
     episodes: int
     kept: int
+    step: StepTokens | None = None
+    """What a time step is made of; None for documents, and left out of JSON then."""
 
     def to_bytes(self) -> bytes:
         """Indented JSON."""
-        return indented_json(self.model_dump(mode="json"))
+        return indented_json(self.model_dump(mode="json", exclude={"step"} if self.step is None else None))
 
     @staticmethod
     def read(path: str | Path) -> "DatasetFile":

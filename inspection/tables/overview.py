@@ -7,6 +7,7 @@ from itertools import islice
 from typing import Any
 
 from gatokit.inspection.read.directory import DatasetReader, Directory
+from gatokit.inspection.tables.fields import show_fields
 from gatokit.inspection.tables.output import Output, known_columns, show_table, titled
 from gatokit.inspection.tables.summary import (
     Contents,
@@ -75,6 +76,10 @@ def show_directory(output: Output, directory: Directory, datasets: Sequence[Data
         if not detailed and len(dataset.tasks) > _MOST_TASKS:
             output.say(f"… and {len(dataset.tasks) - _MOST_TASKS:,} more; --dataset {dataset.name} shows all")
         show_drops(output, dataset.name, dropped[dataset.name])
+        if detailed:
+            step = dataset.described.step
+            show_fields(output, {dataset.name: step})
+            totals[dataset.name] |= {} if step is None else {"step": step.model_dump(mode="json")}
     if documents:
         rows = [totals[item.dataset.name] for item in documents]
         columns = known_columns(_DOCUMENT_TOTALS, rows)

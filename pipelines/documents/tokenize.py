@@ -119,9 +119,8 @@ class DocumentShardHeader(BaseModel):
             "files": [(file.type, file.identity()) for file in self.source_files()],
         }
 
-    def builder(self, text: TextTokenizer | None) -> "DocumentShardBuilder":
+    def builder(self, text: TextTokenizer) -> "DocumentShardBuilder":
         """Makes the records of the shard's rows with this vocabulary."""
-        assert text is not None  # see planning.check_vocabulary
         return DocumentShardBuilder(self, text)
 
 

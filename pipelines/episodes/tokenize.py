@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel
 
+from gatokit.pipelines.episodes.fields import ConstantComponents, Constants
 from gatokit.pipelines.episodes.filter import EpisodeFilterResult
 from gatokit.pipelines.episodes.reader import EpisodeFile, RawEpisode, SourceFeatures, SourceField, Values
 from gatokit.pipelines.episodes.scan import AnyEpisodeFile, EpisodesPlan
@@ -98,8 +99,8 @@ class EpisodeShardHeader(BaseModel):
             **({"last_step": self.last_step} if self.last_step != "padding" else {}),
         }
 
-    def builder(self, text: TextTokenizer | None) -> "EpisodeShardBuilder":
-        """Makes the records of the shard's rows with this vocabulary, which episodes without text do not need."""
+    def builder(self, text: TextTokenizer) -> "EpisodeShardBuilder":
+        """Makes the records of the shard's rows with this vocabulary."""
         return EpisodeShardBuilder(self, text)
 
 
@@ -117,11 +118,17 @@ def shard_header(
 class EpisodeShardBuilder:
     """Makes the records of a shard's episodes."""
 
-    def __init__(self, header: EpisodeShardHeader, text: TextTokenizer | None) -> None:
+    def __init__(self, header: EpisodeShardHeader, text: TextTokenizer) -> None:
         self._header = header
         settings = TokenizerSettings.of(header.settings.discrete_offset)
         self._tokenizers = {id_: EpisodeTokenizer(spec, settings, text) for id_, spec in header.specs.items()}
         self.out_of_range: OutOfRange = {}
+        self._constant = ConstantComponents()
+
+    @property
+    def constants(self) -> Constants:
+        """The components that have one value in all episodes so far."""
+        return self._constant.constants()
 
     def tokenize(self, columns: dict[str, list[Any]], rows: list[int]) -> Iterator[Tokenized]:
         """Yields each of ``rows``, in order, with its records or the error that says why it has none.
@@ -158,6 +165,7 @@ class EpisodeShardBuilder:
             for path, (outside, total) in episode.outside.items():
                 before = counts.get(path, (0, 0))
                 counts[path] = before[0] + outside, before[1] + total
+            self._constant.add(spec, spec_id, episode.values)
             yield row, TokenizedRow(*records(episode, sequence, spec_id, self._header.settings.chunk_tokens))
 
 

@@ -15,10 +15,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from gatokit.pipelines.documents.reader import DocumentsPlan
+from gatokit.pipelines.episodes.fields import JoinedConstants, join_constants, step_tokens
+from gatokit.pipelines.episodes.filter import EpisodeFilterResult
 from gatokit.pipelines.episodes.ranges import MOST_OUTSIDE
 from gatokit.pipelines.episodes.scan import EpisodesPlan
 from gatokit.pipelines.planning import Plan
-from gatokit.pipelines.shards.writer import INDEX_SUFFIX, read_out_of_range, read_parts
+from gatokit.pipelines.shards.writer import INDEX_SUFFIX, read_constants, read_out_of_range, read_parts
 from gatokit.pipelines.stages import Losses
 from gatokit.schemas.config import BuildConfig, document_rules
 from gatokit.schemas.errors import ConfigError, DataError
@@ -33,6 +35,7 @@ from gatokit.schemas.manifest import (
     Manifest,
     MetadataType,
     SplitEntry,
+    StepTokens,
     TaskEntry,
     TokenizerSettings,
     VocabularyEntry,
@@ -65,10 +68,11 @@ _SUMMARY = r"(dataset(-[0-9a-f]{16})?\.json|tasks(-[0-9a-f]{16})?\.parquet)"
 
 @dataclass(frozen=True)
 class Finished:
-    """A dataset whose splits are all there: its totals, its two summary files, by reason what was rejected, size
-    and digest of each index, and sentences for the user."""
+    """A dataset whose splits are all there: its totals, what a step of episodes is made of, its two summary files, by
+    reason what was rejected, size and digest of each index, and sentences for the user."""
 
     dataset: DatasetEntry
+    step: StepTokens | None
     described: bytes
     tasks: bytes
     rejected: dict[str, int]
@@ -92,6 +96,7 @@ class _Totals:
         self.streams: dict[tuple[str | None, str | None], Counter[str]] = {}
         self.losses = Losses()
         self.outside, self.values = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
+        self.constants: JoinedConstants | None = {}
 
     def add(self, rows: pa.Table) -> None:
         """Takes the next index."""
@@ -100,6 +105,9 @@ class _Totals:
         self._count(kept, [("kept", "count"), ("steps", "sum"), ("tokens", "sum")])
         self._count(kept.filter(pc.equal(kept["split"], HELD_OUT)), [("split", "count")])
         self.losses.add(rows, lambda dropped: dropped["episode_id"].to_pylist())
+        constants = read_constants(rows.schema.metadata)
+        if len(kept) and self.constants is not None:
+            self.constants = None if constants is None else join_constants(self.constants, constants)
         for task, fields in read_out_of_range(rows.schema.metadata).items():
             for field, (beyond, total) in fields.items():
                 self.outside[task, field] += beyond
@@ -155,6 +163,7 @@ def finish_dataset(root: Path, plan: Plan, config: BuildConfig, content: Literal
         documents=document_rules(plan.dataset.config) if isinstance(plan.dataset, DocumentsPlan) else None,
         episodes=episodes,
         kept=kept,
+        step=_step(totals, plan, content),
     )
     parts = [part for split in splits for part in split.parts]
     entry = DatasetEntry(
@@ -177,7 +186,9 @@ def finish_dataset(root: Path, plan: Plan, config: BuildConfig, content: Literal
     )
     rejected = dict(sorted(totals.losses.counts.items()))
     notices = tuple(_outside_levels(totals, plan))
-    return Finished(entry, described.to_bytes(), sink.getvalue().to_pybytes(), rejected, indexes, notices)
+    return Finished(
+        entry, described.step, described.to_bytes(), sink.getvalue().to_pybytes(), rejected, indexes, notices
+    )
 
 
 def _outside_levels(totals: _Totals, plan: Plan) -> Iterator[str]:
@@ -195,6 +206,21 @@ def _outside_levels(totals: _Totals, plan: Plan) -> Iterator[str]:
                 f"[{low:g}, {high:g}] and are black or white; if that is not meant, give "
                 f"{plan.dataset.field}.fields.{path} another range"
             )
+
+
+def _step(totals: _Totals, plan: Plan, content: str) -> StepTokens | None:
+    """What a step of a dataset of episodes is made of; None for documents."""
+    if not isinstance(plan.dataset, EpisodesPlan):
+        return None
+    steps, tokens = Counter[str](), 0
+    for (task, _), total in totals.streams.items():
+        steps[task or ""] += total["steps"]
+        tokens += total["tokens"]
+    is_build = content == "build"
+    constants = totals.constants if is_build else None
+    assert isinstance(plan.result, EpisodeFilterResult)
+    last_step = plan.result.last_step
+    return step_tokens(plan.dataset, plan.result.specs, steps, tokens if is_build else None, constants, last_step)
 
 
 def _check(totals: _Totals, plan: Plan, config: BuildConfig) -> None:

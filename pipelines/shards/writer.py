@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
+from gatokit.pipelines.episodes.fields import Constants
 from gatokit.pipelines.planning import ShardTask
 from gatokit.pipelines.stages import METADATA, OutOfRange, with_metadata
 from gatokit.schemas.errors import RejectedError, first_line
@@ -30,6 +31,7 @@ from gatokit.tokenizers.text import TextTokenizer
 INDEX_SUFFIX = ".index.parquet"
 _PARTS = b"gatokit.parts"
 _OUT_OF_RANGE = b"gatokit.outside"
+_CONSTANTS = b"gatokit.constants"
 _FOOTER_BYTES = 1 << 16
 """About what is read of an index to know its parts."""
 _HASH_BYTES = 16 << 20
@@ -59,13 +61,13 @@ class Built:
 
 
 def build_shard(
-    task: ShardTask, directory: str | Path, text: TextTokenizer | None, crashed: Mapping[int, str] = _NO_CRASHES
+    task: ShardTask, directory: str | Path, text: TextTokenizer, crashed: Mapping[int, str] = _NO_CRASHES
 ) -> Built:
     """Reads, tokenizes and writes the kept rows of a task, and then the index, which marks the shard as finished.
 
-    ``text`` is None if nothing is text. Training rows come first in the shard and held-out rows last, both in source
-    order. A row that cannot become tokens is dropped with a reason. Rows in ``crashed`` are not read, because that ends
-    the process as their text says. Raises DataError if the source changed since the scan.
+    Training rows come first in the shard and held-out rows last, both in source order. A row that cannot become tokens
+    is dropped with a reason. Rows in ``crashed`` are not read, because that ends the process as their text says. Raises
+    DataError if the source changed since the scan.
     """
     columns = {name: task.rows[name].to_pylist() for name in task.rows.column_names if not name.startswith(METADATA)}
     for row, detail in crashed.items():
@@ -92,7 +94,8 @@ def build_shard(
         result["tokens"] = [0 if tokens is None else tokens for tokens in result["tokens"]]
         index = pa.table({**columns, **result}).select(INDEX.names).cast(INDEX)
         index = with_metadata(index, task.rows)
-        write_index(Path(directory) / (task.stem + INDEX_SUFFIX), index, writer.parts, builder.out_of_range)
+        path, constants = Path(directory) / (task.stem + INDEX_SUFFIX), getattr(builder, "constants", None)
+        write_index(path, index, writer.parts, builder.out_of_range, constants)
     return Built(
         kind=task.header.kind,
         rows=len(columns["kept"]),
@@ -258,13 +261,21 @@ def _os_errors(path: str) -> Iterator[None]:
 # --- the index ---------------------------------------------------------------------------------------------------
 
 
-def write_index(path: str | Path, rows: pa.Table, parts: list[ShardEntry], out_of_range: OutOfRange) -> None:
-    """Writes the index of a split, with its parts and the counts of actions out of their range as metadata."""
+def write_index(
+    path: str | Path,
+    rows: pa.Table,
+    parts: list[ShardEntry],
+    out_of_range: OutOfRange,
+    constants: Constants | None = None,
+) -> None:
+    """Writes the index of a split, with its parts, the counts of actions out of their range and the constant components
+    of episodes as metadata."""
     sink = pa.BufferOutputStream()
     metadata = {
         **(rows.schema.metadata or {}),
         _PARTS: json.dumps([part.model_dump() for part in parts]).encode(),
         _OUT_OF_RANGE: json.dumps(out_of_range, sort_keys=True).encode(),
+        **({} if constants is None else {_CONSTANTS: json.dumps(constants, sort_keys=True).encode()}),
     }
     pq.write_table(rows.replace_schema_metadata(metadata), sink, compression="zstd")
     write_atomically(path, sink.getvalue().to_pybytes())
@@ -278,6 +289,11 @@ def read_parts(metadata: dict[bytes, bytes]) -> list[ShardEntry]:
 def read_out_of_range(metadata: dict[bytes, bytes]) -> OutOfRange:
     """The counts of out-of-range action values that an index holds in its metadata."""
     return json.loads(metadata[_OUT_OF_RANGE])
+
+
+def read_constants(metadata: dict[bytes, bytes]) -> Constants | None:
+    """The constant components that an index holds in its metadata; None if nobody counted."""
+    return json.loads(metadata[_CONSTANTS]) if _CONSTANTS in metadata else None
 
 
 def finished_shards(directory: Path, stems: Sequence[str]) -> set[Path]:
