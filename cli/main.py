@@ -18,6 +18,7 @@ from gatokit.schemas.words import did_you_mean
 
 VERBS = {
     "demo": "record real episodes, build, verify and inspect them, train on them and play, in minutes on two cores",
+    "describe": "show every field of a source of episodes, and write a config that builds it",
     "vocab": "train the SentencePiece model that a build tokenizes text with, on the config's text",
     "scan": "read returns only and say what the filter would keep",
     "build": "filter, tokenize and write sharded ArrayRecord files; run again to go on where it stopped",

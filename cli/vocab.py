@@ -9,7 +9,8 @@ EXAMPLE = """gatokit vocab corpora.yaml --out text.model
 
 Trains on the texts, captions, questions with answers and pages of the config's datasets, and on the text fields of its
 episodes, as a build keeps them for training: no duplicates, nothing held out. A config with more text than
---sample-bytes gives a sample, each dataset in proportion to its bytes.
+--sample-bytes gives a sample, each dataset in proportion to its bytes. A config without text needs no vocabulary: then
+this says so and writes none.
 
 Under --normalization identity decoded text equals the source text, with one exception: U+2581 (▁), SentencePiece's sign
 for a space, becomes a space. Under nfkc compatibility forms are unified, and line ends and runs of spaces become one
@@ -51,6 +52,11 @@ def run(arguments: argparse.Namespace) -> int:
             sample_bytes=arguments.sample_bytes,
             progress=progress,
         )
+    if trained is None:
+        said = f"{arguments.config}: nothing of its data is text, so that a build needs no vocabulary; none was written"
+        output.say(said)
+        output.result({"file": None, "pieces": 0, "datasets": [], "warnings": [said]})
+        return 0
     for warning in trained.warnings:
         output.notice(warning)
     rows = [[item.name, item.of, item.documents, byte_size(item.bytes)] for item in trained.datasets]

@@ -125,7 +125,7 @@ class MixedDataset:
 class Mixture:
     """The datasets that a run draws from; ``open_mixture`` opens one.
 
-    All were built with the same vocabulary and the same tokenizer settings.
+    All were built with the same tokenizer settings, and those that have text with the same vocabulary.
     """
 
     directories: tuple[str, ...]
@@ -134,9 +134,9 @@ class Mixture:
     """The argument of ``open_mixture``."""
     datasets: tuple[MixedDataset, ...]
     tokenizer: TokenizerSettings
-    vocabulary: bytes
-    """The SentencePiece model."""
-    vocabulary_digest: str
+    vocabulary: bytes | None
+    """The SentencePiece model; None if no dataset has text."""
+    vocabulary_digest: str | None
     """BLAKE2b of the SentencePiece model."""
     manifest_digests: tuple[str, ...]
     """Of the directories."""
@@ -186,8 +186,8 @@ def open_mixture(directories: Sequence[str | os.PathLike[str]], weights: Mapping
         manifest, path = Manifest.read(local_directory(directory)), Path(directory)
         if manifest.content != "build":
             raise ConfigError(f"{path} is a scan, which stores no tokens: train from what gatokit build made")
-        if manifests:
-            _check_same_tokens(arguments[0], manifests[0], argument, manifest)
+        for other, before in zip(arguments, manifests, strict=False):
+            _check_same_tokens(other, before, argument, manifest)
         for dataset in _datasets(path, manifest):
             name = prefix + dataset.name
             if name in known:
@@ -198,7 +198,8 @@ def open_mixture(directories: Sequence[str | os.PathLike[str]], weights: Mapping
             known[name] = replace(dataset, name=name)
         manifests.append(manifest)
         paths.append(path)
-    vocabulary = _read_vocabulary(paths[0], manifests[0])
+    models = (_read_vocabulary(path, manifest) for path, manifest in zip(paths, manifests, strict=True))
+    vocabulary = next((model for model in models if model is not None), None)
     datasets = _weighted(known, weights)
     for dataset in datasets:
         _check_files(dataset)
@@ -208,20 +209,23 @@ def open_mixture(directories: Sequence[str | os.PathLike[str]], weights: Mapping
         datasets=tuple(datasets),
         tokenizer=manifests[0].tokenizer,
         vocabulary=vocabulary,
-        vocabulary_digest=digest(vocabulary),
+        vocabulary_digest=None if vocabulary is None else digest(vocabulary),
         manifest_digests=tuple(manifest.digest for manifest in manifests),
     )
 
 
 def _check_same_tokens(first: str, first_manifest: Manifest, other: str, other_manifest: Manifest) -> None:
-    """Raises ConfigError if a token id does not mean the same in both builds."""
+    """Raises ConfigError if a token id does not mean the same in both builds.
+
+    A build without a vocabulary has no text.
+    """
     ours, theirs = (
         manifest.tokenizer.model_dump(exclude={"chunk_tokens"})
         | {"vocabulary": manifest.vocabulary and manifest.vocabulary.blake2b[:16]}
         for manifest in (first_manifest, other_manifest)
     )
     for name in ours:
-        if ours[name] != theirs[name]:
+        if ours[name] != theirs[name] and None not in (ours[name], theirs[name]):
             raise ConfigError(
                 f"{other} was built with {name} {theirs[name]} and {first} with {ours[name]}, so their tokens do not "
                 "mean the same: build one of them again with the other's settings"
@@ -242,9 +246,10 @@ def _datasets(path: Path, manifest: Manifest) -> Iterator[MixedDataset]:
         yield MixedDataset(totals.name, totals.weight, folder, totals, configs[totals.name], tuple(shards))
 
 
-def _read_vocabulary(directory: Path, manifest: Manifest) -> bytes:
-    """The SentencePiece model. Raises DataError if it is not the one of the manifest."""
-    assert manifest.vocabulary is not None
+def _read_vocabulary(directory: Path, manifest: Manifest) -> bytes | None:
+    """The SentencePiece model; None if there is none. Raises DataError if it is not the one of the manifest."""
+    if manifest.vocabulary is None:
+        return None
     path = directory / manifest.vocabulary.file
     try:
         content = path.read_bytes()

@@ -29,6 +29,7 @@ from gatokit.pipelines.planning import (
     PlannedShard,
     ShardTask,
     Splitter,
+    check_vocabulary,
     plan_datasets,
     plan_shards,
     scan_units,
@@ -123,6 +124,7 @@ def estimate(
     config, base = read_inputs(config_path, only)
     text = read_vocabulary(config, base, config_path)
     plans = plan_datasets(config, base)
+    check_vocabulary(plans, text, config_path)
     end = max(begin + sample_seconds, time.monotonic() + sample_seconds / 2)
     datasets: list[DatasetEstimate] = []
     notices: list[str] = []
@@ -151,14 +153,21 @@ class _Piece:
 
 
 def _estimate(
-    dataset: DatasetPlan, config: BuildConfig, text: TextTokenizer, seconds: float, folder: Path, notices: list[str]
+    dataset: DatasetPlan,
+    config: BuildConfig,
+    text: TextTokenizer | None,
+    seconds: float,
+    folder: Path,
+    notices: list[str],
 ) -> DatasetEstimate:
     begin = time.monotonic()
     pieces = _scan_sample(dataset, config.max_episode_bytes, seconds / 2, folder)
     source_bytes = sum(file.size for file in dataset.files)
     scanned_bytes = sum(piece.counts["size"] for piece in pieces)
     all_scanned = scanned_bytes >= source_bytes
-    plan = _plan_sample(dataset, [piece.path for piece in pieces], all_scanned, config, text.digest, notices)
+    plan = _plan_sample(
+        dataset, [piece.path for piece in pieces], all_scanned, config, text.digest if text else "", notices
+    )
     for piece, rows in zip(pieces, task_rows(plan.dataset, plan.result), strict=True):
         length, kept = rows["length"].to_numpy(), rows["kept"].to_numpy()
         piece.counts["episodes"] = int(rows["lost"].to_numpy().sum())
@@ -286,7 +295,7 @@ def _plan_sample(
     return plan
 
 
-def _build_sample(shards: list[PlannedShard], text: TextTokenizer, seconds: float, folder: Path) -> list[_Piece]:
+def _build_sample(shards: list[PlannedShard], text: TextTokenizer | None, seconds: float, folder: Path) -> list[_Piece]:
     """Builds shards that lie evenly among these, or parts of them, for about ``seconds``; at least one."""
     end = time.monotonic() + seconds
     shards = [shards[number] for number in spread_order(len(shards))]
@@ -304,7 +313,7 @@ def _build_sample(shards: list[PlannedShard], text: TextTokenizer, seconds: floa
     return built
 
 
-def _build_part(shard: PlannedShard, most_bytes: int, text: TextTokenizer, folder: Path) -> _Piece:
+def _build_part(shard: PlannedShard, most_bytes: int, text: TextTokenizer | None, folder: Path) -> _Piece:
     """Builds a shard, or about ``most_bytes`` of its kept rows: from its beginning, or in evenly spaced stripes if its
     files can be read from the middle."""
     task = ShardTask.read(shard.path)

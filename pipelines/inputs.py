@@ -75,8 +75,10 @@ def relative_path(path: str, base: Path) -> str:
     return os.path.relpath(path, base) if os.path.isabs(path) else path
 
 
-def read_vocabulary(config: BuildConfig, base: Path, path: str | Path) -> TextTokenizer:
-    """The vocabulary of the config at ``path``; raises ConfigError if it is missing or no model."""
+def read_vocabulary(config: BuildConfig, base: Path, path: str | Path) -> TextTokenizer | None:
+    """The vocabulary of the config at ``path``, None if it names none; raises ConfigError if it is no model."""
+    if config.vocabulary is None:
+        return None
     named = local_path(config.vocabulary, base, "vocabulary")
     if not files.is_file(named):
         raise ConfigError(f"{path}: vocabulary: {named} does not exist; give a SentencePiece model")

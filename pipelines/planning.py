@@ -25,9 +25,11 @@ from gatokit.pipelines.episodes.reader import EpisodeFile
 from gatokit.pipelines.stages import METADATA, FilterResult, ShardSettings
 from gatokit.schemas.config import BuildConfig
 from gatokit.schemas.config_episodes import EpisodesConfig
+from gatokit.schemas.errors import ConfigError
 from gatokit.schemas.manifest import INDEX_VERSION, digest, json_digest
 from gatokit.schemas.record import RECORD_VERSION
 from gatokit.storage.files import read_rows, side_by_side, write_rows
+from gatokit.tokenizers.text import TextTokenizer
 
 SCAN_UNIT_BYTES = 256 << 20
 """Files are scanned together up to about this many bytes."""
@@ -85,6 +87,25 @@ def plan_datasets(config: BuildConfig, base: Path) -> list[DatasetPlan]:
         kind = "episodes" if isinstance(dataset, EpisodesConfig) else "documents"
         plans.append(_KINDS[kind].plan(dataset, f"datasets[{number}]", base))
     return plans
+
+
+def text_in(plan: DatasetPlan) -> str | None:
+    """What of a dataset is text, in words; None if nothing is."""
+    if isinstance(plan, document_reader.DocumentsPlan):
+        return "its documents"
+    texts = (field for directory in plan.directories for field in directory.spec.fields if field.kind == "text")
+    return next((f"its field {(field.source or (field.path,))[0]}" for field in texts), None)
+
+
+def check_vocabulary(plans: Sequence[DatasetPlan], text: TextTokenizer | None, path: str | Path) -> None:
+    """Raises ConfigError if a dataset of the config at ``path`` has text and there is no vocabulary."""
+    for plan in plans if text is None else ():
+        what = text_in(plan)
+        if what is not None:
+            raise ConfigError(
+                f"{path}: vocabulary: is not given, and {plan.field} ({plan.config.name}) has text, {what}; give a "
+                "SentencePiece model, which `gatokit vocab` trains"
+            )
 
 
 def scan_units(plan: DatasetPlan, max_bytes: int, unit_bytes: int | None = None) -> Sequence[ScanUnit]:

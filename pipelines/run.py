@@ -14,7 +14,16 @@ import pyarrow as pa
 from gatokit.pipelines.beam import jobs
 from gatokit.pipelines.beam.local_workers import prepare_workers
 from gatokit.pipelines.inputs import load_vocabulary, read_inputs, read_vocabulary, relative_path
-from gatokit.pipelines.planning import DatasetPlan, Plan, ScanUnit, ShardTask, plan_datasets, plan_shards, scan_units
+from gatokit.pipelines.planning import (
+    DatasetPlan,
+    Plan,
+    ScanUnit,
+    ShardTask,
+    check_vocabulary,
+    plan_datasets,
+    plan_shards,
+    scan_units,
+)
 from gatokit.pipelines.shards.manifest import WORK, finish_dataset, packages, write_manifest
 from gatokit.pipelines.shards.writer import INDEX_SUFFIX, finished_shards, write_index
 from gatokit.pipelines.stages import with_metadata
@@ -106,11 +115,14 @@ def build(
     text = read_vocabulary(config, base, config_path) if content == "build" else None
     model = VocabularyEntry(file=VOCABULARY, pieces=text.pieces, blake2b=text.digest) if text else None
     datasets = plan_datasets(config, base)
+    if content == "build":
+        check_vocabulary(datasets, text, config_path)
     if where.is_elsewhere:
         _check_reachable(datasets, root)
     with hold(root), _os_errors():
         before = _finished_manifest(root, config, described, content, only, update)
-        _check_vocabulary(root, model)
+        if content == "build":
+            _check_vocabulary(root, model)
         files.remove_tree(work / jobs.ERRORS)
         names = [dataset.config.name for dataset in datasets]
         log.write(f"{content} started", config=str(config_path), datasets=names, update=before is not None)
@@ -135,10 +147,10 @@ def build(
         # --- 4. build the shards, or of a scan only their indexes ----------------------------------------------------
         reused: set[str] = set()
         with log.stage("build"):
-            if text is not None:
-                if not files.exists(root / VOCABULARY):
+            if content == "build":
+                if text is not None and not files.exists(root / VOCABULARY):
                     write_atomically(root / VOCABULARY, text.model)
-                reused = _build(plans, root, work, where, progress, log)
+                reused = _build(plans, root, text is not None, work, where, progress, log)
             else:
                 _write_scan(plans, root)
         # --- 5. count what there is, and write the manifest ----------------------------------------------------------
@@ -203,7 +215,13 @@ def _scan(
 
 
 def _build(
-    plans: Sequence[Plan], root: Path, work: Path, where: jobs.Execution, progress: Progress | None, log: "_Log"
+    plans: Sequence[Plan],
+    root: Path,
+    has_text: bool,
+    work: Path,
+    where: jobs.Execution,
+    progress: Progress | None,
+    log: "_Log",
 ) -> set[str]:
     """Builds the shards that do not exist yet. Returns the fingerprints of those that did."""
     shards = {
@@ -221,7 +239,7 @@ def _build(
     for index in shards.keys() - reused:
         files.remove(index)
     log.write("build planned", shards=len(shards), finished=len(reused))
-    build_piece = partial(jobs.build_piece, vocabulary=str(root / VOCABULARY), work=str(work))
+    build_piece = partial(jobs.build_piece, vocabulary=str(root / VOCABULARY) if has_text else None, work=str(work))
     try:
         jobs.run_pieces("build", pieces, finished, build_piece, where, work, log.write, progress)
     except DataError:
@@ -247,7 +265,8 @@ def _write_scan(plans: Sequence[Plan], root: Path) -> None:
 def _described_config(config: BuildConfig, base: Path, limit: int | None) -> dict[str, Any]:
     """The config as the manifest holds it: complete, with paths relative to the config file."""
     described = config.model_dump(mode="json", by_alias=True, exclude_none=True)
-    described["vocabulary"] = relative_path(described["vocabulary"], base)
+    if config.vocabulary is not None:
+        described["vocabulary"] = relative_path(config.vocabulary, base)
     for dataset in described["datasets"]:
         for key in PATHS & dataset.keys():
             dataset[key] = relative_path(dataset[key], base)
@@ -303,7 +322,7 @@ def _finished_manifest(
 def _check_vocabulary(root: Path, model: VocabularyEntry | None) -> None:
     """Raises ConfigError if a build, finished or not, made shards with another vocabulary."""
     path = root / VOCABULARY
-    if model is not None and files.exists(path) and load_vocabulary(path).digest != model.blake2b:
+    if files.exists(path) and (model is None or load_vocabulary(path).digest != model.blake2b):
         raise ConfigError(
             f"--out {root}: holds shards of another vocabulary, {path}; choose another directory or delete this one"
         )

@@ -30,7 +30,7 @@ from gatokit.pipelines.episodes.scan import EpisodesPlan
 from gatokit.pipelines.episodes.tokenize import texts_of
 from gatokit.pipelines.formats.records import ByteRange
 from gatokit.pipelines.inputs import local_path, read_inputs
-from gatokit.pipelines.planning import DatasetPlan, filter_dataset, plan_datasets, scan_units, task_rows
+from gatokit.pipelines.planning import DatasetPlan, filter_dataset, plan_datasets, scan_units, task_rows, text_in
 from gatokit.schemas.config import BuildConfig
 from gatokit.schemas.errors import ConfigError, DataError
 from gatokit.schemas.index import HELD_OUT, TRAIN
@@ -109,11 +109,11 @@ def make_vocabulary(
     normalization: Normalization = "identity",
     sample_bytes: int = SAMPLE_BYTES,
     progress: Progress = no_progress,
-) -> TrainedVocabulary:
-    """Trains a model on a sample of a config's text and writes it to ``out``.
+) -> TrainedVocabulary | None:
+    """Trains a model on a sample of a config's text and writes it to ``out``. None if nothing of the data is text.
 
     The same sources and arguments give the same sample, whatever the paths, and the same model on the same machine.
-    Raises ConfigError if the config has no text or the arguments make no sense, DataError as a scan does.
+    Raises ConfigError if all texts are empty or the arguments make no sense, DataError as a scan does.
     """
     begin = time.monotonic()
     if not FEWEST_PIECES <= pieces <= TEXT_IDS:
@@ -124,6 +124,8 @@ def make_vocabulary(
     _check_out(out)
     with tempfile.TemporaryDirectory(prefix="gatokit-") as work:
         drawn = draw(config, base, Path(work), sample_bytes, _MEASURED_BYTES, progress)
+    if not drawn.names:
+        return None
     if not drawn.train:
         raise ConfigError(f"{config_path}: its datasets hold no text to train a vocabulary on; add one that does")
     progress("train", 0, 1)
@@ -137,7 +139,9 @@ def make_vocabulary(
         warnings.append(
             f"the text gives {text.pieces:,} pieces instead of {pieces:,}: {size:,} bytes are too few for more"
         )
-    if Path(local_path(config.vocabulary, base, "vocabulary")).resolve() != Path(out).resolve():
+    if config.vocabulary is None:
+        warnings.append(f"{config_path} names no vocabulary; write `vocabulary: {out}` into it")
+    elif Path(local_path(config.vocabulary, base, "vocabulary")).resolve() != Path(out).resolve():
         warnings.append(f"{config_path} names another vocabulary, {config.vocabulary}; builds use that one")
     sizes: Counter[int] = Counter()
     for piece in drawn.train:
@@ -244,7 +248,7 @@ def draw(
 
     Errors are those of a scan of the same config.
     """
-    plans = [plan for plan in plan_datasets(config, base) if _has_text(plan)]
+    plans = [plan for plan in plan_datasets(config, base) if text_in(plan) is not None]
     units = [(number, unit) for number, plan in enumerate(plans) for unit in scan_units(plan, config.max_episode_bytes)]
     scanned: list[list[Path]] = [[] for _ in plans]
     total = read = 0
@@ -296,12 +300,6 @@ def draw(
     progress("sample", total, total)
     names = [plan.config.name for plan in plans]
     return Drawn(samples[TRAIN].pieces(), samples[HELD_OUT].pieces(), names, documents)
-
-
-def _has_text(plan: DatasetPlan) -> bool:
-    if isinstance(plan, DocumentsPlan):
-        return True
-    return any(field.kind == "text" for directory in plan.directories for field in directory.spec.fields)
 
 
 def _texts(plan: DatasetPlan, file: int, byte_ranges: Iterator[ByteRange]) -> Iterator[list[str]]:

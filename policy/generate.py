@@ -31,8 +31,10 @@ def generate(
     The image (the bytes of an image file) is prepared as the build of that dataset did it; without ``dataset``, the
     first one that has images. The continuation has at most ``tokens`` pieces, and ends earlier with the piece that ends
     a document. The default temperature is the paper's for captions. Raises ConfigError if there is nothing to continue,
-    if the image cannot be used, or if the policy knows no such dataset or no images.
+    if the image cannot be used, or if the policy knows no text, no such dataset or no images.
     """
+    if policy.text is None:
+        raise ConfigError(f"{policy.path} was trained on data without text and writes none; give another policy")
     parts: list[str | EncodedImage] = []
     if image is not None:
         try:

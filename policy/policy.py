@@ -71,7 +71,8 @@ class Policy:
     path: Path
     file: PolicyFile
     params: Tree
-    text: TextTokenizer
+    text: TextTokenizer | None
+    """None if the policy was trained on data without text."""
     demonstrations: Path
     """The file that prompts are read from."""
 
@@ -153,8 +154,8 @@ def load_policy(path: Path) -> Policy:
         raise ConfigError(f"there is no {path}: give a run's directory, one of its checkpoints or an export")
     folder = policy_folder(path)
     file = PolicyFile.read(folder)
-    text = TextTokenizer.load(folder / VOCABULARY)
-    if digest(text.model) != file.vocabulary_blake2b:
+    text = None if file.vocabulary_blake2b is None else TextTokenizer.load(folder / VOCABULARY)
+    if text is not None and digest(text.model) != file.vocabulary_blake2b:
         raise DataError(f"{folder / VOCABULARY} is not the vocabulary that policy.json names: it was replaced")
     table = parameter_table(file.config.model, file.tokenizer.vocabulary_size)
     return Policy(path, file, load_weights(path, abstract(table)), text, folder / PROMPTS)

@@ -40,7 +40,7 @@ class Task(NamedTuple):
 class StepCodec:
     """Tokenizes the observations of one task and decodes its actions, with the tokenizers that made the shards."""
 
-    def __init__(self, task: Task, settings: TokenizerSettings, text: TextTokenizer) -> None:
+    def __init__(self, task: Task, settings: TokenizerSettings, text: TextTokenizer | None) -> None:
         """Raises ConfigError if the task does not have exactly one action field."""
         if len(task.spec.action) != 1:
             raise ConfigError(f"{task.full_name} has {len(task.spec.action)} action fields, and a policy plays one")

@@ -173,8 +173,9 @@ def document_rules(config: CorpusConfig) -> DocumentRules:
 class BuildConfig(ConfigModel):
     """A build: the vocabulary, how records are cut and shards are planned, and the datasets."""
 
-    vocabulary: Text
-    """The path of a SentencePiece model of at most 32,000 pieces; ``gatokit vocab`` trains one."""
+    vocabulary: Text | None = None
+    """The path of a SentencePiece model of at most 32,000 pieces; ``gatokit vocab`` trains one. Needed if a
+    dataset has text."""
     discrete_offset: Literal[0, 33024] = 0
     """First id of discrete values: 0 shares ids with text, as the paper does; 33024 gives them ids of their own."""
     chunk_tokens: Annotated[WholeNumber, Field(ge=1, le=1 << 24)] = 4096

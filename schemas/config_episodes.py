@@ -266,11 +266,15 @@ class FieldRule(ConfigModel):
     """How a field is read, where the source's own description does not say it."""
 
     kind: Literal["skip", "text", "image", "depth", "discrete", "continuous"] | None = Field(None, alias="as")
-    """What it becomes: no tokens, text, an image, an image of depths, discrete or continuous values."""
+    """What it becomes: no tokens, text, an image, a grey image of depths, discrete or continuous values. ``text`` can
+    be made of strings or of integers that are codes of characters, ``image`` of files in strings and of numbers of the
+    shapes (H, W), (H, W, 1 or 3 or 4) and (1 or 3, H, W); a fourth channel is dropped."""
     range: Annotated[_Range | Literal["data"] | Quantiles | None, BeforeValidator(_ascending)] = None
     """Of a continuous action: low and high, or one such pair a component, which are rescaled to -1 and 1 (default:
     [-1, 1]); ``data`` takes the lowest and highest value of each component, ``{quantiles: [low, high]}`` two quantiles.
-    Of ``depth``: the depths that become black and white."""
+    Of ``depth``: the depths that become black and white, which must be given. Of an ``image`` whose values are no 8-bit
+    pixels: the values that become black and white (default: [0, 1] of floats, [0, 65535] of uint16, [0, 255] of other
+    integers). What lies outside is black or white, and counted."""
     clip: StrictBool | None = None
     """Values outside of ``range`` are taken for its ends, however many they are; they are counted."""
     num: Annotated[WholeNumber, Field(ge=1, le=DISCRETE_VALUES)] | None = None

@@ -171,7 +171,8 @@ class VocabularyEntry(_Model):
 
 
 class Manifest(_Model):
-    """A complete directory: a build, or a scan, which has no shards and no vocabulary."""
+    """A complete directory: a build, or a scan, which has no shards and no vocabulary. A build without text has no
+    vocabulary either."""
 
     format: Literal["gatokit"] = "gatokit"
     version: int = MANIFEST_VERSION

@@ -56,7 +56,8 @@ class PolicyFile(_Model):
     config: RunConfig
     """The run's config: the model, its context, and whether actions were hidden from it."""
     tokenizer: TokenizerSettings
-    vocabulary_blake2b: str
+    vocabulary_blake2b: str | None
+    """Of ``vocabulary.model``; None if the data has no text, and there is no such file."""
     datasets: dict[str, PolicyDataset]
 
     def to_bytes(self) -> bytes:

@@ -35,3 +35,12 @@ def byte_size(count: float) -> str:
 def counted(number: int, noun: str) -> str:
     """A number with its noun, in the plural unless it is 1."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def one_line(text: str, most: int = 200) -> str:
+    """A text of the data on one line: at most ``most`` characters of it, and escapes for what cannot be printed."""
+    cut = text if len(text) <= most else text[: most - 1] + "…"
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape", "surrogatepass").decode()
+        for character in cut
+    )

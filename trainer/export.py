@@ -34,7 +34,8 @@ def write_policy_files(mixture: Mixture, config: RunConfig, run: Path) -> None:
     tokenizer, and the records of each task's best episode as its prompt. Raises DataError if it cannot be written."""
     # ArrayRecord's writer raises RuntimeError.
     with writing(run / POLICY_FOLDER, (OSError, RuntimeError)), whole_folder(run / POLICY_FOLDER) as temporary:
-        (temporary / VOCABULARY).write_bytes(mixture.vocabulary)
+        if mixture.vocabulary is not None:
+            (temporary / VOCABULARY).write_bytes(mixture.vocabulary)
         writer = ArrayRecordWriter(str(temporary / PROMPTS), "group_size:1,zstd:1")
         written, datasets = 0, {}
         for dataset in mixture.datasets:
@@ -85,7 +86,7 @@ def export(run: Path, out: Path) -> int:
         "model": policy.config.model.model_dump(mode="json"),
         "context": policy.config.context,
         "tokenizer": policy.tokenizer.model_dump(mode="json"),
-        "vocabulary": {"file": VOCABULARY, "blake2b": policy.vocabulary_blake2b},
+        "vocabulary": policy.vocabulary_blake2b and {"file": VOCABULARY, "blake2b": policy.vocabulary_blake2b},
         "step": int(checkpoint.name) if checkpoint.name.isdigit() else None,
     }
     with writing(out, (OSError, SafetensorError)), whole_folder(out) as temporary:

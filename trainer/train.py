@@ -228,7 +228,8 @@ def _restore(trainer: Trainer, checkpoints: Checkpoints, mixture: Mixture, repor
             f"init_from: {source} was trained with discrete_offset {policy.tokenizer.discrete_offset} and the data "
             f"was built with {mixture.tokenizer.discrete_offset}: build the data with the former"
         )
-    if policy.vocabulary_blake2b != mixture.vocabulary_digest:
+    digests = {policy.vocabulary_blake2b, mixture.vocabulary_digest}
+    if len(digests - {None}) > 1:
         report.notice(f"{source} was trained with another vocabulary, so its text tokens mean something else")
     report.say(f"begins with the weights of {source}")
     return trainer.init(params), fresh

@@ -64,10 +64,15 @@ class Directory:
         return {totals.name: DatasetReader(self, totals, configs[totals.name]) for totals in self.manifest.datasets}
 
     @functools.cached_property
-    def text(self) -> TextTokenizer:
-        """The text tokenizer that the build's tokens were made with. Raises DataError in a scan, which has none."""
-        if self.manifest.vocabulary is None:
+    def text(self) -> TextTokenizer | None:
+        """The text tokenizer that the build's tokens were made with; None if it has no text.
+
+        Raises DataError in a scan, which has none.
+        """
+        if self.manifest.content == "scan":
             raise DataError(f"{self.path} is a scan and holds no vocabulary")
+        if self.manifest.vocabulary is None:
+            return None
         path = self.path / self.manifest.vocabulary.file
         text = TextTokenizer.load(path)
         if text.digest != self.manifest.vocabulary.blake2b:
@@ -358,9 +363,12 @@ class DatasetReader:
     @functools.cached_property
     def _document_tokenizer(self) -> DocumentTokenizer:
         rules = self.described.documents
+        text = self.directory.text
         if rules is None:
             raise DataError(f"{self.path / self.totals.described_file} lacks the rules of its documents")
-        return DocumentTokenizer(self.directory.text, rules.end_of_document)
+        if text is None:
+            raise DataError(f"{self.directory.path}: the manifest names no vocabulary, which documents need")
+        return DocumentTokenizer(text, rules.end_of_document)
 
     def _episode_tokenizer(self, row: EpisodeRow) -> EpisodeTokenizer:
         if row.spec is None:

@@ -160,7 +160,7 @@ class DecodedEpisode(_Tokens):
 class DecodedDocument(_Tokens):
     """Names the tokens of a document."""
 
-    def __init__(self, document: StoredDocument, text: TextTokenizer) -> None:
+    def __init__(self, document: StoredDocument, text: TextTokenizer | None) -> None:
         super().__init__(document.sequence, document.row.record_tokens, text)
         self._image_begins = np.array([placed.token for placed in self.sequence.images], np.int64)
 

@@ -39,7 +39,7 @@ class Budget:
     left: int
 
 
-def film(episode: StoredEpisode, label: str, text: TextTokenizer, budget: Budget) -> dict[str, Any]:
+def film(episode: StoredEpisode, label: str, text: TextTokenizer | None, budget: Budget) -> dict[str, Any]:
     """An episode: evenly spaced frames, lines over its steps, and the first and last tokens of its first step.
 
     ``text`` names the text tokens. Raises DataError if the episode does not decode.

@@ -165,7 +165,7 @@ def _check_contents(root: Path, manifest: Manifest, faults: Faults, progress: Pr
             return
         try:
             text = directory.text
-            if text.pieces != vocabulary.pieces:
+            if text is not None and text.pieces != vocabulary.pieces:
                 raise DataError(f"has {text.pieces} pieces, and the manifest says {vocabulary.pieces}")
         except GatokitError as error:
             faults.add(vocabulary.file, str(error).removeprefix(f"{root / vocabulary.file} "))
@@ -182,7 +182,11 @@ def _check_contents(root: Path, manifest: Manifest, faults: Faults, progress: Pr
             faults.add(described, str(error))
         if faults.has(described):
             continue
-        rules = dataset.described.documents
+        rules, specs = dataset.described.documents, dataset.described.specs.values()
+        has_text = rules is not None or any(field.kind == "text" for spec in specs for field in spec.fields)
+        if has_text and text is None and manifest.content == "build":
+            faults.add(described, "it holds text, and the manifest names no vocabulary")
+            continue
         content: ContentCheck
         if rules is not None and text is not None:
             content = DocumentCheck(rules, text, manifest.tokenizer.chunk_tokens)

@@ -30,13 +30,13 @@ _FAILED = 3
 _KILLED = "probably for lack of memory: take fewer --workers or a machine with more, or leave it out of the source"
 
 
-def build(path: str | Path, directory: str | Path, vocabulary: str | Path) -> Built:
+def build(path: str | Path, directory: str | Path, vocabulary: str | None) -> Built:
     """Does what ``build_shard`` does with the shard task in the file ``path``. Rows that crash are dropped as
     ``crashed_decoder``.
 
     Raises DataError if the process ends for another reason than one of the rows.
     """
-    task = {"task": str(path), "directory": str(directory), "vocabulary": str(vocabulary)}
+    task = {"task": str(path), "directory": str(directory), "vocabulary": vocabulary}
     crashed: dict[int, str] = {}
     while True:
         answers, ended = _run({**task, "do": "build", "crashed": list(crashed.items())})
@@ -149,7 +149,8 @@ def _main(task: dict[str, Any], answers: int) -> None:
             files.write_rows(task["result"], rows)
             say(json.dumps({"rows": rows.num_rows}))
             return
-        text, shard = load_vocabulary(task["vocabulary"]), ShardTask.read(task["task"])
+        text = None if task["vocabulary"] is None else load_vocabulary(task["vocabulary"])
+        shard = ShardTask.read(task["task"])
         crashed = dict(task["crashed"])
         if task["do"] == "build":
             say(json.dumps(asdict(build_shard(shard, task["directory"], text, crashed))))

@@ -91,8 +91,9 @@ def scan_piece(piece: tuple[str, str, int, int], directory: str, work: str) -> C
     return _do(attempt, work, fingerprint)
 
 
-def build_piece(piece: tuple[str, str], vocabulary: str, work: str) -> Counts:
-    """Builds a shard. ``piece`` is the path of its task and the directory of its dataset.
+def build_piece(piece: tuple[str, str], vocabulary: str | None, work: str) -> Counts:
+    """Builds a shard. ``piece`` is the path of its task and the directory of its dataset. ``vocabulary`` is the path of
+    the model, None if nothing is text.
 
     Reading, tokenizing and writing stay together, so that no image and no token passes through a scheduler.
     """
@@ -109,9 +110,9 @@ def build_piece(piece: tuple[str, str], vocabulary: str, work: str) -> Counts:
 
 
 @functools.lru_cache(maxsize=1)
-def _vocabulary(path: str) -> TextTokenizer:
+def _vocabulary(path: str | None) -> TextTokenizer | None:
     """The vocabulary, which all pieces of a process share."""
-    return load_vocabulary(path)
+    return None if path is None else load_vocabulary(path)
 
 
 def _do(attempt: Callable[[bool], Counts], work: str, name: str) -> Counts:

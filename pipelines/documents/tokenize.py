@@ -119,8 +119,9 @@ class DocumentShardHeader(BaseModel):
             "files": [(file.type, file.identity()) for file in self.source_files()],
         }
 
-    def builder(self, text: TextTokenizer) -> "DocumentShardBuilder":
+    def builder(self, text: TextTokenizer | None) -> "DocumentShardBuilder":
         """Makes the records of the shard's rows with this vocabulary."""
+        assert text is not None  # see planning.check_vocabulary
         return DocumentShardBuilder(self, text)
 
 

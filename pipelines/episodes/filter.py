@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from gatokit.pipelines.episodes import last_step, ranges
 from gatokit.pipelines.episodes.scan import EpisodesPlan, check_tasks
 from gatokit.pipelines.episodes.spec import field_notices
+from gatokit.pipelines.episodes.values import name_notices
 from gatokit.pipelines.stages import (
     METADATA,
     TASK_ROWS,
@@ -52,7 +53,8 @@ class Rows:
     ``task`` and ``agent`` are indexes into their names, -1 for none. ``returns`` is NaN if the rewards do not parse or
     the source has none. ``reason`` is an object array of str or None. ``rounding`` says how far returns may be from the
     recorder's (None: they are exact). ``is_sound`` (bool) are the episodes whose steps and rewards parse; None: those
-    with a return. ``listed`` (bool) and ``sample`` (uint64, see ``sample_hash``) exist if a rule needs them.
+    with a return. ``listed`` (bool) and ``sample`` (uint64, see ``sample_hash``) exist if a rule needs them, and
+    ``directory``, the ordinal of the source's directory, if there are several and ``order`` counts in each.
     """
 
     task: np.ndarray
@@ -68,6 +70,7 @@ class Rows:
     is_sound: np.ndarray | None = None
     listed: np.ndarray | None = None
     sample: np.ndarray | None = None
+    directory: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,10 @@ def filter_episodes(plan: EpisodesPlan, paths: Sequence[Path], config: BuildConf
         if keep.sample is not None:
             marks["sample"] = np.array([sample_hash(keep.seed or 0, id_) for id_ in ids], np.uint64)
         in_held_out += plan.held_out[table["file"].to_numpy()].tobytes()
-        gathered.add(table, plan.directory_of[table["file"].to_numpy()], marks)
+        directory = plan.directory_of[table["file"].to_numpy()]
+        if plan.config.order is not None and len(plan.directories) > 1:
+            marks["directory"] = directory
+        gathered.add(table, directory, marks)
     rows, hashes = gathered.rows()
     if plan.config.id is not None:
         _check_ids(plan, scanned, hashes)
@@ -125,6 +131,8 @@ def filter_episodes(plan: EpisodesPlan, paths: Sequence[Path], config: BuildConf
     ]
     notices += ranges.check_values(measured, plan.config, plan.field, losses.allowed(config.max_bad_fraction))
     notices += _return_notices(rows, tasks, keep, name)
+    notices += name_notices(plan.config, plan.field, plan.columns, rows.task, rows.agent, scanned.tables)
+    notices += _order_notices(plan, scanned, rows)
     left_out = [task.name for task in tasks if task.is_left_out]
     if left_out:
         shown = ", ".join(left_out[:_MOST_NAMES]) + (" …" if len(left_out) > _MOST_NAMES else "")
@@ -148,11 +156,46 @@ def filter_episodes(plan: EpisodesPlan, paths: Sequence[Path], config: BuildConf
             else held_out(hashes, kept, rows.task, config.holdout)
         ),
         rows=replace(
-            rows, steps=nothing, rounding=None, is_sound=None, success=None, reason=nothing, listed=None, sample=None
+            rows,
+            steps=nothing,
+            rounding=None,
+            is_sound=None,
+            success=None,
+            reason=nothing,
+            listed=None,
+            sample=None,
+            directory=None,
         ),
         reason=pa.array(reason, pa.string()).dictionary_encode(),
         last_step=ends,
     )
+
+
+def _order_notices(plan: EpisodesPlan, scanned: ScannedRows, rows: Rows) -> list[str]:
+    """A notice if two episodes of one agent on a task have the same number of ``order``."""
+    if plan.config.order is None:
+        return []
+    known = np.flatnonzero(np.isfinite(rows.order) & (rows.task >= 0) & (rows.agent >= 0))
+    known = known[np.lexsort((rows.order[known], rows.agent[known], rows.task[known]))]
+    same = np.ones(max(0, len(known) - 1), bool)
+    for column in (rows.task, rows.agent, rows.order):
+        same &= column[known[1:]] == column[known[:-1]]
+    if not same.any():
+        return []
+    first = int(np.argmax(same))
+    pair, number = sorted(known[first : first + 2].tolist()), float(rows.order[known[first]])
+    ids, begin = [], 0
+    for table in scanned.tables():
+        ids += plan.ids(table.take([row - begin for row in pair if begin <= row < begin + len(table)]))
+        begin += len(table)
+    text = f"{plan.config.name}: numbers of order repeat within a task and agent, {np.count_nonzero(same)} times: "
+    text += f"{ids[0]} and {ids[1]} have {number:g}; "
+    if rows.directory is None or rows.directory[pair[0]] == rows.directory[pair[1]]:
+        return [f"{text}equal numbers are taken by position; choose another {plan.field}.order if that is wrong"]
+    return [
+        f"{text}directories are taken one after the other, in the order of their names; if their episodes are of "
+        f"different agents, write {plan.field}.agent: {{from: directory}}"
+    ]
 
 
 def _return_notices(rows: Rows, tasks: Sequence[Task], keep: Keep, dataset: str) -> list[str]:
@@ -290,7 +333,8 @@ def filter_rows(
 def _streams(rows: Rows, sound: np.ndarray, keep: Keep) -> tuple[list[Stream], float]:
     """The streams of a task's sound episodes, each in collection order, and the task's expert return: NaN if the source
     has no rewards."""
-    in_order = sound[np.argsort(rows.order[sound], kind="stable")]
+    keys = [rows.order[sound]] if rows.directory is None else [rows.order[sound], rows.directory[sound]]
+    in_order = sound[np.lexsort(keys)]
     by_agent = _groups(rows.agent[in_order])
     streams = []
     for code in sorted(by_agent, key=rows.agent_names.__getitem__):
@@ -388,12 +432,13 @@ class _Gathered:
         "success": np.bool_,
         "listed": np.bool_,
         "sample": np.uint64,
+        "directory": np.int32,
         "hash": np.uint64,
     }
 
     def __init__(self) -> None:
         self._columns = {name: bytearray() for name in self._DTYPES}
-        self._empty = {"success", "listed", "sample"}
+        self._empty = {"success", "listed", "sample", "directory"}
         self._agents: dict[str, int] = {}
         self._reasons: dict[str, int] = {}
         self.tasks: dict[str, int] = {}
@@ -402,7 +447,7 @@ class _Gathered:
 
     def add(self, table: pa.Table, directory: np.ndarray, marks: dict[str, np.ndarray]) -> None:
         """Appends the next rows, which lie in these directories, int (rows,). ``marks`` has their columns ``hash`` and,
-        if a rule needs it, ``listed``, ``success`` or ``sample``."""
+        if something needs it, ``listed``, ``success``, ``sample`` or ``directory``."""
         task = _codes(table["task"], self.tasks)
         columns = {
             "task": task,

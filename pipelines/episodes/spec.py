@@ -9,7 +9,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -475,6 +475,11 @@ def field_notices(directories: Sequence[SourceDirectory], dataset: EpisodesConfi
         )
     for use in _left_out(uses):
         notices.append(f"{dataset.name}: {use.source.path} is left out, for it {use.why}; {use.way_out}")
+    converted: dict[str, list[str]] = {}
+    for use in uses:
+        for text in _conversions(use):
+            converted.setdefault(text, []).append(use.source.path)
+    notices += [f"{dataset.name}: {', '.join(paths)}: {text}" for text, paths in converted.items()]
     wide: dict[tuple[int, str], list[str]] = {}
     for use in uses:
         if use.spec is not None and (use.spec.tokens or 0) > _WIDE:
@@ -492,6 +497,18 @@ def field_notices(directories: Sequence[SourceDirectory], dataset: EpisodesConfi
 
 def _left_out(uses: Iterable[FieldUse]) -> list[FieldUse]:
     return [use for use in uses if use.spec is None and use.way_out and use.why != _UNUSED]
+
+
+def _conversions(use: FieldUse) -> Iterator[str]:
+    """What is lost where a field becomes an image."""
+    spec = use.spec
+    if spec is None or spec.kind != "image":
+        return
+    if spec.levels is not None:
+        low, high = spec.levels
+        yield f"stored in 8 bits, {low:g} and below as black, {high:g} and above as white"
+    if len(spec.shape) == 3 and spec.shape[0 if spec.channels_first else 2] == 4:
+        yield "the fourth channel, alpha, is dropped"
 
 
 def _hint(use: FieldUse) -> str:

@@ -99,8 +99,8 @@ class EpisodeShardHeader(BaseModel):
             **({"last_step": self.last_step} if self.last_step != "padding" else {}),
         }
 
-    def builder(self, text: TextTokenizer) -> "EpisodeShardBuilder":
-        """Makes the records of the shard's rows with this vocabulary."""
+    def builder(self, text: TextTokenizer | None) -> "EpisodeShardBuilder":
+        """Makes the records of the shard's rows with this vocabulary, which episodes without text do not need."""
         return EpisodeShardBuilder(self, text)
 
 
@@ -118,7 +118,7 @@ def shard_header(
 class EpisodeShardBuilder:
     """Makes the records of a shard's episodes."""
 
-    def __init__(self, header: EpisodeShardHeader, text: TextTokenizer) -> None:
+    def __init__(self, header: EpisodeShardHeader, text: TextTokenizer | None) -> None:
         self._header = header
         settings = TokenizerSettings.of(header.settings.discrete_offset)
         self._tokenizers = {id_: EpisodeTokenizer(spec, settings, text) for id_, spec in header.specs.items()}

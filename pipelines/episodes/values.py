@@ -3,15 +3,18 @@
 A value is stored with the episode, or is that of its first step, or follows from the config and the episode's file.
 """
 
+import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
 from gatokit.pipelines.episodes.reader import RawEpisode, SourceFeatures, SourceField
+from gatokit.pipelines.stages import METADATA
 from gatokit.schemas.config_episodes import EpisodeKey, EpisodesConfig, Success
 from gatokit.schemas.errors import ConfigError, RejectedError
 from gatokit.schemas.index import common_type, metadata_columns
@@ -279,7 +282,12 @@ def _is_number_or_text(value: EpisodeValue) -> bool:
 
 def _has_codes(source: SourceField) -> bool:
     """Whether a field may hold the bytes of a text as integers."""
-    return source.form == "tensor" and len(source.shape) == 1 and np.dtype(source.dtype).kind in "iu"
+    return (
+        source.form == "tensor"
+        and len(source.shape) == 1
+        and source.shape != (1,)
+        and np.dtype(source.dtype).kind in "iu"
+    )
 
 
 def _scalars(features: SourceFeatures) -> list[SourceField]:
@@ -388,3 +396,80 @@ def _as_type(episode: RawEpisode, field: SourceField, type_: MetadataType) -> st
     if type_ == "int64":
         return int(value) if -_LARGEST_INTEGER <= value < _LARGEST_INTEGER else None
     return bool(value) if type_ == "bool" else float(value)
+
+
+# --- what the scan shows of names ----------------------------------------------------------------------------------
+
+_OF_TASKS = re.compile(
+    r"(^|[_\s])(task|instruction|env_name|env_id)([_\s](name|id|family|description))*$", re.IGNORECASE
+)
+"""The last component of key paths that name tasks."""
+_MOST_VALUES = 10_000
+"""A column with more distinct values is not counted further."""
+_LEAST_EPISODES, _MOST_SHOWN = 3, 3
+_A = {"task": "a task", "agent": "an agent"}
+
+
+def name_notices(
+    dataset: EpisodesConfig,
+    field: str,
+    columns: Mapping[str, MetadataType],
+    task: np.ndarray,
+    agent: np.ndarray,
+    tables: Callable[[Collection[str]], Iterator[pa.Table]],
+) -> list[str]:
+    """Notices about a key that gives every episode a task or agent of its own, and about tasks that seem to be several.
+
+    ``task`` and ``agent`` are the numbers of names, int (R,), -1 for none. ``tables`` gives the R scanned rows with
+    some of the ``columns`` for values that are stored with the episodes.
+    """
+    notices = []
+    for role, codes in (("task", task), ("agent", agent)):
+        key, known = getattr(dataset, role), codes[codes >= 0]
+        if key is None or key.constant or key.source or len(known) < _LEAST_EPISODES:
+            continue
+        if len(np.unique(known)) == len(known):
+            names = [name for name, type_ in columns.items() if type_ != "float64"]
+            counts = {name: len({value for _, value in pairs}) for name, pairs in _values(tables, names).items()}
+            fewer = sorted((count, name) for name, count in counts.items() if 1 < count <= len(known) / 2)
+            others = ", ".join(f"{name} ({count} values)" for count, name in fewer[:_MOST_NAMED]) or "no other key"
+            written = json.dumps(key.model_dump(by_alias=True, exclude_none=True), ensure_ascii=False)
+            notices.append(
+                f"{dataset.name}: {field}.{role}: {written} gives each of {len(known)} episodes {_A[role]} of its own, "
+                f"with which no other is compared; choose a key whose values repeat: {others}"
+            )
+    if dataset.task.source or dataset.task.constant or dataset.task.path:
+        asked = {key.metadata for key in (dataset.agent, dataset.order, dataset.id) if key is not None}
+        names = [
+            name
+            for name, type_ in columns.items()
+            if type_ in ("string", "int64") and _OF_TASKS.search(name.rpartition("/")[2]) and name not in asked
+        ]
+        for name, pairs in _values(tables, names).items():
+            by_task: dict[str, list[str]] = {}
+            for code, value in sorted(pairs, key=str):
+                if code is not None and value is not None:
+                    by_task.setdefault(code, []).append(str(value))
+            several = {code: values for code, values in by_task.items() if len(values) > 1}
+            if several and len(pairs) <= len(task) / 2:
+                first, values = next(iter(several.items()))
+                shown = ", ".join(values[:_MOST_SHOWN]) + (", …" if len(values) > _MOST_SHOWN else "")
+                notices.append(
+                    f"{dataset.name}: task {first!r} seems to be several: {name} has {len(values)} values in it "
+                    f"({shown}); write {field}.task: {{metadata: {name.removeprefix('metadata/')}}} to tell them apart"
+                )
+    return notices
+
+
+def _values(
+    tables: Callable[[Collection[str]], Iterator[pa.Table]], names: Sequence[str]
+) -> dict[str, set[tuple[str | None, Any]]]:
+    """The distinct pairs of a task and a value of each column; a column with too many is left out."""
+    found: dict[str, set[tuple[str | None, Any]]] = {name: set() for name in names}
+    for table in tables(names) if names else ():
+        for name in list(found):
+            pairs = table.select(["task", METADATA + name]).group_by(["task", METADATA + name]).aggregate([])
+            found[name].update(zip(pairs["task"].to_pylist(), pairs[METADATA + name].to_pylist(), strict=True))
+            if len(found[name]) > _MOST_VALUES:
+                del found[name]
+    return found

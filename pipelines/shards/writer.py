@@ -61,13 +61,13 @@ class Built:
 
 
 def build_shard(
-    task: ShardTask, directory: str | Path, text: TextTokenizer, crashed: Mapping[int, str] = _NO_CRASHES
+    task: ShardTask, directory: str | Path, text: TextTokenizer | None, crashed: Mapping[int, str] = _NO_CRASHES
 ) -> Built:
     """Reads, tokenizes and writes the kept rows of a task, and then the index, which marks the shard as finished.
 
-    Training rows come first in the shard and held-out rows last, both in source order. A row that cannot become tokens
-    is dropped with a reason. Rows in ``crashed`` are not read, because that ends the process as their text says. Raises
-    DataError if the source changed since the scan.
+    ``text`` is None if nothing is text. Training rows come first in the shard and held-out rows last, both in source
+    order. A row that cannot become tokens is dropped with a reason. Rows in ``crashed`` are not read, because that ends
+    the process as their text says. Raises DataError if the source changed since the scan.
     """
     columns = {name: task.rows[name].to_pylist() for name in task.rows.column_names if not name.startswith(METADATA)}
     for row, detail in crashed.items():

@@ -125,20 +125,6 @@ def test_out_is_checked_before_anything_is_read(gatokit, config, tmp_path):
     assert gatokit("vocab", config).status == 2
 
 
-def test_a_config_without_text(gatokit, recorded, tmp_path):
-    config = tmp_path / "c.yaml"
-    config.write_text(f"""
-vocabulary: text.model
-datasets:
-  - {{name: control, kind: episodes, source: {recorded}/dm_control, keep: {{all: true}}}}
-""")
-    ran = gatokit("vocab", config, "--out", tmp_path / "text.model")
-    assert ran.status == 2
-    assert ran.err.splitlines()[-1] == (
-        f"gatokit: {config}: its datasets hold no text to train a vocabulary on; add one that does"
-    )
-
-
 def test_damaged_data_is_no_mistake_in_the_config(gatokit, config, tmp_path):
     (tmp_path / "prose.jsonl").write_text("no JSON\n" * 30)
     ran = gatokit("vocab", config, "--out", tmp_path / "text.model")

@@ -348,7 +348,7 @@ def test_rules_of_a_dataset(tmp_path: Path, line: str, message: str) -> None:
         ("- 1", MAPPING),
         ("hello", MAPPING),
         ("vocabulary: v", "datasets: this key is required"),
-        ("datasets: []", "vocabulary: this key is required; datasets: must not be empty (got [])"),
+        ("datasets: []", "datasets: must not be empty (got [])"),
         (f"vocabulary: 3\ndatasets: [{DATASET}}}]", "vocabulary: must be a string; quote it (got 3)"),
         (f"vocabulary: ''\ndatasets: [{DATASET}}}]", "vocabulary: must not be empty (got '')"),
         ("vocabulary: v\ndatasets:", "datasets: must be a list (got None)"),

@@ -626,3 +626,12 @@ def test_what_the_user_is_told() -> None:
         "a: a step has 33,256 tokens without its texts, so that two steps do not fit into a window of 1,024",
     ]
     assert field_notices([directory([STATE, ACTION, REWARD])], config()) == []
+    pictures = [
+        SourceField(path="observation/depth", dtype="float32", shape=(16, 16)),
+        SourceField(path="observation/rgba", dtype="uint8", shape=(16, 16, 4), form="image"),
+    ]
+    rules = {"observation/depth": {"as": "depth", "range": [0.25, 5]}}
+    assert field_notices([directory([*pictures, ACTION])], config(fields=rules)) == [
+        "a: observation/depth: stored in 8 bits, 0.25 and below as black, 5 and above as white",
+        "a: observation/rgba: the fourth channel, alpha, is dropped",
+    ]
