@@ -117,6 +117,11 @@ def score_policy(
         "time limits": dict(sorted(scoring.time_limits.items())),
     }
     for task in tasks:
+        if scoring.expert_from_data and task.task.expert_return is None:
+            raise ConfigError(
+                f"{task.name}: its data has no rewards and so no expert return; leave out --expert-return data, so that "
+                "the expert is measured"
+            )
         with task.adapters(1) as (adapter,):
             policy.player(task.task, adapter.spec, 1, scoring.decoding(f"{scoring.rule}/memory"))
             if scoring.videos:
@@ -178,6 +183,7 @@ class _Evaluation:
         for task in tasks:
             random = self._returns(task, "random")
             if self.scoring.expert_from_data:
+                assert task.task.expert_return is not None
                 anchors[task.name] = Anchors(random, Returns(0, task.task.expert_return, 0.0), "data")
             else:
                 anchors[task.name] = Anchors(random, self._returns(task, "expert"))

@@ -109,7 +109,8 @@ class MixedDataset:
             _, firsts = np.unique(tasks[order], return_index=True)
             for episode in table.take(order[firsts]).to_pylist():
                 task = episode["task"]
-                if task not in best or episode["return"] > best[task]["return"]:
+                # Without rewards the first one is as good as any.
+                if task not in best or (episode["return"] or 0.0) > (best[task]["return"] or 0.0):
                     best[task] = episode | {"shard": first_shard + episode["part"]}
         return best
 

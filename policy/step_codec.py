@@ -28,7 +28,7 @@ class Task(NamedTuple):
     dataset: str
     name: str
     spec: EpisodeSpec
-    expert_return: float
+    expert_return: float | None
     prompt: Prompt
 
     @property

@@ -25,7 +25,8 @@ class Prompt(_Model):
 
     episode_id: str
     agent: str
-    episode_return: float
+    episode_return: float | None
+    """None if the data has no rewards."""
     first_record: int
     """Its ordinal in ``prompts.arrayrecord``."""
     records: int
@@ -36,7 +37,8 @@ class PolicyTask(_Model):
 
     spec: str
     """Key of the dataset's ``specs``."""
-    expert_return: float
+    expert_return: float | None
+    """None if the data has no rewards."""
     prompt: Prompt
 
 

@@ -221,7 +221,9 @@ class IndexSums:
             sound = pc.or_(kept, _equals(table["reason"], "duplicate"))
             self._found_by_builds += pc.sum(_is_in(table["reason"], _FOUND_BY_BUILDS)).as_py() or 0
         else:
-            sound = pc.is_valid(table["return"])
+            without_rewards = [row.task for row in self._dataset.tasks if row.expert_return is None]
+            counted = pc.and_(_is_in(table["task"], without_rewards), pc.is_valid(table["steps"]))
+            sound = pc.or_(pc.is_valid(table["return"]), pc.fill_null(counted, False))
         columns = {
             "lost": table["lost"],
             "episodes": sound.cast(pa.int64()),
