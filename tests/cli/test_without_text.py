@@ -35,7 +35,8 @@ def write(path: Path, steps: dict[str, Any], **more: Any) -> None:
     writer = tfds.core.SequentialWriter(info, 10)
     writer.initialize_splits(["train"])
     row = {"observation": {"state": np.array([0.5, -0.5], np.float32), **more}, "action": np.zeros(1, np.float32)}
-    episode = {"steps": [{**row, "reward": 1.0, "is_last": step == 3} for step in range(4)]}
+    reward = {"reward": 1.0} if "reward" in steps else {}
+    episode = {"steps": [{**row, **reward, "is_last": step == 3} for step in range(4)]}
     writer.add_examples({"train": [episode] * 6})
     writer.close_all()
 
@@ -136,6 +137,27 @@ def test_a_policy_without_text_is_trained_and_exported(
     assert (np.shape(action), abs(float(np.ravel(action)[0])) <= 1) == ((1,), True)
     with pytest.raises(ConfigError, match="was trained on data without text and writes none"):
         generate(policy, "go", None)
+
+
+def test_data_without_rewards_is_verified_and_trained_on(
+    folder: Path, gatokit: Callable[..., Any], tmp_path: Path
+) -> None:
+    observation = {"state": tfds.features.Tensor(shape=(2,), dtype=np.float32)}
+    steps = {"observation": observation, "action": tfds.features.Tensor(shape=(1,), dtype=np.float32)}
+    for task in ("push", "pull"):
+        write(tmp_path / "data" / task, {**steps, "is_last": np.bool_})
+    dataset = f"{{name: plain, source: data, {DATASET}}}"
+    (tmp_path / "c.yaml").write_text(f"shard_bytes: 1024\ndatasets: [{dataset}]\n")
+    build(tmp_path / "c.yaml", tmp_path / "out")
+    verified = gatokit("verify", tmp_path / "out", "--json")
+    assert (verified.status, verified.json["faults"]) == (0, [])
+    run = tmp_path / "run"
+    train(config(tmp_path, steps=3, input={"patch_group_rows": 2}), [str(tmp_path / "out")], run, Silent())
+    tasks = PolicyFile.read(run / "policy").datasets["plain"].tasks
+    assert {name: (task.expert_return, task.prompt.episode_return) for name, task in tasks.items()} == {
+        "pull": (None, None),
+        "push": (None, None),
+    }
 
 
 @pytest.mark.parametrize("order", [("built", "built-texts"), ("built-texts", "built")])
