@@ -119,8 +119,8 @@ def score_policy(
     for task in tasks:
         if scoring.expert_from_data and task.task.expert_return is None:
             raise ConfigError(
-                f"{task.name}: its data has no rewards and so no expert return; leave out --expert-return data, and the "
-                "expert is measured"
+                f"{task.name}: its data has no rewards and so no expert return; leave out --expert-return data, and it "
+                "is measured"
             )
         with task.adapters(1) as (adapter,):
             policy.player(task.task, adapter.spec, 1, scoring.decoding(f"{scoring.rule}/memory"))
