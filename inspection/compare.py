@@ -228,7 +228,7 @@ class _Side:
         self.counts: Counts | None = None
         self.tasks: dict[str, TaskTotals] = {}
         self.specs: dict[str, str] = {}
-        """The fields of a step of each task."""
+        """The columns of the index for values of the source, and the fields of a step of each task."""
         if dataset is None:
             return
         totals, described, stored = dataset.totals, dataset.described, dataset.stored
@@ -247,6 +247,7 @@ class _Side:
             bytes=stored["bytes"],
         )
         self.tasks = {item.task: item for item in dataset.task_totals}
+        self.specs = {f"{dataset.name}: column {name}": type_ for name, type_ in dataset.columns.items()}
         for task, entry in described.tasks.items():
             for item in described.specs[entry.spec].fields if entry.spec in described.specs else ():
                 values = item.model_dump(mode="json", exclude={"path"}, exclude_none=True).items()

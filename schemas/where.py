@@ -279,12 +279,12 @@ def _compared(
 
 
 def _among(node: ast.expr, value: Any, right: ast.expr, columns: Mapping[str, Column], depth: int) -> Truth:
-    """Which rows of a value are in the list ``right``."""
+    """Which rows of a value are in the list ``right``, or which rows of the column ``right`` contain a string."""
+    if isinstance(right, ast.Name) and isinstance(node, ast.Constant) and isinstance(node.value, str):
+        text: str = node.value
+        return _of_names(_want("string", "'in'", right, columns, depth), lambda names: pc.match_substring(names, text))
     if not (isinstance(right, ast.Tuple | ast.List) and right.elts):
-        way_out = "give a list, such as in ('a', 'b')"
-        if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            way_out = f"write {_text(right)} contains {node.value!r}"
-        raise ValueError(f"looks for {_text(node)} in {_text(right)!r}; {way_out}")
+        raise ValueError(f"looks for {_text(node)} in {_text(right)!r}; give a list, such as in ('a', 'b')")
     if value is _ANY:
         value = _NO_ROWS[_type(_value(right.elts[0], columns, depth))]
     if isinstance(value, Truth):

@@ -44,6 +44,13 @@ def show_episode(
     output.say(f"{row.episode_id}\n  {dataset.name}, task {row.task}" + (f", agent {row.agent}" if row.agent else ""))
     threshold = "" if row.threshold is None else f", threshold {row.threshold:g}"
     output.say(f"  {shown(row.steps)} steps, return {shown(row.episode_return)}{threshold}")
+    known = {name: value for name, value in row.metadata.items() if value is not None}
+    if known:
+        values = {
+            name: brief(value, _WIDEST_CELL) if isinstance(value, str) else shown(value)
+            for name, value in known.items()
+        }
+        output.say("  " + ", ".join(f"{name} {value}" for name, value in values.items()))
     result: dict[str, Any] = {"dataset": dataset.name, "episode": row.columns(), "fields": None, "steps": None}
     if row.shard is None:
         output.say(f"  {row.why_unstored}")
