@@ -121,7 +121,12 @@ def filter_episodes(plan: EpisodesPlan, paths: Sequence[Path], config: BuildConf
     if selection is not None and limit is None and not plan.is_partial:
         selection.check_found(name)
     where = None if keep.where is None else Where(keep.where, None)
-    tasks, kept, reason = filter_rows(rows, keep, name, partial(_marks, plan, scanned, rows, where))
+    named = name_notices(plan.config, plan.field, plan.columns, rows.task, rows.agent, scanned.tables)
+    try:
+        tasks, kept, reason = filter_rows(rows, keep, name, partial(_marks, plan, scanned, rows, where))
+    except DataError as error:
+        # A key that gives every episode a task of its own is the first thing to mend.
+        raise DataError(". ".join([str(error), *named])) from None
     specs, more = _task_specs(plan, gathered, measured)
     notices = [
         *plan.notices,
@@ -131,7 +136,7 @@ def filter_episodes(plan: EpisodesPlan, paths: Sequence[Path], config: BuildConf
     ]
     notices += ranges.check_values(measured, plan.config, plan.field, losses.allowed(config.max_bad_fraction))
     notices += _return_notices(rows, tasks, keep, name)
-    notices += name_notices(plan.config, plan.field, plan.columns, rows.task, rows.agent, scanned.tables)
+    notices += named
     notices += _order_notices(plan, scanned, rows)
     left_out = [task.name for task in tasks if task.is_left_out]
     if left_out:

@@ -429,7 +429,7 @@ def name_notices(
         if key is None or key.constant or key.source or len(known) < _LEAST_EPISODES:
             continue
         if len(np.unique(known)) == len(known):
-            names = [name for name, type_ in columns.items() if type_ != "float64"]
+            names = [name for name, type_ in columns.items() if type_ in ("string", "int64")]
             counts = {name: len({value for _, value in pairs}) for name, pairs in _values(tables, names).items()}
             fewer = sorted((count, name) for name, count in counts.items() if 1 < count <= len(known) / 2)
             others = ", ".join(f"{name} ({count} values)" for count, name in fewer[:_MOST_NAMED]) or "no other key"

@@ -274,7 +274,7 @@ def test_keys_that_name_every_episode_and_tasks_that_are_several(scanned):
     _, result, _ = scanned(task={"metadata": "file_path"})
     assert notices_with(result, "of its own") == [
         'd: datasets[0].task: {"metadata": "file_path"} gives each of 12 episodes a task of its own, with which no '
-        "other is compared; choose a key whose values repeat: done (2 values), end-effector type (2 values), "
+        "other is compared; choose a key whose values repeat: end-effector type (2 values), "
         "episode_metadata/task (2 values), number (6 values)"
     ]
     _, result, _ = scanned(agent={"metadata": "file_path"})
