@@ -246,4 +246,5 @@ def rows_by_file(
 Tokenized = tuple[int, TokenizedRow | RejectedError]
 """The number of a row with its records, or with the error that says why it has none."""
 OutOfRange = dict[str, dict[str, tuple[int, int]]]
-"""By task and continuous action: the number of values outside of the range, and of all values."""
+"""By task and continuous field: the number of values outside of the range of an action, or beyond the ends of the
+mu-law of an observation, and of all values."""

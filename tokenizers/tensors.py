@@ -216,6 +216,13 @@ def count_outside(values: np.ndarray, pairs: Pairs | None) -> int:
     return int(outside_range(values, pairs)[0].sum())
 
 
+def count_saturated(values: np.ndarray) -> int:
+    """How many finite values of a continuous observation are beyond ±256, where the mu-law ends."""
+    if not values.size or (values.max() <= M and values.min() >= -M):
+        return 0
+    return int(np.count_nonzero((values < -M) | (values > M)))
+
+
 def compand(values: np.ndarray) -> np.ndarray:
     """F(x) = sgn(x) · log(|x|·100 + 1) / log(256·100 + 1), float64; not clipped: |F| > 1 where |x| > 256."""
     exact = np.asarray(values, np.float64)

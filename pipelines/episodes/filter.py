@@ -550,7 +550,11 @@ def _task_specs(
                 field = field.model_copy(update={"num": num})
             elif field.is_action and field.kind == "continuous" and field.range is None:
                 pairs = of_data.get((field.path, math.prod(field.shape)))
-                field = field.model_copy(update={"range": pairs or ((-1.0, 1.0),)})
+                if pairs is None:
+                    raise ConfigError(
+                        f"{plan.field}: the range of {field.path} cannot be counted; give {{range: [low, high]}}"
+                    )
+                field = field.model_copy(update={"range": pairs})
             fields.append(field)
         specs[task] = EpisodeSpec(fields=tuple(fields))
     if plan.config.task.metadata is not None or plan.config.task.field is not None:

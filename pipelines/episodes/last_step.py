@@ -54,18 +54,18 @@ def decide(tables: Iterable[pa.Table], config: EpisodesConfig, field: str) -> tu
         other_actions=actions,
         other=either,
     )
-    evidence = f"the step that is_last marks holds {rewards} rewards and {actions} actions that are neither zero nor a "
-    evidence = f"in {either} of {marked} episodes {evidence}copy of the first step or of the one before"
-    if not marked:
+    if not marked or (asked == reading and (reading == "real") == bool(either)):
         return entry, []
-    if asked == reading and (reading == "real") == bool(either):
-        return entry, []
+    evidence = f"in {either} of {marked} episodes the step that is_last marks has a reward ({rewards}) or an action "
+    evidence += f"({actions}) that is neither zero nor a copy of the first step's or of the one before"
     if asked == reading:
-        return entry, [f"{config.name}: the config says last_step: {reading}, though {evidence}"]
+        return entry, [f"{config.name}: the config says last_step: {reading}, and {evidence}"]
+    meaning = "a step like any other" if reading == "real" else "no step to learn from"
     other = "padding" if reading == "real" else "real"
-    meaning = "counts" if reading == "real" else "is left out"
-    text = f"{config.name}: last_step is {reading}, so that step {meaning}: {evidence}; state it as {field}.last_step: "
-    return entry, [f"{text}{reading} or {other}"]
+    return entry, [
+        f"{config.name}: the last step is taken for {reading}, so it is {meaning}: {evidence}; state it as "
+        f"{field}.last_step: {reading}, or {other}"
+    ]
 
 
 def real_reading(table: pa.Table) -> pa.Table:

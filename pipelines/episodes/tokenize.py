@@ -26,7 +26,7 @@ from gatokit.schemas.record import Record
 from gatokit.schemas.tokens import FIRST, LAST, TERMINAL, EncodedImage, TokenSequence
 from gatokit.tokenizers.episode import EpisodeTokenizer
 from gatokit.tokenizers.frames import store_frame
-from gatokit.tokenizers.tensors import count_outside
+from gatokit.tokenizers.tensors import count_outside, count_saturated
 from gatokit.tokenizers.text import TextTokenizer, text_of_codes
 
 _RUN_BYTES = 1 << 20
@@ -157,11 +157,12 @@ class EpisodeShardBuilder:
                 yield row, error
                 continue
             counts = self.out_of_range.setdefault(columns["task"][row], {})
-            for field in spec.action:
-                if field.range is not None:
+            for field in spec.fields:
+                if field.kind == "continuous":
                     values = episode.values[field.path]
                     assert isinstance(values, np.ndarray)
-                    episode.outside[field.path] = count_outside(values, field.range), values.size
+                    outside = count_outside(values, field.range) if field.is_action else count_saturated(values)
+                    episode.outside[field.path] = outside, values.size
             for path, (outside, total) in episode.outside.items():
                 before = counts.get(path, (0, 0))
                 counts[path] = before[0] + outside, before[1] + total

@@ -44,7 +44,10 @@ from gatokit.schemas.manifest import (
 )
 from gatokit.storage import files
 from gatokit.storage.files import write_atomically
+from gatokit.tokenizers.tensors import M
 
+_MOST_SATURATED = 0.01
+"""If a larger share of an observation's values is saturated, the user is told."""
 WORK = ".work"
 """Folder of a job that has not finished: scanned rows, shard tasks, markers."""
 _PACKAGES = (
@@ -78,6 +81,7 @@ class Finished:
     rejected: dict[str, int]
     indexes: dict[str, tuple[int, str]]
     notices: tuple[str, ...]
+    """Sentences for the user."""
 
     def summaries(self, dataset: DatasetEntry) -> dict[str, bytes]:
         """Path and content of the summary files under the names that ``dataset`` gives them."""
@@ -89,7 +93,7 @@ class _Totals:
     """Sums over the indexes of a dataset.
 
     ``streams`` has by task and agent the rows lost or not, and episodes, steps and tokens of those kept. ``outside``
-    and ``values`` have by task and action the values outside of the range, and all.
+    and ``values`` have by task and continuous field the values out of range (``OutOfRange``), and all.
     """
 
     def __init__(self) -> None:
@@ -185,7 +189,7 @@ def finish_dataset(root: Path, plan: Plan, config: BuildConfig, content: Literal
         last_step=getattr(plan.result, "last_step", None),
     )
     rejected = dict(sorted(totals.losses.counts.items()))
-    notices = tuple(_outside_levels(totals, plan))
+    notices = (*_outside_levels(totals, plan), *_saturated(totals, plan))
     return Finished(
         entry, described.step, described.to_bytes(), sink.getvalue().to_pybytes(), rejected, indexes, notices
     )
@@ -221,6 +225,24 @@ def _step(totals: _Totals, plan: Plan, content: str) -> StepTokens | None:
     assert isinstance(plan.result, EpisodeFilterResult)
     last_step = plan.result.last_step
     return step_tokens(plan.dataset, plan.result.specs, steps, tokens if is_build else None, constants, last_step)
+
+
+def _saturated(totals: _Totals, plan: Plan) -> Iterator[str]:
+    """A notice for each observation of which many values are beyond the ends of the mu-law."""
+    beyond, values = Counter[str](), Counter[str]()
+    for (task, path), outside in totals.outside.items():
+        [item] = [item for item in plan.result.specs[task].fields if item.path == path]
+        if item.kind == "continuous" and not item.is_action:
+            source = item.source[0] if item.source else path
+            beyond[source] += outside
+            values[source] += totals.values[task, path]
+    for path, outside in sorted(beyond.items()):
+        if outside > _MOST_SATURATED * values[path]:
+            yield (
+                f"{plan.dataset.config.name}: {outside / values[path]:.1%} of the values of {path} are beyond ±{M:g}, "
+                f"where tokens are saturated: they all have one of two ids; leave the field out, "
+                f"{plan.dataset.field}.fields.{path}: {{as: skip}}, or record it in larger units"
+            )
 
 
 def _check(totals: _Totals, plan: Plan, config: BuildConfig) -> None:

@@ -268,7 +268,7 @@ def write_index(
     out_of_range: OutOfRange,
     constants: Constants | None = None,
 ) -> None:
-    """Writes the index of a split, with its parts, the counts of actions out of their range and the constant components
+    """Writes the index of a split, with its parts, the counts of values out of their range and the constant components
     of episodes as metadata."""
     sink = pa.BufferOutputStream()
     metadata = {
@@ -287,7 +287,7 @@ def read_parts(metadata: dict[bytes, bytes]) -> list[ShardEntry]:
 
 
 def read_out_of_range(metadata: dict[bytes, bytes]) -> OutOfRange:
-    """The counts of out-of-range action values that an index holds in its metadata."""
+    """The counts of out-of-range values that an index holds in its metadata."""
     return json.loads(metadata[_OUT_OF_RANGE])
 
 
