@@ -4,6 +4,7 @@ Legend: R rows of the index, N sound episodes of one task.
 """
 
 import json
+import math
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from gatokit.inspection.read.index import TaskCodes, among, where_column
 from gatokit.schemas.config_episodes import Keep, Success
 from gatokit.schemas.episode_list import EpisodeList
 from gatokit.schemas.errors import ConfigError
-from gatokit.schemas.filter import Candidates, apply_rules, min_return_threshold, sample_hash
+from gatokit.schemas.filter import Candidates, apply_rules, float32_rounding, min_return_threshold, sample_hash
 from gatokit.schemas.index import BAD_REASONS
 from gatokit.schemas.where import Where, unknown_column
 
@@ -120,16 +121,23 @@ def replay(dataset: DatasetReader, rule: Rule) -> Replayed:
     begins = np.searchsorted(task[by_task], np.arange(len(names) + 1))
     for name, begin, end in zip(names, begins[:-1], begins[1:], strict=True):
         members = by_task[begin:end]
-        sound = members[np.isfinite(returns[members])]
-        if not len(sound) or name not in expert:
+        sound = members[np.isfinite(returns[members])] if name in expert else members
+        if not len(sound):
             continue
+        if (
+            name not in expert
+            and (keep.min_return, keep.returns, keep.best if keep.by is None else None) != (None,) * 3
+        ):
+            raise ConfigError(f"{dataset.name}: the episodes of task {name!r} have no rewards, which the rule needs")
         if isinstance(keep.random_return, dict) and name not in keep.random_return:
             raise ConfigError(f"{dataset.name}: random_return names no return for task {name!r}; add it")
         playable = rows["steps"][sound] > 0
         of_sound = {mark: rows[mark][sound] for mark in marks}
-        outcome = apply_rules(keep, Candidates(name, returns[sound], expert[name], playable, **of_sound))
+        of_sound["rounding"] = float32_rounding(returns[sound])
+        expert_return = expert.get(name, math.nan)
+        outcome = apply_rules(keep, Candidates(name, returns[sound], expert_return, playable, **of_sound))
         kept_at[sound] = outcome.kept & playable & ~rows["bad"][sound]
-        thresholds[name] = min_return_threshold(keep, name, expert[name])
+        thresholds[name] = min_return_threshold(keep, name, expert_return)
     return Replayed(names, task, rows["kept"], kept_at, rows["steps"], rows["lost"], thresholds)
 
 

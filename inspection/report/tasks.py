@@ -135,7 +135,7 @@ def facts(
             yield TaskFacts(
                 name=name,
                 agents=len(np.unique(rows["agent"])),
-                sound=len(sound),
+                sound=len(sound) if expert_return is not None else int((~rows["bad"]).sum()),
                 kept=int(kept.sum()),
                 steps=int(rows["steps"][kept].sum()),
                 tokens=tokens if stored.any() or not kept.any() else None,

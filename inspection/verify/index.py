@@ -19,7 +19,7 @@ from gatokit.inspection.read.index import where_column
 from gatokit.inspection.verify.records import Owner
 from gatokit.schemas.config import CorpusConfig, document_rules
 from gatokit.schemas.config_episodes import Keep
-from gatokit.schemas.filter import FILTER_REASONS, RULES, at_or_above, in_range
+from gatokit.schemas.filter import FILTER_REASONS, RULES, at_or_above, float32_rounding, in_range
 from gatokit.schemas.index import HELD_OUT, INDEX, METADATA_TYPES, REASONS, TRAIN, common_type
 from gatokit.schemas.manifest import (
     DATASET,
@@ -156,6 +156,8 @@ def _episode_masks(table: pa.Table, dataset: DatasetReader, keep: Keep) -> Masks
         return pa.chunked_array([by_code.take(pa.array(codes % len(by_code)))])
 
     kept, reason, returns = table["kept"], table["reason"], table["return"].to_numpy()
+    # An index does not hold the rounding of rewards. Half an ulp of the largest value in every step is enough.
+    steps = pc.fill_null(table["steps"], 0).to_numpy()
     specs = of_task({task: entry.spec for task, entry in dataset.described.tasks.items()}, pa.string())
     expert_returns = of_task(dataset.expert_returns, pa.float64())
     thresholds = of_task(dataset.thresholds, pa.float64())
@@ -167,12 +169,14 @@ def _episode_masks(table: pa.Table, dataset: DatasetReader, keep: Keep) -> Masks
         "are dropped by a rule that the config does not have": _is_in(reason, absent_rules),
     }
     if keep.min_return is not None:
-        reached = pa.array(at_or_above(returns, thresholds.to_numpy()))
-        below = _equals(reason, "below_threshold")
+        limits, below = thresholds.to_numpy(), _equals(reason, "below_threshold")
+        reached = pa.array(at_or_above(returns, limits, steps * float32_rounding(np.maximum(np.abs(returns), limits))))
         masks["are kept below the threshold"] = pc.and_not(kept, reached)
-        masks["are dropped below the threshold that they reach"] = pc.and_(below, reached)
+        exactly = pa.array(at_or_above(returns, limits))
+        masks["are dropped below the threshold that they reach"] = pc.and_(below, exactly)
     if keep.returns is not None:
-        within = pa.array(in_range(keep, returns))
+        most = max(abs(end) for end in keep.returns if end is not None)
+        within = pa.array(in_range(keep, returns, steps * float32_rounding(np.maximum(np.abs(returns), most))))
         masks["are kept with a return outside of the range"] = pc.and_not(kept, within)
     if keep.where is not None:
         where = Where(keep.where, dataset.column_types)
