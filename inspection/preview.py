@@ -133,9 +133,11 @@ def replay(dataset: DatasetReader, rule: Rule) -> Replayed:
             raise ConfigError(f"{dataset.name}: random_return names no return for task {name!r}; add it")
         playable = rows["steps"][sound] > 0
         of_sound = {mark: rows[mark][sound] for mark in marks}
-        of_sound["rounding"] = float32_rounding(returns[sound])
         expert_return = expert.get(name, math.nan)
-        outcome = apply_rules(keep, Candidates(name, returns[sound], expert_return, playable, **of_sound))
+        rounding = float32_rounding(returns[sound])
+        outcome = apply_rules(
+            keep, Candidates(name, returns[sound], expert_return, playable, rounding=rounding, **of_sound)
+        )
         kept_at[sound] = outcome.kept & playable & ~rows["bad"][sound]
         thresholds[name] = min_return_threshold(keep, name, expert_return)
     return Replayed(names, task, rows["kept"], kept_at, rows["steps"], rows["lost"], thresholds)

@@ -21,6 +21,7 @@ holdout: {holdout}
 datasets:
   - name: arm
     kind: episodes
+    last_step: padding
     source: arm/*
     agent: {{metadata: agent_id}}
     order: {{metadata: index}}
@@ -33,7 +34,7 @@ OLD = """
   - {{name: old, kind: text, source: notes/*.jsonl, weight: 3}}
 """
 NEW = """
-  - {{name: new, kind: episodes, source: arm/push, keep: {{best: 2}}}}
+  - {{name: new, kind: episodes, last_step: padding, source: arm/push, keep: {{best: 2}}}}
 """
 
 
