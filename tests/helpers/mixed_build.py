@@ -20,7 +20,6 @@ datasets:
   - name: arm
     kind: episodes
     last_step: padding
-    last_step: padding
     source: arm/*
     agent: {{metadata: agent_id}}
     order: {{metadata: index}}
@@ -28,7 +27,6 @@ datasets:
     weight: 3
   - name: grid
     kind: episodes
-    last_step: padding
     last_step: padding
     source: grid
     keep: {{all: true}}

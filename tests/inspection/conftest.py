@@ -29,7 +29,6 @@ datasets:
   - name: arm
     kind: episodes
     last_step: padding
-    last_step: padding
     source: data/arm/*
     agent: {{metadata: agent_id}}
     order: {{metadata: index}}
@@ -37,13 +36,11 @@ datasets:
   - name: grid
     kind: episodes
     last_step: padding
-    last_step: padding
     source: data/grid
     keep: {{all: true}}
     fields: {{observation: {{as: discrete}}}}
   - name: against_random
     kind: episodes
-    last_step: padding
     last_step: padding
     source: data/arm/push
     keep: {{min_return: 0.5, random_return: -40}}
