@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from gatokit.inspection.read.directory import DatasetReader
-from gatokit.inspection.read.index import TaskCodes, among, where_column
+from gatokit.inspection.read.index import TaskCodes, among, where_column, where_columns
 from gatokit.schemas.config_episodes import Keep, Success
 from gatokit.schemas.episode_list import EpisodeList
 from gatokit.schemas.errors import ConfigError
@@ -269,7 +269,7 @@ def _read_index(
             hashes = [sample_hash(keep.seed or 0, id_) for id_ in batch["episode_id"].to_pylist()]
             rows["hashes"].append(np.array(hashes, np.uint64))
         if where is not None:
-            values = {name: where_column(batch, name, expert) for name in where.columns}
+            values = where_columns(batch, where.columns, expert)
             rows["where"].append(where.passes(values, batch.num_rows).copy())
     if listed is not None:
         listed.check_found(dataset.name)

@@ -24,7 +24,7 @@ TOLERANCE = 1e-9
 class Candidates:
     """The episodes of one task whose rewards parse and are finite, in source order.
 
-    ``returns`` is float64 (N,), ``rounding`` as in ``at_or_above``. The other arrays are (N,), and None if no rule
+    ``returns`` is float64 (N,), ``rounding`` as in ``in_range``. The other arrays are (N,), and None if no rule
     needs them. ``success``, ``where`` and ``listed`` are bool: what the source's mark, the expression and the list say
     of each episode. ``hashes`` is uint64 (``sample_hash``). ``by`` is float64, NaN where unknown: the highest values
     are the best. ``playable`` is false if no step has an action: such an episode is never among the best and never in a
@@ -75,8 +75,7 @@ def float32_rounding(returns: np.ndarray) -> np.ndarray:
 def at_or_above(returns: np.ndarray, limit: float | np.ndarray, rounding: np.ndarray | None = None) -> np.ndarray:
     """Which returns, float64 (N,), are at or above ``limit`` (one number, or one for each return): bool (N,).
 
-    A return that differs from the limit only as float32 rounds its rewards is equal to it. ``rounding``, float64 (N,),
-    is the sum of half an ulp of each reward; None: rewards are exact.
+    ``rounding`` is as in ``in_range``. A threshold that follows from the returns themselves needs none.
     """
     slack = 0.0 if rounding is None else rounding
     reached: np.ndarray = returns + slack >= limit - TOLERANCE * np.abs(limit)
@@ -94,7 +93,8 @@ def min_return_threshold(keep: Keep, task: str, expert_return: float) -> float |
 def in_range(keep: Keep, returns: np.ndarray, rounding: np.ndarray | None = None) -> np.ndarray:
     """Which returns, float64 (N,), lie within ``keep.returns``, both ends included: bool (N,).
 
-    ``rounding`` is as in ``at_or_above``.
+    A return that differs from an end only as float32 rounds its rewards is equal to it. ``rounding``, float64 (N,), is
+    the sum of half an ulp of each reward; None: rewards are exact.
     """
     assert keep.returns is not None
     slack = 0.0 if rounding is None else rounding
@@ -111,7 +111,7 @@ def _passes(rule: str, keep: Keep, episodes: Candidates, left: np.ndarray) -> An
             return episodes.success
         case "min_return":
             limit: Any = min_return_threshold(keep, episodes.task, episodes.expert_return)
-            return at_or_above(episodes.returns, limit, episodes.rounding)
+            return at_or_above(episodes.returns, limit)
         case "returns":
             return in_range(keep, episodes.returns, episodes.rounding)
         case "where":

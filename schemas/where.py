@@ -89,7 +89,18 @@ class Truth:
     false: Any
 
 
-Column = np.ndarray | Strings | Truth
+@dataclass(frozen=True)
+class Rounded:
+    """A column of numbers, float64 (N,), that were rounded: each may be off by ``rounding``, float64 (N,).
+
+    Compared with another number, it is equal to it if the difference is not larger. In arithmetic it is its value.
+    """
+
+    values: np.ndarray
+    rounding: np.ndarray
+
+
+Column = np.ndarray | Strings | Truth | Rounded
 """A column of numbers is float64 (N,), NaN where unknown."""
 _ANY: Any = object()
 """A column whose type is not known yet: it has the type that its place needs."""
@@ -274,6 +285,10 @@ def _compared(
         raise ValueError(f"compares {sides}, by {sign}{way_out}")
     if isinstance(left, Strings):
         left, right = _ranks(left, right)
+    else:
+        rounding = sum(side.rounding for side in (left, right) if isinstance(side, Rounded))
+        left, right = _exact(left), _exact(right)
+        right = np.where(np.abs(left - right) <= rounding, left, right)
     known, true = ~(np.isnan(left) | np.isnan(right)), compare(left, right)
     return Truth(known & true, known & ~true)
 
@@ -294,6 +309,10 @@ def _among(node: ast.expr, value: Any, right: ast.expr, columns: Mapping[str, Co
         raise ValueError(f"looks for {_text(node)} in a list with {min(named)}; a list holds no columns")
     if isinstance(value, Strings):
         return _of_names(value, lambda names: pc.is_in(names, pa.array([item.names[0] for item in items], pa.string())))
+    if isinstance(value, Rounded):
+        nearest = [np.abs(value.values - item) <= value.rounding for item in items]
+        known, true = ~np.isnan(value.values), np.any(nearest, axis=0)
+        return Truth(known & true, known & ~true)
     known, true = ~np.isnan(value), np.isin(value, np.array(items, np.float64))
     return Truth(known & true, known & ~true)
 
@@ -341,7 +360,7 @@ def _known(value: Any) -> Any:
     """The rows whose value is known, bool (N,) or ()."""
     if isinstance(value, Truth):
         return value.true | value.false
-    return value.codes >= 0 if isinstance(value, Strings) else ~np.isnan(value)
+    return value.codes >= 0 if isinstance(value, Strings) else ~np.isnan(_exact(value))
 
 
 def _want(type_: ColumnType, where: str, node: ast.expr, columns: Mapping[str, Column], depth: int) -> Any:
@@ -352,7 +371,12 @@ def _want(type_: ColumnType, where: str, node: ast.expr, columns: Mapping[str, C
     if _type(value) != type_:
         kinds = {"truth": "a comparison", "number": "a number", "string": "a string"}
         raise ValueError(f"{_text(node)} is {kinds[_type(value)]}, and {where} needs {kinds[type_]}")
-    return value
+    return _exact(value) if type_ == "number" else value
+
+
+def _exact(number: Any) -> Any:
+    """A number or a column of numbers without what it says of its rounding."""
+    return number.values if isinstance(number, Rounded) else number
 
 
 def _type(value: Any) -> ColumnType:

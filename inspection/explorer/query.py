@@ -22,7 +22,7 @@ from gatokit.inspection.read.directory import DatasetReader
 from gatokit.inspection.read.index import EpisodeRow, among, where_column
 from gatokit.schemas import where
 from gatokit.schemas.errors import ConfigError
-from gatokit.schemas.where import ColumnType, Strings, Truth, Where, column_type
+from gatokit.schemas.where import ColumnType, Rounded, Strings, Truth, Where, column_type
 
 
 @dataclass(frozen=True)
@@ -255,6 +255,8 @@ class _SortKey:
         values = columns.values(batch, self._column, first)
         if isinstance(values, Truth):
             values = np.where(values.true, 1.0, np.where(values.false, 0.0, np.nan)).astype(np.float32)
+        elif isinstance(values, Rounded):
+            values = values.values
         elif isinstance(values, Strings):
             codes = [self._codes.setdefault(name, len(self._codes)) for name in values.names]
             values = np.array([*codes, -1], np.int32)[values.codes]

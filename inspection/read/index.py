@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from gatokit.schemas.filter import float32_rounding
 from gatokit.schemas.index import HELD_OUT, INDEX, REASONS, TASKS
 from gatokit.schemas.manifest import ShardEntry
-from gatokit.schemas.where import Column, arrow_column, coded
+from gatokit.schemas.where import Column, Rounded, arrow_column, coded
 
 _NAMES = frozenset(INDEX.names)
 
@@ -151,3 +152,14 @@ def where_column(rows: pa.RecordBatch | pa.Table, name: str, expert_returns: Map
         codes, tasks = coded(rows["task"])
         return np.array([*(expert_returns.get(task, np.nan) for task in tasks), np.nan])[codes]
     return arrow_column(rows[name])
+
+
+def where_columns(
+    rows: pa.RecordBatch | pa.Table, names: Collection[str], expert_returns: Mapping[str, float]
+) -> dict[str, Column]:
+    """The columns that an expression names; returns are rounded as float32 rounds rewards."""
+    columns = {name: where_column(rows, name, expert_returns) for name in names}
+    returns = columns.get("return")
+    if isinstance(returns, np.ndarray):
+        columns["return"] = Rounded(returns, float32_rounding(returns))
+    return columns

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from gatokit.inspection.read.directory import DatasetReader
-from gatokit.inspection.read.index import where_column
+from gatokit.inspection.read.index import where_columns
 from gatokit.inspection.verify.records import Owner
 from gatokit.schemas.config import CorpusConfig, document_rules
 from gatokit.schemas.config_episodes import Keep
@@ -169,22 +169,22 @@ def _episode_masks(table: pa.Table, dataset: DatasetReader, keep: Keep) -> Masks
         "are dropped by a rule that the config does not have": _is_in(reason, absent_rules),
     }
     if keep.min_return is not None:
-        limits, below = thresholds.to_numpy(), _equals(reason, "below_threshold")
-        reached = pa.array(at_or_above(returns, limits, steps * float32_rounding(np.maximum(np.abs(returns), limits))))
+        reached = pa.array(at_or_above(returns, thresholds.to_numpy()))
+        below = _equals(reason, "below_threshold")
         masks["are kept below the threshold"] = pc.and_not(kept, reached)
-        exactly = pa.array(at_or_above(returns, limits))
-        masks["are dropped below the threshold that they reach"] = pc.and_(below, exactly)
+        masks["are dropped below the threshold that they reach"] = pc.and_(below, reached)
     if keep.returns is not None:
         most = max(abs(end) for end in keep.returns if end is not None)
         within = pa.array(in_range(keep, returns, steps * float32_rounding(np.maximum(np.abs(returns), most))))
         masks["are kept with a return outside of the range"] = pc.and_not(kept, within)
     if keep.where is not None:
         where = Where(keep.where, dataset.column_types)
-        columns = {name: where_column(table, name, dataset.expert_returns) for name in where.columns}
-        true = pa.array(where.passes(columns, table.num_rows))
-        masks["are kept, and the expression of keep is not true for them"] = pc.and_not(kept, true)
+        columns = where_columns(table, where.columns, dataset.expert_returns)
+        exact = columns | ({"return": returns} if "return" in columns else {})
+        true, exactly = (pa.array(where.passes(values, table.num_rows)) for values in (columns, exact))
+        masks["are kept, and the expression of keep is not true for them"] = pc.and_not(kept, pc.or_(true, exactly))
         masks["are dropped by the expression of keep, which is true for them"] = pc.and_(
-            _equals(reason, "not_where"), true
+            _equals(reason, "not_where"), pc.and_(true, exactly)
         )
     return masks
 

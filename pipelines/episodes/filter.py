@@ -38,7 +38,7 @@ from gatokit.schemas.filter import FILTER_REASONS, Candidates, apply_rules, at_o
 from gatokit.schemas.index import HELD_OUT, TRAIN
 from gatokit.schemas.manifest import EpisodeSpec, LastStep
 from gatokit.schemas.tokens import DISCRETE_VALUES
-from gatokit.schemas.where import Column, Strings, Where, arrow_column
+from gatokit.schemas.where import Column, Rounded, Strings, Where, arrow_column
 from gatokit.storage.files import read_bytes
 
 LONGEST_WINDOW = 1000
@@ -382,7 +382,8 @@ def _marks(
         if where is not None:
             found["where"][part] = where.passes(columns, len(table))
         if by is not None:
-            found["by"][part] = columns[by]
+            column = columns[by]
+            found["by"][part] = column.values if isinstance(column, Rounded) else column
         begin = part.stop
     return found
 
@@ -402,7 +403,7 @@ def _column(name: str, plan: EpisodesPlan, table: pa.Table, rows: Rows, part: sl
         case "steps":
             numbers = rows.steps[part]
         case "return":
-            numbers = rows.returns[part]
+            return Rounded(rows.returns[part], np.zeros(len(table)) if rows.rounding is None else rows.rounding[part])
         case "expert_return":
             numbers = experts[rows.task[part]]
         case "source_position":
