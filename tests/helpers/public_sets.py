@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-INSTRUCTIONS = ("pick up the red block", "open the drawer", "put the carrot on the plate", "fold the towel")
+INSTRUCTIONS = ("pick up the red block", "put the carrot on the plate")
 Features = Mapping[str, Any]
 _DTYPES = {
     "f4": "float32",
