@@ -159,7 +159,7 @@ class _Shard:
         if len(firsts) > 1:
             # EnvLogger joins an episode whose index entry is damaged to the one before it.
             detail = f"the shard's index is damaged: it joins {len(firsts)} episodes"
-            return Stored(unknown, None, "corrupt_record", detail, len(firsts))
+            return Stored(unknown, None, "malformed_steps", detail, len(firsts))
         if firsts != [0]:
             return Stored(unknown, None, "malformed_steps", "the first step is not marked as an episode's first")
         episode, log = self._python_message(info.metadata), self._python_message(self.reader.metadata())
@@ -246,6 +246,7 @@ class EnvLoggerEpisode:
             if field.path == "is_first":
                 flags[0] = True
             elif field.path == "is_last":
+                flags[:] = [self._decode(_timestep(step, _STEP_TYPE)) == _LAST for step in self._steps]
                 # Also if the log ends before the environment's last step: that step has no action.
                 flags[-1] = True
             else:
