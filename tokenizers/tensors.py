@@ -204,8 +204,8 @@ def outside_range(values: np.ndarray, pairs: Pairs | None) -> tuple[np.ndarray, 
     flat = values.reshape(len(values), -1)
     epsilon = float(np.finfo(np.float16 if values.dtype == np.float16 else np.float32).eps)
     slack = 4.0 * epsilon * np.maximum(np.abs(low), np.abs(high))
-    outside = np.count_nonzero((flat < low - slack) | (flat > high + slack), axis=0)
-    return outside, np.count_nonzero((flat <= low + slack) | (flat >= high - slack), axis=0)
+    outside = np.add.reduce((flat < low - slack) | (flat > high + slack), axis=0, dtype=np.int64)
+    return outside, np.add.reduce((flat <= low + slack) | (flat >= high - slack), axis=0, dtype=np.int64)
 
 
 def count_outside(values: np.ndarray, pairs: Pairs | None) -> int:

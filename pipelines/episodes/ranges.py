@@ -119,12 +119,22 @@ def measure(
             end_low, end_high = _ends(end)
             columns["end_low"] += end_low.tolist()
             columns["end_high"] += end_high.tolist()
-        outside, at_ends = outside_range(counted, field.range) if field.range else (0, 0)
-        columns["outside"] += np.broadcast_to(outside, field.width).tolist()
-        columns["at_ends"] += np.broadcast_to(at_ends, field.width).tolist()
+        if field.range and _reaches(low, high, field.range):
+            outside, at_ends = outside_range(counted, field.range)
+            columns["outside"] += np.broadcast_to(outside, field.width).tolist()
+            columns["at_ends"] += np.broadcast_to(at_ends, field.width).tolist()
+        else:
+            columns["outside"] += [0] * field.width
+            columns["at_ends"] += [0] * field.width
         if field.keeps_values:
             columns["values"] += counted.ravel().tolist()
     return actions, {name: column or None for name, column in columns.items()}
+
+
+def _reaches(low: np.ndarray, high: np.ndarray, pairs: Pairs) -> bool:
+    """Whether values from ``low`` to ``high``, (C,), reach an end of their range, or are not finite."""
+    least, most = min(low.tolist()), max(high.tolist())
+    return not all(first < least and most < last for first, last in pairs)
 
 
 def _ends(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -456,7 +456,10 @@ def half_ulps(values: np.ndarray) -> np.ndarray:
     if values.dtype.kind != "f" or values.dtype.itemsize > 4:
         return np.zeros(len(values))
     with np.errstate(invalid="ignore", over="ignore"):
-        return np.nan_to_num(np.spacing(np.abs(values)).astype(np.float64), nan=0.0, posinf=0.0) / 2
+        ulps = np.spacing(np.abs(values)).astype(np.float64)
+    if not math.isfinite(ulps.sum()):
+        ulps[~np.isfinite(ulps)] = 0.0
+    return ulps / 2
 
 
 def _numbers(episode: RawEpisode, field: SourceField) -> np.ndarray:
