@@ -263,6 +263,12 @@ def test_a_rule_that_keeps_nothing(tmp_path, configured, keep, said):
         scan(configured(keep), tmp_path / "out")
 
 
+def test_a_task_without_a_success_is_left_out(tmp_path, configured):
+    result = scan(configured({"success": {"last_reward": 3}}), tmp_path / "out")
+    assert kept(tmp_path / "out") == ["reach0"]
+    assert "d: keep leaves no episode of 1 of 2 tasks: push" in result.notices
+
+
 def test_what_an_index_cannot_answer(configured, marked):
     dataset = open_directory(marked).datasets["d"]
     for rule, said in [
