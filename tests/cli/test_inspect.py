@@ -68,7 +68,9 @@ def test_no_line_is_wider_than_the_terminal(gatokit, built, monkeypatch, columns
         tables = [line for line in lines if line.startswith(("│", "┃", "┏"))]
         assert tables
         assert max(map(len, tables)) <= int(columns)
-        folded = any(line.startswith("│") and line.split("│")[2].strip() == "" for line in tables)
+        fields = lines.index("what becomes of every field") if "what becomes of every field" in lines else len(lines)
+        rows = [line for line in lines[:fields] if line.startswith("│")]
+        folded = any(line.split("│")[2].strip() == "" for line in rows)
         assert not folded or int(columns) < 100
 
 

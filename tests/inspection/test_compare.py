@@ -133,7 +133,10 @@ def test_the_config_field_by_field(pair):
         FieldChange("arm.keep.best", None, 0.6),
     ]
     assert {(change.field, change.left) for change in changes.config[3:]} == {
-        *((f"new.{name}", None) for name in ("name", "kind", "source", "task.from", "merge", "fields", "weight")),
+        *(
+            (f"new.{name}", None)
+            for name in ("name", "kind", "source", "task.from", "merge", "last_step", "fields", "weight")
+        ),
         *((f"new.{name}", None) for name in ("keep.streams", "keep.best", "images.quality")),
     }
     manifests = [open_directory(path).manifest for path in pair]

@@ -79,6 +79,11 @@ def source(tmp_path_factory: pytest.TempPathFactory, write_tfds: Callable[..., P
     return write_tfds(folder, steps, splits, metadata={"seed": np.int64})
 
 
+@pytest.fixture(autouse=True)
+def wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+
+
 def config(source: Path, folder: Path, vocabulary: Path) -> Path:
     dataset = {
         "name": "arm",
