@@ -198,14 +198,20 @@ def outside_range(values: np.ndarray, pairs: Pairs | None) -> tuple[np.ndarray, 
     A value that passes an end by at most four ulps of the larger end (ulps of float16 for float16 values, else of
     float32) counts as inside: stored values and declared bounds are often rounded differently.
     """
-    low, high = np.array(_UNIT if pairs is None else pairs, np.float64).reshape(-1, 2).T
+    low, high, slack = range_ends(pairs, values.dtype)
     if not values.size or (values.max() < high.min() and values.min() > low.max()):
         return np.zeros((), np.int64), np.zeros((), np.int64)
     flat = values.reshape(len(values), -1)
-    epsilon = float(np.finfo(np.float16 if values.dtype == np.float16 else np.float32).eps)
-    slack = 4.0 * epsilon * np.maximum(np.abs(low), np.abs(high))
     outside = np.add.reduce((flat < low - slack) | (flat > high + slack), axis=0, dtype=np.int64)
     return outside, np.add.reduce((flat <= low + slack) | (flat >= high - slack), axis=0, dtype=np.int64)
+
+
+def range_ends(pairs: Pairs | None, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The ends of a range (None: [-1, 1]), and by how much values of ``dtype`` may pass them and count as inside: each
+    float64 (N,), or (1,) if one pair holds for all components."""
+    low, high = np.array(_UNIT if pairs is None else pairs, np.float64).reshape(-1, 2).T
+    epsilon = float(np.finfo(np.float16 if dtype == np.float16 else np.float32).eps)
+    return low, high, 4.0 * epsilon * np.maximum(np.abs(low), np.abs(high))
 
 
 def count_outside(values: np.ndarray, pairs: Pairs | None) -> int:

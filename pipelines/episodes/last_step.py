@@ -5,6 +5,7 @@ action and often its only reward there. A scan reads an episode both ways; the d
 Legend: N recorded steps of an episode, R rows of a scan.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Literal
@@ -22,12 +23,23 @@ Look = Literal["zero", "copy", "other"]
 def look(columns: Sequence[np.ndarray]) -> Look:
     """What the last of N > 0 steps holds in these fields together, each (N, …): only zeros or values that are not
     finite, a copy of the first step or of the one before, or something else. Fields of no step are zeros."""
-    if not any((column[-1].astype(bool) & np.isfinite(column[-1])).any() for column in columns):
-        return "zero"
-    for other in (0, -2) if len(columns[0]) > 1 else ():
-        if all(np.array_equal(column[-1], column[other]) for column in columns):
-            return "copy"
-    return "other"
+    steps = len(columns[0]) if columns else 1
+    parts = [column.reshape(steps, math.prod(column.shape[1:])).T for column in columns]
+    return looks(parts, np.array([0]), np.array([steps]))[0]
+
+
+def looks(columns: Sequence[np.ndarray], begins: np.ndarray, ends: np.ndarray) -> list[Look]:
+    """``look`` of E episodes, whose values of each field follow each other in a column (C, …); the steps of an episode
+    go from ``begins`` to ``ends``, int (E,)."""
+    is_zero = np.ones(len(begins), bool)
+    is_first = is_before = ends - begins > 1
+    for column in columns:
+        last = column[:, ends - 1]
+        is_zero = is_zero & ~(last.astype(bool) & np.isfinite(last)).any(axis=0)
+        is_first = is_first & (last == column[:, begins]).all(axis=0)
+        is_before = is_before & (last == column[:, np.maximum(ends - 2, begins)]).all(axis=0)
+    found: list[Look] = np.select([is_zero, is_first | is_before], ["zero", "copy"], "other").tolist()
+    return found
 
 
 def decide(tables: Iterable[pa.Table], config: EpisodesConfig, field: str) -> tuple[LastStep, list[str]]:

@@ -22,7 +22,7 @@ from gatokit.schemas.config_episodes import EpisodesConfig, Quantiles
 from gatokit.schemas.errors import DataError, RejectedError
 from gatokit.schemas.manifest import EpisodeSpec
 from gatokit.schemas.tokens import BINS, DISCRETE_VALUES
-from gatokit.tokenizers.tensors import Pairs, outside_range
+from gatokit.tokenizers.tensors import Pairs, outside_range, range_ends
 
 MOST_OUTSIDE = 0.001
 """If a larger share of a component's values lies outside of its range, the range is wrong."""
@@ -55,6 +55,7 @@ class MeasuredField(BaseModel):
     path: str
     source: SourceField
     kind: Literal["discrete", "continuous"]
+    is_action: bool
     width: int
     """Columns: C of a continuous field, 1 of a discrete one."""
     range: Pairs | None = None
@@ -78,6 +79,7 @@ def measured_fields(features: SourceFeatures, spec: EpisodeSpec, dataset: Episod
             MeasuredField(
                 path=field.path,
                 source=source,
+                is_action=field.is_action,
                 kind="discrete" if field.kind == "discrete" else "continuous",
                 width=math.prod(field.shape) if field.kind == "continuous" else 1,
                 range=field.range,
@@ -88,60 +90,83 @@ def measured_fields(features: SourceFeatures, spec: EpisodeSpec, dataset: Episod
     return tuple(found)
 
 
-# --- of one episode ----------------------------------------------------------------------------------------------
+# --- of the episodes of a scan -----------------------------------------------------------------------------------
 
 
-def measure(
-    episode: RawEpisode, fields: Sequence[MeasuredField], steps: int, recorded: int
-) -> tuple[list[np.ndarray], dict[str, list[Any] | None]]:
-    """The actions of an episode, each (N, C), and its ``MEASURED`` columns.
-
-    The first ``steps`` of the ``recorded`` steps are those that ``is_last`` does not mark. Raises RejectedError if a
-    field is absent or has another number of steps.
-    """
-    actions: list[np.ndarray] = []
-    columns: dict[str, list[Any]] = {column.name: [] for column in MEASURED}
+def measured_columns(episode: RawEpisode, fields: Sequence[MeasuredField], recorded: int) -> list[np.ndarray]:
+    """The values of the fields in an episode, each (N, C). Raises RejectedError if a field is absent or has not as many
+    as ``recorded`` steps."""
+    columns = []
     for field in fields:
         values = episode.column(field.source)
         assert isinstance(values, np.ndarray)
         if len(values) != recorded:
             raise RejectedError("malformed_steps", f"{field.path} has {len(values)} values for {recorded} steps")
-        values = values.reshape(recorded, -1)
-        if field.path.split("/")[0] == "action":
-            actions.append(values)
-        measured = values.reshape(-1, 1) if field.kind == "discrete" else values
-        split = steps * (values.shape[1] if field.kind == "discrete" else 1)
-        counted, end = measured[:split], measured[split:]
-        low, high = _ends(counted)
-        columns["low"] += low.tolist()
-        columns["high"] += high.tolist()
-        if steps < recorded:
-            end_low, end_high = _ends(end)
-            columns["end_low"] += end_low.tolist()
-            columns["end_high"] += end_high.tolist()
-        if field.range and _reaches(low, high, field.range):
-            outside, at_ends = outside_range(counted, field.range)
-            columns["outside"] += np.broadcast_to(outside, field.width).tolist()
-            columns["at_ends"] += np.broadcast_to(at_ends, field.width).tolist()
-        else:
-            columns["outside"] += [0] * field.width
-            columns["at_ends"] += [0] * field.width
-        if field.keeps_values:
-            columns["values"] += counted.ravel().tolist()
-    return actions, {name: column or None for name, column in columns.items()}
+        columns.append(values.reshape(recorded, math.prod(values.shape[1:])))
+    return columns
 
 
-def _reaches(low: np.ndarray, high: np.ndarray, pairs: Pairs) -> bool:
-    """Whether values from ``low`` to ``high``, (C,), reach an end of their range, or are not finite."""
-    least, most = min(low.tolist()), max(high.tolist())
-    return not all(first < least and most < last for first, last in pairs)
+def measure(
+    columns: Sequence[np.ndarray],
+    fields: Sequence[MeasuredField],
+    begins: np.ndarray,
+    stops: np.ndarray,
+    ends: np.ndarray,
+) -> dict[str, list[Any]]:
+    """The ``MEASURED`` columns of E episodes, whose values of each field follow each other in a column (C, …).
+
+    The steps of an episode that ``is_last`` does not mark go from ``begins`` to ``stops``, the others up to ``ends``,
+    each int (E,).
+    """
+    parts = [_measure(values, field, begins, stops, ends) for values, field in zip(columns, fields, strict=True)]
+    found = {name: np.concatenate([part[name] for part in parts]).T.tolist() for name in (parts[0] if parts else ())}
+    kept = [values for values, field in zip(columns, fields, strict=True) if field.keeps_values]
+    if kept:
+        found["values"] = [
+            np.concatenate([values[:, begin:stop].T.ravel() for values in kept]).astype(np.float64)
+            for begin, stop in zip(begins, stops, strict=True)
+        ]
+    return found
 
 
-def _ends(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The lowest and highest value of each column, infinite if there is no row."""
-    if not len(values):
-        return np.full(values.shape[1], math.inf), np.full(values.shape[1], -math.inf)
-    return values.min(axis=0), values.max(axis=0)
+def _measure(
+    values: np.ndarray, field: MeasuredField, begins: np.ndarray, stops: np.ndarray, ends: np.ndarray
+) -> dict[str, np.ndarray]:
+    """The columns of one field, each (W, E)."""
+    found: dict[str, np.ndarray] = {}
+    for prefix, first, behind in (("", begins, stops), ("end_", stops, ends)):
+        for name, extreme, nothing in (("low", np.minimum, math.inf), ("high", np.maximum, -math.inf)):
+            part = reduce_parts(extreme, values, first, behind, nothing)
+            found[prefix + name] = extreme.reduce(part, axis=0, keepdims=True) if field.kind == "discrete" else part
+    outside, at_ends = np.zeros((2, field.width, len(begins)), np.int64)
+    if field.range:
+        ends_and_slack = np.stack(np.broadcast_arrays(*range_ends(field.range, values.dtype), np.zeros(field.width))).T
+        for at, (low, high, slack, _) in enumerate(ends_and_slack.tolist()):
+            one, least, most = values[at], low + slack, high - slack
+            if (found["low"][at] <= least).any() or (found["high"][at] >= most).any():
+                outside[at] = _count((one < low - slack) | (one > high + slack), begins, stops)
+                at_ends[at] = _count((one <= least) | (one >= most), begins, stops)
+    return found | {"outside": outside, "at_ends": at_ends}
+
+
+def reduce_parts(
+    function: np.ufunc, values: np.ndarray, begins: np.ndarray, stops: np.ndarray, nothing: float
+) -> np.ndarray:
+    """``function`` of the values (C, …) in each of E parts that follow each other, float64 (C, E), or ``nothing`` if a
+    part is empty."""
+    result = np.full((len(values), len(begins)), nothing)
+    there = begins < stops
+    if there.any():
+        bounds = np.stack([begins[there], stops[there]], axis=1).ravel()
+        bounds = bounds[:-1] if bounds[-1] == values.shape[1] else bounds
+        result[:, there] = function.reduceat(values, bounds, axis=1)[:, ::2]
+    return result
+
+
+def _count(mask: np.ndarray, begins: np.ndarray, stops: np.ndarray) -> np.ndarray:
+    """How many are set in each part of a mask."""
+    chosen = np.flatnonzero(mask)
+    return np.searchsorted(chosen, stops) - np.searchsorted(chosen, begins)
 
 
 # --- of a dataset ------------------------------------------------------------------------------------------------

@@ -183,6 +183,8 @@ def _tensor(field: SourceField, key: str, flat: np.ndarray) -> np.ndarray:
             wide, flat = flat, flat.astype(dtype)
         if not np.array_equal(wide, flat):
             raise ValueError(f"holds a value that is no {dtype.name}")
+    if not field.shape:
+        return flat
     sides = field.shape[1:] if field.counted or field.form == "ragged" else field.shape
     size = math.prod(side or 0 for side in sides)
     if size == 0 or len(flat) % size:

@@ -20,8 +20,15 @@ import pyarrow as pa
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, TypeAdapter
 
 from gatokit.pipelines.episodes.envlogger import EnvLoggerFile
-from gatokit.pipelines.episodes.last_step import look
-from gatokit.pipelines.episodes.ranges import MEASURED, MeasuredField, measure, measured_fields
+from gatokit.pipelines.episodes.last_step import looks
+from gatokit.pipelines.episodes.ranges import (
+    MEASURED,
+    MeasuredField,
+    measure,
+    measured_columns,
+    measured_fields,
+    reduce_parts,
+)
 from gatokit.pipelines.episodes.reader import (
     EpisodeFile,
     RawEpisode,
@@ -353,35 +360,89 @@ class EpisodeUnit(BaseModel):
         With ``most_bytes`` the last row is the one with which the stored lengths reach it.
         """
         rows: list[dict[str, Any]] = []
-        size = 0
-        for row in self._rows():
+        batch = _Batch(self.fields[0])
+        for item, stored in self._stored(most_bytes):
+            fields = self.fields[item.fields]
+            if batch.fields is not fields:
+                batch.finish()
+                batch = _Batch(fields)
+            row = {"file": item.ordinal, "lost": stored.lost, **stored.byte_range._asdict(), **item.given}
+            _scan_episode(stored, row, self.columns, batch)
             rows.append(row)
-            size += row["length"]
-            if most_bytes is not None and size >= most_bytes:
-                break
+        batch.finish()
         return pa.Table.from_pylist(rows, pa.schema([*SCANNED, *metadata_schema(self.columns)]))
 
-    def _rows(self) -> Iterator[dict[str, Any]]:
+    def _stored(self, most_bytes: int | None) -> Iterator[tuple[ScanFile, StoredEpisode]]:
+        size = 0
         for item in self.files:
-            fields = self.fields[item.fields]
             for stored in item.file.read_all(self.max_episode_bytes):
-                row = {"file": item.ordinal, "lost": stored.lost}
-                yield row | stored.byte_range._asdict() | _scan_episode(stored, item.given, fields, self.columns)
+                yield item, stored
+                size += stored.byte_range.length
+                if most_bytes is not None and size >= most_bytes:
+                    return
 
 
-def _scan_episode(
-    stored: StoredEpisode, given: dict[str, str | float], fields: ScanFields, columns: dict[str, MetadataType]
-) -> dict[str, Any]:
-    """Task, agent, order, marks, steps, return and metadata of one stored episode, or the reason why it has none.
+class _Batch:
+    """Episodes whose rewards and measured values are looked at together, which is far faster than one by one."""
+
+    def __init__(self, fields: ScanFields) -> None:
+        self.fields = fields
+        self._added: list[tuple[dict[str, Any], int, int, list[np.ndarray]]] = []
+        self._size = 0
+
+    def add(self, row: dict[str, Any], steps: int, recorded: int, columns: Sequence[np.ndarray]) -> None:
+        """Takes an episode of ``recorded`` > 0 steps, of which ``is_last`` does not mark the first ``steps``.
+
+        ``columns`` are the rewards, if the source has any, and the measured fields, each (N, C). What they give stands
+        in ``row`` when ``finish`` has been called.
+        """
+        before = self._added[-1][3] if self._added else columns
+        if self._size > _BATCH_VALUES or any(a.dtype != b.dtype for a, b in zip(before, columns, strict=True)):
+            self.finish()
+        # Copies, because a view keeps the whole stored episode in memory.
+        self._added.append((row, steps, recorded, [values.T.copy() for values in columns]))
+        self._size += sum(values.size for values in columns)
+
+    def finish(self) -> None:
+        """Completes the rows of all episodes."""
+        if not self._added:
+            return
+        rows, steps, recorded, columns = zip(*self._added, strict=True)
+        self._added, self._size = [], 0
+        ends = np.cumsum(recorded)
+        begins = ends - recorded
+        stops = begins + steps
+        joined = [np.concatenate(parts, axis=1) for parts in zip(*columns, strict=True)]
+        found: dict[str, list[Any]] = {}
+        if self.fields.reward is not None:
+            found = reward_columns(joined.pop(0), begins, stops, ends)
+        measured = self.fields.measured
+        actions = [values for values, field in zip(joined, measured, strict=True) if field.is_action]
+        found |= {"end_action": looks(actions, begins, ends), **measure(joined, measured, begins, stops, ends)}
+        counts = list(zip(rows, steps, recorded, strict=True))
+        for name, values in found.items():
+            is_end, is_last = name.startswith("end_"), name.startswith("last_")
+            for (row, counted, total), value in zip(counts, values, strict=True):
+                if not (is_end and counted == total) and not (is_last and not counted):
+                    row[name] = value
+
+
+_BATCH_VALUES = 1 << 17
+"""Episodes are looked at when they have more values than this together."""
+
+
+def _scan_episode(stored: StoredEpisode, row: dict[str, Any], columns: dict[str, MetadataType], batch: _Batch) -> None:
+    """Adds task, agent, order, marks, steps, return and metadata of one stored episode to its row, or the reason why it
+    has none.
 
     A column that is left out is null.
     """
-    row: dict[str, Any] = {"order": math.nan, "return": math.nan, "reason": stored.reason, "detail": stored.detail}
-    row |= given
-    episode = stored.value
+    row |= {"return": math.nan, "reason": stored.reason, "detail": stored.detail}
+    row.setdefault("order", math.nan)
+    episode, fields = stored.value, batch.fields
     if episode is None:
-        return row
-    for name, value in read_metadata(episode, fields.values, columns).items():
+        return
+    for name, value in read_metadata(episode, fields.values, columns):
         row[METADATA + name] = value
     try:
         row |= read_values(episode, fields.values)
@@ -392,14 +453,13 @@ def _scan_episode(
         row["steps"] = steps = steps_of(is_first, is_last, is_terminal)
         recorded = len(is_last)
         reward = None if fields.reward is None else _numbers(episode, fields.reward)
-        row |= {"return": None} if reward is None else read_rewards(reward, steps, recorded)
-        actions, measured = measure(episode, fields.measured, steps, recorded)
-        row |= measured
-        if steps < recorded:
-            row["end_action"] = look(actions)
+        has_none = {"return": None}
+        row |= has_none if reward is None else {"return": sum_rewards(reward, steps, recorded), "rounding": 0.0}
+        measured = measured_columns(episode, fields.measured, recorded)
+        if recorded:
+            batch.add(row, steps, recorded, measured if reward is None else [reward[:, None], *measured])
     except RejectedError as error:
         row["reason"], row["detail"] = error.reason, error.detail
-    return row
 
 
 def steps_of(is_first: np.ndarray | None, is_last: np.ndarray, is_terminal: np.ndarray | None) -> int:
@@ -412,28 +472,26 @@ def steps_of(is_first: np.ndarray | None, is_last: np.ndarray, is_terminal: np.n
     for name, flag in (("is_first", is_first), ("is_terminal", is_terminal)):
         if flag is not None and len(flag) != recorded:
             raise RejectedError("malformed_steps", f"{len(flag)} {name} flags and {recorded} is_last flags")
-    marks = np.flatnonzero(is_last)
+    marks = is_last.nonzero()[0]
     if len(marks) and marks[0] != recorded - 1:
         raise RejectedError("malformed_steps", f"steps follow step {marks[0]}, which is_last marks")
-    if is_first is not None and is_first[1:].any():
-        step = 1 + int(np.flatnonzero(is_first[1:])[0])
-        raise RejectedError("malformed_steps", f"is_first marks step {step}, which is not the first")
-    if is_terminal is not None and (is_terminal.astype(bool) & ~is_last.astype(bool)).any():
-        step = int(np.flatnonzero(is_terminal.astype(bool) & ~is_last.astype(bool))[0])
-        raise RejectedError("malformed_steps", f"is_terminal marks step {step}, which is_last does not mark")
+    for step in () if is_first is None else is_first.nonzero()[0]:
+        if step:
+            raise RejectedError("malformed_steps", f"is_first marks step {step}, which is not the first")
+    for step in () if is_terminal is None else is_terminal.nonzero()[0]:
+        if not is_last[step]:
+            raise RejectedError("malformed_steps", f"is_terminal marks step {step}, which is_last does not mark")
     return recorded - len(marks)
 
 
-def read_rewards(reward: np.ndarray, steps: int, recorded: int) -> dict[str, Any]:
-    """The columns of ``SCANNED`` that the rewards of an episode give, (N,).
+def sum_rewards(reward: np.ndarray, steps: int, recorded: int) -> float:
+    """The return of an episode: the float64 sum of the first ``steps`` of its rewards (N,) in step order.
 
-    The return is the float64 sum of the first ``steps`` rewards in step order. Raises RejectedError if there are not
-    as many rewards as ``recorded`` steps, or one of these is not finite.
+    Raises RejectedError if there are not as many rewards as ``recorded`` steps, or one of the first is not finite.
     """
     if len(reward) != recorded:
         raise RejectedError("malformed_steps", f"{len(reward)} rewards and {recorded} is_last flags")
-    exact, rounding = reward.astype(np.float64), half_ulps(reward)
-    counted = exact[:steps]
+    counted = reward[:steps].astype(np.float64)
     # Not np.sum, which adds in pairs: its result depends on the length and the NumPy version.
     total = float(np.add.accumulate(counted)[-1]) if steps else 0.0
     if not math.isfinite(total):  # a sum of finite rewards may overflow, which is no fault of a step
@@ -441,13 +499,30 @@ def read_rewards(reward: np.ndarray, steps: int, recorded: int) -> dict[str, Any
         if not finite.all():
             step = int(np.argmin(finite))
             raise RejectedError("not_finite", f"reward is {counted[step]} at step {step}")
-    row: dict[str, Any] = {"return": total, "rounding": float(rounding[:steps].sum())}
-    if steps:
-        row |= {"last_reward": exact[steps - 1], "last_rounding": rounding[steps - 1]}
-    if steps < recorded:
-        end = {"end_reward": exact[-1], "end_rounding": rounding[-1], "end_reward_look": look([reward])}
-        row |= end
-    return row
+    return total
+
+
+def reward_columns(
+    rewards: np.ndarray, begins: np.ndarray, stops: np.ndarray, ends: np.ndarray
+) -> dict[str, list[Any]]:
+    """The columns of ``SCANNED`` that the rewards of E episodes give, which follow each other, (1, …).
+
+    The steps of an episode that ``is_last`` does not mark go from ``begins`` to ``stops``, the others up to ``ends``,
+    each int (E,). What belongs to a step that an episode does not have means nothing.
+    """
+    rounding = half_ulps(rewards[0])
+    return {
+        "rounding": reduce_parts(np.add, rounding[None], begins, stops, 0.0)[0].tolist(),
+        "last_reward": rewards[0, stops - 1].astype(np.float64).tolist(),
+        "last_rounding": rounding[stops - 1].tolist(),
+        "end_reward": rewards[0, ends - 1].astype(np.float64).tolist(),
+        "end_rounding": rounding[ends - 1].tolist(),
+        "end_reward_look": looks([rewards], begins, ends),
+    }
+
+
+_LARGE = 2.0**15
+"""Up to here NumPy finds the distance to the next value without a warning, in every type."""
 
 
 def half_ulps(values: np.ndarray) -> np.ndarray:
@@ -455,11 +530,12 @@ def half_ulps(values: np.ndarray) -> np.ndarray:
     next float32 (or float16). Values of other types are exact."""
     if values.dtype.kind != "f" or values.dtype.itemsize > 4:
         return np.zeros(len(values))
-    with np.errstate(invalid="ignore", over="ignore"):
-        ulps = np.spacing(np.abs(values)).astype(np.float64)
-    if not math.isfinite(ulps.sum()):
-        ulps[~np.isfinite(ulps)] = 0.0
-    return ulps / 2
+    sizes = np.abs(values)
+    if len(sizes) and not np.maximum.reduce(sizes) < _LARGE:
+        with np.errstate(invalid="ignore", over="ignore"):
+            ulps = np.spacing(sizes).astype(np.float64)
+        return np.where(np.isfinite(ulps), ulps, 0.0) / 2
+    return np.spacing(sizes).astype(np.float64) / 2
 
 
 def _numbers(episode: RawEpisode, field: SourceField) -> np.ndarray:

@@ -311,9 +311,9 @@ def _type(field: SourceField) -> MetadataType:
 
 def read_metadata(
     episode: RawEpisode, values: EpisodeValues, types: Mapping[str, MetadataType]
-) -> dict[str, str | float | int | bool | None]:
+) -> Iterator[tuple[str, str | float | int | bool | None]]:
     """The values stored with an episode by their columns of the index; None if there is none or it cannot be read."""
-    return {name: _as_type(episode, field, types[name]) for name, field in values.metadata}
+    return ((name, _as_type(episode, field, types[name])) for name, field in values.metadata)
 
 
 def read_values(episode: RawEpisode, values: EpisodeValues) -> dict[str, str | float | bool]:

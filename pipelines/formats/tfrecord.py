@@ -172,7 +172,10 @@ def floats(data: bytes, span: Span) -> np.ndarray:
 def integers(data: bytes, span: Span) -> np.ndarray:
     """The integer list of a feature, int64 (n,)."""
     data, (begin, end) = _in_list(_numbers, data, span, _INT64_LIST)
-    if begin < end and data[end - 1] >= 0x80:
+    packed = data[begin:end]
+    if packed.isascii():  # each number is one byte
+        return np.frombuffer(packed, np.uint8).astype(np.int64)
+    if data[end - 1] >= 0x80:
         raise ValueError("the last number of a packed list is cut off")
     if end - begin <= _FEW_BYTES:  # a loop is faster for few numbers
         numbers = []
@@ -180,11 +183,8 @@ def integers(data: bytes, span: Span) -> np.ndarray:
             number, begin = read_varint(data, begin)
             numbers.append(number & 0xFFFF_FFFF_FFFF_FFFF)
         return np.array(numbers, np.uint64).view(np.int64)
-    raw = np.frombuffer(data, np.uint8, end - begin, begin)
-    last = raw < 0x80
-    if last.all():
-        return raw.astype(np.int64)
-    ends = np.flatnonzero(last)
+    raw = np.frombuffer(packed, np.uint8)
+    ends = np.flatnonzero(raw < 0x80)
     starts = np.concatenate([[0], ends[:-1] + 1])
     lengths = ends - starts + 1
     if lengths.max() > 10:

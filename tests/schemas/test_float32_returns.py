@@ -7,15 +7,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gatokit.pipelines.episodes.scan import half_ulps, read_rewards
+from gatokit.pipelines.episodes.scan import half_ulps, reward_columns, sum_rewards
 from gatokit.schemas.config_episodes import Keep
 from gatokit.schemas.filter import at_or_above, in_range
 from gatokit.schemas.where import Rounded, Where
 
 
 def scanned(rewards: list[float]) -> tuple[np.ndarray, np.ndarray]:
-    row = read_rewards(np.array(rewards, np.float32), len(rewards), len(rewards))
-    return np.array([row["return"]]), np.array([row["rounding"]])
+    stored, end = np.array(rewards, np.float32), np.array([len(rewards)])
+    rounding = reward_columns(stored[None], np.array([0]), end, end)["rounding"]
+    return np.array([sum_rewards(stored, len(stored), len(stored))]), np.array(rounding)
 
 
 def passes(rewards: list[float], low: float | None, high: float | None) -> bool:

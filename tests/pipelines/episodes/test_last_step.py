@@ -9,14 +9,19 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import tensorflow_datasets as tfds
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gatokit.inspection import open_directory
 from gatokit.inspection.verify.directory import verify
-from gatokit.pipelines.episodes.last_step import look
-from gatokit.pipelines.episodes.scan import read_rewards, steps_of
+from gatokit.pipelines.episodes.last_step import look, looks
+from gatokit.pipelines.episodes.ranges import MeasuredField, measure
+from gatokit.pipelines.episodes.reader import SourceField
+from gatokit.pipelines.episodes.scan import reward_columns, steps_of
 from gatokit.pipelines.estimate import estimate
 from gatokit.pipelines.run import Result, build, scan
 from gatokit.schemas.errors import ConfigError, RejectedError
+from gatokit.tokenizers.tensors import outside_range
 
 F = tfds.features
 STEPS = {
@@ -279,19 +284,39 @@ def test_flags_that_agree() -> None:
 
 
 def test_both_readings_of_rewards() -> None:
-    row = read_rewards(np.array([0.5, 0.25, 8], np.float32), 2, 3)
-    assert row == {
-        "return": 0.75,
-        "rounding": 2.0**-25 + 2.0**-26,
-        "last_reward": 0.25,
-        "last_rounding": 2.0**-26,
-        "end_reward": 8.0,
-        "end_rounding": 2.0**-21,
-        "end_reward_look": "other",
-    }
-    assert read_rewards(np.array([1.0, 2.0]), 2, 2) == {
-        "return": 3.0,
-        "rounding": 0.0,
-        "last_reward": 2.0,
-        "last_rounding": 0.0,
-    }
+    rewards = np.array([[0.5, 0.25, 8, 1, 2, 3]], np.float32)  # of three episodes, of which the second has no last step
+    begins, stops, ends = np.array([0, 3, 5]), np.array([2, 5, 5]), np.array([3, 5, 6])
+    found = reward_columns(rewards, begins, stops, ends)
+    assert found["rounding"] == [2.0**-25 + 2.0**-26, 2.0**-24 + 2.0**-23, 0.0]
+    assert (found["last_reward"][:2], found["last_rounding"][:2]) == ([0.25, 2.0], [2.0**-26, 2.0**-23])
+    assert [found[name][::2] for name in ("end_reward", "end_rounding", "end_reward_look")] == [
+        [8.0, 3.0],
+        [2.0**-21, 2.0**-23],
+        ["other", "other"],
+    ]
+    assert reward_columns(rewards.astype(np.float64), begins, stops, ends)["rounding"] == [0.0, 0.0, 0.0]
+
+
+@settings(max_examples=60)
+@given(st.lists(st.tuples(st.integers(1, 5), st.booleans()), min_size=1, max_size=6), st.integers(0, 2**32))
+def test_many_episodes_are_looked_at_as_one_is(lengths: list[tuple[int, bool]], seed: int) -> None:
+    recorded = np.array([length for length, _ in lengths])
+    ends = np.cumsum(recorded)
+    begins, stops = ends - recorded, ends - [marked for _, marked in lengths]
+    values = np.random.default_rng(seed).choice(
+        [-1.5, 0, 0.5, np.nan, np.inf], (2, ends[-1]), p=[0.2, 0.4, 0.2, 0.1, 0.1]
+    )
+    episodes = [values[:, begin:end].T for begin, end in zip(begins, ends, strict=True)]
+    assert looks([values], begins, ends) == [look([episode]) for episode in episodes]
+    source = SourceField(path="action", dtype="float64", shape=(2,))
+    pairs = ((-1.0, 0.5),)
+    field = MeasuredField(path="action", source=source, kind="continuous", is_action=True, width=2, range=pairs)
+    found = measure([values], [field], begins, stops, ends)
+    for at, (episode, stop) in enumerate(zip(episodes, stops - begins, strict=True)):
+        for prefix, part in (("", episode[:stop]), ("end_", episode[stop:])):
+            if len(part):
+                np.testing.assert_array_equal(found[prefix + "low"][at], np.min(part, axis=0))
+                np.testing.assert_array_equal(found[prefix + "high"][at], np.max(part, axis=0))
+        if np.isfinite(episode[:stop]).all():
+            outside, at_ends = np.broadcast_arrays(*outside_range(episode[:stop], pairs), np.zeros(2))[:2]
+            assert (found["outside"][at], found["at_ends"][at]) == (outside.tolist(), at_ends.tolist())

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gatokit.pipelines.episodes.scan import read_rewards, steps_of
+from gatokit.pipelines.episodes.scan import steps_of, sum_rewards
 from gatokit.schemas.errors import RejectedError
 
 
@@ -15,7 +15,7 @@ def flags(*values: int) -> np.ndarray:
 
 def steps_and_return(reward: np.ndarray, is_last: np.ndarray) -> tuple[int, float]:
     steps = steps_of(None, is_last, None)
-    return steps, read_rewards(reward, steps, len(is_last))["return"]
+    return steps, sum_rewards(reward, steps, len(is_last))
 
 
 def floats(*values: float) -> np.ndarray:
