@@ -140,12 +140,14 @@ def _measure(
             found[prefix + name] = extreme.reduce(part, axis=0, keepdims=True) if field.kind == "discrete" else part
     outside, at_ends = np.zeros((2, field.width, len(begins)), np.int64)
     if field.range:
-        ends_and_slack = np.stack(np.broadcast_arrays(*range_ends(field.range, values.dtype), np.zeros(field.width))).T
-        for at, (low, high, slack, _) in enumerate(ends_and_slack.tolist()):
-            one, least, most = values[at], low + slack, high - slack
-            if (found["low"][at] <= least).any() or (found["high"][at] >= most).any():
+        all_low, all_high, all_slack = range_ends(field.range, values.dtype)
+        bounds = np.broadcast_arrays(all_low, all_high, all_slack, np.empty(field.width))[:3]
+        for at, (low, high, slack) in enumerate(zip(*bounds, strict=True)):
+            one, lowest, highest = values[at], found["low"][at], found["high"][at]
+            if (lowest <= low + slack).any() or (highest >= high - slack).any():
+                at_ends[at] = _count((one <= low + slack) | (one >= high - slack), begins, stops)
+            if (lowest < low - slack).any() or (highest > high + slack).any():
                 outside[at] = _count((one < low - slack) | (one > high + slack), begins, stops)
-                at_ends[at] = _count((one <= least) | (one >= most), begins, stops)
     return found | {"outside": outside, "at_ends": at_ends}
 
 
@@ -163,10 +165,10 @@ def reduce_parts(
     return result
 
 
-def _count(mask: np.ndarray, begins: np.ndarray, stops: np.ndarray) -> np.ndarray:
+def _count(mask: np.ndarray, begins: np.ndarray, stops: np.ndarray) -> list[int]:
     """How many are set in each part of a mask."""
-    chosen = np.flatnonzero(mask)
-    return np.searchsorted(chosen, stops) - np.searchsorted(chosen, begins)
+    parts = zip(begins.tolist(), stops.tolist(), strict=True)
+    return [int(np.count_nonzero(mask[begin:stop])) for begin, stop in parts]
 
 
 # --- of a dataset ------------------------------------------------------------------------------------------------
