@@ -51,7 +51,9 @@ def decide(tables: Iterable[pa.Table], config: EpisodesConfig, field: str) -> tu
     counts: Counter[tuple[str | None, str]] = Counter()
     for table in tables:
         sound = table.filter(pc.and_(pc.is_null(table["reason"]), pc.is_valid(table["end_action"])))
-        counts.update(zip(sound["end_reward_look"].to_pylist(), sound["end_action"].to_pylist(), strict=True))
+        grouped = sound.group_by(["end_reward_look", "end_action"]).aggregate([([], "count_all")])
+        for row in grouped.to_pylist():
+            counts[row["end_reward_look"], row["end_action"]] += row["count_all"]
     marked = counts.total()
     rewards = sum(count for (reward, _), count in counts.items() if reward == "other")
     actions = sum(count for (_, action), count in counts.items() if action == "other")

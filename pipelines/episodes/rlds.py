@@ -153,6 +153,9 @@ class ExampleEpisode:
             if field.form == "string":
                 strings = tfrecord.byte_strings(self._data, span)
                 return str(strings[0], "utf-8") if strings else None
+            if np.dtype(field.dtype).kind in "iu":
+                with contextlib.suppress(ValueError):
+                    return tfrecord.first_integer(self._data, span)
             numbers = self._numbers(field, span)
             return numbers[0].item() if len(numbers) else None
         except UnicodeDecodeError:

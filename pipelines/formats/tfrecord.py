@@ -196,6 +196,17 @@ def integers(data: bytes, span: Span) -> np.ndarray:
     return value.view(np.int64)
 
 
+def first_integer(data: bytes, span: Span) -> int | None:
+    """The first number of a feature's integer list; None if the list is empty."""
+    data, (begin, end) = _in_list(_numbers, data, span, _INT64_LIST)
+    if begin == end:
+        return None
+    if data[end - 1] >= 0x80:
+        raise ValueError("the last number of a packed list is cut off")
+    number = read_varint(data, begin)[0] & 0xFFFF_FFFF_FFFF_FFFF
+    return number - (1 << 64) if number >> 63 else number
+
+
 def byte_strings(data: bytes, span: Span) -> list[bytes]:
     """The bytes list of a feature."""
     return _in_list(_strings, data, span, _BYTES_LIST)[1]
@@ -248,6 +259,10 @@ def _numbers(data: bytes, at: int, end: int, tag: int) -> Span | None:
     """The span of the numbers in a feature's list; None if the feature has another form than writers leave, or another
     list."""
     try:
+        size = end - at - 2
+        if 2 <= size < 0x80:  # a short list, as most values of an episode are
+            is_packed = data[at] == tag and data[at + 1] == size and data[at + 2] == _FIRST and data[at + 3] == size - 2
+            return (at + 4, end) if is_packed else None
         if at < end:
             size, begin = read_varint(data, at + 1)
             if data[at] != tag or begin + size != end:

@@ -133,6 +133,10 @@ def test_literal_message() -> None:
     assert example.floats(data, spans["steps/reward"]).tolist() == [0.5, -1.0]
     assert example.integers(data, spans["steps/k"]).tolist() == [0, -1, 300, 2**63 - 1, -(2**63)]
     assert example.byte_strings(data, spans["id"]) == [b"", b"\xff\x00"]
+    for number in (0, -1, 127, 128, 2**63 - 1, -(2**63)):
+        one = field(3, value_list("int64", [number, 5], [], b""))
+        assert example.first_integer(one, (0, len(one))) == number
+    assert example.first_integer(b"\x1a\x00", (0, 2)) is None
     assert example.floats(data, spans["steps/reward"]).dtype == np.dtype("<f4")
     assert example.integers(data, spans["steps/k"]).dtype == np.int64
 
