@@ -30,13 +30,13 @@ _FAILED = 3
 _KILLED = "probably for lack of memory: take fewer --workers or a machine with more, or leave it out of the source"
 
 
-def build(path: str | Path, directory: str | Path, vocabulary: str | None) -> Built:
+def build(path: str | Path, directory: str | Path, vocabulary: str | Path | None) -> Built:
     """Does what ``build_shard`` does with the shard task in the file ``path``. Rows that crash are dropped as
     ``crashed_decoder``.
 
     Raises DataError if the process ends for another reason than one of the rows.
     """
-    task = {"task": str(path), "directory": str(directory), "vocabulary": vocabulary}
+    task = {"task": str(path), "directory": str(directory), "vocabulary": vocabulary and str(vocabulary)}
     crashed: dict[int, str] = {}
     while True:
         answers, ended = _run({**task, "do": "build", "crashed": list(crashed.items())})

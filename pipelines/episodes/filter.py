@@ -316,7 +316,7 @@ def filter_rows(
         reason[sound[empty & ~bad]] = "too_short"
         kept[sound] = verdict.kept & ~empty & ~bad
         is_left_out = not kept[sound].any()
-        has_no_success = of_sound["success"] is not None and not of_sound["success"].any()
+        has_no_success = of_sound["success"] is not None and not of_sound["success"].any() and len(names) > 1
         if is_left_out and not can_leave_out and not has_no_success:
             limit = "" if math.isnan(expert) else f"; expert return {expert:g}"
             limit += "" if verdict.threshold is None else f", threshold {verdict.threshold:g}"
