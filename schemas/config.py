@@ -11,7 +11,7 @@ from gatokit.schemas import config_errors
 from gatokit.schemas.config_episodes import EpisodesConfig
 from gatokit.schemas.config_types import ConfigModel, DatasetModel, Number, Quality, Size, Text, WholeNumber
 from gatokit.schemas.errors import ConfigError
-from gatokit.schemas.manifest import DocumentRules, ImageRule
+from gatokit.schemas.manifest import LOG, MANIFEST, VOCABULARY, DocumentRules, ImageRule
 
 DEFAULT_MAX_PATCHES = 64
 
@@ -197,6 +197,10 @@ class BuildConfig(ConfigModel):
     def _names(self) -> "BuildConfig":
         names = [dataset.name for dataset in self.datasets]
         for number, name in enumerate(names):
+            if name in (MANIFEST, VOCABULARY, LOG):
+                raise ValueError(
+                    f"datasets[{number}].name: the build writes a file {name!r} of its own; choose another name"
+                )
             if name in names[:number]:
                 raise ValueError(
                     f"datasets[{number}].name: datasets[{names.index(name)}] has the name {name!r} already; "

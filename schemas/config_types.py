@@ -3,9 +3,8 @@
 import math
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from gatokit.schemas.manifest import LOG, MANIFEST, VOCABULARY
 from gatokit.schemas.tokens import PATCH
 
 
@@ -29,13 +28,7 @@ def is_number(value: Any) -> bool:
         return False
 
 
-def _not_reserved(value: str) -> str:
-    if value in (MANIFEST, VOCABULARY, LOG):
-        raise ValueError(f"the build writes a file {value!r} of its own; choose another name")
-    return value
-
-
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]*$", max_length=100), AfterValidator(_not_reserved)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]*$", max_length=100)]
 Text = Annotated[str, Field(min_length=1)]
 WholeNumber = Annotated[int, Field(strict=True)]
 Number = Annotated[float, BeforeValidator(_no_bool), Field(allow_inf_nan=False)]

@@ -382,8 +382,7 @@ def test_rules_of_a_dataset(tmp_path: Path, line: str, message: str) -> None:
                 ("é", f"datasets[0].name: {NAME} (got 'é')"),
                 (
                     "manifest.json",
-                    "datasets[0].name: the build writes a file 'manifest.json' of its own; choose another name "
-                    "(got 'manifest.json')",
+                    "datasets[0].name: the build writes a file 'manifest.json' of its own; choose another name",
                 ),
             ]
         ),
