@@ -20,7 +20,7 @@ VERBS = {
     "demo": "record real episodes, build, verify and inspect them, train on them and play, in minutes on two cores",
     "describe": "show every field of a source of episodes, and write a config that builds it",
     "vocab": "train the SentencePiece model that a build tokenizes text with, on the config's text",
-    "scan": "read returns only and say what the filter would keep",
+    "scan": "read no images, and say what the filter would keep",
     "build": "filter, tokenize and write sharded ArrayRecord files; run again to go on where it stopped",
     "inspect": "show what a build or scan holds, decode an episode or document, preview other rules, or compare",
     "verify": "check every file, record and index row of a finished build or scan; exit 1 and one line per fault",
