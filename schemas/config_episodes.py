@@ -268,7 +268,8 @@ class FieldRule(ConfigModel):
     kind: Literal["skip", "text", "image", "depth", "discrete", "continuous"] | None = Field(None, alias="as")
     """What it becomes: no tokens, text, an image, a grey image of depths, discrete or continuous values. ``text`` can
     be made of strings or of integers that are codes of characters, ``image`` of files in strings and of numbers of the
-    shapes (H, W), (H, W, 1 or 3 or 4) and (1 or 3, H, W); a fourth channel is dropped."""
+    shapes (H, W), (H, W, 1 or 3 or 4) and (1 or 3, H, W); a fourth channel is dropped. A video of the episode with one
+    frame for each step gives each step an image."""
     range: Annotated[_Range | Literal["data"] | Quantiles | None, BeforeValidator(_ascending)] = None
     """Of a continuous action: low and high, or one such pair a component, which are rescaled to -1 and 1 (default:
     [-1, 1]); ``data`` takes the lowest and highest value of each component, ``{quantiles: [low, high]}`` two quantiles.

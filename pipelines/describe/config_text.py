@@ -58,7 +58,7 @@ def _alternatives(key: str, proposal: Proposal) -> list[str]:
 
 def _fields(found: Description, proposal: Proposal) -> list[str]:
     """The rules of all fields of a step; those of an episode, and those that need no rule, as comments."""
-    steps = [field for field in proposal.fields if field.described.belongs_to == "step"]
+    steps = [field for field in proposal.fields if field.described.in_steps]
     used = [field for field in steps if field.tokens is not None]
     total = proposal.tokens
     note = f"; more than {STEP_TOKENS}, so that a window of 1,024 tokens holds no two steps" * (total > STEP_TOKENS)
@@ -76,7 +76,7 @@ def _fields(found: Description, proposal: Proposal) -> list[str]:
     lines += [
         _with_reason(f"    # {flow_yaml(field.path)}", _about(field))
         for field in proposal.fields
-        if field.described.belongs_to == "episode"
+        if not field.described.in_steps
     ]
     return lines
 

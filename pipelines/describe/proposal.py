@@ -85,9 +85,7 @@ def propose(found: Description, name: str, source: str) -> Proposal:
     rules = field_rules(found, dataset, complaints)
     fields = _settle(found, dataset, rules, complaints)
     _choose_episodes(found, candidates, dataset, reasons)
-    dataset["fields"] = {
-        field.path: field.rule for field in fields if field.rule and field.described.belongs_to == "step"
-    }
+    dataset["fields"] = {field.path: field.rule for field in fields if field.rule and field.described.in_steps}
     tokens = {field.described.source: field.tokens or 0 for field in fields}
     return Proposal(
         dataset=dataset,
@@ -96,7 +94,7 @@ def propose(found: Description, name: str, source: str) -> Proposal:
         reasons=reasons,
         complaints=tuple(complaints),
         bad=found.bad / max(1, found.bad + found.seen),
-        tokens=max(sum(tokens[source] for source in features.steps) for features in found.features),
+        tokens=max(sum(tokens[source] for source in features.steps + features.metadata) for features in found.features),
     )
 
 
@@ -159,6 +157,12 @@ def _choose_roles(
         if paths[0].split("/")[0] != "observation":
             observe.append(first.value)
             reasons["observe"] = f"the instruction: {first.reason}"
+    videos = [item.path for item in found.fields if item.belongs_to == "episode" and _is_camera(item, found)]
+    if videos:
+        observe += videos
+        reasons["observe"] = "; ".join(
+            [*filter(None, [reasons.get("observe")]), f"with a frame a step: {', '.join(videos)}"]
+        )
     if observe:
         dataset["observe"] = observe
 
@@ -187,7 +191,7 @@ def _settle(
             break
     fields = []
     for item in found.fields:
-        rule, why = rules.get(item.path, ({}, "")) if item.belongs_to == "step" else ({}, "")
+        rule, why = rules.get(item.path, ({}, "")) if item.in_steps else ({}, "")
         fields.append(_proposed(item, rule, why, uses.get((item.belongs_to, item.path)), dataset))
     return fields
 
@@ -203,6 +207,9 @@ def _proposed(
             return ProposedField(item, None, "nothing", None, use.why)
         if item.belongs_to == "step":
             return ProposedField(item, SKIP, "nothing", None, why or (use.why if use else "is not in every directory"))
+        if item.statistics.frame_a_step is not None:
+            why = "is a video with another number of frames than the episode has steps" if not item.in_steps else why
+            return ProposedField(item, rule or None, "nothing", None, why or (use.why if use else ""))
         shape = f"is a {item.source.type_name} of shape {list(item.source.shape)}"
         return ProposedField(item, None, "column" if is_column else "nothing", None, "" if is_column else shape)
     spec = use.spec
@@ -267,6 +274,12 @@ def _marks(found: Description, success: dict[str, Any]) -> list[bool]:
     if "matches" in success:
         return [bool(re.search(success["matches"], str(value))) for value in item.firsts]
     return [bool(value) for value in item.anys]
+
+
+def _is_camera(item: DescribedField, found: Description) -> bool:
+    """Whether a field of the episode is a video with one frame a step wherever it was looked at."""
+    values = item.statistics
+    return bool(values.frame_a_step and values.missing is None and item.directories == len(found.directories))
 
 
 def _is_vector(item: DescribedField) -> bool:

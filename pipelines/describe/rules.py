@@ -32,7 +32,7 @@ def field_rules(found: Description, dataset: dict[str, Any], complaints: list[st
     named = observed(dataset)
     for item in found.fields:
         head = item.path.split("/")[0]
-        if item.belongs_to == "episode" or item.path in rules or item.path in FLAGS:
+        if not item.in_steps or item.path in rules or item.path in FLAGS:
             continue
         if head == "action" or item.path in dataset.get("action", ()):
             rules[item.path] = _action_rule(item, found)
@@ -55,7 +55,7 @@ def _observation_rule(item: DescribedField, found: Description) -> Rule:
     source, values, name = item.source, item.statistics, item.path.split("/")[-1].lower()
     if problem := _unusable(item, found):
         return SKIP, problem
-    if source.form == "ragged":
+    if source.form == "ragged" and not values.frame_a_step:
         fewest, most = values.lengths or (0, 0)
         return SKIP, f"has {fewest} to {most} values a step; or give {{max_length: {most}}}"
     if source.form == "string" and values.frame is None:
@@ -74,8 +74,10 @@ def _observation_rule(item: DescribedField, found: Description) -> Rule:
             "range": [plain(float(f"{end:.4g}")) for end in (low, high)],
             "images": {"size": size},
         }, ""
-    if size is not None and (source.form in ("image", "string") or _is_picture(item)):
-        is_default = source.form == "image" or (source.dtype == "uint8" and source.sides[-1:] in ((1,), (3,)))
+    if size is not None and (values.frame_a_step or source.form in ("image", "string") or _is_picture(item)):
+        is_default = source.form in ("image", "video") or (
+            source.dtype == "uint8" and source.sides[-1:] in ((1,), (3,))
+        )
         return ({} if is_default and source.dtype == "uint8" else {"as": "image"}) | {"images": {"size": size}}, ""
     count = math.prod(source.sides)
     if "success" in name and values.steady:
@@ -241,7 +243,7 @@ def _pixels(item: DescribedField) -> list[int] | None:
 def _is_depth(item: DescribedField) -> bool:
     is_wide = item.source.dtype not in ("uint8", "str")
     channels = (*(item.statistics.frame or item.source.sides), 1)[2]
-    is_single = item.source.form == "image" and channels == 1
+    is_single = item.source.form in ("image", "video") and channels == 1
     return is_wide and ("depth" in item.path.lower() or (is_single and item.source.dtype == "uint16"))
 
 

@@ -237,7 +237,7 @@ class _Looked:
             elif source.path.split("/")[0] == "action" and not TERMINATES.search(source.path.split("/")[-1]):
                 actions.append(values)
         for source in features.metadata:
-            self._column("episode", source).add_metadata(number, episode)
+            self._column("episode", source).add_metadata(number, episode, steps)
         if actions:
             self._last_actions[look(actions)] += 1
         self.lengths.append(steps)

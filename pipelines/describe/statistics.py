@@ -6,12 +6,14 @@ Legend: N recorded steps of an episode, the last one included; C components of a
 import math
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Literal
 
 import cv2
 import numpy as np
 
 from gatokit.pipelines.episodes.reader import RawEpisode, SourceField, Values
+from gatokit.pipelines.episodes.videos import episode_frames, has_frames
 from gatokit.schemas.errors import RejectedError
 from gatokit.schemas.words import counted
 from gatokit.tokenizers.image_codec import decode_unchanged, probe
@@ -21,6 +23,8 @@ MOST_DISTINCT = 1000
 _MOST_VALUES = 1 << 19
 """About as many values of a field are kept for its quantiles: all steps, or every second, every fourth, …"""
 _MOST_COMPONENTS = 64
+_MOST_DECODED = 1000
+"""When as many frames of a field's video files are decoded, others are not looked at."""
 _BLACK = 10
 """A frame of JPEG whose brightest pixel is at most this is black; in others all pixels are 0."""
 _EXAMPLES = 3
@@ -59,6 +63,8 @@ class FieldStatistics:
     """Share of frames that are black, of three an episode."""
     frame: tuple[int, ...] | None = None
     """Height, width and channels of the first frame."""
+    frame_a_step: bool | None = None
+    """Of a video of the episode: whether it has as many frames as the episode has steps."""
     empty: float | None = None
     """Share of texts that are empty."""
     longest: int | None = None
@@ -95,6 +101,11 @@ class DescribedField:
         """Whether a step or an episode has one text, or the codes of one."""
         values, source = self.statistics, self.source
         return bool(values.is_text) and values.frame is None and (source.form == "tensor" or not source.shape)
+
+    @property
+    def in_steps(self) -> bool:
+        """Whether each step has a value of it: it belongs to the step, or is a video with one frame a step."""
+        return self.belongs_to == "step" or bool(self.statistics.frame_a_step)
 
     @property
     def estimated_tokens(self) -> int:
@@ -136,6 +147,8 @@ class Column:
         self._firsts: dict[int, str | float | None] = {}
         self._anys: dict[int, bool] = {}
         self._lengths: set[int] = set()
+        self._frame_a_step: bool | None = None
+        self._decoded = 0
 
     def add_steps(self, number: int, episode: RawEpisode) -> Values | None:
         """The values of all steps of an episode, after they were looked at; None if it has none."""
@@ -174,12 +187,18 @@ class Column:
             self._firsts[number], self._anys[number] = float(flat[0]), bool(np.any(flat))
         return values
 
-    def add_metadata(self, number: int, episode: RawEpisode) -> None:
-        """Looks at the value of an episode."""
+    def add_metadata(self, number: int, episode: RawEpisode, steps: int) -> None:
+        """Looks at the value of an episode of N ``steps``."""
         source = self._source
-        if source.form == "unreadable" or (source.shape and source.form != "tensor"):
+        if source.form == "unreadable":
             return
         try:
+            if (has_frames(source) or (source.form == "string" and not source.shape)) and self._add_video(
+                episode, steps
+            ):
+                return
+            if source.shape and source.form != "tensor":
+                return
             if source.shape:
                 self._numbers.add(np.asarray(episode.episode_value(source)).reshape(1, -1))
                 self._episodes += 1
@@ -197,11 +216,39 @@ class Column:
             self._numbers.add(np.array([[value]]))
             self._firsts[number], self._anys[number] = float(value), bool(value)
 
+    def _add_video(self, episode: RawEpisode, steps: int) -> bool:
+        """Looks at the first, the middle and the last frame of a video; False if the value is no video."""
+        is_file = self._source.form == "string"
+        try:
+            frames = episode_frames(self._source, episode.episode_value(self._source))
+        except RejectedError:
+            if not is_file:
+                raise
+            return False
+        if frames is None:
+            return False
+        if is_file and self._decoded > _MOST_DECODED:
+            return True
+        count = 0
+        chosen: list[Any] = []
+        for count, frame in enumerate(islice(frames, steps + 1), 1):
+            if count in (1, 1 + steps // 2, steps):
+                chosen.append(frame)
+        self._episodes += 1
+        self._decoded += count * is_file
+        self._frame_a_step = count == steps and self._frame_a_step is not False
+        if isinstance(frames, list):
+            self._frames.add(chosen, self._numbers, self._source.dtype)
+        elif chosen:
+            self._frames.add_pixels(np.stack(chosen), _BLACK * is_file)
+        return True
+
     def described(self, directories: int, episodes: int) -> DescribedField:
         """The field with its statistics."""
         statistics: dict[str, Any] = {"episodes": self._episodes, "missing": self._missing}
         if self._episodes:
             statistics["steady"] = self._steady if self._belongs_to == "step" else None
+            statistics["frame_a_step"] = self._frame_a_step
             if self._lengths:
                 statistics["lengths"] = (min(self._lengths), max(self._lengths))
             for part in (self._numbers, self._texts, self._frames):
@@ -365,12 +412,12 @@ class _Frames:
             if not is_plain:
                 numbers.add(pixels.reshape(1, -1))
 
-    def add_pixels(self, values: np.ndarray) -> None:
-        """Adds pixels (N, H, W, channels)."""
+    def add_pixels(self, values: np.ndarray, black: int = 0) -> None:
+        """Adds pixels (N, H, W, channels); a frame is black if none is brighter than ``black``."""
         self._frame = values.shape[1:]
         frames = values[sorted({0, len(values) // 2, len(values) - 1})]
         self._count += len(frames)
-        self._black += int((frames.reshape(len(frames), -1).max(1) == 0).sum())
+        self._black += int((frames.reshape(len(frames), -1).max(1) <= black).sum())
 
     def statistics(self, source: SourceField) -> dict[str, Any]:
         """The part of ``FieldStatistics`` that frames have."""

@@ -25,8 +25,8 @@ class SourceField(BaseModel):
 
     ``path`` is the key path below the step (``observation/image``) or the episode
     (``episode_metadata/agent_id``). ``form`` says how values are stored: ``ragged`` are numbers of which each step has
-    its own number, the None that begins the shape; ``unreadable`` ones can only be skipped, and ``type_name`` says what
-    they are.
+    its own number, the None that begins the shape; ``video`` is a sequence of images that belongs to the episode;
+    ``unreadable`` ones can only be skipped, and ``type_name`` says what they are.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -34,7 +34,7 @@ class SourceField(BaseModel):
     path: str
     dtype: str
     shape: tuple[int | None, ...] = ()
-    form: Literal["tensor", "ragged", "image", "string", "unreadable"] = "tensor"
+    form: Literal["tensor", "ragged", "image", "video", "string", "unreadable"] = "tensor"
     encoding: Literal["none", "bytes", "zlib"] = "none"
     num: int | None = None
     type_name: str = "Tensor"
@@ -88,7 +88,8 @@ class RawEpisode(Protocol):
         """
 
     def episode_value(self, field: SourceField) -> Values:
-        """The value of a field of the episode, as the column of one step; raises RejectedError as ``column`` does."""
+        """The value of a field of the episode, as the column of one step, or the images of a video; raises
+        RejectedError as ``column`` does."""
 
     def metadata(self, field: SourceField) -> str | float | int | None:
         """The value of a scalar metadata field; None if the episode has none."""

@@ -125,7 +125,7 @@ class ExampleEpisode:
         values = self._values(field, field.path)
         if field.form == "ragged" and isinstance(values, np.ndarray):
             values = [values]
-        if len(values) != 1:
+        if len(values) != 1 and field.form != "video":
             raise RejectedError("wrong_shape", f"{field.path} has {len(values)} values in the episode")
         return values
 
@@ -140,7 +140,7 @@ class ExampleEpisode:
                 values = _tensor(field, key, self._numbers(field, span))
                 return values if counts is None else _by_step(field, key, values, tfrecord.integers(self._data, counts))
             strings = tfrecord.byte_strings(self._data, span)
-            return strings if field.form in ("image", "string") else _unpacked(field, key, strings)
+            return strings if field.form in ("image", "video", "string") else _unpacked(field, key, strings)
         except (ValueError, zlib.error) as error:
             raise RejectedError("corrupt_record", f"{key}: {error}") from None
 
@@ -239,9 +239,9 @@ def _fields(feature: Any, path: str, in_steps: bool) -> Iterator[SourceField]:
     if isinstance(feature, FeaturesDict):
         for key in sorted(feature):
             yield from _fields(feature[key], f"{path}/{key}" if path else key, in_steps)
-    elif type_name == "Sequence":
+    elif type_name in ("Sequence", "Video"):
         for part in _fields(feature.feature, path, in_steps):
-            yield _sequence(part, feature._length, in_steps)
+            yield _sequence(part, feature._length, in_steps, type_name)
     elif type_name == "Image":
         dtype = np.dtype(feature.np_dtype).name
         yield SourceField(path=path, dtype=dtype, shape=feature.shape, form="image", type_name=type_name)
@@ -266,10 +266,12 @@ def _fields(feature: Any, path: str, in_steps: bool) -> Iterator[SourceField]:
         )
 
 
-def _sequence(part: SourceField, length: int | None, in_steps: bool) -> SourceField:
+def _sequence(part: SourceField, length: int | None, in_steps: bool, type_name: str) -> SourceField:
     """The field of a sequence of ``part``; ``length`` None if it varies."""
+    if part.form == "image" and not in_steps:
+        return part.model_copy(update={"form": "video", "shape": (length, *part.shape), "type_name": type_name})
     if part.form != "tensor" or part.encoding != "none" or part.counted:
-        name = f"Sequence of {part.type_name}"
+        name = type_name if type_name == "Video" else f"Sequence of {part.type_name}"
         return SourceField(path=part.path, dtype="", form="unreadable", type_name=name)
     form: Literal["tensor", "ragged"] = "ragged" if length is None else "tensor"
     update = {"form": form, "shape": (length, *part.shape), "counted": in_steps, "type_name": "Sequence"}

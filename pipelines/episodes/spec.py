@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from gatokit.pipelines.episodes.reader import SourceDirectory, SourceFeatures, SourceField
+from gatokit.pipelines.episodes.videos import frame_field
 from gatokit.schemas.config_episodes import EpisodeImages, EpisodesConfig, FieldRule
 from gatokit.schemas.errors import ConfigError
 from gatokit.schemas.manifest import EpisodeSpec, FieldKind, FieldSpec, ImageSpec
@@ -124,7 +125,8 @@ def _used(
     if rule.kind == "skip":
         return FieldUse(first, belongs_to, why=_SKIPPED)
     try:
-        specs = [_field_spec(source, rule, dataset.images, is_action, is_own) for source in sources]
+        ones = sources if belongs_to == "step" else list(map(frame_field, sources))
+        specs = [_field_spec(source, rule, dataset.images, is_action, is_own) for source in ones]
         if len(sources) > 1 and any(spec.kind != "text" for spec in specs):
             raise _FieldError("is to be replaced where it is empty, which texts alone can be", "name one field")
     except _FieldError as error:

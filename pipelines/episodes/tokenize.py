@@ -5,7 +5,7 @@ Legend: N recorded steps, the last one included; S steps that have an action; T 
 
 import dataclasses
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
@@ -19,6 +19,7 @@ from gatokit.pipelines.episodes.fields import ConstantComponents, Constants
 from gatokit.pipelines.episodes.filter import EpisodeFilterResult
 from gatokit.pipelines.episodes.reader import EpisodeFile, RawEpisode, SourceFeatures, SourceField, Values
 from gatokit.pipelines.episodes.scan import AnyEpisodeFile, EpisodesPlan
+from gatokit.pipelines.episodes.videos import episode_frames, frames_of_steps
 from gatokit.pipelines.stages import OutOfRange, ShardSettings, Tokenized, TokenizedRow, rows_by_file
 from gatokit.schemas.errors import RejectedError
 from gatokit.schemas.manifest import EpisodeSpec, FieldSpec, TokenizerSettings
@@ -204,7 +205,7 @@ def to_episode(
         if item.image is None:
             values[item.path] = cast(np.ndarray | list[str], column)
         else:
-            values[item.path], counted = _stored_frames(column, item)
+            values[item.path], counted = _stored_frames(cast(Iterable[bytes | np.ndarray], column), item)
             if counted[1]:
                 outside[item.path] = counted
     reward = _numbers(raw, features, "reward", recorded, steps)
@@ -227,9 +228,9 @@ def _column(raw: RawEpisode, source: SourceField, recorded: int) -> Values:
 
 def read_field(
     raw: RawEpisode, features: SourceFeatures, field: FieldSpec, recorded: int, steps: int
-) -> Values | list[str]:
+) -> Values | list[str] | Iterator[bytes | np.ndarray]:
     """The values of a spec's field in the first ``steps`` of the ``recorded`` ones: texts are decoded, frames are as
-    the source has them.
+    the source has them, and those of a video are decoded one at a time.
 
     A value of the episode stands in every step. Raises RejectedError, which names the field.
     """
@@ -240,7 +241,11 @@ def read_field(
             if source is not None:
                 found.append((path, source, _column(raw, source, recorded)[:steps]))
             elif (source := features.metadata_field(path)) is not None:
-                found.append((path, source, _repeated(raw.episode_value(source), steps)))
+                value = raw.episode_value(source)
+                frames = None if field.image is None else episode_frames(source, value)
+                if frames is not None:
+                    return frames_of_steps(path, frames, recorded, steps)
+                found.append((path, source, _repeated(value, steps)))
         except RejectedError as error:
             if error.reason != "missing_field":
                 raise
@@ -309,16 +314,20 @@ def _filled(column: Values, source: SourceField, field: FieldSpec) -> np.ndarray
     return filled
 
 
-def _stored_frames(column: Values | list[str], field: FieldSpec) -> tuple[list[EncodedImage], tuple[int, int]]:
+def _stored_frames(
+    column: Iterable[bytes | np.ndarray], field: FieldSpec
+) -> tuple[list[EncodedImage], tuple[int, int]]:
     """The images of frames; how many of their values lie outside of the field's levels, and of how many."""
     images: list[EncodedImage] = []
     outside = total = 0
+    before = None
     for step, frame in enumerate(column):
-        if step and frame is column[step - 1]:  # an image of the episode
+        if frame is before:  # an image of the episode
             images.append(images[-1])
             continue
+        before = frame
         try:
-            image, beyond, size = store_frame(cast(bytes | np.ndarray, frame), field)
+            image, beyond, size = store_frame(frame, field)
         except RejectedError as error:
             raise RejectedError(error.reason, f"{field.path} at step {step}: {error.detail}") from None
         images.append(image)
