@@ -108,6 +108,7 @@ BAD_REASONS = {
     "not_finite": "a value is NaN or infinite",
     "malformed_steps": "fields disagree on the number of steps, or a step after the last one follows",
     "duplicate_id": "an earlier document of the file has the same key",
+    "contradiction": "parts disagree: two pictures have one id, or an answer is about another picture",
     "missing_image": "an image that the document names is not there",
     "missing_field": "a field or a configured key is absent",
     "wrong_shape": "a value has another type, shape or size than it should",

@@ -244,6 +244,7 @@ class CocoFile(ImageFolderFile):
     def captions(self) -> Iterator[Caption]:
         """See ``ImageFolderFile``."""
         names: dict[Id, str] = {}
+        other_names: dict[Id, str] = {}  # of ids that `images` gives to two pictures
         captions = _Captions()
         keep = _only("id", "file_name", "caption", "image_id")
         content = read_object(self.path, self.name, ("images", "annotations"), keep, hint=_COCO_HINT)
@@ -253,7 +254,9 @@ class CocoFile(ImageFolderFile):
                 try:
                     id = _id(entry, "id")
                     if list_name == "images":
-                        names[id] = reader.string_of(entry, "file_name")
+                        name = reader.string_of(entry, "file_name")
+                        if names.setdefault(id, name) != name:
+                            other_names[id] = name
                         captions.images.setdefault(id)
                     else:
                         key = reader.printable(str(id))
@@ -265,9 +268,19 @@ class CocoFile(ImageFolderFile):
         def file_name(image: Id) -> str:
             if image not in names:
                 raise RejectedError("missing_field", f"`images` has no entry with id {image!r:.200} and a file_name")
+            if image in other_names:
+                both = f"{names[image]!r:.200} and {other_names[image]!r:.200}"
+                raise RejectedError("contradiction", f"`images` has two pictures with id {image!r:.200}: {both}")
             return names[image]
 
         yield from captions.by_image(file_name)
+
+
+class _Answer(NamedTuple):
+    """An answer, and the id of the picture that its annotation names (None if it names none)."""
+
+    text: str
+    image: Id | None
 
 
 class VqaFile(ImageFolderFile):
@@ -284,7 +297,7 @@ class VqaFile(ImageFolderFile):
 
     def captions(self) -> Iterator[Caption]:
         """See ``ImageFolderFile``."""
-        answers, faulty = self._answers()
+        answers, faulty, answered = self._answers()
         keep = _only("question_id", "question", "image_id")
         content = read_object(
             self.path, self.name, ("questions",), keep, values=("data_subtype",), hint=_QUESTIONS_HINT
@@ -295,20 +308,31 @@ class VqaFile(ImageFolderFile):
             raise DataError(
                 f"{self.name}: has no 'data_subtype', which `image_name` uses; write it out in `image_name`"
             )
+        other = os.path.basename(self.annotations)
+        if isinstance(subtype, str) and isinstance(answered, str) and subtype != answered:
+            raise DataError(f"{self.name}: asks of {subtype!r}, and {other} answers of {answered!r}; {_ANSWERS_HINT}")
         captions = _Captions()
+        is_answered = not answers or not content["questions"]
         for number, entry in enumerate(content["questions"]):
             key = f"questions[{number}]"
             try:
                 id = _id(entry, "question_id")
                 key = reader.printable(str(id))
                 question = _not_blank(reader.string_of(entry, "question"), "question")
+                is_answered |= id in answers
                 answer = answers.get(id, RejectedError("missing_field", "no annotation has this question_id"))
                 if isinstance(answer, RejectedError):
                     raise answer
+                image = _id(entry, "image_id")
+                if answer.image is not None and str(answer.image) != str(image):
+                    pictures = f"of the picture {image!r:.200}, and its annotation is of {answer.image!r:.200}"
+                    raise RejectedError("contradiction", f"the question is {pictures}")
                 # Only the template's braces have a meaning: those of questions and answers stay as they are.
-                captions.add(key, self.template.format(question=question, answer=answer), _id(entry, "image_id"))
+                captions.add(key, self.template.format(question=question, answer=answer.text), image)
             except RejectedError as error:
                 captions.reject(key, error)
+        if not is_answered:
+            raise DataError(f"{self.name}: {other} answers none of its questions; {_ANSWERS_HINT}")
         for key, problem in faulty:
             captions.reject(key, problem)
         for key in (reader.printable(str(id)) for id in answers):
@@ -329,12 +353,15 @@ class VqaFile(ImageFolderFile):
 
         yield from captions.by_image(file_name)
 
-    def _answers(self) -> tuple[dict[Id, str | RejectedError], list[tuple[str, RejectedError]]]:
-        """The answer of each question or what is wrong with it, and the annotations that belong to no question."""
-        answers: dict[Id, str | RejectedError] = {}
+    def _answers(self) -> tuple[dict[Id, _Answer | RejectedError], list[tuple[str, RejectedError]], Any]:
+        """The answer of each question or what is wrong with it, the annotations that belong to no question, and the
+        ``data_subtype`` of the file (None if it has none)."""
+        answers: dict[Id, _Answer | RejectedError] = {}
         faulty: list[tuple[str, RejectedError]] = []
         name = os.path.basename(self.annotations)
-        content = read_object(self.annotations, name, ("annotations",), _without_answers, hint=_ANSWERS_HINT)
+        content = read_object(
+            self.annotations, name, ("annotations",), _without_answers, values=("data_subtype",), hint=_ANSWERS_HINT
+        )
         for number, entry in enumerate(content["annotations"]):
             try:
                 id = _id(entry, "question_id")
@@ -344,10 +371,12 @@ class VqaFile(ImageFolderFile):
                 faulty.append((f"annotations[{number}]", error))
                 continue
             try:
-                answers[id] = _not_blank(_answer(entry), "answer")
+                image = entry.get("image_id")
+                is_id = isinstance(image, int | str) and not isinstance(image, bool)
+                answers[id] = _Answer(_not_blank(_answer(entry), "answer"), image if is_id else None)
             except RejectedError as error:
                 answers[id] = error
-        return answers, faulty
+        return answers, faulty, content.get("data_subtype")
 
 
 def _id(entry: Any, field: str) -> Id:
@@ -367,7 +396,7 @@ def _without_answers(annotation: dict[str, Any]) -> dict[str, Any]:
     answer = annotation.get("multiple_choice_answer")
     if answer is None:
         return annotation
-    return {"question_id": annotation.get("question_id"), "multiple_choice_answer": answer}
+    return {field: annotation.get(field) for field in ("question_id", "image_id", "multiple_choice_answer")}
 
 
 def _answer(entry: dict[str, Any]) -> str:

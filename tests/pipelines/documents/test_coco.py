@@ -174,6 +174,15 @@ def test_each_fault_has_its_reason(tmp_path: Path) -> None:
     assert [one for one in rows(file, 1500) if one[0] == "1"] == [("1", None), ("1", "duplicate_id")]
 
 
+def test_an_id_of_two_pictures_costs_their_captions(tmp_path: Path) -> None:
+    """Two files merged without new ids; an entry that is there twice contradicts nothing."""
+    images = [image(1, "a/1.jpg"), image(2, "a/2.jpg"), image(1, "b/1.jpg"), image(2, "a/2.jpg")]
+    annotations = [caption(1, 1, "a red square"), caption(2, 2, "a blue square"), caption(3, 1, "a green square")]
+    found = list(coco(tmp_path, images, annotations).scan(LARGE))
+    why = ("contradiction", "`images` has two pictures with id 1: 'a/1.jpg' and 'b/1.jpg'")
+    assert [(one.key, one.reason, one.detail) for one in found] == [("1", *why), ("3", *why), ("2", None, None)]
+
+
 @pytest.mark.parametrize("name", ["/etc/hostname", "a/../../x.jpg", "..", "a\0b", "x" * 300, "pipe", "\udcff.jpg"])
 def test_names_that_are_no_images(tmp_path: Path, name: str) -> None:
     file = coco(tmp_path, [image(0)], [caption(1, 0, "x")])

@@ -139,7 +139,9 @@ def test_each_fault_has_its_reason(tmp_path: Path) -> None:
             ask(11, 1, "half \udc00?"),
         ],
         [
-            *(answer(id, 1, best="yes") for id in (1, 3, 4, 7, 8, 9, 10, 11)),
+            *(answer(id, 1, best="yes") for id in (1, 4, 7, 8, 10, 11)),
+            answer(3, 9, best="yes"),
+            {**answer(9, 1, best="yes"), "image_id": "one"},
             answer(5, 1, best=""),
             answer(6, 1),
             answer(1, 1, best="another"),
@@ -168,6 +170,52 @@ def test_each_fault_has_its_reason(tmp_path: Path) -> None:
     }
     assert [found.reason for found in file.scan(LARGE) if found.key == "1"] == [None, "duplicate_id"]
     assert list(file.read(kept(file))) == [[b"x", "Q: good? A: yes"]]
+
+
+def test_an_answer_about_another_picture(tmp_path: Path) -> None:
+    pictures = {NAME.format(data_subtype="val2014", image_id=number): bytes([number]) for number in (1, 2)}
+    nameless = answer(3, 0, best="yes")
+    del nameless["image_id"]
+    file = vqa(
+        tmp_path,
+        [ask(1, 1, "red?"), ask(2, 2, "blue?"), ask(3, 2, "is it?"), ask(4, 1, "a string?")],
+        [answer(1, 2, best="no"), answer(2, 2, best="yes"), nameless, {**answer(4, 1, best="so"), "image_id": "1"}],
+        pictures,
+    )
+    assert {found.key: (found.reason, found.detail) for found in file.scan(LARGE)} == {
+        "1": ("contradiction", "the question is of the picture 1, and its annotation is of 2"),
+        "2": (None, None),
+        "3": (None, None),
+        "4": (None, None),
+    }
+
+
+@pytest.mark.parametrize(
+    ("ids", "subtype", "sentence"),
+    [
+        ((1, 2), "train2014", "questions.json: asks of 'val2014', and annotations.json answers of 'train2014'; "),
+        ((3, 4), "val2014", "questions.json: annotations.json answers none of its questions; "),
+        ((2, 3), "val2014", None),
+    ],
+)
+def test_questions_and_answers_of_different_sets(
+    tmp_path: Path, ids: tuple[int, int], subtype: str, sentence: str | None
+) -> None:
+    file = vqa(
+        tmp_path,
+        [ask(1, 1, "?"), ask(2, 1, "!")],
+        [answer(id, 1, best="yes") for id in ids],
+        {NAME.format(data_subtype="val2014", image_id=1): b"x"},
+    )
+    content = json.loads((tmp_path / "annotations.json").read_text())
+    (tmp_path / "annotations.json").write_text(json.dumps({**content, "data_subtype": subtype}))
+    if sentence is None:
+        assert rows(file) == {"1": "missing_field", "2": None, "3": "missing_field"}
+        return
+    with pytest.raises(DataError) as caught:
+        rows(file)
+    hint = "give the answers JSON of the same questions as `annotations` (test sets have no public answers)"
+    assert str(caught.value) == sentence + hint
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpeg", ".webp"])
