@@ -27,7 +27,7 @@ from gatokit.pipelines.planning import (
 from gatokit.pipelines.shards.manifest import WORK, finish_dataset, packages, write_manifest
 from gatokit.pipelines.shards.writer import INDEX_SUFFIX, finished_shards, write_index
 from gatokit.pipelines.stages import with_metadata
-from gatokit.schemas.config import PATHS, BuildConfig
+from gatokit.schemas.config import BUDGETS, PATHS, BuildConfig
 from gatokit.schemas.errors import ConfigError, DataError
 from gatokit.schemas.index import INDEX
 from gatokit.schemas.manifest import LOG, MANIFEST, VOCABULARY, Manifest, StepTokens, VocabularyEntry, json_digest
@@ -265,6 +265,9 @@ def _write_scan(plans: Sequence[Plan], root: Path) -> None:
 def _described_config(config: BuildConfig, base: Path, limit: int | None) -> dict[str, Any]:
     """The config as the manifest holds it: complete, with paths relative to the config file."""
     described = config.model_dump(mode="json", by_alias=True, exclude_none=True)
+    for key in BUDGETS:
+        if described[key] == BuildConfig.model_fields[key].default:
+            del described[key]
     if config.vocabulary is not None:
         described["vocabulary"] = relative_path(config.vocabulary, base)
     for dataset in described["datasets"]:

@@ -4,9 +4,8 @@ A scan gives rows. A filter gives every row a verdict. A shard task holds the ro
 turns those that are kept into serialized records.
 """
 
-import math
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
@@ -15,17 +14,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict
 
 from gatokit.pipelines.formats.records import ByteRange
-from gatokit.schemas.errors import DataError, RejectedError
-from gatokit.schemas.index import BAD_REASONS, INDEX, METADATA_TYPES
-from gatokit.schemas.manifest import EpisodeSpec, MetadataType, digest
+from gatokit.schemas.errors import RejectedError
+from gatokit.schemas.index import INDEX, METADATA_TYPES
+from gatokit.schemas.manifest import EpisodeSpec, MetadataType, SourceLoss, digest
 from gatokit.storage.files import prefetch, read_rows
-
-LEAST_BAD_ROWS = 10
-"""The error budget always allows this many bad rows."""
 
 _MADE_BY_BUILD = ("tokens", "part", "first_record", "record_tokens")
 TASK_ROWS = pa.schema(
@@ -137,45 +132,8 @@ class FilterResult:
     """bool (R,)."""
     held_out: np.ndarray
     """bool (R,): which of the kept rows are held out."""
-
-
-class Losses:
-    """Counts episodes or documents, ``rows`` of them, and the lost ones by reason. ``examples`` has the first id of
-    each reason with its detail."""
-
-    def __init__(self) -> None:
-        self.rows = 0
-        self.counts: Counter[str] = Counter()
-        self.examples: dict[str, str] = {}
-
-    def add(self, rows: pa.Table, ids: Callable[[pa.Table], Iterable[str]]) -> None:
-        """Counts the next rows; those with a ``reason`` are lost. ``ids`` gives the ids of rows."""
-        self.rows += pc.sum(rows["lost"]).as_py() or 0
-        if rows["reason"].null_count == len(rows):
-            return
-        bad = rows.filter(pc.is_valid(rows["reason"]))
-        columns = (bad[name].to_pylist() for name in ("reason", "lost", "detail"))
-        for id_, reason, number, detail in zip(ids(bad), *columns, strict=True):
-            self.counts[reason] += number
-            self.examples.setdefault(reason, id_ if detail is None else f"{id_}: {detail}")
-
-    def allowed(self, share: float) -> int:
-        """The number of rows that may be bad if ``share`` of them may."""
-        return max(LEAST_BAD_ROWS, math.floor(share * self.rows + 1e-9))
-
-    def check_budget(self, share: float, dataset: str, noun: str = "episodes") -> None:
-        """Raises DataError if a larger share of the episodes (or ``noun``) is bad than ``share``, the config's
-        ``max_bad_fraction``."""
-        bad = {reason: count for reason, count in self.counts.items() if reason in BAD_REASONS}
-        total, allowed = sum(bad.values()), self.allowed(share)
-        if total > allowed:
-            parts = "; ".join(
-                f"{count} {reason} (first {self.examples[reason]})" for reason, count in sorted(bad.items())
-            )
-            raise DataError(
-                f"{dataset}: {total} of {self.rows} {noun} are bad, more than the {allowed} that max_bad_fraction "
-                f"{share:g} allows: {parts}. Mend the source or raise max_bad_fraction"
-            )
+    source_loss: SourceLoss | None = None
+    """What of the source cannot be read; None if every file was read to its end."""
 
 
 def row_hash(seed: int, id_: str) -> int:

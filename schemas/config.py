@@ -185,7 +185,16 @@ class BuildConfig(ConfigModel):
     max_episode_bytes: Annotated[WholeNumber, Field(ge=1)] = 1 << 30
     """Larger episodes and documents are rejected as ``too_large``."""
     max_bad_fraction: Annotated[Number, Field(ge=0, le=1)] = 0.01
-    """A build ends with status 1 if more than this fraction of a dataset is damaged."""
+    """A build ends with status 1 if more than this fraction of a dataset's rows is damaged; 0 allows none."""
+    free_bad_rows: Annotated[WholeNumber, Field(ge=0)] = 10
+    """So many damaged rows are always allowed, unless ``max_bad_fraction`` is 0."""
+    max_lost_bytes: Annotated[Number, Field(ge=0, le=1)] = 0.0
+    """A build ends with status 1 if more than this share of a dataset's bytes lies in files, or parts of files, that
+    cannot be read. A file that ends early counts whole. 0 allows no such file."""
+    max_bad_images: Annotated[Number, Field(ge=0, le=1)] = 0.5
+    """A build ends with status 1 if ``bad_images: skip`` leaves out more than this share of a dataset's images."""
+    max_unknown_pieces: Annotated[Number, Field(ge=0, le=1)] = 0.001
+    """A build ends with status 1 if the vocabulary lacks more than this share of a dataset's text, in tokens."""
     holdout: Annotated[Number, Field(ge=0, lt=1)] = 0.01
     """Share of episodes and documents that is held out, chosen by a hash of id and ``seed``."""
     seed: WholeNumber = 0
@@ -207,6 +216,10 @@ class BuildConfig(ConfigModel):
                     "choose another"
                 )
         return self
+
+
+BUDGETS = ("free_bad_rows", "max_lost_bytes", "max_bad_images", "max_unknown_pieces")
+"""Keys that are written into a manifest only if they have another value than the default."""
 
 
 def read_config(path: str | Path) -> BuildConfig:

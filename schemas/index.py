@@ -104,7 +104,8 @@ RULE_REASONS = {
 
 BAD_REASONS = {
     "corrupt_record": "the stored bytes do not match their checksum or do not parse",
-    "corrupt_length": "a record's length is damaged, so the rest of its file is lost",
+    "corrupt_length": "a part of its file is damaged, and what lies in it is lost",
+    "ends_early": "its file ends early, so that what is behind its end is lost",
     "not_finite": "a value is NaN or infinite",
     "malformed_steps": "fields disagree on the number of steps, or a step after the last one follows",
     "duplicate_id": "an earlier document of the file has the same key",
@@ -122,6 +123,10 @@ BAD_REASONS = {
     "step_too_long": "a step has more observation tokens than a position can count",
 }
 """Reasons that count against the error budget: the input is damaged."""
+
+ENDS_EARLY = "ends_early"
+CONTAINER_REASONS = frozenset(("corrupt_length", ENDS_EARLY))
+"""Reasons of rows that replace all episodes or documents of a part of a file, which cannot be read."""
 
 REASONS = RULE_REASONS | BAD_REASONS
 """Every value of the index column ``reason``, and what it means."""

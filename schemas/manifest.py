@@ -95,6 +95,41 @@ class LastStep(_Model):
     other: int
 
 
+class SourceLoss(_Model):
+    """What of a dataset's source could not be read, left out of the manifest if that is nothing.
+
+    Of ``files`` with ``bytes`` in all, ``damaged`` ones hold bytes that cannot be read, and ``ends_early`` ones end
+    before their time. ``lost_bytes`` are the unreadable bytes, and all bytes of files that end early, because nobody
+    knows how many they lack. Compressed files count as they are stored.
+    """
+
+    files: int
+    damaged: int
+    ends_early: int
+    bytes: int
+    lost_bytes: int
+    examples: list[str]
+    """The first of these files, and what is wrong with them."""
+
+    @property
+    def share(self) -> float:
+        """The share of the bytes that is lost."""
+        return self.lost_bytes / max(1, self.bytes)
+
+    @property
+    def sentence(self) -> str:
+        """All of it in words."""
+        parts: list[str] = []
+        for count, one, several in (
+            (self.ends_early, "ends early", "end early"),
+            (self.damaged, "is damaged", "are damaged"),
+        ):
+            if count:
+                of = f"{count:,} of {self.files:,} files" if not parts else f"{count:,}"
+                parts.append(f"{of} {one if count == 1 else several}")
+        return f"{' and '.join(parts)}, {100 * self.share:.3g} % of the bytes (first {self.examples[0]})"
+
+
 class DatasetEntry(_Model):
     """Totals and splits of one dataset; ``directory`` is its folder in the build.
 
@@ -119,6 +154,8 @@ class DatasetEntry(_Model):
     splits: list[SplitEntry]
     last_step: LastStep | None = None
     """None for documents; left out of JSON then."""
+    source_loss: SourceLoss | None = None
+    """None if every file of the source was read to its end; left out of JSON then."""
     update: str = ""
 
     @property
@@ -192,8 +229,9 @@ class Manifest(_Model):
         for dataset in content["datasets"]:
             if not dataset["update"]:
                 del dataset["update"]
-            if dataset["last_step"] is None:
-                del dataset["last_step"]
+            for key in ("last_step", "source_loss"):
+                if dataset[key] is None:
+                    del dataset[key]
         content["digest"] = json_digest(content)
         return indented_json(content)
 

@@ -57,12 +57,12 @@ class RowsFile(DocumentFile):
                     if isinstance(row, Row):
                         yield from self.documents(row, columns, max_bytes)
                     else:
-                        damage = RejectedError("corrupt_record", f"row group {row.group} is damaged: {row.detail}")
+                        damage = RejectedError("corrupt_length", f"row group {row.group} is damaged: {row.detail}")
                         byte_range = ByteRange(row.position, row.group, 0, 0)
                         yield reader.rejected(byte_range, str(row.position), damage, lost=row.rows)
         except parquet.DamagedFileError as error:
             damage = RejectedError("corrupt_length", f"the file's footer is damaged or missing: {error}")
-            yield reader.rejected(ByteRange(0, 0, 0, 0), "0", damage)
+            yield reader.rejected(ByteRange(0, 0, 0, 0), "0", damage, lost_bytes=self.size)
 
     def load(self, byte_ranges: Sequence[ByteRange]) -> Iterator[Loaded]:
         """See ``DocumentFile``."""

@@ -76,6 +76,7 @@ FOUND = pa.schema(
         "reason": pa.string(),
         "detail": pa.string(),
         "lost": pa.int64(),
+        "lost_bytes": pa.int64(),
     }
 )
 """The rows of a scan."""
@@ -91,7 +92,9 @@ class ScannedDocument(NamedTuple):
     ``key`` names it in its file: its position, or the format's own key, unique in the file. ``content`` is a 16-byte
     digest of its parts (``content_digest``), None for a rejected one. ``group`` names documents that are held out
     together because they share an image (None: on its own). A rejected row counts for ``lost`` documents of the
-    source. ``detail`` may also say what a kept document has lost, such as a skipped image.
+    source; if these lie in a part of the file that cannot be read, the reason is one of ``CONTAINER_REASONS`` and
+    ``lost_bytes`` are the bytes of that part, compressed ones if the file is compressed. ``detail`` may also say what a
+    kept document has lost, such as a skipped image.
     """
 
     byte_range: ByteRange
@@ -101,6 +104,7 @@ class ScannedDocument(NamedTuple):
     reason: str | None = None
     detail: str | None = None
     lost: int = 1
+    lost_bytes: int = 0
 
 
 class DocumentFile(BaseModel, ABC):
@@ -303,10 +307,15 @@ def image_directory(path: str, field: str, base: Path) -> str:
 
 
 def rejected(
-    byte_range: ByteRange, key: str, error: RejectedError, group: str | None = None, lost: int = 1
+    byte_range: ByteRange,
+    key: str,
+    error: RejectedError,
+    group: str | None = None,
+    lost: int = 1,
+    lost_bytes: int = 0,
 ) -> ScannedDocument:
     """The row of a document that cannot be used."""
-    return ScannedDocument(byte_range, key, None, group, error.reason, error.detail, lost)
+    return ScannedDocument(byte_range, key, None, group, error.reason, error.detail, lost, lost_bytes)
 
 
 def too_large(max_bytes: int, subject: str = "the document is") -> RejectedError:

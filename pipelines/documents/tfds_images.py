@@ -46,7 +46,8 @@ class TfdsImagesFile(DocumentFile):
             byte_range, group = record.byte_range, None
             key = position = str(byte_range.position)
             if record.value is None:
-                yield ScannedDocument(byte_range, key, None, None, record.reason, record.detail, record.lost)
+                rejection = record.reason, record.detail, record.lost, record.lost_bytes
+                yield ScannedDocument(byte_range, key, None, None, *rejection)
                 continue
             try:
                 image = _strings(record.value, self.image_field)[0]

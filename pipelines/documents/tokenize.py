@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel
 
-from gatokit.pipelines import stages
+from gatokit.pipelines import losses, stages
 from gatokit.pipelines.documents.reader import DocumentFile, DocumentsPlan, Part, file_from_json
 from gatokit.schemas.config import BuildConfig, document_rules
 from gatokit.schemas.errors import DataError, RejectedError
@@ -42,7 +42,7 @@ _Batch = list[tuple[int, list[Part]]]
 # --- which documents are kept ----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DocumentFilterResult(stages.FilterResult):
     """Adds which sound rows repeat an earlier one, bool (R,)."""
 
@@ -58,16 +58,19 @@ def filter_documents(
     """
     name = plan.config.name
     scanned = stages.ScannedRows(paths, limit)
-    losses, hashes, contents, soundness = stages.Losses(), bytearray(), bytearray(), bytearray()
+    rows_lost, bytes_lost = losses.Losses(), losses.SourceLosses(plan.files)
+    hashes, contents, soundness = bytearray(), bytearray(), bytearray()
     for table in scanned:
-        losses.add(table, plan.ids)
+        rows_lost.add(table, plan.ids)
+        bytes_lost.add(table)
         groups = table["group"].to_pylist()
         keys = [id_ if group is None else f"group\0{group}" for id_, group in zip(plan.ids(table), groups, strict=True)]
         hashes += np.array([stages.row_hash(config.seed, key) for key in keys], np.uint64).tobytes()
         soundness += pc.is_null(table["reason"]).to_numpy().tobytes()
         if plan.config.drop_duplicates:
             contents += b"".join(value or bytes(16) for value in table["content"].to_pylist())
-    losses.check_budget(config.max_bad_fraction, name, plan.kind)
+    bytes_lost.check_budget(config, name)
+    rows_lost.check_budget(config, name, plan.kind)
     sound = np.frombuffer(soundness, bool)
     repeats = np.zeros(len(sound), bool)
     if plan.config.drop_duplicates:
@@ -79,8 +82,8 @@ def filter_documents(
     kept = sound & ~repeats
     if not kept.any():
         raise DataError(
-            f"{name}: the source holds {losses.rows} documents, of which none is sound: "
-            + (", ".join(f"{count} {reason}" for reason, count in losses.counts.items()) or "its files are empty")
+            f"{name}: the source holds {rows_lost.rows} documents, of which none is sound: "
+            + (", ".join(f"{count} {reason}" for reason, count in rows_lost.counts.items()) or "its files are empty")
         )
     stream = stages.Stream("", int(np.count_nonzero(sound)), None, None)
     one_task = np.zeros(len(kept), np.int8)
@@ -91,6 +94,7 @@ def filter_documents(
         specs={},
         kept=kept,
         held_out=stages.held_out(np.frombuffer(hashes, np.uint64), kept, one_task, config.holdout),
+        source_loss=bytes_lost.entry(),
         repeats=repeats,
     )
 

@@ -77,7 +77,8 @@ class WebDatasetFile(DocumentFile):
                     position += 1
             except tar.DamagedTarError as error:
                 byte_range = ByteRange(position, error.offset, archive.size - error.offset, 0)
-                yield reader.rejected(byte_range, f"byte {error.offset}", RejectedError("corrupt_length", str(error)))
+                damage, lost_bytes = RejectedError("corrupt_length", str(error)), byte_range.length
+                yield reader.rejected(byte_range, f"byte {error.offset}", damage, lost_bytes=lost_bytes)
 
     def _document(
         self, archive: tar.Reader, sample: _Sample, position: int, max_bytes: int, is_repeated: bool

@@ -81,7 +81,7 @@ class EnvLoggerFile(EpisodeFile):
             reader = shard.reader
             if fault or not reader.num_steps:
                 detail = f"the shard cannot be opened, so its recording was killed or it is damaged: {fault or 'empty'}"
-                yield Stored(ByteRange(0, 0, 0, 0), None, "corrupt_length", detail)
+                yield Stored(ByteRange(0, 0, 0, 0), None, "corrupt_length", detail, lost_bytes=self.size)
                 return
             first = reader.episode(0) if reader.num_episodes else None
             begin = first.start if first else reader.num_steps

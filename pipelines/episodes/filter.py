@@ -19,11 +19,11 @@ from gatokit.pipelines.episodes import last_step, ranges
 from gatokit.pipelines.episodes.scan import EpisodesPlan, check_tasks
 from gatokit.pipelines.episodes.spec import field_notices
 from gatokit.pipelines.episodes.values import name_notices
+from gatokit.pipelines.losses import Losses, SourceLosses
 from gatokit.pipelines.stages import (
     METADATA,
     TASK_ROWS,
     FilterResult,
-    Losses,
     ScannedRows,
     Stream,
     Task,
@@ -73,7 +73,7 @@ class Rows:
     directory: np.ndarray | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EpisodeFilterResult(FilterResult):
     """Adds what only episodes have. ``reason`` is a dictionary array of R strings."""
 
@@ -98,8 +98,10 @@ def filter_episodes(plan: EpisodesPlan, paths: Sequence[Path], config: BuildConf
     for table in ScannedRows(paths, None, read).tables():
         measured.add(table, plan.directory_of[table["file"].to_numpy()])
     scanned, gathered, losses, in_held_out = ScannedRows(paths, limit, read), _Gathered(), Losses(), bytearray()
+    bytes_lost = SourceLosses(plan.files)
     for table in scanned.tables():
         losses.add(table, plan.ids)
+        bytes_lost.add(table)
         ids = plan.ids(table)
         marks = {"hash": np.array([row_hash(config.seed, id_) for id_ in ids], np.uint64)}
         if selection is not None:
@@ -117,7 +119,8 @@ def filter_episodes(plan: EpisodesPlan, paths: Sequence[Path], config: BuildConf
     rows, hashes = gathered.rows()
     if plan.config.id is not None:
         _check_ids(plan, scanned, hashes)
-    losses.check_budget(config.max_bad_fraction, name)
+    bytes_lost.check_budget(config, name)
+    losses.check_budget(config, name)
     if selection is not None and limit is None and not plan.is_partial:
         selection.check_found(name)
     where = None if keep.where is None else Where(keep.where, None)
@@ -134,7 +137,7 @@ def filter_episodes(plan: EpisodesPlan, paths: Sequence[Path], config: BuildConf
         *more,
         *field_notices([item.directory for item in plan.directories], plan.config),
     ]
-    notices += ranges.check_values(measured, plan.config, plan.field, losses.allowed(config.max_bad_fraction))
+    notices += ranges.check_values(measured, plan.config, plan.field, losses.allowed(config))
     notices += _return_notices(rows, tasks, keep, name)
     notices += named
     notices += _order_notices(plan, scanned, rows)
@@ -171,6 +174,7 @@ def filter_episodes(plan: EpisodesPlan, paths: Sequence[Path], config: BuildConf
             sample=None,
             directory=None,
         ),
+        source_loss=bytes_lost.entry(),
         reason=pa.array(reason, pa.string()).dictionary_encode(),
         last_step=ends,
     )

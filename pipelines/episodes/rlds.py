@@ -83,7 +83,7 @@ class RldsFile(EpisodeFile):
         """See ``EpisodeFile``."""
         for record in self._records().read_all(max_bytes):
             if record.value is None:
-                yield Stored(record.byte_range, None, record.reason, record.detail, record.lost)
+                yield Stored(record.byte_range, None, record.reason, record.detail, record.lost, record.lost_bytes)
                 continue
             try:
                 yield Stored(record.byte_range, ExampleEpisode(record.value))

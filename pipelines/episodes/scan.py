@@ -89,6 +89,7 @@ SCANNED = pa.schema(
         pa.field("reason", pa.dictionary(pa.int32(), pa.string())),
         pa.field("detail", pa.string()),
         pa.field("lost", pa.int64()),
+        pa.field("lost_bytes", pa.int64()),
         *MEASURED,
     ]
 )
@@ -366,7 +367,8 @@ class EpisodeUnit(BaseModel):
             if batch.fields is not fields:
                 batch.finish()
                 batch = _Batch(fields)
-            row = {"file": item.ordinal, "lost": stored.lost, **stored.byte_range._asdict(), **item.given}
+            losses = {"lost": stored.lost, "lost_bytes": stored.lost_bytes}
+            row = {"file": item.ordinal, **losses, **stored.byte_range._asdict(), **item.given}
             _scan_episode(stored, row, self.columns, batch)
             rows.append(row)
         batch.finish()

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator
 import google_crc32c
 
 from gatokit.pipelines.formats.records import ByteRange, RecordFile, Stored, too_large
+from gatokit.schemas.index import ENDS_EARLY
 from gatokit.storage import array_record
-from gatokit.storage.files import local_copy
+from gatokit.storage import files as storage
 
 
 class ArrayRecordFile(RecordFile):
@@ -31,7 +32,9 @@ class ArrayRecordFile(RecordFile):
         if records < end:
             first = max(begin, records)
             detail = f"the file holds {records} of the {end} {self.noun} that its dataset states"
-            yield Stored(ByteRange(first, 0, 0, 0), None, "corrupt_length", detail, end - first)
+            # Without its end, or one that is sound, nothing of the file can be read.
+            reason, lost_bytes = (ENDS_EARLY, 0) if records else ("corrupt_length", storage.size(self.path))
+            yield Stored(ByteRange(first, 0, 0, 0), None, reason, detail, end - first, lost_bytes)
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[Callable[[ByteRange], bytes | None]]:
@@ -51,5 +54,5 @@ class ArrayRecordFile(RecordFile):
     @contextlib.contextmanager
     def _file(self) -> Iterator[array_record.ArrayRecordFile]:
         # The library's own reader of gs:// waits for ever if it reaches no server.
-        with local_copy(self.path) as path, array_record.ArrayRecordFile(path) as file:
+        with storage.local_copy(self.path) as path, array_record.ArrayRecordFile(path) as file:
             yield file

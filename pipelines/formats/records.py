@@ -27,13 +27,15 @@ class ByteRange(NamedTuple):
 @dataclass(frozen=True)
 class Stored(Generic[_Value]):
     """A record or an episode of a file. If it is rejected, ``value`` is None, ``reason`` is one of the index's reasons,
-    and ``lost`` is the number of records that cannot be read because of it."""
+    and ``lost`` is the number of records that cannot be read because of it. ``lost_bytes`` are the bytes of the file in
+    which such records lie; it is 0 if one record is rejected alone."""
 
     byte_range: ByteRange
     value: _Value | None
     reason: str | None = None
     detail: str | None = None
     lost: int = 1
+    lost_bytes: int = 0
 
 
 def too_large(byte_range: ByteRange, max_bytes: int) -> Stored[Any]:

@@ -54,7 +54,7 @@ class TfRecordFile(RecordFile):
         position = max(position, first)
         if position < last or end < size:
             rest = ByteRange(position, end, size - end, 0)
-            yield Stored(rest, None, "corrupt_length", detail, max(1, last - position))
+            yield Stored(rest, None, "corrupt_length", detail, max(1, last - position), size - end)
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[Callable[[ByteRange], bytes | None]]:

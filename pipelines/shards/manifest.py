@@ -19,9 +19,9 @@ from gatokit.pipelines.episodes.fields import JoinedConstants, join_constants, s
 from gatokit.pipelines.episodes.filter import EpisodeFilterResult
 from gatokit.pipelines.episodes.ranges import MOST_OUTSIDE
 from gatokit.pipelines.episodes.scan import EpisodesPlan
+from gatokit.pipelines.losses import Losses
 from gatokit.pipelines.planning import Plan
 from gatokit.pipelines.shards.writer import INDEX_SUFFIX, read_constants, read_out_of_range, read_parts
-from gatokit.pipelines.stages import Losses
 from gatokit.schemas.config import BuildConfig, document_rules
 from gatokit.schemas.errors import ConfigError, DataError
 from gatokit.schemas.index import HELD_OUT, INDEX, METADATA_TYPES, TASKS, common_type
@@ -187,6 +187,7 @@ def finish_dataset(root: Path, plan: Plan, config: BuildConfig, content: Literal
         bytes=sum(part.size for part in parts),
         splits=splits,
         last_step=getattr(plan.result, "last_step", None),
+        source_loss=plan.result.source_loss,
     )
     rejected = dict(sorted(totals.losses.counts.items()))
     notices = (*_outside_levels(totals, plan), *_saturated(totals, plan))
@@ -247,7 +248,7 @@ def _saturated(totals: _Totals, plan: Plan) -> Iterator[str]:
 
 def _check(totals: _Totals, plan: Plan, config: BuildConfig) -> None:
     name, kind, losses = plan.dataset.config.name, plan.dataset.kind, totals.losses
-    losses.check_budget(config.max_bad_fraction, name, kind)
+    losses.check_budget(config, name, kind)
     kept = {task for (task, _), total in totals.streams.items() if total["kept"]}
     for found in plan.result.tasks:
         if not found.is_left_out and found.name not in kept:

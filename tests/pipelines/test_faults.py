@@ -128,7 +128,7 @@ def test_a_corrupt_length_costs_the_rest_of_its_file(file_format, run):
         else:
             path.write_bytes(path.read_bytes()[: size // 2])
 
-    rows = run([GOOD] * 12, harm=harm, per_file=4, file_format=file_format)
+    rows = run([GOOD] * 12, harm=harm, per_file=4, file_format=file_format, config="max_lost_bytes: 1")
     if file_format == "tfrecord":
         assert reasons(rows) == [None] * 5 + ["corrupt_length"] + [None] * 4
         assert [row["lost"] for row in rows] == [1] * 5 + [3] + [1] * 4
@@ -144,7 +144,7 @@ def test_a_truncated_file_says_how_many_are_lost(run):
         path = only_file(source)
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2 + 3])
 
-    rows = run([GOOD] * 6, harm=harm)
+    rows = run([GOOD] * 6, harm=harm, config="max_lost_bytes: 1")
     assert reasons(rows) == [None, None, None, "corrupt_length"]
     assert rows[3]["lost"] == 3
     assert rows[3]["detail"].startswith("the file ends inside the record at byte ")

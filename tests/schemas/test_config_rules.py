@@ -49,6 +49,10 @@ def test_the_smallest_config_and_its_defaults(tmp_path: Path) -> None:
         "shard_bytes": 268435456,
         "max_episode_bytes": 1073741824,
         "max_bad_fraction": 0.01,
+        "free_bad_rows": 10,
+        "max_lost_bytes": 0.0,
+        "max_bad_images": 0.5,
+        "max_unknown_pieces": 0.001,
         "holdout": 0.01,
         "seed": 0,
         "datasets": (
@@ -77,6 +81,10 @@ chunk_tokens: 16
 shard_bytes: 1024
 max_episode_bytes: 1
 max_bad_fraction: 1
+free_bad_rows: 0
+max_lost_bytes: 0.25
+max_bad_images: 1
+max_unknown_pieces: 1e-2
 holdout: 0
 seed: -3
 datasets:
@@ -109,6 +117,8 @@ def test_every_key_is_read(tmp_path: Path) -> None:
     first, second, third = config.datasets
     assert (config.discrete_offset, config.chunk_tokens, config.shard_bytes, config.seed) == (33024, 16, 1024, -3)
     assert (config.max_episode_bytes, config.max_bad_fraction, config.holdout) == (1, 1.0, 0.0)
+    assert (config.free_bad_rows, config.max_lost_bytes) == (0, 0.25)
+    assert (config.max_bad_images, config.max_unknown_pieces) == (1.0, 0.01)
     assert (first.name, first.source) == ("A.b_c-9", "data [1]/ü b/*")
     assert (first.task.metadata, second.task.constant, third.task.source) == ("env", "one", "directory")
     assert first.agent is not None
@@ -186,6 +196,8 @@ NAME = "must be letters, digits, '_', '.' and '-', and begin with a letter or di
         ("max_episode_bytes: 0", "max_episode_bytes: must be greater than or equal to 1 (got 0)"),
         ("max_bad_fraction: 1.1", "max_bad_fraction: must be less than or equal to 1 (got 1.1)"),
         ("max_bad_fraction: -0.1", "max_bad_fraction: must be greater than or equal to 0 (got -0.1)"),
+        ("free_bad_rows: -1", "free_bad_rows: must be greater than or equal to 0 (got -1)"),
+        ("max_lost_bytes: 2", "max_lost_bytes: must be less than or equal to 1 (got 2)"),
         ("max_bad_fraction: .nan", "max_bad_fraction: must be a finite number (got nan)"),
         ("holdout: 1", "holdout: must be less than 1 (got 1)"),
         ("holdout: -0.1", "holdout: must be greater than or equal to 0 (got -0.1)"),

@@ -241,7 +241,9 @@ DIFFERENT = [
     (
         "kind: text, source: t.parquet",
         b"PAR1",
-        "second: the source holds 1 documents, of which none is sound: 1 corrupt_length",
+        "second: 1 of 1 files is damaged, 100 % of the bytes (first t.parquet: the file's footer is damaged or "
+        "missing: Parquet file size is 4 bytes, smaller than the minimum file footer (8 bytes)). Fetch or mend the "
+        "files, leave them out of the source, or set max_lost_bytes to the share that may be lost",
     ),
     ("kind: text, source: t.jsonl", b"PK\x03\x04", "t.jsonl: is a zip archive; unpack it"),
     (

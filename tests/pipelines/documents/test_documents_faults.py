@@ -114,7 +114,7 @@ def test_texts_with_every_fault(tmp_path, go):
     (folder / "h.rst").write_bytes(b"whole\r\n\tfile\n")
     (folder / "i.txt").write_bytes(b"z" * 2001)
     (folder / "j.txt.gz").write_bytes(gzip.compress(os.urandom(50))[:30])
-    built = go("kind: text, source: text/*", "max_episode_bytes: 2000\nmax_bad_fraction: 0.9")
+    built = go("kind: text, source: text/*", "max_episode_bytes: 2000\nmax_bad_fraction: 0.9\nmax_lost_bytes: 1")
     assert built.reasons() == {
         "a.jsonl#0": None,
         "a.jsonl#1": "corrupt_record",
@@ -282,7 +282,8 @@ def test_images_with_every_fault(tmp_path, go):
     data = (tmp_path / "b.tar").read_bytes()
     (tmp_path / "b.tar").write_bytes(data[: data.rindex(b"a cut sample") + 4])
     built = go(
-        "kind: image_text, format: webdataset, source: '*.tar'", "max_episode_bytes: 100000\nmax_bad_fraction: 0.9"
+        "kind: image_text, format: webdataset, source: '*.tar'",
+        "max_episode_bytes: 100000\nmax_bad_fraction: 0.9\nmax_lost_bytes: 1",
     )
     good = {f"a.tar#{name}" for name in (*COPIED, *TRANSFORMED)} | {"b.tar#whole"}
     assert built.parts.keys() == good
@@ -336,7 +337,7 @@ def test_images_of_a_folder_with_every_fault(tmp_path, go):
     (tmp_path / "c.json").write_text(json.dumps({"images": images, "annotations": annotations}))
     built = go(
         "kind: image_text, format: coco, source: c.json, image_dir: images, images: {size: [32, 48]}",
-        "max_bad_fraction: 0.9",
+        "max_bad_fraction: 0.9\nmax_lost_bytes: 1",
     )
     assert built.reasons() == {
         "c.json#0": None,
@@ -434,7 +435,7 @@ def pages(tmp_path: Path) -> None:
 
 
 MMC4 = "kind: interleaved, format: mmc4, source: p.jsonl, image_dir: images, drop_duplicates: false"
-BOUND = "max_episode_bytes: 30000\nmax_bad_fraction: 0.9"
+BOUND = "max_episode_bytes: 30000\nmax_bad_fraction: 0.9\nmax_lost_bytes: 1"
 MALFORMED = {
     8: "corrupt_record",
     9: "wrong_shape",

@@ -126,7 +126,7 @@ def test_a_damaged_row_group_is_one_row_and_the_others_stay(tmp_path: Path) -> N
     found = list(file.scan(BOUND))
     assert [(document.byte_range.position, document.reason, document.lost) for document in found] == [
         *((number, None, 1) for number in range(10)),
-        (10, "corrupt_record", 10),
+        (10, "corrupt_length", 10),
         *((number, None, 1) for number in range(20, 30)),
     ]
     assert str(found[10].detail).startswith("row group 1 is damaged: ")
@@ -148,7 +148,7 @@ def test_rows_before_the_damaged_page_stay(tmp_path: Path) -> None:
     path.write_bytes(data[:at] + b"T" + data[at + 1 :])
     found = list(file.scan(BOUND))
     lost = found[-1].lost
-    assert (found[-1].reason, len(found) - 1 + lost) == ("corrupt_record", count)
+    assert (found[-1].reason, len(found) - 1 + lost) == ("corrupt_length", count)
     assert BATCH_ROWS <= lost < count
     assert texts(file) == [column[number].as_py() for number in range(count - lost)]
 
