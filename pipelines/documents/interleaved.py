@@ -18,8 +18,8 @@ from gatokit.pipelines.documents.image_folder import ImageFolder
 from gatokit.pipelines.documents.parquet import Columns, RowsFile
 from gatokit.pipelines.documents.reader import DocumentFile, Loaded, Part, ScannedDocument
 from gatokit.pipelines.documents.text import LinesFile
-from gatokit.pipelines.formats.json_lines import key_value, parse_object, read_lines
-from gatokit.pipelines.formats.parquet import BINARIES, STRINGS, Row, is_list
+from gatokit.pipelines.formats.json_lines import BYTE_ORDER_MARK, key_value, parse_object, read_lines
+from gatokit.pipelines.formats.parquet import BINARIES, STRINGS, Row, is_list, plain_type
 from gatokit.pipelines.formats.records import ByteRange
 from gatokit.schemas.config import InterleavedConfig
 from gatokit.schemas.errors import DataError, RejectedError
@@ -185,6 +185,7 @@ def _sentences(record: dict[str, Any]) -> list[str | Image]:
         if name is not None and not isinstance(name, str):
             raise RejectedError("wrong_shape", f"{field}: 'image_name' is {name!r:.50}, no string")
         images_before[index].append(Image(ordinal, field, name))
+    sentences = [sentence.removeprefix(BYTE_ORDER_MARK) for sentence in sentences]
     return [piece for sentence, images in zip(sentences, images_before, strict=True) for piece in (*images, sentence)]
 
 
@@ -205,12 +206,13 @@ class ObelicsFile(PageFile, RowsFile):
                 there = ", ".join(map(repr, schema.names)) or "none"
                 raise DataError(f"{self.name}: needs one column {column!r}; its columns are: {there}")
             type_ = schema.field(column).type
-            items[column] = type_.value_type if is_list(type_) else pa.int8()  # a type that fits neither column
+            # An integer fits neither column.
+            items[column] = plain_type(type_.value_type) if is_list(type_) else pa.int8()
         images, texts = items.values()
         if texts not in _STRINGS:
             raise DataError(f"{self.name}: column 'texts' must hold lists of strings, not {schema.field('texts').type}")
         if pa.types.is_struct(images):
-            fields = {field.name: field.type for field in images}
+            fields = {field.name: plain_type(field.type) for field in images}
             is_embedded = fields.get("bytes", pa.null()) in _BINARIES and fields.get("path", pa.null()) in _STRINGS
             is_known = is_embedded and bool(fields.keys() & {"bytes", "path"})
         else:

@@ -130,7 +130,8 @@ class ImageRowsFile(RowsFile):
         """See ``RowsFile``; first the column of images, then that of texts."""
         text_field = self.text_field or next((name for name in TEXT_FIELDS if name in schema.names), TEXT_FIELDS[0])
         image = parquet.column_type(self.name, schema, self.image_field, "image_field")
-        if not (image in parquet.BINARIES or (pa.types.is_struct(image) and image.get_field_index("bytes") >= 0)):
+        is_struct = pa.types.is_struct(image) and image.get_field_index("bytes") >= 0
+        if not is_struct and parquet.plain_type(image) not in parquet.BINARIES:
             raise DataError(
                 f"{self.name}: column {self.image_field!r} holds {image}; set `image_field` to a column of bytes or of "
                 "structs with `bytes`"

@@ -6,6 +6,7 @@ A format is a module beside this one with a function ``find`` and a subclass of 
 begins; but only the build decodes the images.
 """
 
+import codecs
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,6 +23,7 @@ import xxhash
 from pydantic import BaseModel, ConfigDict
 
 from gatokit.pipelines import inputs
+from gatokit.pipelines.formats.json_lines import BYTE_ORDER_MARK
 from gatokit.pipelines.formats.records import ByteRange
 from gatokit.schemas.config import CorpusConfig
 from gatokit.schemas.errors import ConfigError, DataError, RejectedError
@@ -43,7 +45,10 @@ FORMATS: dict[str, tuple[str, dict[str, str]]] = {
             "rows": "parquet.TextRowsFile",
         },
     ),
-    "webdataset": ("webdataset", {"webdataset": "webdataset.WebDatasetFile"}),
+    "webdataset": (
+        "webdataset",
+        {"webdataset": "webdataset.WebDatasetFile", "compressed_webdataset": "webdataset.WebDatasetFile"},
+    ),
     "coco": ("image_folder", {"coco": "image_folder.CocoFile"}),
     "image_question_answer": ("image_folder", {"vqa": "image_folder.VqaFile"}),
     "parquet": ("parquet", {"picture_rows": "parquet.ImageRowsFile"}),
@@ -81,6 +86,14 @@ FOUND = pa.schema(
 )
 """The rows of a scan."""
 _BATCH_ROWS = 8192
+_MARKS = {
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF32_LE: "utf-32",  # begins with that of UTF-16
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+"""Byte order marks, and the encodings that read them."""
 
 
 # --- the contract ----------------------------------------------------------------------------------------------
@@ -292,8 +305,10 @@ def source_files(
 
 
 def suffix(path: str) -> tuple[str, bool]:
-    """The suffix of a file, and whether that of a compression follows it."""
+    """The suffix of a file, and whether that of a compression follows it, as in ``.tar.gz``, or ``.tgz``."""
     stem, last = os.path.splitext(os.path.basename(path).lower())
+    if last == ".tgz":
+        return ".tar", True
     return (os.path.splitext(stem)[1], True) if last in COMPRESSIONS else (last, False)
 
 
@@ -324,9 +339,13 @@ def too_large(max_bytes: int, subject: str = "the document is") -> RejectedError
 
 
 def decode(data: bytes, complaint: str) -> str:
-    """A stored text. Raises RejectedError, ``complaint`` and the number of the first bad byte, if it is not UTF-8."""
+    """A stored text without its byte order mark, which may also be one of UTF-16 or UTF-32.
+
+    Raises RejectedError, ``complaint`` and the number of the first bad byte, if it is not UTF-8.
+    """
+    encoding = next((name for mark, name in _MARKS.items() if data.startswith(mark)), "utf-8")
     try:
-        return str(data, "utf-8")
+        return str(data, encoding)
     except UnicodeDecodeError as error:
         raise RejectedError("not_utf8", f"{complaint} {error.start}") from None
 
@@ -343,7 +362,7 @@ def string_of(entry: Any, field: str) -> str:
     value = value_of(entry, field)
     if not isinstance(value, str):
         raise RejectedError("wrong_shape", f"{field!r} holds no string")
-    return value
+    return value.removeprefix(BYTE_ORDER_MARK)
 
 
 def value_of(entry: Any, field: str) -> Any:

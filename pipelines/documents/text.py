@@ -107,5 +107,4 @@ class PlainTextFile(DocumentFile):
                 raise RejectedError("corrupt_length", str(error)) from None
 
     def _text(self, data: bytes) -> str:
-        text = reader.decode(data.removeprefix(json_lines.UTF8_MARK), "the file is not valid UTF-8 at its byte")
-        return reader.not_blank(text, "the file")
+        return reader.not_blank(reader.decode(data, "the file is not valid UTF-8 at its byte"), "the file")

@@ -4,15 +4,19 @@ A key is the path up to the first dot of the base name, as in the webdataset pac
 each other are a sample; a suffix that comes a second time begins the next sample.
 """
 
+import contextlib
 import json
+import os
 import re
+import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from gatokit.pipelines.documents import reader
 from gatokit.pipelines.documents.reader import DocumentFile, Loaded, ScannedDocument
-from gatokit.pipelines.formats import tar
+from gatokit.pipelines.formats import json_lines, tar
 from gatokit.pipelines.formats.records import ByteRange
 from gatokit.schemas.config import ImageTextConfig
 from gatokit.schemas.errors import DataError, RejectedError
@@ -43,12 +47,16 @@ class _Sample(NamedTuple):
 
 def find(config: ImageTextConfig, field: str, base: Path) -> list["WebDatasetFile"]:
     """See ``reader.plan_documents``."""
-    files = reader.source_files(config.source, f"{field}.source", base, (".tar",))
-    return [WebDatasetFile(**file, text_field=config.text_field) for file in files]
+    files = reader.source_files(config.source, f"{field}.source", base, (".tar",), (".tar",))
+    types = {False: "webdataset", True: "compressed_webdataset"}
+    return [
+        WebDatasetFile(**file, type=types[reader.suffix(file["path"])[1]], text_field=config.text_field)
+        for file in files
+    ]
 
 
 class WebDatasetFile(DocumentFile):
-    """A tar file of samples: ``text_field`` is the JSON key that holds the caption.
+    """A tar file of samples, plain or compressed: ``text_field`` is the JSON key that holds the caption.
 
     Without ``text_field`` the caption is the ``.txt`` member, or the JSON's ``caption`` if there is no such member.
     """
@@ -60,7 +68,7 @@ class WebDatasetFile(DocumentFile):
         """See ``DocumentFile``."""
         position = 0
         seen: set[bytes] = set()
-        with storage.ranges(self.path) as file:
+        with self._opened() as (file, damage):
             archive = tar.Reader(file)
             begin = archive.read(0, tar.BLOCK)
             for magic, compression in _COMPRESSED.items():
@@ -77,8 +85,28 @@ class WebDatasetFile(DocumentFile):
                     position += 1
             except tar.DamagedTarError as error:
                 byte_range = ByteRange(position, error.offset, archive.size - error.offset, 0)
-                damage, lost_bytes = RejectedError("corrupt_length", str(error)), byte_range.length
-                yield reader.rejected(byte_range, f"byte {error.offset}", damage, lost_bytes=lost_bytes)
+                problem, lost_bytes = RejectedError("corrupt_length", damage or str(error)), byte_range.length
+                if not self.divides:  # compressed bytes, in proportion
+                    lost_bytes = max(1, self.size * byte_range.length // max(1, archive.size))
+                yield reader.rejected(byte_range, f"byte {error.offset}", problem, lost_bytes=lost_bytes)
+
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[tuple[storage.Ranges, str | None]]:
+        """The archive, and what is wrong with its compression. A compressed one is unpacked into a temporary file."""
+        if self.divides:
+            with storage.ranges(self.path) as file:
+                yield file, None
+            return
+        damage = None
+        with json_lines.open_stream(self.path, self.name) as stream, tempfile.TemporaryFile() as unpacked:
+            try:
+                shutil.copyfileobj(stream, unpacked)
+            except json_lines.DamagedStreamError as error:
+                damage = str(error)
+            unpacked.flush()
+            number = unpacked.fileno()
+            size = os.fstat(number).st_size
+            yield storage.Ranges(lambda offset, length: os.pread(number, length, offset), size), damage
 
     def _document(
         self, archive: tar.Reader, sample: _Sample, position: int, max_bytes: int, is_repeated: bool
@@ -109,7 +137,7 @@ class WebDatasetFile(DocumentFile):
 
     def load(self, byte_ranges: Sequence[ByteRange]) -> Iterator[Loaded]:
         """See ``DocumentFile``."""
-        with storage.ranges(self.path) as file:
+        with self._opened() as (file, _):
             for byte_range in byte_ranges:
                 image_begin, image_size, text_begin, text_size, suffix = (byte_range.payload or "").split()
                 image = file.read_at(int(image_begin), int(image_size))

@@ -19,14 +19,19 @@ from gatokit.pipelines.formats.records import ByteRange
 from gatokit.schemas.errors import DataError, RejectedError
 from gatokit.storage import files as storage
 
-UTF8_MARK = b"\xef\xbb\xbf"
+BYTE_ORDER_MARK = "\ufeff"
+"""Is no part of the text that begins with it."""
+UTF8_MARK = BYTE_ORDER_MARK.encode()
 LARGEST_OBJECT = 2 << 30
 """Bytes of a file that is read as one object."""
 _BUFFER_BYTES = 1 << 18
 _SKIP_BYTES = 1 << 20
+_ZSTD_WINDOW = 1 << 31
+"""The largest window of a frame that is read, which `zstd --long=31` writes; memory holds as much of its content."""
 _ZSTD_INPUT_BYTES = 1 << 12  # a few bytes can expand to 128 KiB, and larger inputs to gigabytes
 _MAGIC = {
     ".gz": [b"\x1f\x8b"],
+    ".tgz": [b"\x1f\x8b"],
     ".zst": [zstandard.FRAME_HEADER, *(bytes([0x50 + number, 0x2A, 0x4D, 0x18]) for number in range(16))],
 }
 _ZIP = b"PK\x03\x04"
@@ -55,8 +60,8 @@ def scan_lines(path: str, name: str, max_bytes: int) -> Iterator[tuple[ByteRange
                     length += len(data.removesuffix(b"\n"))
                 yield ByteRange(position, begin, length, 0), None
             else:
-                if not begin and line.startswith(UTF8_MARK):
-                    begin, line = len(UTF8_MARK), line.removeprefix(UTF8_MARK)
+                if line.startswith(UTF8_MARK):  # also where files with a mark were joined
+                    begin, line = begin + len(UTF8_MARK), line.removeprefix(UTF8_MARK)
                 if line and not line.isspace():
                     yield ByteRange(position, begin, len(line), google_crc32c.value(line)), line
             position += 1
@@ -149,7 +154,7 @@ def key_text(record: dict[str, Any], key: str) -> str:
     value = key_value(record, key)
     if not isinstance(value, str):
         raise RejectedError("wrong_shape", f"{key!r} holds no string but {_kind(value)}")
-    return value
+    return value.removeprefix(BYTE_ORDER_MARK)
 
 
 def _kind(value: Any) -> str:
@@ -173,7 +178,7 @@ def open_stream(path: str, name: str) -> Iterator[BinaryIO]:
                     raise DataError(f"{name}: is compressed; give it a name that ends in {other}")
             yield plain
         elif any(known.startswith(begin) or begin.startswith(known) for known in _MAGIC[suffix]):
-            blocks = _gzip_blocks(plain) if suffix == ".gz" else _zstd_blocks(plain)
+            blocks = _zstd_blocks(plain) if suffix == ".zst" else _gzip_blocks(plain)
             yield io.BufferedReader(_Decompressed(blocks), _BUFFER_BYTES)
         else:
             raise DataError(f"{name}: is not compressed as {suffix} files are; give it its right name")
@@ -212,7 +217,7 @@ def _gzip_blocks(file: BinaryIO) -> Iterator[bytes]:
 
 def _zstd_blocks(file: BinaryIO) -> Iterator[bytes]:
     """The content of all frames of a Zstandard file, one after the other."""
-    decompressor = zstandard.ZstdDecompressor()
+    decompressor = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW)
     frame: Any = None
     data = b""
     while data := data or file.read(_ZSTD_INPUT_BYTES):

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from gatokit.schemas.errors import DataError, first_line
@@ -81,7 +82,7 @@ def read_rows(
             batch_rows = max(1, min(BATCH_ROWS, fitting))
             for batch in file.iter_batches(batch_rows, [group], columns, use_threads=False):
                 arrays = [batch.column(column) for column in columns]
-                values = [array.cast(_bytes_type(array.type)).to_pylist() for array in arrays]
+                values = [_values(array) for array in arrays]
                 for row in zip(*values, strict=True):
                     yield Row(position, group, dict(zip(columns, row, strict=True)))
                     position += 1
@@ -106,14 +107,42 @@ def column_type(name: str, schema: pa.Schema, column: str, option: str) -> pa.Da
 
 def holds_text(type_: pa.DataType) -> bool:
     """Whether a column holds texts, as strings or bytes, or nothing but nulls."""
-    if pa.types.is_dictionary(type_):
-        return holds_text(type_.value_type)
-    return type_ in STRINGS or type_ in BINARIES or type_ == pa.null()
+    return plain_type(type_) in STRINGS | BINARIES | {pa.null()}
 
 
 def is_list(type_: pa.DataType) -> bool:
-    """Whether values are lists, of any length."""
-    return bool(pa.types.is_list(type_) or pa.types.is_large_list(type_))
+    """Whether values are lists, of any length or of a fixed one."""
+    of_lists = pa.types.is_list(type_) or pa.types.is_large_list(type_) or pa.types.is_fixed_size_list(type_)
+    return bool(of_lists or _is_list_view(type_))
+
+
+def plain_type(type_: pa.DataType) -> pa.DataType:
+    """The type of the values themselves, if they are stored as a dictionary, as runs or as those of an extension."""
+    if isinstance(type_, pa.BaseExtensionType):
+        return plain_type(type_.storage_type)
+    if pa.types.is_dictionary(type_) or pa.types.is_run_end_encoded(type_):
+        return plain_type(type_.value_type)
+    return type_
+
+
+def _is_list_view(type_: pa.DataType) -> bool:
+    return bool(pa.types.is_list_view(type_) or pa.types.is_large_list_view(type_))
+
+
+def _values(array: pa.Array) -> list[Any]:
+    """The values of an array, texts as bytes."""
+    type_ = array.type
+    if isinstance(type_, pa.BaseExtensionType):
+        return _values(array.storage)
+    if pa.types.is_run_end_encoded(type_):
+        return _values(pc.run_end_decode(array))
+    if _is_list_view(type_):  # a cast to lists loses their values
+        flat = _values(array.values)
+        places = (column.to_pylist() for column in (array.offsets, array.sizes, array.is_valid()))
+        return [flat[begin : begin + size] if valid else None for begin, size, valid in zip(*places, strict=True)]
+    bytes_type = _bytes_type(type_)
+    plain: list[Any] = (array if type_ == bytes_type else array.cast(bytes_type)).to_pylist()
+    return plain
 
 
 def _bytes_type(type_: pa.DataType) -> pa.DataType:
@@ -126,7 +155,7 @@ def _bytes_type(type_: pa.DataType) -> pa.DataType:
         return pa.binary()
     if pa.types.is_struct(type_):
         return pa.struct([field.with_type(_bytes_type(field.type)) for field in type_])
-    if is_list(type_):
-        list_type = pa.list_ if pa.types.is_list(type_) else pa.large_list
+    if pa.types.is_list(type_) or pa.types.is_large_list(type_) or pa.types.is_fixed_size_list(type_):
+        list_type = pa.large_list if pa.types.is_large_list(type_) else pa.list_
         return list_type(type_.value_field.with_type(_bytes_type(type_.value_type)))
     return type_

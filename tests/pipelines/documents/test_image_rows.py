@@ -210,3 +210,27 @@ def test_changed_content_is_noticed(tmp_path: Path, rows: list[dict[str, Any]]) 
     write(path, rows, image=IMAGE, captions=LISTS)
     with pytest.raises(DataError, match=r"a\.parquet: document 0 changed between scan and build"):
         list(opened(path, text_field="captions").read(places))
+
+
+FIXED = pa.list_(pa.string(), 3)
+
+
+@pytest.mark.parametrize("captions", [FIXED, pa.large_list(pa.large_string()), pa.list_view(pa.string_view())], ids=str)
+@pytest.mark.parametrize("data", [pa.binary(), pa.large_binary(), pa.binary_view()], ids=str)
+def test_pictures_and_captions_of_every_type_that_datasets_writes(
+    tmp_path: Path, data: pa.DataType, captions: pa.DataType
+) -> None:
+    """Five captions a picture are `List(Value("string"), length=5)`, which is a list of a fixed size."""
+    image = pa.struct([("bytes", data), ("path", pa.string())])
+    rows = [row(b"one", captions=["a", "b", "c"]), row(b"two", captions=["d", "ü", None])]
+    file = opened(write(tmp_path / "a.parquet", rows, image=image, captions=captions), text_field="captions")
+    assert pq.read_schema(file.path).field("captions").type.equals(captions)
+    assert [(one.key, one.reason) for one in file.scan(LARGE) if one.reason] == [("1.2", "missing_field")]
+    assert list(file.read(kept(file))) == [[b"one", "a"], [b"one", "b"], [b"one", "c"], [b"two", "d"], [b"two", "ü"]]
+
+
+def test_pictures_in_a_dictionary(tmp_path: Path) -> None:
+    column = pa.array([b"one", b"two", b"one"]).dictionary_encode()
+    pq.write_table(pa.table({"image": column, "caption": ["a", "b", "c"]}), tmp_path / "a.parquet")
+    file = opened(tmp_path / "a.parquet")
+    assert list(file.read(kept(file))) == [[b"one", "a"], [b"two", "b"], [b"one", "c"]]

@@ -283,3 +283,13 @@ def test_pages_come_back_in_reading_order(tmp_path: Path, drawn: list, data: st.
     assert parts(file) == [expected[number] for number in sound]
     chosen = sorted(data.draw(st.sets(st.sampled_from(sound)))) if sound else []
     assert list(file.read([found[number].byte_range for number in chosen])) == [expected[number] for number in chosen]
+
+
+@pytest.mark.parametrize("list_type", [lambda type_: pa.list_(type_, 2), pa.large_list, pa.list_view])
+@pytest.mark.parametrize("text", [pa.string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())], ids=str)
+def test_pages_in_lists_of_every_type(tmp_path: Path, list_type: Any, text: pa.DataType) -> None:
+    images = pa.array([[{"bytes": b"png", "path": None}, None], [None, None]], list_type(STRUCT))
+    texts = pa.array([[None, "a text"], ["b", "c"]], list_type(text))
+    pq.write_table(pa.table({"images": images, "texts": texts}), tmp_path / "a.parquet")
+    file = ObelicsFile(path=str(tmp_path / "a.parquet"), name="a.parquet", size=1)
+    assert parts(file) == [[b"png", "a text"], ["b\n\nc"]]

@@ -25,6 +25,9 @@ STORES = {"a b [1] ü.txt": bytes, "a.md.gz": gzip.compress, "a.rst.zst": zstand
     [
         (b"one\r\n\n  two\0\n", "one\r\n\n  two\0\n"),
         (b"\xef\xbb\xbf\xc3\xbc", "ü"),
+        ("ü\n🙂".encode("utf-16"), "ü\n🙂"),
+        (b"\xfe\xff" + "ü\n🙂".encode("utf-16-be"), "ü\n🙂"),
+        ("ü\n🙂".encode("utf-32"), "ü\n🙂"),
         (b"line\n" * 600_000, "line\n" * 600_000),
     ],
 )
@@ -43,6 +46,7 @@ def test_a_file_is_one_text_to_the_byte(tmp_path: Path, name: str, data: bytes, 
     [
         (b"", "empty", "'the file' holds nothing but white space"),
         (b"\xef\xbb\xbf \n", "empty", "'the file' holds nothing but white space"),
+        (b"\xff\xfea\0b", "not_utf8", "the file is not valid UTF-8 at its byte 4"),
         (b"abc\xff", "not_utf8", "the file is not valid UTF-8 at its byte 3"),
         (b"x" * 101, "too_large", "the document is above max_episode_bytes 100"),
     ],

@@ -3,6 +3,7 @@
 import gzip
 import json
 import random
+import resource
 import tracemalloc
 from pathlib import Path
 
@@ -133,6 +134,14 @@ DATA = b"".join(json.dumps(line).encode() + b"\n" for line in LINES)
 CUT = DATA.index(b"document 14") + 5
 
 
+def long_window(data: bytes, window_log: int) -> bytes:
+    """A frame of raw blocks with a window of 2**window_log bytes and no content size, as ``zstd --long`` begins one."""
+    blocks = [data[at : at + 100_000] for at in range(0, len(data), 100_000)]
+    heads = [(len(block) << 3 | (at == len(blocks) - 1)).to_bytes(3, "little") for at, block in enumerate(blocks)]
+    begin = b"\x28\xb5\x2f\xfd\0" + bytes([(window_log - 10) << 3])
+    return begin + b"".join(head + block for head, block in zip(heads, blocks, strict=True))
+
+
 def _skippable(data: bytes) -> bytes:
     return b"\x50\x2a\x4d\x18" + len(data).to_bytes(4, "little") + data
 
@@ -147,6 +156,8 @@ CONTAINERS = {
     + zstandard.compress(DATA[:CUT])
     + _skippable(b"")
     + zstandard.compress(DATA[CUT:]),
+    "long=28.zst": long_window(DATA, 28),
+    "long=31.zst": long_window(DATA, 31),
     "unsized.zst": zstandard.ZstdCompressor(write_content_size=False, write_checksum=True).compress(DATA),
 }
 
@@ -159,6 +170,27 @@ def test_compressed_files_are_read_to_their_end(tmp_path: Path, name: str) -> No
     places = [document.byte_range for document in compressed(path).scan(BOUND)]
     assert places == there
     assert list(compressed(path).read(places[7::9])) == [[line["text"]] for line in LINES[7::9]]
+
+
+def test_windows_are_those_that_the_frames_state() -> None:
+    sizes = [zstandard.get_frame_parameters(CONTAINERS[f"long={log}.zst"]).window_size for log in (28, 31)]
+    assert sizes == [1 << 28, 1 << 31]
+
+
+def test_a_long_window_takes_no_more_memory_than_its_content(tmp_path: Path) -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for number in range(3):
+        path = written(tmp_path / f"{number}.zst", CONTAINERS["long=31.zst"])
+        assert len(texts(compressed(path))) == len(LINES)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 << 10  # KiB
+
+
+def test_marks_begin_lines_and_texts(tmp_path: Path) -> None:
+    """Files with a byte order mark that were joined, blank parts too, and a text that begins with one in its JSON."""
+    part = b"\xef\xbb\xbf" + b'{"text": "a"}\n{"text": "\\ufeffb \\ufeff c"}\r\n'
+    file = plain(written(tmp_path / "a.jsonl", part + b"\xef\xbb\xbf\n" + part + b"\xef\xbb\xbf"))
+    assert texts(file) == ["a", "b \ufeff c", "a", "b \ufeff c"]
+    assert [place.byte_range[:3] for place in file.scan(BOUND)] == [(0, 3, 13), (1, 17, 29), (3, 54, 13), (4, 68, 29)]
 
 
 def test_long_compressed_streams(tmp_path: Path) -> None:

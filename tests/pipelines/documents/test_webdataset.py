@@ -1,15 +1,17 @@
+import gzip
 import io
 import json
 import os
 import random
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import google_crc32c
 import pytest
 import webdataset
+import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -139,6 +141,60 @@ def test_samples_are_those_of_webdataset(tmp_path: Path) -> None:
     ]
     assert ours == theirs
     assert [(one.key, one.detail) for one in found if one.reason] == [("./f", "has no picture, only .g.h.jpg, .txt")]
+
+
+PACKED: dict[str, Callable[[bytes], bytes]] = {
+    "a.tar.gz": gzip.compress,
+    "a.tgz": gzip.compress,
+    "a.tar.zst": zstandard.compress,
+}
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_a_compressed_archive_holds_what_the_plain_one_holds(tmp_path: Path, name: str) -> None:
+    samples = [
+        (f"{i:05}", {"jpg": os.urandom(100 * i + 1), "txt": f"text {i}", "json": {"i": i}, "seg.png": b"x" * 700})
+        for i in range(40)
+    ]
+    plain = img2dataset(tmp_path / "a.tar", samples)
+    (tmp_path / name).write_bytes(PACKED[name](plain.read_bytes()))
+    packed = opened(tmp_path / name, type="compressed_webdataset")
+    assert list(packed.scan(LARGE)) == list(opened(plain).scan(LARGE))
+    places = kept(packed)
+    assert list(packed.read(places[::3])) == [[one["jpg"], one["txt"]] for _, one in samples[::3]]
+    assert packed.divides is False
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_a_damaged_compressed_archive_keeps_what_is_before(tmp_path: Path, name: str) -> None:
+    samples = [(f"{i:05}", {"jpg": os.urandom(9_000), "txt": f"text {i}"}) for i in range(60)]
+    whole = PACKED[name](img2dataset(tmp_path / "b.tar", samples).read_bytes())
+    (tmp_path / name).write_bytes(whole[: len(whole) // 2])
+    found = list(opened(tmp_path / name, type="compressed_webdataset").scan(LARGE))
+    assert [one.key for one in found[:-1]] == [key for key, _ in samples[: len(found) - 1]]
+    assert 10 < len(found) < 50
+    assert (found[-1].reason, str(found[-1].detail)[:46]) == (
+        "corrupt_length",
+        "the compressed stream is damaged or ends early",
+    )
+
+
+def test_texts_with_byte_order_marks(tmp_path: Path) -> None:
+    mark = b"\xef\xbb\xbf"
+    archive = [
+        ("0.jpg", b"x"),
+        ("0.txt", mark + b"a blue square"),
+        ("1.jpg", b"x"),
+        ("1.json", mark + b'{"caption": "a green square"}'),
+        ("2.jpg", b"x"),
+        ("2.json", json.dumps({"caption": "\ufeffa black square"}).encode("utf-16")),
+        ("3.jpg", b"x"),
+        ("3.txt", "ein rotes Rechteck, größer".encode("utf-16")),
+    ]
+    path = tar(tmp_path / "a.tar", archive)
+    file = opened(path)
+    captions = ["a blue square", "a green square", "a black square", "ein rotes Rechteck, größer"]
+    assert list(file.read(kept(file))) == [[b"x", caption] for caption in captions]
 
 
 def test_each_fault_has_its_reason(tmp_path: Path) -> None:
