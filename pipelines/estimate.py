@@ -21,7 +21,7 @@ from gatokit.pipelines.beam import jobs
 from gatokit.pipelines.documents.image_folder import ImageFolderFile
 from gatokit.pipelines.documents.text import LinesFile
 from gatokit.pipelines.documents.webdataset import WebDatasetFile
-from gatokit.pipelines.episodes.scan import EpisodesPlan
+from gatokit.pipelines.episodes.plan import EpisodesPlan
 from gatokit.pipelines.inputs import read_inputs, read_vocabulary
 from gatokit.pipelines.planning import (
     DatasetPlan,

@@ -19,9 +19,10 @@ from pydantic import Field, TypeAdapter
 from gatokit.pipelines.documents import reader as document_reader
 from gatokit.pipelines.documents import tokenize as document_tokenize
 from gatokit.pipelines.episodes import filter as episode_filter
-from gatokit.pipelines.episodes import scan as episode_scan
+from gatokit.pipelines.episodes import plan as episode_plan
 from gatokit.pipelines.episodes import tokenize as episode_tokenize
 from gatokit.pipelines.episodes.reader import EpisodeFile
+from gatokit.pipelines.episodes.scan import EpisodeUnit
 from gatokit.pipelines.stages import METADATA, FilterResult, ShardSettings
 from gatokit.schemas.config import BuildConfig
 from gatokit.schemas.config_episodes import EpisodesConfig
@@ -37,9 +38,9 @@ _LARGEST_GROUP = 2
 """A group of joined files ends at the latest at this multiple of the split size."""
 _METADATA_KEY = b"gatokit.shard_task"
 
-DatasetPlan = episode_scan.EpisodesPlan | document_reader.DocumentsPlan
+DatasetPlan = episode_plan.EpisodesPlan | document_reader.DocumentsPlan
 """A dataset before its scan."""
-ScanUnit = episode_scan.EpisodeUnit | document_reader.DocumentUnit
+ScanUnit = EpisodeUnit | document_reader.DocumentUnit
 """Consecutive files of a dataset that are scanned together."""
 ShardHeader = episode_tokenize.EpisodeShardHeader | document_tokenize.DocumentShardHeader
 """What all rows of a shard share."""
@@ -59,7 +60,7 @@ class _Kind:
 
 _KINDS = {
     "episodes": _Kind(
-        episode_scan.plan_episodes,
+        episode_plan.plan_episodes,
         episode_filter.filter_episodes,
         episode_filter.task_rows,
         episode_tokenize.shard_header,

@@ -26,7 +26,7 @@ from typing import Any, Literal, NamedTuple
 import sentencepiece
 
 from gatokit.pipelines.documents.reader import DocumentsPlan
-from gatokit.pipelines.episodes.scan import EpisodesPlan
+from gatokit.pipelines.episodes.plan import EpisodesPlan
 from gatokit.pipelines.episodes.tokenize import texts_of
 from gatokit.pipelines.formats.records import ByteRange
 from gatokit.pipelines.inputs import local_path, read_inputs

@@ -270,6 +270,10 @@ class EnvLoggerEpisode:
                 raise RejectedError("wrong_shape", f"steps/{field.path} holds {has}, at step {step}")
         return out
 
+    def flags(self, field: SourceField) -> bytes:
+        """See ``RawEpisode``."""
+        return np.asarray(self.column(field)).astype(bool).tobytes()
+
     def episode_value(self, field: SourceField) -> Values:
         """See ``RawEpisode``."""
         value = self.metadata(field)

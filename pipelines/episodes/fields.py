@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from gatokit.pipelines.episodes.scan import EpisodesPlan
+from gatokit.pipelines.episodes.plan import EpisodesPlan
 from gatokit.pipelines.episodes.spec import field_uses
 from gatokit.schemas.manifest import EpisodeSpec, FieldSpec, LastStep, StepField, StepTokens
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from gatokit.pipelines.episodes import last_step, ranges
-from gatokit.pipelines.episodes.scan import EpisodesPlan, check_tasks
+from gatokit.pipelines.episodes.plan import EpisodesPlan, check_tasks
 from gatokit.pipelines.episodes.spec import field_notices
 from gatokit.pipelines.episodes.values import name_notices
 from gatokit.pipelines.losses import Losses, SourceLosses

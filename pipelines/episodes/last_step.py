@@ -25,12 +25,13 @@ def look(columns: Sequence[np.ndarray]) -> Look:
     finite, a copy of the first step or of the one before, or something else. Fields of no step are zeros."""
     steps = len(columns[0]) if columns else 1
     parts = [column.reshape(steps, math.prod(column.shape[1:])).T for column in columns]
-    return looks(parts, np.array([0]), np.array([steps]))[0]
+    found: Look = looks(parts, np.array([0]), np.array([steps])).item()
+    return found
 
 
-def looks(columns: Sequence[np.ndarray], begins: np.ndarray, ends: np.ndarray) -> list[Look]:
-    """``look`` of E episodes, whose values of each field follow each other in a column (C, …); the steps of an episode
-    go from ``begins`` to ``ends``, int (E,)."""
+def looks(columns: Sequence[np.ndarray], begins: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """``look`` of E episodes, str (E,). The values of each field follow each other in a column (C, …); the steps of an
+    episode go from ``begins`` to ``ends``, int (E,)."""
     is_zero = np.ones(len(begins), bool)
     is_first = is_before = ends - begins > 1
     for column in columns:
@@ -38,8 +39,7 @@ def looks(columns: Sequence[np.ndarray], begins: np.ndarray, ends: np.ndarray) -
         is_zero = is_zero & ~(last.astype(bool) & np.isfinite(last)).any(axis=0)
         is_first = is_first & (last == column[:, begins]).all(axis=0)
         is_before = is_before & (last == column[:, np.maximum(ends - 2, begins)]).all(axis=0)
-    found: list[Look] = np.select([is_zero, is_first | is_before], ["zero", "copy"], "other").tolist()
-    return found
+    return np.select([is_zero, is_first | is_before], ["zero", "copy"], "other")
 
 
 def decide(tables: Iterable[pa.Table], config: EpisodesConfig, field: str) -> tuple[LastStep, list[str]]:

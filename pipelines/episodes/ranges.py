@@ -102,7 +102,7 @@ def measured_columns(episode: RawEpisode, fields: Sequence[MeasuredField], recor
         assert isinstance(values, np.ndarray)
         if len(values) != recorded:
             raise RejectedError("malformed_steps", f"{field.path} has {len(values)} values for {recorded} steps")
-        columns.append(values.reshape(recorded, math.prod(values.shape[1:])))
+        columns.append(values if values.ndim == 2 else values.reshape(recorded, math.prod(values.shape[1:])))
     return columns
 
 
@@ -112,14 +112,17 @@ def measure(
     begins: np.ndarray,
     stops: np.ndarray,
     ends: np.ndarray,
-) -> dict[str, list[Any]]:
-    """The ``MEASURED`` columns of E episodes, whose values of each field follow each other in a column (C, …).
+) -> dict[str, Any]:
+    """The ``MEASURED`` columns of E episodes, (E, W), or E arrays for ``values``.
 
-    The steps of an episode that ``is_last`` does not mark go from ``begins`` to ``stops``, the others up to ``ends``,
-    each int (E,).
+    The episodes' values of each field follow each other in a column (C, …).
+    The steps of an episode that ``is_last`` does not mark go from ``begins`` to ``stops``, the one that it marks, if
+    any, up to ``ends``, each int (E,). Without such a step its columns mean nothing.
     """
     parts = [_measure(values, field, begins, stops, ends) for values, field in zip(columns, fields, strict=True)]
-    found = {name: np.concatenate([part[name] for part in parts]).T.tolist() for name in (parts[0] if parts else ())}
+    found: dict[str, Any] = {
+        name: np.concatenate([part[name] for part in parts]).T for name in (parts[0] if parts else ())
+    }
     kept = [values for values, field in zip(columns, fields, strict=True) if field.keeps_values]
     if kept:
         found["values"] = [
@@ -134,20 +137,23 @@ def _measure(
 ) -> dict[str, np.ndarray]:
     """The columns of one field, each (W, E)."""
     found: dict[str, np.ndarray] = {}
-    for prefix, first, behind in (("", begins, stops), ("end_", stops, ends)):
-        for name, extreme, nothing in (("low", np.minimum, math.inf), ("high", np.maximum, -math.inf)):
-            part = reduce_parts(extreme, values, first, behind, nothing)
-            found[prefix + name] = extreme.reduce(part, axis=0, keepdims=True) if field.kind == "discrete" else part
+    end = values[:, ends - 1].astype(np.float64)
+    for name, extreme, nothing in (("low", np.minimum, math.inf), ("high", np.maximum, -math.inf)):
+        parts = {name: reduce_parts(extreme, values, begins, stops, nothing), f"end_{name}": end}
+        is_one = field.kind == "discrete"
+        found |= {key: extreme.reduce(part, axis=0, keepdims=True) if is_one else part for key, part in parts.items()}
     outside, at_ends = np.zeros((2, field.width, len(begins)), np.int64)
     if field.range:
         all_low, all_high, all_slack = range_ends(field.range, values.dtype)
         bounds = np.broadcast_arrays(all_low, all_high, all_slack, np.empty(field.width))[:3]
         for at, (low, high, slack) in enumerate(zip(*bounds, strict=True)):
             one, lowest, highest = values[at], found["low"][at], found["high"][at]
-            if (lowest <= low + slack).any() or (highest >= high - slack).any():
-                at_ends[at] = _count((one <= low + slack) | (one >= high - slack), begins, stops)
-            if (lowest < low - slack).any() or (highest > high + slack).any():
-                outside[at] = _count((one < low - slack) | (one > high + slack), begins, stops)
+            if not ((lowest > low + slack) & (highest < high - slack)).all():
+                mask = (one <= low + slack) | (one >= high - slack)
+                at_ends[at] = reduce_parts(np.add, mask[None], begins, stops, 0)[0]
+            if not ((lowest >= low - slack) & (highest <= high + slack)).all():
+                mask = (one < low - slack) | (one > high + slack)
+                outside[at] = reduce_parts(np.add, mask[None], begins, stops, 0)[0]
     return found | {"outside": outside, "at_ends": at_ends}
 
 
@@ -163,12 +169,6 @@ def reduce_parts(
         bounds = bounds[:-1] if bounds[-1] == values.shape[1] else bounds
         result[:, there] = function.reduceat(values, bounds, axis=1)[:, ::2]
     return result
-
-
-def _count(mask: np.ndarray, begins: np.ndarray, stops: np.ndarray) -> list[int]:
-    """How many are set in each part of a mask."""
-    parts = zip(begins.tolist(), stops.tolist(), strict=True)
-    return [int(np.count_nonzero(mask[begin:stop])) for begin, stop in parts]
 
 
 # --- of a dataset ------------------------------------------------------------------------------------------------

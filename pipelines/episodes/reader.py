@@ -87,6 +87,12 @@ class RawEpisode(Protocol):
         Raises RejectedError if they are absent, do not parse or have another size.
         """
 
+    def flags(self, field: SourceField) -> bytes:
+        """The N values of a step field with one number a step, one byte each, which is 0 if the number is 0.
+
+        Raises RejectedError as ``column`` does.
+        """
+
     def episode_value(self, field: SourceField) -> Values:
         """The value of a field of the episode, as the column of one step, or the images of a video; raises
         RejectedError as ``column`` does."""

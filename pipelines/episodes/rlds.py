@@ -120,6 +120,15 @@ class ExampleEpisode:
             values = np.split(values, steps)
         return values
 
+    def flags(self, field: SourceField) -> bytes:
+        """See ``RawEpisode``."""
+        span = self._spans.get(f"steps/{field.path}")
+        if span is not None and field.encoding == "none" and not field.counted:
+            packed = tfrecord.one_byte_integers(self._data, span)
+            if packed is not None:
+                return packed
+        return np.asarray(self.column(field)).astype(bool).tobytes()
+
     def episode_value(self, field: SourceField) -> Values:
         """See ``RawEpisode``."""
         values = self._values(field, field.path)
@@ -153,9 +162,11 @@ class ExampleEpisode:
             if field.form == "string":
                 strings = tfrecord.byte_strings(self._data, span)
                 return str(strings[0], "utf-8") if strings else None
-            if np.dtype(field.dtype).kind in "iu":
-                with contextlib.suppress(ValueError):
+            if "int" in field.dtype:
+                try:
                     return tfrecord.first_integer(self._data, span)
+                except ValueError:
+                    pass  # a list of another type, or a damaged one
             numbers = self._numbers(field, span)
             return numbers[0].item() if len(numbers) else None
         except UnicodeDecodeError:
@@ -188,11 +199,17 @@ def _tensor(field: SourceField, key: str, flat: np.ndarray) -> np.ndarray:
             raise ValueError(f"holds a value that is no {dtype.name}")
     if not field.shape:
         return flat
-    sides = field.shape[1:] if field.counted or field.form == "ragged" else field.shape
-    size = math.prod(side or 0 for side in sides)
+    size, shape = _item(field.shape[1:] if field.counted or field.form == "ragged" else field.shape)
     if size == 0 or len(flat) % size:
         raise RejectedError("wrong_shape", f"{key} holds {len(flat)} values, no multiple of its {size} a step")
-    return flat.reshape(-1, *(side or 0 for side in sides))
+    return flat.reshape(shape)
+
+
+@functools.cache
+def _item(sides: tuple[int | None, ...]) -> tuple[int, tuple[int, ...]]:
+    """The number of values of an item with these sides, and the shape of an array of such items."""
+    known = [side or 0 for side in sides]
+    return math.prod(known), (-1, *known)
 
 
 def _by_step(field: SourceField, key: str, values: np.ndarray, counts: np.ndarray) -> Values:

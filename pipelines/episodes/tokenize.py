@@ -17,8 +17,9 @@ from pydantic import BaseModel
 
 from gatokit.pipelines.episodes.fields import ConstantComponents, Constants
 from gatokit.pipelines.episodes.filter import EpisodeFilterResult
+from gatokit.pipelines.episodes.plan import EpisodesPlan
 from gatokit.pipelines.episodes.reader import EpisodeFile, RawEpisode, SourceFeatures, SourceField, Values
-from gatokit.pipelines.episodes.scan import AnyEpisodeFile, EpisodesPlan
+from gatokit.pipelines.episodes.scan import AnyEpisodeFile
 from gatokit.pipelines.episodes.videos import episode_frames, frames_of_steps
 from gatokit.pipelines.stages import OutOfRange, ShardSettings, Tokenized, TokenizedRow, rows_by_file
 from gatokit.schemas.errors import RejectedError

@@ -309,23 +309,42 @@ def _type(field: SourceField) -> MetadataType:
 # --- what an episode holds -----------------------------------------------------------------------------------------
 
 
-def read_metadata(
-    episode: RawEpisode, values: EpisodeValues, types: Mapping[str, MetadataType]
-) -> Iterator[tuple[str, str | float | int | bool | None]]:
-    """The values stored with an episode by their columns of the index; None if there is none or it cannot be read."""
-    return ((name, _as_type(episode, field, types[name])) for name, field in values.metadata)
+Metadata = dict[str, str | float | int]
+"""Values stored with an episode by their key paths."""
 
 
-def read_values(episode: RawEpisode, values: EpisodeValues) -> dict[str, str | float | bool]:
+def read_metadata(episode: RawEpisode, values: EpisodeValues) -> Metadata:
+    """The values stored with an episode that are columns of the index. Absent and damaged ones are left out."""
+    found: Metadata = {}
+    for _, field in values.metadata:
+        try:
+            value = episode.metadata(field)
+        except RejectedError:
+            continue
+        if value is not None:
+            found[field.path] = value
+    return found
+
+
+def typed_columns(
+    metadata: Metadata, values: EpisodeValues, types: Mapping[str, MetadataType]
+) -> dict[str, str | float | int | bool | None]:
+    """The columns of a scan for values stored with an episode; ``types`` are those of the index's columns."""
+    return {METADATA + name: _as_type(metadata.get(field.path), types[name]) for name, field in values.metadata}
+
+
+def read_values(episode: RawEpisode, values: EpisodeValues, metadata: Metadata) -> dict[str, str | float | bool]:
     """The task, agent, order, id and mark of success of an episode that its fields give.
 
-    Raises RejectedError, which names the field, if one is absent or is no finite number where it has to be one.
+    ``metadata`` are those of ``read_metadata``. Raises RejectedError, which names the field, if one is absent or is no
+    finite number where it has to be one.
     """
     row: dict[str, str | float | bool] = {}
     for role in ROLES:
         value = getattr(values, role)
         if value is not None:
-            found = _read(episode, value)
+            found = metadata.get(value.source.path) if not value.of_steps else None
+            found = _read(episode, value) if found is None else found
             row[role] = _finite(found, value) if role == "order" else str(found)
     if values.success is not None:
         row["success"] = _is_success(episode, values.success)
@@ -382,11 +401,7 @@ def _finite(value: str | float | int, field: EpisodeValue) -> float:
     return float(value)
 
 
-def _as_type(episode: RawEpisode, field: SourceField, type_: MetadataType) -> str | float | int | bool | None:
-    try:
-        value = episode.metadata(field)
-    except RejectedError:
-        return None
+def _as_type(value: str | float | int | None, type_: MetadataType) -> str | float | int | bool | None:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
     if type_ == "string":

@@ -24,8 +24,7 @@ class ByteRange(NamedTuple):
     payload: str | None = None
 
 
-@dataclass(frozen=True)
-class Stored(Generic[_Value]):
+class Stored(NamedTuple, Generic[_Value]):
     """A record or an episode of a file. If it is rejected, ``value`` is None, ``reason`` is one of the index's reasons,
     and ``lost`` is the number of records that cannot be read because of it. ``lost_bytes`` are the bytes of the file in
     which such records lie; it is 0 if one record is rejected alone."""

@@ -129,9 +129,9 @@ _FIRST, _SECOND = 0x0A, 0x12
 _KEYS: dict[bytes, str] = {}
 """Decoded feature names, which repeat in every message; at most ``_MOST_KEYS``."""
 _MOST_KEYS = 1024
-_LAYOUTS: dict[int, tuple[dict[str, Span], list[tuple[int, bytes]]]] = {}
-"""By length, the spans of the last message of that length and the bytes around them; at most ``_MOST_LAYOUTS``."""
-_MOST_LAYOUTS = 256
+_LAYOUTS: dict[int, list[tuple[dict[str, Span], list[tuple[int, bytes]]]]] = {}
+"""By length, at most ``_MOST_LENGTHS``, the spans of the last messages of that length and the bytes around them."""
+_MOST_LENGTHS, _MOST_LAYOUTS = 256, 8
 _FEW_BYTES = 16
 
 
@@ -140,25 +140,30 @@ def walk_example(data: bytes) -> tuple[bytes, dict[str, Span]]:
     it by key. Do not change the result.
 
     Messages of one length mostly differ in their values alone. The bytes around the values decide where these are, so
-    if they equal those of the last message of that length, its result is returned.
+    if they equal those of an earlier message of that length, its result is returned.
     """
-    layout = _LAYOUTS.get(len(data))
-    if layout is not None and all(data.startswith(around, at) for at, around in layout[1]):
-        return data, layout[0]
-    spans = _feature_spans(data)
-    if spans is None:
+    for spans, around in _LAYOUTS.get(len(data), ()):
+        for at, part in around:
+            if not data.startswith(part, at):
+                break
+        else:
+            return data, spans
+    found = _feature_spans(data)
+    if found is None:
         data = _rewritten(Example, data)
-        spans = _feature_spans(data)
-    if spans is None:
+        found = _feature_spans(data)
+    if found is None:
         raise ValueError("a feature's name is not valid UTF-8")
     around, at = [], 0
-    for begin, end in sorted(spans.values()):
+    for begin, end in sorted(found.values()):
         around.append((at, data[at:begin]))
         at = end
-    if len(_LAYOUTS) >= _MOST_LAYOUTS:
+    if len(_LAYOUTS) >= _MOST_LENGTHS:
         _LAYOUTS.clear()
-    _LAYOUTS[len(data)] = spans, [*around, (at, data[at:])]
-    return data, spans
+    known = _LAYOUTS.setdefault(len(data), [])
+    known.insert(0, (found, [*around, (at, data[at:])]))
+    del known[_MOST_LAYOUTS:]
+    return data, found
 
 
 def floats(data: bytes, span: Span) -> np.ndarray:
@@ -205,6 +210,13 @@ def first_integer(data: bytes, span: Span) -> int | None:
         raise ValueError("the last number of a packed list is cut off")
     number = read_varint(data, begin)[0] & 0xFFFF_FFFF_FFFF_FFFF
     return number - (1 << 64) if number >> 63 else number
+
+
+def one_byte_integers(data: bytes, span: Span) -> bytes | None:
+    """The integer list of a feature if each number is from 0 to 127; None for another list, also if it is damaged."""
+    numbers = _numbers(data, *span, _INT64_LIST)
+    packed = b"\x80" if numbers is None else data[slice(*numbers)]
+    return packed if packed.isascii() else None
 
 
 def byte_strings(data: bytes, span: Span) -> list[bytes]:

@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 from gatokit.pipelines.documents.reader import DocumentsPlan
 from gatokit.pipelines.episodes.fields import JoinedConstants, join_constants, step_tokens
 from gatokit.pipelines.episodes.filter import EpisodeFilterResult
+from gatokit.pipelines.episodes.plan import EpisodesPlan
 from gatokit.pipelines.episodes.ranges import MOST_OUTSIDE
-from gatokit.pipelines.episodes.scan import EpisodesPlan
 from gatokit.pipelines.losses import Losses
 from gatokit.pipelines.planning import Plan
 from gatokit.pipelines.shards.writer import INDEX_SUFFIX, read_constants, read_out_of_range, read_parts

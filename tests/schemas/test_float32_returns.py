@@ -57,7 +57,15 @@ def test_a_return_that_is_not_equal_is_not() -> None:
 def test_other_rewards_are_exact() -> None:
     assert half_ulps(np.array([0.1, 1.0])).tolist() == [0, 0]
     assert half_ulps(np.array([1, 2])).tolist() == [0, 0]
-    assert half_ulps(np.array([1.0, np.nan, np.inf, 0.0], np.float32))[:3].tolist() == [2.0**-24, 0, 0]
+    assert half_ulps(np.array([1.0, np.nan, np.inf, 0.0], np.float32)).tolist() == [2.0**-24, 0, 0, 2.0**-150]
+
+
+@settings(max_examples=60)
+@given(st.lists(st.integers(0, 2**32 - 1), max_size=40), st.sampled_from([np.float32, np.float16]))
+def test_half_an_ulp_is_half_the_distance_to_the_next_number(bits: list[int], dtype: type[np.floating]) -> None:
+    values = np.array(bits, np.uint32).view(dtype)
+    values = values[np.abs(values) < np.finfo(dtype).max]
+    np.testing.assert_array_equal(half_ulps(values), np.spacing(np.abs(values)).astype(np.float64) / 2)
 
 
 @settings(max_examples=100)

@@ -7,6 +7,8 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gatokit.pipelines.episodes.reader import (
     EpisodeFile,
@@ -345,6 +347,25 @@ def test_numbers_are_read_whatever_list_a_recorder_chose() -> None:
         episode.column(SourceField(path="observation/count", dtype="int32"))
     with pytest.raises(RejectedError, match="observation/name: the feature holds a list of another type"):
         episode.column(SourceField(path="observation/name", dtype="float32"))
+
+
+@settings(max_examples=80)
+@given(
+    st.lists(st.sampled_from([0, 1, 2, 127, 128, 300, -1]), max_size=300),
+    st.booleans(),
+    st.sampled_from(["bool", "int32"]),
+)
+def test_flags_are_the_values_that_are_not_0(numbers: list[int], as_floats: bool, dtype: str) -> None:
+    from tensorflow_datasets.proto.tf_example_generated_pb2 import Example
+
+    example = Example()
+    feature = example.features.feature["steps/is_last"]
+    (feature.float_list if as_floats else feature.int64_list).value.extend(numbers)
+    episode = ExampleEpisode(example.SerializeToString())
+    flags = episode.flags(SourceField(path="is_last", dtype=dtype))
+    assert [flag != 0 for flag in flags] == [number != 0 for number in numbers]
+    with pytest.raises(RejectedError, match="steps/is_first is absent from the episode"):
+        episode.flags(SourceField(path="is_first", dtype=dtype))
 
 
 def test_an_episode_above_the_limit_is_rejected_unread(simple: Path) -> None:
