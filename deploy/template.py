@@ -2,13 +2,16 @@
 
 A flex template makes one job of one pipeline, and a build is two jobs with a plan made between them. So the template's
 job is the place where the command runs, one worker for as long as the build takes, and the command submits the two.
-Dataflow tries a step again when its worker is lost; the build then goes on where it stopped.
+Dataflow tries a step again when its worker is lost; the build then takes over the lock that the lost one left, and goes
+on where it stopped.
 """
 
 import argparse
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from uuid import uuid4
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions, SetupOptions, WorkerOptions
@@ -18,11 +21,15 @@ OWN = ("template_location", "job_name")
 
 
 class RunBuild(beam.DoFn):
-    """Runs ``gatokit`` with the arguments given."""
+    """Runs ``gatokit`` with the arguments given; ``owner`` names the job, whose step runs once at a time."""
+
+    def __init__(self, owner: str) -> None:
+        self._owner = owner
 
     def process(self, arguments: Sequence[str]) -> list[int]:
         """In a process of its own, for it has its own Beam."""
-        done = subprocess.run([sys.executable, "-m", "gatokit", *arguments])
+        environment = {**os.environ, "GATOKIT_LOCK_OWNER": self._owner}
+        done = subprocess.run([sys.executable, "-m", "gatokit", *arguments], env=environment)
         if done.returncode:
             raise RuntimeError(f"gatokit build ended with status {done.returncode}; its reason is in the worker's log")
         return [done.returncode]
@@ -57,7 +64,7 @@ def main(arguments: Sequence[str]) -> None:
         _ = (
             pipeline
             | "Arguments" >> beam.Create([command], reshuffle=False)
-            | "Run the build" >> beam.ParDo(RunBuild())
+            | "Run the build" >> beam.ParDo(RunBuild(uuid4().hex))
         )
 
 

@@ -123,7 +123,6 @@ def build(
         before = _finished_manifest(root, config, described, content, only, update)
         if content == "build":
             _check_vocabulary(root, model)
-        files.remove_tree(work / jobs.ERRORS)
         names = [dataset.config.name for dataset in datasets]
         log.write(f"{content} started", config=str(config_path), datasets=names, update=before is not None)
         # --- 2. scan -------------------------------------------------------------------------------------------------
@@ -209,7 +208,7 @@ def _scan(
     write_atomically(listed, b"".join(lines))
     finished = partial(files.existing, pieces)
     log.write("scan planned", units=len(pieces), finished=len(finished()))
-    scan_piece = partial(jobs.scan_piece, directory=str(directory), work=str(work))
+    scan_piece = partial(jobs.scan_piece, directory=str(directory), work=str(work), is_retried=where.is_elsewhere)
     jobs.run_pieces("scan", pieces, finished, scan_piece, where, work, log.write, progress)
     return results
 
@@ -239,9 +238,12 @@ def _build(
     for index in shards.keys() - reused:
         files.remove(index)
     log.write("build planned", shards=len(shards), finished=len(reused))
-    build_piece = partial(jobs.build_piece, vocabulary=str(root / VOCABULARY) if has_text else None, work=str(work))
+    vocabulary = str(root / VOCABULARY) if has_text else None
+    build_piece = partial(jobs.build_piece, vocabulary=vocabulary, work=str(work), is_retried=where.is_elsewhere)
     try:
         jobs.run_pieces("build", pieces, finished, build_piece, where, work, log.write, progress)
+    except jobs.PiecesFailedError:
+        raise
     except DataError:
         # A source may have changed without a new modification time, so the next run scans again.
         files.remove_tree(work / "scan")

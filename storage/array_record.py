@@ -10,6 +10,7 @@ from pathlib import Path
 from array_record.python.array_record_module import ArrayRecordReader
 
 from gatokit.schemas.errors import DataError, first_line
+from gatokit.storage.files import is_failure, named_error
 
 _OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
 """No threads, and nothing is read ahead of what was asked for."""
@@ -30,22 +31,24 @@ class ArrayRecordFile:
     """
 
     def __init__(self, path: str | Path) -> None:
-        """Opens the file at ``path``. Raises ArrayRecordError if that fails."""
+        """Opens the file at ``path``. Raises ArrayRecordError if that fails, OSError if the disk does."""
         self.path = path
         try:
             self._reader = ArrayRecordReader(str(path), _OPTIONS)
         except (RuntimeError, ValueError) as error:
             reason = first_line(error)
+            _raise_failure(path, reason)
             raise ArrayRecordError(f"{path} cannot be opened as an ArrayRecord file: {reason}", reason) from None
         self.is_whole: bool = self._reader.ok()
         self.records: int = self._reader.num_records() if self.is_whole else 0
 
     def read(self, begin: int, end: int) -> list[bytes]:
-        """The records [begin, end). Raises ArrayRecordError if they cannot be read."""
+        """The records [begin, end). Raises ArrayRecordError if they cannot be read, OSError if the disk fails."""
         try:
             found: list[bytes] = self._reader.read(begin, end)
         except Exception as error:  # the library raises many types, and each means the same
             reason = first_line(error)
+            _raise_failure(self.path, reason)
         else:
             if len(found) == end - begin:
                 return found
@@ -63,3 +66,10 @@ class ArrayRecordFile:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def _raise_failure(path: str | Path, reason: str) -> None:
+    """Raises OSError if the system failed to read, so that the file itself may be sound."""
+    error = named_error(path, reason)
+    if is_failure(error):
+        raise error

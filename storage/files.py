@@ -5,6 +5,7 @@ Every function takes local paths and names of objects alike. A local file is wri
 directory, synced and renamed. An object exists as soon as its upload has finished, and not before.
 """
 
+import errno
 import fcntl
 import glob
 import hashlib
@@ -39,6 +40,9 @@ _PREFETCHED_BYTES = 64 << 20
 LOCK = ".lock"
 """Name of the lock, in the directory that is held."""
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]+:/")
+_LASTING_ERRORS = (FileNotFoundError, PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError)
+_LASTING_NUMBERS = {errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL}
+_NAMED_NUMBERS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ENOENT, errno.EACCES)
 
 
 def is_remote(path: str | Path) -> bool:
@@ -47,6 +51,28 @@ def is_remote(path: str | Path) -> bool:
 
 
 Read = TypeVar("Read")
+
+
+# --- errors ----------------------------------------------------------------------------------------------------
+
+
+def may_pass(error: BaseException) -> bool:
+    """Whether the same work may succeed when it is tried again, perhaps on another machine: a disk, a network or a
+    service failed, and nothing that a person has to mend."""
+    return isinstance(error, OSError) and not (isinstance(error, _LASTING_ERRORS) or error.errno in _LASTING_NUMBERS)
+
+
+def is_failure(error: BaseException) -> bool:
+    """Whether a disk or a service failed where a library reads a file, so that the file itself may be sound."""
+    return isinstance(error, gcs.ObjectError) or (may_pass(error) and getattr(error, "errno", None) is not None)
+
+
+def named_error(path: str | Path, message: str) -> OSError:
+    """The error of a library that says only in words what the system answered about a file."""
+    for number in _NAMED_NUMBERS:
+        if os.strerror(number) in message:
+            return OSError(number, os.strerror(number), str(path))
+    return OSError(f"{path}: {message}")
 
 
 # --- reading ---------------------------------------------------------------------------------------------------
@@ -246,6 +272,9 @@ def out_directory(out: str | Path) -> Path:
     """The directory to write into. Raises ConfigError if it is neither a local path nor one on ``gs://``."""
     if _SCHEME.match(str(out)) and not is_remote(out):
         raise ConfigError(f"--out {out}: is neither a local path nor one on gs://; choose another directory")
+    if any("\udc80" <= character <= "\udcff" for character in str(out)):
+        name = os.fsencode(str(out))
+        raise ConfigError(f"--out {name!r}: the name is not valid UTF-8; choose another directory")
     return Path(out)
 
 
@@ -307,7 +336,7 @@ def append_line(path: str | Path, line: str) -> None:
         before = gcs.read(path) if exists(path) else b""
         gcs.write(path, before + line.encode() + b"\n")
     else:
-        with open(path, "a", encoding="utf-8") as file:
+        with open(path, "a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(line + "\n")
 
 
@@ -396,8 +425,13 @@ def hold(directory: str | Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # The former holder may have removed the file after we opened it; then the next holder locks a new one.
             is_held = os.path.samestat(os.fstat(file.fileno()), os.stat(path))
-        except OSError:
+        except (BlockingIOError, FileNotFoundError):
             is_held = False
+        except OSError as error:
+            reason = f"its file system locks no files ({error.strerror})"
+            raise ConfigError(
+                f"--out {directory}: {reason}; choose another disk, or mount this one with locks"
+            ) from None
         if not is_held:
             raise DataError(f"{directory} is in use by another gatokit; wait for it or choose another --out")
         try:

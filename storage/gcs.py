@@ -30,6 +30,8 @@ _LEAST, _MOST = 1 << 16, 1 << 23
 _PART_BYTES = 16 << 20
 """A larger upload is sent in parts of this size. A part that fails is sent again."""
 _THREADS = threading.local()
+OWNER = "GATOKIT_LOCK_OWNER"
+"""The environment variable with the name of what starts this command, of which one at a time runs."""
 
 
 class ObjectError(DataError, OSError):
@@ -38,6 +40,10 @@ class ObjectError(DataError, OSError):
 
 class MissingObjectError(ObjectError, FileNotFoundError):
     """There is no such object."""
+
+
+class DeniedObjectError(ObjectError, PermissionError):
+    """The credentials do not allow it."""
 
 
 class ReplacedObjectError(ObjectError, FileExistsError):
@@ -238,10 +244,13 @@ def hold(lock: str) -> Iterator[None]:
 
     Only the creator of the lock may delete it, so it outlives a process that is killed. A later process on the same
     machine removes the lock of a dead process. Nobody can tell whether a process of another machine is dead, and a
-    write to a bucket cannot be made conditional on the lock, so such a lock is removed by a person.
+    write to a bucket cannot be made conditional on the lock, so such a lock is removed by a person. A service that
+    starts a command again only when the last one is gone names itself in ``GATOKIT_LOCK_OWNER``: a process removes the
+    lock of its own owner.
     """
     mine = {
         **describe(os.getpid()),
+        "owner": os.environ.get(OWNER, ""),
         "token": uuid4().hex,
         "since": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
@@ -285,7 +294,7 @@ def _check_owner(lock: str, mine: dict[str, Any]) -> int | None:
     try:
         held = json.loads(read(lock))
         owner = f"process {held['process']} on {held['host']} since {held['since']}"
-        is_dead = _is_dead(held)
+        is_dead = _is_dead(held) or (bool(mine["owner"]) and held.get("owner") == mine["owner"])
     except (ValueError, KeyError, TypeError):
         raise DataError(f"{directory} is in use by another gatokit; {way_out}") from None
     if held == mine:  # the answer to our request was lost, and the client asked again
@@ -389,6 +398,6 @@ def _os_errors(path: str | Path) -> Iterator[None]:
     except exceptions.PreconditionFailed:
         raise ReplacedObjectError(f"{canonical(path)}: was replaced, or exists already") from None
     except (exceptions.Forbidden, exceptions.Unauthorized) as error:
-        raise ObjectError(f"{canonical(path)}: access denied: {first_line(error)}") from None
+        raise DeniedObjectError(f"{canonical(path)}: access denied: {first_line(error)}") from None
     except (*failures, InvalidResponse) as error:
         raise ObjectError(f"{canonical(path)}: {first_line(error)}") from None

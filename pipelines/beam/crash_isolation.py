@@ -102,7 +102,7 @@ def scan(unit: ScanUnit, result: str | Path) -> int:
 def _run(task: dict[str, Any]) -> tuple[list[bytes], signal.Signals | None]:
     """Runs a task in a process. Returns the lines that it wrote, and the signal that ended it, if one did.
 
-    Raises DataError, with the message of the process, if it failed for a reason that the user can mend.
+    Raises DataError or OSError, with the message of the process, if it failed with such an error.
     """
     reading, writing = os.pipe()
     with open(reading, "rb") as pipe:
@@ -122,7 +122,8 @@ def _run(task: dict[str, Any]) -> tuple[list[bytes], signal.Signals | None]:
     if code < 0:
         return answers, signal.Signals(-code)
     if code == _FAILED:
-        raise DataError(json.loads(answers[-1])["failed"])
+        failed = json.loads(answers[-1])
+        raise OSError(failed["failed"]) if failed["may_pass"] else DataError(failed["failed"])
     if code:
         raise RuntimeError(f"python -m {__spec__.name} ended with status {code} after {answers[-1:]}")
     return answers, None
@@ -165,8 +166,9 @@ def _main(task: dict[str, Any], answers: int) -> None:
                     pass
     except (GatokitError, OSError) as error:
         # As the message that would have been left without this process.
-        message = f"{type(error).__name__}: {error}" if isinstance(error, OSError) else str(error)
-        say(json.dumps({"failed": message}))
+        may_pass = files.may_pass(error)
+        message = str(error) if isinstance(error, GatokitError) or may_pass else f"{type(error).__name__}: {error}"
+        say(json.dumps({"failed": message, "may_pass": may_pass}))
         sys.exit(_FAILED)
 
 

@@ -3,7 +3,9 @@
 ``scan_piece`` and ``build_piece`` are functions of plain arguments, which another scheduler may call on any machine.
 The result of a piece is a file, and a repeated call writes the same file again. A piece that fails for a reason that
 the user can mend writes the reason to a file below ``work``, the working directory of the job, because Beam would wrap
-it in its own traceback.
+it in its own traceback. An error that may pass, such as one of a disk or of the network, is raised to a runner that
+tries again, perhaps on another machine; elsewhere it is written down too, and the piece is tried again when the others
+are done.
 """
 
 import ctypes
@@ -12,6 +14,7 @@ import functools
 import gc
 import json
 import os
+import re
 import tempfile
 import threading
 import time
@@ -33,13 +36,14 @@ from apache_beam.options.pipeline_options import (
     _BeamArgumentParser,
 )
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+from apache_beam.runners.runner import create_runner
 
 from gatokit.pipelines.beam import crash_isolation
 from gatokit.pipelines.beam.local_workers import DIED, ProcessEnvironment, without_noise
 from gatokit.pipelines.inputs import load_vocabulary
 from gatokit.pipelines.planning import ShardTask, unit_from_json
 from gatokit.pipelines.shards.writer import build_shard
-from gatokit.schemas.errors import ConfigError, DataError, GatokitError
+from gatokit.schemas.errors import ConfigError, DataError, GatokitError, first_line
 from gatokit.schemas.manifest import digest
 from gatokit.schemas.progress import Progress
 from gatokit.storage import files
@@ -52,7 +56,10 @@ ERRORS = "errors"
 """Folder in ``work`` with the reasons of pieces that failed."""
 _ATTEMPTS = "attempts"
 """Folder in ``work`` with a marker for each piece that is being worked on."""
+TRIES = 3
+"""Times that a piece is tried that fails for a reason that may pass, where the runner tries nothing again."""
 _FULL = "the disk is full; make room and run the build again: finished shards stay"
+_TOO_LARGE = "no file may become as large: the file system or `ulimit -f` forbids it; choose another disk or limit"
 _M_MMAP_THRESHOLD = -3
 _POLL_SECONDS = 0.2
 _LISTING_SECONDS = 5.0
@@ -61,6 +68,10 @@ _MOST_DEATHS = 3
 """Times in a row that worker processes may die without one piece of work getting done."""
 _MOST_SAID = 1000
 """Characters of what a runner says of a job that failed."""
+_MOST_KINDS = 10
+"""Kinds of errors of which one is said each; the log has all errors."""
+_VARYING = re.compile(r"\S*[\d/'\"#]\S*")
+"""Words in which errors of one kind differ: names and numbers."""
 
 Counts = dict[str, int]
 """What a piece did: ``scanned`` rows; of a build ``episodes`` or ``documents``, those ``kept``, ``tokens``, ``shards``
@@ -70,11 +81,12 @@ and their ``bytes``. Empty if it failed."""
 # --- pieces of work ----------------------------------------------------------------------------------------------
 
 
-def scan_piece(piece: tuple[str, str, int, int], directory: str, work: str) -> Counts:
+def scan_piece(piece: tuple[str, str, int, int], directory: str, work: str, is_retried: bool = False) -> Counts:
     """Scans a unit and writes its rows to a file in ``directory``.
 
     ``piece`` is the unit's fingerprint, which names that file, and the path, offset and length of its JSON. A job of
-    thousands of units would be too large for Dataflow with the units themselves.
+    thousands of units would be too large for Dataflow with the units themselves. With ``is_retried`` the caller tries
+    again if this raises OSError.
     """
     fingerprint, path, offset, length = piece
     result = Path(directory) / f"{fingerprint}.arrow"
@@ -88,12 +100,12 @@ def scan_piece(piece: tuple[str, str, int, int], directory: str, work: str) -> C
         files.write_rows(result, rows)
         return {"scanned": rows.num_rows}
 
-    return _do(attempt, work, fingerprint)
+    return _do(attempt, work, fingerprint, is_retried)
 
 
-def build_piece(piece: tuple[str, str], vocabulary: str | None, work: str) -> Counts:
+def build_piece(piece: tuple[str, str], vocabulary: str | None, work: str, is_retried: bool = False) -> Counts:
     """Builds a shard. ``piece`` is the path of its task and the directory of its dataset. ``vocabulary`` is the path of
-    the model, None if nothing is text.
+    the model, None if nothing is text. ``is_retried`` as in ``scan_piece``.
 
     Reading, tokenizing and writing stay together, so that no image and no token passes through a scheduler.
     """
@@ -106,7 +118,7 @@ def build_piece(piece: tuple[str, str], vocabulary: str | None, work: str) -> Co
             built = build_shard(ShardTask.read(path), directory, _vocabulary(vocabulary))
         return {built.kind: built.rows} | {name: getattr(built, name) for name in ("kept", "tokens", "shards", "bytes")}
 
-    return _do(attempt, work, path)
+    return _do(attempt, work, path, is_retried)
 
 
 @functools.lru_cache(maxsize=1)
@@ -115,7 +127,7 @@ def _vocabulary(path: str | None) -> TextTokenizer | None:
     return None if path is None else load_vocabulary(path)
 
 
-def _do(attempt: Callable[[bool], Counts], work: str, name: str) -> Counts:
+def _do(attempt: Callable[[bool], Counts], work: str, name: str, is_retried: bool) -> Counts:
     """Calls ``attempt`` with True if an earlier attempt at the piece ``name`` died."""
     key = digest(name.encode(), 8)
     try:
@@ -124,7 +136,12 @@ def _do(attempt: Callable[[bool], Counts], work: str, name: str) -> Counts:
         with marked(Path(work) / _ATTEMPTS / key) as died:
             return attempt(died)
     except (GatokitError, OSError) as error:
-        files.write_atomically(Path(work) / ERRORS / f"{key}.json", json.dumps({"message": sentence(error)}).encode())
+        may_pass = files.may_pass(error)
+        if may_pass and is_retried:
+            raise
+        # A full disk of this machine is full at the next try too.
+        said = {"message": sentence(error), "may_pass": may_pass and not _is_full(str(error))}
+        files.write_atomically(Path(work) / ERRORS / f"{key}.json", json.dumps(said).encode())
         return {}
     finally:
         gc.unfreeze()
@@ -147,12 +164,14 @@ def marked(marker: Path) -> Iterator[bool]:
 def sentence(error: Exception) -> str:
     """The message of an error for the user who can mend its reason."""
     message = str(error) if isinstance(error, GatokitError) else f"{type(error).__name__}: {error}"
+    if os.strerror(errno.EFBIG) in message:
+        return f"{_TOO_LARGE} ({message})"
     return f"{_FULL} ({message})" if _is_full(message) else message
 
 
 def _is_full(message: str) -> bool:
     """Whether a message says that a disk is full."""
-    return any(os.strerror(number) in message for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+    return any(os.strerror(number) in message for number in (errno.ENOSPC, errno.EDQUOT))
 
 
 # --- jobs --------------------------------------------------------------------------------------------------------
@@ -166,6 +185,10 @@ class JobFailedError(GatokitError):
 
 class WorkerDiedError(Exception):
     """A local worker process ended before its work did."""
+
+
+class PiecesFailedError(DataError):
+    """Pieces of work failed for reasons that may pass; the others are done."""
 
 
 class _Do(beam.DoFn):
@@ -205,7 +228,7 @@ class Execution:
 def execution(arguments: Sequence[str], workers: int) -> Execution:
     """From command-line arguments of Beam; without ``--runner`` the local runner with ``workers`` processes.
 
-    ConfigError names an argument that Beam does not know.
+    ConfigError names an argument or a runner that Beam does not know.
     """
     parser = _BeamArgumentParser(allow_abbrev=False)
     for type_ in PipelineOptions.__subclasses__():
@@ -218,7 +241,13 @@ def execution(arguments: Sequence[str], workers: int) -> Execution:
     options.view_as(SetupOptions).save_main_session = False
     # What is read and written on gs:// before and after the pipeline takes its project and credentials from here.
     FileSystems.set_options(options)
-    if options.view_as(StandardOptions).runner is not None:
+    runner = options.view_as(StandardOptions).runner
+    if runner is not None:
+        try:
+            create_runner(runner)
+        except (ValueError, ImportError, AttributeError) as error:
+            why = first_line(error)[:300]
+            raise ConfigError(f"--runner {runner}: is no runner that is installed here: {why}; see --help") from None
         return Execution(options, None)
     direct = options.view_as(DirectOptions)
     workers = max(workers, direct.direct_num_workers or 1)
@@ -240,9 +269,11 @@ def run_pieces(
 ) -> None:
     """Calls a function with each piece whose result is not ``finished``, and again after a worker process died.
 
-    The second time an isolated process does what the dead one worked on. ``pieces`` has the result of each.
+    The second time an isolated process does what the dead one worked on. ``pieces`` has the result of each. Those that
+    failed for a reason that may pass are tried ``TRIES`` times. Raises PiecesFailedError if one fails each time,
+    DataError with the reasons that the user has to mend.
     """
-    seen, listed, deaths = set[Path](), 0.0, 0
+    seen, listed, deaths, tries = set[Path](), 0.0, 0, 0
 
     def count() -> None:
         nonlocal listed
@@ -257,11 +288,18 @@ def run_pieces(
 
     left = waiting()
     while left:
+        files.remove_tree(work / ERRORS)
         try:
-            log("metrics", **run(left, call, stage, where, count, work))
+            log("metrics", **run(left, call, stage, where, count, work, log))
             if progress is not None:
                 progress(stage, len(pieces), len(pieces))
             return
+        except PiecesFailedError as error:
+            tries, left = tries + 1, waiting()
+            if tries == TRIES:
+                way_out = "mend that and run the command again to go on"
+                raise PiecesFailedError(f"{error} (tried {TRIES} times)", way_out=way_out) from None
+            log("tried again", pieces=len(left))
         except WorkerDiedError as error:
             log("worker died", message=str(error), pieces=len(left))
             before, left = len(left), waiting()
@@ -280,19 +318,20 @@ def run(
     where: Execution,
     poll: Callable[[], None],
     work: Path,
+    log: Callable[..., None],
 ) -> Counts:
     """Calls a function with each of ``pieces`` on the workers and waits, calling ``poll`` a few times a second.
 
-    Returns what the counters say. Raises the first reason that a piece left below ``work``, WorkerDiedError, or what
-    the pipeline itself raised.
+    Returns what the counters say. Raises DataError with the reasons of pieces that do not pass, or else
+    WorkerDiedError, JobFailedError, what the pipeline itself raised, or PiecesFailedError.
     """
     failure: list[BaseException] = []
     counters: Counts = {}
     has_processes = (where.local_workers or 1) > 1
     runner = FnApiRunner() if where.local_workers else None
     if has_processes:
-        log = Path(tempfile.gettempdir()) / "gatokit" if is_remote(work) else work
-        runner = FnApiRunner(default_environment=ProcessEnvironment(str(log / "workers.log")))
+        folder = Path(tempfile.gettempdir()) / "gatokit" if is_remote(work) else work
+        runner = FnApiRunner(default_environment=ProcessEnvironment(str(folder / "workers.log")))
 
     def job() -> None:
         try:
@@ -312,18 +351,46 @@ def run(
         while thread.is_alive():
             thread.join(_POLL_SECONDS)
             poll()
-    for name in files.names(work / ERRORS):
-        if name.endswith(".json"):
-            raise DataError(json.loads(files.read_bytes(work / ERRORS / name))["message"])
+    errors = _errors(work, log)
     if failure:
         said = str(failure[0])
-        if _is_full(said):
-            raise DataError(_FULL)
         if DIED in said:
             raise WorkerDiedError(said[said.index(DIED) :].splitlines()[0])
-        if where.is_elsewhere:
+        if where.local_workers is None:
+            full = "A worker's disk is full: give it more with --disk_size_gb. " if _is_full(said) else ""
             raise JobFailedError(
-                f"{' '.join(said.split())[:_MOST_SAID]} Run the same command again to go on"
+                f"{full}{' '.join(said.split())[:_MOST_SAID]} Run the same command again to go on"
             ) from failure[0]
+        if _is_full(said):
+            raise DataError(_FULL)
         raise failure[0]
+    if errors:
+        raise PiecesFailedError(_grouped(errors))
     return counters
+
+
+def _errors(work: Path, log: Callable[..., None]) -> list[str]:
+    """Logs all errors of pieces. Returns their messages if all may pass; raises DataError with those that do not."""
+    paths = [work / ERRORS / name for name in files.names(work / ERRORS) if name.endswith(".json")]
+    errors = [json.loads(data) for data in files.prefetch(paths, files.read_bytes, len)]
+    for error in errors:
+        log("piece failed", **error)
+    lasting = [error["message"] for error in errors if not error["may_pass"]]
+    if lasting:
+        raise DataError(_grouped(lasting))
+    return [error["message"] for error in errors]
+
+
+def _grouped(messages: Sequence[str]) -> str:
+    """One sentence of many errors: the first of each kind, and how many there are of it."""
+    if len(messages) == 1:
+        return messages[0]
+    kinds: dict[str, list[str]] = {}
+    for message in messages:
+        kinds.setdefault(_VARYING.sub("", message), []).append(message)
+    said = [
+        of_kind[0] if len(of_kind) == 1 else f"{of_kind[0]} (and {len(of_kind) - 1} more of this kind)"
+        for of_kind in sorted(kinds.values(), key=len, reverse=True)
+    ]
+    more = f" | and {len(said) - _MOST_KINDS} more kinds of errors" if len(said) > _MOST_KINDS else ""
+    return f"{len(messages)} pieces of work failed: {' | '.join(said[:_MOST_KINDS])}{more}"

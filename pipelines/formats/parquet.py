@@ -57,6 +57,8 @@ def open_file(path: str, name: str) -> Iterator[pq.ParquetFile]:
         try:
             file = pq.ParquetFile(source, buffer_size=_BUFFER_BYTES, pre_buffer=False, page_checksum_verification=True)
         except _DAMAGE as error:
+            if storage.is_failure(error):
+                raise
             raise DamagedFileError(first_line(error)[:200]) from None
         yield file
 
@@ -88,6 +90,8 @@ def read_rows(
                     position += 1
             detail = "the row group ends early"
         except _DAMAGE as error:
+            if storage.is_failure(error):
+                raise
             detail = first_line(error)[:200]
         if position < end:
             yield DamagedRows(position, group, end - position, detail)

@@ -25,7 +25,18 @@ from gatokit.pipelines.stages import METADATA, OutOfRange, with_metadata
 from gatokit.schemas.errors import RejectedError, first_line
 from gatokit.schemas.index import HELD_OUT, INDEX, TRAIN
 from gatokit.schemas.manifest import ShardEntry
-from gatokit.storage.files import arrow_file, commit, is_directory, prefetch, sizes, temporary_beside, write_atomically
+from gatokit.storage.files import (
+    arrow_file,
+    commit,
+    is_directory,
+    is_remote,
+    named_error,
+    prefetch,
+    remove,
+    sizes,
+    temporary_beside,
+    write_atomically,
+)
 from gatokit.tokenizers.text import TextTokenizer
 
 INDEX_SUFFIX = ".index.parquet"
@@ -95,7 +106,12 @@ def build_shard(
         index = pa.table({**columns, **result}).select(INDEX.names).cast(INDEX)
         index = with_metadata(index, task.rows)
         path, constants = Path(directory) / (task.stem + INDEX_SUFFIX), getattr(builder, "constants", None)
-        write_index(path, index, writer.parts, builder.out_of_range, constants)
+        try:
+            write_index(path, index, writer.parts, builder.out_of_range, constants)
+        except OSError:
+            with suppress(OSError):
+                remove(path)  # it may be in its place, in a directory that could not be synced
+            raise
     return Built(
         kind=task.header.kind,
         rows=len(columns["kept"]),
@@ -110,24 +126,28 @@ def build_shard(
 class _GrowingDigest:
     """Size and BLAKE2b-256 of a file that grows at its end, computed by another thread while it is written.
 
-    That thread also syncs it, so that little is left to wait for in the end.
+    With ``synced`` that thread also syncs it, so that little is left to wait for in the end. The system reports an
+    error of the disk once, so the first one is kept and raised by every later call.
     """
 
-    def __init__(self, path: str) -> None:
-        self._path = path
+    def __init__(self, path: str, synced: bool) -> None:
+        self._path, self._synced = path, synced
+        self._error: OSError | None = None
         self._hash, self._size, self._unread = hashlib.blake2b(digest_size=32), 0, 0
         self._buffer = memoryview(bytearray(1 << 18))
         self._thread = ThreadPoolExecutor(1)
 
     def grown(self, size: int) -> None:
-        """About so many bytes were written."""
+        """About so many bytes were written. Raises OSError if an earlier part could not be read or synced."""
+        if self._error is not None:
+            raise self._error
         self._unread += size
         if self._unread >= _HASH_BYTES:
             self._unread = 0
             self.read_on()
 
     def read_on(self) -> "Future[tuple[int, str]]":
-        """Size and digest of what the file holds by now, which is synced then."""
+        """Size and digest of what the file holds by now, which is synced then; its errors are those of ``grown``."""
         return self._thread.submit(self._read)
 
     def stop(self) -> None:
@@ -135,12 +155,20 @@ class _GrowingDigest:
         self._thread.shutdown(cancel_futures=True)
 
     def _read(self) -> tuple[int, str]:
-        with open(self._path, "rb", buffering=0) as file:
-            file.seek(self._size)
-            while size := file.readinto(self._buffer):
-                self._hash.update(self._buffer[:size])
-                self._size += size
-            os.fsync(file.fileno())
+        if self._error is not None:
+            raise self._error
+        try:
+            with open(self._path, "rb", buffering=0) as file:
+                file.seek(self._size)
+                while size := file.readinto(self._buffer):
+                    self._hash.update(self._buffer[:size])
+                    self._size += size
+                if self._synced:
+                    os.fsync(file.fileno())
+        except OSError as error:
+            error.filename = error.filename or self._path
+            self._error = error
+            raise
         return self._size, self._hash.hexdigest()
 
 
@@ -184,7 +212,8 @@ class ShardWriter:
             self._temporary = temporary_beside(self._directory / self._name())
             with _os_errors(self._temporary):
                 self._writer = ArrayRecordWriter(self._temporary, WRITER_OPTIONS)
-            self._digest = _GrowingDigest(self._temporary)
+            # An upload reads the file at once, and it is gone afterwards.
+            self._digest = _GrowingDigest(self._temporary, synced=not is_remote(self._directory))
         where = len(self.parts), len(self._checksums)
         with _os_errors(self._temporary):
             for record in records:
@@ -255,7 +284,7 @@ def _os_errors(path: str) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise OSError(f"{path}: {first_line(error)}") from None
+        raise named_error(path, first_line(error)) from None
 
 
 # --- the index ---------------------------------------------------------------------------------------------------

@@ -201,6 +201,22 @@ def test_other_locks_stay(bucket: Bucket, sleeper: subprocess.Popen[bytes], lock
     assert bucket.get("out/.lock") == content
 
 
+def test_the_lock_of_a_lost_process_of_the_same_owner_goes(
+    bucket: Bucket, sleeper: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost = lock_of(sleeper.pid, machine="another", owner="job 1")
+    bucket.put("out/.lock", lost)
+    for owner in ("", "job 2"):
+        monkeypatch.setenv("GATOKIT_LOCK_OWNER", owner)
+        with pytest.raises(DataError, match="in use by process"), hold("gs://bucket/out"):
+            raise AssertionError
+    assert bucket.get("out/.lock") == lost
+    monkeypatch.setenv("GATOKIT_LOCK_OWNER", "job 1")
+    with hold("gs://bucket/out"):
+        assert json.loads(bucket.get("out/.lock"))["process"] == os.getpid()
+    assert bucket.names() == []
+
+
 def test_of_two_that_see_a_dead_one_one_gets_its_lock(bucket: Bucket, sleeper: subprocess.Popen[bytes]) -> None:
     sleeper.kill()
     sleeper.wait()

@@ -224,6 +224,34 @@ def test_a_disk_that_takes_no_more_commits_nothing(tmp_path: Path) -> None:
     assert names(tmp_path) == []
 
 
+@pytest.mark.parametrize("failing", range(6))
+def test_a_sync_that_fails_at_any_point_fails_the_shard(
+    failing: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system reports an error of the disk once: the next sync of the same file succeeds."""
+    monkeypatch.setattr(shards, "_HASH_BYTES", 10_000)
+    fsync, calls = os.fsync, 0
+
+    def fails_once(descriptor: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == failing + 1:
+            raise OSError(5, "Input/output error")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fails_once)
+
+    def write() -> None:
+        with ShardWriter(tmp_path, "demo-1") as writer:
+            for _ in range(4):
+                writer.add([PAYLOAD * 3], [1], held_out=False)
+            writer.finish()
+
+    with pytest.raises(OSError, match="Input/output error"):
+        write()
+    assert [name for name in names(tmp_path) if failing < 5 or not name.endswith(".arrayrecord")] == []
+
+
 def test_an_index_holds_rows_parts_and_counts(tmp_path: Path) -> None:
     rows = pa.table({"a": [1, 2]}).replace_schema_metadata({"gatokit.index": "1"})
     part = ShardEntry(file="demo-1.arrayrecord", size=9, blake2b="d", training=1, held_out=2, tokens=3)
