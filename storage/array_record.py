@@ -1,16 +1,17 @@
-"""Reads ranges of records from local ArrayRecord files.
+"""Reads ranges of records from ArrayRecord files on a disk, and records in order from those on ``gs://``.
 
 Always by range: ``reader.read([i])`` of the library takes time proportional to the records of the file on every call,
 ``reader.read(i, i + 1)`` does not.
 """
 
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from array_record.python.array_record_module import ArrayRecordReader
 
 from gatokit.schemas.errors import DataError, first_line
-from gatokit.storage.files import is_failure, named_error
+from gatokit.storage.files import PartialCopy, is_failure, is_remote, named_error, partial_copy
 
 _OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
 """No threads, and nothing is read ahead of what was asked for."""
@@ -73,3 +74,40 @@ def _raise_failure(path: str | Path, reason: str) -> None:
     error = named_error(path, reason)
     if is_failure(error):
         raise error
+
+
+class _GrowingFile(ArrayRecordFile):
+    """A partial copy of a file, of which more is fetched when the library cannot read what was asked for."""
+
+    def __init__(self, copy: PartialCopy) -> None:
+        self._copy = copy
+        while copy.extend_end():
+            with suppress(ArrayRecordError):
+                super().__init__(copy.path)
+                if self.is_whole:
+                    return
+                self.close()
+        super().__init__(copy.path)
+
+    def read(self, begin: int, end: int) -> list[bytes]:
+        """See ``ArrayRecordFile``."""
+        while True:
+            try:
+                return super().read(begin, end)
+            except ArrayRecordError:
+                if not self._copy.extend_beginning():
+                    raise
+            self.close()
+            super().__init__(self._copy.path)
+
+
+@contextmanager
+def open_in_order(path: str | Path) -> Iterator[ArrayRecordFile]:
+    """Opens a file whose records are read one after the other. Of one on ``gs://`` little more is fetched than is read;
+    a record that is damaged is known to be only when all of the file is there. Raises ArrayRecordError."""
+    if is_remote(path):
+        with partial_copy(path) as copy, _GrowingFile(copy) as file:
+            yield file
+    else:
+        with ArrayRecordFile(path) as file:
+            yield file

@@ -35,6 +35,8 @@ CONNECTIONS = 16
 """Requests to ``gs://`` that are made at a time, since each waits for its answer."""
 _WRITERS = 4
 """Local files that are written at a time, since each waits until it is synced."""
+_FIRST_PART, _MOST_PART = 256 << 10, 8 << 20
+"""Bytes of a partial copy that are fetched at a time."""
 _PREFETCHED_BYTES = 64 << 20
 """About as many bytes are read before they are asked for."""
 LOCK = ".lock"
@@ -50,6 +52,7 @@ def is_remote(path: str | Path) -> bool:
     return str(path).startswith("gs:/")
 
 
+Item = TypeVar("Item")
 Read = TypeVar("Read")
 
 
@@ -121,6 +124,48 @@ def local_copy(path: str | Path) -> Iterator[str]:
         yield copy
 
 
+class PartialCopy:
+    """A local file of an object's size that holds a beginning and an end of its content, and zeros between them.
+
+    For libraries that open files themselves and notice by checksums that something is missing.
+    """
+
+    def __init__(self, path: str | Path, local: str) -> None:
+        self.path = local
+        self._remote = gcs.ObjectFile(path)
+        self._begin, self._end = 0, self._remote.size
+        with open(local, "wb") as file:
+            file.truncate(self._end)
+
+    def extend_end(self) -> bool:
+        """Fetches more before the end: 256 KiB, then as much as is there already. False if nothing was missing."""
+        return self._fetch(max(self._begin, self._end - max(_FIRST_PART, self._remote.size - self._end)), self._end)
+
+    def extend_beginning(self) -> bool:
+        """Fetches more behind the beginning: 256 KiB, then as much as is there already, and at most 8 MiB. False if
+        nothing was missing."""
+        return self._fetch(self._begin, min(self._end, self._begin + min(max(_FIRST_PART, self._begin), _MOST_PART)))
+
+    def _fetch(self, begin: int, end: int) -> bool:
+        if begin == end:
+            return False
+        with open(self.path, "r+b") as file:
+            file.seek(begin)
+            file.write(self._remote.fetch(begin, end))
+        if begin == self._begin:
+            self._begin = end
+        else:
+            self._end = begin
+        return True
+
+
+@contextmanager
+def partial_copy(path: str | Path) -> Iterator[PartialCopy]:
+    """A temporary local copy of an object into which parts are fetched."""
+    with tempfile.TemporaryDirectory(prefix="gatokit-") as directory:
+        yield PartialCopy(path, os.path.join(directory, Path(path).name))
+
+
 @contextmanager
 def local_descriptions(directory: str | Path) -> Iterator[str]:
     """The directory itself, or a temporary local one with copies of its ``.json`` and ``.txt`` files."""
@@ -151,12 +196,21 @@ def read_rows(path: str | Path, without: Callable[[str], bool] | None = None) ->
             return chosen.read_all()
 
 
-def prefetch(paths: Sequence[Path], read: Callable[[Path], Read], size: Callable[[Read], int]) -> Iterator[Read]:
-    """Yields ``read(path)`` for each path, in order. Several paths on ``gs://`` are read at a time.
+def prefetch(
+    paths: Sequence[Item],
+    read: Callable[[Item], Read],
+    size: Callable[[Read], int],
+    *,
+    several: bool | None = None,
+) -> Iterator[Read]:
+    """Yields ``read(path)`` for each path, or anything else that is read, in order.
 
-    How many at a time follows from the ``size``, in bytes, of the largest result so far.
+    Several are read at a time if ``several`` is set, by default if they are paths on ``gs://``. How many at a time
+    follows from the ``size``, in bytes, of the largest result so far.
     """
-    if not any(map(is_remote, paths)):
+    if several is None:
+        several = any(is_remote(str(path)) for path in paths)
+    if not several:
         yield from map(read, paths)
         return
     rest, waiting, largest, most = iter(paths), deque[Future[Read]](), 1, 1

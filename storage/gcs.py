@@ -216,11 +216,13 @@ class ObjectFile(io.RawIOBase):
             kept = self._data[offset - self._begin :] if self._begin <= offset < have else b""
             self._ahead = min(2 * self._ahead, _MOST) if kept or offset == have else _LEAST
             begin = offset + len(kept)
-            self._data = kept + self._fetched(begin, min(self.size, max(end, begin + self._ahead)))
+            self._data = kept + self.fetch(begin, min(self.size, max(end, begin + self._ahead)))
             self._begin = offset
         return self._data[offset - self._begin : end - self._begin]
 
-    def _fetched(self, begin: int, end: int) -> bytes:
+    def fetch(self, begin: int, end: int) -> bytes:
+        """The bytes [begin, end), which lie in the object, and nothing ahead; raises as ``read_at`` does."""
+
         def once() -> bytes:
             data: bytes = self._blob.download_as_bytes(
                 start=begin, end=end - 1, if_generation_match=self._generation, checksum=None, retry=None

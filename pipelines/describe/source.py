@@ -7,7 +7,7 @@ nor a vocabulary. Legend: N recorded steps of an episode, the last one included;
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -16,13 +16,20 @@ import numpy as np
 
 from gatokit.pipelines.describe.statistics import MOST_DISTINCT, Column, DescribedField
 from gatokit.pipelines.episodes.last_step import look
-from gatokit.pipelines.episodes.reader import EpisodeFile, RawEpisode, SourceDirectory, SourceFeatures, SourceField
+from gatokit.pipelines.episodes.reader import (
+    EpisodeFile,
+    RawEpisode,
+    SourceDirectory,
+    SourceFeatures,
+    SourceField,
+    StoredEpisode,
+)
 from gatokit.pipelines.episodes.scan import FORMATS
 from gatokit.pipelines.inputs import find_directories, fixed_part, local_pattern
 from gatokit.schemas.config_episodes import Splits
 from gatokit.schemas.errors import ConfigError, GatokitError
 from gatokit.schemas.progress import Progress
-from gatokit.storage.files import matching
+from gatokit.storage.files import is_remote, matching, prefetch
 
 EPISODES = 256
 """Episodes that are looked at, if no other number is asked for."""
@@ -114,11 +121,11 @@ def describe(
     looked = _Looked()
     files = [(place, file) for place, directory in enumerate(directories) for file in directory.files]
     chosen = files if episodes is None else _spread(directories, files)
-    each = None if episodes is None else math.ceil(episodes / max(1, len(chosen)))
-    for number, (place, file) in enumerate(chosen):
+    progress("episodes", 0, len(chosen))
+    for number, (place, stored, is_cut) in enumerate(_read_episodes(chosen, episodes), 1):
+        looked.add_file(place, stored, directories[place].features)
+        looked.is_cut |= is_cut
         progress("episodes", number, len(chosen))
-        looked.add_file(place, file, directories[place], each, None if each is None else _MOST_BYTES // len(chosen))
-    progress("episodes", len(chosen), len(chosen))
     stated = [file.episodes for _, file in files]
     return Description(
         source=source,
@@ -185,6 +192,41 @@ def _splits(directories: Sequence[SourceDirectory]) -> tuple[SourceSplit, ...]:
 # --- episodes ------------------------------------------------------------------------------------------------
 
 
+def _read_episodes(
+    files: Sequence[tuple[int, EpisodeFile]], episodes: int | None
+) -> Iterator[tuple[int, Iterable[StoredEpisode], bool]]:
+    """For each file its directory, the first of its episodes (with None all), and whether there are more of them.
+
+    Of all files together about as many as ``episodes`` are read, and at most 512 MiB or one of each file.
+    """
+    if episodes is None:
+        yield from ((place, file.read_all(_MOST_EPISODE_BYTES), False) for place, file in files)
+        return
+    most, most_bytes = math.ceil(episodes / max(1, len(files))), _MOST_BYTES // max(1, len(files))
+    found = prefetch(
+        files,
+        lambda item: (item[0], *_first_episodes(item[1], most, most_bytes)),
+        lambda item: sum(stored.byte_range.length for stored in item[1]),
+        several=any(is_remote(file.path) for _, file in files),
+    )
+    yield from found
+
+
+def _first_episodes(file: EpisodeFile, most: int, most_bytes: int) -> tuple[list[StoredEpisode], bool]:
+    """The first episodes of a file: at most ``most``, and of ``most_bytes`` or only one; and whether there are more."""
+    episodes: list[StoredEpisode] = []
+    size = 0
+    stored_episodes = file.read_all(_MOST_EPISODE_BYTES)
+    for stored in stored_episodes:
+        episodes.append(stored)
+        size += stored.byte_range.length
+        if len(episodes) >= most or size + stored.byte_range.length > most_bytes:
+            break
+    if file.episodes is None:
+        return episodes, next(stored_episodes, None) is not None
+    return episodes, sum(stored.lost for stored in episodes) < file.episodes
+
+
 class _Looked:
     """What was found in the episodes so far."""
 
@@ -200,20 +242,13 @@ class _Looked:
         self._last_actions: Counter[str] = Counter()
         self._last_rewards: Counter[str] = Counter()
 
-    def add_file(
-        self, place: int, file: EpisodeFile, directory: SourceDirectory, most: int | None, most_bytes: int | None
-    ) -> None:
-        """Looks at the first episodes of a file: at most ``most``, of about ``most_bytes``."""
-        size = 0
-        for number, stored in enumerate(file.read_all(_MOST_EPISODE_BYTES)):
-            if number and ((most is not None and number >= most) or (most_bytes is not None and size >= most_bytes)):
-                self.is_cut = True
-                return
-            size += stored.byte_range.length
+    def add_file(self, place: int, episodes: Iterable[StoredEpisode], features: SourceFeatures) -> None:
+        """Looks at the episodes of a file of the directory ``place``."""
+        for stored in episodes:
             if stored.value is None:
                 self.rejected[f"{stored.reason}: {stored.detail}"] += stored.lost
             else:
-                self._add(stored.value, directory.features)
+                self._add(stored.value, features)
                 self.places.append(place)
 
     def _add(self, episode: RawEpisode, features: SourceFeatures) -> None:

@@ -16,7 +16,8 @@ class ArrayRecordFile(RecordFile):
 
     def read_all(self, max_bytes: int) -> Iterator[Stored[bytes]]:
         """See ``RecordFile``."""
-        with self._file() as file:
+        # The library's own reader of gs:// waits for ever if it reaches no server.
+        with array_record.open_in_order(self.path) as file:
             records = file.records
             # A file without a declared number of records should have at least one.
             begin, end = self.positions or (0, 1 if self.declared is None else self.declared)
@@ -24,7 +25,7 @@ class ArrayRecordFile(RecordFile):
                 try:
                     data = file.read(position, position + 1)[0]
                 except array_record.ArrayRecordError as error:
-                    detail = error.reason.replace(self.path, self.name)[:200]
+                    detail = error.reason.replace(str(file.path), self.name)[:200]
                     yield Stored(ByteRange(position, 0, 0, 0), None, "corrupt_record", detail)
                     continue
                 byte_range = ByteRange(position, 0, len(data), google_crc32c.value(data))
@@ -39,7 +40,7 @@ class ArrayRecordFile(RecordFile):
     @contextlib.contextmanager
     def opened(self) -> Iterator[Callable[[ByteRange], bytes | None]]:
         """See ``RecordFile``."""
-        with self._file() as file:
+        with storage.local_copy(self.path) as path, array_record.ArrayRecordFile(path) as file:
 
             def read(byte_range: ByteRange) -> bytes | None:
                 try:
@@ -50,9 +51,3 @@ class ArrayRecordFile(RecordFile):
                 return data if is_same else None
 
             yield read
-
-    @contextlib.contextmanager
-    def _file(self) -> Iterator[array_record.ArrayRecordFile]:
-        # The library's own reader of gs:// waits for ever if it reaches no server.
-        with storage.local_copy(self.path) as path, array_record.ArrayRecordFile(path) as file:
-            yield file
