@@ -280,7 +280,8 @@ class _Numbers:
         self._count += values.size
         self._low = np.fmin(self._low, np.fmin.reduce(values))
         self._high = np.fmax(self._high, np.fmax.reduce(values))
-        rows = values[-self._steps % self._stride :: self._stride]
+        # A copy, because values are often views that keep all bytes of their episode.
+        rows = values[-self._steps % self._stride :: self._stride].copy()
         self._steps += len(values)
         self._rows.append(rows)
         self._kept += rows.size
@@ -338,7 +339,8 @@ class _Texts:
     """Texts of a field."""
 
     def __init__(self) -> None:
-        self._distinct: dict[bytes, None] = {}
+        self._hashes: set[int] = set()
+        self._examples: list[bytes] = []
         self._count = self._empty = self._longest = self._words = 0
         self._is_text = True
 
@@ -355,18 +357,20 @@ class _Texts:
             self._empty += count * (not value)
             self._longest = max(self._longest, len(text))
             self._words += count * len(text.split())
-            if len(self._distinct) < MOST_DISTINCT:
-                self._distinct[value] = None
+            if len(self._hashes) < MOST_DISTINCT and hash(value) not in self._hashes:
+                self._hashes.add(hash(value))
+                if value and len(self._examples) < _EXAMPLES:
+                    self._examples.append(value[: 4 * _EXAMPLE_CHARACTERS])  # a character has at most four bytes
         return first
 
     def statistics(self, source: SourceField) -> dict[str, Any]:
         """The part of ``FieldStatistics`` that texts have."""
         if not self._count:
             return {}
-        examples = [str(value, "utf-8", "backslashreplace") for value in self._distinct if value][:_EXAMPLES]
+        examples = [str(value, "utf-8", "backslashreplace") for value in self._examples]
         return {
-            "distinct": len(self._distinct),
-            "constant": float(len(self._distinct) == 1),
+            "distinct": len(self._hashes),
+            "constant": float(len(self._hashes) == 1),
             "empty": self._empty / self._count,
             "longest": self._longest,
             "words": self._words / self._count,

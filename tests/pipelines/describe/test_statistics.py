@@ -1,5 +1,6 @@
 """Statistics of fields, against NumPy over what TFDS itself reads."""
 
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -153,6 +154,23 @@ def test_less_is_looked_at_if_asked(recorded: Path):
     assert describe(str(recorded), episodes=None).seen == 7
     both = describe(str(recorded), splits=("train", "val"))
     assert (both.seen, both.episodes) == (8, 8)
+
+
+def test_no_episode_is_kept_in_memory(tmp_path: Path, write_tfds: Callable[..., Path]):
+    steps = {"state": F.Tensor(shape=(2,), dtype=np.float32), "blob": F.Text(), "is_last": F.Scalar(dtype=np.bool_)}
+    rng = np.random.default_rng(0)
+    episodes = [
+        {"steps": [{"state": rng.random(2, np.float32), "blob": rng.bytes(1 << 20), "is_last": True}]}
+        for _ in range(24)
+    ]
+    write_tfds(tmp_path / "set", steps, episodes, max_examples_per_shard=8)
+    describe(str(tmp_path / "set"), episodes=3)  # what is read once is imported
+    tracemalloc.start()
+    found = describe(str(tmp_path / "set"), episodes=None)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (found.seen, [item.statistics.distinct for item in found.fields]) == (24, [24, 1, 48])
+    assert peak < 12 << 20
 
 
 @given(
