@@ -154,7 +154,7 @@ def build(
                 _write_scan(plans, root)
         # --- 5. count what there is, and write the manifest ----------------------------------------------------------
         with log.stage("finish"):
-            finished = [finish_dataset(root, plan, config, content) for plan in plans]
+            finished = [finish_dataset(root, plan, config, content, reused) for plan in plans]
             late_notices = [notice for item in finished for notice in item.notices]
             for notice in late_notices:
                 log.write("notice", text=notice)

@@ -498,8 +498,7 @@ class DatasetFile(_Model):
     documents: DocumentRules | None = None
     """How documents became tokens; None for episodes."""
     columns: dict[str, MetadataType] = {}
-    """Columns of the index behind its own: values stored with each episode. An index file that lacks one was made
-    before there were such columns, or before the source had the value."""
+    """Columns of the index behind its own: values stored with each episode."""
     episodes: int
     kept: int
     step: StepTokens | None = None

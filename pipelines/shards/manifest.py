@@ -21,7 +21,13 @@ from gatokit.pipelines.episodes.plan import EpisodesPlan
 from gatokit.pipelines.episodes.ranges import MOST_OUTSIDE
 from gatokit.pipelines.losses import Losses
 from gatokit.pipelines.planning import Plan
-from gatokit.pipelines.shards.writer import INDEX_SUFFIX, read_constants, read_out_of_range, read_parts
+from gatokit.pipelines.shards.writer import (
+    INDEX_SUFFIX,
+    read_constants,
+    read_out_of_range,
+    read_parts,
+    with_current_columns,
+)
 from gatokit.schemas.config import BuildConfig, document_rules
 from gatokit.schemas.errors import ConfigError, DataError
 from gatokit.schemas.index import HELD_OUT, INDEX, METADATA_TYPES, TASKS, common_type
@@ -72,7 +78,10 @@ _SUMMARY = r"(dataset(-[0-9a-f]{16})?\.json|tasks(-[0-9a-f]{16})?\.parquet)"
 @dataclass(frozen=True)
 class Finished:
     """A dataset whose splits are all there: its totals, what a step of episodes is made of, its two summary files, by
-    reason what was rejected, size and digest of each index, and sentences for the user."""
+    reason what was rejected, size and digest of each index, and sentences for the user.
+
+    ``renewed`` has, by the name of an index that gets other columns, the name under which it is written already.
+    """
 
     dataset: DatasetEntry
     step: StepTokens | None
@@ -80,6 +89,7 @@ class Finished:
     tasks: bytes
     rejected: dict[str, int]
     indexes: dict[str, tuple[int, str]]
+    renewed: dict[str, str]
     notices: tuple[str, ...]
     """Sentences for the user."""
 
@@ -125,17 +135,28 @@ class _Totals:
                 total[column] += row[f"{column}_{function}"] or 0
 
 
-def finish_dataset(root: Path, plan: Plan, config: BuildConfig, content: Literal["build", "scan"]) -> Finished:
+def finish_dataset(
+    root: Path, plan: Plan, config: BuildConfig, content: Literal["build", "scan"], reused: Collection[str] = ()
+) -> Finished:
     """Reads the indexes of a dataset's splits, checks it and makes its two summary files.
 
-    Raises DataError if the build found more bad episodes than the budget allows, or nothing is left of a task.
+    ``reused`` are the fingerprints of the shards that existed before. Their indexes get the columns that a new build
+    would give them. Raises DataError if the build found more bad episodes than the budget allows, or nothing is left of
+    a task.
     """
     dataset, specs = plan.dataset.config, plan.result.specs
-    splits, totals, indexes = [], _Totals(), {}
+    splits, totals, indexes, renewed = [], _Totals(), dict[str, tuple[int, str]](), dict[str, str]()
     columns: dict[str, set[MetadataType]] = {}
     names = [shard.stem + INDEX_SUFFIX for shard in plan.shards]
     contents = files.prefetch([root / dataset.name / name for name in names], files.read_bytes, len)
     for shard, name, data in zip(plan.shards, names, contents, strict=True):
+        current = with_current_columns(data, shard.path) if shard.fingerprint in reused else None
+        if current is not None:
+            # The standing manifest may name the index, so it stays until another manifest does not.
+            data = current
+            renewed[name] = f"{shard.stem}-{digest(data, 8)}{INDEX_SUFFIX}"
+            indexes[renewed[name]] = len(data), digest(data)
+            write_atomically(root / dataset.name / renewed[name], data)
         file = pq.ParquetFile(pa.BufferReader(data))
         table = file.read(_COUNTED_COLUMNS, use_threads=False)
         totals.add(table)
@@ -191,9 +212,8 @@ def finish_dataset(root: Path, plan: Plan, config: BuildConfig, content: Literal
     )
     rejected = dict(sorted(totals.losses.counts.items()))
     notices = (*_outside_levels(totals, plan), *_saturated(totals, plan))
-    return Finished(
-        entry, described.step, described.to_bytes(), sink.getvalue().to_pybytes(), rejected, indexes, notices
-    )
+    tasks = sink.getvalue().to_pybytes()
+    return Finished(entry, described.step, described.to_bytes(), tasks, rejected, indexes, renewed, notices)
 
 
 def _outside_levels(totals: _Totals, plan: Plan) -> Iterator[str]:
@@ -300,9 +320,9 @@ def write_manifest(
 ) -> "tuple[Manifest, list[Leftover]]":
     """Writes the summary files and the manifest, last and atomically, and removes what the manifest does not list.
 
-    ``before`` is the manifest that stands, whose files stay what they are as long as it stands. If summary files of it
-    change, a manifest that names the new ones differently comes in between. Returns the manifest, and the files that
-    ``before`` or an attempt that died left behind.
+    ``before`` is the manifest that stands, whose files stay what they are as long as it stands. If summary files or
+    indexes of it change, a manifest that names the new ones differently comes in between. Returns the manifest, and the
+    files that ``before`` or an attempt that died left behind.
     """
 
     def manifest(datasets: list[DatasetEntry]) -> Manifest:
@@ -338,13 +358,21 @@ def write_manifest(
         dataset = item.dataset
         if any(kept.get(path, digest(data)) != digest(data) for path, data in item.summaries(dataset).items()):
             dataset = dataset.model_copy(update={"update": digest(item.described + item.tasks, 8)})
+        if item.renewed:
+            names = ((split, item.renewed.get(split.index, split.index)) for split in dataset.splits)
+            splits = [split.model_copy(update={"index": name}) for split, name in names]
+            dataset = dataset.model_copy(update={"splits": splits})
         between.append(dataset)
     if between != datasets:
         _write_summaries(root, finished, between)
         write_atomically(root / MANIFEST, manifest(between).to_bytes())
     _write_summaries(root, finished, datasets)
+    for item in finished:
+        for name, renewed in item.renewed.items():
+            folder = root / item.dataset.directory
+            write_atomically(folder / name, files.read_bytes(folder / renewed))
     named = {file.path for file in last.files}
-    removed = _remove_leftovers(root, named) if before is None else []
+    removed = _remove_leftovers(root, named) if before is None and between == datasets else []
     write_atomically(root / MANIFEST, last.to_bytes())
     return last, removed or _remove_leftovers(root, named)
 
@@ -427,7 +455,7 @@ def _remove_leftovers(
 def _of_dataset(root: Path, name: str, named: Collection[str] | None) -> Iterator[Leftover]:
     there = files.sizes(root / name)
     stem = re.escape(name) + "-[0-9a-f]{16}"
-    indexes = {file for file in there if re.fullmatch(stem + re.escape(INDEX_SUFFIX), file)}
+    indexes = {file for file in there if re.fullmatch(f"{stem}(-[0-9a-f]{{16}})?{re.escape(INDEX_SUFFIX)}", file)}
     patterns = [stem + r"(-\d{3,})?\.arrayrecord", *([_SUMMARY] if indexes else [])]
     # An index marks a folder as ours and its shard as done, so it goes last.
     for file in sorted(there, key=lambda file: (file in indexes, file)):

@@ -32,6 +32,7 @@ from gatokit.storage.files import (
     is_remote,
     named_error,
     prefetch,
+    read_rows,
     remove,
     sizes,
     temporary_beside,
@@ -299,15 +300,34 @@ def write_index(
 ) -> None:
     """Writes the index of a split, with its parts, the counts of values out of their range and the constant components
     of episodes as metadata."""
-    sink = pa.BufferOutputStream()
     metadata = {
         **(rows.schema.metadata or {}),
         _PARTS: json.dumps([part.model_dump() for part in parts]).encode(),
         _OUT_OF_RANGE: json.dumps(out_of_range, sort_keys=True).encode(),
         **({} if constants is None else {_CONSTANTS: json.dumps(constants, sort_keys=True).encode()}),
     }
-    pq.write_table(rows.replace_schema_metadata(metadata), sink, compression="zstd")
-    write_atomically(path, sink.getvalue().to_pybytes())
+    write_atomically(path, _index_bytes(rows.replace_schema_metadata(metadata)))
+
+
+def _index_bytes(rows: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(rows.combine_chunks(), sink, compression="zstd")
+    return sink.getvalue().to_pybytes()
+
+
+def with_current_columns(index: bytes, task: Path) -> bytes | None:
+    """The content of a finished shard's index with the values that are stored with the episodes of its ``task``.
+
+    Only these may differ if the shard stays: the source has more values than when the index was written, or their
+    columns have other names or types. Returns None if nothing differs.
+    """
+    values = read_rows(task, without=lambda name: not name.startswith(METADATA))
+    file = pq.ParquetFile(pa.BufferReader(index))
+    current = with_metadata(file.schema_arrow.empty_table().select(INDEX.names), values.slice(0, 0))
+    if current.schema.equals(file.schema_arrow):
+        return None
+    rows = file.read(INDEX.names, use_threads=False)
+    return _index_bytes(with_metadata(rows.cast(INDEX.with_metadata(rows.schema.metadata)), values))
 
 
 def read_parts(metadata: dict[bytes, bytes]) -> list[ShardEntry]:

@@ -11,12 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import tensorflow_datasets as tfds
 
+from gatokit.inspection import open_directory
+from gatokit.inspection.preview import preview
 from gatokit.inspection.verify.directory import verify
 from gatokit.pipelines.run import Result, build, scan
+from gatokit.schemas.config_episodes import Keep
 from gatokit.schemas.errors import ConfigError, DataError
+from gatokit.schemas.index import INDEX
 from gatokit.schemas.manifest import Manifest
 
 LEFTOVER = ("no file of the manifest", "a temporary file of a build", "work of a build", "the lock of a build")
@@ -274,6 +279,35 @@ if __name__ == "__main__":
 """
 
 
+def killed(config: Path, out: Path, fresh: Path, points: list[int]) -> None:
+    """Updates copies of ``out``, killed before renames and removals counted from the end; ``fresh`` is the new build.
+
+    What is left is the old build or the new one, and an update of it ends as the new one.
+    """
+    old, new = (json.loads((directory / "manifest.json").read_bytes()) for directory in (out, fresh))
+    script, target = out.with_name("killed.py"), out.with_name("killed")
+    script.write_text(KILLED)
+    command = [sys.executable, script, config, out, target, *points]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert int(done.stdout) > max(points)
+    found = []
+    for point in points:
+        left = out.with_name(f"killed-{point}")
+        faults = verify(left)
+        assert [fault for fault in faults if not fault.fault.startswith(LEFTOVER)] == [], point
+        manifest = json.loads((left / "manifest.json").read_bytes())
+        found.append(manifest["config_digest"] == new["config_digest"])
+        assert found[-1] or manifest == old
+        Manifest.read(left)
+    # The later it was killed the newer it is, and both are among them.
+    assert found == sorted(found, reverse=True)
+    assert set(found) == {False, True}
+    for point in points[::3]:
+        build(config, out.with_name(f"killed-{point}"), update=True)
+        assert contents(out.with_name(f"killed-{point}")) == contents(fresh), point
+
+
 @pytest.mark.parametrize(
     "points",
     [
@@ -285,29 +319,68 @@ def test_a_killed_update_is_the_old_build_or_the_new_one(points, sources, config
     """Killed before renames and removals of its end, and before some of its middle."""
     out = sources / "out"
     build(configured(("reach", EPISODES), ("text", TEXT), ("more", "kind: text, source: more/x.jsonl")), out)
-    old = json.loads((out / "manifest.json").read_bytes())
     write_lines(sources / "text" / "9.jsonl", ["a new file"])
     config = configured(("reach", EPISODES.replace("0.5", "0.9")), ("text", TEXT))
     build(config, tmp_path / "fresh")
-    new = json.loads((tmp_path / "fresh" / "manifest.json").read_bytes())
-    script = tmp_path / "killed.py"
-    script.write_text(KILLED)
-    command = [sys.executable, script, config, out, tmp_path / "killed", *points]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert int(done.stdout) > max(points)
-    found = []
-    for point in points:
-        left = tmp_path / f"killed-{point}"
-        faults = verify(left)
-        assert [fault for fault in faults if not fault.fault.startswith(LEFTOVER)] == [], point
-        manifest = json.loads((left / "manifest.json").read_bytes())
-        found.append(manifest["config_digest"] == new["config_digest"])
-        assert found[-1] or manifest == old
-        Manifest.read(left)
-    # The later it was killed the newer it is, and both are among them.
-    assert found == sorted(found, reverse=True)
-    assert set(found) == {False, True}
-    for point in points[::3]:
-        build(config, tmp_path / f"killed-{point}", update=True)
-        assert contents(tmp_path / f"killed-{point}") == contents(tmp_path / "fresh"), point
+    killed(config, out, tmp_path / "fresh", points)
+
+
+# --- columns of the index for values that are stored with the episodes ---------------------------------------------
+
+LEVELS = "kind: episodes, source: 'levels/*', keep: {all: true}"
+
+
+@pytest.fixture
+def grown(tmp_path: Path, write_tfds: Callable[..., Path], configured: Callable[..., Path]) -> Path:
+    """A build of one directory, beside which a second has come that stores more with its episodes: a mark of the same
+    name elsewhere, another type of level, and a weight."""
+    numbers, texts = tfds.features.Scalar(dtype=np.int64), tfds.features.Text()
+    marks = tfds.features.FeaturesDict({"success": np.bool_})
+    first = [{**episode(1.0), "level": 7 + n, "marks": {"success": n > 2}} for n in range(6)]
+    second = [{**episode(2.0), "level": "hard", "flags": {"success": n > 0}, "weight": n} for n in range(3)]
+    write_tfds(tmp_path / "levels" / "a", STEPS, first, metadata={"level": numbers, "marks": marks})
+    build(configured(("levels", LEVELS), config="holdout: 0"), tmp_path / "out")
+    write_tfds(tmp_path / "levels" / "b", STEPS, second, metadata={"level": texts, "flags": marks, "weight": numbers})
+    return tmp_path
+
+
+def test_reused_shards_get_the_columns_of_new_sources(grown, configured):
+    out = grown / "out"
+    before, reader = times(out), open_directory(out).datasets["levels"]
+    assert reader.columns == {"level": "int64", "success": "bool"}
+    result = updated(configured(("levels", LEVELS), config="holdout: 0"), out)
+    assert (result.reused, result.removed, len(before.items() & times(out).items())) == (2, 1, 2)
+    reader = open_directory(out).datasets["levels"]
+    assert reader.columns == {"flags/success": "bool", "level": "string", "marks/success": "bool", "weight": "int64"}
+    assert reader.missing_columns() == ()
+    rows = [(row.task, *(row.metadata[name] for name in sorted(reader.columns))) for row in reader.rows()]
+    assert rows == [
+        *(("a", None, str(7 + n), n > 2, None) for n in range(6)),
+        *(("b", n > 0, "hard", None, n) for n in range(3)),
+    ]
+    previews = preview(reader, Keep.model_validate({"where": "`marks/success` == true and level in ('10', '12')"}))
+    assert [(row.task, row.kept, row.kept_at) for row in previews] == [("a", 6, 2), ("b", 3, 0)]
+
+
+@pytest.mark.parametrize(
+    "points",
+    [pytest.param([5, 12, 17, 22], id="some"), pytest.param([*range(30)], id="all", marks=pytest.mark.slow)],
+)
+def test_an_update_that_changes_indexes_can_be_killed(points, grown, configured):
+    config = configured(("levels", LEVELS), config="holdout: 0\nmax_bad_fraction: 0.5")
+    build(config, grown / "fresh")
+    killed(config, grown / "out", grown / "fresh", points)
+
+
+def test_an_index_without_columns_for_stored_values_gets_them(grown, configured, tmp_path):
+    """As an older Gatokit left it, in a build that was not finished."""
+    config, out = configured(("levels", LEVELS), config="holdout: 0"), tmp_path / "old"
+    build(config, out)
+    fresh = contents(out)
+    (out / "manifest.json").unlink()
+    for path in (out / "levels").glob("*.index.parquet"):
+        table = pq.read_table(path)
+        pq.write_table(table.select(INDEX.names), path, compression="zstd")
+    result = build(config, out)
+    assert (result.built, contents(out)) == (0, fresh)
+    assert verify(out) == []
