@@ -1,6 +1,8 @@
 """The two ways in which a command fails that are the user's to mend."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class GatokitError(Exception):
@@ -27,6 +29,34 @@ class ConfigError(GatokitError):
 
     exit_status = 2
     code = "config"
+    parts: "tuple[ConfigError, ...]" = ()
+    """If it says several things (``ConfigErrors``): each of them."""
+
+
+class ConfigErrors:
+    """Collects what is wrong with a config, so that the user sees all of it at once."""
+
+    def __init__(self) -> None:
+        self._errors: dict[str, ConfigError] = {}
+
+    @contextmanager
+    def collect(self, subject: str) -> Iterator[None]:
+        """Keeps a ConfigError that the block raises; of several about one subject the first."""
+        try:
+            yield
+        except ConfigError as error:
+            self._errors.setdefault(subject, error)
+
+    def check(self) -> None:
+        """Raises ConfigError if there was any: the error itself, or one with a line for each."""
+        errors = [part for error in self._errors.values() for part in error.parts or (error,)]
+        if len(errors) == 1:
+            raise errors[0]
+        if errors:
+            text = "\n  ".join([f"{len(errors)} things are wrong:", *map(str, errors)])
+            error = ConfigError(text)
+            error.problem, error.way_out, error.parts = text, None, tuple(errors)  # each has its own way out
+            raise error
 
 
 class DataError(GatokitError):

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +18,7 @@ from gatokit.pipelines.episodes.spec import episode_specs
 from gatokit.pipelines.episodes.values import EpisodeValues, check_columns, file_values, find_values, index_columns
 from gatokit.pipelines.inputs import find_directories, fixed_part, local_path, local_pattern
 from gatokit.schemas.config_episodes import EpisodesConfig
-from gatokit.schemas.errors import ConfigError, DataError
+from gatokit.schemas.errors import ConfigError, ConfigErrors, DataError
 from gatokit.schemas.manifest import EpisodeSpec, MetadataType
 from gatokit.storage import files
 
@@ -157,16 +157,23 @@ def plan_episodes(dataset: EpisodesConfig, field: str, base: Path) -> EpisodesPl
         missing = sum(directory.missing for directory in directories)
         reason = f"none of its {missing} files is there" if missing else "the splits that are read hold no episode"
         raise DataError(f"{field}.source: {directories[0].path}: {reason}; get its files, or change splits or source")
-    specs = episode_specs(directories, dataset, field)
     names, columns = index_columns([directory.features for directory in directories])
-    check_columns(dataset, columns, field)
+    errors, found = ConfigErrors(), []
+    with errors.collect("fields"):
+        specs = episode_specs(directories, dataset, field)
+    check_columns(dataset, columns, field, errors)
+    for directory in directories:
+        prefix = f"{directory.path}, {field}"
+        values = find_values(directory.features, dataset, names, prefix, errors)
+        given = tuple(file_values(dataset, directory.name, file.name, field, errors) for file in directory.files)
+        found.append((values, given))
+        _check_steps(directory.features, dataset, prefix, errors)
+    errors.check()
     plans: list[DirectoryPlan] = []
     tasks: list[tuple[str, str]] = []
-    for directory, spec in zip(directories, specs, strict=True):
-        values = find_values(directory.features, dataset, names, f"{directory.path}, {field}")
-        given = tuple(file_values(dataset, directory.name, file.name, field) for file in directory.files)
+    for directory, spec, (values, given) in zip(directories, specs, found, strict=True):
         tasks += dict.fromkeys((str(item["task"]), directory.path) for item in given if "task" in item)
-        plans.append(DirectoryPlan(directory, spec, _scan_fields(directory, spec, values, dataset, field), given))
+        plans.append(DirectoryPlan(directory, spec, _scan_fields(directory.features, spec, values, dataset), given))
     check_tasks(tasks, dataset, field)
     listed = dataset.keep.episodes
     list_path = None if listed is None else local_path(listed, base, f"{field}.keep.episodes")
@@ -181,18 +188,21 @@ def _sums(counts: Iterable[dict[str, int]]) -> dict[str, int]:
 
 
 def _scan_fields(
-    directory: SourceDirectory, spec: EpisodeSpec, values: EpisodeValues, dataset: EpisodesConfig, field: str
+    features: SourceFeatures, spec: EpisodeSpec, values: EpisodeValues, dataset: EpisodesConfig
 ) -> ScanFields:
-    """The fields that a scan reads, ``values`` among them. Raises ConfigError if one is absent."""
-    features, prefix = directory.features, f"{directory.path}, {field}"
-    found: dict[str, Any] = {}
-    for path in ("reward", "is_first", "is_last", "is_terminal"):
-        found[path] = features.step_scalar(path)
-    if found["is_last"] is None:
-        raise ConfigError(f"{prefix}: the source has no scalar steps/is_last, which RLDS episodes need")
-    if found["reward"] is None:
-        _check_no_return(features, dataset, prefix)
+    """The fields that a scan reads, ``values`` among them."""
+    found = {path: features.step_scalar(path) for path in ("reward", "is_first", "is_last", "is_terminal")}
     return ScanFields.model_validate({**found, "values": values, "measured": measured_fields(features, spec, dataset)})
+
+
+def _check_steps(features: SourceFeatures, dataset: EpisodesConfig, prefix: str, errors: ConfigErrors) -> None:
+    """Collects ConfigError if the steps lack the flag that ends an episode, or rewards that a rule needs."""
+    with errors.collect("is_last"):
+        if features.step_scalar("is_last") is None:
+            raise ConfigError(f"{prefix}: the source has no scalar steps/is_last, which RLDS episodes need")
+    with errors.collect("reward"):
+        if features.step_scalar("reward") is None:
+            _check_no_return(features, dataset, prefix)
 
 
 def _check_no_return(features: SourceFeatures, dataset: EpisodesConfig, prefix: str) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 from gatokit.pipelines.episodes.reader import SourceDirectory, SourceFeatures, SourceField
 from gatokit.pipelines.episodes.videos import frame_field
 from gatokit.schemas.config_episodes import EpisodeImages, EpisodesConfig, FieldRule
-from gatokit.schemas.errors import ConfigError
+from gatokit.schemas.errors import ConfigError, ConfigErrors
 from gatokit.schemas.manifest import EpisodeSpec, FieldKind, FieldSpec, ImageSpec
 from gatokit.schemas.tokens import NO_POSITION, PATCH
 from gatokit.schemas.words import did_you_mean
@@ -77,7 +77,8 @@ def episode_specs(
     ``num`` of a discrete action stays None if neither source nor config knows it. Raises ConfigError, which names every
     field that cannot become tokens and what to do about it.
     """
-    _check_names(dataset, [directory.features for directory in directories], config_path)
+    collected = ConfigErrors()
+    _check_names(dataset, [directory.features for directory in directories], config_path, collected)
     specs: dict[SourceFeatures, EpisodeSpec] = {}
     errors: dict[str, tuple[str, FieldUse]] = {}
     for directory in directories:
@@ -88,8 +89,10 @@ def episode_specs(
         for use in uses:
             if use.is_error:
                 errors.setdefault(use.source.path, (directory.path, use))
-    if errors:
-        raise _field_errors(list(errors.values()), config_path)
+    with collected.collect("fields"):
+        if errors:
+            raise _field_errors(list(errors.values()), config_path)
+    collected.check()
     for directory in directories:
         _check_spec(specs[directory.features], directory, dataset, config_path)
     return [specs[directory.features] for directory in directories]
@@ -207,9 +210,11 @@ def _observation(path: str) -> str:
     return path if path.split("/")[0] == "observation" else f"observation/{path}"
 
 
-def _check_names(dataset: EpisodesConfig, sources: Sequence[SourceFeatures], config_path: str) -> None:
-    """Raises ConfigError if the config names fields that no directory of the dataset has, or has rules for fields that
-    are neither observation nor action."""
+def _check_names(
+    dataset: EpisodesConfig, sources: Sequence[SourceFeatures], config_path: str, errors: ConfigErrors
+) -> None:
+    """Collects ConfigErrors if the config names fields that no directory of the dataset has, or has rules for fields
+    that are neither observation nor action."""
     steps = [source for features in sources for source in features.steps]
     every = steps + [source for features in sources for source in features.metadata]
     observed = [name for entry in _entries(dataset) for name in entry]
@@ -219,23 +224,26 @@ def _check_names(dataset: EpisodesConfig, sources: Sequence[SourceFeatures], con
         *(("action", name) for name in dataset.action or () if not _named(steps, name)),
     ]
     known = {source.path for source in every if source.path not in _READ_AS_SUCH}
-    if unknown:
-        problems = [f"{config_path}.{key}: the source has no field {name!r}" for key, name in unknown]
-        meant = dict.fromkeys(did_you_mean(name, known) for _, name in unknown)
-        way_out = " ".join([*meant, "its fields are " + ", ".join(sorted(known))])
-        raise ConfigError("; ".join(problems), way_out=way_out.lstrip())
+    with errors.collect("names"):
+        if unknown:
+            problems = [f"{config_path}.{key}: the source has no field {name!r}" for key, name in unknown]
+            meant = dict.fromkeys(did_you_mean(name, known) for _, name in unknown)
+            way_out = " ".join([*meant, "its fields are " + ", ".join(sorted(known))])
+            raise ConfigError("; ".join(problems), way_out=way_out.lstrip())
     used = [source for item in sources for found in _targets(item, dataset).values() for source in found]
     both = set(dataset.action or ("action",)) & set(observed)
-    if both:
-        raise ConfigError(
-            f"{config_path}.observe: {min(both)} is the action, which is to be predicted", way_out="remove it"
-        )
+    with errors.collect("observe"):
+        if both:
+            problem = f"{config_path}.observe: {min(both)} is the action, which is to be predicted"
+            raise ConfigError(problem, way_out="remove it")
     for name, rule in dataset.fields.items():
-        if rule not in (_NO_RULE, _SKIP_RULE) and not _named(used, name):
-            raise ConfigError(
-                f"{config_path}.fields: {name} is {_UNUSED}, so its rule would do nothing",
-                way_out=f"write observe: [{_plain(name)}] or action: {_plain(name)} under {config_path}",
-            )
+        is_known = not any(name == unknown_name for _, unknown_name in unknown)
+        if is_known and rule not in (_NO_RULE, _SKIP_RULE) and not _named(used, name):
+            with errors.collect(f"fields.{name}"):
+                raise ConfigError(
+                    f"{config_path}.fields: {name} is {_UNUSED}, so its rule would do nothing",
+                    way_out=f"write observe: [{_plain(name)}] or action: {_plain(name)} under {config_path}",
+                )
 
 
 # --- errors ------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from gatokit.pipelines.episodes.reader import RawEpisode, SourceFeatures, SourceField
 from gatokit.pipelines.stages import METADATA
 from gatokit.schemas.config_episodes import EpisodeKey, EpisodesConfig, Success
-from gatokit.schemas.errors import ConfigError, RejectedError
+from gatokit.schemas.errors import ConfigError, ConfigErrors, RejectedError
 from gatokit.schemas.index import common_type, metadata_columns
 from gatokit.schemas.manifest import MetadataType
 from gatokit.schemas.where import COLUMNS, Where, column_type, matching, unknown_column
@@ -81,32 +81,34 @@ def index_columns(sources: Iterable[SourceFeatures]) -> tuple[dict[str, str], di
 
 
 def find_values(
-    features: SourceFeatures, dataset: EpisodesConfig, names: Mapping[str, str], prefix: str
+    features: SourceFeatures, dataset: EpisodesConfig, names: Mapping[str, str], prefix: str, errors: ConfigErrors
 ) -> EpisodeValues:
-    """The fields of a directory that hold the values that a config asks for.
+    """The fields of a directory that hold the values that a config asks for. ``names`` are those of ``index_columns``.
 
-    ``names`` are those of ``index_columns``. Raises ConfigError, which
-    begins with ``prefix`` and says what would do, if a field is absent or has the wrong type.
+    A field that is absent or has the wrong type is left out; ``errors`` collects what would do, after ``prefix``.
     """
     found: dict[str, Any] = {}
-    try:
-        for role in ROLES:
-            key = getattr(dataset, role)
-            if key is not None:
-                found[role] = _value(role, key, features)
-        if dataset.keep.success is not None:
-            found["success"] = _mark(dataset.keep.success, features)
-    except _ValueError as error:
-        problem, way_out = error.args
-        raise ConfigError(f"{prefix}: {problem}", way_out=way_out) from None
+    for role in (*ROLES, "success"):
+        key = None if role == "success" else getattr(dataset, role)
+        with errors.collect(role):
+            try:
+                if key is not None:
+                    found[role] = _value(role, key, features)
+                elif role == "success" and dataset.keep.success is not None:
+                    found[role] = _mark(dataset.keep.success, features)
+            except _ValueError as error:
+                problem, way_out = error.args
+                raise ConfigError(f"{prefix}: {problem}", way_out=way_out) from None
     return EpisodeValues(**found, metadata=tuple((names[field.path], field) for field in _scalars(features)))
 
 
-def file_values(dataset: EpisodesConfig, directory: str, file: str, field: str) -> dict[str, str | float]:
+def file_values(
+    dataset: EpisodesConfig, directory: str, file: str, field: str, errors: ConfigErrors
+) -> dict[str, str | float]:
     """The task, agent, order and id of the episodes of a file, as far as the config and the file's path give them.
 
-    ``directory`` is the name of the file's directory and ``file`` the file's path, both below the source. Raises
-    ConfigError, naming ``field``, if a regular expression of the config does not fit the path.
+    ``directory`` is the name of the file's directory and ``file`` the file's path, both below the source. ``errors``
+    collects ConfigErrors, which name ``field``, if a regular expression of the config does not fit the path.
     """
     values: dict[str, str | float] = {"agent": ""} if dataset.agent is None else {}
     for role in ROLES:
@@ -115,37 +117,45 @@ def file_values(dataset: EpisodesConfig, directory: str, file: str, field: str) 
         if constant is not None or source is not None:
             values[role] = directory if constant is None else constant
         elif key is not None and key.path is not None:
-            match = re.search(key.path, file)
-            if match is None or (match.re.groups and match[1] is None):
-                raise ConfigError(
-                    f"{field}.{role}.path: {key.path!r} finds nothing in {file!r}, the path of a file below the "
-                    f"source; mend the expression, or narrow {field}.source"
-                )
-            text = match[1] if match.re.groups else match[0]
-            values[role] = _number(text, f"{field}.{role}.path", file) if role == "order" else text
+            with errors.collect(role):
+                values[role] = _from_path(role, key.path, file, field)
     return values
 
 
-def check_columns(dataset: EpisodesConfig, types: Mapping[str, MetadataType], field: str) -> None:
-    """Raises ConfigError if ``keep`` names a column that the index will not have, or one of another type.
+def check_columns(dataset: EpisodesConfig, types: Mapping[str, MetadataType], field: str, errors: ConfigErrors) -> None:
+    """Collects ConfigErrors if ``keep`` names a column that the index will not have, or one of another type.
 
     ``types`` are those of the columns of values stored with the episodes.
     """
     known = COLUMNS | {name: column_type(type_) for name, type_ in types.items()}
     keep = dataset.keep
-    if keep.where is not None:
+    with errors.collect("where"):
         try:
-            Where(keep.where, known)
+            if keep.where is not None:
+                Where(keep.where, known)
         except ValueError as error:
             raise ConfigError(f"{field}.keep.where: {error}") from None
-    if keep.by is not None and known.get(keep.by) != "number":
-        numbers = [name for name, type_ in known.items() if type_ == "number"]
-        if keep.by not in known:
-            raise ConfigError(f"{field}.keep.by: {unknown_column(keep.by, numbers)}")
+    with errors.collect("by"):
+        if keep.by is not None and known.get(keep.by) != "number":
+            numbers = [name for name, type_ in known.items() if type_ == "number"]
+            if keep.by not in known:
+                raise ConfigError(f"{field}.keep.by: {unknown_column(keep.by, numbers)}")
+            type_name = types.get(keep.by, "string")
+            raise ConfigError(
+                f"{field}.keep.by: {keep.by} is a column of type {type_name}, and best needs numbers; "
+                f"the columns of numbers are {', '.join(numbers)}"
+            )
+
+
+def _from_path(role: str, pattern: str, file: str, field: str) -> str | float:
+    match = re.search(pattern, file)
+    if match is None or (match.re.groups and match[1] is None):
         raise ConfigError(
-            f"{field}.keep.by: {keep.by} is a column of type {types.get(keep.by, 'string')}, and best needs numbers; "
-            f"the columns of numbers are {', '.join(numbers)}"
+            f"{field}.{role}.path: {pattern!r} finds nothing in {file!r}, the path of a file below the source; mend "
+            f"the expression, or narrow {field}.source"
         )
+    text = match[1] if match.re.groups else match[0]
+    return _number(text, f"{field}.{role}.path", file) if role == "order" else text
 
 
 def _number(text: str, field: str, file: str) -> float:

@@ -240,6 +240,36 @@ def test_a_wrong_choice_is_named_with_what_would_do(scanned, source, keys, said)
     assert str(caught.value).replace(f"{source}/pong_run_1", "d1")[: len(said)] == said
 
 
+def test_all_wrong_choices_stand_in_one_message(scanned, source):
+    """Of fields, names, paths, marks and columns; each once, though two directories have it."""
+    with pytest.raises(ConfigError) as caught:
+        scanned(
+            task={"metadata": "language_instruction"},
+            agent={"path": "seed=([0-9]+)"},
+            order={"path": "run_."},
+            id={"field": "file_path"},
+            fields={"observation/stat": {"as": "skip"}, "codes": {"as": "text"}, "observation/state": {"num": 3}},
+            keep={"success": "file_path", "where": "sucess", "best": 2, "by": "mas"},
+        )
+    error = caught.value
+    begins = [
+        "10 things are wrong:",
+        "datasets[0].fields: the source has no field 'observation/stat'; did you mean 'observation/state'? its fields",
+        "datasets[0].fields: codes is neither observation nor action, so its rule would do nothing; write observe: ",
+        "d1: field observation/state of dtype float32 as continuous takes no num; remove num under datasets[0].fields",
+        "datasets[0].keep.where: 'sucess' is no column; ",
+        "datasets[0].keep.by: 'mas' is no column; did you mean 'mass'?",
+        "d1, datasets[0]: task asks for the metadata key 'language_instruction', which is a field of the steps; write",
+        "d1, datasets[0]: id asks for the step field 'file_path', which is stored with the episode; write id: {meta",
+        "d1, datasets[0]: success needs a number or a truth, and episode_metadata/file_path is a text; say which",
+        "datasets[0].agent.path: 'seed=([0-9]+)' finds nothing in 'pong_run_1/recorded-train.tfrecord-00000', the path",
+        "datasets[0].order.path: finds 'run_1' in 'pong_run_1/recorded-train.tfrecord-00000', which is no number; mend",
+    ]
+    lines = str(error).replace(f"{source}/pong_run_1", "d1").split("\n  ")
+    assert [line[: len(begin)] for line, begin in zip(lines, begins, strict=True)] == begins
+    assert (error.problem, error.way_out, len(error.parts)) == (str(error), None, 10)
+
+
 # --- order and notices -----------------------------------------------------------------------------------------------
 
 
