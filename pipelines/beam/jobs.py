@@ -115,16 +115,20 @@ def build_piece(piece: tuple[str, str], vocabulary: str | None, work: str, is_re
         if died:
             built = crash_isolation.build(path, directory, vocabulary)
         else:
-            built = build_shard(ShardTask.read(path), directory, _vocabulary(vocabulary))
+            task = ShardTask.read(path)
+            built = build_shard(task, directory, _vocabulary(vocabulary, task.header.settings.vocabulary_digest))
         return {built.kind: built.rows} | {name: getattr(built, name) for name in ("kept", "tokens", "shards", "bytes")}
 
     return _do(attempt, work, path, is_retried)
 
 
 @functools.lru_cache(maxsize=1)
-def _vocabulary(path: str | None) -> TextTokenizer | None:
-    """The vocabulary, which all pieces of a process share."""
-    return None if path is None else load_vocabulary(path)
+def _vocabulary(path: str | None, digest: str) -> TextTokenizer | None:
+    """The vocabulary, which all pieces of a process share. Raises DataError if it has another digest."""
+    text = None if path is None else load_vocabulary(path)
+    if text is not None and text.digest != digest:
+        raise DataError(f"{path}: the vocabulary changed while shards were built; run the build again")
+    return text
 
 
 def _do(attempt: Callable[[bool], Counts], work: str, name: str, is_retried: bool) -> Counts:

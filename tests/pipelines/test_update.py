@@ -223,6 +223,19 @@ def test_what_an_update_cannot_be(sources, configured, vocabulary):
     refused(config, sources / "scanned", f"--out {sources / 'scanned'}: holds a finished scan", update=True)
 
 
+def test_a_directory_is_built_anew_with_another_vocabulary(sources, configured, vocabulary):
+    """In one process, which has the first vocabulary in memory."""
+    out, config = sources / "out", configured(("text", TEXT))
+    build(config, out)
+    shutil.rmtree(out)
+    config.write_text(re.sub("vocabulary: .*", f"vocabulary: {vocabulary}", config.read_text()))
+    build(config, out)
+    [first, *_] = open_directory(out).datasets["text"].documents()
+    [words] = first.parts
+    assert str(words).split() == ["text", "0", "0"] * 30
+    assert verify(out) == []
+
+
 def test_data_that_fails_leaves_the_old_build_and_mended_data_the_new_one(sources, configured):
     out = sources / "out"
     first = build(configured(("text", TEXT)), out)
