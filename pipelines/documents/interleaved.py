@@ -137,6 +137,10 @@ class Mmc4File(PageFile, LinesFile):
 
     separator: ClassVar[str] = " "
 
+    def is_document(self, record: dict[str, Any]) -> bool:
+        """See ``LinesFile``."""
+        return "text_list" in record
+
     def document(self, line: bytes, byte_range: ByteRange, max_bytes: int) -> ScannedDocument:
         """See ``LinesFile``."""
         page = self.page(_sentences(parse_object(line)), max_bytes - len(line))

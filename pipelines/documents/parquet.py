@@ -20,6 +20,7 @@ from gatokit.pipelines.formats.parquet import Row
 from gatokit.pipelines.formats.records import ByteRange
 from gatokit.schemas.config import ImageTextConfig
 from gatokit.schemas.errors import DataError, RejectedError
+from gatokit.schemas.index import ENDS_EARLY
 
 Columns = dict[str, pa.DataType]
 """The columns of a file that are read, and their types."""
@@ -59,10 +60,12 @@ class RowsFile(DocumentFile):
                     else:
                         damage = RejectedError("corrupt_length", f"row group {row.group} is damaged: {row.detail}")
                         byte_range = ByteRange(row.position, row.group, 0, 0)
-                        yield reader.rejected(byte_range, str(row.position), damage, lost=row.rows)
+                        yield reader.lost_part(byte_range, str(row.position), damage, 0, row.rows)
         except parquet.DamagedFileError as error:
             damage = RejectedError("corrupt_length", f"the file's footer is damaged or missing: {error}")
-            yield reader.rejected(ByteRange(0, 0, 0, 0), "0", damage, lost_bytes=self.size)
+            if not self.size:
+                damage = RejectedError(ENDS_EARLY, "the file is empty")
+            yield reader.lost_part(ByteRange(0, 0, 0, 0), "0", damage, self.size)
 
     def load(self, byte_ranges: Sequence[ByteRange]) -> Iterator[Loaded]:
         """See ``DocumentFile``."""

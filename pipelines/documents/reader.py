@@ -106,8 +106,9 @@ class ScannedDocument(NamedTuple):
     digest of its parts (``content_digest``), None for a rejected one. ``group`` names documents that are held out
     together because they share an image (None: on its own). A rejected row counts for ``lost`` documents of the
     source; if these lie in a part of the file that cannot be read, the reason is one of ``CONTAINER_REASONS`` and
-    ``lost_bytes`` are the bytes of that part, compressed ones if the file is compressed. ``detail`` may also say what a
-    kept document has lost, such as a skipped image.
+    ``lost_bytes`` are the bytes of that part, compressed ones if the file is compressed. The ``takes_back`` rows of the
+    file before it are void then: they come from that part too. ``detail`` may also say what a kept document has lost,
+    such as a skipped image.
     """
 
     byte_range: ByteRange
@@ -118,6 +119,7 @@ class ScannedDocument(NamedTuple):
     detail: str | None = None
     lost: int = 1
     lost_bytes: int = 0
+    takes_back: int = 0
 
 
 class DocumentFile(BaseModel, ABC):
@@ -260,10 +262,17 @@ class DocumentUnit(BaseModel):
 
         ``most_bytes`` ends the scan with the row that brings the sum of the rows' lengths to it.
         """
-        batches, rows, size = [], [], 0
+        batches: list[pa.RecordBatch] = []
+        rows: list[tuple[Any, ...]] = []
+        size = 0
         for ordinal, found in self._found():
+            taken_back = found.takes_back
+            while taken_back > len(rows):
+                taken_back -= len(rows)
+                rows = list(zip(*(column.to_pylist() for column in batches.pop().columns), strict=True))
+            del rows[len(rows) - taken_back :]
             # The fields of both tuples stand in the order of the schema.
-            rows.append((ordinal, found.key, *found.byte_range, *found[2:]))
+            rows.append((ordinal, found.key, *found.byte_range, *found[2:-1]))
             size += found.byte_range.length
             if len(rows) == _BATCH_ROWS:
                 batches.append(_batch(rows))
@@ -326,11 +335,16 @@ def rejected(
     key: str,
     error: RejectedError,
     group: str | None = None,
-    lost: int = 1,
-    lost_bytes: int = 0,
 ) -> ScannedDocument:
     """The row of a document that cannot be used."""
-    return ScannedDocument(byte_range, key, None, group, error.reason, error.detail, lost, lost_bytes)
+    return ScannedDocument(byte_range, key, None, group, error.reason, error.detail)
+
+
+def lost_part(
+    byte_range: ByteRange, key: str, error: RejectedError, lost_bytes: int, lost: int = 1, takes_back: int = 0
+) -> ScannedDocument:
+    """The row of a part of a file that cannot be read; the error's reason is one of ``CONTAINER_REASONS``."""
+    return ScannedDocument(byte_range, key, None, None, error.reason, error.detail, lost, lost_bytes, takes_back)
 
 
 def too_large(max_bytes: int, subject: str = "the document is") -> RejectedError:

@@ -6,15 +6,18 @@ Files may be compressed with gzip (``.gz``) or Zstandard (``.zst``). Texts in Pa
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import google_crc32c
 
 from gatokit.pipelines.documents import reader
 from gatokit.pipelines.documents.reader import DocumentFile, Loaded, ScannedDocument
 from gatokit.pipelines.formats import json_lines
+from gatokit.pipelines.formats.compressed import Damage, DecompressedStream
 from gatokit.pipelines.formats.records import ByteRange
 from gatokit.schemas.config import TextConfig
 from gatokit.schemas.errors import RejectedError
+from gatokit.schemas.index import ENDS_EARLY
 
 
 def find(config: TextConfig, field: str, base: Path) -> list[DocumentFile]:
@@ -37,21 +40,42 @@ class LinesFile(DocumentFile):
     def document(self, line: bytes, byte_range: ByteRange, max_bytes: int) -> ScannedDocument:
         """The document in a line at ``byte_range``. Raises RejectedError if there is something wrong with it."""
 
+    @abstractmethod
+    def is_document(self, record: dict[str, Any]) -> bool:
+        """Whether an object looks like a document, wherever in the file it stands."""
+
     def scan(self, max_bytes: int) -> Iterator[ScannedDocument]:
         """See ``DocumentFile``."""
-        position = offset = 0
-        try:
-            for byte_range, line in json_lines.scan_lines(self.path, self.name, max_bytes):
-                position, offset = byte_range.position + 1, byte_range.offset + byte_range.length + 1
-                try:
-                    if line is None:
-                        raise reader.too_large(max_bytes)
-                    yield self.document(line, byte_range, max_bytes)
-                except RejectedError as error:
-                    yield reader.rejected(byte_range, str(byte_range.position), error)
-        except json_lines.DamagedStreamError as error:
-            damage = RejectedError("corrupt_length", str(error))
-            yield reader.rejected(ByteRange(position, offset, 0, 0), str(position), damage)
+        for line in json_lines.scan_lines(self.path, self.name, max_bytes):
+            byte_range, key = line.byte_range, str(line.byte_range.position)
+            if isinstance(line, json_lines.LostLines):
+                lost = line.untrusted + (byte_range.length > 0)
+                error = RejectedError(line.reason, line.detail)
+                yield reader.lost_part(byte_range, key, error, line.lost_bytes, max(1, lost), line.untrusted)
+                continue
+            try:
+                if line.data is None:
+                    raise reader.too_large(max_bytes)
+                yield self.document(line.data, byte_range, max_bytes)
+            except RejectedError as error:
+                yield self._rejected(line, key, error)
+
+    def _rejected(self, line: json_lines.Line, key: str, error: RejectedError) -> ScannedDocument:
+        """The row of a line that is no document, or of all that it hides."""
+        data, lost, problem = line.data, 1, None
+        if data is not None and error.reason in ("corrupt_record", "missing_field", "wrong_shape"):
+            lost = max(1, json_lines.count_documents(data, self.is_document))
+            if lost > 1:
+                problem = f"the line holds {lost:,} documents and not one: write one JSON object a line"
+            elif error.reason == "corrupt_record" and b"\0" in data:
+                problem = "a part of the file is filled with zeros"
+        if problem is not None:
+            damage = RejectedError("corrupt_length", problem)
+        elif data is not None and not line.is_ended and error.reason in ("corrupt_record", "not_utf8"):
+            damage = RejectedError(ENDS_EARLY, f"the file ends inside a line: {error.detail}")
+        else:
+            return reader.rejected(line.byte_range, key, error)
+        return reader.lost_part(line.byte_range, key, damage, line.byte_range.length, lost)
 
 
 class TextLinesFile(LinesFile):
@@ -59,6 +83,10 @@ class TextLinesFile(LinesFile):
 
     type: str = "lines"
     field: str
+
+    def is_document(self, record: dict[str, Any]) -> bool:
+        """See ``LinesFile``."""
+        return isinstance(record.get(self.field), str)
 
     def document(self, line: bytes, byte_range: ByteRange, max_bytes: int) -> ScannedDocument:
         """See ``LinesFile``."""
@@ -83,7 +111,13 @@ class PlainTextFile(DocumentFile):
         """See ``DocumentFile``."""
         data = b""
         try:
-            data = self._data(max_bytes)
+            data, damage = self._data(max_bytes)
+            if damage is not None:
+                reason = ENDS_EARLY if damage.ends_early else "corrupt_length"
+                lost_bytes = 0 if damage.ends_early else self.size
+                error = RejectedError(reason, damage.detail)
+                yield reader.lost_part(ByteRange(0, 0, len(data), 0), "0", error, lost_bytes)
+                return
             if len(data) > max_bytes:
                 raise reader.too_large(max_bytes)
             content = reader.content_digest([self._text(data)])
@@ -95,16 +129,15 @@ class PlainTextFile(DocumentFile):
     def load(self, byte_ranges: Sequence[ByteRange]) -> Iterator[Loaded]:
         """See ``DocumentFile``."""
         for byte_range in byte_ranges:
-            data = self._data(byte_range.length)
+            data, _ = self._data(byte_range.length)
             yield google_crc32c.value(data), [self._text(data)]
 
-    def _data(self, max_bytes: int) -> bytes:
-        """The content; of a longer one than ``max_bytes`` the first ``max_bytes + 1`` bytes."""
+    def _data(self, max_bytes: int) -> tuple[bytes, Damage | None]:
+        """The content, and its first damage; of a longer one than ``max_bytes`` the first ``max_bytes + 1`` bytes."""
         with json_lines.open_stream(self.path, self.name) as stream:
-            try:
-                return stream.read(max_bytes + 1)
-            except json_lines.DamagedStreamError as error:
-                raise RejectedError("corrupt_length", str(error)) from None
+            data, raw = stream.read(max_bytes + 1), stream.raw
+            events = raw.events if isinstance(raw, DecompressedStream) else ()
+            return data, next((event for event in events if isinstance(event, Damage)), None)
 
     def _text(self, data: bytes) -> str:
         return reader.not_blank(reader.decode(data, "the file is not valid UTF-8 at its byte"), "the file")

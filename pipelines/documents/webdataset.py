@@ -17,6 +17,7 @@ from typing import NamedTuple
 from gatokit.pipelines.documents import reader
 from gatokit.pipelines.documents.reader import DocumentFile, Loaded, ScannedDocument
 from gatokit.pipelines.formats import json_lines, tar
+from gatokit.pipelines.formats.compressed import Damage
 from gatokit.pipelines.formats.records import ByteRange
 from gatokit.schemas.config import ImageTextConfig
 from gatokit.schemas.errors import DataError, RejectedError
@@ -88,7 +89,7 @@ class WebDatasetFile(DocumentFile):
                 problem, lost_bytes = RejectedError("corrupt_length", damage or str(error)), byte_range.length
                 if not self.divides:  # compressed bytes, in proportion
                     lost_bytes = max(1, self.size * byte_range.length // max(1, archive.size))
-                yield reader.rejected(byte_range, f"byte {error.offset}", problem, lost_bytes=lost_bytes)
+                yield reader.lost_part(byte_range, f"byte {error.offset}", problem, lost_bytes)
 
     @contextlib.contextmanager
     def _opened(self) -> Iterator[tuple[storage.Ranges, str | None]]:
@@ -97,12 +98,9 @@ class WebDatasetFile(DocumentFile):
             with storage.ranges(self.path) as file:
                 yield file, None
             return
-        damage = None
         with json_lines.open_stream(self.path, self.name) as stream, tempfile.TemporaryFile() as unpacked:
-            try:
-                shutil.copyfileobj(stream, unpacked)
-            except json_lines.DamagedStreamError as error:
-                damage = str(error)
+            shutil.copyfileobj(stream, unpacked)
+            damage = next((event.detail for event in stream.raw.events if isinstance(event, Damage)), None)
             unpacked.flush()
             number = unpacked.fileno()
             size = os.fstat(number).st_size

@@ -5,18 +5,18 @@ of the decompressed stream.
 """
 
 import contextlib
-import gzip
 import io
 import json
-import zlib
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, BinaryIO
+from typing import Any, NamedTuple
 
 import google_crc32c
-import zstandard
 
+from gatokit.pipelines.formats.compressed import GZIP_MAGIC, ZSTD_MAGICS, Damage, DecompressedStream
 from gatokit.pipelines.formats.records import ByteRange
 from gatokit.schemas.errors import DataError, RejectedError
+from gatokit.schemas.index import ENDS_EARLY
 from gatokit.storage import files as storage
 
 BYTE_ORDER_MARK = "\ufeff"
@@ -26,61 +26,106 @@ LARGEST_OBJECT = 2 << 30
 """Bytes of a file that is read as one object."""
 _BUFFER_BYTES = 1 << 18
 _SKIP_BYTES = 1 << 20
-_ZSTD_WINDOW = 1 << 31
-"""The largest window of a frame that is read, which `zstd --long=31` writes; memory holds as much of its content."""
-_ZSTD_INPUT_BYTES = 1 << 12  # a few bytes can expand to 128 KiB, and larger inputs to gigabytes
-_MAGIC = {
-    ".gz": [b"\x1f\x8b"],
-    ".tgz": [b"\x1f\x8b"],
-    ".zst": [zstandard.FRAME_HEADER, *(bytes([0x50 + number, 0x2A, 0x4D, 0x18]) for number in range(16))],
-}
+_MAGIC = {".gz": (GZIP_MAGIC,), ".tgz": (GZIP_MAGIC,), ".zst": ZSTD_MAGICS}
 _ZIP = b"PK\x03\x04"
 _KINDS = {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "null"}
 
 
-class DamagedStreamError(ValueError):
-    """A compressed stream is damaged or ends early; everything before the damage was read."""
+class Line(NamedTuple):
+    """A line that is not blank: where it is, its bytes without the newline, and whether it has a newline. The bytes of
+    a line that is too long are None, and its CRC is 0."""
+
+    byte_range: ByteRange
+    data: bytes | None
+    is_ended: bool = True
 
 
-def scan_lines(path: str, name: str, max_bytes: int) -> Iterator[tuple[ByteRange, bytes | None]]:
-    """Every line that is not blank, without its newline, and where it is; positions count blank lines too.
+class LostLines(NamedTuple):
+    """A part of the file that cannot be read, and why. ``byte_range`` is what is left of lines at its ends.
 
-    A line that is longer than ``max_bytes`` is None, with a CRC of 0. Raises as ``open_stream``.
+    ``untrusted`` is the number of lines before it that were given, and may be wrong.
     """
-    position = offset = 0
+
+    byte_range: ByteRange
+    untrusted: int
+    lost_bytes: int
+    reason: str
+    detail: str
+
+
+def scan_lines(path: str, name: str, max_bytes: int) -> Iterator[Line | LostLines]:
+    """Every line that is not blank; positions count blank lines too.
+
+    A line that is longer than ``max_bytes`` comes without its bytes. Behind damage of a compressed file, the first line
+    is left out if it is no JSON object, because its beginning may be lost. Raises as ``open_stream``.
+    """
+    position = offset = trusted = 0
     with open_stream(path, name) as stream:
-        while data := stream.readline(max_bytes + 1):
-            begin, line = offset, data.removesuffix(b"\n")
-            length = len(line)
-            offset += len(data)
-            if length > max_bytes:
-                while data and not data.endswith(b"\n"):
-                    data = stream.readline(_SKIP_BYTES)
-                    offset += len(data)
-                    length += len(data.removesuffix(b"\n"))
-                yield ByteRange(position, begin, length, 0), None
+        events = stream.raw.events if isinstance(stream.raw, DecompressedStream) else deque[int | Damage]()
+        while True:
+            data = stream.readline(max_bytes + 1)
+            begin, line, length = offset, data.removesuffix(b"\n"), len(data)
+            is_long = len(line) > max_bytes
+            while is_long and data and not data.endswith(b"\n"):
+                data = stream.readline(_SKIP_BYTES)
+                length += len(data)
+            is_ended, offset = data.endswith(b"\n"), begin + length
+            lost = None
+            while events and (_place(events[0]) < offset or (_place(events[0]) == offset and not is_ended)):
+                event = events.popleft()
+                if isinstance(event, Damage):
+                    if lost is not None:
+                        yield lost
+                    reason = ENDS_EARLY if event.ends_early else "corrupt_length"
+                    untrusted = 0 if event.ends_early else trusted
+                    broken = ByteRange(position, begin, event.at - begin, 0)
+                    lost = LostLines(broken, untrusted, event.lost_bytes, reason, event.detail)
+                    begin, line, position = event.at, line[event.at - begin :], position + 1
+                trusted = 0
+            if lost is not None:
+                if is_long or (line and not _is_object(line)):
+                    lost = lost._replace(byte_range=lost.byte_range._replace(length=offset - lost.byte_range.offset))
+                    line, is_long = b"", False
+                yield lost
+            if not length:
+                break
+            if is_long:
+                yield Line(ByteRange(position, begin, length - is_ended, 0), None, is_ended)
+                trusted += 1
             else:
                 if line.startswith(UTF8_MARK):  # also where files with a mark were joined
                     begin, line = begin + len(UTF8_MARK), line.removeprefix(UTF8_MARK)
                 if line and not line.isspace():
-                    yield ByteRange(position, begin, len(line), google_crc32c.value(line)), line
-            position += 1
+                    yield Line(ByteRange(position, begin, len(line), google_crc32c.value(line)), line, is_ended)
+                    trusted += 1
+            position += lost is None or bool(line)
+        if not offset and not isinstance(stream.raw, DecompressedStream):
+            yield LostLines(ByteRange(0, 0, 0, 0), 0, 0, ENDS_EARLY, "the file is empty")
+
+
+def _place(event: int | Damage) -> int:
+    return event.at if isinstance(event, Damage) else event
+
+
+def _is_object(line: bytes) -> bool:
+    try:
+        parse_object(line)
+    except RejectedError:
+        return False
+    return True
 
 
 def read_lines(path: str, name: str, places: Iterable[tuple[int, int]]) -> Iterator[bytes]:
-    """The bytes at each (offset, length), ascending; fewer if the file ends before or is damaged there."""
+    """The bytes at each (offset, length), ascending; fewer if the file ends before."""
     at = 0
     with open_stream(path, name) as stream:
         for offset, length in places:
-            try:
-                if stream.seekable():
-                    stream.seek(offset)
-                else:
-                    while skipped := stream.read(min(_SKIP_BYTES, offset - at)):
-                        at += len(skipped)
-                data = stream.read(length)
-            except DamagedStreamError:
-                data = b""
+            if stream.seekable():
+                stream.seek(offset)
+            else:
+                while skipped := stream.read(min(_SKIP_BYTES, offset - at)):
+                    at += len(skipped)
+            data = stream.read(length)
             at += len(data)
             yield data
 
@@ -140,6 +185,35 @@ def parse_object(line: bytes) -> dict[str, Any]:
     return value
 
 
+def count_documents(line: bytes, is_document: Callable[[dict[str, Any]], bool]) -> int:
+    """How many objects a line holds for which ``is_document`` is true, one after another, in lists, or in lists of an
+    object. It says how much is lost where other JSON stands than an object a line."""
+    text, at = line.decode("utf-8", "replace").strip(), 0
+    count = 0
+    while at < len(text):
+        try:
+            value, at = _DECODER.raw_decode(text, at)
+        except (ValueError, RecursionError):
+            break
+        count += _count(value, is_document, 3)
+        while at < len(text) and text[at] in " \t\r,":
+            at += 1
+    return count
+
+
+_DECODER = json.JSONDecoder()
+
+
+def _count(value: Any, is_document: Callable[[dict[str, Any]], bool], depth: int) -> int:
+    if isinstance(value, dict):
+        if is_document(value):
+            return 1
+        value = list(value.values())
+    if not isinstance(value, list) or not depth:
+        return 0
+    return sum(_count(item, is_document, depth - 1) for item in value)
+
+
 def key_value(record: dict[str, Any], key: str) -> Any:
     """The value of a key. Raises RejectedError if it is absent or null."""
     value = record.get(key)
@@ -162,69 +236,28 @@ def _kind(value: Any) -> str:
 
 
 @contextlib.contextmanager
-def open_stream(path: str, name: str) -> Iterator[BinaryIO]:
-    """The bytes of a file, decompressed if its suffix says so; reading them may raise DamagedStreamError.
+def open_stream(path: str, name: str) -> "Iterator[io.BufferedReader[Any]]":
+    """The bytes of a file, decompressed if its suffix says so: ``raw`` is a DecompressedStream then.
 
     Raises DataError if the first bytes are not what the suffix says.
     """
     suffix = next((suffix for suffix in _MAGIC if path.lower().endswith(suffix)), None)
-    with io.BufferedReader(storage.stream(path), _BUFFER_BYTES) as plain:
-        begin = plain.peek(4)[:4]
-        if begin == _ZIP:
-            raise DataError(f"{name}: is a zip archive; unpack it")
-        if suffix is None:
-            for other, magic in _MAGIC.items():
-                if any(map(begin.startswith, magic)):
-                    raise DataError(f"{name}: is compressed; give it a name that ends in {other}")
+    if suffix is not None:
+        with storage.ranges(path) as file:
+            _check_magic(file.read_at(0, 4), suffix, name)
+            yield io.BufferedReader(DecompressedStream(file, suffix), _BUFFER_BYTES)
+    else:
+        with io.BufferedReader(storage.stream(path), _BUFFER_BYTES) as plain:
+            _check_magic(plain.peek(4)[:4], None, name)
             yield plain
-        elif any(known.startswith(begin) or begin.startswith(known) for known in _MAGIC[suffix]):
-            blocks = _zstd_blocks(plain) if suffix == ".zst" else _gzip_blocks(plain)
-            yield io.BufferedReader(_Decompressed(blocks), _BUFFER_BYTES)
-        else:
-            raise DataError(f"{name}: is not compressed as {suffix} files are; give it its right name")
 
 
-class _Decompressed(io.RawIOBase):
-    """A stream of blocks of bytes."""
-
-    def __init__(self, blocks: Iterator[bytes]) -> None:
-        self._blocks = blocks
-        self._left = memoryview(b"")
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        try:
-            while not self._left:
-                self._left = memoryview(next(self._blocks))
-        except StopIteration:
-            return 0
-        except (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError) as error:
-            raise DamagedStreamError(f"the compressed stream is damaged or ends early: {str(error)[:200]}") from None
-        size = min(len(buffer), len(self._left))
-        buffer[:size], self._left = self._left[:size], self._left[size:]
-        return size
-
-
-def _gzip_blocks(file: BinaryIO) -> Iterator[bytes]:
-    """The content of all members of a gzip file, one after the other."""
-    members = gzip.GzipFile(fileobj=file)
-    # read1, not read: it returns the bytes before the damage, and only the next call raises.
-    while data := members.read1(_BUFFER_BYTES):
-        yield data
-
-
-def _zstd_blocks(file: BinaryIO) -> Iterator[bytes]:
-    """The content of all frames of a Zstandard file, one after the other."""
-    decompressor = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW)
-    frame: Any = None
-    data = b""
-    while data := data or file.read(_ZSTD_INPUT_BYTES):
-        frame = frame or decompressor.decompressobj()
-        yield frame.decompress(data)
-        data = frame.unused_data if frame.eof else b""
-        if frame.eof:
-            frame = None
-    if frame is not None:
-        raise EOFError("the file ends inside a Zstandard frame")
+def _check_magic(begin: bytes, suffix: str | None, name: str) -> None:
+    if begin == _ZIP:
+        raise DataError(f"{name}: is a zip archive; unpack it")
+    if suffix is None:
+        for other, magic in _MAGIC.items():
+            if any(map(begin.startswith, magic)):
+                raise DataError(f"{name}: is compressed; give it a name that ends in {other}")
+    elif not any(known.startswith(begin) or begin.startswith(known) for known in _MAGIC[suffix]):
+        raise DataError(f"{name}: is not compressed as {suffix} files are; give it its right name")

@@ -131,9 +131,9 @@ def test_texts_with_every_fault(tmp_path, go):
         "a.jsonl#13": None,
         "b.jsonl.gz#0": None,
         "b.jsonl.gz#1": None,
-        "b.jsonl.gz#2": "corrupt_length",
+        "b.jsonl.gz#2": "ends_early",
         "c.jsonl.zst#0": None,
-        "c.jsonl.zst#1": "corrupt_length",
+        "c.jsonl.zst#1": "ends_early",
         "d.parquet#0": None,
         "d.parquet#1": "missing_field",
         "d.parquet#2": "not_utf8",
@@ -145,7 +145,7 @@ def test_texts_with_every_fault(tmp_path, go):
         "g.md#0": "empty",
         "h.rst#0": None,
         "i.txt#0": "too_large",
-        "j.txt.gz#0": "corrupt_length",
+        "j.txt.gz#0": "ends_early",
     }
     assert counts(built) == {
         None: 9,
@@ -156,7 +156,8 @@ def test_texts_with_every_fault(tmp_path, go):
         "empty": 3,
         "too_large": 3,
         "duplicate": 1,
-        "corrupt_length": 4,
+        "corrupt_length": 1,
+        "ends_early": 3,
     }
     assert built.parts == {
         "a.jsonl#0": ["one"],
@@ -525,15 +526,18 @@ def test_embedded_pages_with_bad_images(skip, tmp_path, go):
     assert built.parts == good
 
 
-def test_empty_files_are_no_documents(tmp_path, go):
-    """Of JSONL; an empty file of plain text is an empty document."""
-    for name in ("a.jsonl", "c.jsonl", "e.jsonl"):
+def test_files_of_no_bytes_are_named(tmp_path, go):
+    """A compressed file that holds no line is whole."""
+    empty = ("a.jsonl", "c.jsonl.gz", "e.jsonl.zst", "f.parquet")
+    for name in empty:
         (tmp_path / name).write_bytes(b"")
     write_lines(tmp_path / "b.jsonl", ["one"])
     (tmp_path / "d.jsonl.gz").write_bytes(gzip.compress(b""))
-    built = go("kind: text, source: '*.jsonl*'")
-    assert built.reasons() == {"b.jsonl#0": None}
-    assert len(built.totals.splits) == 1
+    with pytest.raises(DataError) as error:
+        go("kind: text, source: '*.*[tlz]'")
+    assert str(error.value).startswith("d: 4 of 6 files end early, 0 % of the bytes (first a.jsonl: the file is empty)")
+    built = go("kind: text, source: '*.*[tlz]'", "max_lost_bytes: 0.001")
+    assert built.reasons() == {"b.jsonl#0": None, **{f"{name}#0": "ends_early" for name in empty}}
 
 
 # --- the error budget --------------------------------------------------------------------------------------
