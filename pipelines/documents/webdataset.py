@@ -5,22 +5,23 @@ each other are a sample; a suffix that comes a second time begins the next sampl
 """
 
 import contextlib
+import itertools
 import json
 import os
 import re
-import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from gatokit.pipelines.documents import reader
 from gatokit.pipelines.documents.reader import DocumentFile, Loaded, ScannedDocument
 from gatokit.pipelines.formats import json_lines, tar
-from gatokit.pipelines.formats.compressed import Damage
+from gatokit.pipelines.formats.compressed import DecompressedStream
 from gatokit.pipelines.formats.records import ByteRange
 from gatokit.schemas.config import ImageTextConfig
 from gatokit.schemas.errors import DataError, RejectedError
+from gatokit.schemas.index import ENDS_EARLY
 from gatokit.storage import files as storage
 
 IMAGES = frozenset((b"jpg", b"jpeg", b"png", b"webp", b"gif", b"bmp", b"tif", b"tiff"))
@@ -28,6 +29,7 @@ IMAGES = frozenset((b"jpg", b"jpeg", b"png", b"webp", b"gif", b"bmp", b"tif", b"
 
 _TEXT, _JSON = b"txt", b"json"
 _CAPTION = "caption"
+_MOST_SHOWN = 6
 _META = re.compile(rb"__[^/]*__(?:/|$)|(?:.*/)?__MACOSX/", re.DOTALL)
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
@@ -44,6 +46,14 @@ class _Sample(NamedTuple):
         image = next((suffix for suffix in self.members if suffix in IMAGES), None)
         captions = (_JSON,) if text_field is not None else (_TEXT, _JSON)
         return image, next((suffix for suffix in captions if suffix in self.members), None)
+
+
+class _Unpacked(NamedTuple):
+    """An archive that is not compressed: where bytes are missing in it, and what is wrong if it ends early."""
+
+    file: storage.Ranges
+    cuts: Sequence[tar.Cut] = ()
+    early: str | None = None
 
 
 def find(config: ImageTextConfig, field: str, base: Path) -> list["WebDatasetFile"]:
@@ -69,54 +79,82 @@ class WebDatasetFile(DocumentFile):
         """See ``DocumentFile``."""
         position = 0
         seen: set[bytes] = set()
-        with self._opened() as (file, damage):
-            archive = tar.Reader(file)
+        with self._opened() as unpacked:
+            archive = tar.Reader(unpacked.file)
             begin = archive.read(0, tar.BLOCK)
             for magic, compression in _COMPRESSED.items():
                 if begin.startswith(magic):
                     raise DataError(
                         f"{self.name}: is compressed with {compression}; unpack it and give the .tar in `source`"
                     )
-            if len(begin) == tar.BLOCK and not tar.is_tar(begin):
+            if len(begin) == tar.BLOCK and not tar.is_tar(begin) and not tar.is_damaged_tar(archive):
                 raise DataError(f"{self.name}: is no tar archive; leave it out of `source`")
-            try:
-                for sample in _samples(archive, self.text_field):
+            for sample in _samples(archive, self.text_field, unpacked.cuts):
+                if isinstance(sample, tar.Gap):
+                    yield self._lost(sample, position, unpacked)
+                else:
                     yield self._document(archive, sample, position, max_bytes, sample.key in seen)
                     seen.add(sample.key)
-                    position += 1
-            except tar.DamagedTarError as error:
-                byte_range = ByteRange(position, error.offset, archive.size - error.offset, 0)
-                problem, lost_bytes = RejectedError("corrupt_length", damage or str(error)), byte_range.length
-                if not self.divides:  # compressed bytes, in proportion
-                    lost_bytes = max(1, self.size * byte_range.length // max(1, archive.size))
-                yield reader.lost_part(byte_range, f"byte {error.offset}", problem, lost_bytes)
+                position += 1
+
+    def _lost(self, gap: tar.Gap, position: int, unpacked: "_Unpacked") -> ScannedDocument:
+        """The row of a gap in the archive."""
+        reason, problem, lost_bytes = "corrupt_length", gap.problem, gap.end - gap.offset
+        if gap.ends_early:
+            reason, problem = ENDS_EARLY, unpacked.early or problem
+        if not self.divides:  # compressed bytes: those that hide what is missing, and their share of what is there
+            lost_bytes = gap.hidden + self.size * lost_bytes // max(1, unpacked.file.size)
+        byte_range = ByteRange(position, gap.offset, gap.end - gap.offset, 0)
+        return reader.lost_part(byte_range, f"byte {gap.offset}", RejectedError(reason, problem), lost_bytes)
 
     @contextlib.contextmanager
-    def _opened(self) -> Iterator[tuple[storage.Ranges, str | None]]:
-        """The archive, and what is wrong with its compression. A compressed one is unpacked into a temporary file."""
+    def _opened(self) -> Iterator["_Unpacked"]:
+        """The archive. A compressed one is unpacked into a temporary file, without what cannot be trusted of it."""
         if self.divides:
             with storage.ranges(self.path) as file:
-                yield file, None
+                yield _Unpacked(file)
             return
         with json_lines.open_stream(self.path, self.name) as stream, tempfile.TemporaryFile() as unpacked:
-            shutil.copyfileobj(stream, unpacked)
-            damage = next((event.detail for event in stream.raw.events if isinstance(event, Damage)), None)
+            assert isinstance(stream.raw, DecompressedStream)
+            cuts: list[tar.Cut] = []
+            early, start, buffer = None, 0, memoryview(bytearray(1 << 20))
+            size = -1
+            while size:
+                size = stream.raw.readinto(buffer)
+                # The events lie before what was read now.
+                while stream.raw.events:
+                    event = stream.raw.events.popleft()
+                    if isinstance(event, int):
+                        start = unpacked.tell()
+                    elif event.ends_early:
+                        early = event.detail
+                    else:
+                        unpacked.truncate(unpacked.seek(start))
+                        cuts.append(tar.Cut(start, event.detail, event.lost_bytes))
+                unpacked.write(buffer[:size])
             unpacked.flush()
             number = unpacked.fileno()
             size = os.fstat(number).st_size
-            yield storage.Ranges(lambda offset, length: os.pread(number, length, offset), size), damage
+            file = storage.Ranges(lambda offset, length: os.pread(number, length, offset), size)
+            yield _Unpacked(file, cuts, early)
 
     def _document(
         self, archive: tar.Reader, sample: _Sample, position: int, max_bytes: int, is_repeated: bool
     ) -> ScannedDocument:
-        key, byte_range = reader.printable(sample.key), ByteRange(position, sample.offset, 0, 0)
+        key, byte_range, lost = reader.printable(sample.key), ByteRange(position, sample.offset, 0, 0), 1
         try:
             if is_repeated:
                 raise RejectedError("duplicate_id", f"the key {key!r} comes a second time in this archive")
             image, caption = sample.chosen(self.text_field)
             if image is None or caption is None:
-                has = ", ".join(f".{reader.printable(suffix)}" for suffix in sample.members)
-                raise RejectedError("missing_field", f"has no {'caption' if image else 'picture'}, only {has}")
+                lacks = f"has no {'caption' if image else 'picture'}, only {_listed(sample.members)}"
+                stems = len({suffix.rpartition(b".")[0] for suffix in sample.members if _is_image(suffix)})
+                if stems > 1:
+                    lost, lacks = stems, f"{lacks}: a key ends at the first dot of a name, so leave no dot in keys"
+                raise RejectedError("missing_field", lacks)
+            images = [suffix for suffix in sample.members if suffix in IMAGES]
+            if len(images) > 1:
+                raise RejectedError("wrong_shape", f"has {len(images)} pictures, {_listed(images)}; leave one of a key")
             image_place, text_place = sample.members[image], sample.members[caption]
             byte_range = byte_range._replace(length=image_place[1] + text_place[1])
             if byte_range.length > max_bytes:
@@ -128,14 +166,13 @@ class WebDatasetFile(DocumentFile):
             byte_range = byte_range._replace(payload=payload)
             content = reader.caption_digest(data, text)
         except RejectedError as error:
-            return reader.rejected(byte_range, key, error)
-        others = [f".{suffix.decode()}" for suffix in sample.members if suffix in IMAGES and suffix != image]
-        detail = f"of its pictures .{image.decode()} is read, {', '.join(others)} is not" if others else None
-        return ScannedDocument(byte_range, key, content, detail=detail)
+            return reader.rejected(byte_range, key, error)._replace(lost=lost)
+        return ScannedDocument(byte_range, key, content)
 
     def load(self, byte_ranges: Sequence[ByteRange]) -> Iterator[Loaded]:
         """See ``DocumentFile``."""
-        with self._opened() as (file, _):
+        with self._opened() as unpacked:
+            file = unpacked.file
             for byte_range in byte_ranges:
                 image_begin, image_size, text_begin, text_size, suffix = (byte_range.payload or "").split()
                 image = file.read_at(int(image_begin), int(image_size))
@@ -153,32 +190,68 @@ class WebDatasetFile(DocumentFile):
         return reader.string_of(values, self.text_field or _CAPTION)
 
 
-def _samples(archive: tar.Reader, text_field: str | None) -> Iterator[_Sample]:
-    """Every sample of an archive.
+def _samples(archive: tar.Reader, text_field: str | None, cuts: Sequence[tar.Cut] = ()) -> Iterator[_Sample | tar.Gap]:
+    """Every sample of an archive, and the gaps between them.
 
-    Where the archive is damaged, the rest is lost. The last sample is lost too if it has no image or no caption yet, or
-    if the file ends inside one of its members.
+    The samples at both ends of a gap are part of it, if it may hide their image or caption.
     """
-    sample = None
-    try:
-        for member in tar.members(archive):
-            key, suffix = _split(member.name)
-            if not key:
-                continue
-            if sample is None or key != sample.key or suffix in sample.members:
-                if sample is not None:
-                    yield sample
-                sample = _Sample(key, member.offset, {})
-            sample.members[suffix] = (member.begin, member.size)
-    except tar.DamagedTarError as error:
-        if sample is not None:
-            if None not in sample.chosen(text_field) and _split(error.name or b"")[0] != sample.key:
-                yield sample
-            else:
-                error.offset = sample.offset
-        raise
+    sample: _Sample | None = None
+    gap: tar.Gap | None = None
+    has_text: bool | None = None  # whether captions are .txt in this archive; None: nobody knows
+    end = 0
+
+    def closed(sample: _Sample) -> tuple[list[_Sample | tar.Gap], tar.Gap | None]:
+        """The sample that ends, with the gap in it or before it; and the gap, if it is the one behind it."""
+        if gap is None:
+            return [sample], None
+        is_whole = None not in sample.chosen(text_field)
+        if is_whole and (text_field is not None or _TEXT in sample.members or has_text is False):
+            if end <= gap.offset:
+                return [sample], gap
+            return [sample, gap] if sample.offset < gap.offset else [gap, sample], None
+        joined = _joined(gap, tar.Gap(sample.offset, min(end, archive.size), gap.problem))
+        return ([], joined) if end <= gap.offset else ([joined], None)
+
+    for member in tar.members(archive, cuts):
+        if isinstance(member, tar.Gap):
+            has_text = True if _split(member.name or b"")[1] == _TEXT else has_text
+            gap = member if gap is None else _joined(gap, member)
+            continue
+        key, suffix = _split(member.name)
+        if not key:
+            continue
+        if sample is None or key != sample.key or suffix in sample.members:
+            if sample is not None:
+                has_text = has_text or _TEXT in sample.members
+                items, gap = closed(sample)
+                yield from items
+            sample = _Sample(key, member.offset, {})
+        sample.members[suffix] = (member.begin, member.size)
+        end = member.begin + tar.padded(member.size)
     if sample is not None:
-        yield sample
+        items, gap = closed(sample)
+        yield from items
+    if gap is not None:
+        yield gap
+
+
+def _joined(gap: tar.Gap, other: tar.Gap) -> tar.Gap:
+    return gap._replace(
+        offset=min(gap.offset, other.offset),
+        end=max(gap.end, other.end),
+        ends_early=gap.ends_early or other.ends_early,
+        hidden=gap.hidden + other.hidden,
+    )
+
+
+def _is_image(suffix: bytes) -> bool:
+    return suffix.rpartition(b".")[2] in IMAGES
+
+
+def _listed(suffixes: Collection[bytes]) -> str:
+    """The first few of these suffixes, and how many more there are."""
+    shown = ", ".join(f".{reader.printable(suffix)}" for suffix in itertools.islice(suffixes, _MOST_SHOWN))
+    return shown if len(suffixes) <= _MOST_SHOWN else f"{shown} and {len(suffixes) - _MOST_SHOWN:,} more"
 
 
 def _split(name: bytes) -> tuple[bytes, bytes]:

@@ -56,9 +56,9 @@ class DecompressedStream(io.RawIOBase):
     """
 
     def __init__(self, file: Ranges, suffix: str) -> None:
-        """``suffix`` is ``.gz`` or ``.zst``."""
+        """``suffix`` is that of the file: ``.zst``, or one of gzip."""
         self.events: deque[int | Damage] = deque()
-        self._parts = (_gzip_content if suffix == ".gz" else _zstd_content)(file)
+        self._parts = (_zstd_content if suffix == ".zst" else _gzip_content)(file)
         self._left = memoryview(b"")
         self._at = 0
 

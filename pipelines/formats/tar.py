@@ -1,12 +1,13 @@
 """Where the regular files of a tar archive are: it reads ustar, GNU and pax headers and skips contents.
 
-Names are bytes to compare and show, never paths to open. A damaged header costs the rest of the archive, because
-nothing says where the next header begins. Python's ``tarfile`` is several times slower and does not report damage.
+Names are bytes to compare and show, never paths to open. Behind a damaged header the walk goes on at the next one that
+matches its checksum, wherever it stands. Python's ``tarfile`` is several times slower and does not report damage.
 """
 
 import struct
 import zlib
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from gatokit.storage.files import Ranges
@@ -21,6 +22,8 @@ _REGULAR = (b"0", b"\0", b"7")
 _WITHOUT_DATA = (b"1", b"2", b"3", b"4", b"5", b"6")
 _PAX, _LONG_NAME, _SPARSE = b"x", b"L", b"S"
 _EXTENDED = (_PAX, _LONG_NAME, b"g", b"K")
+_MAGIC, _MAGIC_AT = b"ustar", 257
+_NAME, _PREFIX_AT = 100, 345
 _ADLER = 65521
 
 
@@ -33,13 +36,36 @@ class Member(NamedTuple):
     size: int
 
 
-class DamagedTarError(ValueError):
-    """The archive cannot be read from ``offset`` on; if the file ends inside a member, ``name`` is the member's."""
+class Gap(NamedTuple):
+    """A part of the archive, from ``offset`` to ``end``, that cannot be read. ``name`` is that of the member in which
+    it begins, if it is known. If ``ends_early`` is set, nobody knows what else the archive had.
 
-    def __init__(self, offset: int, problem: str, name: bytes | None = None) -> None:
-        super().__init__(f"{problem} at byte {offset}")
-        self.offset = offset
-        self.name = name
+    ``hidden`` is the number of bytes that are not there at all, see ``Cut``.
+    """
+
+    offset: int
+    end: int
+    problem: str
+    name: bytes | None = None
+    ends_early: bool = False
+    hidden: int = 0
+
+
+class Cut(NamedTuple):
+    """A place in the archive where bytes are missing, why, and how many bytes of the compressed file they were."""
+
+    place: int
+    problem: str
+    hidden: int
+
+
+class _DamageError(Exception):
+    """An archive cannot be read at a place; ``name`` is that of the member there, and ``behind`` where the next one
+    begins, if they are known."""
+
+    def __init__(self, problem: str, name: bytes | None = None, behind: int = 0) -> None:
+        super().__init__(problem)
+        self.name, self.behind = name, behind
 
 
 class Reader:
@@ -68,53 +94,139 @@ def is_tar(block: bytes) -> bool:
         return False
 
 
-def members(reader: Reader) -> Iterator[Member]:
-    """Every regular file of an archive, in its order.
+def is_damaged_tar(reader: Reader) -> bool:
+    """Whether a file that does not begin as an archive has a header nevertheless."""
+    return _MAGIC in reader.read(0, _WINDOW) and next_header(reader, 1) < reader.size
 
-    Raises DamagedTarError if a header is damaged, the file ends before the end marker, more than padding follows the
-    end marker, or a file is sparse.
+
+def members(reader: Reader, cuts: Sequence[Cut] = ()) -> Iterator[Member | Gap]:
+    """Every regular file of an archive, in its order, and the gaps between them.
+
+    A gap begins where a header is damaged, a file is sparse, bytes are missing (``cuts``, ascending), the file ends
+    before the end marker, or more than padding follows that marker. A member is part of the gap behind it if a header
+    stands in its bytes, or bytes were put in or taken out somewhere before the next header.
+    """
+    total, offset, held = reader.size, 0, None
+    left = deque(cuts)
+    while True:
+        try:
+            member, behind = _member(reader, offset)
+            if left and left[0].place < behind:
+                raise _DamageError(left[0].problem, member.name if member and left[0].place > offset else None)
+        except _DamageError as error:
+            if error.args == (_END,):
+                rest = offset
+                while rest < total and _is_zero(reader.read(rest, _WINDOW)):
+                    rest += _WINDOW
+                if rest >= total:
+                    break
+                error = _DamageError("more than padding follows the archive's end marker")
+            at_cut = left and str(error) == left[0].problem
+            if error.behind:
+                end = min(error.behind, total)
+            else:
+                end = _resumes(reader, left[0].place if at_cut else (held.begin if held else offset + 1), offset)
+            begin, is_shifted = min(offset, total), end < total and (end - offset) % BLOCK != 0
+            if held is not None and (end < offset or (is_shifted and not (left and left[0].place <= end))):
+                begin, held = held.offset, None
+            if held is not None:
+                yield held
+                held = None
+            hidden = 0
+            while left and left[0].place <= end:
+                hidden += left.popleft().hidden
+            ends_early = end == total and str(error).startswith(_EARLY)
+            yield Gap(begin, end, f"{error} at byte {begin}", error.name, ends_early, hidden)
+            offset = end
+            if offset >= total:
+                return
+            continue
+        if held is not None:
+            yield held
+        held, offset = member, behind
+    if held is not None:
+        yield held
+    for cut in left:
+        yield Gap(cut.place, cut.place, cut.problem, hidden=cut.hidden)
+
+
+_EARLY = "the file ends"
+_END = "the end marker"
+
+
+def next_header(reader: Reader, begin: int) -> int:
+    """The first place from ``begin`` on where a header stands that matches its checksum; the file's end if none does.
+
+    Only headers with the magic number of ustar, GNU and pax archives are found.
+    """
+    at = begin
+    while at < reader.size:
+        data = reader.read(at, _WINDOW)
+        found = data.find(_MAGIC)
+        while found >= 0:
+            header = data[found - _MAGIC_AT : found - _MAGIC_AT + BLOCK] if found >= _MAGIC_AT else b""
+            if len(header) == BLOCK and is_tar(header):
+                return at + found - _MAGIC_AT
+            found = data.find(_MAGIC, found + 1)
+        at += max(1, _WINDOW - BLOCK)
+    return reader.size
+
+
+def _resumes(reader: Reader, begin: int, offset: int) -> int:
+    """The first place from ``begin`` on at which a member can be read behind damage at ``offset``."""
+    end = next_header(reader, begin)
+    # A name that fills its field is cut, and the header with the whole of it is lost.
+    while end == offset or (b"\0" not in reader.read(end, _NAME) and not reader.read(end + _PREFIX_AT, 1).strip(b"\0")):
+        end = next_header(reader, end + 1)
+        if end == reader.size:
+            break
+    return end
+
+
+def _member(reader: Reader, offset: int) -> tuple[Member | None, int]:
+    """The member whose headers begin at ``offset``, None if it is no regular file, and where the next one begins.
+
+    Raises _DamageError, ``_END`` at the end marker.
     """
     read, unpack, total = reader.read, _HEADER.unpack, reader.size
-    at = offset = 0
+    at = offset
     extended: dict[bytes, bytes] = {}
     while True:
         header = read(at, BLOCK)
         if len(header) < BLOCK:
             # The file may end inside the padding of its last member.
-            raise DamagedTarError(min(offset, total), "the file ends before the archive's end marker")
+            raise _DamageError(f"{_EARLY} before the archive's end marker")
         name, size_field, checksum, member_type, magic, prefix = unpack(header)
         try:
             if not _is_sound(header, checksum):
                 if _is_zero(header) and not extended:
-                    break
+                    raise _DamageError(_END)
                 raise ValueError("a header does not match its checksum")
             size = _number(size_field)
             at += BLOCK
             if member_type in _EXTENDED:
                 # The first of several headers before a file wins, as in Python's tarfile.
                 extended = _fields(member_type, read(at, min(size, _MOST_EXTENDED)), size) | extended
-                at = _next_block(at + size)
+                at += padded(size)
                 continue
-            if member_type == _SPARSE or b"GNU.sparse" in extended:
-                raise ValueError("a sparse file; write the archive without --sparse,")
             if extended.get(b"size"):
                 size = _decimal(extended[b"size"])
+            if member_type == _SPARSE or b"GNU.sparse" in extended:
+                problem = "a sparse file; write the archive without --sparse,"
+                raise _DamageError(problem, behind=at + padded(size))
         except ValueError as error:
-            raise DamagedTarError(offset, str(error)) from None
+            raise _DamageError(str(error)) from None
         name = name.partition(b"\0")[0]
         if magic == b"ustar\0" and prefix[0]:
             name = prefix.partition(b"\0")[0] + b"/" + name
         if extended:
-            name, extended = extended.get(b"path", name), {}
-        end = at if member_type in _WITHOUT_DATA else at + size
-        if end > total:
-            raise DamagedTarError(offset, "the file ends inside a member", name)
-        if member_type in _REGULAR and name[-1:] != b"/":
-            yield Member(name, offset, at, size)
-        at = offset = _next_block(end)
-    for rest in range(at, total, _WINDOW):
-        if not _is_zero(read(rest, _WINDOW)):
-            raise DamagedTarError(at, "more than padding follows the archive's end marker")
+            name = extended.get(b"path", name)
+        if member_type in _WITHOUT_DATA:
+            size = 0
+        if at + size > total:
+            raise _DamageError(f"{_EARLY} inside a member", name)
+        is_regular = member_type in _REGULAR and name[-1:] != b"/"
+        return Member(name, offset, at, size) if is_regular else None, at + padded(size)
 
 
 def _is_sound(header: bytes, checksum: bytes) -> bool:
@@ -169,8 +281,9 @@ def _fields(member_type: bytes, data: bytes, size: int) -> dict[bytes, bytes]:
     return fields
 
 
-def _next_block(at: int) -> int:
-    return -(-at // BLOCK) * BLOCK
+def padded(size: int) -> int:
+    """Bytes that the data of a member of ``size`` bytes take in an archive."""
+    return -(-size // BLOCK) * BLOCK
 
 
 def _is_zero(data: bytes) -> bool:

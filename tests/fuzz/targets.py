@@ -90,16 +90,11 @@ def tfrecord_file(data: bytes) -> None:
 
 def tar_file(data: bytes) -> None:
     """The members of a tar archive."""
-    end, stops = 0, 0
-    try:
-        for member in tar.members(tar.Reader(Ranges(lambda offset, length: data[offset : offset + length], len(data)))):
-            assert member.offset >= end
-            end = member.begin + member.size
-            assert member.size >= 0
-            assert end <= len(data)
-    except tar.DamagedTarError as error:
-        stops = error.offset
-    assert 0 <= stops <= len(data)
+    end = 0
+    for item in tar.members(tar.Reader(Ranges(lambda offset, length: data[offset : offset + length], len(data)))):
+        assert item.offset >= end
+        end = item.end if isinstance(item, tar.Gap) else item.begin + item.size
+        assert item.offset <= end <= len(data)
 
 
 def picture_header(data: bytes) -> None:

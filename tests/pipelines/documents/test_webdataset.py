@@ -173,10 +173,11 @@ def test_a_damaged_compressed_archive_keeps_what_is_before(tmp_path: Path, name:
     found = list(opened(tmp_path / name, type="compressed_webdataset").scan(LARGE))
     assert [one.key for one in found[:-1]] == [key for key, _ in samples[: len(found) - 1]]
     assert 10 < len(found) < 50
-    assert (found[-1].reason, str(found[-1].detail)[:46]) == (
-        "corrupt_length",
-        "the compressed stream is damaged or ends early",
+    assert (found[-1].reason, found[-1].detail) == (
+        "ends_early",
+        "the compressed stream ends early, inside what begins at its byte 0",
     )
+    assert 0 < found[-1].lost_bytes < 9_000
 
 
 def test_texts_with_byte_order_marks(tmp_path: Path) -> None:
@@ -271,10 +272,22 @@ def test_names_that_are_no_paths_or_no_utf8_are_keys_all_the_same(tmp_path: Path
     assert rows(opened(path)) == [("../../etc/x", None), ("/abs", None), ("\\xe9", None)]
 
 
-def test_of_two_images_the_first_is_read_and_the_row_says_so(tmp_path: Path) -> None:
-    file = opened(tar(tmp_path / "a.tar", [("a.png", b"1"), ("a.jpg", b"2"), ("a.txt", b"t")]))
-    assert [found.detail for found in file.scan(LARGE)] == ["of its pictures .png is read, .jpg is not"]
-    assert list(file.read(kept(file))) == [[b"1", "t"]]
+def test_a_sample_of_two_images_is_rejected(tmp_path: Path) -> None:
+    file = opened(tar(tmp_path / "a.tar", [("a.png", b"1"), ("a.jpg", b"2"), ("a.txt", b"t"), *sample("b")]))
+    assert [(found.key, found.reason, found.detail) for found in file.scan(LARGE)] == [
+        ("a", "wrong_shape", "has 2 pictures, .png, .jpg; leave one of a key"),
+        ("b", None, None),
+    ]
+
+
+def test_keys_with_dots_count_as_what_they_hide(tmp_path: Path) -> None:
+    names = [f"v1.0_{number}.{suffix}" for number in range(200) for suffix in ("jpg", "txt")]
+    [found] = opened(tar(tmp_path / "a.tar", [(name, name.encode()) for name in names])).scan(LARGE)
+    assert (found.key, found.reason, found.lost, found.lost_bytes) == ("v1", "missing_field", 200, 0)
+    assert found.detail == (
+        "has no picture, only .0_0.jpg, .0_0.txt, .0_1.jpg, .0_1.txt, .0_2.jpg, .0_2.txt and 394 more: a key ends at "
+        "the first dot of a name, so leave no dot in keys"
+    )
 
 
 def test_a_suffix_that_comes_again_begins_a_sample(tmp_path: Path) -> None:
@@ -294,33 +307,40 @@ def test_a_truncated_archive_keeps_what_is_before(tmp_path: Path) -> None:
     ]:
         path.write_bytes(whole[:end])
         found = list(opened(path).scan(LARGE))
-        assert ["".join(one.key for one in found[:-1]), found[-1].reason] == [before, "corrupt_length"], end
+        assert ["".join(one.key for one in found[:-1]), found[-1].reason] == [before, "ends_early"], end
+        assert found[-1].lost_bytes == end - 2048 * len(before)
         assert found[-1].byte_range == ByteRange(len(before), 2048 * len(before), end - 2048 * len(before), 0)
         file = opened(path)
         assert list(file.read(kept(file))) == [[b"image", "a text"]] * len(before)
 
 
-def test_a_damaged_header_costs_the_rest(tmp_path: Path) -> None:
+def test_a_damaged_header_costs_its_sample(tmp_path: Path) -> None:
     path = tar(tmp_path / "a.tar", sample("a") + sample("b") + sample("c"))
     data = bytearray(path.read_bytes())
-    data[2048 + 10] ^= 4
-    path.write_bytes(data)
-    rest = list(opened(path).scan(LARGE))[1:]
-    assert [(one.key, one.reason, one.detail) for one in rest] == [
-        ("byte 2048", "corrupt_length", "a header does not match its checksum at byte 2048")
-    ]
+    for at in (2048, 3072):  # of the picture, and of the text
+        harmed = bytearray(data)
+        harmed[at + 10] ^= 4
+        path.write_bytes(harmed)
+        found = list(opened(path).scan(LARGE))
+        assert [(one.key, one.reason, one.detail) for one in found] == [
+            ("a", None, None),
+            ("byte 2048", "corrupt_length", f"a header does not match its checksum at byte {at}"),
+            ("c", None, None),
+        ]
+        assert (found[1].byte_range, found[1].lost_bytes) == (ByteRange(1, 2048, 2048, 0), 2048)
+        assert len(list(opened(path).read(kept(opened(path))))) == 2
 
 
 def test_a_sample_that_the_archive_ends_in_is_lost_with_the_rest(tmp_path: Path) -> None:
     path = tar(tmp_path / "a.tar", [("a.jpg", b"x"), ("a.json", b'{"caption": "other"}'), ("a.txt", b"text")])
     path.write_bytes(path.read_bytes()[: 5 * 512 + 2])
-    assert [(one.reason, one.byte_range.offset) for one in opened(path).scan(LARGE)] == [("corrupt_length", 0)]
+    assert [(one.reason, one.byte_range.offset) for one in opened(path).scan(LARGE)] == [("ends_early", 0)]
 
 
 def test_an_empty_archive_has_no_samples_and_an_empty_file_is_damaged(tmp_path: Path) -> None:
     assert rows(opened(tar(tmp_path / "a.tar", []))) == []
     (tmp_path / "b.tar").touch()
-    assert rows(opened(tmp_path / "b.tar")) == [("byte 0", "corrupt_length")]
+    assert rows(opened(tmp_path / "b.tar")) == [("byte 0", "ends_early")]
 
 
 @pytest.mark.parametrize(
