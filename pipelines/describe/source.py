@@ -15,7 +15,6 @@ from typing import Any, Literal
 import numpy as np
 
 from gatokit.pipelines.describe.statistics import MOST_DISTINCT, Column, DescribedField
-from gatokit.pipelines.episodes.last_step import look
 from gatokit.pipelines.episodes.reader import (
     EpisodeFile,
     RawEpisode,
@@ -24,7 +23,7 @@ from gatokit.pipelines.episodes.reader import (
     SourceField,
     StoredEpisode,
 )
-from gatokit.pipelines.episodes.scan import FORMATS
+from gatokit.pipelines.episodes.scan import FORMATS, look
 from gatokit.pipelines.inputs import find_directories, fixed_part, local_pattern
 from gatokit.schemas.config_episodes import Splits
 from gatokit.schemas.errors import ConfigError, GatokitError

@@ -1,76 +1,37 @@
 """Decides which episodes are kept: returns, windows, thresholds and verdicts of one dataset (Gato, section 3.2).
 
-The scanned rows stay in files. In memory there are about thirty bytes of each. Legend: R rows of the dataset's scan.
+Legend: R rows of the dataset's scan.
 """
 
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from gatokit.pipelines.episodes import last_step, ranges
-from gatokit.pipelines.episodes.plan import EpisodesPlan, check_tasks
+from gatokit.pipelines.episodes.plan import EpisodesPlan, task_specs
+from gatokit.pipelines.episodes.ranges import Measurements, check_values
+from gatokit.pipelines.episodes.rows import RowCollector, Rows, check_ids, decide, real_reading, rows_at
 from gatokit.pipelines.episodes.spec import field_notices
 from gatokit.pipelines.episodes.values import name_notices
 from gatokit.pipelines.losses import Losses, SourceLosses
-from gatokit.pipelines.stages import (
-    METADATA,
-    TASK_ROWS,
-    FilterResult,
-    ScannedRows,
-    Stream,
-    Task,
-    held_out,
-    row_hash,
-)
+from gatokit.pipelines.stages import METADATA, TASK_ROWS, FilterResult, ScannedRows, Stream, Task, held_out
 from gatokit.schemas.config import BuildConfig
 from gatokit.schemas.config_episodes import Keep
 from gatokit.schemas.episode_list import EpisodeList
 from gatokit.schemas.errors import ConfigError, DataError
-from gatokit.schemas.filter import FILTER_REASONS, Candidates, apply_rules, at_or_above, sample_hash
+from gatokit.schemas.filter import FILTER_REASONS, Candidates, apply_rules
 from gatokit.schemas.index import HELD_OUT, TRAIN
-from gatokit.schemas.manifest import EpisodeSpec, LastStep
-from gatokit.schemas.tokens import DISCRETE_VALUES
+from gatokit.schemas.manifest import LastStep
 from gatokit.schemas.where import Column, Rounded, Strings, Where, arrow_column
 from gatokit.storage.files import read_bytes
 
 LONGEST_WINDOW = 1000
 _MOST_NAMES = 5
-_MOST_PAIRS = 16
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Columns of a dataset's scan, (R,) each, in source order.
-
-    ``task`` and ``agent`` are indexes into their names, -1 for none. ``returns`` is NaN if the rewards do not parse or
-    the source has none. ``reason`` is an object array of str or None. ``rounding`` says how far returns may be from the
-    recorder's (None: they are exact). ``is_sound`` (bool) are the episodes whose steps and rewards parse; None: those
-    with a return. ``listed`` (bool) and ``sample`` (uint64, see ``sample_hash``) exist if a rule needs them, and
-    ``directory``, the ordinal of the source's directory, if there are several and ``order`` counts in each.
-    """
-
-    task: np.ndarray
-    agent: np.ndarray
-    order: np.ndarray
-    steps: np.ndarray
-    returns: np.ndarray
-    success: np.ndarray | None
-    reason: np.ndarray
-    task_names: list[str]
-    agent_names: list[str]
-    rounding: np.ndarray | None = None
-    is_sound: np.ndarray | None = None
-    listed: np.ndarray | None = None
-    sample: np.ndarray | None = None
-    directory: np.ndarray | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,101 +50,97 @@ def filter_episodes(plan: EpisodesPlan, paths: Sequence[Path], config: BuildConf
     exceeded, two episodes have the same id, specs of one task differ, or nothing is kept.
     """
     keep, name = plan.config.keep, plan.config.name
-    selection = None if plan.list_path is None else read_episode_list(keep, plan.list_path, name)
-    ends, notices = last_step.decide(ScannedRows(paths, None).tables(), plan.config, plan.field)
-    read = last_step.real_reading if ends.reading == "real" else None
-    measured = ranges.Measurements(
-        [directory.scan_fields.measured for directory in plan.directories], ends.reading == "real"
-    )
+    # --- 1. what the scan found ----------------------------------------------------------------------------------
+    episodes = None if plan.list_path is None else read_episode_list(keep, plan.list_path, name)
+    last_step, last_step_notices = decide(ScannedRows(paths, None).tables(), plan.config, plan.field)
+    read = real_reading if last_step.reading == "real" else None
+    measured = Measurements([item.scan_fields.measured for item in plan.directories], last_step.reading == "real")
     for table in ScannedRows(paths, None, read).tables():
         measured.add(table, plan.directory_of[table["file"].to_numpy()])
-    scanned, gathered, losses, in_held_out = ScannedRows(paths, limit, read), _Gathered(), Losses(), bytearray()
-    bytes_lost = SourceLosses(plan.files)
+    scanned, collected = ScannedRows(paths, limit, read), RowCollector(plan, config.seed, episodes)
+    losses, bytes_lost = Losses(), SourceLosses(plan.files)
     for table in scanned.tables():
         losses.add(table, plan.ids)
         bytes_lost.add(table)
-        ids = plan.ids(table)
-        marks = {"hash": np.array([row_hash(config.seed, id_) for id_ in ids], np.uint64)}
-        if selection is not None:
-            marks["listed"] = selection.find(ids, table["task"].to_pylist())
-        if keep.success is not None and keep.success.last_reward is not None:
-            last, rounding = (table[column].to_numpy() for column in ("last_reward", "last_rounding"))
-            marks["success"] = at_or_above(last, keep.success.last_reward, rounding)
-        if keep.sample is not None:
-            marks["sample"] = np.array([sample_hash(keep.seed or 0, id_) for id_ in ids], np.uint64)
-        in_held_out += plan.held_out[table["file"].to_numpy()].tobytes()
-        directory = plan.directory_of[table["file"].to_numpy()]
-        if plan.config.order is not None and len(plan.directories) > 1:
-            marks["directory"] = directory
-        gathered.add(table, directory, marks)
-    rows, hashes = gathered.rows()
+        collected.add(table)
+    rows = collected.rows()
+    assert rows.hashes is not None
+    # --- 2. whether it can be used -------------------------------------------------------------------------------
     if plan.config.id is not None:
-        _check_ids(plan, scanned, hashes)
+        check_ids(plan, scanned, rows.hashes)
     bytes_lost.check_budget(config, name)
     losses.check_budget(config, name)
-    if selection is not None and limit is None and not plan.is_partial:
-        selection.check_found(name)
+    if episodes is not None and limit is None and not plan.is_partial:
+        episodes.check_found(name)
+    # --- 3. what is kept -----------------------------------------------------------------------------------------
     where = None if keep.where is None else Where(keep.where, None)
     named = name_notices(plan.config, plan.field, plan.columns, rows.task, rows.agent, scanned.tables)
     try:
-        tasks, kept, reason = filter_rows(rows, keep, name, partial(_marks, plan, scanned, rows, where))
+        tasks, kept, reason = filter_rows(rows, keep, name, partial(_evaluated, plan, scanned, rows, where))
     except DataError as error:
         # A key that gives every episode a task of its own is the first thing to mend.
         raise DataError(". ".join([str(error), *named])) from None
-    specs, more = _task_specs(plan, gathered, measured)
-    notices = [
-        *plan.notices,
-        *notices,
-        *more,
-        *field_notices([item.directory for item in plan.directories], plan.config),
-    ]
-    notices += ranges.check_values(measured, plan.config, plan.field, losses.allowed(config))
-    notices += _return_notices(rows, tasks, keep, name)
-    notices += named
-    notices += _order_notices(plan, scanned, rows)
-    left_out = [task.name for task in tasks if task.is_left_out]
-    if left_out:
-        shown = ", ".join(left_out[:_MOST_NAMES]) + (" …" if len(left_out) > _MOST_NAMES else "")
-        notices.append(f"{name}: keep leaves no episode of {len(left_out)} of {len(tasks)} tasks: {shown}")
+    specs, spec_notices = task_specs(plan, collected.directories, measured)
+    splits = plan.config.splits
+    if splits is not None and splits.held_out is not None:
+        in_held_out = kept & rows.in_held_out
+    else:
+        in_held_out = held_out(rows.hashes, kept, rows.task, config.holdout)
     needs_order = keep.min_return is not None or (where is not None and "expert_return" in where.columns)
-    if needs_order and not plan.in_order:
-        notices.append(
-            f"{name}: no collection order is configured ({plan.field}.order), so expert returns run "
-            "over the order of the files, which TFDS shuffles"
-        )
-    nothing = np.empty(0)
     return EpisodeFilterResult(
         scanned=scanned,
         tasks=tuple(tasks),
-        notices=tuple(notices),
+        notices=(
+            *plan.notices,
+            *last_step_notices,
+            *spec_notices,
+            *field_notices([item.directory for item in plan.directories], plan.config),
+            *check_values(measured, plan.config, plan.field, losses.allowed(config)),
+            *_return_notices(rows, tasks, keep, name),
+            *named,
+            *_order_notices(plan, scanned, rows, needs_order),
+            *_left_out_notices(tasks, name),
+        ),
         specs=specs,
         kept=kept,
-        held_out=(
-            kept & np.frombuffer(in_held_out, bool)
-            if plan.config.splits is not None and plan.config.splits.held_out is not None
-            else held_out(hashes, kept, rows.task, config.holdout)
-        ),
-        rows=replace(
-            rows,
-            steps=nothing,
-            rounding=None,
-            is_sound=None,
-            success=None,
-            reason=nothing,
-            listed=None,
-            sample=None,
-            directory=None,
-        ),
+        held_out=in_held_out,
+        rows=rows.for_shards(),
         source_loss=bytes_lost.entry(),
         reason=pa.array(reason, pa.string()).dictionary_encode(),
-        last_step=ends,
+        last_step=last_step,
     )
 
 
-def _order_notices(plan: EpisodesPlan, scanned: ScannedRows, rows: Rows) -> list[str]:
-    """A notice if two episodes of one agent on a task have the same number of ``order``."""
-    if plan.config.order is None:
+def read_episode_list(keep: Keep, path: str, dataset: str) -> EpisodeList:
+    """The dataset's episodes of the list at ``path``. Raises ConfigError if it changed since the config was read."""
+    selection = EpisodeList(read_bytes(path), path, dataset)
+    if keep.digest is not None and selection.digest != keep.digest:
+        raise ConfigError(f"{path}: the list changed since the config was read; run the command again")
+    return selection
+
+
+# --- notices -------------------------------------------------------------------------------------------------
+
+
+def _left_out_notices(tasks: Sequence[Task], dataset: str) -> list[str]:
+    """A notice if ``keep`` leaves no episode of some tasks."""
+    left_out = [task.name for task in tasks if task.is_left_out]
+    if not left_out:
         return []
+    return [f"{dataset}: keep leaves no episode of {len(left_out)} of {len(tasks)} tasks: {_first(left_out)}"]
+
+
+def _order_notices(plan: EpisodesPlan, scanned: ScannedRows, rows: Rows, is_needed: bool) -> list[str]:
+    """A notice if the collection order is needed and unknown, or if two episodes of one agent on a task have the same
+    number of ``order``."""
+    name = plan.config.name
+    if plan.config.order is None:
+        if not is_needed or plan.in_order:
+            return []
+        return [
+            f"{name}: no collection order is configured ({plan.field}.order), so expert returns run "
+            "over the order of the files, which TFDS shuffles"
+        ]
     known = np.flatnonzero(np.isfinite(rows.order) & (rows.task >= 0) & (rows.agent >= 0))
     known = known[np.lexsort((rows.order[known], rows.agent[known], rows.task[known]))]
     same = np.ones(max(0, len(known) - 1), bool)
@@ -192,12 +149,9 @@ def _order_notices(plan: EpisodesPlan, scanned: ScannedRows, rows: Rows) -> list
     if not same.any():
         return []
     first = int(np.argmax(same))
-    pair, number = sorted(known[first : first + 2].tolist()), float(rows.order[known[first]])
-    ids, begin = [], 0
-    for table in scanned.tables():
-        ids += plan.ids(table.take([row - begin for row in pair if begin <= row < begin + len(table)]))
-        begin += len(table)
-    text = f"{plan.config.name}: numbers of order repeat within a task and agent, {np.count_nonzero(same)} times: "
+    pair, number = np.sort(known[first : first + 2]), float(rows.order[known[first]])
+    ids = [id_ for table in rows_at(scanned, pair) for id_ in plan.ids(table)]
+    text = f"{name}: numbers of order repeat within a task and agent, {np.count_nonzero(same)} times: "
     text += f"{ids[0]} and {ids[1]} have {number:g}; "
     if rows.directory is None or rows.directory[pair[0]] == rows.directory[pair[1]]:
         return [f"{text}equal numbers are taken by position; choose another {plan.field}.order if that is wrong"]
@@ -233,17 +187,11 @@ def _return_notices(rows: Rows, tasks: Sequence[Task], keep: Keep, dataset: str)
 
 def _listed(names: Sequence[str]) -> str:
     """The task, or the number of tasks and the first of them."""
-    if len(names) == 1:
-        return f"task {names[0]!r}"
-    return f"{len(names)} tasks ({', '.join(names[:_MOST_NAMES])}{' …' if len(names) > _MOST_NAMES else ''})"
+    return f"task {names[0]!r}" if len(names) == 1 else f"{len(names)} tasks ({_first(names)})"
 
 
-def read_episode_list(keep: Keep, path: str, dataset: str) -> EpisodeList:
-    """The dataset's episodes of the list at ``path``. Raises ConfigError if it changed since the config was read."""
-    selection = EpisodeList(read_bytes(path), path, dataset)
-    if keep.digest is not None and selection.digest != keep.digest:
-        raise ConfigError(f"{path}: the list changed since the config was read; run the command again")
-    return selection
+def _first(names: Sequence[str]) -> str:
+    return ", ".join(names[:_MOST_NAMES]) + (" …" if len(names) > _MOST_NAMES else "")
 
 
 # --- verdicts ------------------------------------------------------------------------------------------------
@@ -273,14 +221,13 @@ def expert_return(returns: np.ndarray) -> float:
 
 
 def filter_rows(
-    rows: Rows, keep: Keep, dataset: str, marks: Callable[[np.ndarray], dict[str, np.ndarray]] | None = None
+    rows: Rows, keep: Keep, dataset: str, evaluate: Callable[[np.ndarray], dict[str, np.ndarray]] | None = None
 ) -> tuple[list[Task], np.ndarray, np.ndarray]:
     """The tasks by name with their expert returns, kept (R,) bool, and reason (R,) of str or None.
 
-    ``marks`` gives, from the expert return of each task in the order of ``task_names``, what the rules ``where`` and
+    ``evaluate`` gives, from the expert return of each task in the order of ``task_names``, what the rules ``where`` and
     ``best`` need of all rows, (R,) each: those fields of ``Candidates``. N, W and the expert return count every episode
-    whose rewards parse and are finite,
-    also one that is bad otherwise and cannot be kept.
+    whose rewards parse and are finite, also one that is bad otherwise and cannot be kept.
 
     Raises DataError if a task has no such episode, or if all episodes of a task are dropped; the rule ``where`` and a
     list of episodes may leave tasks out, but not all of them. Raises ConfigError if ``random_return`` lacks a task.
@@ -305,7 +252,7 @@ def filter_rows(
             raise DataError(f"{dataset}: task {names[code]!r} has {counts}")
         streams[code], experts[code] = _streams(rows, sound, keep)
     of_rows = {"success": rows.success, "listed": rows.listed, "hashes": rows.sample, "rounding": rows.rounding}
-    of_rows |= {} if marks is None else marks(experts)
+    of_rows |= {} if evaluate is None else evaluate(experts)
     kept, reason = np.zeros(len(rows.task), bool), rows.reason.copy()
     reasons = np.array([*FILTER_REASONS, None], object)
     can_leave_out = keep.where is not None or keep.episodes is not None
@@ -371,7 +318,7 @@ def _summary(reasons: np.ndarray) -> str:
     return ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
 
 
-def _marks(
+def _evaluated(
     plan: EpisodesPlan, scanned: ScannedRows, rows: Rows, where: Where | None, experts: np.ndarray
 ) -> dict[str, np.ndarray]:
     """Which rows an expression is true for, bool (R,), and the column that ``best`` goes by, float64 (R,); each if
@@ -423,159 +370,6 @@ def _column(name: str, plan: EpisodesPlan, table: pa.Table, rows: Rows, part: sl
 def _order(order: np.ndarray, positions: np.ndarray) -> np.ndarray:
     """The collection order, float64 (R,): the configured one, else the position in the file."""
     return np.where(np.isfinite(order), order, positions.astype(np.float64))
-
-
-# --- what the filter needs of all rows -----------------------------------------------------------------------
-
-
-class _Gathered:
-    """The columns of ``Rows`` and the hashes, as bytes: an array for each unit would fragment the memory."""
-
-    _DTYPES: ClassVar = {
-        "task": np.int32,
-        "agent": np.int32,
-        "reason": np.int16,
-        "order": np.float64,
-        "steps": np.uint32,
-        "returns": np.float64,
-        "rounding": np.float64,
-        "is_sound": np.bool_,
-        "success": np.bool_,
-        "listed": np.bool_,
-        "sample": np.uint64,
-        "directory": np.int32,
-        "hash": np.uint64,
-    }
-
-    def __init__(self) -> None:
-        self._columns = {name: bytearray() for name in self._DTYPES}
-        self._empty = {"success", "listed", "sample", "directory"}
-        self._agents: dict[str, int] = {}
-        self._reasons: dict[str, int] = {}
-        self.tasks: dict[str, int] = {}
-        self.directories: dict[int, set[int]] = {}
-        """The directories of each task."""
-
-    def add(self, table: pa.Table, directory: np.ndarray, marks: dict[str, np.ndarray]) -> None:
-        """Appends the next rows, which lie in these directories, int (rows,). ``marks`` has their columns ``hash`` and,
-        if something needs it, ``listed``, ``success``, ``sample`` or ``directory``."""
-        task = _codes(table["task"], self.tasks)
-        columns = {
-            "task": task,
-            "agent": _codes(table["agent"], self._agents),
-            "reason": _codes(table["reason"], self._reasons),
-            "order": table["order"].to_numpy(),
-            "steps": table["steps"].fill_null(0).to_numpy(),
-            "returns": table["return"].to_numpy(),
-            "rounding": table["rounding"].fill_null(0.0).to_numpy(),
-            "is_sound": pc.if_else(
-                pc.is_valid(table["return"]), pc.is_finite(table["return"]), pc.is_valid(table["steps"])
-            ).to_numpy(),
-            "success": table["success"].fill_null(False).to_numpy(),
-            **marks,
-        }
-        for name, column in columns.items():
-            self._columns[name] += column.astype(self._DTYPES[name]).tobytes()
-        self._empty -= marks.keys()
-        if table["success"].null_count < len(table):
-            self._empty.discard("success")
-        for code, number in np.unique(np.stack([task, directory]), axis=1).T.tolist():
-            self.directories.setdefault(code, set()).add(number)
-
-    def rows(self) -> tuple[Rows, np.ndarray]:
-        """The columns over all rows, and their hashes. Call it once: it releases what was gathered."""
-        columns: dict[str, Any] = {
-            name: np.frombuffer(self._columns.pop(name), dtype) for name, dtype in self._DTYPES.items()
-        }
-        hashes = columns.pop("hash")
-        columns["reason"] = np.array([*self._reasons, None], object)[columns["reason"]]
-        columns |= dict.fromkeys(self._empty)
-        return Rows(**columns, task_names=list(self.tasks), agent_names=list(self._agents)), hashes
-
-
-def _codes(column: pa.ChunkedArray, numbers: dict[str, int]) -> np.ndarray:
-    """The numbers of the names in a dictionary column, int32, -1 for null. A new name gets the next number."""
-    parts = [np.empty(0, np.int32)]
-    for chunk in column.chunks:
-        known = [numbers.setdefault(name, len(numbers)) for name in chunk.dictionary.to_pylist()]
-        parts.append(np.array([*known, -1], np.int32)[chunk.indices.fill_null(-1).to_numpy()])
-    return np.concatenate(parts)
-
-
-def _check_ids(plan: EpisodesPlan, scanned: ScannedRows, hashes: np.ndarray) -> None:
-    """Raises DataError if two episodes have the same id. Only ids with equal hashes are compared."""
-    values, counts = np.unique(hashes, return_counts=True)
-    suspects = np.flatnonzero(np.isin(hashes, values[counts > 1]))
-    if not len(suspects):
-        return
-    seen: dict[str, str] = {}
-    begin = 0
-    for table in scanned.tables():
-        here = suspects[(suspects >= begin) & (suspects < begin + len(table))] - begin
-        begin += len(table)
-        rows = table.take(pa.array(here))
-        for id_, address in zip(plan.ids(rows), plan.addresses(rows), strict=True):
-            if id_ in seen:
-                raise DataError(
-                    f"{plan.config.name}: {seen[id_]} and {address} have the same episode id {id_!r}; "
-                    "choose another metadata key for id, or leave id out"
-                )
-            seen[id_] = address
-
-
-def _task_specs(
-    plan: EpisodesPlan, gathered: _Gathered, measured: ranges.Measurements
-) -> tuple[dict[str, EpisodeSpec], list[str]]:
-    """The spec of each task, and notices.
-
-    What the source and the config leave open is counted: the number of values of a discrete action, and the range of a
-    continuous one.
-    """
-    specs, owners = {}, []
-    counts: dict[tuple[str, int], list[str]] = {}
-    highest = measured.highest()
-    of_data = ranges.data_ranges(measured, plan.config)
-    for task, code in gathered.tasks.items():
-        directories = [plan.directories[number] for number in sorted(gathered.directories[code])]
-        owners += [(task, item.directory.path) for item in directories]
-        first = directories[0]
-        for other in directories[1:]:
-            if other.spec != first.spec:
-                left, right = ({field.path: field for field in item.spec.fields} for item in (first, other))
-                differing = sorted(path for path in left.keys() | right.keys() if left.get(path) != right.get(path))
-                raise ConfigError(
-                    f"{plan.field}: task {task!r} has other fields in {other.directory.path} than in "
-                    f"{first.directory.path} ({', '.join(differing)}); give them different tasks or equal fields"
-                )
-        fields = []
-        for field in first.spec.fields:
-            if field.is_action and field.kind == "discrete" and field.num is None:
-                value = int(highest.get((task, field.path), 0)) - field.offset
-                num = min(DISCRETE_VALUES, max(1, value + 1))
-                counts.setdefault((field.source[0] if field.source else field.path, num), []).append(task)
-                field = field.model_copy(update={"num": num})
-            elif field.is_action and field.kind == "continuous" and field.range is None:
-                pairs = of_data.get((field.path, math.prod(field.shape)))
-                if pairs is None:
-                    raise ConfigError(
-                        f"{plan.field}: the range of {field.path} cannot be counted; give {{range: [low, high]}}"
-                    )
-                field = field.model_copy(update={"range": pairs})
-            fields.append(field)
-        specs[task] = EpisodeSpec(fields=tuple(fields))
-    if plan.config.task.metadata is not None or plan.config.task.field is not None:
-        check_tasks(owners, plan.config, plan.field)
-    notices = [
-        f"{plan.config.name}: {path} is taken to have {num} values, the largest seen plus one, in "
-        f"{tasks[0] if len(tasks) == 1 else f'{len(tasks)} tasks'}; state it as {plan.field}.fields: "
-        f"{{{path}: {{num: {num}}}}}"
-        for (path, num), tasks in counts.items()
-    ]
-    for (path, _), pairs in of_data.items():
-        shown = ", ".join(f"[{low:g}, {high:g}]" for low, high in pairs[:_MOST_PAIRS])
-        more = ", …" if len(pairs) > _MOST_PAIRS else ""
-        notices.append(f"{plan.config.name}: the data give {path} the range [{shown}{more}]")
-    return specs, notices
 
 
 # --- the rows of a shard task --------------------------------------------------------------------------------

@@ -1,8 +1,10 @@
-"""Plans a dataset of episodes: its source directories with their specs, and what a scan reads of each file."""
+"""Plans a dataset of episodes: its source directories with their specs, and what a scan reads of each file. After the
+scan, the spec of each task."""
 
 import dataclasses
+import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import ClassVar
 import numpy as np
 import pyarrow as pa
 
-from gatokit.pipelines.episodes.ranges import measured_fields
+from gatokit.pipelines.episodes.ranges import Measurements, data_ranges, measured_fields
 from gatokit.pipelines.episodes.reader import EpisodeFile, SourceDirectory, SourceFeatures
 from gatokit.pipelines.episodes.scan import FORMATS, EpisodeUnit, ScanFields, ScanFile
 from gatokit.pipelines.episodes.spec import episode_specs
@@ -20,7 +22,10 @@ from gatokit.pipelines.inputs import find_directories, fixed_part, local_path, l
 from gatokit.schemas.config_episodes import EpisodesConfig
 from gatokit.schemas.errors import ConfigError, ConfigErrors, DataError
 from gatokit.schemas.manifest import EpisodeSpec, MetadataType
+from gatokit.schemas.tokens import DISCRETE_VALUES
 from gatokit.storage import files
+
+_MOST_PAIRS = 16
 
 
 @dataclass(frozen=True)
@@ -238,3 +243,61 @@ def check_tasks(tasks: list[tuple[str, str]], dataset: EpisodesConfig, field: st
                 f"{field}: {seen[task]} and {path} both give the task {task!r}; "
                 "set merge: true, or narrow source or task"
             )
+
+
+# --- after the scan ----------------------------------------------------------------------------------------------
+
+
+def task_specs(
+    plan: EpisodesPlan, directories_of: Mapping[str, Sequence[int]], measured: Measurements
+) -> tuple[dict[str, EpisodeSpec], list[str]]:
+    """The spec of each task, and notices; ``directories_of`` has the ordinals of a task's directories.
+
+    What the source and the config leave open is counted: the number of values of a discrete action, and the range of a
+    continuous one. Raises ConfigError if a task has other fields in another directory.
+    """
+    specs, owners = {}, []
+    counts: dict[tuple[str, int], list[str]] = {}
+    highest = measured.highest()
+    of_data = data_ranges(measured, plan.config)
+    for task, numbers in directories_of.items():
+        directories = [plan.directories[number] for number in numbers]
+        owners += [(task, item.directory.path) for item in directories]
+        first = directories[0]
+        for other in directories[1:]:
+            if other.spec != first.spec:
+                left, right = ({field.path: field for field in item.spec.fields} for item in (first, other))
+                differing = sorted(path for path in left.keys() | right.keys() if left.get(path) != right.get(path))
+                raise ConfigError(
+                    f"{plan.field}: task {task!r} has other fields in {other.directory.path} than in "
+                    f"{first.directory.path} ({', '.join(differing)}); give them different tasks or equal fields"
+                )
+        fields = []
+        for field in first.spec.fields:
+            if field.is_action and field.kind == "discrete" and field.num is None:
+                value = int(highest.get((task, field.path), 0)) - field.offset
+                num = min(DISCRETE_VALUES, max(1, value + 1))
+                counts.setdefault((field.source[0] if field.source else field.path, num), []).append(task)
+                field = field.model_copy(update={"num": num})
+            elif field.is_action and field.kind == "continuous" and field.range is None:
+                pairs = of_data.get((field.path, math.prod(field.shape)))
+                if pairs is None:
+                    raise ConfigError(
+                        f"{plan.field}: the range of {field.path} cannot be counted; give {{range: [low, high]}}"
+                    )
+                field = field.model_copy(update={"range": pairs})
+            fields.append(field)
+        specs[task] = EpisodeSpec(fields=tuple(fields))
+    if plan.config.task.metadata is not None or plan.config.task.field is not None:
+        check_tasks(owners, plan.config, plan.field)
+    notices = [
+        f"{plan.config.name}: {path} is taken to have {num} values, the largest seen plus one, in "
+        f"{tasks[0] if len(tasks) == 1 else f'{len(tasks)} tasks'}; state it as {plan.field}.fields: "
+        f"{{{path}: {{num: {num}}}}}"
+        for (path, num), tasks in counts.items()
+    ]
+    for (path, _), pairs in of_data.items():
+        shown = ", ".join(f"[{low:g}, {high:g}]" for low, high in pairs[:_MOST_PAIRS])
+        more = ", …" if len(pairs) > _MOST_PAIRS else ""
+        notices.append(f"{plan.config.name}: the data give {path} the range [{shown}{more}]")
+    return specs, notices

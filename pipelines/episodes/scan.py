@@ -15,7 +15,6 @@ import pyarrow as pa
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, TypeAdapter
 
 from gatokit.pipelines.episodes.envlogger import EnvLoggerFile
-from gatokit.pipelines.episodes.last_step import looks
 from gatokit.pipelines.episodes.ranges import MEASURED, MeasuredField, measure, measured_columns, reduce_parts
 from gatokit.pipelines.episodes.reader import EpisodeFile, RawEpisode, SourceField, StoredEpisode
 from gatokit.pipelines.episodes.rlds import RldsFile
@@ -350,3 +349,30 @@ def _half_ulps_by_exponent(dtype: np.dtype) -> tuple[int, np.ndarray]:
     distances = np.ldexp(0.5, exponents + int(info.minexp) - 1 - int(info.nmant))
     distances[-1] = 0.0
     return int(info.nmant), distances
+
+
+# --- last steps ------------------------------------------------------------------------------------------------
+
+Look = Literal["zero", "copy", "other"]
+
+
+def look(columns: Sequence[np.ndarray]) -> Look:
+    """What the last of N > 0 steps holds in these fields together, each (N, …): only zeros or values that are not
+    finite, a copy of the first step or of the one before, or something else. Fields of no step are zeros."""
+    steps = len(columns[0]) if columns else 1
+    parts = [column.reshape(steps, math.prod(column.shape[1:])).T for column in columns]
+    found: Look = looks(parts, np.array([0]), np.array([steps])).item()
+    return found
+
+
+def looks(columns: Sequence[np.ndarray], begins: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """``look`` of E episodes, str (E,). The values of each field follow each other in a column (C, …); the steps of an
+    episode go from ``begins`` to ``ends``, int (E,)."""
+    is_zero = np.ones(len(begins), bool)
+    is_first = is_before = ends - begins > 1
+    for column in columns:
+        last = column[:, ends - 1]
+        is_zero = is_zero & ~(last.astype(bool) & np.isfinite(last)).any(axis=0)
+        is_first = is_first & (last == column[:, begins]).all(axis=0)
+        is_before = is_before & (last == column[:, np.maximum(ends - 2, begins)]).all(axis=0)
+    return np.select([is_zero, is_first | is_before], ["zero", "copy"], "other")

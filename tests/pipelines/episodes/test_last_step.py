@@ -14,10 +14,9 @@ from hypothesis import strategies as st
 
 from gatokit.inspection import open_directory
 from gatokit.inspection.verify.directory import verify
-from gatokit.pipelines.episodes.last_step import look, looks
 from gatokit.pipelines.episodes.ranges import MeasuredField, measure
 from gatokit.pipelines.episodes.reader import SourceField
-from gatokit.pipelines.episodes.scan import reward_columns, steps_of
+from gatokit.pipelines.episodes.scan import look, looks, reward_columns, steps_of
 from gatokit.pipelines.estimate import estimate
 from gatokit.pipelines.run import Result, build, scan
 from gatokit.schemas.errors import ConfigError, RejectedError
