@@ -6,7 +6,7 @@ from typing import Any
 
 from gatokit.cli.console import Output, needs, positive
 from gatokit.schemas.errors import ConfigError
-from gatokit.schemas.words import byte_size
+from gatokit.schemas.words import byte_size, duration
 
 TAKES_BEAM_OPTIONS = True
 
@@ -150,7 +150,7 @@ def _plan(arguments: argparse.Namespace, output: Output) -> None:
         lines,
     )
     workers = f"{plan.workers} worker{'s' if plan.workers > 1 else ''}"
-    output.say(f"about {_duration(plan.seconds)} with {workers}, once they run; ~ marks estimates, the rest is exact")
+    output.say(f"about {duration(plan.seconds)} with {workers}, once they run; ~ marks estimates, the rest is exact")
     keys = ("name", *_ESTIMATES, "kind", "scanned_share", "built_share", "scan_seconds", "build_seconds", "exact")
     datasets = [{key: getattr(item, key) for key in (*keys, "spread")} for item in plan.datasets]
     values = {"datasets": datasets, "totals": totals, "workers": plan.workers, "seconds": plan.seconds}
@@ -163,7 +163,7 @@ def _estimates(name: str, values: dict[str, Any], exact: set[str]) -> list[str]:
     for key in _ESTIMATES:
         value = values[key]
         if key == "worker_hours":
-            text = _duration(3600 * value)
+            text = duration(3600 * value)
         elif "bytes" in key:
             text = byte_size(value)
         elif key in exact or value < 1000:
@@ -182,9 +182,3 @@ def _spread_text(key: str, value: float) -> str:
 
 def _percent(share: float) -> str:
     return f"{100 * share:.3g} %"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.2g} s" if seconds < 1 else f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:,.1f} hours"

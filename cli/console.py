@@ -10,9 +10,10 @@ import math
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
+from gatokit.cli.progress import bars, lines
 from gatokit.schemas.errors import missing_package
 from gatokit.schemas.progress import Progress
 from gatokit.schemas.words import shown
@@ -67,22 +68,9 @@ class Output:
         if self.as_json:
             print(json.dumps(_finite(value), ensure_ascii=False), flush=True)
 
-    @contextmanager
-    def progress(self) -> Iterator[Progress]:
-        """Yields a function (stage, done, total) that moves the bar of a stage."""
-        from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
-        from rich.progress import Progress as Bars
-
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-        tasks: dict[str, Any] = {}
-        with Bars(*columns, TimeElapsedColumn(), console=self._err) as bars:
-
-            def update(stage: str, done: int, total: int) -> None:
-                if stage not in tasks:
-                    tasks[stage] = bars.add_task(stage)
-                bars.update(tasks[stage], completed=done, total=total)
-
-            yield update
+    def progress(self) -> AbstractContextManager[Progress]:
+        """Gives a function that moves the bar of a stage, or without a terminal writes a line a minute."""
+        return bars(self._err) if self._err.is_terminal else lines(self._err)
 
 
 @contextmanager

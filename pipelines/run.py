@@ -197,19 +197,21 @@ def _scan(
     """Scans the units of each dataset, and returns the files with their rows. Units that a killed job scanned stay."""
     directory, listed = work / "scan", work / "units.jsonl"
     lines: list[bytes] = []
-    pieces: dict[Path, tuple[str, str, int, int]] = {}
+    pieces: dict[Path, jobs.Piece] = {}
+    sizes: dict[Path, int] = {}
     results, begin = [], 0
     for of_dataset in units:
         results.append([directory / f"{unit.fingerprint}.arrow" for unit in of_dataset])
         for path, unit in zip(results[-1], of_dataset, strict=True):
             lines.append(unit.model_dump_json().encode() + b"\n")
             pieces[path] = (path.stem, str(listed), begin, len(lines[-1]))
+            sizes[path] = unit.size
             begin += len(lines[-1])
     write_atomically(listed, b"".join(lines))
     finished = partial(files.existing, pieces)
     log.write("scan planned", units=len(pieces), finished=len(finished()))
     scan_piece = partial(jobs.scan_piece, directory=str(directory), work=str(work), is_retried=where.is_elsewhere)
-    jobs.run_pieces("scan", pieces, finished, scan_piece, where, work, log.write, progress)
+    jobs.run_pieces("scan", pieces, sizes, finished, scan_piece, where, work, log.write, progress)
     return results
 
 
@@ -226,7 +228,8 @@ def _build(
     shards = {
         root / plan.dataset.config.name / (shard.stem + INDEX_SUFFIX): shard for plan in plans for shard in plan.shards
     }
-    pieces = {index: (str(shard.path), str(index.parent)) for index, shard in shards.items()}
+    pieces: dict[Path, jobs.Piece] = {index: (str(shard.path), str(index.parent)) for index, shard in shards.items()}
+    sizes = {index: shard.length for index, shard in shards.items()}
 
     def finished() -> set[Path]:
         found: set[Path] = set()
@@ -241,7 +244,7 @@ def _build(
     vocabulary = str(root / VOCABULARY) if has_text else None
     build_piece = partial(jobs.build_piece, vocabulary=vocabulary, work=str(work), is_retried=where.is_elsewhere)
     try:
-        jobs.run_pieces("build", pieces, finished, build_piece, where, work, log.write, progress)
+        jobs.run_pieces("build", pieces, sizes, finished, build_piece, where, work, log.write, progress)
     except jobs.PiecesFailedError:
         raise
     except DataError:

@@ -17,14 +17,16 @@ import os
 import re
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
+import pyarrow as pa
+import pyarrow.compute as pc
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.metrics import Metrics
 from apache_beam.metrics.metric import MetricsFilter
@@ -40,9 +42,10 @@ from apache_beam.runners.runner import create_runner
 
 from gatokit.pipelines.beam import crash_isolation
 from gatokit.pipelines.beam.local_workers import DIED, ProcessEnvironment, without_noise
+from gatokit.pipelines.beam.progress import Watch, note
 from gatokit.pipelines.inputs import load_vocabulary
 from gatokit.pipelines.planning import ShardTask, unit_from_json
-from gatokit.pipelines.shards.writer import build_shard
+from gatokit.pipelines.shards.writer import build_shard, finished_shard
 from gatokit.schemas.errors import ConfigError, DataError, GatokitError, first_line
 from gatokit.schemas.manifest import digest
 from gatokit.schemas.progress import Progress
@@ -62,8 +65,8 @@ _FULL = "the disk is full; make room and run the build again: finished shards st
 _TOO_LARGE = "no file may become as large: the file system or `ulimit -f` forbids it; choose another disk or limit"
 _M_MMAP_THRESHOLD = -3
 _POLL_SECONDS = 0.2
-_LISTING_SECONDS = 5.0
-"""Time between two listings of ``gs://``: a listing costs a request."""
+_BLOCK = 256
+"""Pieces that are read together from the list of a job."""
 _MOST_DEATHS = 3
 """Times in a row that worker processes may die without one piece of work getting done."""
 _MOST_SAID = 1000
@@ -75,7 +78,11 @@ _VARYING = re.compile(r"\S*[\d/'\"#]\S*")
 
 Counts = dict[str, int]
 """What a piece did: ``scanned`` rows; of a build ``episodes`` or ``documents``, those ``kept``, ``tokens``, ``shards``
-and their ``bytes``. Empty if it failed."""
+and their ``bytes``; and, as ``DATASET.REASON``, its rows without records. Empty if it failed."""
+
+
+Piece = tuple[Any, ...]
+"""The arguments of a piece of work, as JSON has them; the first one names it."""
 
 
 # --- pieces of work ----------------------------------------------------------------------------------------------
@@ -91,14 +98,18 @@ def scan_piece(piece: tuple[str, str, int, int], directory: str, work: str, is_r
     fingerprint, path, offset, length = piece
     result = Path(directory) / f"{fingerprint}.arrow"
 
-    def attempt(died: bool) -> Counts:
+    def attempt(died: bool) -> tuple[int, Counts]:
         with files.ranges(path) as file:
             unit = unit_from_json(file.read_at(offset, length))
-        if died:
-            return {"scanned": crash_isolation.scan(unit, result)}
-        rows = unit.scan()
-        files.write_rows(result, rows)
-        return {"scanned": rows.num_rows}
+        if files.exists(result):  # a runner may call again for a piece that is finished
+            rows = files.read_rows(result)
+        elif died:
+            crash_isolation.scan(unit, result)
+            rows = files.read_rows(result)
+        else:
+            rows = unit.scan()
+            files.write_rows(result, rows)
+        return rows.num_rows, {"scanned": rows.num_rows, **_by_reason(unit.dataset, rows)}
 
     return _do(attempt, work, fingerprint, is_retried)
 
@@ -111,13 +122,16 @@ def build_piece(piece: tuple[str, str], vocabulary: str | None, work: str, is_re
     """
     path, directory = piece
 
-    def attempt(died: bool) -> Counts:
-        if died:
+    def attempt(died: bool) -> tuple[int, Counts]:
+        task = ShardTask.read(path)
+        built = finished_shard(task, directory)
+        if built is None and died:
             built = crash_isolation.build(path, directory, vocabulary)
-        else:
-            task = ShardTask.read(path)
+        elif built is None:
             built = build_shard(task, directory, _vocabulary(vocabulary, task.header.settings.vocabulary_digest))
-        return {built.kind: built.rows} | {name: getattr(built, name) for name in ("kept", "tokens", "shards", "bytes")}
+        counts = {name: getattr(built, name) for name in ("kept", "tokens", "shards", "bytes")}
+        reasons = {f"{task.header.dataset}.{reason}": count for reason, count in built.reasons.items()}
+        return built.rows, {built.kind: built.rows, **counts, **reasons}
 
     return _do(attempt, work, path, is_retried)
 
@@ -131,14 +145,22 @@ def _vocabulary(path: str | None, digest: str) -> TextTokenizer | None:
     return text
 
 
-def _do(attempt: Callable[[bool], Counts], work: str, name: str, is_retried: bool) -> Counts:
-    """Calls ``attempt`` with True if an earlier attempt at the piece ``name`` died."""
+def _by_reason(dataset: str, rows: pa.Table) -> Counts:
+    """The rows of a scan that have a reason, by dataset and reason."""
+    counted = pc.value_counts(rows["reason"].cast(pa.string())).to_pylist()
+    return {f"{dataset}.{item['values']}": item["counts"] for item in counted if item["values"] is not None}
+
+
+def _do(attempt: Callable[[bool], tuple[int, Counts]], work: str, name: str, is_retried: bool) -> Counts:
+    """Calls ``attempt`` with True if an earlier attempt at the piece ``name`` died. It returns rows and counts."""
     key = digest(name.encode(), 8)
     try:
         # The collector need not look again and again at what exists already: modules, features and columns.
         gc.freeze()
         with marked(Path(work) / _ATTEMPTS / key) as died:
-            return attempt(died)
+            rows, counts = attempt(died)
+        note(work, name, rows)
+        return counts
     except (GatokitError, OSError) as error:
         may_pass = files.may_pass(error)
         if may_pass and is_retried:
@@ -263,7 +285,8 @@ def execution(arguments: Sequence[str], workers: int) -> Execution:
 
 def run_pieces(
     stage: str,
-    pieces: Mapping[Path, object],
+    pieces: Mapping[Path, Piece],
+    sizes: Mapping[Path, int],
     finished: Callable[[], set[Path]],
     call: Callable[[Any], Counts],
     where: Execution,
@@ -273,30 +296,25 @@ def run_pieces(
 ) -> None:
     """Calls a function with each piece whose result is not ``finished``, and again after a worker process died.
 
-    The second time an isolated process does what the dead one worked on. ``pieces`` has the result of each. Those that
-    failed for a reason that may pass are tried ``TRIES`` times. Raises PiecesFailedError if one fails each time,
-    DataError with the reasons that the user has to mend.
+    The second time an isolated process does what the dead one worked on. ``pieces`` has the result of each, and
+    ``sizes`` says of how many bytes of the source it is. Those that failed for a reason that may pass are tried
+    ``TRIES`` times. Raises PiecesFailedError if one fails each time, DataError with the reasons that the user has to
+    mend.
     """
-    seen, listed, deaths, tries = set[Path](), 0.0, 0, 0
+    deaths = tries = 0
+    watch = Watch(stage, {piece[0]: result for result, piece in pieces.items()}, sizes, work, progress)
 
-    def count() -> None:
-        nonlocal listed
-        if progress is not None and time.monotonic() - listed > (_LISTING_SECONDS if is_remote(work) else 0):
-            seen.update(files.existing(pieces.keys() - seen))
-            listed = time.monotonic()
-            progress(stage, len(seen), len(pieces))
-
-    def waiting() -> list[object]:
+    def waiting() -> list[Piece]:
         done = finished()
+        watch.finished(done)
         return [piece for result, piece in pieces.items() if result not in done]
 
     left = waiting()
     while left:
         files.remove_tree(work / ERRORS)
         try:
-            log("metrics", **run(left, call, stage, where, count, work, log))
-            if progress is not None:
-                progress(stage, len(pieces), len(pieces))
+            log("metrics", **run(left, call, stage, where, watch.look, work, log))
+            watch.finished(set(pieces))
             return
         except PiecesFailedError as error:
             tries, left = tries + 1, waiting()
@@ -316,7 +334,7 @@ def run_pieces(
 
 
 def run(
-    pieces: Sequence[object],
+    pieces: Sequence[Piece],
     call: Callable[[Any], Counts],
     stage: str,
     where: Execution,
@@ -329,6 +347,7 @@ def run(
     Returns what the counters say. Raises DataError with the reasons of pieces that do not pass, or else
     WorkerDiedError, JobFailedError, what the pipeline itself raised, or PiecesFailedError.
     """
+    path, blocks = _listed(pieces, stage, work)
     failure: list[BaseException] = []
     counters: Counts = {}
     has_processes = (where.local_workers or 1) > 1
@@ -341,7 +360,8 @@ def run(
         try:
             pipeline = beam.Pipeline(runner=runner, options=where.options)
             with pipeline:
-                spread = pipeline | "Pieces" >> beam.Create(pieces, reshuffle=False) | "Spread" >> beam.Reshuffle()
+                listed = pipeline | "Pieces" >> beam.Create(blocks, reshuffle=False)
+                spread = listed | "Read" >> beam.FlatMap(_read_block, str(path)) | "Spread" >> beam.Reshuffle()
                 _ = spread | stage.capitalize() >> beam.ParDo(_Do(call))
             found = pipeline.result.metrics().query(MetricsFilter().with_namespace(_NAMESPACE))["counters"]
             counters.update((counter.key.metric.name, int(counter.result)) for counter in found)
@@ -371,6 +391,24 @@ def run(
     if errors:
         raise PiecesFailedError(_grouped(errors))
     return counters
+
+
+def _listed(pieces: Sequence[Piece], stage: str, work: Path) -> tuple[Path, list[tuple[int, int]]]:
+    """Writes pieces to a file, and returns the offset and length in it of each block of them.
+
+    The graph of a job with all pieces in it may be larger than Dataflow takes.
+    """
+    lines = [json.dumps(piece).encode() + b"\n" for piece in pieces]
+    sizes = [sum(map(len, lines[begin : begin + _BLOCK])) for begin in range(0, len(lines), _BLOCK)]
+    data = b"".join(lines)
+    path = work / f"{stage}-{digest(data, 8)}.jsonl"
+    files.write_atomically(path, data)
+    return path, list(zip(accumulate(sizes, initial=0), sizes, strict=False))
+
+
+def _read_block(block: tuple[int, int], path: str) -> Iterator[Piece]:
+    with files.ranges(path) as file:
+        yield from (tuple(json.loads(line)) for line in file.read_at(*block).splitlines())
 
 
 def _errors(work: Path, log: Callable[..., None]) -> list[str]:

@@ -27,7 +27,7 @@ from gatokit.pipelines.episodes.scan import FORMATS, look
 from gatokit.pipelines.inputs import find_directories, fixed_part, local_pattern
 from gatokit.schemas.config_episodes import Splits
 from gatokit.schemas.errors import ConfigError, GatokitError
-from gatokit.schemas.progress import Progress
+from gatokit.schemas.progress import Progress, no_progress
 from gatokit.storage.files import is_remote, matching, prefetch
 
 EPISODES = 256
@@ -109,7 +109,7 @@ def describe(
     splits: tuple[str, ...] | None = None,
     episodes: int | None = EPISODES,
     base: Path | None = None,
-    progress: Progress = lambda stage, done, total: None,
+    progress: Progress = no_progress,
 ) -> Description:
     """Looks at ``episodes`` of a source (None: at all); its path or pattern starts at ``base``, by default here.
 

@@ -253,6 +253,11 @@ class DocumentUnit(BaseModel):
     """What ``files.version`` says of the files: a file that changed is scanned again."""
 
     @property
+    def size(self) -> int:
+        """The bytes of its files."""
+        return sum(file["size"] for file in self.files)
+
+    @property
     def fingerprint(self) -> str:
         """Names the file with the unit's rows, so that an interrupted scan continues where it stopped."""
         return json_digest(self.model_dump(mode="json"), 8)

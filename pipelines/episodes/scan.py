@@ -106,6 +106,11 @@ class EpisodeUnit(BaseModel):
     """Modification times of the files in nanoseconds: a file that changed is scanned again."""
 
     @property
+    def size(self) -> int:
+        """The bytes of its files."""
+        return sum(item.file.size for item in self.files)
+
+    @property
     def fingerprint(self) -> str:
         """Names the file with the unit's rows, so that an interrupted scan continues where it stopped."""
         return json_digest(self.model_dump(mode="json"), 8)

@@ -16,6 +16,7 @@ from typing import Any
 
 import google_crc32c
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
@@ -34,6 +35,7 @@ from gatokit.storage.files import (
     prefetch,
     read_rows,
     remove,
+    size,
     sizes,
     temporary_beside,
     write_atomically,
@@ -61,7 +63,7 @@ _NO_CRASHES: Mapping[int, str] = MappingProxyType({})
 @dataclass(frozen=True)
 class Built:
     """What ``build_shard`` wrote: rows of the index (``kind`` is ``episodes`` or ``documents``), rows that are kept,
-    records and their tokens, shard files and their bytes."""
+    records and their tokens, shard files and their bytes, and the rows without records by their reason."""
 
     kind: str
     rows: int
@@ -70,6 +72,22 @@ class Built:
     tokens: int
     shards: int
     bytes: int
+    reasons: dict[str, int]
+
+    @staticmethod
+    def of(kind: str, index: pa.Table, parts: Sequence[ShardEntry]) -> "Built":
+        """What an index and its parts say."""
+        counted = pc.value_counts(index["reason"]).to_pylist()
+        return Built(
+            kind=kind,
+            rows=index.num_rows,
+            kept=pc.sum(index["kept"]).as_py() or 0,
+            records=sum(part.records for part in parts),
+            tokens=sum(part.tokens for part in parts),
+            shards=len(parts),
+            bytes=sum(part.size for part in parts),
+            reasons={item["values"]: item["counts"] for item in counted if item["values"] is not None},
+        )
 
 
 def build_shard(
@@ -113,15 +131,21 @@ def build_shard(
             with suppress(OSError):
                 remove(path)  # it may be in its place, in a directory that could not be synced
             raise
-    return Built(
-        kind=task.header.kind,
-        rows=len(columns["kept"]),
-        kept=sum(columns["kept"]),
-        records=sum(part.records for part in writer.parts),
-        tokens=sum(part.tokens for part in writer.parts),
-        shards=len(writer.parts),
-        bytes=sum(part.size for part in writer.parts),
-    )
+    return Built.of(task.header.kind, index, writer.parts)
+
+
+def finished_shard(task: ShardTask, directory: str | Path) -> Built | None:
+    """What an earlier attempt wrote of a task; None if none finished."""
+    path = Path(directory) / (task.stem + INDEX_SUFFIX)
+    try:
+        with arrow_file(path) as file:
+            index = pq.read_table(file, columns=["kept", "reason"])
+        parts = read_parts(index.schema.metadata)
+        if any(size(path.with_name(part.file)) != part.size for part in parts):
+            return None
+    except FileNotFoundError:
+        return None
+    return Built.of(task.header.kind, index, parts)
 
 
 class _GrowingDigest:

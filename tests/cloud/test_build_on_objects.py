@@ -35,7 +35,7 @@ def stored(bucket: Bucket, prefix: str) -> dict[str, str]:
 
 def test_a_build_on_objects_has_the_bytes_of_one_on_a_disk(sources: Bucket, out: Path) -> None:
     moved: list[tuple[str, int, int]] = []
-    result = build("gs://bucket/in/build.yaml", "gs://bucket/out", progress=lambda *step: moved.append(step))
+    result = build("gs://bucket/in/build.yaml", "gs://bucket/out", progress=lambda *step, **_: moved.append(step))
     assert stored(sources, "out/") == contents(out)
     assert len(stored(sources, "out/")) > 30
     assert sum(dataset.kept for dataset in result.manifest.datasets) > 100

@@ -1,0 +1,103 @@
+"""How far a command is, on standard error: bars on a terminal, and a line a minute where a log is kept."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from gatokit.schemas.progress import Progress
+from gatokit.schemas.words import byte_size, duration
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_LINE_SECONDS = 60.0
+
+
+class Stage:
+    """What is known of a stage: where it began and how far it is."""
+
+    def __init__(self, now: float, done: int, size: int) -> None:
+        self.begin, self._first_done, self._first_size = now, done, size
+        self.done, self.total, self.rows, self.size, self.total_size = done, 0, 0, size, 0
+
+    def reach(self, done: int, total: int, rows: int, size: int, total_size: int) -> None:
+        """See ``schemas.progress.Progress``."""
+        self.done, self.total, self.rows, self.size, self.total_size = done, total, rows, size, total_size
+
+    def counts(self, now: float) -> str:
+        """Rows, bytes, rate and time left, as far as they are known."""
+        parts, seconds = [], now - self.begin
+        if self.rows:
+            parts.append(f"{self.rows:,} rows")
+        if self.total_size:
+            parts.append(f"{byte_size(self.size)} of {byte_size(self.total_size)}")
+        moved, left = self.done - self._first_done, self.total - self.done
+        if self.total_size and self.size > self._first_size:
+            moved, left = self.size - self._first_size, self.total_size - self.size
+            if seconds > 0:
+                parts.append(f"{byte_size(moved / seconds)}/s")
+        if moved > 0 and left > 0 and seconds > 0:
+            parts.append(f"{duration(left / moved * seconds)} left")
+        return ", ".join(parts)
+
+
+class Lines:
+    """Writes a line a minute for each stage that goes on, and one when a stage ends."""
+
+    def __init__(self, write: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
+        self._write, self._clock = write, clock
+        self._name, self._stage, self._written = "", Stage(0, 0, 0), 0.0
+
+    def __call__(
+        self, stage: str, done: int, total: int, /, *, rows: int = 0, size: int = 0, total_size: int = 0
+    ) -> None:
+        """See ``Progress``."""
+        now = self._clock()
+        if stage != self._name:
+            self.end()
+            self._name, self._stage, self._written = stage, Stage(now, done, size), now
+        self._stage.reach(done, total, rows, size, total_size)
+        if now - self._written >= _LINE_SECONDS:
+            self._written = now
+            self._say(self._stage.counts(now))
+
+    def end(self) -> None:
+        """The last stage is over."""
+        if self._name:
+            self._say(f"{duration(self._clock() - self._stage.begin)}")
+            self._name = ""
+
+    def _say(self, more: str) -> None:
+        self._write(f"{self._name}: {self._stage.done:,} of {self._stage.total:,}" + (f", {more}" if more else ""))
+
+
+@contextmanager
+def bars(console: "Console") -> Iterator[Progress]:
+    """A bar for each stage, with its counts."""
+    from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bars
+
+    shown: dict[str, tuple[Any, Stage]] = {}
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Bars(*columns, TimeElapsedColumn(), TextColumn("{task.fields[counts]}"), console=console) as drawn:
+
+        def update(stage: str, done: int, total: int, /, *, rows: int = 0, size: int = 0, total_size: int = 0) -> None:
+            now = time.monotonic()
+            if stage not in shown:
+                shown[stage] = drawn.add_task(stage, counts=""), Stage(now, done, size)
+            task, known = shown[stage]
+            known.reach(done, total, rows, size, total_size)
+            drawn.update(task, completed=done, total=total, counts=known.counts(now))
+
+        yield update
+
+
+@contextmanager
+def lines(console: "Console") -> Iterator[Progress]:
+    """Lines for a log."""
+    written = Lines(lambda line: console.print(line, markup=False))
+    try:
+        yield written
+    finally:
+        written.end()
