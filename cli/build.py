@@ -65,7 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
         [(row | {"bytes": byte_size(row["bytes"])}).values() for row in datasets],
     )
     show_fields(output, result.steps)
-    show_rejected(result, output)
+    show_left_out(result, output)
     speed = "" if result.tokens_per_second is None else f", {result.tokens_per_second:,.0f} tokens/s"
     output.say(
         f"{result.built:,} shards built, {result.reused:,} reused, {result.removed:,} removed; "
@@ -74,7 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
     output.say(f"built in {result.seconds:.1f} s; next: gatokit inspect {arguments.out}")
     for row in datasets:
         del row["held_out"]
-    more = ("seconds", "stages", "built", "reused", "removed", "rejected", "tokens_per_second")
+    more = ("seconds", "stages", "built", "reused", "removed", "rejected", "left_out", "tokens_per_second")
     steps = {name: step.model_dump(mode="json") for name, step in result.steps.items()}
     values = {"datasets": datasets, "out": arguments.out, "steps": steps}
     output.result(values | {key: getattr(result, key) for key in more})
@@ -101,12 +101,14 @@ def run_job(arguments: argparse.Namespace, output: Output) -> Any:
     return result
 
 
-def show_rejected(result: Any, output: Output) -> None:
-    """Shows how many rows of each dataset were not kept, by reason."""
-    for name, reasons in result.rejected.items():
-        counts = [f"{count:,} {reason}" for reason, count in sorted(reasons.items(), key=lambda item: -item[1])]
-        if counts:
-            output.say(f"{name}: not kept: {', '.join(counts)}")
+def show_left_out(result: Any, output: Output) -> None:
+    """Shows what of each dataset is lost, why, and the first example; nothing if all was kept."""
+    if result.left_out:
+        columns = ["dataset", "what", "reason", "count", "of", "first"]
+        output.table("left out", columns, [[row[column] for column in columns] for row in result.left_out])
+    for item in result.manifest.datasets:
+        if item.source_loss is not None:
+            output.notice(f"{item.name}: {item.source_loss.sentence}")
 
 
 # --- --plan ----------------------------------------------------------------------------------------------------

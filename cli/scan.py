@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from gatokit.cli.build import add_job_arguments, run_job, show_rejected
+from gatokit.cli.build import add_job_arguments, run_job, show_left_out
 from gatokit.cli.console import Output
 
 TAKES_BEAM_OPTIONS = True
@@ -34,9 +34,9 @@ def run(arguments: argparse.Namespace) -> int:
     columns = ["dataset", "task", "agent", "N", "W", "expert return", "threshold", "kept", "dropped"]
     output.table(arguments.out, columns, [task.values() for task in tasks])
     show_fields(output, result.steps)
-    show_rejected(result, output)
+    show_left_out(result, output)
     output.say(f"scanned in {result.seconds:.1f} s; next: gatokit inspect {arguments.out}")
-    values = {key: getattr(result, key) for key in ("seconds", "stages", "rejected")}
+    values = {key: getattr(result, key) for key in ("seconds", "stages", "rejected", "left_out")}
     steps = {name: step.model_dump(mode="json") for name, step in result.steps.items()}
     output.result({"tasks": tasks, "steps": steps} | values)
     return 0

@@ -38,6 +38,10 @@ def run(arguments: argparse.Namespace) -> int:
             f"{arguments.directory} is complete and sound: {count:,} files, {byte_size(total)}, {records:,} records "
             f"in {seconds:.1f} s ({byte_size(total / seconds)}/s, {records / seconds:,.0f} records/s)"
         )
-        result |= {"files": count, "bytes": total, "records": records}
+        losses = {dataset.name: dataset.losses for dataset in manifest.datasets if dataset.losses}
+        for name, sentences in losses.items():
+            for sentence in sentences:
+                output.say(f"{name}: of the source, {sentence}")
+        result |= {"files": count, "bytes": total, "records": records, "losses": losses}
     output.result(result)
     return 1 if faults else 0

@@ -67,6 +67,7 @@ def card(directory: Directory, datasets: Sequence[DatasetReader]) -> Card:
         sections=(
             _counts(datasets, is_build),
             _sources(datasets, manifest.config),
+            *_losses(datasets),
             *_tasks(datasets),
             *_fields(datasets),
             Section("Vocabulary", ("what", "value"), tuple(vocabulary)),
@@ -100,6 +101,11 @@ def _sources(datasets: Sequence[DatasetReader], config: dict[str, Any]) -> Secti
         license_, weight = dataset.totals.license or "not stated", f"{dataset.totals.weight:g}"
         rows.append((dataset.name, ", ".join(sources), license_, ", ".join(rule), weight))
     return Section("Sources", ("dataset", "source", "licence", "kept by", "weight"), tuple(rows), frozenset({4}))
+
+
+def _losses(datasets: Sequence[DatasetReader]) -> list[Section]:
+    rows = [(dataset.name, sentence) for dataset in datasets for sentence in dataset.totals.losses]
+    return [Section("Left out", ("dataset", "what"), tuple(rows))] if rows else []
 
 
 def _tasks(datasets: Sequence[DatasetReader]) -> list[Section]:

@@ -288,7 +288,7 @@ def _plan_sample(
         if isinstance(dataset.config, EpisodesConfig):
             dataset = replace(dataset, config=dataset.config.model_copy(update={"keep": Keep(all=True)}))
             notice += "; the estimate keeps every sound episode"
-        config = config.model_copy(update={"max_bad_fraction": 1.0, "max_lost_bytes": 1.0})
+        config = config.model_copy(update={"max_bad_fraction": 1.0, "max_lost_bytes": 1.0, "max_bad_images": 1.0})
         plan = plan_shards(dataset, paths, config, vocabulary, None, tasks)
         own.append(notice)
     notices += [*plan.result.notices, *own]

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from gatokit.schemas.config import BuildConfig
 from gatokit.schemas.errors import DataError
 from gatokit.schemas.index import BAD_REASONS, CONTAINER_REASONS, ENDS_EARLY
-from gatokit.schemas.manifest import SourceLoss
+from gatokit.schemas.manifest import LeftOutEntry, SourceLoss
 
 _MOST_EXAMPLES = 5
 
@@ -127,61 +127,69 @@ class SourceLosses:
         )
 
 
-class LeftOut:
-    """Counts what rules skip or change in rows that are kept: by what it is and the reason, the number and the first
-    one; and by what it is, the number of all that there are.
+PICTURES = "pictures left out"
+UNKNOWN_PIECES = "text tokens unknown to the vocabulary"
 
-    ``what`` is a plural that a sentence can begin with, such as ``pictures``. Counts of several shards are merged.
+
+class LeftOut:
+    """Counts what rules skip or change in rows that are kept: by what they do and why, how often and where first; and
+    by what they do, how often they could have.
+
+    What they do is a phrase that a sentence can begin with, such as ``pictures left out``. Counts of several shards are
+    merged.
     """
 
     def __init__(self) -> None:
         self.totals: Counter[str] = Counter()
-        self.counts: Counter[tuple[str, str]] = Counter()
-        self.examples: dict[tuple[str, str], str] = {}
+        self._counts: Counter[tuple[str, str]] = Counter()
+        self._first: dict[tuple[str, str], str] = {}
 
     def add(self, what: str, reason: str, count: int, first: str) -> None:
-        """Counts ``count`` more of ``what`` that are left out for ``reason``; ``first`` says where the first of them
-        is."""
-        self.counts[what, reason] += count
-        self.examples.setdefault((what, reason), first)
+        """Counts ``count`` more cases of ``what`` for ``reason``, of which the first is at ``first``."""
+        if count:
+            self._counts[what, reason] += count
+            self._first.setdefault((what, reason), first)
+
+    @property
+    def is_used(self) -> bool:
+        """Whether there was anything that a rule could leave out."""
+        return bool(self.totals or self._counts)
 
     def merge(self, other: "LeftOut") -> None:
         """Adds the counts of a later shard."""
         self.totals.update(other.totals)
-        for (what, reason), count in other.counts.items():
-            self.add(what, reason, count, other.examples[what, reason])
+        for (what, reason), count in other._counts.items():
+            self.add(what, reason, count, other._first[what, reason])
+
+    def entries(self) -> list[LeftOutEntry]:
+        """What the manifest says of it."""
+        return [
+            LeftOutEntry(what=what, reason=reason, count=count, of=self.totals[what], first=self._first[what, reason])
+            for (what, reason), count in sorted(self._counts.items())
+        ]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values: by ``what``, ``of`` and for each reason its count and its first."""
-        return {
-            what: {
-                "of": total,
-                "reasons": {
-                    reason: [count, self.examples[what, reason]]
-                    for (of, reason), count in sorted(self.counts.items())
-                    if of == what
-                },
-            }
-            for what, total in sorted(self.totals.items())
-        }
+        """Plain values, of which ``from_json`` makes the same counts."""
+        return {"totals": dict(sorted(self.totals.items())), "entries": [item.model_dump() for item in self.entries()]}
 
     @staticmethod
     def from_json(values: Mapping[str, Any]) -> "LeftOut":
         """The counts whose ``to_json`` is ``values``."""
         left_out = LeftOut()
-        for what, entry in values.items():
-            left_out.totals[what] = entry["of"]
-            for reason, (count, first) in entry["reasons"].items():
-                left_out.add(what, reason, count, first)
+        left_out.totals.update(values["totals"])
+        for entry in values["entries"]:
+            left_out.add(entry["what"], entry["reason"], entry["count"], entry["first"])
         return left_out
 
-    def check_bound(self, what: str, share: float, dataset: str, way_out: str) -> None:
-        """Raises DataError, with the way out, if a larger share of ``what`` than ``share`` is left out."""
-        total = self.totals[what]
-        reasons = {reason: count for (of, reason), count in self.counts.items() if of == what}
-        count = sum(reasons.values())
-        if count > share * total:
-            parts = "; ".join(
-                f"{number:,} {reason}, first {self.examples[what, reason]}" for reason, number in reasons.items()
-            )
-            raise DataError(f"{dataset}: {what} left out: {count:,} of {total:,} ({parts}). {way_out}")
+    def check_bounds(self, config: BuildConfig, dataset: str) -> None:
+        """Raises DataError if more pictures are left out, or more pieces are unknown, than the config allows."""
+        bounds = (
+            (PICTURES, "max_bad_images", "Get the pictures, or set image_dir to their folder"),
+            (UNKNOWN_PIECES, "max_unknown_pieces", "Train a vocabulary with `gatokit vocab`, which knows every byte"),
+        )
+        for what, key, way_out in bounds:
+            entries = [entry for entry in self.entries() if entry.what == what]
+            share = getattr(config, key)
+            if sum(entry.count for entry in entries) > share * self.totals[what]:
+                said = "; ".join(entry.sentence for entry in entries)
+                raise DataError(f"{dataset}: {said}, more than the share {share:g}. {way_out}, or raise {key}")

@@ -42,8 +42,9 @@ class Result:
 
     ``stages`` has the seconds of ``scan``, ``plan``, ``build`` and ``finish``. Of the shards in the manifest, ``built``
     were built now, with ``built_tokens`` tokens, and ``reused`` existed before; ``removed`` shards are gone.
-    ``rejected`` counts, by dataset and reason, what was not kept. ``steps`` says of each dataset of episodes what a
-    step is made of.
+    ``rejected`` counts, by dataset and reason, what was not kept, and ``left_out`` has a row for everything that is
+    lost: ``dataset``, ``what``, ``reason``, ``count``, ``of`` and ``first``. ``steps`` says of each dataset of episodes
+    what a step is made of.
     """
 
     manifest: Manifest
@@ -55,6 +56,7 @@ class Result:
     reused: int = 0
     removed: int = 0
     rejected: dict[str, dict[str, int]] = field(default_factory=dict)
+    left_out: list[dict[str, Any]] = field(default_factory=list)
     steps: dict[str, StepTokens] = field(default_factory=dict)
 
     @property
@@ -172,6 +174,7 @@ def build(
             reused=sum(len(split.parts) for split in splits) - len(built),
             removed=sum(item.is_shard for item in removed),
             rejected={item.dataset.name: item.rejected for item in finished},
+            left_out=[row for item in finished for row in item.left_out],
             steps={item.dataset.name: item.step for item in finished if item.step is not None},
         )
         keys = ("name", "episodes", "kept", "tokens", "records", "shards", "bytes")

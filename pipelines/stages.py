@@ -6,7 +6,7 @@ turns those that are kept into serialized records.
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -17,9 +17,11 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
 from gatokit.pipelines.formats.records import ByteRange
+from gatokit.pipelines.losses import UNKNOWN_PIECES, LeftOut
 from gatokit.schemas.errors import RejectedError
 from gatokit.schemas.index import INDEX, METADATA_TYPES
 from gatokit.schemas.manifest import EpisodeSpec, MetadataType, SourceLoss, digest
+from gatokit.schemas.tokens import TokenKind, TokenSequence
 from gatokit.storage.files import prefetch, read_rows
 
 _MADE_BY_BUILD = ("tokens", "part", "first_record", "record_tokens")
@@ -134,6 +136,8 @@ class FilterResult:
     """bool (R,): which of the kept rows are held out."""
     source_loss: SourceLoss | None = None
     """What of the source cannot be read; None if every file was read to its end."""
+    left_out: LeftOut = field(default_factory=LeftOut)
+    """What a scan leaves out of rows that are kept."""
 
 
 def row_hash(seed: int, id_: str) -> int:
@@ -189,6 +193,13 @@ class TokenizedRow(NamedTuple):
     records: list[bytes]
     tokens: list[int]
     remark: str | None = None
+
+
+def count_unknown(left_out: LeftOut, sequence: TokenSequence, unknown_id: int, id_: str) -> None:
+    """Counts the text tokens of an episode or document, and those that stand for what the vocabulary lacks."""
+    texts = sequence.tokens[sequence.kinds == TokenKind.TEXT]
+    left_out.totals[UNKNOWN_PIECES] += len(texts)
+    left_out.add(UNKNOWN_PIECES, "unknown_piece", int(np.count_nonzero(texts == unknown_id)), id_)
 
 
 def rows_by_file(

@@ -130,6 +130,22 @@ class SourceLoss(_Model):
         return f"{' and '.join(parts)}, {100 * self.share:.3g} % of the bytes (first {self.examples[0]})"
 
 
+class LeftOutEntry(_Model):
+    """What a rule skips or changes in rows that are kept: ``what`` it does, such as ``pictures left out``, why, how
+    often, of how many there are, and where first."""
+
+    what: str
+    reason: str
+    count: int
+    of: int
+    first: str
+
+    @property
+    def sentence(self) -> str:
+        """All of it in words."""
+        return f"{self.what}: {self.count:,} of {self.of:,} ({self.reason}, first {self.first})"
+
+
 class DatasetEntry(_Model):
     """Totals and splits of one dataset; ``directory`` is its folder in the build.
 
@@ -156,7 +172,15 @@ class DatasetEntry(_Model):
     """None for documents; left out of JSON then."""
     source_loss: SourceLoss | None = None
     """None if every file of the source was read to its end; left out of JSON then."""
+    left_out: list[LeftOutEntry] = []
+    """Left out of JSON if it is empty."""
     update: str = ""
+
+    @property
+    def losses(self) -> list[str]:
+        """A sentence for each thing that is lost besides whole episodes and documents."""
+        lost = [] if self.source_loss is None else [self.source_loss.sentence]
+        return lost + [entry.sentence for entry in self.left_out]
 
     @property
     def described_file(self) -> str:
@@ -229,8 +253,8 @@ class Manifest(_Model):
         for dataset in content["datasets"]:
             if not dataset["update"]:
                 del dataset["update"]
-            for key in ("last_step", "source_loss"):
-                if dataset[key] is None:
+            for key in ("last_step", "source_loss", "left_out"):
+                if not dataset[key]:
                     del dataset[key]
         content["digest"] = json_digest(content)
         return indented_json(content)

@@ -38,6 +38,9 @@ class TextTokenizer:
         end: int = self._processor.eos_id()
         self.end_id = None if end < 0 else end
         """Id of the piece that ends a document (``</s>``); None if the model has none."""
+        has_bytes = any(map(self._processor.is_byte, range(self.pieces)))
+        self.unknown_id: int | None = None if has_bytes else self._processor.unk_id()
+        """Id of what the model has no piece for; None if it has a piece for every byte, so that nothing is unknown."""
         self.model = model
         """The bytes of the model."""
         self.digest = digest(model)

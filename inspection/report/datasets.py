@@ -181,6 +181,7 @@ def _episode_tokens_and_images(
 
 
 def _notes(dataset: DatasetReader, counts: IndexCounts, tasks: Sequence[TaskFacts]) -> Iterator[str]:
+    yield from dataset.totals.losses
     if counts.missing:
         yield f"the index lacks {', '.join(counts.missing)}: what rests on them is left out"
     if not dataset.totals.ordered and not dataset.holds_documents:

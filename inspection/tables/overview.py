@@ -98,10 +98,14 @@ def show_directory(output: Output, directory: Directory, datasets: Sequence[Data
         else:
             _show_frequent_sizes(output, item)
             show_drops(output, name, dropped[name])
+    for dataset in datasets:
+        for sentence in dataset.totals.losses:
+            output.say(f"{dataset.name}: {sentence}")
     output.result(
         {
             "content": content,
             "datasets": [totals[dataset.name] for dataset in datasets],
+            "losses": {dataset.name: dataset.totals.losses for dataset in datasets if dataset.totals.losses},
             "tasks": [
                 {"dataset": dataset.name, **dataclasses.asdict(row)} for dataset in datasets for row in dataset.tasks
             ],

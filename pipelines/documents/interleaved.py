@@ -81,8 +81,7 @@ class PageFile(DocumentFile):
         """The page of ``pieces``: neighbouring texts are joined with ``separator``, blank ones are left out.
 
         The images that a scan has ``left_out`` are not looked for; None: this is the scan. Raises RejectedError if the
-        images together are above ``room`` bytes, if one is missing, or if nothing remains; DataError if there is no
-        folder ``image_dir``.
+        images together are above ``room`` bytes, or if one is missing; DataError if there is no folder ``image_dir``.
         """
         page = Page([], {})
         for piece in pieces:
@@ -103,9 +102,18 @@ class PageFile(DocumentFile):
                     page.parts[-1] += self.separator + piece
                 else:
                     page.parts.append(piece)
-        if not page.parts:
-            raise RejectedError("empty", page.note or "the page holds neither text nor pictures")
         return page
+
+    def found(self, page: Page, byte_range: ByteRange) -> ScannedDocument:
+        """The row of a page."""
+        key = str(byte_range.position)
+        if page.parts:
+            document = ScannedDocument(byte_range, key, reader.content_digest(page.parts), detail=page.note)
+        else:
+            problem = page.note or "the page holds neither text nor pictures"
+            document = reader.rejected(byte_range, key, RejectedError("empty", problem))
+        left_out = len(page.left_out)
+        return document._replace(images=len(page.images) + left_out, images_left_out=left_out)
 
     def _image_bytes(self, image: Image, room: int) -> bytes:
         """The stored bytes of an image. Raises RejectedError above ``room`` or if ``image_dir`` has no such file."""
@@ -144,13 +152,13 @@ class Mmc4File(PageFile, LinesFile):
     def document(self, line: bytes, byte_range: ByteRange, max_bytes: int) -> ScannedDocument:
         """See ``LinesFile``."""
         page = self.page(_sentences(parse_object(line)), max_bytes - len(line))
-        digest = reader.content_digest(page.parts)
-        byte_range = byte_range._replace(
-            length=len(line) + sum(map(len, page.images)),
-            crc=_mmc4_crc(line, page),
-            payload=json.dumps([len(line), *page.left_out], separators=(",", ":")),
-        )
-        return ScannedDocument(byte_range, str(byte_range.position), digest, detail=page.note)
+        if page.parts:
+            byte_range = byte_range._replace(
+                length=len(line) + sum(map(len, page.images)),
+                crc=_mmc4_crc(line, page),
+                payload=json.dumps([len(line), *page.left_out], separators=(",", ":")),
+            )
+        return self.found(page, byte_range)
 
     def load(self, byte_ranges: Sequence[ByteRange]) -> Iterator[Loaded]:
         """See ``DocumentFile``."""
@@ -237,14 +245,13 @@ class ObelicsFile(PageFile, RowsFile):
             if room < 0:
                 raise reader.too_large(max_bytes)
             page = self.page(pieces, room)
-            digest = reader.content_digest(page.parts)
+            if page.parts:
+                length = sum(len(part.encode() if isinstance(part, str) else part) for part in page.parts)
+                payload = json.dumps([*page.left_out], separators=(",", ":")) if page.left_out else None
+                byte_range = ByteRange(row.position, row.group, length, _obelics_crc(page), payload)
+            yield self.found(page, byte_range)
         except RejectedError as error:
-            yield reader.rejected(byte_range, key, error)
-        else:
-            length = sum(len(part.encode() if isinstance(part, str) else part) for part in page.parts)
-            payload = json.dumps([*page.left_out], separators=(",", ":")) if page.left_out else None
-            byte_range = ByteRange(row.position, row.group, length, _obelics_crc(page), payload)
-            yield ScannedDocument(byte_range, key, digest, detail=page.note)
+            yield reader.rejected(ByteRange(row.position, row.group, 0, 0), key, error)
 
     def document(self, values: dict[str, Any], columns: Columns, byte_range: ByteRange) -> Loaded:
         """See ``RowsFile``."""

@@ -82,6 +82,8 @@ FOUND = pa.schema(
         "detail": pa.string(),
         "lost": pa.int64(),
         "lost_bytes": pa.int64(),
+        "images": pa.int32(),
+        "images_left_out": pa.int32(),
     }
 )
 """The rows of a scan."""
@@ -107,8 +109,8 @@ class ScannedDocument(NamedTuple):
     together because they share an image (None: on its own). A rejected row counts for ``lost`` documents of the
     source; if these lie in a part of the file that cannot be read, the reason is one of ``CONTAINER_REASONS`` and
     ``lost_bytes`` are the bytes of that part, compressed ones if the file is compressed. The ``takes_back`` rows of the
-    file before it are void then: they come from that part too. ``detail`` may also say what a kept document has lost,
-    such as a skipped image.
+    file before it are void then: they come from that part too. Of the ``images`` of a page the scan has left out
+    ``images_left_out``, and ``detail`` says why, also if nothing else is left of it.
     """
 
     byte_range: ByteRange
@@ -119,6 +121,8 @@ class ScannedDocument(NamedTuple):
     detail: str | None = None
     lost: int = 1
     lost_bytes: int = 0
+    images: int = 0
+    images_left_out: int = 0
     takes_back: int = 0
 
 

@@ -37,6 +37,7 @@ _THREADS, _HEAVY_CHARACTERS = 2, 1 << 16
 """Threads beside a worker's own, and the characters of a batch from which a thread gains more than it costs."""
 _Batch = list[tuple[int, list[Part]]]
 """Rows, each with the stored parts of its document."""
+_TokenizedBatch = tuple[list[stages.Tokenized], losses.LeftOut]
 
 
 # --- which documents are kept ----------------------------------------------------------------------------------
@@ -59,10 +60,12 @@ def filter_documents(
     name = plan.config.name
     scanned = stages.ScannedRows(paths, limit)
     rows_lost, bytes_lost = losses.Losses(), losses.SourceLosses(plan.files)
+    left_out = losses.LeftOut()
     hashes, contents, soundness = bytearray(), bytearray(), bytearray()
     for table in scanned:
         rows_lost.add(table, plan.ids)
         bytes_lost.add(table)
+        _count_images(left_out, table, plan)
         groups = table["group"].to_pylist()
         keys = [id_ if group is None else f"group\0{group}" for id_, group in zip(plan.ids(table), groups, strict=True)]
         hashes += np.array([stages.row_hash(config.seed, key) for key in keys], np.uint64).tobytes()
@@ -71,6 +74,7 @@ def filter_documents(
             contents += b"".join(value or bytes(16) for value in table["content"].to_pylist())
     bytes_lost.check_budget(config, name)
     rows_lost.check_budget(config, name, plan.kind)
+    left_out.check_bounds(config, name)
     sound = np.frombuffer(soundness, bool)
     repeats = np.zeros(len(sound), bool)
     if plan.config.drop_duplicates:
@@ -95,8 +99,17 @@ def filter_documents(
         kept=kept,
         held_out=stages.held_out(np.frombuffer(hashes, np.uint64), kept, one_task, config.holdout),
         source_loss=bytes_lost.entry(),
+        left_out=left_out,
         repeats=repeats,
     )
+
+
+def _count_images(left_out: losses.LeftOut, scanned: pa.Table, plan: DocumentsPlan) -> None:
+    """Counts the images that a scan has left out of pages."""
+    left_out.totals[losses.PICTURES] += pc.sum(scanned["images"]).as_py() or 0
+    pages = scanned.filter(pc.greater(scanned["images_left_out"], 0))
+    for id_, detail, count in zip(plan.ids(pages), *pages.select(["detail", "images_left_out"]), strict=True):
+        left_out.add(losses.PICTURES, "missing_image", count.as_py(), f"{id_}: {detail}")
 
 
 # --- shard tasks -----------------------------------------------------------------------------------------------
@@ -172,7 +185,9 @@ class DocumentShardBuilder:
         self._header, self._rules = header, header.rules
         self._files = header.source_files()
         self._tokenizer = DocumentTokenizer(text, header.rules.end_of_document)
+        self._unknown_id = text.unknown_id
         self.out_of_range: stages.OutOfRange = {}
+        self.left_out = losses.LeftOut()
 
     def tokenize(self, columns: dict[str, list[Any]], rows: list[int]) -> Iterator[stages.Tokenized]:
         """Yields each of ``rows``, in order, with its records or the error that says why it has none.
@@ -182,18 +197,23 @@ class DocumentShardBuilder:
         # Decoding images and tokenizing text release the interpreter lock: other threads take the batches with much of
         # it, while this one reads the next documents and writes the last ones.
         with ThreadPoolExecutor(_THREADS) as others:
-            waiting: deque[Future[list[stages.Tokenized]]] = deque()
+            waiting: deque[Future[_TokenizedBatch]] = deque()
             for batch in _batches(self._stored(columns, rows)):
                 if self._is_heavy(batch):
                     waiting.append(others.submit(self._tokenize, columns, batch))
                     if len(waiting) > _THREADS:
-                        yield from waiting.popleft().result()
+                        yield from self._counted(waiting.popleft().result())
                 else:
                     while waiting:
-                        yield from waiting.popleft().result()
-                    yield from self._tokenize(columns, batch)
+                        yield from self._counted(waiting.popleft().result())
+                    yield from self._counted(self._tokenize(columns, batch))
             for last in waiting:
-                yield from last.result()
+                yield from self._counted(last.result())
+
+    def _counted(self, batch: "_TokenizedBatch") -> list[stages.Tokenized]:
+        tokenized, left_out = batch
+        self.left_out.merge(left_out)
+        return tokenized
 
     def _stored(self, columns: dict[str, list[Any]], rows: list[int]) -> Iterator[tuple[int, list[Part]]]:
         """(row, parts as stored), file by file."""
@@ -208,25 +228,30 @@ class DocumentShardBuilder:
         rule = self._rules.pictures
         return image is not None and rule is not None and not is_copied(image, rule)
 
-    def _tokenize(self, columns: dict[str, list[Any]], batch: _Batch) -> list[stages.Tokenized]:
-        """The rows of a batch, each with its records or the error that says why it has none."""
+    def _tokenize(self, columns: dict[str, list[Any]], batch: _Batch) -> "_TokenizedBatch":
+        """The rows of a batch, each with its records or the error that says why it has none, and what they lost."""
+        left_out = losses.LeftOut()
         ids, files = columns["episode_id"], columns["file"]
         documents: dict[int, Document] = {}
         remarks = {}
         tokenized: dict[int, stages.TokenizedRow | RejectedError] = {}
         for row, parts in batch:
             try:
-                fitted, remarks[row] = fit_images(parts, self._rules, self._files[files[row]].separator)
-                documents[row] = fitted
+                fitted, bad = fit_images(parts, self._rules, self._files[files[row]].separator)
+                documents[row], remarks[row] = fitted, _remark(bad)
+                for error in bad:
+                    left_out.add(losses.PICTURES, error.reason, 1, f"{ids[row]}: {error.detail}")
             except RejectedError as error:
                 tokenized[row] = error
         for row, sequence in zip(documents, self._tokenizer.encode(list(documents.values())), strict=True):
             if isinstance(sequence, RejectedError):
                 tokenized[row] = sequence
             else:
+                if self._unknown_id is not None:
+                    stages.count_unknown(left_out, sequence, self._unknown_id, ids[row])
                 records, sizes = document_records(ids[row], sequence, self._header.settings.chunk_tokens)
                 tokenized[row] = stages.TokenizedRow(records, sizes, remarks[row])
-        return [(row, tokenized[row]) for row, _ in batch]
+        return [(row, tokenized[row]) for row, _ in batch], left_out
 
 
 def _batches(documents: Iterable[tuple[int, list[Part]]]) -> Iterator[_Batch]:
@@ -246,14 +271,16 @@ def _batches(documents: Iterable[tuple[int, list[Part]]]) -> Iterator[_Batch]:
         yield batch
 
 
-def fit_images(parts: list[Part], rules: DocumentRules, separator: str) -> tuple[list[str | EncodedImage], str | None]:
-    """The parts with their images as the rules want them stored, and a remark on images that were left out.
+def fit_images(
+    parts: list[Part], rules: DocumentRules, separator: str
+) -> tuple[list[str | EncodedImage], list[RejectedError]]:
+    """The parts with their images as the rules want them stored, and what was wrong with images that were left out.
 
     ``separator`` joins texts that become neighbours by that. Raises RejectedError if an image is damaged, unless the
     rules leave it out, or if nothing is left.
     """
     if rules.pictures is None:
-        return [part for part in parts if isinstance(part, str)], None
+        return [part for part in parts if isinstance(part, str)], []
     fitted: list[str | EncodedImage] = []
     left_out = []
     for part in parts:
@@ -263,17 +290,21 @@ def fit_images(parts: list[Part], rules: DocumentRules, separator: str) -> tuple
             except RejectedError as error:
                 if rules.bad_images == "reject":
                     raise
-                left_out.append(f"{error.reason}: {error.detail}")
+                left_out.append(error.with_traceback(None))
         elif fitted and isinstance(fitted[-1], str):
             fitted[-1] += separator + part
         else:
             fitted.append(part)
     if not fitted:
         raise RejectedError("empty", "nothing is left of the page without its damaged pictures")
+    return fitted, left_out
+
+
+def _remark(left_out: list[RejectedError]) -> str | None:
     if not left_out:
-        return fitted, None
+        return None
     count = f"{len(left_out)} pictures" if len(left_out) > 1 else "1 picture"
-    return fitted, f"{count} left out: {left_out[0]}"
+    return f"{count} left out: {left_out[0].reason}: {left_out[0].detail}"
 
 
 def document_records(id: str, sequence: TokenSequence, chunk_tokens: int) -> tuple[list[bytes], list[int]]:

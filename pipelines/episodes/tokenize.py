@@ -21,7 +21,8 @@ from gatokit.pipelines.episodes.plan import EpisodesPlan
 from gatokit.pipelines.episodes.reader import EpisodeFile, RawEpisode, SourceFeatures, SourceField, Values
 from gatokit.pipelines.episodes.scan import AnyEpisodeFile
 from gatokit.pipelines.episodes.videos import episode_frames, frames_of_steps
-from gatokit.pipelines.stages import OutOfRange, ShardSettings, Tokenized, TokenizedRow, rows_by_file
+from gatokit.pipelines.losses import LeftOut
+from gatokit.pipelines.stages import OutOfRange, ShardSettings, Tokenized, TokenizedRow, count_unknown, rows_by_file
 from gatokit.schemas.errors import RejectedError
 from gatokit.schemas.manifest import EpisodeSpec, FieldSpec, TokenizerSettings
 from gatokit.schemas.record import Record
@@ -124,7 +125,9 @@ class EpisodeShardBuilder:
         self._header = header
         settings = TokenizerSettings.of(header.settings.discrete_offset)
         self._tokenizers = {id_: EpisodeTokenizer(spec, settings, text) for id_, spec in header.specs.items()}
+        self._unknown_id = None if text is None else text.unknown_id
         self.out_of_range: OutOfRange = {}
+        self.left_out = LeftOut()
         self._constant = ConstantComponents()
 
     @property
@@ -158,6 +161,8 @@ class EpisodeShardBuilder:
             except RejectedError as error:
                 yield row, error
                 continue
+            if self._unknown_id is not None:
+                count_unknown(self.left_out, sequence, self._unknown_id, columns["episode_id"][row])
             counts = self.out_of_range.setdefault(columns["task"][row], {})
             for field in spec.fields:
                 if field.kind == "continuous":

@@ -19,11 +19,12 @@ from gatokit.pipelines.episodes.fields import JoinedConstants, join_constants, s
 from gatokit.pipelines.episodes.filter import EpisodeFilterResult
 from gatokit.pipelines.episodes.plan import EpisodesPlan
 from gatokit.pipelines.episodes.ranges import MOST_OUTSIDE
-from gatokit.pipelines.losses import Losses
+from gatokit.pipelines.losses import LeftOut, Losses
 from gatokit.pipelines.planning import Plan
 from gatokit.pipelines.shards.writer import (
     INDEX_SUFFIX,
     read_constants,
+    read_left_out,
     read_out_of_range,
     read_parts,
     with_current_columns,
@@ -92,6 +93,8 @@ class Finished:
     renewed: dict[str, str]
     notices: tuple[str, ...]
     """Sentences for the user."""
+    left_out: list[dict[str, Any]]
+    """A row for everything that is lost, see ``pipelines.run.Result``."""
 
     def summaries(self, dataset: DatasetEntry) -> dict[str, bytes]:
         """Path and content of the summary files under the names that ``dataset`` gives them."""
@@ -110,6 +113,7 @@ class _Totals:
         self.streams: dict[tuple[str | None, str | None], Counter[str]] = {}
         self.losses = Losses()
         self.outside, self.values = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
+        self.left_out = LeftOut()
         self.constants: JoinedConstants | None = {}
 
     def add(self, rows: pa.Table) -> None:
@@ -119,6 +123,7 @@ class _Totals:
         self._count(kept, [("kept", "count"), ("steps", "sum"), ("tokens", "sum")])
         self._count(kept.filter(pc.equal(kept["split"], HELD_OUT)), [("split", "count")])
         self.losses.add(rows, lambda dropped: dropped["episode_id"].to_pylist())
+        self.left_out.merge(read_left_out(rows.schema.metadata))
         constants = read_constants(rows.schema.metadata)
         if len(kept) and self.constants is not None:
             self.constants = None if constants is None else join_constants(self.constants, constants)
@@ -173,7 +178,9 @@ def finish_dataset(
             )
         )
     episodes, kept = totals.losses.rows, sum(split.kept for split in splits)
+    left_out = _left_out(totals, plan)
     _check(totals, plan, config)
+    left_out.check_bounds(config, dataset.name)
     ordered = isinstance(plan.dataset, EpisodesPlan) and plan.dataset.in_order
     pq.write_table(_tasks(totals, plan, content), sink := pa.BufferOutputStream())
     described = DatasetFile(
@@ -209,11 +216,43 @@ def finish_dataset(
         splits=splits,
         last_step=getattr(plan.result, "last_step", None),
         source_loss=plan.result.source_loss,
+        left_out=left_out.entries(),
     )
     rejected = dict(sorted(totals.losses.counts.items()))
     notices = (*_outside_levels(totals, plan), *_saturated(totals, plan))
     tasks = sink.getvalue().to_pybytes()
-    return Finished(entry, described.step, described.to_bytes(), tasks, rejected, indexes, renewed, notices)
+    lost = list(_lost_rows(totals.losses, entry, plan.dataset.kind))
+    return Finished(entry, described.step, described.to_bytes(), tasks, rejected, indexes, renewed, notices, lost)
+
+
+def _lost_rows(losses: Losses, entry: DatasetEntry, noun: str) -> Iterator[dict[str, Any]]:
+    """A row for everything that a dataset lost: files, episodes or documents (``noun``), and parts of these."""
+    source = entry.source_loss
+    if source is not None:
+        counts = {"count": source.lost_bytes, "of": source.bytes, "first": source.examples[0]}
+        yield {"dataset": entry.name, "what": "bytes of files", "reason": "unreadable", **counts}
+    for reason, count in sorted(losses.counts.items()):
+        counts = {"count": count, "of": losses.rows, "first": losses.examples[reason]}
+        yield {"dataset": entry.name, "what": noun, "reason": reason, **counts}
+    for item in entry.left_out:
+        yield {"dataset": entry.name, **item.model_dump()}
+
+
+def _left_out(totals: _Totals, plan: Plan) -> LeftOut:
+    """What the scan and the build left out of kept rows, and the values that were clipped or saturated."""
+    left_out = LeftOut()
+    left_out.merge(plan.result.left_out)
+    left_out.merge(totals.left_out)
+    for (task, path), outside in sorted(totals.outside.items()):
+        [item] = [item for item in plan.result.specs[task].fields if item.path == path]
+        source = item.source[0] if item.source else path
+        if item.is_action or item.levels is not None:
+            what, reason = f"values of {source} clipped", "outside_range"
+        else:
+            what, reason = f"values of {source} saturated", "saturated"
+        left_out.totals[what] += totals.values[task, path]
+        left_out.add(what, reason, outside, task)
+    return left_out
 
 
 def _outside_levels(totals: _Totals, plan: Plan) -> Iterator[str]:

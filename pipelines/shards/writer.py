@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
 from gatokit.pipelines.episodes.fields import Constants
+from gatokit.pipelines.losses import LeftOut
 from gatokit.pipelines.planning import ShardTask
 from gatokit.pipelines.stages import METADATA, OutOfRange, with_metadata
 from gatokit.schemas.errors import RejectedError, first_line
@@ -46,6 +47,7 @@ INDEX_SUFFIX = ".index.parquet"
 _PARTS = b"gatokit.parts"
 _OUT_OF_RANGE = b"gatokit.outside"
 _CONSTANTS = b"gatokit.constants"
+_LEFT_OUT = b"gatokit.left_out"
 _FOOTER_BYTES = 1 << 16
 """About what is read of an index to know its parts."""
 _HASH_BYTES = 16 << 20
@@ -126,7 +128,7 @@ def build_shard(
         index = with_metadata(index, task.rows)
         path, constants = Path(directory) / (task.stem + INDEX_SUFFIX), getattr(builder, "constants", None)
         try:
-            write_index(path, index, writer.parts, builder.out_of_range, constants)
+            write_index(path, index, writer.parts, builder.out_of_range, constants, builder.left_out)
         except OSError:
             with suppress(OSError):
                 remove(path)  # it may be in its place, in a directory that could not be synced
@@ -321,14 +323,16 @@ def write_index(
     parts: list[ShardEntry],
     out_of_range: OutOfRange,
     constants: Constants | None = None,
+    left_out: LeftOut | None = None,
 ) -> None:
-    """Writes the index of a split, with its parts, the counts of values out of their range and the constant components
-    of episodes as metadata."""
+    """Writes the index of a split, with its parts, the counts of values out of their range, the constant components of
+    episodes, and what else was left out, if anything could be, as metadata."""
     metadata = {
         **(rows.schema.metadata or {}),
         _PARTS: json.dumps([part.model_dump() for part in parts]).encode(),
         _OUT_OF_RANGE: json.dumps(out_of_range, sort_keys=True).encode(),
         **({} if constants is None else {_CONSTANTS: json.dumps(constants, sort_keys=True).encode()}),
+        **({_LEFT_OUT: json.dumps(left_out.to_json()).encode()} if left_out is not None and left_out.is_used else {}),
     }
     write_atomically(path, _index_bytes(rows.replace_schema_metadata(metadata)))
 
@@ -362,6 +366,11 @@ def read_parts(metadata: dict[bytes, bytes]) -> list[ShardEntry]:
 def read_out_of_range(metadata: dict[bytes, bytes]) -> OutOfRange:
     """The counts of out-of-range values that an index holds in its metadata."""
     return json.loads(metadata[_OUT_OF_RANGE])
+
+
+def read_left_out(metadata: dict[bytes, bytes]) -> LeftOut:
+    """What an index says in its metadata that was left out."""
+    return LeftOut.from_json(json.loads(metadata[_LEFT_OUT])) if _LEFT_OUT in metadata else LeftOut()
 
 
 def read_constants(metadata: dict[bytes, bytes]) -> Constants | None:
