@@ -167,12 +167,7 @@ def _keep_rule(dataset: DatasetReader, rule: Rule) -> Keep:
         random = {} if now.random_return is None else {"random_return": now.random_return}
         return Keep.model_validate({"min_return": rule, "streams": now.streams, **random})
     if rule.success is not None and rule.success != now.success and _mark_column(dataset, rule.success) is None:
-        mark = rule.model_dump(mode="json", include={"success"}, exclude_none=True)["success"]
-        written = repr(mark) if isinstance(mark, str) else json.dumps(mark)
-        raise ConfigError(
-            f"success: the index of {dataset.name} does not hold the mark {written}; scan with "
-            f"keep: {{success: {mark if isinstance(mark, str) else written}}}"
-        )
+        raise _no_mark(dataset, rule.success)
     where = None if rule.where is None else _expression(dataset, rule.where)
     uses_expert = rule.min_return is not None or (where is not None and "expert_return" in where.columns)
     if uses_expert and rule.streams != now.streams:
@@ -193,6 +188,26 @@ def _mark_column(dataset: DatasetReader, success: Success) -> str | None:
     ]
     is_known = len(names) == 1 and (success.matches is not None or dataset.columns[names[0]] != "string")
     return names[0] if is_known else None
+
+
+def _no_mark(dataset: DatasetReader, success: Success) -> ConfigError:
+    """What to do if the index does not hold a mark of success."""
+    key = success.metadata or success.key
+    mark = success.model_dump(mode="json", exclude_none=True)
+    written = mark if isinstance(mark, str) else json.dumps(mark, ensure_ascii=False)
+    way_out = f"write keep: {{success: {written}}} into the config, run gatokit scan, and inspect what that writes"
+    if key is None:
+        what = f"the steps' field {success.field}" if success.field is not None else "the last rewards"
+        return ConfigError(
+            f"success: only a scan reads {what}, and the index of {dataset.name} does not", way_out=way_out
+        )
+    problem = f"success: the index of {dataset.name} does not hold the mark {key!r}"
+    if dataset.columns.get(key) == "string":
+        problem = f"success: the column {key} of {dataset.name} is a text"
+        way_out = f"say which texts are a success, such as {{success: {{metadata: {key}, matches: '^success$'}}}}"
+    elif success.metadata is not None:
+        way_out = f"its columns are {', '.join(sorted(dataset.columns)) or 'none'}"
+    return ConfigError(problem, way_out=way_out)
 
 
 def _has_mark(column: pa.Array, success: Success) -> np.ndarray:

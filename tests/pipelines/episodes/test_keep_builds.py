@@ -274,7 +274,8 @@ def test_what_an_index_cannot_answer(configured, marked):
     for rule, said in [
         (
             {"success": "agent"},
-            "success: the index of d does not hold the mark 'agent'; scan with keep: {success: agent}",
+            "success: the index of d does not hold the mark 'agent'; write keep: {success: agent} into the config, run "
+            "gatokit scan, and inspect what that writes",
         ),
         (
             {"min_return": 1, "streams": "task"},

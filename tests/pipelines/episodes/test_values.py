@@ -426,8 +426,32 @@ def test_an_index_answers_marks_that_it_holds(scanned):
         {"metadata": "number", "matches": "^[135]$"},
     ):
         assert [task.kept_at for task in preview(dataset, Keep.model_validate({"success": success}))] == [3, 3]
-    with pytest.raises(ConfigError, match="does not hold the mark"):
-        preview(dataset, Keep.model_validate({"success": {"field": "tag:placed"}}))
+    scan_it = "into the config, run gatokit scan, and inspect what that writes"
+    for success, said in [
+        (
+            {"field": "tag:placed"},
+            "success: only a scan reads the steps' field tag:placed, and the index of d does not; write keep: "
+            f'{{success: {{"field": "tag:placed"}}}} {scan_it}',
+        ),
+        (
+            {"last_reward": 0.5},
+            "success: only a scan reads the last rewards, and the index of d does not; write keep: "
+            f'{{success: {{"last_reward": 0.5}}}} {scan_it}',
+        ),
+        (
+            "file_path",
+            "success: the column file_path of d is a text; say which texts are a success, such as {success: {metadata: "
+            "file_path, matches: '^success$'}}",
+        ),
+        (
+            {"metadata": "dne"},
+            "success: the index of d does not hold the mark 'dne'; its columns are "
+            "done, end-effector type, episode_metadata/task, file_path, mass, metadata/return, number",
+        ),
+    ]:
+        with pytest.raises(ConfigError) as caught:
+            preview(dataset, Keep.model_validate({"success": success}))
+        assert str(caught.value) == said
 
 
 def test_shards_do_not_depend_on_columns_and_old_indexes_read_as_null(scanned):
