@@ -94,7 +94,9 @@ def propose(found: Description, name: str, source: str) -> Proposal:
         reasons=reasons,
         complaints=tuple(complaints),
         bad=found.bad / max(1, found.bad + found.seen),
-        tokens=max(sum(tokens[source] for source in features.steps + features.metadata) for features in found.features),
+        tokens=max(
+            sum(tokens[source] for source in features.steps + features.stored_values) for features in found.features
+        ),
     )
 
 

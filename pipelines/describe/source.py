@@ -270,7 +270,7 @@ class _Looked:
                 end = (float(rewards[-1]), float(rewards[:-1].sum()), bool(np.any(rewards[:-1])))
             elif source.path.split("/")[0] == "action" and not TERMINATES.search(source.path.split("/")[-1]):
                 actions.append(values)
-        for source in features.metadata:
+        for source in features.stored_values:
             self._column("episode", source).add_metadata(number, episode, steps)
         if actions:
             self._last_actions[look(actions)] += 1
@@ -304,7 +304,7 @@ class _Looked:
         counts: Counter[tuple[_Level, SourceField]] = Counter()
         for directory in directories:
             counts.update(("step", source) for source in directory.features.steps)
-            counts.update(("episode", source) for source in directory.features.metadata)
+            counts.update(("episode", source) for source in directory.features.stored_values)
         order = sorted(counts, key=lambda key: (key[0] == "episode", key[1].path, key[1].dtype, str(key[1].shape)))
         return tuple(self._column(*key).described(counts[key], len(self.lengths)) for key in order)
 

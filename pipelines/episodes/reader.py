@@ -62,6 +62,11 @@ class SourceFeatures(BaseModel):
     steps: tuple[SourceField, ...]
     metadata: tuple[SourceField, ...]
 
+    @property
+    def stored_values(self) -> tuple[SourceField, ...]:
+        """The fields of an episode but those in which EnvLogger describes the environment of the whole log."""
+        return tuple(field for field in self.metadata if not field.path.startswith("environment_specs/"))
+
     def step(self, path: str) -> SourceField | None:
         """The step field at ``path``."""
         return next((field for field in self.steps if field.path == path), None)

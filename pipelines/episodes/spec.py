@@ -23,6 +23,7 @@ from gatokit.schemas.manifest import EpisodeSpec, FieldKind, FieldSpec, ImageSpe
 from gatokit.schemas.tokens import NO_POSITION, PATCH
 from gatokit.schemas.words import did_you_mean
 
+_Owner = Literal["step", "episode"]
 _NO_RULE = FieldRule.model_validate({})
 _SKIP = {"as": "skip"}
 _SKIP_RULE = FieldRule.model_validate(_SKIP)
@@ -48,7 +49,7 @@ class FieldUse:
     """
 
     source: SourceField
-    belongs_to: Literal["step", "episode"]
+    belongs_to: _Owner
     spec: FieldSpec | None = None
     why: str = ""
     way_out: str = ""
@@ -105,23 +106,23 @@ def field_uses(features: SourceFeatures, dataset: EpisodesConfig) -> list[FieldU
     uses: dict[tuple[str, str], FieldUse] = {}
     for path, sources in targets.items():
         for number, source in enumerate(sources):
-            belongs_to: Literal["step", "episode"] = "step" if steps.get(source.path) is source else "episode"
+            belongs_to: _Owner = "step" if steps.get(source.path) is source else "episode"
             if number:
                 use = FieldUse(source, belongs_to, why=f"stands in for {sources[0].path} where that is empty")
             else:
                 use = _used(path, sources, belongs_to, dataset)
             uses[belongs_to, source.path] = use
-    every = [*(("step", source) for source in features.steps), *(("episode", source) for source in features.metadata)]
-    return [uses.get((of, source.path)) or _unused(source, of, dataset) for of, source in every]  # type: ignore[arg-type]
+    every: list[tuple[_Owner, SourceField]] = [("step", source) for source in features.steps]
+    stored = features.stored_values
+    every += [("episode", item) for item in features.metadata if item in stored or ("episode", item.path) in uses]
+    return [uses.get((owner, source.path)) or _unused(source, owner, dataset) for owner, source in every]
 
 
 def _spec(uses: Iterable[FieldUse]) -> EpisodeSpec:
     return EpisodeSpec.ordered([use.spec for use in uses if use.spec is not None])
 
 
-def _used(
-    path: str, sources: Sequence[SourceField], belongs_to: Literal["step", "episode"], dataset: EpisodesConfig
-) -> FieldUse:
+def _used(path: str, sources: Sequence[SourceField], belongs_to: _Owner, dataset: EpisodesConfig) -> FieldUse:
     """What becomes of the field at ``path`` of a spec, which is read from ``sources``."""
     first, is_action = sources[0], path.split("/")[0] == "action"
     rule, is_own = rule_of(dataset, first.path), first.path in dataset.fields
@@ -147,7 +148,7 @@ def _used(
     )
 
 
-def _unused(source: SourceField, belongs_to: Literal["step", "episode"], dataset: EpisodesConfig) -> FieldUse:
+def _unused(source: SourceField, belongs_to: _Owner, dataset: EpisodesConfig) -> FieldUse:
     if rule_of(dataset, source.path).kind == "skip":
         return FieldUse(source, belongs_to, why=_SKIPPED)
     if belongs_to == "step" and source.path in _READ_AS_SUCH:
@@ -319,7 +320,7 @@ def _field_spec(
 
     ``is_own`` is False if the rule is that of a group, whose keys hold for those of its fields that they suit.
     """
-    kind: FieldKind = "image" if rule.kind == "depth" else rule.kind or _default_kind(source)  # type: ignore[assignment]
+    kind = _kind(source, rule)
     _check_kind(source, kind, rule, is_action)
     is_ragged, is_range = source.form == "ragged" and kind != "text", kind == "continuous" and is_action
     is_counted = kind == "discrete" and source.dtype != "bool"
@@ -355,7 +356,12 @@ def _field_spec(
     return numbers.model_copy(update={"range": pairs, "clip": bool(rule.clip)})
 
 
-def _default_kind(source: SourceField) -> FieldKind:
+def _kind(source: SourceField, rule: FieldRule) -> FieldKind:
+    match rule.kind:
+        case "text" | "image" | "discrete" | "continuous":
+            return rule.kind
+        case "depth":
+            return "image"
     if source.form == "string":
         return "text"
     if source.form == "image" or _is_image_array(source):

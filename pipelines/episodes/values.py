@@ -26,8 +26,6 @@ ROLES = ("task", "agent", "order", "id")
 _SCALAR = ((), (1,))
 _MOST_NAMED = 30
 _LARGEST_INTEGER = 2**63
-_SPECS = "environment_specs/"
-"""What EnvLogger stores with a log of its environment: no values of an episode."""
 
 
 class EpisodeValue(BaseModel):
@@ -302,11 +300,7 @@ def _has_codes(source: SourceField) -> bool:
 
 def _scalars(features: SourceFeatures) -> list[SourceField]:
     """The values stored with an episode that can be a column of the index."""
-    return [
-        field
-        for field in features.metadata
-        if field.form in ("tensor", "string") and field.shape in _SCALAR and not field.path.startswith(_SPECS)
-    ]
+    return [field for field in features.stored_values if field.form in ("tensor", "string") and field.shape in _SCALAR]
 
 
 def _type(field: SourceField) -> MetadataType:

@@ -144,7 +144,7 @@ def test_data_without_rewards_is_verified_and_trained_on(
 ) -> None:
     observation = {"state": tfds.features.Tensor(shape=(2,), dtype=np.float32)}
     steps = {"observation": observation, "action": tfds.features.Tensor(shape=(1,), dtype=np.float32)}
-    for task in ("push", "pull"):
+    for task in ("push", "pull", "cartpole-swingup"):
         write(tmp_path / "data" / task, {**steps, "is_last": np.bool_})
     dataset = f"{{name: plain, source: data, {DATASET}}}"
     (tmp_path / "c.yaml").write_text(f"shard_bytes: 1024\ndatasets: [{dataset}]\n")
@@ -155,9 +155,17 @@ def test_data_without_rewards_is_verified_and_trained_on(
     train(config(tmp_path, steps=3, input={"patch_group_rows": 2}), [str(tmp_path / "out")], run, Silent())
     tasks = PolicyFile.read(run / "policy").datasets["plain"].tasks
     assert {name: (task.expert_return, task.prompt.episode_return) for name, task in tasks.items()} == {
+        "cartpole-swingup": (None, None),
         "pull": (None, None),
         "push": (None, None),
     }
+    words = ("--checkpoint", run, "--all", "--out", tmp_path / "scores", "--rollouts", "2")
+    scored = gatokit("evaluate", *words, "--expert-return", "data")
+    assert (scored.status, scored.out, (tmp_path / "scores").exists()) == (2, "", False)
+    assert scored.err.splitlines()[-1] == (
+        "gatokit: dm_control/cartpole-swingup: its data has no rewards and so no expert return; leave out "
+        "--expert-return data, and it is measured"
+    )
 
 
 @pytest.mark.parametrize("order", [("built", "built-texts"), ("built-texts", "built")])

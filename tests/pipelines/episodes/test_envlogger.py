@@ -425,6 +425,66 @@ def test_the_successes_of_such_a_log_are_kept(tmp_path: Path, vocabulary: Path, 
     assert not any("order" in notice for notice in result.notices)
 
 
+def test_an_end_in_the_middle_and_joined_episodes_are_malformed(tmp_path: Path, write_riegeli: Callable) -> None:
+    from gatokit.inspection import open_directory
+    from gatokit.pipelines.run import scan
+
+    sound = walk([0.0, 0.1, 0.2, 0.3], [0, 0, 1])
+    over = list(sound)
+    over[1] = over[1]._replace(timestep=over[1].timestep._replace(step_type=dm_env.StepType.LAST))
+    headless = sound[1:]
+    episodes = [sound, over, [*sound, *sound], headless, sound]
+    write_riegeli(tmp_path / "log", [(item, None) for item in episodes], max_episodes_per_file=9)
+    (tmp_path / "c.yaml").write_text("datasets: [{name: d, kind: episodes, source: log, keep: {all: true}}]")
+    result = scan(tmp_path / "c.yaml", tmp_path / "out")
+    assert result.rejected == {"d": {"malformed_steps": 4}}
+    found = open_directory(str(tmp_path / "out")).datasets["d"].index().to_pylist()
+    assert [(row["source_position"], row["reason"], row["detail"], row["lost"]) for row in found] == [
+        (0, None, None, 1),
+        (1, "malformed_steps", "steps follow step 1, which is_last marks", 1),
+        (2, "malformed_steps", "the shard's index is damaged: it joins 2 episodes", 2),
+        (3, "malformed_steps", "the first step is not marked as an episode's first", 1),
+        (4, None, None, 1),
+    ]
+
+
+def test_describe_shows_a_log_and_writes_its_config(log: Path, tmp_path: Path, vocabulary: Path) -> None:
+    from gatokit.pipelines.describe.config_text import config_text
+    from gatokit.pipelines.describe.proposal import propose
+    from gatokit.pipelines.describe.source import describe
+    from gatokit.pipelines.run import scan
+
+    found = describe(str(log))
+    assert (found.format, found.seen, found.bad, found.lengths) == ("envlogger", 5, 0, (2, 4.0, 6))
+    fields = {field.path: field for field in found.fields}
+    assert {path: (field.belongs_to, field.source.dtype, field.source.shape) for path, field in fields.items()} == {
+        "action/grip": ("step", "int64", ()),
+        "action/move": ("step", "float32", (2,)),
+        "discount": ("step", "float64", ()),
+        **dict.fromkeys(("is_first", "is_last", "is_terminal"), ("step", "bool", ())),
+        "observation/arm/left": ("step", "int32", ()),
+        "observation/arm/right": ("step", "int64", (2,)),
+        "observation/frame": ("step", "uint8", (8, 8, 3)),
+        "observation/mission": ("step", "str", ()),
+        "observation/open": ("step", "bool", ()),
+        "observation/precise": ("step", "float64", (2, 2)),
+        "observation/state": ("step", "float32", (5,)),
+        "reward": ("step", "float64", ()),
+        "stamp": ("step", "int64", ()),
+        "agent_id": ("episode", "str", ()),
+        "index": ("episode", "int64", ()),
+        "recorder": ("episode", "str", ()),
+        "seed": ("episode", "int64", ()),
+        "success": ("episode", "bool", ()),
+    }
+    assert fields["observation/mission"].statistics.examples[0] == "go to 0 ü"
+    assert (fields["stamp"].statistics.min, fields["stamp"].statistics.max) == (0, 35)
+    proposal = propose(found, "log", str(log))
+    (tmp_path / "c.yaml").write_text(config_text(found, proposal, str(vocabulary), "c.yaml"))
+    result = scan(tmp_path / "c.yaml", tmp_path / "out")
+    assert [(item.episodes, item.kept) for item in result.manifest.datasets] == [(5, 3)]
+
+
 @pytest.mark.parametrize(
     ("values", "dtype"),
     [
