@@ -139,18 +139,18 @@ def write_scanned(job: tuple[str, list[tuple[str, list[tuple[int, str]]]]]) -> N
         write_rows(f"{folder}/{fingerprint}.arrow", pa.concat_tables(tables))
 
 
-def write_built(job: tuple[str, int, str, list[tuple[str, str]]]) -> None:
-    """The index of each order (path, stem), full of records, beside a shard that is as large as an empty one."""
+def write_built(job: tuple[str, int, str, list[tuple[str, str, str]]]) -> None:
+    """The index of each order (path, stem, index), full of records, beside a shard that is as large as an empty one."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
     from gatokit.pipelines.planning import ShardTask
-    from gatokit.pipelines.shards.writer import INDEX_SUFFIX, write_index
+    from gatokit.pipelines.shards.writer import provenance, write_index
     from gatokit.schemas.index import HELD_OUT, INDEX
     from gatokit.schemas.manifest import ShardEntry
 
     directory, size, digest, orders = job
-    for path, stem in orders:
+    for path, stem, index in orders:
         rows = ShardTask.read(path).rows
         random = np.random.default_rng(int(stem[-8:], 16))
         kept = rows["kept"].to_numpy()
@@ -183,7 +183,7 @@ def write_built(job: tuple[str, int, str, list[tuple[str, str]]]) -> None:
         )
         os.link(f"{directory}/../../empty.arrayrecord", f"{directory}/{file}")
         table = rows.select(INDEX.names).cast(INDEX)
-        write_index(f"{directory}/{stem}{INDEX_SUFFIX}", table, [part], {})
+        write_index(f"{directory}/{index}", table, [part], {}, made_by=provenance("episodes"))
 
 
 # --- stages: each prepares, and returns what is measured ---------------------------------------------------------
@@ -231,10 +231,11 @@ def stage_orders(work: Path) -> Callable[[], Any]:
 
 def stage_resume(work: Path) -> Callable[[], Any]:
     """Which of the splits are finished."""
-    from gatokit.pipelines.shards.writer import finished_shards
+    from gatokit.pipelines.shards.writer import finished_indexes
 
     orders = pickle.loads((work / "orders.pickle").read_bytes())
-    return lambda: len(finished_shards(work / "out" / NAME, [order.stem for order in orders]))
+    wanted = {order.index for order in orders}
+    return lambda: len(finished_indexes(work / "out" / NAME, wanted.__contains__))
 
 
 def stage_finish(work: Path) -> Callable[[], Any]:
@@ -397,7 +398,9 @@ def build_all(work: Path) -> float:
     [part] = writer.parts
     directory = work / "out" / NAME
     directory.mkdir(parents=True)
-    orders = [(str(order.path), order.stem) for order in pickle.loads((work / "orders.pickle").read_bytes())]
+    orders = [
+        (str(order.path), order.stem, order.index) for order in pickle.loads((work / "orders.pickle").read_bytes())
+    ]
     return spread(write_built, orders, lambda some: (str(directory), part.size, part.blake2b, some))
 
 

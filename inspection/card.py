@@ -60,7 +60,8 @@ def card(directory: Directory, datasets: Sequence[DatasetReader]) -> Card:
         for dataset in datasets
         for number, split in enumerate(dataset.totals.splits, 1)
     ]
-    digests = [("manifest", manifest.digest), ("config", manifest.config_digest), *splits[:_MOST_ROWS]]
+    data = [("data", manifest.data_digest)] if manifest.data_digest else []
+    digests = [*data, ("manifest", manifest.digest), ("config", manifest.config_digest), *splits[:_MOST_ROWS]]
     return Card(
         title=directory.path.resolve().name,
         summary=f"{summary}.",

@@ -198,6 +198,7 @@ def _made_with(directory: Directory) -> dict[str, Any]:
     vocabulary = manifest.vocabulary
     return {
         "content": manifest.content,
+        "data": manifest.data_digest or None,
         "manifest": manifest.digest,
         "vocabulary": None if vocabulary is None else vocabulary.blake2b,
         "vocabulary pieces": None if vocabulary is None else vocabulary.pieces,

@@ -20,7 +20,7 @@ from gatokit.schemas.config_episodes import Keep, Success
 from gatokit.schemas.episode_list import EpisodeList
 from gatokit.schemas.errors import ConfigError
 from gatokit.schemas.filter import Candidates, apply_rules, float32_rounding, min_return_threshold, sample_hash
-from gatokit.schemas.index import BAD_REASONS
+from gatokit.schemas.index import BAD_REASONS, OF_TASK
 from gatokit.schemas.where import Where, unknown_column
 
 Rule = float | Keep
@@ -112,7 +112,7 @@ def replay(dataset: DatasetReader, rule: Rule) -> Replayed:
     """
     keep = _keep_rule(dataset, rule)
     expert = dataset.expert_returns
-    names, rows = _read_index(dataset, keep, expert)
+    names, rows = _read_index(dataset, keep)
     marks = [name for name in ("success", "where", "listed", "hashes", "by") if name in rows]
     task, returns = rows["task"], rows["return"]
     kept_at = np.zeros(len(task), bool)
@@ -235,9 +235,7 @@ def _by_column(dataset: DatasetReader, name: str) -> str:
     return name
 
 
-def _read_index(
-    dataset: DatasetReader, keep: Keep, expert: dict[str, float]
-) -> tuple[list[str], dict[str, np.ndarray]]:
+def _read_index(dataset: DatasetReader, keep: Keep) -> tuple[list[str], dict[str, np.ndarray]]:
     """The names of tasks, and what the rule needs of the rows, (R,) each. The index is read some rows at a time.
 
     What only some rules need has the names of the fields of ``Candidates``.
@@ -264,7 +262,7 @@ def _read_index(
     tasks = TaskCodes()
     types = {"task": np.int32, "return": float, "steps": np.int64, "kept": bool, "bad": bool, "lost": np.int64}
     rows = defaultdict(list, {name: [np.empty(0, type_)] for name, type_ in types.items()})
-    for batch in dataset.batches(sorted(columns)):
+    for batch in dataset.batches(sorted(columns - {*OF_TASK})):
         rows["task"].append(tasks.codes(batch["task"]))
         rows["return"].append(batch["return"].to_numpy(zero_copy_only=False))
         rows["steps"].append(pc.fill_null(batch["steps"], 0).to_numpy())
@@ -276,7 +274,7 @@ def _read_index(
         elif keep.success is not None:
             rows["success"].append(~among(batch["reason"], {"not_success"}))
         if keep.by is not None:
-            rows["by"].append(np.asarray(where_column(batch, keep.by, expert)))
+            rows["by"].append(np.asarray(where_column(batch, keep.by, dataset.of_tasks)))
         if listed is not None:
             names = pc.cast(batch["task"], pa.string()).to_pylist()
             rows["listed"].append(listed.find(batch["episode_id"].to_pylist(), names))
@@ -284,7 +282,7 @@ def _read_index(
             hashes = [sample_hash(keep.seed or 0, id_) for id_ in batch["episode_id"].to_pylist()]
             rows["hashes"].append(np.array(hashes, np.uint64))
         if where is not None:
-            values = where_columns(batch, where.columns, expert)
+            values = where_columns(batch, where.columns, dataset.of_tasks)
             rows["where"].append(where.passes(values, batch.num_rows).copy())
     if listed is not None:
         listed.check_found(dataset.name)

@@ -100,10 +100,12 @@ class MixedDataset:
 
     def best_episodes(self) -> dict[str, dict[str, Any]]:
         """By task the index row of the training episode of the highest return, of equal ones the first, with ``shard``,
-        the ordinal of its shard; empty for documents. Raises DataError if an index cannot be read."""
+        the ordinal of its shard, and ``expert_return``, that of the task; empty for documents. Raises DataError if an
+        index or the table of tasks cannot be read."""
         best: dict[str, dict[str, Any]] = {}
+        experts = self._expert_returns() if self.holds_episodes else {}
         for path, first_shard in self._index_files() if self.holds_episodes else ():
-            table = _read_index(path, ["episode_id", "return", "expert_return", *_COLUMNS], TRAIN)
+            table = _read_index(path, ["episode_id", "return", *_COLUMNS], TRAIN)
             _, tasks = _codes(table["task"])
             order = np.argsort(-table["return"].to_numpy(), kind="stable")
             _, firsts = np.unique(tasks[order], return_index=True)
@@ -111,8 +113,17 @@ class MixedDataset:
                 task = episode["task"]
                 # Without rewards the first one is as good as any.
                 if task not in best or (episode["return"] or 0.0) > (best[task]["return"] or 0.0):
-                    best[task] = episode | {"shard": first_shard + episode["part"]}
+                    shard = first_shard + episode["part"]
+                    best[task] = episode | {"shard": shard, "expert_return": experts.get(task)}
         return best
+
+    def _expert_returns(self) -> dict[str, float | None]:
+        path = self.path / self.totals.tasks_file
+        try:
+            table = pq.read_table(path, columns=["task", "expert_return"])
+        except (OSError, pa.ArrowInvalid) as error:
+            raise DataError(f"{path} cannot be read: {error}; gatokit verify says more") from None
+        return dict(zip(table["task"].to_pylist(), table["expert_return"].to_pylist(), strict=True))
 
     def _index_files(self) -> Iterator[tuple[str, int]]:
         """The index of each source split, and the ordinal of the split's first shard among the dataset's."""
@@ -139,8 +150,10 @@ class Mixture:
     """The SentencePiece model; None if no dataset has text."""
     vocabulary_digest: str | None
     """BLAKE2b of the SentencePiece model."""
-    manifest_digests: tuple[str, ...]
-    """Of the directories."""
+    data_digests: tuple[str, ...]
+    """Of the directories: ``Manifest.data_digest``, or the digest of a manifest that has none (format 1)."""
+    has_data_digests: tuple[bool, ...]
+    """Which of them are ``Manifest.data_digest``."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -155,10 +168,12 @@ class Mixture:
 
     @property
     def data_digest(self) -> str:
-        """Digest of everything but the config that the windows of a run depend on."""
-        return json_digest(
-            {"builds": list(self.manifest_digests), "names": self.names, "weights": self.weights.tolist()}
-        )
+        """Digest of everything but the config that the windows of a run depend on: the shards of the builds, and the
+        names, weights and ``pairs`` of the datasets. Of builds of format 1 the digests of their manifests count."""
+        content = {"builds": list(self.data_digests), "names": self.names, "weights": self.weights.tolist()}
+        if any(self.has_data_digests):
+            content["pairs"] = [dataset.pairs for dataset in self.datasets]
+        return json_digest(content)
 
     def with_records(self, split: str) -> tuple[str, ...]:
         """Names of the datasets that have records of ``train`` or ``held_out``."""
@@ -211,7 +226,8 @@ def open_mixture(directories: Sequence[str | os.PathLike[str]], weights: Mapping
         tokenizer=manifests[0].tokenizer,
         vocabulary=vocabulary,
         vocabulary_digest=None if vocabulary is None else digest(vocabulary),
-        manifest_digests=tuple(manifest.digest for manifest in manifests),
+        data_digests=tuple(manifest.data_digest or manifest.digest for manifest in manifests),
+        has_data_digests=tuple(bool(manifest.data_digest) for manifest in manifests),
     )
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field, TypeAdapter
 
+from gatokit.pipelines import versions
 from gatokit.pipelines.documents import reader as document_reader
 from gatokit.pipelines.documents import tokenize as document_tokenize
 from gatokit.pipelines.episodes import filter as episode_filter
@@ -23,10 +24,11 @@ from gatokit.pipelines.episodes import plan as episode_plan
 from gatokit.pipelines.episodes import tokenize as episode_tokenize
 from gatokit.pipelines.episodes.reader import EpisodeFile
 from gatokit.pipelines.episodes.scan import EpisodeUnit
-from gatokit.pipelines.stages import METADATA, FilterResult, ShardSettings
+from gatokit.pipelines.stages import METADATA, FilterResult, ShardSettings, with_metadata
 from gatokit.schemas.config import BuildConfig
 from gatokit.schemas.config_episodes import EpisodesConfig
 from gatokit.schemas.errors import ConfigError
+from gatokit.schemas.index import INDEX_SUFFIX
 from gatokit.schemas.manifest import INDEX_VERSION, digest, json_digest
 from gatokit.schemas.record import RECORD_VERSION
 from gatokit.storage.files import read_rows, side_by_side, write_rows
@@ -37,6 +39,21 @@ SCAN_UNIT_BYTES = 256 << 20
 _LARGEST_GROUP = 2
 """A group of joined files ends at the latest at this multiple of the split size."""
 _METADATA_KEY = b"gatokit.shard_task"
+_OF_KEPT = (
+    "episode_id",
+    "task",
+    "agent",
+    "spec",
+    "split",
+    "detail",
+    "source_file",
+    "source_position",
+    "offset",
+    "length",
+    "crc",
+    "payload",
+)
+"""Columns of a shard task that the records of kept rows, and what training draws of them, depend on."""
 
 DatasetPlan = episode_plan.EpisodesPlan | document_reader.DocumentsPlan
 """A dataset before its scan."""
@@ -143,27 +160,41 @@ class ShardTask:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Sixteen hexadecimal digits over exactly what the shard's bytes depend on.
+        """Sixteen hexadecimal digits over exactly what the index depends on.
 
-        These are the source files by name and size, the rows with the checksums of their content, their verdicts, the
-        expert returns and thresholds of their tasks, specs, rules and settings. Paths, weights, runner and workers do
+        These are the source files by name and size, the rows with the checksums of their content and their verdicts,
+        the columns of values stored with the episodes, specs, rules and settings. Paths, weights, runner and workers do
         not matter.
         """
-        header = {
-            "record_version": RECORD_VERSION,
-            "index_version": INDEX_VERSION,
-            "settings": self.header.settings.model_dump(mode="json"),
-            **self.header.identity(),
-        }
-        # Python's values do not depend on how Arrow lays out a column.
+        header = {"index_version": INDEX_VERSION, **self._common, **self.header.identity()}
+        stored = with_metadata(pa.table({}), self.rows.slice(0, 0))
+        if stored.column_names:
+            header["columns"] = [(column.name, str(column.type)) for column in stored.schema]
         names = [name for name in self.rows.column_names if not name.startswith(METADATA)]
-        columns = [digest(repr(self.rows[name].to_pylist()).encode()) for name in names]
-        return json_digest([header, columns], 8)
+        return _rows_digest(header, self.rows, names)
+
+    @functools.cached_property
+    def kept_fingerprint(self) -> str:
+        """Sixteen hexadecimal digits over exactly what the records depend on: the kept rows with the checksums of their
+        content, the names of their files, their specs, rules and settings. No other row matters."""
+        kept = self.rows.filter(self.rows["kept"])
+        files, specs = (sorted(filter(None.__ne__, kept[name].unique().to_pylist())) for name in ("file", "spec"))
+        header = {**self._common, **self.header.kept_identity(files, specs)}
+        return _rows_digest(header, kept, [name for name in _OF_KEPT if name in kept.column_names])
+
+    @property
+    def _common(self) -> dict[str, Any]:
+        return {"record_version": RECORD_VERSION, "settings": self.header.settings.model_dump(mode="json")}
 
     @property
     def stem(self) -> str:
-        """The name of the shard and of its index, without suffixes."""
-        return f"{self.header.dataset}-{self.fingerprint}"
+        """The name of the shard, without suffixes."""
+        return f"{self.header.dataset}-{self.kept_fingerprint}"
+
+    @property
+    def index(self) -> str:
+        """The name of the index."""
+        return f"{self.stem}-{self.fingerprint}{INDEX_SUFFIX}"
 
     def write(self, path: str | Path) -> None:
         """Writes the task to a file."""
@@ -176,12 +207,24 @@ class ShardTask:
         return ShardTask(_HEADER.validate_json(rows.schema.metadata[_METADATA_KEY]), rows)
 
 
+def stem_of_index(name: str) -> str:
+    """The name of the shard that an index with this name belongs to, without suffixes."""
+    return name.removesuffix(INDEX_SUFFIX)[:-17]
+
+
+def _rows_digest(header: dict[str, Any], rows: pa.Table, names: Sequence[str]) -> str:
+    # Python's values do not depend on how Arrow lays out a column.
+    return json_digest([header, [digest(repr(rows[name].to_pylist()).encode()) for name in names]], 8)
+
+
 @dataclass(frozen=True)
 class PlannedShard:
-    """A shard task in a file, the number of its rows that are to be kept, and their stored bytes."""
+    """A shard task in a file, the number of its rows that are to be kept, and their stored bytes. ``stem`` and
+    ``index`` are those of the task."""
 
     path: Path
     stem: str
+    index: str
     fingerprint: str
     kept: int
     length: int
@@ -220,12 +263,17 @@ def plan_shards(
             column = rows.schema.get_field_index("file")
             rows = rows.set_column(column, rows.schema.field(column), pa.array(file, pa.int32()))
             header = _KINDS[dataset.kind].shard_header(dataset, result, files.tolist(), rows, settings)
+            if header.has_pictures:
+                of_pictures = settings.model_copy(update={"codecs": versions.codecs()})
+                header = header.model_copy(update={"settings": of_pictures})
             task = ShardTask(header, rows)
-            path = directory / f"{task.stem}.arrow"
+            path = directory / f"{task.stem}-{task.fingerprint}.arrow"
             submit(functools.partial(task.write, path))
             kept = rows["kept"].to_numpy()
             length = int(rows["length"].to_numpy()[kept].sum())
-            shards.append(PlannedShard(path, task.stem, task.fingerprint, int(np.count_nonzero(kept)), length))
+            shards.append(
+                PlannedShard(path, task.stem, task.index, task.fingerprint, int(np.count_nonzero(kept)), length)
+            )
     return Plan(dataset, result, tuple(shards))
 
 

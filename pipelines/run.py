@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,20 +17,32 @@ from gatokit.pipelines.inputs import load_vocabulary, read_inputs, read_vocabula
 from gatokit.pipelines.planning import (
     DatasetPlan,
     Plan,
+    PlannedShard,
     ScanUnit,
     ShardTask,
     check_vocabulary,
     plan_datasets,
     plan_shards,
     scan_units,
+    stem_of_index,
 )
-from gatokit.pipelines.shards.manifest import WORK, finish_dataset, packages, write_manifest
-from gatokit.pipelines.shards.writer import INDEX_SUFFIX, finished_shards, write_index
+from gatokit.pipelines.shards.manifest import WORK, Finished, finish_dataset, write_manifest
+from gatokit.pipelines.shards.writer import finished_indexes, provenance, write_index
 from gatokit.pipelines.stages import with_metadata
+from gatokit.pipelines.versions import packages
 from gatokit.schemas.config import BUDGETS, PATHS, BuildConfig
 from gatokit.schemas.errors import ConfigError, DataError
 from gatokit.schemas.index import INDEX
-from gatokit.schemas.manifest import LOG, MANIFEST, VOCABULARY, Manifest, StepTokens, VocabularyEntry, json_digest
+from gatokit.schemas.manifest import (
+    LOG,
+    MANIFEST,
+    MANIFEST_VERSION,
+    VOCABULARY,
+    Manifest,
+    StepTokens,
+    VocabularyEntry,
+    json_digest,
+)
 from gatokit.schemas.progress import Progress
 from gatokit.storage import files
 from gatokit.storage.files import LOCK, TEMPORARY, hold, is_remote, out_directory, write_atomically
@@ -140,7 +152,6 @@ def build(
                 for dataset, paths in zip(datasets, scanned, strict=True)
             ]
             notices = [notice for plan in plans for notice in plan.result.notices]
-            notices += _other_packages(before) if before is not None and update else []
             for notice in notices:
                 log.write("notice", text=notice)
             if before is not None and not update:
@@ -156,8 +167,9 @@ def build(
                 _write_scan(plans, root)
         # --- 5. count what there is, and write the manifest ----------------------------------------------------------
         with log.stage("finish"):
-            finished = [finish_dataset(root, plan, config, content, reused) for plan in plans]
+            finished = [finish_dataset(root, plan, config, content) for plan in plans]
             late_notices = [notice for item in finished for notice in item.notices]
+            late_notices += _other_packages(finished, reused)
             for notice in late_notices:
                 log.write("notice", text=notice)
             files.remove_tree(work)
@@ -227,23 +239,37 @@ def _build(
     progress: Progress | None,
     log: "_Log",
 ) -> set[str]:
-    """Builds the shards that do not exist yet. Returns the fingerprints of those that did."""
-    shards = {
-        root / plan.dataset.config.name / (shard.stem + INDEX_SUFFIX): shard for plan in plans for shard in plan.shards
-    }
-    pieces: dict[Path, jobs.Piece] = {index: (str(shard.path), str(index.parent)) for index, shard in shards.items()}
-    sizes = {index: shard.length for index, shard in shards.items()}
+    """Builds the shards that do not exist yet, and of shards whose records exist the index.
+
+    Returns the fingerprints of the splits whose records did.
+    """
+    shards = {root / plan.dataset.config.name / shard.index: shard for plan in plans for shard in plan.shards}
+    of_folder: dict[Path, dict[str, PlannedShard]] = {}
+    for index, shard in shards.items():
+        of_folder.setdefault(index.parent, {})[index.name] = shard
 
     def finished() -> set[Path]:
-        found: set[Path] = set()
-        for plan in plans:
-            found |= finished_shards(root / plan.dataset.config.name, [shard.stem for shard in plan.shards])
-        return found
+        return {
+            folder / name
+            for folder, wanted in of_folder.items()
+            for name in finished_indexes(folder, wanted.__contains__)
+        }
 
-    reused = finished()
+    reused, earlier = set[Path](), dict[tuple[Path, str], str]()
+    for folder, wanted in of_folder.items():
+        stems = {shard.stem for shard in wanted.values()}
+        found = finished_indexes(folder, lambda name, stems=stems: stem_of_index(name) in stems)  # type: ignore[misc]
+        reused |= {folder / name for name in found & wanted.keys()}
+        earlier |= {(folder, stem_of_index(name)): name for name in sorted(found)}
+    pieces: dict[Path, jobs.Piece] = {
+        index: (str(shard.path), str(index.parent), earlier.get((index.parent, shard.stem)))
+        for index, shard in shards.items()
+    }
+    sizes = {index: shard.length for index, shard in shards.items()}
     for index in shards.keys() - reused:
         files.remove(index)
-    log.write("build planned", shards=len(shards), finished=len(reused))
+    indexed = {index for index, (_, _, name) in pieces.items() if name is not None} - reused
+    log.write("build planned", shards=len(shards), finished=len(reused), indexes=len(indexed))
     vocabulary = str(root / VOCABULARY) if has_text else None
     build_piece = partial(jobs.build_piece, vocabulary=vocabulary, work=str(work), is_retried=where.is_elsewhere)
     try:
@@ -254,7 +280,7 @@ def _build(
         # A source may have changed without a new modification time, so the next run scans again.
         files.remove_tree(work / "scan")
         raise
-    return {shards[index].fingerprint for index in reused}
+    return {shards[index].fingerprint for index in reused | indexed}
 
 
 def _write_scan(plans: Sequence[Plan], root: Path) -> None:
@@ -263,8 +289,9 @@ def _write_scan(plans: Sequence[Plan], root: Path) -> None:
         for shard in plan.shards:
             rows = ShardTask.read(shard.path).rows
             columns = {name: rows[name] if name in rows.column_names else pa.nulls(len(rows)) for name in INDEX.names}
-            path = root / plan.dataset.config.name / (shard.stem + INDEX_SUFFIX)
-            write_index(path, with_metadata(pa.table(columns).cast(INDEX), rows), [], {})
+            path = root / plan.dataset.config.name / shard.index
+            index = with_metadata(pa.table(columns).cast(INDEX), rows)
+            write_index(path, index, [], {}, made_by=provenance(plan.dataset.kind))
 
 
 # --- checks before the job writes ----------------------------------------------------------------------------------
@@ -344,7 +371,11 @@ def _check_unchanged(root: Path, before: Manifest, plans: Sequence[Plan], conten
     finished = {split.fingerprint for item in before.datasets for split in item.splits}
     if finished != {shard.fingerprint for plan in plans for shard in plan.shards}:
         files.remove_tree(root / WORK)
-        raise ConfigError(f"--out {root}: holds a finished {content} of other source files; {_ways_out(content)}")
+        made = _differing_packages([before.packages])
+        what = "of other source files" + (f", or made with {made}" if made else "")
+        if before.version < MANIFEST_VERSION:
+            what = f"of format {before.version}, whose files have other names"
+        raise ConfigError(f"--out {root}: holds a finished {content} {what}; {_ways_out(content)}")
 
 
 def _ways_out(content: str) -> str:
@@ -352,11 +383,26 @@ def _ways_out(content: str) -> str:
     return f"--update builds what changed; else {ways}" if content == "build" else ways
 
 
-def _other_packages(before: Manifest) -> list[str]:
-    """A notice if an update of ``before`` reuses shards that other versions of the packages wrote."""
+def _other_packages(finished: Sequence[Finished], reused: Collection[str]) -> list[str]:
+    """A notice if other versions of the packages made shards that are ``reused``."""
+    makers = [
+        item.provenance[split.made_by].packages
+        for item in finished
+        for split in item.dataset.splits
+        if split.made_by is not None and split.fingerprint in reused
+    ]
+    other = _differing_packages(makers)
+    return [f"shards that do not change stay as they were made, with {other}"] if other else []
+
+
+def _differing_packages(makers: Iterable[Mapping[str, str]]) -> str:
+    """The packages of ``makers`` that have other versions here, with those versions."""
     now = packages()
-    other = [f"{name} {version}" for name, version in before.packages.items() if now.get(name) != version]
-    return [f"shards that do not change stay as they were made, with {', '.join(other)}"] if other else []
+    return ", ".join(
+        dict.fromkeys(
+            f"{name} {version}" for made in makers for name, version in made.items() if now.get(name) != version
+        )
+    )
 
 
 # --- log and errors ------------------------------------------------------------------------------------------------

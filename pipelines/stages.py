@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
 
 from gatokit.pipelines.formats.records import ByteRange
 from gatokit.pipelines.losses import UNKNOWN_PIECES, LeftOut
@@ -24,10 +24,11 @@ from gatokit.schemas.manifest import EpisodeSpec, MetadataType, SourceLoss, dige
 from gatokit.schemas.tokens import TokenKind, TokenSequence
 from gatokit.storage.files import prefetch, read_rows
 
-_MADE_BY_BUILD = ("tokens", "part", "first_record", "record_tokens")
+MADE_BY_BUILD = ("tokens", "part", "first_record", "record_tokens")
+"""Columns of an index that say where the records are."""
 TASK_ROWS = pa.schema(
     [
-        *(field for field in INDEX if field.name not in _MADE_BY_BUILD),
+        *(field for field in INDEX if field.name not in MADE_BY_BUILD),
         pa.field("file", pa.int32()),  # ordinal in the header's files
         pa.field("offset", pa.int64()),
         pa.field("length", pa.int64()),
@@ -185,6 +186,15 @@ class ShardSettings(BaseModel):
     chunk_tokens: int
     discrete_offset: int
     vocabulary_digest: str
+    codecs: dict[str, str] = {}
+    """The versions of ``versions.codecs`` if the shard may hold pictures. Left out of JSON if it holds none."""
+
+    @model_serializer(mode="wrap")
+    def _short(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        written: dict[str, Any] = write(self)
+        if not self.codecs:
+            del written["codecs"]
+        return written
 
 
 class TokenizedRow(NamedTuple):

@@ -17,8 +17,6 @@ INDEX = pa.schema(
         pa.field("split", pa.string()),  # train or held_out; null when dropped
         pa.field("steps", pa.int64()),  # steps with an action
         pa.field("return", pa.float64()),  # null when the rewards do not parse
-        pa.field("expert_return", pa.float64()),  # of the task
-        pa.field("threshold", pa.float64()),  # of the task; null if the rule has none
         pa.field("kept", pa.bool_()),
         pa.field("reason", pa.string()),  # a key of REASONS; null when kept
         pa.field("detail", pa.string()),  # what exactly was wrong; for a kept page, what was left out of it
@@ -33,6 +31,13 @@ INDEX = pa.schema(
     metadata={"gatokit.index": str(INDEX_VERSION)},
 )
 
+OF_TASK = ("expert_return", "threshold")
+"""Columns of ``TASKS`` that readers of an index give each of its rows, by the row's task."""
+ROW_COLUMNS = [column for name in INDEX.names for column in ([name, *OF_TASK] if name == "return" else [name])]
+"""The columns of a row as readers give it. In format 1 they were the columns of the index."""
+INDEX_SUFFIX = ".index.parquet"
+"""Ends the names of index files."""
+
 METADATA_TYPES: dict[MetadataType, pa.DataType] = {
     "string": pa.string(),
     "bool": pa.bool_(),
@@ -40,7 +45,7 @@ METADATA_TYPES: dict[MetadataType, pa.DataType] = {
     "float64": pa.float64(),
 }
 """The types of the nullable columns behind those of ``INDEX``, which hold the values stored with each episode."""
-_RESERVED = {*INDEX.names, "records", "shard"}
+_RESERVED = {*ROW_COLUMNS, "records", "shard"}
 """Names of columns that a value of an episode does not take; the last two are made of others by inspection."""
 
 

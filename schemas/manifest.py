@@ -25,8 +25,8 @@ from pydantic import (
 from gatokit.schemas.errors import ConfigError, DataError
 from gatokit.schemas.tokens import BINS, CONTINUOUS_OFFSET, DISCRETE_VALUES, PATCH
 
-MANIFEST_VERSION = 1
-INDEX_VERSION = 1
+MANIFEST_VERSION = 2
+INDEX_VERSION = 2
 MANIFEST = "manifest.json"
 VOCABULARY = "vocabulary.model"
 LOG = "build.log.jsonl"
@@ -76,6 +76,23 @@ class SplitEntry(_Model):
     rows: int
     kept: int
     parts: list[ShardEntry]
+    made_by: str | None = None
+    """Key into the manifest's ``provenance``. None, and left out of JSON, in format 1."""
+    generations: dict[str, int] = {}
+    """The generations of the split's source files on ``gs://``, by their names. Left out of JSON if there are none."""
+
+
+class Provenance(_Model):
+    """What made a shard: the versions of packages, and a digest of the source code that scans and tokenizes its kind of
+    dataset."""
+
+    packages: dict[str, str]
+    code: str
+
+    @property
+    def id(self) -> str:
+        """Twelve hexadecimal digits that name it in a manifest."""
+        return json_digest(self.model_dump(mode="json"), 6)
 
 
 class LastStep(_Model):
@@ -239,23 +256,37 @@ class Manifest(_Model):
     version: int = MANIFEST_VERSION
     content: Literal["build", "scan"]
     packages: dict[str, str]
+    """The packages that made the shards, by name: their versions, several if shards were made with different ones."""
     config: dict[str, Any]
     config_digest: str
     tokenizer: TokenizerSettings
     vocabulary: VocabularyEntry | None
     datasets: list[DatasetEntry]
     files: list[FileEntry]
+    provenance: dict[str, Provenance] = {}
+    """What made each split, by ``SplitEntry.made_by``. Empty, and left out of JSON, in format 1."""
+    data_digest: str = ""
+    """``digest_of_data`` of a build. Empty, and left out of JSON, in a scan and in format 1."""
     digest: str = ""
+
+    @property
+    def digest_of_data(self) -> str:
+        """A digest of the names, sizes and digests of the shards by dataset, and of nothing else."""
+        return json_digest(
+            {
+                dataset.name: [(part.file, part.size, part.blake2b) for split in dataset.splits for part in split.parts]
+                for dataset in self.datasets
+            }
+        )
 
     def to_bytes(self) -> bytes:
         """Indented JSON, whose last key is the digest of everything else."""
         content = self.model_dump(mode="json", exclude={"digest"})
         for dataset in content["datasets"]:
-            if not dataset["update"]:
-                del dataset["update"]
-            for key in ("last_step", "source_loss", "left_out"):
-                if not dataset[key]:
-                    del dataset[key]
+            _drop_empty(dataset, "update", "last_step", "source_loss", "left_out")
+            for split in dataset["splits"]:
+                _drop_empty(split, "made_by", "generations")
+        _drop_empty(content, "provenance", "data_digest")
         content["digest"] = json_digest(content)
         return indented_json(content)
 
@@ -299,6 +330,13 @@ class Manifest(_Model):
         except ValidationError as error:
             first = error.errors()[0]
             raise DataError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+
+
+def _drop_empty(values: dict[str, Any], *names: str) -> None:
+    """Removes those of the entries that are None or empty."""
+    for name in names:
+        if not values[name]:
+            del values[name]
 
 
 def local_directory(path: str | Path) -> Path:

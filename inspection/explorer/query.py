@@ -46,7 +46,7 @@ COLUMNS = {
     "tokens": Column("number", "tokens that are stored"),
     "order": Column("number", "collection order"),
     "expert_return": Column("number", "windowed expert return of the task", "task"),
-    "threshold": Column("number", "lowest return that stays"),
+    "threshold": Column("number", "lowest return of the task that stays", "task"),
     "detail": Column("string", "what exactly was wrong, or left out"),
     "lost": Column("number", "episodes of the source that the row stands for"),
     "records": Column("number", "records that hold it", "record_tokens"),
@@ -88,7 +88,7 @@ class _IndexColumns:
     """Turns rows of one dataset's index into columns."""
 
     def __init__(self, dataset: DatasetReader) -> None:
-        self._expert = dataset.expert_returns
+        self._of_tasks = dataset.of_tasks
         splits = dataset.totals.splits
         self._ends = np.array(list(accumulate(split.rows for split in splits)), np.int64)
         self._first_part = np.array([0, *accumulate(len(split.parts) for split in splits)], np.int64)
@@ -103,7 +103,7 @@ class _IndexColumns:
             split = np.searchsorted(self._ends, np.arange(first, first + batch.num_rows), side="right")
             shards = self._first_part[np.minimum(split, len(self._ends) - 1)] + part
             return Strings(np.where(part < 0, -1, shards), self._shards)
-        return where_column(batch, name, self._expert)
+        return where_column(batch, name, self._of_tasks)
 
 
 def _numbers(column: pa.Array) -> np.ndarray:

@@ -14,12 +14,12 @@ import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 from pydantic import Field, TypeAdapter
 
-from gatokit.inspection.read.index import EpisodeRow, TaskRow, TaskTotals
+from gatokit.inspection.read.index import EpisodeRow, OfTasks, TaskRow, TaskTotals
 from gatokit.inspection.read.stored import StoredDocument, StoredEpisode, join_document, join_episode
 from gatokit.schemas.config import CorpusConfig
 from gatokit.schemas.config_episodes import Keep
 from gatokit.schemas.errors import DataError
-from gatokit.schemas.index import INDEX, METADATA_TYPES
+from gatokit.schemas.index import INDEX, METADATA_TYPES, OF_TASK, ROW_COLUMNS
 from gatokit.schemas.manifest import (
     DatasetEntry,
     DatasetFile,
@@ -190,6 +190,11 @@ class DatasetReader:
         """The threshold of each task that has one."""
         return {row.task: row.threshold for row in self.tasks if row.threshold is not None}
 
+    @functools.cached_property
+    def of_tasks(self) -> OfTasks:
+        """The columns of ``schemas.index.OF_TASK``."""
+        return {"expert_return": self.expert_returns, "threshold": self.thresholds}
+
     @property
     def columns(self) -> dict[str, MetadataType]:
         """The columns of the index behind those of ``schemas.index.INDEX``, and their types: values that the source
@@ -212,9 +217,17 @@ class DatasetReader:
 
         Columns of few distinct values are dictionary-encoded. Raises DataError if a file cannot be read.
         """
+        names = [*ROW_COLUMNS, *self.columns] if columns is None else list(columns)
+        stored = [name for name in names if name not in OF_TASK]
+        if len(stored) < len(names) and "task" not in stored:
+            stored.append("task")
         with self._reading_index():
-            table = self._index_files().to_table(columns=None if columns is None else list(columns), filter=where)
-        return table.unify_dictionaries()
+            table = self._index_files().to_table(columns=stored, filter=where).unify_dictionaries()
+        for name in set(OF_TASK) & set(names):
+            tasks = self.of_tasks[name]
+            places = pc.index_in(table["task"].cast(pa.string()), pa.array(tasks, pa.string()))
+            table = table.append_column(name, pa.array(tasks.values(), pa.float64()).take(places))
+        return table.select(names)
 
     def batches(self, columns: Sequence[str], indexes: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
         """The named columns of ``index`` in order, some rows at a time: of all splits, or of those with the given index
@@ -235,7 +248,7 @@ class DatasetReader:
             for batch in self._index_files().to_batches(columns=[*INDEX.names, *self.columns, _FILE], filter=where):
                 for columns in batch.to_pylist():
                     split = PurePosixPath(columns.pop(_FILE)).name
-                    yield EpisodeRow.from_columns(columns, parts[split])
+                    yield EpisodeRow.from_columns(columns | self._of_task(columns["task"]), parts[split])
 
     def row(self, id_: str) -> EpisodeRow | None:
         """The index row of one episode or document; None if no row has the id."""
@@ -257,9 +270,13 @@ class DatasetReader:
                         table = file.read_row_group(group).take([ordinal - begin for ordinal in in_group])
                         for ordinal, columns in zip(in_group, table.to_pylist(), strict=True):
                             values = dict.fromkeys((*INDEX.names, *self.columns)) | columns
+                            values |= self._of_task(columns["task"])
                             rows[ordinal] = EpisodeRow.from_columns(values, split.parts)
                     begin = end
         return [rows[ordinal] for ordinal in ordinals]
+
+    def _of_task(self, task: str | None) -> dict[str, float | None]:
+        return {name: values.get(task or "") for name, values in self.of_tasks.items()}
 
     def missing_columns(self) -> tuple[str, ...]:
         """Columns that some index files lack, as far as a sample of them shows. Raises DataError if one cannot be

@@ -11,18 +11,18 @@ import numpy as np
 import pyarrow as pa
 
 from gatokit.schemas.filter import float32_rounding
-from gatokit.schemas.index import HELD_OUT, INDEX, REASONS, TASKS
+from gatokit.schemas.index import HELD_OUT, REASONS, ROW_COLUMNS, TASKS
 from gatokit.schemas.manifest import ShardEntry
 from gatokit.schemas.where import Column, Rounded, arrow_column, coded
 
-_NAMES = frozenset(INDEX.names)
+_NAMES = frozenset(ROW_COLUMNS)
 
 
 @dataclass(frozen=True)
 class EpisodeRow:
-    """One episode or document of a dataset, kept or dropped: the columns of ``schemas.index.INDEX`` under the same
-    names, except that ``return``, a keyword of Python, is ``episode_return``. ``metadata`` has the other columns: the
-    values that the source stores with the episode.
+    """One episode or document of a dataset, kept or dropped: ``schemas.index.ROW_COLUMNS`` under the same names, except
+    that ``return``, a keyword of Python, is ``episode_return``. ``metadata`` has the other columns: the values that the
+    source stores with the episode.
 
     ``shard`` is the file below the dataset's directory that holds it, None if nothing is stored. ``task``, ``agent``
     and ``episode_return`` are None if the episode is too damaged to say; ``tokens`` in a scan; ``part``,
@@ -70,7 +70,7 @@ class EpisodeRow:
     @staticmethod
     def from_columns(columns: Mapping[str, Any], parts: Sequence[ShardEntry]) -> "EpisodeRow":
         """The row with these values by column name, of a split that has these shards."""
-        values = {name: columns[name] for name in INDEX.names if name != "return"}
+        values = {name: columns[name] for name in ROW_COLUMNS if name != "return"}
         sizes, part = values["record_tokens"], values["part"]
         values["record_tokens"] = None if sizes is None else tuple(sizes)
         shard = None if part is None else parts[part].file
@@ -79,7 +79,7 @@ class EpisodeRow:
 
     def columns(self) -> dict[str, Any]:
         """The values by column name, in the index's order, and the shard."""
-        values = {name: getattr(self, "episode_return" if name == "return" else name) for name in INDEX.names}
+        values = {name: getattr(self, "episode_return" if name == "return" else name) for name in ROW_COLUMNS}
         return values | dict(self.metadata) | {"shard": self.shard}
 
 
@@ -145,20 +145,21 @@ def among(column: pa.Array, words: Collection[str]) -> np.ndarray:
     return np.array([*(name in words for name in names), False], bool)[codes]
 
 
-def where_column(rows: pa.RecordBatch | pa.Table, name: str, expert_returns: Mapping[str, float]) -> Column:
-    """A column that an expression of ``keep: {where: …}`` can name. Expert returns are taken from ``expert_returns``,
-    by task."""
-    if name == "expert_return":
+OfTasks = Mapping[str, Mapping[str, float]]
+"""The values of each column of ``schemas.index.OF_TASK`` by task."""
+
+
+def where_column(rows: pa.RecordBatch | pa.Table, name: str, of_tasks: OfTasks) -> Column:
+    """A column of an index; those of ``schemas.index.OF_TASK`` are taken from ``of_tasks``."""
+    if name in of_tasks:
         codes, tasks = coded(rows["task"])
-        return np.array([*(expert_returns.get(task, np.nan) for task in tasks), np.nan])[codes]
+        return np.array([*(of_tasks[name].get(task, np.nan) for task in tasks), np.nan])[codes]
     return arrow_column(rows[name])
 
 
-def where_columns(
-    rows: pa.RecordBatch | pa.Table, names: Collection[str], expert_returns: Mapping[str, float]
-) -> dict[str, Column]:
+def where_columns(rows: pa.RecordBatch | pa.Table, names: Collection[str], of_tasks: OfTasks) -> dict[str, Column]:
     """The columns that an expression names; returns are rounded as float32 rounds rewards."""
-    columns = {name: where_column(rows, name, expert_returns) for name in names}
+    columns = {name: where_column(rows, name, of_tasks) for name in names}
     returns = columns.get("return")
     if isinstance(returns, np.ndarray):
         columns["return"] = Rounded(returns, float32_rounding(returns))

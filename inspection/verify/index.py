@@ -20,7 +20,7 @@ from gatokit.inspection.verify.records import Owner
 from gatokit.schemas.config import CorpusConfig, document_rules
 from gatokit.schemas.config_episodes import Keep
 from gatokit.schemas.filter import FILTER_REASONS, RULES, at_or_above, float32_rounding, in_range
-from gatokit.schemas.index import HELD_OUT, INDEX, METADATA_TYPES, REASONS, TRAIN, common_type
+from gatokit.schemas.index import HELD_OUT, INDEX, METADATA_TYPES, OF_TASK, REASONS, ROW_COLUMNS, TRAIN, common_type
 from gatokit.schemas.manifest import (
     DATASET,
     MANIFEST,
@@ -36,7 +36,7 @@ from gatokit.schemas.manifest import (
 from gatokit.schemas.where import Where, coded
 
 _STORED = ("tokens", "part", "first_record", "record_tokens")
-_ONLY_OF_EPISODES = ("spec", "steps", "return", "expert_return", "threshold")
+_ONLY_OF_EPISODES = ("spec", "steps", "return", *OF_TASK)
 _TASK_ONLY_OF_EPISODES = ("window", "stream_return", "expert_return", "threshold")
 _FOUND_BY_BUILDS = ("bad_image", "image_too_large", "image_animated", "empty", "crashed_decoder")
 """Why a build drops documents that the scan found sound; a scan can find ``bad_image`` and ``empty`` too."""
@@ -49,15 +49,18 @@ Masks = dict[str, Any]
 
 
 def read_index(path: Path, columns: Mapping[str, MetadataType]) -> pa.Table:
-    """The index file at ``path``: of the schema ``INDEX``, behind it any of ``columns``, of which the others are added
-    as nulls. Raises ValueError, with a sentence, if it is no such file, and DataError if it is of a newer version."""
+    """The index file at ``path``: of the schema ``INDEX``, in format 1 with the columns ``OF_TASK``, behind it any of
+    ``columns``, of which the others are added as nulls. Raises ValueError, with a sentence, if it is no such file, and
+    DataError if it is of a newer version."""
     try:
         table = pq.read_table(path)
     except (OSError, pa.ArrowInvalid) as error:
         raise ValueError(f"cannot be read: {error}") from None
     check_index_version(table.schema, path)
-    names, own = table.schema.names, len(INDEX)
-    if names[:own] != INDEX.names or not set(names[own:]) <= columns.keys() or len(set(names)) < len(names):
+    names = table.schema.names
+    expected = ROW_COLUMNS if names[: len(ROW_COLUMNS)] == ROW_COLUMNS else INDEX.names
+    own = len(expected)
+    if names[:own] != expected or not set(names[own:]) <= columns.keys() or len(set(names)) < len(names):
         raise ValueError(f"has the columns {', '.join(names)}")
     for found in list(table.schema)[own:]:
         type_ = next((name for name, known in METADATA_TYPES.items() if known == found.type), None)
@@ -67,9 +70,10 @@ def read_index(path: Path, columns: Mapping[str, MetadataType]) -> pa.Table:
         column = table[name] if name in names else pa.chunked_array([pa.nulls(len(table))])
         table = table.drop_columns([name] if name in names else [])
         table = table.append_column(name, column.cast(METADATA_TYPES[type_]))
-    for found, expected in zip(table.schema, INDEX, strict=False):
-        if found.type != expected.type:
-            raise ValueError(f"has a column {found.name} of {found.type}, not {expected.type}")
+    for found in list(table.schema)[:own]:
+        type_ = pa.float64() if found.name in OF_TASK else INDEX.field(found.name).type
+        if found.type != type_:
+            raise ValueError(f"has a column {found.name} of {found.type}, not {type_}")
     return table
 
 
@@ -136,7 +140,11 @@ def _document_masks(table: pa.Table, corpus: CorpusConfig) -> Masks:
     """Rows of documents: the columns of episodes are null, and the dataset is their only task."""
     is_of_task = pc.and_(_equals(table["task"], corpus.name), _equals(table["agent"], ""))
     position = table["source_position"].cast(pa.float64())
-    masks = {f"have a value in {name}, and documents have none": pc.is_valid(table[name]) for name in _ONLY_OF_EPISODES}
+    masks = {
+        f"have a value in {name}, and documents have none": pc.is_valid(table[name])
+        for name in _ONLY_OF_EPISODES
+        if name in table.column_names
+    }
     masks |= {
         "are of another task than their dataset, or of an agent": pc.invert(is_of_task),
         "have another order than their position": _differ(table["order"], position),
@@ -164,10 +172,11 @@ def _episode_masks(table: pa.Table, dataset: DatasetReader, keep: Keep) -> Masks
     absent_rules = [rule_reason for key, rule_reason in RULES.items() if getattr(keep, key) is None]
     masks = {
         "have another spec than their task": _differ(table["spec"], specs),
-        "have another expert return than their task": _differ(table["expert_return"], expert_returns),
-        "have another threshold than their task": _differ(table["threshold"], thresholds),
         "are dropped by a rule that the config does not have": _is_in(reason, absent_rules),
     }
+    if "threshold" in table.column_names:  # format 1
+        masks["have another expert return than their task"] = _differ(table["expert_return"], expert_returns)
+        masks["have another threshold than their task"] = _differ(table["threshold"], thresholds)
     if keep.min_return is not None:
         reached = pa.array(at_or_above(returns, thresholds.to_numpy()))
         below = _equals(reason, "below_threshold")
@@ -179,7 +188,7 @@ def _episode_masks(table: pa.Table, dataset: DatasetReader, keep: Keep) -> Masks
         masks["are kept with a return outside of the range"] = pc.and_not(kept, within)
     if keep.where is not None:
         where = Where(keep.where, dataset.column_types)
-        columns = where_columns(table, where.columns, dataset.expert_returns)
+        columns = where_columns(table, where.columns, dataset.of_tasks)
         exact = columns | ({"return": returns} if "return" in columns else {})
         true, exactly = (pa.array(where.passes(values, table.num_rows)) for values in (columns, exact))
         masks["are kept, and the expression of keep is not true for them"] = pc.and_not(kept, pc.or_(true, exactly))
@@ -287,6 +296,13 @@ def manifest_faults(manifest: Manifest) -> Iterator[str]:
         yield f"the separator or the number of ids is not that of discrete_offset {settings.discrete_offset}"
     if [dataset.name for dataset in manifest.datasets] != [item.get("name") for item in manifest.config["datasets"]]:
         yield "its datasets are not those of its config"
+    if manifest.version > 1 and manifest.data_digest != (
+        manifest.digest_of_data if manifest.content == "build" else ""
+    ):
+        yield "the data digest is not that of its shards"
+    makers = {split.made_by for dataset in manifest.datasets for split in dataset.splits} - {None}
+    if makers != manifest.provenance.keys():
+        yield "what made its splits is not what its provenance lists"
     digests = {entry.path: entry.blake2b for entry in manifest.files}
     expected: dict[str, str | None] = {}
     if manifest.vocabulary is not None:

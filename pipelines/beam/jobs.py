@@ -45,7 +45,7 @@ from gatokit.pipelines.beam.local_workers import DIED, ProcessEnvironment, witho
 from gatokit.pipelines.beam.progress import Watch, note
 from gatokit.pipelines.inputs import load_vocabulary
 from gatokit.pipelines.planning import ShardTask, unit_from_json
-from gatokit.pipelines.shards.writer import build_shard, finished_shard
+from gatokit.pipelines.shards.writer import build_shard, finished_shard, write_index_again
 from gatokit.schemas.errors import ConfigError, DataError, GatokitError, first_line
 from gatokit.schemas.manifest import digest
 from gatokit.schemas.progress import Progress
@@ -114,18 +114,23 @@ def scan_piece(piece: tuple[str, str, int, int], directory: str, work: str, is_r
     return _do(attempt, work, fingerprint, is_retried)
 
 
-def build_piece(piece: tuple[str, str], vocabulary: str | None, work: str, is_retried: bool = False) -> Counts:
-    """Builds a shard. ``piece`` is the path of its task and the directory of its dataset. ``vocabulary`` is the path of
-    the model, None if nothing is text. ``is_retried`` as in ``scan_piece``.
+def build_piece(
+    piece: tuple[str, str, str | None], vocabulary: str | None, work: str, is_retried: bool = False
+) -> Counts:
+    """Builds a shard. ``piece`` is the path of its task, the directory of its dataset and, if its records stand there
+    already, the name of an index of them (``write_index_again``). ``vocabulary`` is the path of the model, None if
+    nothing is text. ``is_retried`` as in ``scan_piece``.
 
     Reading, tokenizing and writing stay together, so that no image and no token passes through a scheduler.
     """
-    path, directory = piece
+    path, directory, earlier = piece
 
     def attempt(died: bool) -> tuple[int, Counts]:
         task = ShardTask.read(path)
         built = finished_shard(task, directory)
-        if built is None and died:
+        if built is None and earlier is not None:
+            built = write_index_again(task, directory, earlier)
+        elif built is None and died:
             built = crash_isolation.build(path, directory, vocabulary)
         elif built is None:
             built = build_shard(task, directory, _vocabulary(vocabulary, task.header.settings.vocabulary_digest))

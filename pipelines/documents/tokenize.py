@@ -120,6 +120,8 @@ class DocumentShardHeader(BaseModel):
 
     kind: Literal["documents"] = "documents"
     dataset: str
+    generations: dict[str, int] = {}
+    """See ``SplitEntry``; no part of what the shard depends on."""
     settings: stages.ShardSettings
     rules: DocumentRules
     files: list[dict[str, Any]]
@@ -135,6 +137,21 @@ class DocumentShardHeader(BaseModel):
             "rules": self.rules.model_dump(mode="json"),
             "files": [(file.type, file.identity()) for file in self.source_files()],
         }
+
+    def kept_identity(self, files: list[int], specs: list[str]) -> dict[str, Any]:
+        """What the records of documents in these of the ``files`` depend on besides settings and rows."""
+        read = [file_from_json(self.files[file]) for file in files]
+        return {
+            "rules": self.rules.model_dump(mode="json"),
+            "files": [
+                (file.type, {key: value for key, value in file.identity().items() if key != "size"}) for file in read
+            ],
+        }
+
+    @property
+    def has_pictures(self) -> bool:
+        """Whether records may hold pictures."""
+        return self.rules.pictures is not None
 
     def builder(self, text: TextTokenizer | None) -> "DocumentShardBuilder":
         """Makes the records of the shard's rows with this vocabulary."""

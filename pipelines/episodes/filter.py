@@ -381,7 +381,6 @@ def task_rows(plan: EpisodesPlan, result: EpisodeFilterResult, scanned: pa.Table
     ``file`` is an index into the plan's files.
     """
     rows, names = result.rows, result.rows.task_names
-    by_name = {task.name: task for task in result.tasks}
     positions = scanned["position"].to_numpy()
     file, task = scanned["file"].to_numpy(), rows.task[part]
     kept, held_out = result.kept[part], result.held_out[part]
@@ -393,8 +392,6 @@ def task_rows(plan: EpisodesPlan, result: EpisodeFilterResult, scanned: pa.Table
         "order": _order(rows.order[part], positions),
         "split": _named(np.where(kept, held_out.astype(np.int8), -1), [TRAIN, HELD_OUT]),
         "return": pa.array(rows.returns[part], from_pandas=True),
-        "expert_return": _named(task, [by_name[name].expert_return for name in names]),
-        "threshold": _named(task, [by_name[name].threshold for name in names]),
         "kept": kept,
         "reason": result.reason[part].cast(pa.string()),
         "source_file": _named(file, [file.name for file in plan.files]),

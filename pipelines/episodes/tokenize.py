@@ -61,6 +61,8 @@ class EpisodeShardHeader(BaseModel):
 
     kind: Literal["episodes"] = "episodes"
     dataset: str
+    generations: dict[str, int] = {}
+    """See ``SplitEntry``; no part of what the shard depends on."""
     settings: ShardSettings
     specs: dict[str, EpisodeSpec]
     features: list[SourceFeatures]
@@ -101,6 +103,21 @@ class EpisodeShardHeader(BaseModel):
             "files": [(file.name, file.size) for file in self.files],
             **({"last_step": self.last_step} if self.last_step != "padding" else {}),
         }
+
+    def kept_identity(self, files: list[int], specs: list[str]) -> dict[str, Any]:
+        """What the records of episodes with these ``specs`` in these of the ``files`` depend on besides settings and
+        rows."""
+        return {
+            "specs": specs,
+            "features": [self.features[self.features_of[file]].model_dump(mode="json") for file in files],
+            "files": [self.files[file].name for file in files],
+            "last_step": self.last_step,
+        }
+
+    @property
+    def has_pictures(self) -> bool:
+        """Whether records may hold pictures."""
+        return any(field.image is not None for spec in self.specs.values() for field in spec.fields)
 
     def builder(self, text: TextTokenizer | None) -> "EpisodeShardBuilder":
         """Makes the records of the shard's rows with this vocabulary, which episodes without text do not need."""

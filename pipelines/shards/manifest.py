@@ -2,10 +2,9 @@
 and removes what interrupted jobs left; a file that the manifest names is never removed.
 """
 
-import importlib.metadata
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,16 +21,15 @@ from gatokit.pipelines.episodes.ranges import MOST_OUTSIDE
 from gatokit.pipelines.losses import LeftOut, Losses
 from gatokit.pipelines.planning import Plan
 from gatokit.pipelines.shards.writer import (
-    INDEX_SUFFIX,
     read_constants,
     read_left_out,
     read_out_of_range,
     read_parts,
-    with_current_columns,
+    read_provenance,
 )
 from gatokit.schemas.config import BuildConfig, document_rules
 from gatokit.schemas.errors import ConfigError, DataError
-from gatokit.schemas.index import HELD_OUT, INDEX, METADATA_TYPES, TASKS, common_type
+from gatokit.schemas.index import HELD_OUT, INDEX, INDEX_SUFFIX, METADATA_TYPES, TASKS, common_type
 from gatokit.schemas.manifest import (
     LOG,
     MANIFEST,
@@ -41,6 +39,7 @@ from gatokit.schemas.manifest import (
     FileEntry,
     Manifest,
     MetadataType,
+    Provenance,
     SplitEntry,
     StepTokens,
     TaskEntry,
@@ -57,16 +56,6 @@ _MOST_SATURATED = 0.01
 """If a larger share of an observation's values is saturated, the user is told."""
 WORK = ".work"
 """Folder of a job that has not finished: scanned rows, shard tasks, markers."""
-_PACKAGES = (
-    "gatokit",
-    "apache-beam",
-    "array-record",
-    "numpy",
-    "opencv-python-headless",
-    "protobuf",
-    "pyarrow",
-    "sentencepiece",
-)
 _COUNTED_COLUMNS = ["task", "agent", "kept", "split", "steps", "tokens", "lost", "reason", "detail", "episode_id"]
 _METADATA_NAMES = {type_: name for name, type_ in METADATA_TYPES.items()}
 _TEMPORARY = re.compile(re.escape(files.TEMPORARY) + r"[0-9a-f]{32}-.+", re.DOTALL)
@@ -90,7 +79,8 @@ class Finished:
     tasks: bytes
     rejected: dict[str, int]
     indexes: dict[str, tuple[int, str]]
-    renewed: dict[str, str]
+    provenance: dict[str, Provenance]
+    """What made its splits, by ``SplitEntry.made_by``."""
     notices: tuple[str, ...]
     """Sentences for the user."""
     left_out: list[dict[str, Any]]
@@ -140,34 +130,25 @@ class _Totals:
                 total[column] += row[f"{column}_{function}"] or 0
 
 
-def finish_dataset(
-    root: Path, plan: Plan, config: BuildConfig, content: Literal["build", "scan"], reused: Collection[str] = ()
-) -> Finished:
+def finish_dataset(root: Path, plan: Plan, config: BuildConfig, content: Literal["build", "scan"]) -> Finished:
     """Reads the indexes of a dataset's splits, checks it and makes its two summary files.
 
-    ``reused`` are the fingerprints of the shards that existed before. Their indexes get the columns that a new build
-    would give them. Raises DataError if the build found more bad episodes than the budget allows, or nothing is left of
-    a task.
+    Raises DataError if the build found more bad episodes than the budget allows, or nothing is left of a task.
     """
     dataset, specs = plan.dataset.config, plan.result.specs
-    splits, totals, indexes, renewed = [], _Totals(), dict[str, tuple[int, str]](), dict[str, str]()
+    splits, totals, indexes, makers = [], _Totals(), {}, {}
     columns: dict[str, set[MetadataType]] = {}
-    names = [shard.stem + INDEX_SUFFIX for shard in plan.shards]
+    names = [shard.index for shard in plan.shards]
     contents = files.prefetch([root / dataset.name / name for name in names], files.read_bytes, len)
     for shard, name, data in zip(plan.shards, names, contents, strict=True):
-        current = with_current_columns(data, shard.path) if shard.fingerprint in reused else None
-        if current is not None:
-            # The standing manifest may name the index, so it stays until another manifest does not.
-            data = current
-            renewed[name] = f"{shard.stem}-{digest(data, 8)}{INDEX_SUFFIX}"
-            indexes[renewed[name]] = len(data), digest(data)
-            write_atomically(root / dataset.name / renewed[name], data)
         file = pq.ParquetFile(pa.BufferReader(data))
         table = file.read(_COUNTED_COLUMNS, use_threads=False)
         totals.add(table)
         for column in list(file.schema_arrow)[len(INDEX.names) :]:
             columns.setdefault(column.name, set()).add(_METADATA_NAMES[column.type])
         indexes[name] = len(data), digest(data)
+        made_by, generations = read_provenance(table.schema.metadata)
+        makers[made_by.id] = made_by
         splits.append(
             SplitEntry(
                 fingerprint=shard.fingerprint,
@@ -175,6 +156,8 @@ def finish_dataset(
                 rows=table.num_rows,
                 kept=pc.sum(table["kept"]).as_py() or 0,
                 parts=read_parts(table.schema.metadata),
+                made_by=made_by.id,
+                generations=generations,
             )
         )
     episodes, kept = totals.losses.rows, sum(split.kept for split in splits)
@@ -222,7 +205,7 @@ def finish_dataset(
     notices = (*_outside_levels(totals, plan), *_saturated(totals, plan))
     tasks = sink.getvalue().to_pybytes()
     lost = list(_lost_rows(totals.losses, entry, plan.dataset.kind))
-    return Finished(entry, described.step, described.to_bytes(), tasks, rejected, indexes, renewed, notices, lost)
+    return Finished(entry, described.step, described.to_bytes(), tasks, rejected, indexes, makers, notices, lost)
 
 
 def _lost_rows(losses: Losses, entry: DatasetEntry, noun: str) -> Iterator[dict[str, Any]]:
@@ -359,9 +342,9 @@ def write_manifest(
 ) -> "tuple[Manifest, list[Leftover]]":
     """Writes the summary files and the manifest, last and atomically, and removes what the manifest does not list.
 
-    ``before`` is the manifest that stands, whose files stay what they are as long as it stands. If summary files or
-    indexes of it change, a manifest that names the new ones differently comes in between. Returns the manifest, and the
-    files that ``before`` or an attempt that died left behind.
+    ``before`` is the manifest that stands, whose files stay what they are as long as it stands. If summary files of it
+    change, a manifest that names the new ones differently comes in between. Returns the manifest, and the files that
+    ``before`` or an attempt that died left behind.
     """
 
     def manifest(datasets: list[DatasetEntry]) -> Manifest:
@@ -378,17 +361,20 @@ def write_manifest(
                 for part in split.parts:
                     path = f"{dataset.directory}/{part.file}"
                     entries.append(FileEntry(path=path, size=part.size, blake2b=part.blake2b))
-        return Manifest(
+        written = Manifest(
             content=content,
-            packages=packages(),
+            packages=_joined_packages(makers.values()),
             config=described,
             config_digest=json_digest(described),
             tokenizer=TokenizerSettings.of(config.discrete_offset, config.chunk_tokens),
             vocabulary=vocabulary,
             datasets=datasets,
             files=sorted(entries, key=lambda entry: Path(entry.path)),
+            provenance={id_: makers[id_] for id_ in sorted(makers)},
         )
+        return written.model_copy(update={"data_digest": written.digest_of_data}) if content == "build" else written
 
+    makers = {id_: made_by for item in finished for id_, made_by in item.provenance.items()}
     datasets = [item.dataset for item in finished]
     last = manifest(datasets)
     kept = {file.path: file.blake2b for file in before.files} if before is not None else {}
@@ -397,21 +383,13 @@ def write_manifest(
         dataset = item.dataset
         if any(kept.get(path, digest(data)) != digest(data) for path, data in item.summaries(dataset).items()):
             dataset = dataset.model_copy(update={"update": digest(item.described + item.tasks, 8)})
-        if item.renewed:
-            names = ((split, item.renewed.get(split.index, split.index)) for split in dataset.splits)
-            splits = [split.model_copy(update={"index": name}) for split, name in names]
-            dataset = dataset.model_copy(update={"splits": splits})
         between.append(dataset)
     if between != datasets:
         _write_summaries(root, finished, between)
         write_atomically(root / MANIFEST, manifest(between).to_bytes())
     _write_summaries(root, finished, datasets)
-    for item in finished:
-        for name, renewed in item.renewed.items():
-            folder = root / item.dataset.directory
-            write_atomically(folder / name, files.read_bytes(folder / renewed))
     named = {file.path for file in last.files}
-    removed = _remove_leftovers(root, named) if before is None and between == datasets else []
+    removed = _remove_leftovers(root, named) if before is None else []
     write_atomically(root / MANIFEST, last.to_bytes())
     return last, removed or _remove_leftovers(root, named)
 
@@ -424,9 +402,13 @@ def _write_summaries(root: Path, finished: Sequence[Finished], datasets: Sequenc
                 write_atomically(root / path, data)
 
 
-def packages() -> dict[str, str]:
-    """The packages whose versions the bytes of a shard may depend on."""
-    return {name: importlib.metadata.version(name) for name in _PACKAGES}
+def _joined_packages(makers: Iterable[Provenance]) -> dict[str, str]:
+    """The versions of each package, those of different shards joined by commas."""
+    found: dict[str, set[str]] = {}
+    for made_by in makers:
+        for name, version in made_by.packages.items():
+            found.setdefault(name, set()).add(version)
+    return {name: ", ".join(sorted(found[name])) for name in sorted(found)}
 
 
 # --- leftovers ---------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ Each file appears complete, checked and synced, or not at all.
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -20,13 +20,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
+from gatokit.pipelines import versions
 from gatokit.pipelines.episodes.fields import Constants
 from gatokit.pipelines.losses import LeftOut
 from gatokit.pipelines.planning import ShardTask
-from gatokit.pipelines.stages import METADATA, OutOfRange, with_metadata
-from gatokit.schemas.errors import RejectedError, first_line
-from gatokit.schemas.index import HELD_OUT, INDEX, TRAIN
-from gatokit.schemas.manifest import ShardEntry
+from gatokit.pipelines.stages import MADE_BY_BUILD, METADATA, OutOfRange, with_metadata
+from gatokit.schemas.errors import DataError, RejectedError, first_line
+from gatokit.schemas.index import HELD_OUT, INDEX, INDEX_SUFFIX, TRAIN
+from gatokit.schemas.manifest import Provenance, ShardEntry
 from gatokit.storage.files import (
     arrow_file,
     commit,
@@ -34,7 +35,6 @@ from gatokit.storage.files import (
     is_remote,
     named_error,
     prefetch,
-    read_rows,
     remove,
     size,
     sizes,
@@ -43,11 +43,12 @@ from gatokit.storage.files import (
 )
 from gatokit.tokenizers.text import TextTokenizer
 
-INDEX_SUFFIX = ".index.parquet"
 _PARTS = b"gatokit.parts"
 _OUT_OF_RANGE = b"gatokit.outside"
 _CONSTANTS = b"gatokit.constants"
 _LEFT_OUT = b"gatokit.left_out"
+_PROVENANCE = b"gatokit.provenance"
+_GENERATIONS = b"gatokit.generations"
 _FOOTER_BYTES = 1 << 16
 """About what is read of an index to know its parts."""
 _HASH_BYTES = 16 << 20
@@ -99,15 +100,19 @@ def build_shard(
 
     ``text`` is None if nothing is text. Training rows come first in the shard and held-out rows last, both in source
     order. A row that cannot become tokens is dropped with a reason. Rows in ``crashed`` are not read, because that ends
-    the process as their text says. Raises DataError if the source changed since the scan.
+    the process as their text says. Raises DataError if the source changed since the scan, or if pictures would be made
+    by other versions than the task names.
     """
+    if task.header.settings.codecs not in ({}, versions.codecs()):
+        raise DataError(
+            f"{task.header.dataset}: this worker has {_named(versions.codecs())} for pictures, and the command was "
+            f"started with {_named(task.header.settings.codecs)}; install the same packages on both"
+        )
     columns = {name: task.rows[name].to_pylist() for name in task.rows.column_names if not name.startswith(METADATA)}
     for row, detail in crashed.items():
         columns["kept"][row], columns["split"][row] = False, None
         columns["reason"][row], columns["detail"][row] = CRASHED, detail
-    result: dict[str, list[Any]] = {
-        name: [None] * task.rows.num_rows for name in ("tokens", "part", "first_record", "record_tokens")
-    }
+    result: dict[str, list[Any]] = {name: [None] * task.rows.num_rows for name in MADE_BY_BUILD}
     builder = task.header.builder(text)
     with ShardWriter(directory, task.stem) as writer:
         for split in (TRAIN, HELD_OUT):
@@ -126,9 +131,19 @@ def build_shard(
         result["tokens"] = [0 if tokens is None else tokens for tokens in result["tokens"]]
         index = pa.table({**columns, **result}).select(INDEX.names).cast(INDEX)
         index = with_metadata(index, task.rows)
-        path, constants = Path(directory) / (task.stem + INDEX_SUFFIX), getattr(builder, "constants", None)
+        path, constants = Path(directory) / task.index, getattr(builder, "constants", None)
+        made_by, generations = provenance(task.header.kind), task.header.generations
         try:
-            write_index(path, index, writer.parts, builder.out_of_range, constants, builder.left_out)
+            write_index(
+                path,
+                index,
+                writer.parts,
+                builder.out_of_range,
+                constants,
+                builder.left_out,
+                made_by=made_by,
+                generations=generations,
+            )
         except OSError:
             with suppress(OSError):
                 remove(path)  # it may be in its place, in a directory that could not be synced
@@ -138,7 +153,7 @@ def build_shard(
 
 def finished_shard(task: ShardTask, directory: str | Path) -> Built | None:
     """What an earlier attempt wrote of a task; None if none finished."""
-    path = Path(directory) / (task.stem + INDEX_SUFFIX)
+    path = Path(directory) / task.index
     try:
         with arrow_file(path) as file:
             index = pq.read_table(file, columns=["kept", "reason"])
@@ -148,6 +163,10 @@ def finished_shard(task: ShardTask, directory: str | Path) -> Built | None:
     except FileNotFoundError:
         return None
     return Built.of(task.header.kind, index, parts)
+
+
+def _named(packages: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in packages.items())
 
 
 class _GrowingDigest:
@@ -324,15 +343,21 @@ def write_index(
     out_of_range: OutOfRange,
     constants: Constants | None = None,
     left_out: LeftOut | None = None,
+    *,
+    made_by: Provenance,
+    generations: Mapping[str, int] = MappingProxyType({}),
 ) -> None:
     """Writes the index of a split, with its parts, the counts of values out of their range, the constant components of
-    episodes, and what else was left out, if anything could be, as metadata."""
+    episodes, what else was left out, if anything could be, what made it and the generations of its source files as
+    metadata."""
     metadata = {
         **(rows.schema.metadata or {}),
         _PARTS: json.dumps([part.model_dump() for part in parts]).encode(),
         _OUT_OF_RANGE: json.dumps(out_of_range, sort_keys=True).encode(),
         **({} if constants is None else {_CONSTANTS: json.dumps(constants, sort_keys=True).encode()}),
         **({_LEFT_OUT: json.dumps(left_out.to_json()).encode()} if left_out is not None and left_out.is_used else {}),
+        _PROVENANCE: made_by.model_dump_json().encode(),
+        **({_GENERATIONS: json.dumps(dict(generations), sort_keys=True).encode()} if generations else {}),
     }
     write_atomically(path, _index_bytes(rows.replace_schema_metadata(metadata)))
 
@@ -343,19 +368,29 @@ def _index_bytes(rows: pa.Table) -> bytes:
     return sink.getvalue().to_pybytes()
 
 
-def with_current_columns(index: bytes, task: Path) -> bytes | None:
-    """The content of a finished shard's index with the values that are stored with the episodes of its ``task``.
+def write_index_again(task: ShardTask, directory: str | Path, earlier: str) -> Built:
+    """Writes the index of a task whose records stand already in ``directory``, without reading the source.
 
-    Only these may differ if the shard stays: the source has more values than when the index was written, or their
-    columns have other names or types. Returns None if nothing differs.
+    ``earlier`` is the name of an index with the same kept rows, whose shard is finished. What the build found there of
+    these rows holds for the new index too.
     """
-    values = read_rows(task, without=lambda name: not name.startswith(METADATA))
-    file = pq.ParquetFile(pa.BufferReader(index))
-    current = with_metadata(file.schema_arrow.empty_table().select(INDEX.names), values.slice(0, 0))
-    if current.schema.equals(file.schema_arrow):
-        return None
-    rows = file.read(INDEX.names, use_threads=False)
-    return _index_bytes(with_metadata(rows.cast(INDEX.with_metadata(rows.schema.metadata)), values))
+    with arrow_file(Path(directory) / earlier) as file:
+        before = pq.read_table(file)
+    kept = task.rows["kept"].to_numpy()
+    places = pc.index_in(task.rows["episode_id"].combine_chunks(), before["episode_id"].combine_chunks())
+    found = before.take(pc.if_else(pa.array(kept), places, None))
+    taken = {name: found[name] for name in (*MADE_BY_BUILD, "kept", "split", "reason", "detail")}
+    taken["tokens"] = pc.fill_null(taken["tokens"], 0)
+    columns = {name: task.rows[name] for name in INDEX.names if name in task.rows.column_names}
+    columns |= {
+        name: pc.if_else(pa.array(kept), column, columns[name]) if name in columns else column
+        for name, column in taken.items()
+    }
+    index = with_metadata(pa.table(columns).select(INDEX.names).cast(INDEX), task.rows)
+    kept_metadata = {key: value for key, value in before.schema.metadata.items() if key.startswith(b"gatokit.")}
+    index = index.replace_schema_metadata((index.schema.metadata or {}) | kept_metadata)
+    write_atomically(Path(directory) / task.index, _index_bytes(index))
+    return Built.of(task.header.kind, index, read_parts(before.schema.metadata))
 
 
 def read_parts(metadata: dict[bytes, bytes]) -> list[ShardEntry]:
@@ -378,8 +413,19 @@ def read_constants(metadata: dict[bytes, bytes]) -> Constants | None:
     return json.loads(metadata[_CONSTANTS]) if _CONSTANTS in metadata else None
 
 
-def finished_shards(directory: Path, stems: Sequence[str]) -> set[Path]:
-    """The indexes of the splits that are finished: every part that the index names exists and has its size."""
+def read_provenance(metadata: dict[bytes, bytes]) -> tuple[Provenance, dict[str, int]]:
+    """What made a split, and the generations of its source files, as its index says in its metadata."""
+    return Provenance.model_validate_json(metadata[_PROVENANCE]), json.loads(metadata.get(_GENERATIONS, b"{}"))
+
+
+def provenance(kind: str) -> Provenance:
+    """What makes the shards of a kind of dataset in this process."""
+    return Provenance(packages=versions.packages(), code=versions.code_digest(kind))
+
+
+def finished_indexes(directory: Path, wanted: Callable[[str], bool]) -> set[str]:
+    """The names of those ``wanted`` indexes whose splits are finished: every part that the index names exists and has
+    its size."""
     there = sizes(directory) if is_directory(directory) else {}
 
     def is_finished(index: Path) -> bool:
@@ -390,6 +436,6 @@ def finished_shards(directory: Path, stems: Sequence[str]) -> set[Path]:
             return False
         return all(there.get(part.file) == part.size for part in parts)
 
-    begun = [directory / (stem + INDEX_SUFFIX) for stem in stems if stem + INDEX_SUFFIX in there]
+    begun = [directory / name for name in there if name.endswith(INDEX_SUFFIX) and wanted(name)]
     found = prefetch(begun, is_finished, lambda _: _FOOTER_BYTES)
-    return {index for index, finished in zip(begun, found, strict=True) if finished}
+    return {index.name for index, finished in zip(begun, found, strict=True) if finished}

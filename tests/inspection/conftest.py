@@ -17,7 +17,7 @@ from PIL import Image
 from shared import shared
 
 from gatokit.inspection import open_directory
-from gatokit.schemas.manifest import digest, json_digest
+from gatokit.schemas.manifest import Manifest, digest, json_digest
 from gatokit.tokenizers.image_codec import encode
 
 CONFIG = """
@@ -285,6 +285,8 @@ def _seal(root: Path) -> None:
         for part in parts:
             part |= files[f"{dataset['directory']}/{part['file']}"]
         dataset["bytes"] = sum(part["size"] for part in parts)
+    if "data_digest" in content:
+        content["data_digest"] = Manifest.model_validate(content).digest_of_data
     _write_manifest(root, content)
 
 

@@ -99,5 +99,5 @@ def test_an_episode_of_gatos_mix_costs_less_than_a_hundred_bytes(tmp_path: Path)
 def test_an_index_of_a_newer_version_is_refused(tmp_path: Path) -> None:
     schema = INDEX.with_metadata({"gatokit.index": "7"})
     pq.write_table(schema.empty_table(), tmp_path / "new.parquet")
-    with pytest.raises(DataError, match=r"new\.parquet has index version 7 and this gatokit reads up to 1"):
+    with pytest.raises(DataError, match=r"new\.parquet has index version 7 and this gatokit reads up to 2"):
         load_index([str(tmp_path / "new.parquet")], [0], "train")

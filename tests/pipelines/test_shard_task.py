@@ -39,8 +39,6 @@ def row(number: int, **changes: Any) -> dict[str, Any]:
         "split": "train",
         "steps": 5,
         "return": 1.5,
-        "expert_return": 2.0,
-        "threshold": 1.6,
         "kept": True,
         "reason": None,
         "detail": None,
@@ -71,8 +69,44 @@ def order(
 
 
 def test_fingerprint_of_a_literal_order() -> None:
-    assert order().fingerprint == "c127ae4fee3eece8"
-    assert order().stem == "demo-c127ae4fee3eece8"
+    assert order().fingerprint == "6dc0d5895401e70b"
+    assert order().kept_fingerprint == "7380beee4c0115f0"
+    assert order().stem == "demo-7380beee4c0115f0"
+    assert order().index == "demo-7380beee4c0115f0-6dc0d5895401e70b.index.parquet"
+
+
+@pytest.mark.parametrize("of_row", [0, 1, 2, 3])
+@pytest.mark.parametrize(
+    "changes",
+    [{"return": 1e9}, {"steps": 99}, {"crc": 1}, {"length": 1}, {"offset": 3}, {"order": 4.0}, {"episode_id": "other"}],
+)
+def test_a_dropped_row_names_the_index_and_not_the_shard(of_row: int, changes: dict[str, Any]) -> None:
+    dropped = {"kept": False, "split": None, "reason": "below_threshold"}
+    rows = [row(number, **(dropped if number == of_row else {})) for number in range(4)]
+    other = [row(number, **(dropped | changes if number == of_row else {})) for number in range(4)]
+    one, two = (ShardTask(order().header, pa.Table.from_pylist(each, TASK_ROWS)) for each in (rows, other))
+    assert one.kept_fingerprint == two.kept_fingerprint != order().kept_fingerprint
+    assert one.fingerprint != two.fingerprint
+
+
+def test_a_file_without_kept_rows_does_not_name_the_shard() -> None:
+    dropped = {"kept": False, "split": None, "reason": "below_threshold"}
+    rows = pa.Table.from_pylist([row(0), row(1), row(2, **dropped), row(3, **dropped)], TASK_ROWS)
+    names = set()
+    for last in ((file(1), FEATURES), (file(1, name="reach/x", size=9), OTHER)):
+        header = EpisodeShardHeader.of("demo", order().header.settings, {SPEC.id: SPEC}, [(file(0), FEATURES), last])
+        names.add(ShardTask(header, rows).kept_fingerprint)
+    before = EpisodeShardHeader.of(
+        "demo", order().header.settings, {SPEC.id: SPEC}, [(file(9), OTHER), (file(0), FEATURES)]
+    )
+    moved = [row(number, file=1) for number in range(2)]
+    names.add(ShardTask(before, pa.Table.from_pylist([row(2, **dropped, file=0), *moved], TASK_ROWS)).kept_fingerprint)
+    assert len(names) == 1
+
+
+def test_the_shard_names_versions_of_what_makes_pictures() -> None:
+    names = {order(codecs=codecs).kept_fingerprint for codecs in ({}, {"opencv": "4.10"}, {"opencv": "5.0"})}
+    assert len(names) == 3
 
 
 @pytest.mark.parametrize(
@@ -80,10 +114,6 @@ def test_fingerprint_of_a_literal_order() -> None:
     [
         {"kept": False, "split": None, "reason": "below_threshold"},
         {"split": "held_out"},
-        {"expert_return": 2.0000000000000004},
-        {"expert_return": None},
-        {"threshold": 1.6000000000000003},
-        {"threshold": None},
         {"return": 1.25},
         {"crc": 999},
         {"length": 51},
@@ -101,6 +131,8 @@ def test_fingerprint_of_a_literal_order() -> None:
 )
 def test_it_changes_with_every_column_of_a_row(changes: dict[str, Any]) -> None:
     assert order(changes).fingerprint != order().fingerprint
+    names_index_alone = {"return", "order", "steps", "lost", "file"}
+    assert (order(changes).kept_fingerprint == order().kept_fingerprint) == (changes.keys() <= names_index_alone)
 
 
 @pytest.mark.parametrize(
@@ -152,11 +184,11 @@ def test_it_does_not_change_with_the_process() -> None:
         environment = os.environ | {"PYTHONHASHSEED": seed}
         command = [sys.executable, "-c", program]
         done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
-        assert done.stdout.strip() == "c127ae4fee3eece8"
+        assert done.stdout.strip() == "6dc0d5895401e70b"
 
 
 def test_the_dataset_is_in_the_stem() -> None:
-    assert order(dataset="other").stem == "other-c127ae4fee3eece8"
+    assert order(dataset="other").stem == "other-7380beee4c0115f0"
 
 
 def test_equal_features_are_stored_once() -> None:

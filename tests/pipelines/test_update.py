@@ -158,6 +158,119 @@ def test_new_and_changed_and_lost_files_move_their_own_shards_alone(sources, con
     assert lost.removed >= 1
 
 
+def test_a_better_episode_renames_no_shard_whose_kept_rows_stay(sources, configured, write_tfds, monkeypatch):
+    """The expert return and the threshold rise a little, and a dropped episode of every file changes: the records stay,
+    and only indexes are written."""
+    from gatokit.pipelines.beam import jobs
+
+    def write(low: float, high: float) -> None:
+        episodes = [episode(value) for value in (100.0, low, 101.0, 102.0, 103.0, low, 104.0, high)]
+        shutil.rmtree(sources / "episodes" / "reach")
+        write_tfds(sources / "episodes" / "reach", STEPS, episodes, max_examples_per_shard=4)
+
+    out, config = sources / "out", configured(("reach", EPISODES))
+    write(1.0, 105.0)
+    first = build(config, out)
+    before = times(out)
+    assert first.built >= 2
+    write(2.0, 105.5)
+    built = []
+    real = jobs.build_shard
+    monkeypatch.setattr(jobs, "build_shard", lambda task, *rest: built.append(task.stem) or real(task, *rest))
+    result = build(config, out, update=True)
+    assert result.manifest.datasets[0].kept == 6
+    assert len(built) == result.built == 1  # the one of the better episode
+    assert before.items() - times(out).items() == {
+        item for item in before.items() if item[0] not in {file.name for file in out.rglob("*.arrayrecord")}
+    }
+    assert result.reused == first.built - 1 >= 1
+    assert verify(out) == []
+    build(config, sources / "fresh")
+    assert contents(out) == contents(sources / "fresh")
+
+
+def test_a_rule_that_keeps_the_same_rows_writes_indexes_alone(sources, configured, monkeypatch):
+    """The same episodes stay, and the others are dropped for another reason; a threshold that drops none anew changes
+    not even an index."""
+    from gatokit.pipelines.beam import jobs
+
+    out = sources / "out"
+    first = build(configured(("reach", EPISODES), ("text", TEXT)), out)
+    before = times(out)
+    indexes = {path: path.stat().st_mtime_ns for path in out.rglob("*.index.parquet")}
+
+    def none(*arguments: Any) -> None:
+        raise AssertionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(jobs, "build_shard", none)
+        lower = build(configured(("reach", EPISODES.replace("0.5", "0.45")), ("text", TEXT)), out, update=True)
+        assert counts(lower) == (0, first.built, 0)
+        assert {path: path.stat().st_mtime_ns for path in out.rglob("*.index.parquet")} == indexes
+        rows = pq.read_table(out / "reach" / "tasks.parquet").to_pylist()
+        assert [(row["kept"], row["threshold"]) for row in rows] == [(7, pytest.approx(5.4))]
+        patch.setattr(jobs, "build_shard", none)
+        other = configured(("reach", EPISODES.replace("min_return: 0.5", "return: [6, null]")), ("text", TEXT))
+        assert counts(build(other, out, update=True)) == (0, first.built, 0)
+    assert times(out) == before
+    assert len(set(out.rglob("*.index.parquet")) - indexes.keys()) >= 1
+    build(other, sources / "fresh")
+    assert contents(out) == contents(sources / "fresh")
+    assert verify(out) == []
+
+
+def test_the_data_digest_is_that_of_the_shards_alone(sources, configured, monkeypatch):
+    from gatokit.loader.mixture import open_mixture
+    from gatokit.pipelines import versions
+
+    def digests(*arguments: Any, **options: Any) -> tuple[str, str, str]:
+        build(*arguments, **options)
+        manifest = Manifest.read(out)
+        return manifest.data_digest, open_mixture([out]).data_digest, manifest.digest
+
+    out, config = sources / "out", configured(("text", TEXT))
+    first = digests(config, out)
+    manifest = json.loads((out / "manifest.json").read_bytes())
+    parts = [part for split in manifest["datasets"][0]["splits"] for part in split["parts"]]
+    assert len(parts) > 1
+    named = [[part["file"], part["size"], part["blake2b"]] for part in parts]
+    said = json.dumps({"text": named}, separators=(",", ":"))
+    assert first[0] == manifest["data_digest"] == hashlib.blake2b(said.encode(), digest_size=32).hexdigest()
+    licensed = digests(configured(("text", f"{TEXT}, license: MIT")), out, update=True)
+    assert licensed[:2] == first[:2]
+    assert licensed[2] != first[2]
+    monkeypatch.setattr(versions.importlib.metadata, "version", lambda name: "99")
+    before = contents(out)
+    assert digests(configured(("text", f"{TEXT}, license: MIT")), out) == licensed
+    assert contents(out) == before  # what is told of packages is told of those that made the shards
+    assert "99" not in manifest["packages"].values()
+    (sources / "text" / "0.jsonl").unlink()
+    assert digests(configured(("text", TEXT)), out, update=True)[0] != first[0]
+
+
+def test_provenance_is_kept_by_shard(sources, configured, monkeypatch):
+    from gatokit.pipelines import versions
+
+    out, config = sources / "out", configured(("text", TEXT))
+    before = build(config, out).manifest
+    [[id_, made]] = before.provenance.items()
+    assert id_ == made.id
+    assert made.packages == before.packages == versions.packages()
+    assert made.code == versions.code_digest("documents") != versions.code_digest("episodes")
+    monkeypatch.setattr(versions, "code_digest", lambda kind: "0" * 16)
+    write_lines(sources / "text" / "9.jsonl", ["a new file " * 120])
+    after = build(config, out, update=True).manifest
+    [[other, new]] = [item for item in after.provenance.items() if item[0] != id_]
+    assert (new.code, new.packages) == ("0" * 16, made.packages)
+    makers = {split.fingerprint: split.made_by for split in after.datasets[0].splits}
+    assert set(makers.values()) == {id_, other}
+    for split in after.datasets[0].splits:
+        stored = json.loads(pq.read_schema(out / "text" / split.index).metadata[b"gatokit.provenance"])
+        assert stored == (new if split.made_by == other else made).model_dump()
+        assert (split.fingerprint in {item.fingerprint for item in before.datasets[0].splits}) == (split.made_by == id_)
+    assert verify(out) == []
+
+
 def test_a_weight_changes_the_manifest_alone(sources, configured):
     out = sources / "out"
     first = build(configured(("text", TEXT)), out)
@@ -181,11 +294,11 @@ def test_an_update_of_nothing_and_of_an_empty_directory_are_builds(sources, conf
 
 
 def test_other_versions_of_packages_are_told(sources, configured, monkeypatch):
-    from gatokit.pipelines.shards import manifest as finish
+    from gatokit.pipelines import versions
 
     out = sources / "out"
     build(configured(("text", TEXT)), out)
-    monkeypatch.setattr(finish.importlib.metadata, "version", lambda name: "99")
+    monkeypatch.setattr(versions.importlib.metadata, "version", lambda name: "99")
     result = build(configured(("text", TEXT)), out, update=True)
     assert result.notices[-1].startswith("shards that do not change stay as they were made, with gatokit ")
 

@@ -51,7 +51,7 @@ MANIFEST = Manifest(
     datasets=[DATASET],
     files=[FileEntry(path="a/a-1.arrayrecord", size=70, blake2b="p1")],
 )
-DIGEST = "692110c8abae6f5c3dfc520d3268c5b0fabdc97c63892069b6a583386de266d6"
+DIGEST = "96144e7678113463b65a11d974b326b0fbabb66ff50e017168b3b6e35c86271e"
 
 
 def refused(directory: Path, message: str) -> None:
@@ -110,17 +110,17 @@ def test_an_edit_is_noticed(tmp_path: Path, change: Any) -> None:
 
 
 def test_a_newer_version_says_so(tmp_path: Path) -> None:
-    rewrite(tmp_path, lambda content: content.update(version=2, invention=[1]))
+    rewrite(tmp_path, lambda content: content.update(version=3, invention=[1]))
     refused(
         tmp_path,
-        f"{tmp_path}/manifest.json has format version 2 and this gatokit reads up to 1: install a newer gatokit",
+        f"{tmp_path}/manifest.json has format version 3 and this gatokit reads up to 2: install a newer gatokit",
     )
 
 
 @pytest.mark.parametrize("version", ["1", None, 1.5])
 def test_a_version_that_is_no_number_is_refused(tmp_path: Path, version: object) -> None:
     rewrite(tmp_path, lambda content: content.update(version=version))
-    refused(tmp_path, f"{tmp_path}/manifest.json has format version {version} and this gatokit reads up to 1")
+    refused(tmp_path, f"{tmp_path}/manifest.json has format version {version} and this gatokit reads up to 2")
 
 
 @pytest.mark.parametrize("text", ["[]", "3", "{}", '{"format": "other"}'])
@@ -169,9 +169,9 @@ def test_dataset_file_round_trip(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (DESCRIBED.to_bytes().decode().replace('"version": 1', '"version": 2'), "has format version 2 and"),
+        (DESCRIBED.to_bytes().decode().replace('"version": 2', '"version": 3'), "has format version 3 and"),
         (DESCRIBED.to_bytes().decode().replace('"kept": 5', '"kept": "x"'), "cannot be read: "),
-        (DESCRIBED.to_bytes().decode().replace('"version": 1', '"version": "x"'), "cannot be read: "),
+        (DESCRIBED.to_bytes().decode().replace('"version": 2', '"version": "x"'), "cannot be read: "),
         ("{}", "cannot be read: "),
         ("[]", "cannot be read: "),
         ("", "cannot be read: "),

@@ -148,8 +148,6 @@ def test_columns_of_the_index() -> None:
         "split: string",
         "steps: int64",
         "return: double",
-        "expert_return: double",
-        "threshold: double",
         "kept: bool",
         "reason: string",
         "detail: string",
@@ -161,7 +159,7 @@ def test_columns_of_the_index() -> None:
         "source_file: string",
         "source_position: int64",
     }
-    assert INDEX.metadata == TASKS.metadata == {b"gatokit.index": b"1"}
+    assert INDEX.metadata == TASKS.metadata == {b"gatokit.index": b"2"}
 
 
 def test_a_reason_is_of_one_kind() -> None:

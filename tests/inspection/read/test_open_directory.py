@@ -13,7 +13,7 @@ from PIL import Image
 
 from gatokit.inspection import open_directory
 from gatokit.schemas.errors import ConfigError, DataError
-from gatokit.schemas.index import INDEX
+from gatokit.schemas.index import ROW_COLUMNS
 from gatokit.schemas.record import Record
 from gatokit.tokenizers.image_codec import decode
 from tests.helpers.vocabularies import train_vocabulary
@@ -54,9 +54,12 @@ def test_index_joins_all_splits_and_selects_columns(small):
     assert len(dataset.totals.splits) > 1
     table = dataset.index()
     assert dataset.columns == {"agent_id": "string", "index": "int64"}
-    assert table.column_names == [*INDEX.names, "agent_id", "index"]
+    assert table.column_names == [*ROW_COLUMNS, "agent_id", "index"]
     assert table["agent_id"].to_pylist() == table["agent"].to_pylist()
     assert table.num_rows == 30
+    for name, of_tasks in (("expert_return", dataset.expert_returns), ("threshold", dataset.thresholds)):
+        expected = [of_tasks[task] for task in table["task"].to_pylist()]
+        assert table[name].to_pylist() == dataset.index([name])[name].to_pylist() == expected
     some = dataset.index(["episode_id", "steps"], pc.field("kept"))
     assert some.column_names == ["episode_id", "steps"]
     assert some.num_rows == dataset.totals.kept
@@ -75,7 +78,7 @@ def test_rows_are_filtered_and_complete(small):
     row = kept[0]
     assert dataset.row(row.episode_id) == row
     assert dataset.row("no such id") is None
-    assert list(row.columns()) == [*INDEX.names, "agent_id", "index", "shard"]
+    assert list(row.columns()) == [*ROW_COLUMNS, "agent_id", "index", "shard"]
     assert row.metadata == {"agent_id": row.agent, "index": row.order}
     assert row.columns()["return"] == row.episode_return
 

@@ -345,8 +345,6 @@ def edit_index(root, name, column, values):
         ("notes", "spec", {0: "x"}, "have a value in spec, and documents have none"),
         ("notes", "steps", {0: 1}, "have a value in steps, and documents have none"),
         ("notes", "return", {4: 1.0}, "have a value in return, and documents have none"),
-        ("notes", "expert_return", {4: 1.0}, "have a value in expert_return, and documents have none"),
-        ("notes", "threshold", {4: 1.0}, "have a value in threshold, and documents have none"),
         ("notes", "task", {0: "other"}, "are of another task than their dataset"),
         ("notes", "task", {0: None}, "are of another task than their dataset"),
         ("notes", "agent", {0: "a"}, "are of another task than their dataset, or of an agent"),

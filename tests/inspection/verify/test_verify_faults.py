@@ -29,7 +29,8 @@ def name_of(path, root):
 
 
 def index_of(shard):
-    return shard.with_name(shard.name.replace(".arrayrecord", ".index.parquet"))
+    [index] = shard.parent.glob(f"{shard.stem}-*.index.parquet")
+    return index
 
 
 def only(faults, file):
@@ -298,8 +299,6 @@ def set_first_kept(name, value):
         (set_first_kept("part", None), "are kept and not stored"),
         (set_first_kept("tokens", 7), "have other tokens than their records"),
         (set_first_kept("spec", "0" * 12), "have another spec"),
-        (set_first_kept("threshold", 1e9), "have another threshold"),
-        (set_first_kept("expert_return", None), "have another expert return"),
         (set_first_kept("return", -1e9), "are kept below the threshold"),
         (set_first_kept("first_record", 1000), "do not cover"),
         (set_first_kept("task", "unheard of"), "have another spec"),

@@ -225,7 +225,7 @@ def test_kept_rules_and_expert_returns_look_at_both_parts(tfrecord: Path, vocabu
     result = scan(config(tmp_path, vocabulary, tfrecord, rest), tmp_path / "out")
     # The best of 15 episodes is the last of val, 103: the threshold is 9.27.
     rows = index(tmp_path / "out")
-    assert {row["expert_return"] for row in rows} == {103.0}
+    assert {row.expert_return for row in open_directory(tmp_path / "out").datasets["d"].tasks} == {103.0}
     assert sorted(row["return"] for row in rows if row["kept"]) == [10.0, 100.0, 101.0, 102.0, 103.0]
     assert any("no collection order is configured" in notice for notice in result.notices)
 

@@ -15,8 +15,8 @@ import pytest
 from array_record.python.array_record_module import ArrayRecordReader
 
 from gatokit.pipelines.shards import writer as shards
-from gatokit.pipelines.shards.writer import ShardWriter, read_out_of_range, read_parts, write_index
-from gatokit.schemas.manifest import ShardEntry
+from gatokit.pipelines.shards.writer import ShardWriter, read_out_of_range, read_parts, read_provenance, write_index
+from gatokit.schemas.manifest import Provenance, ShardEntry
 
 
 def names(directory: Path) -> list[str]:
@@ -257,14 +257,16 @@ def test_an_index_holds_rows_parts_and_counts(tmp_path: Path) -> None:
     part = ShardEntry(file="demo-1.arrayrecord", size=9, blake2b="d", training=1, held_out=2, tokens=3)
     outside = {"b": {"action": (1, 20)}, "a": {"action/x": (0, 4)}}
     path = tmp_path / "demo" / "demo-1.index.parquet"
-    write_index(path, rows, [part], outside)
+    made_by = Provenance(packages={"numpy": "2"}, code="c0de")
+    write_index(path, rows, [part], outside, made_by=made_by, generations={"f": 17})
     table = pq.read_table(path)
     metadata = table.schema.metadata
     assert table.to_pydict() == {"a": [1, 2]}
     assert metadata[b"gatokit.index"] == b"1"
     assert read_parts(metadata) == [part]
     assert read_out_of_range(metadata) == {"a": {"action/x": [0, 4]}, "b": {"action": [1, 20]}}
+    assert read_provenance(metadata) == (made_by, {"f": 17})
     before = path.read_bytes()
-    write_index(path, rows, [part], dict(reversed(outside.items())))
+    write_index(path, rows, [part], dict(reversed(outside.items())), made_by=made_by, generations={"f": 17})
     assert path.read_bytes() == before
     assert names(tmp_path / "demo") == ["demo-1.index.parquet"]
