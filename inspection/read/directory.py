@@ -270,7 +270,7 @@ class DatasetReader:
                         table = file.read_row_group(group).take([ordinal - begin for ordinal in in_group])
                         for ordinal, columns in zip(in_group, table.to_pylist(), strict=True):
                             values = dict.fromkeys((*INDEX.names, *self.columns)) | columns
-                            values |= self._of_task(columns["task"])
+                            values |= self._of_task(values["task"])
                             rows[ordinal] = EpisodeRow.from_columns(values, split.parts)
                     begin = end
         return [rows[ordinal] for ordinal in ordinals]

@@ -141,7 +141,7 @@ def test_the_config_field_by_field(pair):
     }
     manifests = [open_directory(path).manifest for path in pair]
     assert FieldChange("manifest", manifests[0].digest, manifests[1].digest) in changes.made_with
-    assert {item.field.split("/")[0].split(":")[0] for item in changes.made_with} == {"manifest", "arm", "new"}
+    assert {item.field.split("/")[0].split(":")[0] for item in changes.made_with} == {"data", "manifest", "arm", "new"}
     assert [item.name for item in changes.datasets] == ["arm", "new"]
 
 

@@ -12,7 +12,7 @@ import pytest
 from gatokit.inspection import Fault, open_directory
 from gatokit.inspection.verify.directory import MOST_OF_A_FILE, Faults, verify
 from gatokit.schemas.errors import ConfigError
-from gatokit.schemas.manifest import json_digest
+from gatokit.schemas.manifest import Manifest, json_digest
 from gatokit.schemas.record import Record
 from gatokit.schemas.tokens import EncodedImage, PlacedImage
 from gatokit.tokenizers.image_codec import encode
@@ -71,6 +71,7 @@ def lean(small, edit_manifest, tmp_path):
             datasets["datasets"] = [dataset for dataset in datasets["datasets"] if dataset["name"] == "grid"]
         content["config_digest"] = json_digest(content["config"])
         content["files"] = [entry for entry in content["files"] if (root / entry["path"]).exists()]
+        content["data_digest"] = Manifest.model_validate(content).digest_of_data
 
     edit_manifest(root, only_grid)
     return root
@@ -193,6 +194,8 @@ def test_another_spelling_of_the_manifest_is_named(damaged):
         (lambda content: content["config"].update(seed=5), "the config does not match its digest"),
         (lambda content: content["datasets"][0].update(name="leg"), "not those of its config"),
         (lambda content: content["files"].pop(), "is not among the files"),
+        (lambda content: content.update(data_digest="0" * 64), "the data digest is not that of its shards"),
+        (lambda content: content["provenance"].clear(), "what made its splits is not what its provenance lists"),
         (
             lambda content: content["files"].append({"path": "extra", "size": 0, "blake2b": ""}),
             "extra belongs to no dataset",
