@@ -62,7 +62,7 @@ def test_two_threads(name, tmp_path, texts, vocabulary, contents, doubled, monke
     build(texts, tmp_path / "fresh")
     text = TextTokenizer.load(vocabulary)
     together(monkeypatch, name)
-    found = doubled(lambda path, directory: build_shard(ShardTask.read(path), directory, text))
+    found = doubled(lambda path, directory, _: build_shard(ShardTask.read(path), directory, text))
     build(texts, tmp_path / "out")
     assert found
     assert all(one == other for one, other in found)
@@ -73,7 +73,7 @@ def test_two_processes(tmp_path, texts, vocabulary, contents, doubled):
     text = texts.read_text()
     texts.write_text(text.replace("texts/*.jsonl", "texts/[0-2].jsonl"))
     build(texts, tmp_path / "fresh")
-    found = doubled(lambda path, directory: isolated.build(path, directory, vocabulary))
+    found = doubled(lambda path, directory, _: isolated.build(path, directory, vocabulary))
     build(texts, tmp_path / "out")
     assert found
     assert all(one == other for one, other in found)
