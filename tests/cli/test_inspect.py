@@ -250,7 +250,13 @@ def test_what_changed_between_a_build_and_its_scan(gatokit, built, scanned, monk
     result = gatokit("inspect", built, "--against", scanned, "--json").json
     assert result["changed"]
     assert (result["config"], result["tasks"]) == ([], [])
-    assert [item["field"] for item in result["made_with"]] == ["content", "manifest", "vocabulary", "vocabulary pieces"]
+    assert [item["field"] for item in result["made_with"]] == [
+        "content",
+        "data",
+        "manifest",
+        "vocabulary",
+        "vocabulary pieces",
+    ]
     for item in result["datasets"]:
         assert item["left"]["kept"] == item["right"]["kept"]
         assert (item["right"]["tokens"], item["moves"]["gained"], item["moves"]["changed"]) == (None, 0, 0)
