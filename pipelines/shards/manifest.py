@@ -68,10 +68,7 @@ _SUMMARY = r"(dataset(-[0-9a-f]{16})?\.json|tasks(-[0-9a-f]{16})?\.parquet)"
 @dataclass(frozen=True)
 class Finished:
     """A dataset whose splits are all there: its totals, what a step of episodes is made of, its two summary files, by
-    reason what was rejected, size and digest of each index, and sentences for the user.
-
-    ``renewed`` has, by the name of an index that gets other columns, the name under which it is written already.
-    """
+    reason what was rejected, size and digest of each index, and sentences for the user."""
 
     dataset: DatasetEntry
     step: StepTokens | None

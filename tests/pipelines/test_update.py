@@ -21,7 +21,6 @@ from gatokit.inspection.verify.directory import verify
 from gatokit.pipelines.run import Result, build, scan
 from gatokit.schemas.config_episodes import Keep
 from gatokit.schemas.errors import ConfigError, DataError
-from gatokit.schemas.index import INDEX
 from gatokit.schemas.manifest import Manifest
 
 LEFTOVER = ("no file of the manifest", "a temporary file of a build", "work of a build", "the lock of a build")
@@ -496,17 +495,3 @@ def test_an_update_that_changes_indexes_can_be_killed(points, grown, configured)
     config = configured(("levels", LEVELS), config="holdout: 0\nmax_bad_fraction: 0.5")
     build(config, grown / "fresh")
     killed(config, grown / "out", grown / "fresh", points)
-
-
-def test_an_index_without_columns_for_stored_values_gets_them(grown, configured, tmp_path):
-    """As an older Gatokit left it, in a build that was not finished."""
-    config, out = configured(("levels", LEVELS), config="holdout: 0"), tmp_path / "old"
-    build(config, out)
-    fresh = contents(out)
-    (out / "manifest.json").unlink()
-    for path in (out / "levels").glob("*.index.parquet"):
-        table = pq.read_table(path)
-        pq.write_table(table.select(INDEX.names), path, compression="zstd")
-    result = build(config, out)
-    assert (result.built, contents(out)) == (0, fresh)
-    assert verify(out) == []
