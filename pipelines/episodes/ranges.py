@@ -7,8 +7,9 @@ components of a field, W columns of all measured fields together, R rows of a sc
 """
 
 import dataclasses
+import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -16,10 +17,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict
 
-from gatokit.pipelines.episodes.reader import RawEpisode, SourceFeatures, SourceField
+from gatokit.pipelines.episodes.reader import SourceFeatures, SourceField
 from gatokit.pipelines.episodes.spec import rule_of
 from gatokit.schemas.config_episodes import EpisodesConfig, Quantiles
-from gatokit.schemas.errors import DataError, RejectedError
+from gatokit.schemas.errors import DataError
 from gatokit.schemas.manifest import EpisodeSpec
 from gatokit.schemas.tokens import BINS, DISCRETE_VALUES
 from gatokit.tokenizers.tensors import Pairs, outside_range, range_ends
@@ -93,19 +94,6 @@ def measured_fields(features: SourceFeatures, spec: EpisodeSpec, dataset: Episod
 # --- of the episodes of a scan -----------------------------------------------------------------------------------
 
 
-def measured_columns(episode: RawEpisode, fields: Sequence[MeasuredField], recorded: int) -> list[np.ndarray]:
-    """The values of the fields in an episode, each (N, C). Raises RejectedError if a field is absent or has not as many
-    as ``recorded`` steps."""
-    columns = []
-    for field in fields:
-        values = episode.column(field.source)
-        assert isinstance(values, np.ndarray)
-        if len(values) != recorded:
-            raise RejectedError("malformed_steps", f"{field.path} has {len(values)} values for {recorded} steps")
-        columns.append(values if values.ndim == 2 else values.reshape(recorded, math.prod(values.shape[1:])))
-    return columns
-
-
 def measure(
     columns: Sequence[np.ndarray],
     fields: Sequence[MeasuredField],
@@ -174,38 +162,42 @@ def reduce_parts(
 # --- of a dataset ------------------------------------------------------------------------------------------------
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class Bounds:
-    """What the sound episodes of one task in one directory hold, in W columns.
+    """What sound episodes hold in W columns: the lowest and highest values, (W,).
 
-    ``total``, ``outside`` and ``at_ends`` count values. ``misfits`` counts the episodes with a discrete value that has
-    no id, among ``episodes``. ``values`` has, by path, blocks of values (…, C).
+    ``counts``, int (4, W), has the numbers of all values, of those outside of the range, of those at its ends or
+    outside, and of the episodes with a discrete value that has no id, among ``episodes``.
     """
 
     low: np.ndarray
     high: np.ndarray
-    total: np.ndarray
-    outside: np.ndarray
-    at_ends: np.ndarray
-    misfits: np.ndarray
-    episodes: int = 0
-    values: dict[str, list[np.ndarray]] = dataclasses.field(default_factory=dict)
+    counts: np.ndarray
+    episodes: int
+
+    def of(self, columns: slice) -> "Bounds":
+        """The bounds of some columns."""
+        return Bounds(self.low[columns], self.high[columns], self.counts[:, columns], self.episodes)
 
     @staticmethod
-    def of(width: int) -> "Bounds":
-        """Nothing yet."""
-        total, outside, at_ends, misfits = np.zeros((4, width), np.int64)
-        return Bounds(np.full(width, math.inf), np.full(width, -math.inf), total, outside, at_ends, misfits)
+    def joined(parts: Sequence["Bounds"]) -> "Bounds":
+        """The bounds of all episodes of several."""
+        low, high = np.min([part.low for part in parts], axis=0), np.max([part.high for part in parts], axis=0)
+        counts = np.sum([part.counts for part in parts], axis=0)
+        return Bounds(low, high, counts, sum(part.episodes for part in parts))
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
-    """The ``columns`` of one field in the bounds of a task."""
+class FieldBounds:
+    """The bounds of a field in each task of each directory, and in all of them."""
 
-    task: str
     field: MeasuredField
-    columns: slice
-    bounds: Bounds
+    by_task: list[tuple[str, Bounds]]
+
+    @functools.cached_property
+    def all(self) -> Bounds:
+        """The bounds of all tasks together."""
+        return Bounds.joined([bounds for _, bounds in self.by_task])
 
 
 class Measurements:
@@ -213,8 +205,10 @@ class Measurements:
 
     def __init__(self, fields: Sequence[tuple[MeasuredField, ...]], real_last_step: bool) -> None:
         """``fields`` are the measured fields of each directory."""
-        self._fields, self._real = fields, real_last_step
-        self.bounds: dict[tuple[str, int], Bounds] = {}
+        self._fields, self._real = [list(_with_columns(item)) for item in fields], real_last_step
+        self._bounds: dict[tuple[str, int], Bounds] = {}
+        self.values: dict[tuple[str, int], list[np.ndarray]] = {}
+        """The values that quantiles are taken of: blocks (…, C), by path and number of columns."""
 
     def add(self, table: pa.Table, directory: np.ndarray) -> None:
         """Takes the next scanned rows, which lie in these directories, int (R,)."""
@@ -229,41 +223,29 @@ class Measurements:
         keys, group = np.unique(np.stack([codes[sound], directory[sound]], axis=1), axis=0, return_inverse=True)
         by_group = np.split(sound[np.argsort(group, kind="stable")], np.cumsum(np.bincount(group))[:-1])
         for (code, number), rows in zip(keys.tolist(), by_group, strict=True):
-            fields = self._fields[number]
-            bounds = self.bounds.setdefault((names[code], number), Bounds.of(sum(item.width for item in fields)))
-            self._add(bounds, fields, rows, steps, columns)
+            self._add((names[code], number), rows, steps, columns)
+
+    def by_field(self) -> dict[tuple[str, int], FieldBounds]:
+        """The bounds of each field by path and number of columns."""
+        found: dict[tuple[str, int], FieldBounds] = {}
+        for (task, number), bounds in sorted(self._bounds.items()):
+            for field, part in self._fields[number]:
+                item = found.setdefault((field.path, field.width), FieldBounds(field, []))
+                item.by_task.append((task, bounds.of(part)))
+        return found
 
     def highest(self) -> dict[tuple[str, str], float]:
         """The highest value of each field by task and path."""
         found: dict[tuple[str, str], float] = {}
-        for (path, _), parts in self.by_field().items():
-            for part in parts:
-                value = float(part.bounds.high[part.columns].max())
-                found[part.task, path] = max(found.get((part.task, path), -math.inf), value)
+        for (path, _), item in self.by_field().items():
+            for task, bounds in item.by_task:
+                found[task, path] = max(found.get((task, path), -math.inf), float(bounds.high.max()))
         return found
 
-    def by_field(self) -> dict[tuple[str, int], list["Part"]]:
-        """What is measured of each field, by path and number of columns."""
-        found: dict[tuple[str, int], list[Part]] = {}
-        for (task, number), bounds in sorted(self.bounds.items()):
-            if not bounds.episodes:
-                continue
-            at = 0
-            for item in self._fields[number]:
-                part = Part(task, item, slice(at, at + item.width), bounds)
-                found.setdefault((item.path, item.width), []).append(part)
-                at += item.width
-        return found
-
-    def _add(
-        self,
-        bounds: Bounds,
-        fields: Sequence[MeasuredField],
-        rows: np.ndarray,
-        steps: np.ndarray,
-        columns: Mapping[str, "_Lists"],
-    ) -> None:
-        width = len(bounds.low)
+    def _add(self, key: tuple[str, int], rows: np.ndarray, steps: np.ndarray, columns: Mapping[str, "_Lists"]) -> None:
+        """Takes rows of one task and directory."""
+        fields = self._fields[key[1]]
+        width = sum(field.width for field, _ in fields)
         low, high = columns["low"].matrix(rows, width, math.inf), columns["high"].matrix(rows, width, -math.inf)
         end_low = columns["end_low"].matrix(rows, width, math.inf)
         if self._real:
@@ -274,64 +256,56 @@ class Measurements:
         if not finite.any():
             return
         rows, low, high, end_low = rows[finite], low[finite], high[finite], end_low[finite]
-        bounds.episodes += len(rows)
-        bounds.low = np.minimum(bounds.low, low.min(axis=0))
-        bounds.high = np.maximum(bounds.high, high.max(axis=0))
-        bounds.outside += columns["outside"].matrix(rows, width, 0).sum(axis=0).astype(np.int64)
-        bounds.at_ends += columns["at_ends"].matrix(rows, width, 0).sum(axis=0).astype(np.int64)
-        at = 0
-        for item in fields:
-            part = slice(at, at + item.width)
-            at = part.stop
-            bounds.total[part] += int(steps[rows].sum())
-            if item.kind == "discrete":
-                lowest, highest = item.allowed
-                bounds.misfits[part] += np.count_nonzero((low[:, part] < lowest) | (high[:, part] > highest))
-            elif self._real and item.range is not None:
-                end = end_low[np.isfinite(end_low).all(axis=1), part]
-                outside, at_ends = outside_range(end, item.range)
-                bounds.outside[part] += outside
-                bounds.at_ends[part] += at_ends
-        keepers = [item for item in fields if item.keeps_values]
+        counts = np.zeros((4, width), np.int64)
+        total, outside, at_ends, misfits = counts
+        total[:] = steps[rows].sum()
+        outside[:] = columns["outside"].matrix(rows, width, 0).sum(axis=0)
+        at_ends[:] = columns["at_ends"].matrix(rows, width, 0).sum(axis=0)
+        for field, part in fields:
+            if field.kind == "discrete":
+                lowest, highest = field.allowed
+                misfits[part] = np.count_nonzero((low[:, part] < lowest) | (high[:, part] > highest))
+            elif self._real and field.range is not None:
+                ends = outside_range(end_low[np.isfinite(end_low).all(axis=1), part], field.range)
+                outside[part] += ends[0]
+                at_ends[part] += ends[1]
+        found = Bounds(low.min(axis=0), high.max(axis=0), counts, len(rows))
+        self._bounds[key] = Bounds.joined([self._bounds[key], found]) if key in self._bounds else found
+        keepers = [(field, part) for field, part in fields if field.keeps_values]
         for row in rows.tolist() if keepers else ():
-            self._add_values(bounds, keepers, fields, columns, row)
+            values, end = columns["values"].of(row), columns["end_low"].of(row)
+            counted, begin = len(values) // sum(field.width for field, _ in keepers), 0
+            for field, part in keepers:
+                blocks = self.values.setdefault((field.path, field.width), [])
+                stop = begin + counted * field.width
+                blocks.append(values[begin:stop].reshape(-1, field.width))
+                begin = stop
+                if self._real and len(end):
+                    blocks.append(end[part][None])
 
-    def _add_values(
-        self,
-        bounds: Bounds,
-        keepers: Sequence[MeasuredField],
-        fields: Sequence[MeasuredField],
-        columns: Mapping[str, "_Lists"],
-        row: int,
-    ) -> None:
-        values, end = columns["values"].of(row), columns["end_low"].of(row)
-        counted, begin = len(values) // sum(item.width for item in keepers), 0
-        for item in keepers:
-            blocks = bounds.values.setdefault(item.path, [])
-            stop = begin + counted * item.width
-            blocks.append(values[begin:stop].reshape(-1, item.width))
-            begin = stop
-            if self._real and len(end):
-                at = sum(other.width for other in fields[: fields.index(item)])
-                blocks.append(end[at : at + item.width][None])
+
+def _with_columns(fields: Sequence[MeasuredField]) -> Iterator[tuple[MeasuredField, slice]]:
+    """The fields with their columns among those of all."""
+    begin = 0
+    for field in fields:
+        yield field, slice(begin, begin + field.width)
+        begin += field.width
 
 
 def data_ranges(measured: Measurements, dataset: EpisodesConfig) -> dict[tuple[str, int], Pairs]:
     """The range of every continuous action that the config leaves to the data, by path and number of components: the
     lowest and highest value of each component, or two quantiles."""
     found: dict[tuple[str, int], Pairs] = {}
-    for (path, width), parts in measured.by_field().items():
-        asked = rule_of(dataset, parts[0].field.source.path).range
-        if parts[0].field.kind != "continuous" or not (asked == "data" or isinstance(asked, Quantiles)):
+    for key, item in measured.by_field().items():
+        asked = rule_of(dataset, item.field.source.path).range
+        if item.field.kind != "continuous" or not (asked == "data" or isinstance(asked, Quantiles)):
             continue
-        low = np.min([part.bounds.low[part.columns] for part in parts], axis=0)
-        high = np.max([part.bounds.high[part.columns] for part in parts], axis=0)
+        low, high = item.all.low, item.all.high
         if isinstance(asked, Quantiles):
-            values = np.concatenate([block for part in parts for block in part.bounds.values.get(path, [])])
-            chosen = np.quantile(values, asked.quantiles, axis=0)
+            chosen = np.quantile(np.concatenate(measured.values[key]), asked.quantiles, axis=0)
             # Quantiles that are equal would make one value of a component that varies.
             low, high = np.where(chosen[0] < chosen[1], chosen, (low, high))
-        found[path, width] = _pairs(low, high)
+        found[key] = _pairs(low, high)
     return found
 
 
@@ -351,13 +325,13 @@ def check_values(measured: Measurements, dataset: EpisodesConfig, config_path: s
     to write, if values lie outside of their range or have no id.
     """
     problems, notices = [], []
-    for (path, _), parts in measured.by_field().items():
-        source = parts[0].field.source.path
+    for item in measured.by_field().values():
+        source = item.field.source.path
         where = f"{config_path}.fields.{source}"
-        if parts[0].field.kind == "discrete":
-            problem, notice = _discrete(path, parts, where, most_bad)
+        if item.field.kind == "discrete":
+            problem, notice = _discrete(item, where, most_bad)
         else:
-            problem, notice = _continuous(path, parts, where, rule_of(dataset, source).clip is True)
+            problem, notice = _continuous(item, where, rule_of(dataset, source).clip is True)
         problems += problem
         notices += [f"{dataset.name}: {text}" for text in notice]
     if problems:
@@ -365,38 +339,28 @@ def check_values(measured: Measurements, dataset: EpisodesConfig, config_path: s
     return notices
 
 
-def _discrete(path: str, parts: Sequence["Part"], where: str, most_bad: int) -> tuple[list[str], list[str]]:
+def _discrete(item: FieldBounds, where: str, most_bad: int) -> tuple[list[str], list[str]]:
     """Problems and notices of a discrete field."""
-    misfits = [(part, int(part.bounds.misfits[part.columns].sum())) for part in parts]
-    count, episodes = sum(number for _, number in misfits), sum(part.bounds.episodes for part in parts)
+    field, count = item.field, int(item.all.counts[3].sum())
     if not count:
         return [], []
-    low = int(min(part.bounds.low[part.columns].min() for part in parts))
-    high = int(max(part.bounds.high[part.columns].max() for part in parts))
-    first, last = parts[0].field.allowed
+    low, high, (first, last) = int(item.all.low.min()), int(item.all.high.max()), field.allowed
     ways = [f"offset: {low}"] if high - low < DISCRETE_VALUES and low != first else []
     ways += [f"num: {high + 1}"] if first == 0 <= low and last < high < DISCRETE_VALUES else []
-    ways += ["as: continuous, range: data"] if path.split("/")[0] == "action" else ["as: continuous"]
-    text = f"{path} holds values from {low} to {high}, and {first} to {last} have ids, in {count} of {episodes} "
-    text += f"episodes (out_of_range); give {where}: " + " or ".join(f"{{{way}}}" for way in ways)
-    if count > most_bad or any(number == part.bounds.episodes for part, number in misfits if number):
-        return [text], []
-    return [], [text]
+    ways += ["as: continuous, range: data"] if field.path.split("/")[0] == "action" else ["as: continuous"]
+    text = f"{field.path} holds values from {low} to {high}, and {first} to {last} have ids, in {count} of "
+    text += f"{item.all.episodes} episodes (out_of_range); give {where}: " + " or ".join(f"{{{way}}}" for way in ways)
+    is_whole_task = any(bounds.counts[3].sum() == bounds.episodes for _, bounds in item.by_task)
+    return ([text], []) if count > most_bad or is_whole_task else ([], [text])
 
 
-def _continuous(path: str, parts: Sequence["Part"], where: str, clips: bool) -> tuple[list[str], list[str]]:
+def _continuous(item: FieldBounds, where: str, clips: bool) -> tuple[list[str], list[str]]:
     """Problems and notices of a continuous action."""
-    low = np.min([part.bounds.low[part.columns] for part in parts], axis=0)
-    high = np.max([part.bounds.high[part.columns] for part in parts], axis=0)
-    stated = parts[0].field.range
+    path, stated = item.field.path, item.field.range
     if stated is None:
         return [], []
-    sums = {
-        name: np.sum([getattr(part.bounds, name)[part.columns] for part in parts], axis=0)
-        for name in ("total", "outside", "at_ends")
-    }
-    total, outside, at_ends = sums["total"], sums["outside"], sums["at_ends"]
-    shares = [part.bounds.outside[part.columns] / np.maximum(1, part.bounds.total[part.columns]) for part in parts]
+    low, high, (total, outside, at_ends, _) = item.all.low, item.all.high, item.all.counts
+    shares = [bounds.counts[1] / np.maximum(1, bounds.counts[0]) for _, bounds in item.by_task]
     is_wrong = np.max(shares, axis=0) > MOST_OUTSIDE
     numbers = ", ".join(f"[{_number(a)}, {_number(b)}]" for a, b in _pairs(low, high))
     ways = f"{where}: {{as: continuous, range: data}} or {{as: continuous, range: [{numbers}]}}"

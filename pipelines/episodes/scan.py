@@ -15,7 +15,7 @@ import pyarrow as pa
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, TypeAdapter
 
 from gatokit.pipelines.episodes.envlogger import EnvLoggerFile
-from gatokit.pipelines.episodes.ranges import MEASURED, MeasuredField, measure, measured_columns, reduce_parts
+from gatokit.pipelines.episodes.ranges import MEASURED, MeasuredField, measure, reduce_parts
 from gatokit.pipelines.episodes.reader import EpisodeFile, RawEpisode, SourceField, StoredEpisode
 from gatokit.pipelines.episodes.rlds import RldsFile
 from gatokit.pipelines.episodes.values import EpisodeValues, read_metadata, read_values, typed_columns
@@ -166,13 +166,13 @@ def _read_episode(
     row: dict[str, Any],
     number: int,
     fields: ScanFields,
-    columns: Mapping[str, MetadataType],
+    types: Mapping[str, MetadataType],
     measured: "_Measured",
 ) -> None:
     """Adds task, agent, order, marks, steps, return and metadata of an episode to its row, or the reason why it has
     none, and its values to ``measured``. A column that is left out is null."""
     metadata = read_metadata(episode, fields.values)
-    row |= typed_columns(metadata, fields.values, columns)
+    row |= typed_columns(metadata, fields.values, types)
     try:
         row |= read_values(episode, fields.values, metadata)
         is_last = episode.flags(fields.is_last)
@@ -180,13 +180,29 @@ def _read_episode(
         is_terminal = None if fields.is_terminal is None else episode.flags(fields.is_terminal)
         row["steps"] = steps = steps_of(is_first, is_last, is_terminal)
         recorded = len(is_last)
-        rewards = [] if fields.reward is None else [_rewards(episode, fields.reward)]
+        rewards = [] if fields.reward is None else [_values(episode, fields.reward)]
         row["return"] = sum_rewards(rewards[0][:, 0], steps, recorded) if rewards else None
-        found = measured_columns(episode, fields.measured, recorded)
+        columns = [*rewards, *_measured_values(episode, fields.measured, recorded)]
         if recorded:
-            measured.add(number, steps, recorded, rewards + found, fields)
+            measured.add(number, steps, recorded, columns, fields)
     except RejectedError as error:
         row["reason"], row["detail"] = error.reason, error.detail
+
+
+def _measured_values(episode: RawEpisode, fields: Sequence[MeasuredField], recorded: int) -> Iterator[np.ndarray]:
+    """Yields the ``_values`` of the fields. Raises RejectedError if there are not as many as ``recorded`` steps."""
+    for field in fields:
+        values = _values(episode, field.source)
+        if len(values) != recorded:
+            raise RejectedError("malformed_steps", f"{field.path} has {len(values)} values for {recorded} steps")
+        yield values
+
+
+def _values(episode: RawEpisode, field: SourceField) -> np.ndarray:
+    """The values of a field, (N, C); C = 1 if it has one number a step."""
+    values = episode.column(field)
+    assert isinstance(values, np.ndarray)
+    return values if values.ndim == 2 else values.reshape(len(values), math.prod(values.shape[1:]))
 
 
 class _Measured:
@@ -290,13 +306,6 @@ def _first_mark(flags: bytes, begin: int, end: int) -> int | None:
     if flags.count(0, begin, end) >= end - begin:
         return None
     return next(step for step in range(begin, end) if flags[step])
-
-
-def _rewards(episode: RawEpisode, field: SourceField) -> np.ndarray:
-    """The rewards of N steps, (N, 1)."""
-    values = episode.column(field)
-    assert isinstance(values, np.ndarray)
-    return values.reshape(len(values), 1)
 
 
 def sum_rewards(reward: np.ndarray, steps: int, recorded: int) -> float:
