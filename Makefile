@@ -79,6 +79,7 @@ proto: install  ## compile schemas/record.proto
 benchmark: install  ## the benchmarks that README quotes
 	.venv/bin/python benchmarks/episodes.py
 	.venv/bin/python benchmarks/corpora.py
+	.venv/bin/python benchmarks/robots.py
 	.venv/bin/python benchmarks/loader.py
 
 clean:  ## remove .venv, demo and everything built

@@ -215,9 +215,13 @@ def encode(array: np.ndarray, codec: Literal["png", "jpeg"] = "png", quality: in
     """
     if not _are_pixels(array):
         raise ValueError(f"pixels are uint8 (H, W), (H, W, 1) or (H, W, 3), not {array.dtype} {array.shape}")
-    ordered = array[..., ::-1] if array.shape[2:] == (3,) else array
+    return _encode(cv2.cvtColor(array, cv2.COLOR_RGB2BGR) if array.shape[2:] == (3,) else array, codec, quality)
+
+
+def _encode(array: np.ndarray, codec: Literal["png", "jpeg"], quality: int) -> bytes:
+    """``encode`` of gray pixels, or of blue, green and red ones."""
     options = [cv2.IMWRITE_JPEG_QUALITY, quality, *_JPEG_OPTIONS] if codec == "jpeg" else _PNG_OPTIONS
-    done, data = cv2.imencode(".jpg" if codec == "jpeg" else ".png", np.ascontiguousarray(ordered), options)
+    done, data = cv2.imencode(".jpg" if codec == "jpeg" else ".png", np.ascontiguousarray(array), options)
     if not done:
         raise ValueError(f"pixels of shape {array.shape} cannot be encoded as {codec}")
     return bytes(data)
@@ -240,15 +244,14 @@ def fit(frame: bytes | np.ndarray, spec: ImageSpec) -> EncodedImage:
         if fits and frame.endswith(JPEG_END if header.codec == "jpeg" else _PNG_END):
             return EncodedImage(frame, spec.height, spec.width)
         _check_upright(header)
-        pixels = _pixels(frame, header)
-    elif _are_pixels(frame):
-        pixels = frame.reshape(*frame.shape[:2], -1)
-    else:
+        pixels = resize(_decoded(frame, header), spec.height, spec.width)
+        return EncodedImage(_encode(pixels, spec.codec or "png", spec.quality), spec.height, spec.width)
+    if not _are_pixels(frame):
         raise RejectedError(
             "wrong_shape",
             f"the frame is {frame.dtype} {frame.shape}, not uint8 of shape (H, W), (H, W, 1) or (H, W, 3)",
         )
-    pixels = resize(pixels, spec.height, spec.width)
+    pixels = resize(frame.reshape(*frame.shape[:2], -1), spec.height, spec.width)
     return EncodedImage(encode(pixels, spec.codec or "png", spec.quality), spec.height, spec.width)
 
 
@@ -264,15 +267,19 @@ def _are_pixels(array: np.ndarray) -> bool:
 
 def _pixels(data: bytes, header: ImageHeader) -> np.ndarray:
     """uint8 pixels: (H, W, 1) of a gray image, else RGB (H, W, 3)."""
+    pixels = _decoded(data, header)
+    return pixels if pixels.shape[2] == 1 else cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+
+
+def _decoded(data: bytes, header: ImageHeader) -> np.ndarray:
+    """uint8 pixels: (H, W, 1) of a gray image, else blue, green and red (H, W, 3)."""
     _check_whole(data, header)
     pixels = decode_by_opencv(data, header)
-    if header.channels == 1 and not header.alpha:
-        return pixels
     if header.alpha:
         if pixels.shape[2] != 4:
             raise RejectedError("bad_image", "the PNG is gray with a transparent colour")
-        pixels = over_white(pixels)
-    return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+        return over_white(pixels)
+    return pixels
 
 
 def decode_unchanged(data: bytes) -> np.ndarray:
@@ -310,7 +317,9 @@ def _check_whole(data: bytes, header: ImageHeader) -> None:
         check_channels(header)
         # OpenCV fills the missing part of a truncated JPEG with gray, without an error. Neither marker can occur inside
         # a scan; before the last scan there may be a thumbnail with its own end marker.
-        if data.find(JPEG_END, data.rfind(_JPEG_SCAN)) < 0:
+        # The first scan is found sooner than the last, and will do if the end marker is at the end.
+        is_whole = _JPEG_SCAN in data if data.endswith(JPEG_END) else data.find(JPEG_END, data.rfind(_JPEG_SCAN)) >= 0
+        if not is_whole:
             raise RejectedError("bad_image", "the JPEG is truncated: it has no end marker")
     else:
         png_chunks(data)
