@@ -21,10 +21,11 @@ import google_crc32c
 
 from gatokit.pipelines.documents import reader
 from gatokit.pipelines.documents.reader import DocumentFile, Loaded, ScannedDocument
-from gatokit.pipelines.formats.json_lines import read_object
+from gatokit.pipelines.formats.json_lines import DamagedObjectError, read_object
 from gatokit.pipelines.formats.records import ByteRange
 from gatokit.schemas.config import ImageQuestionAnswerConfig, ImageTextConfig
 from gatokit.schemas.errors import ConfigError, DataError, RejectedError
+from gatokit.schemas.index import ENDS_EARLY
 from gatokit.storage import files as storage
 
 SUFFIXES = (".jpg", ".png", ".jpeg", ".webp")
@@ -167,6 +168,13 @@ class ImageFolderFile(DocumentFile):
 
     def scan(self, max_bytes: int) -> Iterator[ScannedDocument]:
         """See ``DocumentFile``."""
+        try:
+            yield from self._scan(max_bytes)
+        except DamagedObjectError as error:
+            damage = RejectedError(ENDS_EARLY if error.ends_early else "corrupt_length", str(error))
+            yield reader.lost_part(ByteRange(0, 0, 0, 0), "0", damage, self.size)
+
+    def _scan(self, max_bytes: int) -> Iterator[ScannedDocument]:
         folder = ImageFolder(self.image_dir)
         name, image, image_crc = None, b"", 0
         for position, (key, text, image_name, error) in enumerate(self.captions()):

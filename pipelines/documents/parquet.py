@@ -60,7 +60,8 @@ class RowsFile(DocumentFile):
                     else:
                         damage = RejectedError("corrupt_length", f"row group {row.group} is damaged: {row.detail}")
                         byte_range = ByteRange(row.position, row.group, 0, 0)
-                        yield reader.lost_part(byte_range, str(row.position), damage, 0, row.rows)
+                        lost_bytes = min(self.size, max(1, round(row.share * self.size)))
+                        yield reader.lost_part(byte_range, str(row.position), damage, lost_bytes, row.rows)
         except parquet.DamagedFileError as error:
             damage = RejectedError("corrupt_length", f"the file's footer is damaged or missing: {error}")
             if not self.size:

@@ -353,7 +353,9 @@ def lost_part(
     byte_range: ByteRange, key: str, error: RejectedError, lost_bytes: int, lost: int = 1, takes_back: int = 0
 ) -> ScannedDocument:
     """The row of a part of a file that cannot be read; the error's reason is one of ``CONTAINER_REASONS``."""
-    return ScannedDocument(byte_range, key, None, None, error.reason, error.detail, lost, lost_bytes, takes_back)
+    return ScannedDocument(
+        byte_range, key, None, None, error.reason, error.detail, lost, lost_bytes, takes_back=takes_back
+    )
 
 
 def too_large(max_bytes: int, subject: str = "the document is") -> RejectedError:

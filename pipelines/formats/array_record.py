@@ -34,7 +34,8 @@ class ArrayRecordFile(RecordFile):
             first = max(begin, records)
             detail = f"the file holds {records} of the {end} {self.noun} that its dataset states"
             # Without its end, or one that is sound, nothing of the file can be read.
-            reason, lost_bytes = (ENDS_EARLY, 0) if records else ("corrupt_length", storage.size(self.path))
+            size = storage.size(self.path)
+            reason, lost_bytes = ("corrupt_length", size) if size and not records else (ENDS_EARLY, 0)
             yield Stored(ByteRange(first, 0, 0, 0), None, reason, detail, end - first, lost_bytes)
 
     @contextlib.contextmanager

@@ -130,6 +130,14 @@ def read_lines(path: str, name: str, places: Iterable[tuple[int, int]]) -> Itera
             yield data
 
 
+class DamagedObjectError(DataError):
+    """A file that holds one JSON object is damaged, so that nothing of it can be read; or it ends early."""
+
+    def __init__(self, message: str, ends_early: bool = False) -> None:
+        super().__init__(message)
+        self.ends_early = ends_early
+
+
 def read_object(
     path: str,
     name: str,
@@ -143,7 +151,8 @@ def read_object(
 
     ``keep`` gets every object below it as it is read, and returns what is used of it, so that memory holds no more.
     Bytes that are not UTF-8 become surrogates (``surrogateescape``), so that a bad text does not cost the others.
-    Raises DataError, with ``hint``, if the file cannot be read, is damaged or above 2 GiB, or lacks a list.
+    Raises DataError, with ``hint``, if the file cannot be read, is above 2 GiB, holds no JSON or lacks a list;
+    DamagedObjectError if it is damaged.
     """
 
     def hook(entry: dict[str, Any]) -> dict[str, Any]:
@@ -158,12 +167,16 @@ def read_object(
     except OSError as error:
         raise DataError(f"{name}: cannot be read: {error.strerror or error}; {hint}") from None
     except RecursionError:
-        raise DataError(f"{name}: is damaged: values are nested too deeply; {hint}") from None
+        raise DamagedObjectError(f"{name}: is damaged: values are nested too deeply; {hint}") from None
     except json.JSONDecodeError as error:
+        is_cut = error.pos == len(text) or error.msg.startswith("Unterminated string")
         problem = "the text ends early" if error.pos == len(text) else error.msg
-        raise DataError(f"{name}: is damaged at character {error.pos}: {problem}; {hint}") from None
+        message = f"{name}: is damaged at character {error.pos}: {problem}; {hint}"
+        if text and not error.pos:
+            raise DataError(message) from None
+        raise DamagedObjectError(message, ends_early=is_cut) from None
     except ValueError as error:
-        raise DataError(f"{name}: is damaged: {error}; {hint}") from None
+        raise DamagedObjectError(f"{name}: is damaged: {error}; {hint}") from None
     if not isinstance(content, dict):
         raise DataError(f"{name}: holds no JSON object but {_kind(content)}; {hint}")
     for key in sorted(lists):

@@ -32,12 +32,14 @@ class Row(NamedTuple):
 
 
 class DamagedRows(NamedTuple):
-    """``rows`` rows from ``position`` on, to the end of their row group, that cannot be read."""
+    """``rows`` rows from ``position`` on, to the end of their row group, that cannot be read. ``share`` is about their
+    share of the file's bytes."""
 
     position: int
     group: int
     rows: int
     detail: str
+    share: float
 
 
 class DamagedFileError(Exception):
@@ -94,7 +96,10 @@ def read_rows(
                 raise
             detail = first_line(error)[:200]
         if position < end:
-            yield DamagedRows(position, group, end - position, detail)
+            # By the uncompressed sizes of the row groups; a damaged footer may hold anything.
+            sizes = [max(0, metadata.row_group(number).total_byte_size) for number in range(len(rows))]
+            share = sizes[group] / sum(sizes) if sum(sizes) else 1 / len(rows)
+            yield DamagedRows(position, group, end - position, detail, share * (end - position) / rows[group])
 
 
 def column_type(name: str, schema: pa.Schema, column: str, option: str) -> pa.DataType:

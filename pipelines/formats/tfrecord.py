@@ -1,7 +1,7 @@
 """TFRecord files, and the ``tf.train.Example`` messages in them.
 
 Each record is a length, the checksum of the length, the payload and the checksum of the payload. A damaged payload
-loses one record. A damaged length loses the rest of the file, because nothing says where the next record begins.
+loses one record. Behind a damaged length the file is searched for the next length that matches its checksum.
 
 An Example is read in place: the wire format is walked, and a feature is decoded when asked for. The message of an
 episode holds every step of a field in one list, so a list of images is stepped over in one jump and a list of floats is
@@ -22,12 +22,14 @@ from tensorflow_datasets.proto.tf_example_generated_pb2 import Example
 from tensorflow_datasets.proto.tf_feature_generated_pb2 import Feature
 
 from gatokit.pipelines.formats.records import ByteRange, RecordFile, Stored, too_large
+from gatokit.schemas.index import ENDS_EARLY
 from gatokit.schemas.record import read_varint
 from gatokit.storage.files import ranges
 
 # --- files ---------------------------------------------------------------------------------------------------
 
 HEADER, FOOTER = 12, 4
+_SEARCH_BYTES = 1 << 20
 ReadAt = Callable[[int, int], bytes]
 """Reads (offset, length) of a file; fewer bytes if the file ends before."""
 
@@ -36,25 +38,47 @@ class TfRecordFile(RecordFile):
     """A TFRecord file, read by offset."""
 
     def read_all(self, max_bytes: int) -> Iterator[Stored[bytes]]:
-        """See ``RecordFile``."""
+        """See ``RecordFile``. Behind a damaged length nothing of a slice is read, because positions are unknown."""
         first, last = self.positions or (0, self.declared or 0)
-        position = 0
+        position = offset = 0
+        is_damaged, held = False, None
         with ranges(self.path) as (read, size):
-            end = size
-            try:
-                for record in records(read, size, max_bytes, first):
-                    if position >= first:
-                        yield record
-                    position += 1
-                    if self.positions is not None and position >= last:
-                        return
-                detail = f"the file ends after {position} of the {last} {self.noun} that its dataset states"
-            except DamagedLengthError as error:
-                end, detail = error.offset, str(error)
+            while True:
+                try:
+                    for record in records(read, size, max_bytes, first, position, offset):
+                        if held is not None:
+                            yield held
+                        # A damaged payload may have another length than was written.
+                        held = record if record.reason == "corrupt_record" and position >= first else None
+                        if held is None and position >= first:
+                            yield record
+                        position += 1
+                        if self.positions is not None and position >= last:
+                            break
+                    break
+                except DamagedLengthError as error:
+                    begin, damage = error.offset, error
+                if held is not None:
+                    begin, position, held = held.byte_range.offset, held.byte_range.position, None
+                offset = size if self.positions else next_record(read, size, begin + 1)
+                position = max(position, first)
+                gap, is_damaged = ByteRange(position, begin, offset - begin, 0), True
+                reason = ENDS_EARLY if damage.ends_early and offset == size else "corrupt_length"
+                left = last - position
+                if offset < size:
+                    behind = _count(read, size, offset)
+                    left = 1 if behind is None else left - behind
+                yield Stored(gap, None, reason, str(damage), max(1, left), offset - begin)
+                position += max(1, left)
+                if offset == size:
+                    return
+            if held is not None:
+                yield held
         position = max(position, first)
-        if position < last or end < size:
-            rest = ByteRange(position, end, size - end, 0)
-            yield Stored(rest, None, "corrupt_length", detail, max(1, last - position), size - end)
+        if position < last:
+            detail = f"the file ends after {position} of the {last} {self.noun} that its dataset states"
+            reason = "corrupt_length" if is_damaged else ENDS_EARLY
+            yield Stored(ByteRange(position, size, 0, 0), None, reason, detail, last - position)
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[Callable[[ByteRange], bytes | None]]:
@@ -71,21 +95,47 @@ class TfRecordFile(RecordFile):
 
 
 class DamagedLengthError(ValueError):
-    """The file cannot be read from ``offset`` on."""
+    """The file cannot be read from ``offset`` on; ``ends_early`` is set if it ends inside the record there."""
 
-    def __init__(self, offset: int, why: str = "the file ends inside the record") -> None:
-        super().__init__(f"{why} at byte {offset}")
-        self.offset = offset
+    def __init__(self, offset: int, why: str | None = None) -> None:
+        super().__init__(f"{why or 'the file ends inside the record'} at byte {offset}")
+        self.offset, self.ends_early = offset, why is None
 
 
-def records(read: ReadAt, size: int, max_bytes: int, first: int = 0) -> Iterator[Stored[bytes]]:
-    """Yields every record of a file of ``size`` bytes.
+def next_record(read: ReadAt, size: int, begin: int) -> int:
+    """The first place from ``begin`` on where a length and its checksum stand; ``size`` if there is none."""
+    for at in range(begin, size - HEADER - FOOTER + 1, _SEARCH_BYTES):
+        data = read(at, _SEARCH_BYTES + HEADER)
+        places: list[int] = []
+        for shift in range(min(8, len(data) - 7)):
+            lengths = np.frombuffer(data, "<u8", (len(data) - shift) // 8, shift)
+            fitting = (lengths > 0) & (lengths <= size - at)
+            places += (np.flatnonzero(fitting) * 8 + shift).tolist()
+        for place in sorted(places):
+            header = data[place : place + HEADER]
+            if len(header) == HEADER and masked_crc(header[:8]) == int.from_bytes(header[8:], "little"):
+                return at + place
+    return size
+
+
+def _count(read: ReadAt, size: int, offset: int) -> int | None:
+    """The number of records from ``offset`` on; None if a length is damaged there."""
+    try:
+        return sum(1 for _ in records(read, size, -1, 0, 0, offset))
+    except DamagedLengthError:
+        return None
+
+
+def records(
+    read: ReadAt, size: int, max_bytes: int, first: int = 0, position: int = 0, offset: int = 0
+) -> Iterator[Stored[bytes]]:
+    """Yields the records of a file of ``size`` bytes from the one at ``position`` and ``offset`` on.
 
     Payloads above ``max_bytes`` and those before the position ``first`` are not read, and yielded as rejections.
 
     Raises DamagedLengthError if a length is damaged or the file ends inside a record.
     """
-    position, offset, header = 0, 0, read(0, HEADER) if size else b""
+    header = read(offset, HEADER) if offset < size else b""
     while offset < size:
         if len(header) < HEADER:
             raise DamagedLengthError(offset)

@@ -232,10 +232,6 @@ HINT = "give a captions JSON of COCO, such as captions_train2017.json (test sets
     ("text", "sentence"),
     [
         ('{"images": []}', f"captions.json: has no list 'annotations'; {HINT}"),
-        (
-            '{"images": [], "annotations": [{"id": 1',
-            f"captions.json: is damaged at character 39: the text ends early; {HINT}",
-        ),
         ("\x89PNG", f"captions.json: is damaged at character 0: Expecting value; {HINT}"),
     ],
 )
@@ -245,6 +241,22 @@ def test_other_files_are_refused(tmp_path: Path, text: str, sentence: str) -> No
     with pytest.raises(DataError) as caught:
         list(opened(tmp_path).scan(LARGE))
     assert str(caught.value) == sentence
+
+
+@pytest.mark.parametrize(
+    ("text", "reason", "problem"),
+    [
+        ('{"images": [], "annotations": [{"id": 1', "ends_early", "at character 39: the text ends early"),
+        ('{"images": [], "annotations": [{"caption": "a', "ends_early", "at character 43: Unterminated string"),
+        ('{"images": [], "annotations": [1 2]}', "corrupt_length", "at character 33: Expecting ',' delimiter"),
+    ],
+)
+def test_a_damaged_file_is_lost_whole(tmp_path: Path, text: str, reason: str, problem: str) -> None:
+    coco(tmp_path, [], [])
+    (tmp_path / "captions.json").write_text(text)
+    [found] = opened(tmp_path).scan(LARGE)
+    assert (found.key, found.reason, found.lost_bytes, found.lost) == ("0", reason, len(text), 1)
+    assert str(found.detail).startswith(f"captions.json: is damaged {problem}")
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:

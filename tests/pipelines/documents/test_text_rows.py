@@ -110,8 +110,9 @@ def test_a_truncated_file_is_one_row(tmp_path: Path) -> None:
     for size in range(0, len(whole), 7):
         path.write_bytes(whole[:size])
         [found] = TextRowsFile(path=str(path), name="a.parquet", size=size, field="text").scan(BOUND)
-        assert (found.reason, found.lost, found.byte_range.position) == ("corrupt_length", 1, 0)
-        assert str(found.detail).startswith("the file's footer is damaged or missing: ")
+        assert (found.lost, found.lost_bytes, found.byte_range.position) == (1, size, 0)
+        problem = "the file's footer is damaged or missing: " if size else "the file is empty"
+        assert str(found.detail).startswith(problem)
 
 
 def test_a_damaged_row_group_is_one_row_and_the_others_stay(tmp_path: Path) -> None:

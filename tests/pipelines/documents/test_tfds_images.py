@@ -188,10 +188,10 @@ def test_a_damaged_payload_costs_its_example_and_a_damaged_end_the_rest(tmp_path
     with pytest.raises(DataError, match=r"document 0 changed between scan and build"):
         list(file.read([first]))
     Path(file.path).write_bytes(whole[: second.offset + 9])
-    assert [(one.key, one.reason, one.lost) for one in file.scan(LARGE)] == [("0", None, 1), ("1", "corrupt_length", 1)]
+    assert [(one.key, one.reason, one.lost) for one in file.scan(LARGE)] == [("0", None, 1), ("1", "ends_early", 1)]
     Path(file.path).write_bytes(whole[: second.offset])
     rest = list(file.scan(LARGE))[1]
-    assert (rest.reason, rest.byte_range) == ("corrupt_length", ByteRange(1, second.offset, 0, 0))
+    assert (rest.reason, rest.byte_range) == ("ends_early", ByteRange(1, second.offset, 0, 0))
 
 
 def test_damaged_array_records(tmp_path: Path) -> None:

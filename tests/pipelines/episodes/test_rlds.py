@@ -447,13 +447,15 @@ def test_a_corrupt_payload_costs_one_row(tmp_path: Path, write_tfds: Callable) -
     assert [row.byte_range.position for row in rows] == [0, 1, 2, 3, 4]
 
 
-def test_a_corrupt_length_costs_the_rest_of_the_file(tmp_path: Path, write_tfds: Callable) -> None:
+def test_a_corrupt_length_costs_its_record(tmp_path: Path, write_tfds: Callable) -> None:
     path = write_tfds(tmp_path / "a", simple_steps(), simple_episodes(), max_examples_per_shard=5)
     directory = read(path)
     places = [found.byte_range for _, found in stored(directory)]
     flip(Path(directory.files[0].path), places[2].offset)
     rows = [found for _, found in stored(directory)]
-    assert [(row.reason, row.lost) for row in rows] == [(None, 1), (None, 1), ("corrupt_length", 3)]
+    assert [row.byte_range for row in rows if row.reason is None] == places[:2] + places[3:]
+    size = places[3].offset - places[2].offset
+    assert (rows[2].reason, rows[2].lost, rows[2].lost_bytes) == ("corrupt_length", 1, size)
     assert rows[2].detail == f"the record's length does not match its checksum at byte {places[2].offset}"
 
 
@@ -463,7 +465,7 @@ def test_a_file_cut_between_records_tells_what_is_lost(tmp_path: Path, write_tfd
     places = [found.byte_range for _, found in stored(directory)]
     os.truncate(directory.files[0].path, places[1].offset)
     rows = [found for _, found in stored(directory)]
-    assert [(row.reason, row.lost) for row in rows] == [(None, 1), ("corrupt_length", 4)]
+    assert [(row.reason, row.lost, row.lost_bytes) for row in rows] == [(None, 1, 0), ("ends_early", 4, 0)]
     assert rows[1].detail == "the file ends after 1 of the 5 episodes that its dataset states"
 
 
@@ -476,7 +478,10 @@ def test_a_truncated_array_record_file_is_one_row(tmp_path: Path, write_tfds: Ca
     file = directory.files[0]
     os.truncate(file.path, int(size if size >= 1 else size * file.size))
     rows = [found for _, found in stored(directory)]
-    assert [(row.reason, row.lost, row.byte_range.position) for row in rows] == [("corrupt_length", 5, 0)]
+    assert [(row.reason, row.lost, row.byte_range.position) for row in rows] == [
+        ("corrupt_length" if size else "ends_early", 5, 0)
+    ]
+    assert rows[0].lost_bytes == os.path.getsize(file.path)
     assert rows[0].detail == "the file holds 0 of the 5 episodes that its dataset states"
 
 
