@@ -10,7 +10,7 @@ import pytest
 from gatokit.schemas.errors import RejectedError
 from gatokit.tokenizers import video
 from gatokit.tokenizers.video import decode_frames, is_video
-from tests.helpers.videos import numbered_frames, video_file
+from tests.helpers.videos import h264_file, numbered_frames, video_file
 
 FRAMES = numbered_frames(9)
 
@@ -26,6 +26,14 @@ def test_frames_are_those_that_were_written(suffix: str, codec: str, error: int)
     assert [(frame.shape, frame.dtype) for frame in frames] == [((48, 64, 3), np.uint8)] * 9
     apart = [np.abs(frame.astype(int) - wanted).max() for frame, wanted in zip(frames, FRAMES, strict=True)]
     assert max(apart) <= error
+
+
+def test_h264() -> None:
+    levels = np.array([40, 60, 100, 200])
+    frames = list(decode_frames(h264_file(levels.tolist())))
+    assert [(frame.shape, frame.min() == frame.max()) for frame in frames] == [((96, 128, 3), True)] * 4
+    wanted = (levels - 16) * 255 / 219  # luma of BT.601 in its limited range
+    assert np.abs(np.array([int(frame[0, 0, 0]) for frame in frames]) - wanted).max() <= 1
 
 
 @pytest.mark.parametrize(
