@@ -344,7 +344,7 @@ def _splits(dataset: DatasetPlan, shard_bytes: int, rows_per_byte: float) -> int
         rows = _SPLIT_ROWS * -(-length // shard_bytes)
         if rows:
             lengths = np.diff(np.arange(rows + 1) * (length / rows)).astype(np.int64)
-            last = int(splitter.assign(np.full(rows, ordinal), lengths)[-1])
+            last = int(splitter.assign(np.full(rows, ordinal), lengths, np.arange(rows))[-1])
     return last + 1
 
 

@@ -302,7 +302,7 @@ def _splits(dataset: DatasetPlan, result: FilterResult, shard_bytes: int) -> Ite
     pending: list[pa.Table] = []
     current = -1
     for table in task_rows(dataset, result):
-        split = splitter.assign(table["file"].to_numpy(), table["length"].to_numpy())
+        split = splitter.assign(table["file"].to_numpy(), table["length"].to_numpy(), table["offset"].to_numpy())
         # A unit may have no rows, if its files are empty or lie behind a limit.
         starts = np.flatnonzero(np.diff(split, prepend=-1)).tolist()
         for start, end in pairwise([*starts, len(split)]):
@@ -330,10 +330,11 @@ class Splitter:
         self._files, self._split_bytes = files, split_bytes
         self._current = self._held = 0
 
-    def assign(self, file: np.ndarray, length: np.ndarray) -> np.ndarray:
+    def assign(self, file: np.ndarray, length: np.ndarray, offset: np.ndarray) -> np.ndarray:
         """The split of the next rows, int64 (R,), counted from 0 over all calls. All rows of a file come in one call.
 
-        ``file``, int (R,), is the row's file as an ascending index. ``length``, int64 (R,), is the row's size in bytes.
+        ``file``, int (R,), is the row's file as an ascending index. ``length``, int64 (R,), is the row's size in bytes,
+        and ``offset``, int64 (R,), where it is stored: rows of one row group of Parquet stay together.
         """
         split = np.zeros(len(file), np.int64)
         ordinals, starts = np.unique(file, return_index=True)
@@ -344,6 +345,10 @@ class Splitter:
                 self._current += self._held > 0
                 pieces = -(-total // self._split_bytes) if self._files[ordinal].divides else 1
                 before = np.cumsum(sizes) - sizes
+                if self._files[ordinal].divides_at_offsets:
+                    stored = offset[start:end]
+                    firsts = np.flatnonzero(np.diff(stored, prepend=stored[0] - 1))
+                    before = before[np.repeat(firsts, np.diff([*firsts, len(stored)]))]
                 _, numbers = np.unique(before * pieces // total, return_inverse=True)
                 split[start:end] = self._current + numbers
                 self._current += int(numbers[-1]) + 1

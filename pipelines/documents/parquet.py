@@ -37,6 +37,8 @@ def find(config: ImageTextConfig, field: str, base: Path) -> list["ImageRowsFile
 class RowsFile(DocumentFile):
     """A Parquet file whose rows hold documents; the ``offset`` of a document is its row group."""
 
+    divides_at_offsets = True
+
     @abstractmethod
     def columns(self, schema: pa.Schema) -> Columns:
         """The columns to read and their types. Raises DataError if one is not there or holds something else."""

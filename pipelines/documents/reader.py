@@ -144,6 +144,9 @@ class DocumentFile(BaseModel, ABC):
     separator: ClassVar[str] = "\n\n"
     """Joins two texts of a page that become neighbours because an image between them is left out."""
 
+    divides_at_offsets: ClassVar[bool] = False
+    """The documents of one offset are stored together, and reading one of them reads those before it."""
+
     @property
     def divides(self) -> bool:
         """Whether documents in the middle of the file can be read without reading what is before them."""

@@ -152,6 +152,8 @@ class EpisodeFile(BaseModel, ABC):
 
     divides: ClassVar[bool] = True
     """Every format of episodes can be read from the middle of a file."""
+    divides_at_offsets: ClassVar[bool] = False
+    """Every episode is stored by itself."""
 
     @staticmethod
     @abstractmethod

@@ -6,6 +6,7 @@ Each file appears complete, checked and synced, or not at all.
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -24,7 +25,7 @@ from gatokit.pipelines import versions
 from gatokit.pipelines.episodes.fields import Constants
 from gatokit.pipelines.losses import LeftOut
 from gatokit.pipelines.planning import ShardTask
-from gatokit.pipelines.stages import MADE_BY_BUILD, METADATA, OutOfRange, with_metadata
+from gatokit.pipelines.stages import MADE_BY_BUILD, METADATA, OutOfRange, TokenizedRow, with_metadata
 from gatokit.schemas.errors import DataError, RejectedError, first_line
 from gatokit.schemas.index import HELD_OUT, INDEX, INDEX_SUFFIX, TRAIN
 from gatokit.schemas.manifest import Provenance, ShardEntry
@@ -53,6 +54,8 @@ _FOOTER_BYTES = 1 << 16
 """About what is read of an index to know its parts."""
 _HASH_BYTES = 16 << 20
 """A shard is hashed and synced on whenever about this many bytes of records were written."""
+_HELD_BYTES = 32 << 20
+"""Records of held-out rows that wait in memory until the training rows of their shard are written."""
 MOST_RECORDS = 65_536
 """A part with this many records is full; only an owner with more of them makes a larger one."""
 WRITER_OPTIONS = "group_size:1,zstd:-1"
@@ -99,9 +102,10 @@ def build_shard(
     """Reads, tokenizes and writes the kept rows of a task, and then the index, which marks the shard as finished.
 
     ``text`` is None if nothing is text. Training rows come first in the shard and held-out rows last, both in source
-    order. A row that cannot become tokens is dropped with a reason. Rows in ``crashed`` are not read, because that ends
-    the process as their text says. Raises DataError if the source changed since the scan, or if pictures would be made
-    by other versions than the task names.
+    order. The source is read once: records of held-out rows wait until those of the last training row are written. A
+    row that cannot become tokens is dropped with a reason. Rows in ``crashed`` are not read, because that ends the
+    process as their text says. Raises DataError if the source changed since the scan, or if pictures would be made by
+    other versions than the task names.
     """
     if task.header.settings.codecs not in ({}, versions.codecs()):
         raise DataError(
@@ -114,19 +118,30 @@ def build_shard(
         columns["reason"][row], columns["detail"][row] = CRASHED, detail
     result: dict[str, list[Any]] = {name: [None] * task.rows.num_rows for name in MADE_BY_BUILD}
     builder = task.header.builder(text)
-    with ShardWriter(directory, task.stem) as writer:
-        for split in (TRAIN, HELD_OUT):
-            rows = [row for row, value in enumerate(columns["split"]) if value == split]
-            for row, made in builder.tokenize(columns, rows):
-                if isinstance(made, RejectedError):
-                    columns["kept"][row], columns["split"][row] = False, None
-                    columns["reason"][row], columns["detail"][row] = made.reason, made.detail
-                    continue
-                part, first = writer.add(made.records, made.tokens, held_out=split == HELD_OUT)
-                result["tokens"][row], result["part"][row] = sum(made.tokens), part
-                result["first_record"][row], result["record_tokens"][row] = first, made.tokens
-                if made.remark is not None:
-                    columns["detail"][row] = "; ".join(filter(None, (columns["detail"][row], made.remark)))
+    rows = [row for row, value in enumerate(columns["split"]) if value is not None]
+    training = sum(columns["split"][row] == TRAIN for row in rows)
+
+    def write(row: int, made: TokenizedRow, split: str) -> None:
+        part, first = writer.add(made.records, made.tokens, held_out=split == HELD_OUT)
+        result["tokens"][row], result["part"][row] = sum(made.tokens), part
+        result["first_record"][row], result["record_tokens"][row] = first, made.tokens
+
+    with ShardWriter(directory, task.stem) as writer, _HeldBack(directory) as waiting:
+        for row, made in builder.tokenize(columns, rows):
+            split = columns["split"][row]
+            training -= split == TRAIN
+            if isinstance(made, RejectedError):
+                columns["kept"][row], columns["split"][row] = False, None
+                columns["reason"][row], columns["detail"][row] = made.reason, made.detail
+                continue
+            if made.remark is not None:
+                columns["detail"][row] = "; ".join(filter(None, (columns["detail"][row], made.remark)))
+            if split == HELD_OUT and (training or len(waiting)):
+                waiting.add(row, made)
+            else:
+                write(row, made, split)
+        for row, made in waiting:
+            write(row, made, HELD_OUT)
         writer.finish()
         result["tokens"] = [0 if tokens is None else tokens for tokens in result["tokens"]]
         index = pa.table({**columns, **result}).select(INDEX.names).cast(INDEX)
@@ -167,6 +182,41 @@ def finished_shard(task: ShardTask, directory: str | Path) -> Built | None:
 
 def _named(packages: Mapping[str, str]) -> str:
     return ", ".join(f"{name} {version}" for name, version in packages.items())
+
+
+class _HeldBack:
+    """Tokenized rows that are to be written later, in the order in which they were added.
+
+    Records above ``_HELD_BYTES`` together lie in a temporary file without a name, in ``directory`` if that is local.
+    Use as a context manager.
+    """
+
+    def __init__(self, directory: str | Path) -> None:
+        folder = None
+        if not is_remote(directory):
+            folder = Path(directory)
+            folder.mkdir(parents=True, exist_ok=True)
+        self._file = tempfile.SpooledTemporaryFile(_HELD_BYTES, dir=folder)  # noqa: SIM115
+        self._rows: list[tuple[int, list[int], list[int]]] = []
+
+    def __enter__(self) -> "_HeldBack":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._file.close()
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def add(self, row: int, made: TokenizedRow) -> None:
+        """Takes a row."""
+        self._file.writelines(made.records)
+        self._rows.append((row, list(map(len, made.records)), made.tokens))
+
+    def __iter__(self) -> Iterator[tuple[int, TokenizedRow]]:
+        self._file.seek(0)
+        for row, lengths, tokens in self._rows:
+            yield row, TokenizedRow([self._file.read(length) for length in lengths], tokens)
 
 
 class _GrowingDigest:

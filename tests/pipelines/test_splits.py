@@ -17,8 +17,8 @@ def assigned(files: dict[str, list[int]]) -> list[int]:
     """Splits of the rows of these files, each given by the lengths of its rows."""
     file = np.repeat(np.arange(len(files)), [len(lengths) for lengths in files.values()])
     length = np.array([value for lengths in files.values() for value in lengths], np.int64)
-    sources = [SimpleNamespace(name=name, divides=True) for name in files]
-    return Splitter(sources, SIZE).assign(file, length).tolist()
+    sources = [SimpleNamespace(name=name, divides=True, divides_at_offsets=False) for name in files]
+    return Splitter(sources, SIZE).assign(file, length, np.arange(len(file))).tolist()
 
 
 def shards(files: dict[str, list[int]]) -> list[list[tuple[str, int]]]:
@@ -54,6 +54,22 @@ def test_a_group_that_no_name_ends_is_ended_by_its_size() -> None:
     files = {f"j-{number}": [400] for number in range(12)}
     assert [name for name in files if ends_group(name, 400)] == ["j-10"]
     assert assigned(files) == [0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("groups", "splits"),
+    [
+        ([5], [0, 0, 0, 0, 0]),
+        ([3, 2], [0, 0, 0, 1, 1]),
+        ([1, 1, 1, 1, 1], [0, 0, 1, 1, 2]),
+        ([1, 3, 1], [0, 0, 0, 0, 1]),
+        ([2, 2, 1], [0, 0, 1, 1, 2]),
+    ],
+)
+def test_a_file_of_row_groups_is_divided_between_them(groups: list[int], splits: list[int]) -> None:
+    offset = np.repeat(np.arange(len(groups)), groups)
+    source = SimpleNamespace(name="a", divides=True, divides_at_offsets=True)
+    assert Splitter([source], SIZE).assign(np.zeros(5, int), np.full(5, 500), offset).tolist() == splits
 
 
 def test_a_large_file_is_divided_evenly() -> None:
