@@ -115,11 +115,11 @@ def test_a_runner_that_tries_again_gets_the_error(tmp_path, texts, fresh, monkey
     for folder in ("errors", "attempts"):
         files.remove_tree(work / folder)
     with pytest.raises(OSError, match="No space left on device"):
-        jobs.build_piece((str(task), str(tmp_path / "out" / "t")), None, str(work), is_retried=True)
+        jobs.build_piece((str(task), str(tmp_path / "out" / "t"), None), None, str(work), is_retried=True)
     assert not (work / "errors").exists()
     assert list((work / "attempts").iterdir()) == []
     fails(monkeypatch, lambda stem: OSError(13, "Permission denied"))
-    assert jobs.build_piece((str(task), str(tmp_path / "out" / "t")), None, str(work), is_retried=True) == {}
+    assert jobs.build_piece((str(task), str(tmp_path / "out" / "t"), None), None, str(work), is_retried=True) == {}
     assert len(list((work / "errors").iterdir())) == 1
 
 
