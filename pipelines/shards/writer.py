@@ -194,8 +194,8 @@ class _HeldBack:
     def __init__(self, directory: str | Path) -> None:
         folder = None
         if not is_remote(directory):
-            folder = Path(directory)
-            folder.mkdir(parents=True, exist_ok=True)
+            folder = str(directory)
+            os.makedirs(folder, exist_ok=True)
         self._file = tempfile.SpooledTemporaryFile(_HELD_BYTES, dir=folder)  # noqa: SIM115
         self._rows: list[tuple[int, list[int], list[int]]] = []
 
