@@ -6,6 +6,7 @@ completion are quick.
 
 import argparse
 import importlib
+import io
 import json
 import logging
 import sys
@@ -48,6 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command. Returns 0: done; 1: the data failed a check; 2: the arguments or the config are wrong."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     logging.getLogger().setLevel(logging.ERROR)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may be no UTF-8; JSON has the same escapes
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return _run(words)
     except GatokitError as error:

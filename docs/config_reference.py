@@ -176,6 +176,7 @@ ImageTextConfig:
   format: 'format: webdataset'
   source: 'source: data/captions/*.tar'
   image_dir: 'format: coco, image_dir: coco/train2017'
+  follow_links: 'follow_links: true'
   image_field: 'image_field: photo'
   text_field: 'text_field: title'
   images: 'images: {max_patches: 64}'
@@ -185,6 +186,7 @@ ImageQuestionAnswerConfig:
   questions: 'questions: vqa/questions.json'
   annotations: 'annotations: vqa/annotations.json'
   image_dir: 'image_dir: vqa/train'
+  follow_links: 'follow_links: true'
   image_name: 'image_name: "{image_id}.png"'
   template: 'template: "{question} {answer}"'
   images: 'images: {size: [64, 64]}'
@@ -194,6 +196,7 @@ InterleavedConfig:
   format: 'format: mmc4'
   source: 'source: data/mmc4/*.jsonl'
   image_dir: 'image_dir: data/mmc4/images'
+  follow_links: 'follow_links: true'
   bad_images: 'bad_images: skip'
   images: 'images: {max_patches: 64}'
 DocumentImages:

@@ -8,14 +8,16 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
+
+from pydantic import AfterValidator, PlainSerializer
 
 from gatokit.schemas.config import BuildConfig, DatasetConfig, read_config
 from gatokit.schemas.config_episodes import EpisodesConfig, Keep
 from gatokit.schemas.errors import ConfigError
 from gatokit.schemas.manifest import digest
 from gatokit.storage import files, gcs
-from gatokit.storage.files import is_remote
+from gatokit.storage.files import is_remote, is_utf8
 from gatokit.tokenizers.text import TextTokenizer
 
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
@@ -90,6 +92,29 @@ def load_vocabulary(path: str | Path) -> TextTokenizer:
     if not is_remote(path):
         return TextTokenizer.load(path)
     return TextTokenizer(gcs.read(path), source=gcs.canonical(path))
+
+
+# --- paths that travel as JSON --------------------------------------------------------------------------------
+
+
+def _path_to_json(path: str) -> str:
+    """The path, or NUL and its bytes in hexadecimal if they are not UTF-8, which JSON cannot hold."""
+    return path if is_utf8(path) else "\0" + os.fsencode(path).hex()
+
+
+def _path_from_json(path: str) -> str:
+    return os.fsdecode(bytes.fromhex(path[1:])) if path.startswith("\0") else path
+
+
+def source_name(path: str) -> str:
+    """A path as a part of ids, in UTF-8: other bytes are written as escapes."""
+    return path if is_utf8(path) else str(os.fsencode(path), "utf-8", "backslashreplace")
+
+
+SourcePath = Annotated[str, AfterValidator(_path_from_json), PlainSerializer(_path_to_json)]
+"""The path of a source, as Python has it: bytes that are not UTF-8 are surrogates."""
+SourceName = Annotated[str, AfterValidator(source_name)]
+"""A path as a part of ids."""
 
 
 # --- sources -------------------------------------------------------------------------------------------------
@@ -173,7 +198,7 @@ def find_directories(
             version = _version(os.path.basename(path))
             key = os.path.dirname(path) if version else path
             if names_version or key not in found or version > found[key][0]:
-                found[key] = version, FoundDirectory(path, name, marker)
+                found[key] = version, FoundDirectory(path, source_name(name), marker)
     if not found:
         raise ConfigError(f"{field}: no directory below {_unescaped(pattern)} holds {noun} ({' or '.join(markers)})")
     return sorted((item for _, item in found.values()), key=lambda item: (item.name, item.path))

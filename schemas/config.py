@@ -16,6 +16,7 @@ from gatokit.schemas.manifest import LOG, MANIFEST, VOCABULARY, DocumentRules, I
 DEFAULT_MAX_PATCHES = 64
 
 Model = TypeVar("Model", bound=BaseModel)
+FolderConfig = TypeVar("FolderConfig", "ImageTextConfig", "InterleavedConfig")
 
 
 class DocumentImages(ConfigModel):
@@ -73,6 +74,8 @@ class ImageTextConfig(_Documents):
     """A pattern of files, or with ``tfds`` of directories."""
     image_dir: Text | None = None
     """With ``coco``: the folder of the image files."""
+    follow_links: StrictBool | None = None
+    """Images may be links out of ``image_dir``, as in the cache of the Hugging Face hub. Default: false."""
     image_field: Text = "image"
     """With ``parquet`` and ``tfds``: the column or feature that holds the image."""
     text_field: Text | None = None
@@ -87,7 +90,13 @@ class ImageTextConfig(_Documents):
     def _places(self) -> "ImageTextConfig":
         if (self.format == "coco") != (self.image_dir is not None):
             raise ValueError("image_dir belongs to format: coco, which needs it")
-        return self
+        return _with_folder(self)
+
+
+def _with_folder(config: FolderConfig) -> FolderConfig:
+    if config.follow_links is not None and config.image_dir is None:
+        raise ValueError("follow_links belongs to image_dir, which is not given")
+    return config
 
 
 def _placeholders(value: str, known: dict[str, Any], required: tuple[str, ...]) -> str:
@@ -122,6 +131,8 @@ class ImageQuestionAnswerConfig(_Documents):
     """The JSON file of the answers."""
     image_dir: Text
     """The folder of the image files."""
+    follow_links: StrictBool | None = None
+    """Images may be links out of ``image_dir``, as in the cache of the Hugging Face hub. Default: false."""
     image_name: Annotated[Text, AfterValidator(_image_name)] = "COCO_{data_subtype}_{image_id:012d}.jpg"
     """Name of an image in ``image_dir``; files with another suffix are found too."""
     template: Annotated[Text, AfterValidator(_template)] = "Q: {question} A: {answer}"
@@ -143,6 +154,8 @@ class InterleavedConfig(_Documents):
     """A pattern of files."""
     image_dir: Text | None = None
     """The folder of the image files; ``obelics`` needs none if images are embedded."""
+    follow_links: StrictBool | None = None
+    """Images may be links out of ``image_dir``, as in the cache of the Hugging Face hub. Default: false."""
     bad_images: Literal["reject", "skip"] = "reject"
     """A page with a missing or damaged image is dropped, or kept without the image."""
     images: DocumentImages = DocumentImages()
@@ -152,7 +165,7 @@ class InterleavedConfig(_Documents):
     def _places(self) -> "InterleavedConfig":
         if self.format == "mmc4" and self.image_dir is None:
             raise ValueError("format: mmc4 needs image_dir, the folder of its images")
-        return self
+        return _with_folder(self)
 
 
 PATHS = frozenset(("source", "image_dir", "questions", "annotations"))

@@ -52,6 +52,15 @@ def is_remote(path: str | Path) -> bool:
     return str(path).startswith("gs:/")
 
 
+def is_utf8(path: str | Path) -> bool:
+    """Whether a path can be written as UTF-8; in Python other bytes of it are surrogates."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 Item = TypeVar("Item")
 Read = TypeVar("Read")
 
@@ -108,19 +117,25 @@ def stream(path: str | Path) -> io.RawIOBase:
 @contextmanager
 def arrow_file(path: str | Path) -> Iterator[pa.NativeFile]:
     """Opens a file for Arrow."""
-    with pa.PythonFile(stream(path), "r") if is_remote(path) else pa.OSFile(str(path)) as file:
+    by_python = is_remote(path) or not is_utf8(path)
+    with pa.PythonFile(stream(path), "r") if by_python else pa.OSFile(str(path)) as file:
         yield file
 
 
 @contextmanager
 def local_copy(path: str | Path) -> Iterator[str]:
-    """A local path for libraries that open files themselves: the path itself, or that of a temporary copy."""
-    if not is_remote(path):
+    """A local path for libraries that open files themselves: the path itself, or that of a temporary copy, or of a
+    temporary link if the path is not UTF-8."""
+    if not is_remote(path) and is_utf8(path):
         yield str(path)
         return
     with tempfile.TemporaryDirectory(prefix="gatokit-") as directory:
-        copy = os.path.join(directory, Path(path).name)
-        gcs.download(path, copy)
+        if is_remote(path):
+            copy = os.path.join(directory, Path(path).name)
+            gcs.download(path, copy)
+        else:
+            copy = os.path.join(directory, "link")
+            os.symlink(os.path.abspath(path), copy)
         yield copy
 
 
@@ -323,10 +338,11 @@ def matching(pattern: str) -> list[str]:
 
 
 def out_directory(out: str | Path) -> Path:
-    """The directory to write into. Raises ConfigError if it is neither a local path nor one on ``gs://``."""
+    """The directory to write into. Raises ConfigError if it is neither a local path nor one on ``gs://``, or not UTF-8,
+    which what writes shards needs."""
     if _SCHEME.match(str(out)) and not is_remote(out):
         raise ConfigError(f"--out {out}: is neither a local path nor one on gs://; choose another directory")
-    if any("\udc80" <= character <= "\udcff" for character in str(out)):
+    if not is_utf8(out):
         name = os.fsencode(str(out))
         raise ConfigError(f"--out {name!r}: the name is not valid UTF-8; choose another directory")
     return Path(out)
@@ -385,10 +401,10 @@ def write_rows(path: str | Path, rows: pa.Table) -> None:
 
 
 def append_line(path: str | Path, line: str) -> None:
-    """Adds a line to a small file that only one process writes."""
+    """Adds a line to a small file that only one process writes. Surrogates become escapes, as JSON has them."""
     if is_remote(path):
         before = gcs.read(path) if exists(path) else b""
-        gcs.write(path, before + line.encode() + b"\n")
+        gcs.write(path, before + line.encode(errors="backslashreplace") + b"\n")
     else:
         with open(path, "a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(line + "\n")

@@ -23,6 +23,7 @@ from gatokit.pipelines.documents import reader
 from gatokit.pipelines.documents.reader import DocumentFile, Loaded, ScannedDocument
 from gatokit.pipelines.formats.json_lines import DamagedObjectError, read_object
 from gatokit.pipelines.formats.records import ByteRange
+from gatokit.pipelines.inputs import SourcePath
 from gatokit.schemas.config import ImageQuestionAnswerConfig, ImageTextConfig
 from gatokit.schemas.errors import ConfigError, DataError, RejectedError
 from gatokit.schemas.index import ENDS_EARLY
@@ -44,14 +45,15 @@ Id = int | str
 
 
 class ImageFolder:
-    """Reads images by name from a folder on a disk or on ``gs://``; no name leads out of it."""
+    """Reads images by name from a folder on a disk or on ``gs://``; no name leads out of it, and no link unless
+    ``follow_links`` is set."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, follow_links: bool = False) -> None:
         """Raises DataError if there is no folder."""
         self._is_remote = storage.is_remote(path)
         if not (_has_objects(path) if self._is_remote else os.path.isdir(path)):
             raise DataError(f"{path}: is no folder; set `image_dir` to the folder of the images")
-        self._path, self._root = path, os.path.realpath(path)
+        self._path, self._root, self._follow_links = path, os.path.realpath(path), follow_links
 
     def has(self, name: str) -> bool:
         """Whether there is something of that name."""
@@ -104,9 +106,12 @@ class ImageFolder:
             except OSError as error:
                 if error.errno != errno.ELOOP:
                     raise
-        real = os.path.realpath(path)
-        if os.path.isabs(name) or ".." in name.split("/") or not real.startswith(os.path.join(self._root, "")):
+        if os.path.isabs(name) or ".." in name.split("/"):
             raise RejectedError("missing_image", f"{name!r:.200} leads out of image_dir")
+        real = os.path.realpath(path)
+        if not self._follow_links and not real.startswith(os.path.join(self._root, "")):
+            problem = "is a link out of image_dir; set `follow_links: true` to read it"
+            raise RejectedError("missing_image", f"{name!r:.200} {problem}")
         return os.open(real, flags | os.O_NONBLOCK)
 
 
@@ -139,7 +144,7 @@ def find(
     if isinstance(config, ImageTextConfig):
         files = reader.source_files(config.source, f"{field}.source", base, (".json",))
         folder = reader.image_directory(config.image_dir, f"{field}.image_dir", base)
-        return [CocoFile(**file, image_dir=folder) for file in files]
+        return [CocoFile(**file, image_dir=folder, follow_links=bool(config.follow_links)) for file in files]
     sources = {}
     for key, pattern in (("questions", config.questions), ("annotations", config.annotations)):
         files = reader.source_files(pattern, f"{field}.{key}", base)
@@ -151,6 +156,7 @@ def find(
             **sources["questions"],
             annotations=sources["annotations"]["path"],
             image_dir=reader.image_directory(config.image_dir, f"{field}.image_dir", base),
+            follow_links=bool(config.follow_links),
             image_name=config.image_name,
             template=config.template,
         )
@@ -158,9 +164,10 @@ def find(
 
 
 class ImageFolderFile(DocumentFile):
-    """A JSON file that names images in the folder ``image_dir``."""
+    """A JSON file that names images in the folder ``image_dir``, which may be links if ``follow_links`` is set."""
 
-    image_dir: str
+    image_dir: SourcePath
+    follow_links: bool = False
 
     @abstractmethod
     def captions(self) -> Iterator[Caption]:
@@ -175,7 +182,7 @@ class ImageFolderFile(DocumentFile):
             yield reader.lost_part(ByteRange(0, 0, 0, 0), "0", damage, self.size)
 
     def _scan(self, max_bytes: int) -> Iterator[ScannedDocument]:
-        folder = ImageFolder(self.image_dir)
+        folder = ImageFolder(self.image_dir, self.follow_links)
         name, image, image_crc = None, b"", 0
         for position, (key, text, image_name, error) in enumerate(self.captions()):
             byte_range, group = ByteRange(position, 0, 0, 0), None
@@ -198,7 +205,7 @@ class ImageFolderFile(DocumentFile):
 
     def load(self, byte_ranges: Sequence[ByteRange]) -> Iterator[Loaded]:
         """See ``DocumentFile``."""
-        folder = ImageFolder(self.image_dir)
+        folder = ImageFolder(self.image_dir, self.follow_links)
         last, image, crc = None, b"", 0
         for byte_range in byte_ranges:
             name, text = json.loads(byte_range.payload or "")
@@ -299,7 +306,7 @@ class VqaFile(ImageFolderFile):
     """
 
     type: str = "vqa"
-    annotations: str
+    annotations: SourcePath
     image_name: str
     template: str
 
@@ -346,7 +353,7 @@ class VqaFile(ImageFolderFile):
         for key in (reader.printable(str(id)) for id in answers):
             if key not in captions.keys:
                 captions.reject(key, RejectedError("missing_field", "no question has this question_id"))
-        folder = ImageFolder(self.image_dir)
+        folder = ImageFolder(self.image_dir, self.follow_links)
 
         def file_name(image: Id) -> str:
             """The name of an image's file, with another suffix if it is there with that one only."""

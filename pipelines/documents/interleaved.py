@@ -21,6 +21,7 @@ from gatokit.pipelines.documents.text import LinesFile
 from gatokit.pipelines.formats.json_lines import BYTE_ORDER_MARK, key_value, parse_object, read_lines
 from gatokit.pipelines.formats.parquet import BINARIES, STRINGS, Row, is_list, plain_type
 from gatokit.pipelines.formats.records import ByteRange
+from gatokit.pipelines.inputs import SourcePath
 from gatokit.schemas.config import InterleavedConfig
 from gatokit.schemas.errors import DataError, RejectedError
 
@@ -30,7 +31,11 @@ _STRINGS, _BINARIES = STRINGS | {pa.null()}, BINARIES | {pa.null()}
 def find(config: InterleavedConfig, field: str, base: Path) -> list["Mmc4File"] | list["ObelicsFile"]:
     """See ``reader.plan_documents``."""
     folder = None if config.image_dir is None else reader.image_directory(config.image_dir, f"{field}.image_dir", base)
-    options: dict[str, Any] = {"image_dir": folder, "skip_bad": config.bad_images == "skip"}
+    options: dict[str, Any] = {
+        "image_dir": folder,
+        "follow_links": bool(config.follow_links),
+        "skip_bad": config.bad_images == "skip",
+    }
     if config.format == "obelics":
         files = reader.source_files(config.source, f"{field}.source", base, (".parquet",))
         return [ObelicsFile(**file, **options, type="obelics_folder" if folder else "obelics") for file in files]
@@ -71,10 +76,11 @@ class Page(NamedTuple):
 
 
 class PageFile(DocumentFile):
-    """A file of pages; ``image_dir`` is the folder of images that are files. With ``skip_bad`` a page stays without an
-    image that is missing."""
+    """A file of pages; ``image_dir`` is the folder of images that are files, or links if ``follow_links`` is set. With
+    ``skip_bad`` a page stays without an image that is missing."""
 
-    image_dir: str | None = None
+    image_dir: SourcePath | None = None
+    follow_links: bool = False
     skip_bad: bool = False
 
     def page(self, pieces: Iterable[str | Image], room: int, left_out: Collection[int] | None = None) -> Page:
@@ -126,7 +132,7 @@ class PageFile(DocumentFile):
             if self.image_dir is None:
                 raise RejectedError("missing_image", f"{image.field}: {name!r:.200} is a file; set `image_dir`")
             try:
-                return ImageFolder(self.image_dir).read(name, room)
+                return ImageFolder(self.image_dir, self.follow_links).read(name, room)
             except RejectedError as error:
                 if error.reason == "missing_image":
                     raise RejectedError(error.reason, f"{image.field}: {error.detail}") from None

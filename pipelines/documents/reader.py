@@ -137,8 +137,8 @@ class DocumentFile(BaseModel, ABC):
 
     type: str
     """The name of the file's type in ``FORMATS``."""
-    path: str
-    name: str
+    path: inputs.SourcePath
+    name: inputs.SourceName
     size: int
 
     separator: ClassVar[str] = "\n\n"
@@ -154,7 +154,7 @@ class DocumentFile(BaseModel, ABC):
 
     def identity(self) -> dict[str, Any]:
         """Everything but the type and where the file and its images lie on this machine."""
-        return self.model_dump(mode="json", exclude={"type", "path", "image_dir", "annotations"})
+        return self.model_dump(mode="json", exclude={"type", "path", "image_dir", "annotations", "follow_links"})
 
     def versions(self) -> tuple[int, ...]:
         """Modification times in nanoseconds of the file and of what else is read with it."""
@@ -242,7 +242,20 @@ def plan_documents(config: CorpusConfig, field: str, base: Path) -> DocumentsPla
     """
     module, _ = FORMATS[getattr(config, "format", config.kind)]
     files: list[DocumentFile] = import_module(f"{__package__}.{module}").find(config, field, base)
+    _check_ids(files, field)
     return DocumentsPlan(config, field, tuple(files))
+
+
+def _check_ids(files: Sequence[DocumentFile], field: str) -> None:
+    """Raises ConfigError if documents of two files could have one id: a name that is no UTF-8 is written as another's,
+    or as another's with the sign that divides names from keys."""
+    names = {file.name: file.path for file in files}
+    for file in files:
+        begins = [file.name[:at] for at, sign in enumerate(file.name) if sign == "#"]
+        twin = names[file.name] if names[file.name] != file.path else next(filter(None, map(names.get, begins)), None)
+        if twin is not None:
+            paths = f"{inputs.source_name(file.path)} and {inputs.source_name(twin)}"
+            raise ConfigError(f"{field}: documents of {paths} could have the same ids; rename one of the files")
 
 
 class DocumentUnit(BaseModel):

@@ -13,6 +13,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
 
 from gatokit.pipelines.formats.records import ByteRange, Stored
+from gatokit.pipelines.inputs import SourceName, SourcePath
 from gatokit.schemas.config_episodes import Splits
 from gatokit.schemas.errors import DataError
 
@@ -142,8 +143,8 @@ class EpisodeFile(BaseModel, ABC):
     """The name of the file that marks a directory of this format."""
 
     format: str
-    path: str
-    name: str
+    path: SourcePath
+    name: SourceName
     size: int
     episodes: int | None
     positions: tuple[int, int] | None = None

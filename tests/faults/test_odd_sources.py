@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tensorflow_datasets as tfds
@@ -18,7 +19,7 @@ from gatokit.inspection import open_directory
 from gatokit.inspection.verify.directory import verify
 from gatokit.pipelines import run as job
 from gatokit.pipelines.run import build
-from gatokit.schemas.errors import DataError
+from gatokit.schemas.errors import ConfigError, DataError
 
 
 def write_episodes(
@@ -178,6 +179,58 @@ def test_names_of_every_kind(tmp_path, vocabulary):
     documents = {item.id: str(item.parts[0]) for item in open_directory(out).datasets["d"].documents()}
     expected = {f"{name}#0": f"file {number}" for number, name in enumerate(names) if not name.startswith(".")}
     assert documents == expected
+
+
+def test_names_that_are_no_utf8(tmp_path, vocabulary):
+    """As from an old zip: in names of files of every kind of reader, and of the folder of the config."""
+    folder = os.fsencode(tmp_path) + b"/caf\xe9"
+    os.makedirs(folder + b"/text")
+    for name in (b"/text/\xc9tude.txt", b"/text/other.txt", b"/text/\xe9.jsonl"):
+        with open(folder + name, "wb") as file:
+            file.write(b'{"text": "a study"}' if name.endswith(b"l") else b"of " + name[-9:-4].hex().encode())
+    table = pa.table({"text": ["a row"]})
+    pq.write_table(table, tmp_path / "row.parquet")
+    os.rename(os.fsencode(tmp_path) + b"/row.parquet", folder + b"/text/\xf6.parquet")
+    config = written_config(tmp_path, vocabulary, "kind: text, source: text/*", "holdout: 0")
+    path = os.fsdecode(folder + b"/c.yaml")
+    os.rename(config, path)
+    build(path, tmp_path / "out")
+    assert verify(tmp_path / "out") == []
+    documents = {item.id: item.parts for item in open_directory(tmp_path / "out").datasets["d"].documents()}
+    assert documents == {
+        "\\xc9tude.txt#0": ["of c974756465"],
+        "\\xe9.jsonl#0": ["a study"],
+        "\\xf6.parquet#0": ["a row"],
+        "other.txt#0": ["of 6f74686572"],
+    }
+    with pytest.raises(ConfigError, match=r"^--out b'.*out\\xe9': the name is not valid UTF-8; choose another"):
+        build(path, os.fsdecode(os.fsencode(tmp_path) + b"/out\xe9"))
+
+
+def test_two_names_that_are_written_alike(tmp_path, vocabulary):
+    (tmp_path / "text").mkdir()
+    for name in (b"\xe9.txt", b"\\xe9.txt"):
+        with open(os.fsencode(tmp_path) + b"/text/" + name, "wb") as file:
+            file.write(name)
+    config = written_config(tmp_path, vocabulary, "kind: text, source: text/*")
+    with pytest.raises(ConfigError, match=r"datasets\[0\]: documents of .* could have the same ids; rename one of"):
+        build(config, tmp_path / "out")
+    (tmp_path / "text" / "\\xe9.txt").rename(tmp_path / "text" / "a.txt")
+    (tmp_path / "text" / "a.txt#0.txt").write_text("its id begins as that of another")
+    with pytest.raises(ConfigError, match=r"documents of .*a\.txt#0\.txt and .*a\.txt could have the same ids"):
+        build(config, tmp_path / "out")
+
+
+@pytest.mark.parametrize("file_format", ["tfrecord", "array_record"])
+def test_episodes_below_names_that_are_no_utf8(file_format, tmp_path, vocabulary):
+    write_episodes(tmp_path / "task" / "1.0.0", [3, 4], file_format)
+    os.rename(tmp_path / "task", os.fsencode(tmp_path) + b"/t\xe4sk")
+    dataset = "kind: episodes, last_step: padding, keep: {all: true}, source: t*"
+    build(written_config(tmp_path, vocabulary, dataset), tmp_path / "out")
+    assert verify(tmp_path / "out") == []
+    [index] = (tmp_path / "out" / "d").glob("*.index.parquet")
+    rows = pq.read_table(index, columns=["task", "kept"]).to_pylist()
+    assert rows == [{"task": "t\\xe4sk", "kept": True}] * 2
 
 
 # --- sizes -------------------------------------------------------------------------------------------------------

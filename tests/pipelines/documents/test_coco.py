@@ -159,7 +159,10 @@ def test_each_fault_has_its_reason(tmp_path: Path) -> None:
         "13": ("not_utf8", "the text holds half of a surrogate pair"),
         "2": ("missing_image", "'000000000001.jpg' is not in image_dir: No such file or directory"),
         "3": ("missing_image", "'../outside.jpg' leads out of image_dir"),
-        "4": ("missing_image", "'000000000003.jpg' leads out of image_dir"),
+        "4": (
+            "missing_image",
+            "'000000000003.jpg' is a link out of image_dir; set `follow_links: true` to read it",
+        ),
         "5": ("missing_image", "'000000000004.jpg' is no file"),
         "6": ("too_large", f"{2000 + len(picture(5))} bytes are above max_episode_bytes 1500"),
         "7": ("missing_field", "`images` has no entry with id 99 and a file_name"),
@@ -200,6 +203,39 @@ def test_images_in_folders_below_and_by_links_inside(tmp_path: Path) -> None:
     (tmp_path / "images").rename(tmp_path / "elsewhere")
     (tmp_path / "images").symlink_to("elsewhere")
     assert list(file.read(kept(file))) == [[picture(3), "x"], [picture(3), "y"]]
+
+
+def test_links_out_of_the_folder_are_followed_if_the_config_says_so(tmp_path: Path) -> None:
+    """A snapshot of the Hugging Face hub: every file is a link to a folder beside. Names lead nowhere all the same."""
+    names = ["1.jpg", "below/2.jpg", "../outside.jpg", "/etc/hostname", "3.jpg", "linked/4.jpg"]
+    file = coco(tmp_path, [image(at) for at in range(6)], [caption(at, at, f"text {at}") for at in range(6)])
+    content = json.loads((tmp_path / "captions.json").read_text())
+    for entry, name in zip(content["images"], names, strict=True):
+        entry["file_name"] = name
+    (tmp_path / "captions.json").write_text(json.dumps(content))
+    (tmp_path / "outside.jpg").write_bytes(b"outside")
+    blobs, folder = tmp_path / "blobs", tmp_path / "images"
+    for at, name in ((1, "1.jpg"), (2, "below/2.jpg"), (3, "3.jpg")):
+        (blobs / "b").mkdir(parents=True, exist_ok=True)
+        (blobs / str(at)).write_bytes(picture(at))
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).symlink_to(f"{'../' * (1 + name.count('/'))}blobs/{at}")
+    (blobs / "3").unlink()
+    (blobs / "b" / "4.jpg").write_bytes(picture(4))
+    (folder / "linked").symlink_to("../blobs/b")
+    assert [one.reason for one in file.scan(LARGE)] == ["missing_image"] * 6
+    linked = file.model_copy(update={"follow_links": True})
+    assert linked.identity() == file.identity()
+    found = {one.key: (one.reason, one.detail) for one in linked.scan(LARGE)}
+    assert found == {
+        "0": (None, None),
+        "1": (None, None),
+        "2": ("missing_image", "'../outside.jpg' leads out of image_dir"),
+        "3": ("missing_image", "'/etc/hostname' leads out of image_dir"),
+        "4": ("missing_image", "'3.jpg' is not in image_dir: No such file or directory"),
+        "5": (None, None),
+    }
+    assert [parts[0] for parts in linked.read(kept(linked))] == [picture(1), picture(2), picture(4)]
 
 
 def test_each_image_is_opened_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

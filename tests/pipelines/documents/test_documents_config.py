@@ -183,7 +183,7 @@ WRONG = [
     ),
     (
         TARS.replace("a.tar", "c.json"),
-        ".source: ROOT/c.json has none of the suffixes .tar; narrow source, or rename the file",
+        ".source: ROOT/c.json has none of the suffixes .tar, and .gz or .zst behind; narrow source, or rename the file",
     ),
     (
         COCO.replace("c.json", "a.tar"),
@@ -197,6 +197,10 @@ WRONG = [
     (
         OBELICS.replace("p.parquet", "p.jsonl"),
         ".source: ROOT/p.jsonl has none of the suffixes .parquet; narrow source, or rename the file",
+    ),
+    (
+        "kind: image_text, format: parquet, source: i.parquet, follow_links: true",
+        ": follow_links belongs to image_dir, which is not given (got {GIVEN})",
     ),
     (
         "kind: image_text, format: tfds, source: text",
@@ -290,7 +294,7 @@ def test_every_format_of_the_table_can_be_found_and_read(format):
     for type_, name in types.items():
         module, _, class_name = name.partition(".")
         file_class = getattr(import_module(f"{package}.{module}"), class_name)
-        fields = dict.fromkeys(file_class.model_fields, "1") | {"type": type_, "skip_bad": False}
+        fields = dict.fromkeys(file_class.model_fields, "1") | {"type": type_, "skip_bad": False, "follow_links": True}
         file = file_class(**{name: fields[name] for name in file_class.model_fields})
         assert file_from_json(json.loads(json.dumps(file.model_dump(mode="json")))) == file
         assert file.divides == (not type_.startswith("compressed"))
