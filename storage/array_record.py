@@ -11,7 +11,7 @@ from pathlib import Path
 from array_record.python.array_record_module import ArrayRecordReader
 
 from gatokit.schemas.errors import DataError, first_line
-from gatokit.storage.files import PartialCopy, is_failure, is_remote, named_error, partial_copy
+from gatokit.storage.files import PartialCopy, is_failure, is_remote, local_copy, named_error, partial_copy
 
 _OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
 """No threads, and nothing is read ahead of what was asked for."""
@@ -109,5 +109,5 @@ def open_in_order(path: str | Path) -> Iterator[ArrayRecordFile]:
         with partial_copy(path) as copy, _GrowingFile(copy) as file:
             yield file
     else:
-        with ArrayRecordFile(path) as file:
+        with local_copy(path) as local, ArrayRecordFile(local) as file:
             yield file

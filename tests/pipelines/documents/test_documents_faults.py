@@ -368,9 +368,10 @@ def test_questions_with_every_fault(tmp_path, go):
     asked = [(10, 1, "good?"), (11, 2, "damaged?"), (12, 3, "missing?"), (13, 1, "unanswered?"), (14, 1, " ")]
     asked += [(15, 4, "of a WebP?"), (10, 1, "again?"), (16, 1, "{question} {0}?")]
     questions = [{"question_id": id_, "image_id": image, "question": text} for id_, image, text in asked]
-    answered = [id_ for id_, _, _ in asked if id_ != 13]
+    answered = {id_: image for id_, image, _ in asked if id_ != 13}
     annotations = [
-        {"question_id": id_, "image_id": 1, "multiple_choice_answer": "a {answer}"} for id_ in dict.fromkeys(answered)
+        {"question_id": id_, "image_id": image, "multiple_choice_answer": "a {answer}"}
+        for id_, image in answered.items()
     ]
     annotations.append({"question_id": 99, "image_id": 1, "multiple_choice_answer": "unasked"})
     (tmp_path / "q.json").write_text(json.dumps({"questions": questions}))
