@@ -329,11 +329,11 @@ def _png(data: bytes, header: ImageHeader) -> np.ndarray:
 
 
 def _orientation(data: bytes, chunks: list[tuple[bytes, int, int]]) -> int:
-    """EXIF's orientation, which may come after the pixels."""
+    """The orientation by EXIF or XMP, which may come after the pixels."""
+    notes: dict[str, bytes] = {}
     for kind, begin, end in chunks:
-        if kind == b"eXIf":
-            return image_codec.exif_orientation(data[begin + 8 : end - 4])
-    return 1
+        notes |= image_codec.png_note(kind, data[begin + 8 : end - 4]) if kind != b"IDAT" else {}
+    return image_codec.orientation_of(notes)
 
 
 def _check_deflate(data: bytes, header: ImageHeader, chunks: list[tuple[bytes, int, int]]) -> None:

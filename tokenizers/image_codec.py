@@ -6,6 +6,7 @@ Legend: H, W pixels of an image.
 """
 
 import functools
+import re
 import struct
 import zlib
 from typing import Literal, NamedTuple
@@ -29,8 +30,15 @@ _JPEG_STANDALONE = frozenset([0x01, *range(0xD0, 0xD8)])
 _JPEG_FRAMES = frozenset([*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0)])
 _JPEG_HUFFMAN_DCT = frozenset([0xC0, 0xC1, 0xC2])
 _JPEG_SCAN = b"\xff\xda"
-_EXIF_ORIENTATION = 0x0112
-_WEBP_ANIMATION, _WEBP_EXIF, _WEBP_ALPHA = 0x02, 0x08, 0x10
+_EXIF, _EXIF_ORIENTATION = b"Exif\0\0", 0x0112
+_EXIF_INTEGERS = {3: "H", 4: "I"}
+"""Types of a tag's value that is an orientation, as ``struct`` names them."""
+_JPEG_XMP, _PNG_XMP, _PNG_RAW_EXIF = b"http://ns.adobe.com/xap/1.0/\0", b"XML:com.adobe.xmp", b"Raw profile type exif"
+_XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
+_PNG_NOTES = frozenset((b"eXIf", b"iTXt", b"tEXt", b"zTXt"))
+_MOST_NOTE = 1 << 16
+"""Bytes that are inflated at most of a PNG's text."""
+_WEBP_ANIMATION, _WEBP_NOTES, _WEBP_ALPHA = 0x02, 0x0C, 0x10
 # All options are given, so that the bytes do not depend on OpenCV's defaults.
 _PNG_OPTIONS = [cv2.IMWRITE_PNG_COMPRESSION, 3, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE]
 _JPEG_OPTIONS = [
@@ -94,40 +102,71 @@ def _png_header(data: bytes) -> ImageHeader:
     width, height, depth, colour = struct.unpack_from(">IIBB", data, 16)
     if data[8:16] != _PNG_IHDR or colour not in _PNG_CHANNELS or not (width and height):
         raise RejectedError("bad_image", "the PNG's header is damaged")
-    alpha, animated, orientation, at = colour in (4, 6), False, 1, 33
+    alpha, animated, at = colour in (4, 6), False, 33
+    notes: dict[str, bytes] = {}
     while True:
         length, kind = struct.unpack_from(">I4s", data, at)
         if kind in (b"IDAT", b"IEND"):
             break
         alpha |= kind == b"tRNS"
         animated |= kind == b"acTL"
-        if kind == b"eXIf":
-            orientation = exif_orientation(data[at + 8 : at + 8 + length])
+        if kind in _PNG_NOTES:
+            notes |= png_note(kind, data[at + 8 : at + 8 + length])
         at += 12 + length
     palette = colour == _PNG_PALETTE
+    orientation = orientation_of(notes) if notes else 1
     return ImageHeader("png", height, width, _PNG_CHANNELS[colour], depth, palette, alpha, animated, orientation)
 
 
+def png_note(kind: bytes, content: bytes) -> dict[str, bytes]:
+    """What the content of a PNG's chunk says of its orientation, for ``orientation_of``."""
+    if kind == b"eXIf":
+        return {"exif": content}
+    key, _, rest = content.partition(b"\0")
+    try:
+        if kind == b"iTXt" and key == _PNG_XMP:
+            text = rest[2:].split(b"\0", 2)[2]  # behind two flags, a language and a translated key
+            return {"xmp": zlib.decompressobj().decompress(text, _MOST_NOTE) if rest[:1] == b"\1" else text}
+        if kind in (b"tEXt", b"zTXt") and key == _PNG_RAW_EXIF:
+            text = zlib.decompressobj().decompress(rest[1:], _MOST_NOTE) if kind == b"zTXt" else rest
+            return {"raw_exif": bytes.fromhex(b"".join(text.split(b"\n")[3:]).decode("ascii"))}
+    except (zlib.error, IndexError, ValueError):
+        pass
+    return {}
+
+
 def _jpeg_header(data: bytes) -> ImageHeader:
-    orientation, at = 1, 2
+    at, header = 2, None
+    notes: dict[str, bytes] = {}
     while True:
         mark, marker, length = struct.unpack_from(">BBH", data, at)
-        if mark != 0xFF or marker in (0xD9, 0xDA):
-            raise RejectedError("bad_image", "the JPEG's header is damaged")
-        if marker == 0xFF:
+        if mark != 0xFF or marker == 0:
+            at = data.find(b"\xff", at + 1)  # every decoder passes over what is no marker
+            if at < 0:
+                raise RejectedError("bad_image", "the JPEG's header is damaged")
+        elif marker == 0xFF:
             at += 1
         elif marker in _JPEG_STANDALONE:
             at += 2
-        elif marker in _JPEG_FRAMES:
-            depth, height, width, channels = struct.unpack_from(">BHHB", data, at + 4)
-            if marker not in _JPEG_HUFFMAN_DCT:
-                raise RejectedError("bad_image", f"the JPEG is lossless, hierarchical or arithmetic (SOF {marker:#x})")
-            if not (height and width):
-                raise RejectedError("bad_image", "the JPEG's header gives no size")
-            return ImageHeader("jpeg", height, width, channels, depth, orientation=orientation)
+        elif marker == 0xD9 or (marker == 0xDA and header is None):
+            raise RejectedError("bad_image", "the JPEG's header is damaged")
+        elif marker == 0xDA:
+            assert header is not None
+            return header._replace(orientation=orientation_of(notes)) if notes else header
         else:
-            if marker == 0xE1 and data[at + 4 : at + 10] == b"Exif\0\0":
-                orientation = exif_orientation(data[at + 10 : at + 2 + length])
+            if marker in _JPEG_FRAMES and header is None:
+                depth, height, width, channels = struct.unpack_from(">BHHB", data, at + 4)
+                if marker not in _JPEG_HUFFMAN_DCT:
+                    problem = f"the JPEG is lossless, hierarchical or arithmetic (SOF {marker:#x})"
+                    raise RejectedError("bad_image", problem)
+                if not (height and width):
+                    raise RejectedError("bad_image", "the JPEG's header gives no size")
+                header = ImageHeader("jpeg", height, width, channels, depth)
+            elif marker == 0xE1:
+                if data.startswith(_EXIF, at + 4):
+                    notes.setdefault("exif", data[at + 10 : at + 2 + length])
+                elif data.startswith(_JPEG_XMP, at + 4):
+                    notes["xmp"] = data[at + 4 + len(_JPEG_XMP) : at + 2 + length]
             at += 2 + length
 
 
@@ -152,8 +191,9 @@ def _webp_header(data: bytes) -> WebpHeader:
         if flags & _WEBP_ANIMATION:
             return WebpHeader(*vp8x_size, lossy=True, alpha=True, animated=True)
     size: tuple[int, int] | None = None
-    lossy, alpha, orientation = True, bool(flags & _WEBP_ALPHA), 1
-    while size is None or (flags & _WEBP_EXIF and at + 8 <= end):
+    lossy, alpha = True, bool(flags & _WEBP_ALPHA)
+    notes: dict[str, bytes] = {}
+    while size is None or (flags & _WEBP_NOTES and at + 8 <= end):
         kind, length = struct.unpack_from("<4sI", data, at)
         if kind == b"VP8 " and size is None:
             mark, width, height = struct.unpack_from("<3sHH", data, at + 11)
@@ -166,30 +206,43 @@ def _webp_header(data: bytes) -> WebpHeader:
                 raise RejectedError("bad_image", "the WebP's header is damaged")
             size, lossy = (1 + (bits >> 14 & 0x3FFF), 1 + (bits & 0x3FFF)), False
             alpha |= bool(bits >> 28 & 1)
-        elif kind == b"EXIF":
-            orientation = exif_orientation(data[at + 8 : at + 8 + length])
+        elif kind in (b"EXIF", b"XMP "):
+            notes["exif" if kind == b"EXIF" else "xmp"] = data[at + 8 : at + 8 + length]
         at += 8 + length + length % 2
     if 0 in size or size != (vp8x_size or size):
         raise RejectedError("bad_image", "the WebP's header is damaged")
-    return WebpHeader(*size, lossy, alpha, orientation=orientation)
+    return WebpHeader(*size, lossy, alpha, orientation=orientation_of(notes))
 
 
-def exif_orientation(exif: bytes) -> int:
-    """The orientation in a block of EXIF, with or without its ``Exif`` prefix; 1 if it has none or is damaged."""
-    exif = exif.removeprefix(b"Exif\0\0")
+def orientation_of(notes: dict[str, bytes]) -> int:
+    """The orientation of an image, 1 to 8, by its ``exif``, else its ``raw_exif``, as ImageMagick writes it, else its
+    ``xmp``, in Pillow's order; 1 if none says another."""
+    found = _exif_orientation(notes.get("exif", notes.get("raw_exif", b"")))
+    if found is None and "xmp" in notes:
+        match = _XMP_ORIENTATION.search(notes["xmp"])
+        found = int(match[1]) if match else None
+    return found if found is not None and 1 <= found <= 8 else 1
+
+
+def _exif_orientation(exif: bytes) -> int | None:
+    """The orientation in a block of EXIF, with or without its ``Exif`` prefix; None if it has none or is damaged."""
+    exif = exif.removeprefix(_EXIF)
     order = {b"II": "<", b"MM": ">"}.get(exif[:2])
     if order is None:
-        return 1
+        return None
     try:
         (at,) = struct.unpack_from(order + "I", exif, 4)
         (count,) = struct.unpack_from(order + "H", exif, at)
         for entry in range(count):
-            tag, _, _, value = struct.unpack_from(order + "HHIH", exif, at + 2 + 12 * entry)
+            tag, type_ = struct.unpack_from(order + "HH", exif, at + 2 + 12 * entry)
             if tag == _EXIF_ORIENTATION:
-                return int(value) if 1 <= value <= 8 else 1
+                if type_ not in _EXIF_INTEGERS:
+                    return 1
+                (value,) = struct.unpack_from(order + _EXIF_INTEGERS[type_], exif, at + 10 + 12 * entry)
+                return int(value)
     except struct.error:
         pass
-    return 1
+    return None
 
 
 # --- pixels ----------------------------------------------------------------------------------------------------

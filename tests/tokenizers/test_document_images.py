@@ -647,3 +647,91 @@ def test_nothing_but_a_rejection_comes_out_of_a_damaged_file(draw):
 @given(st.sampled_from([b"", *[data[:12] for data in FILES]]), st.binary(max_size=200))
 def test_nothing_but_a_rejection_comes_out_of_noise(beginning, noise):
     assert rejected(beginning + noise)[0] in ("bad_image", "image_animated", "image_too_large")
+
+
+XMP = '<x:xmpmeta><rdf:Description tiff:Orientation="{}"/></x:xmpmeta>'
+
+
+def exif_of_type(orientation: int, kind: str, order: str) -> bytes:
+    """A block of EXIF with one tag, whose value is a byte, or 16 or 32 bits wide."""
+    number, value = {"byte": (1, "B3x"), "short": (3, "H2x"), "long": (4, "I")}[kind]
+    head = struct.pack(order + "2sHI", b"II" if order == "<" else b"MM", 42, 8)
+    return head + struct.pack(order + "HHHI" + value + "I", 1, 0x0112, number, 1, orientation, 0)
+
+
+def jpeg_segment(content: bytes) -> bytes:
+    return b"\xff\xe1" + struct.pack(">H", len(content) + 2) + content
+
+
+ORIENTED = {
+    **{
+        f"{kind} {order}": lambda jpeg, kind=kind, order=order: (
+            jpeg[:2] + jpeg_segment(b"Exif\0\0" + exif_of_type(6, kind, order)) + jpeg[2:]
+        )
+        for kind in ("byte", "short", "long")
+        for order in "<>"
+    },
+    "xmp": lambda jpeg: jpeg[:2] + jpeg_segment(b"http://ns.adobe.com/xap/1.0/\0" + XMP.format(8).encode()) + jpeg[2:],
+    "exif before xmp": lambda jpeg: (
+        jpeg[:2]
+        + jpeg_segment(b"http://ns.adobe.com/xap/1.0/\0" + XMP.format(8).encode())
+        + jpeg_segment(b"Exif\0\0" + exif_of_type(3, "short", ">"))
+        + jpeg[2:]
+    ),
+    "behind the frame": lambda jpeg: jpeg.replace(
+        b"\xff\xda", jpeg_segment(b"Exif\0\0" + exif_of_type(5, "short", ">")) + b"\xff\xda", 1
+    ),
+    "no orientation": lambda jpeg: jpeg[:2] + jpeg_segment(b"Exif\0\0" + exif_of_type(9, "short", ">")) + jpeg[2:],
+}
+
+
+@pytest.mark.parametrize("name", ORIENTED)
+def test_jpegs_are_upright_where_pillow_turns_them(name):
+    data = ORIENTED[name](pillow(SMOOTH, "JPEG", quality=95))
+    with Image.open(io.BytesIO(data)) as opened:
+        turned = np.asarray(ImageOps.exif_transpose(opened))
+    image = prepare(data, ImageRule(size=turned.shape[:2], codec="png"))
+    assert (image_codec.decode(image.data) == turned).all()
+    assert (turned.shape != SMOOTH.shape) == (name not in ("byte <", "byte >", "exif before xmp", "no orientation"))
+
+
+@pytest.mark.parametrize("place", ["before", "behind"])
+@pytest.mark.parametrize("note", ["iTXt", "zipped iTXt", "tEXt", "zTXt"])
+def test_pngs_are_upright_where_pillow_turns_them(note, place):
+    """By XMP, and by EXIF as ImageMagick writes it: in hexadecimal digits, in a text."""
+    raw = b"\nexif\n      26\n" + exif_of_type(6, "short", "<").hex().encode() + b"\n"
+    xmp = XMP.format(6).encode()
+    written = {
+        "iTXt": chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp),
+        "zipped iTXt": chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(xmp)),
+        "tEXt": chunk(b"tEXt", b"Raw profile type exif\0" + raw),
+        "zTXt": chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(raw)),
+    }[note]
+    png = pillow(RGB, "PNG")
+    data = png[:33] + written + png[33:] if place == "before" else png[:-12] + written + png[-12:]
+    with Image.open(io.BytesIO(data)) as opened:
+        opened.load()
+        turned = np.asarray(ImageOps.exif_transpose(opened))
+    assert turned.shape == (48, 32, 3)
+    image = prepare(data, ImageRule(size=(48, 32)))
+    assert (image_codec.decode(image.data) == turned).all()
+
+
+def test_webp_is_upright_by_xmp():
+    data = pillow(RGB, "WEBP", lossless=True, xmp=XMP.format(8).encode())
+    with Image.open(io.BytesIO(data)) as opened:
+        turned = np.asarray(ImageOps.exif_transpose(opened))
+    assert turned.shape == (48, 32, 3)
+    assert (image_codec.decode(prepare(data, ImageRule(size=(48, 32))).data) == turned).all()
+
+
+@pytest.mark.parametrize("between", [b"\x01\x02", b"\0", b"\xff\0", b"\xff\xff\xff", b"\n" * 300])
+def test_what_stands_between_two_segments_of_a_jpeg_is_passed_over(between):
+    plain = pillow(SMOOTH, "JPEG", quality=95)
+    for mark in (b"\xff\xdb", b"\xff\xc0", b"\xff\xc4"):
+        at = plain.index(mark)
+        data = plain[:at] + between + plain[at:]
+        with Image.open(io.BytesIO(data)) as opened:
+            pixels = np.asarray(opened)
+        image = prepare(data, ImageRule(size=SMOOTH.shape[:2], codec="png"))
+        assert (image_codec.decode(image.data) == pixels).all()
