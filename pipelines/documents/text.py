@@ -47,22 +47,23 @@ class LinesFile(DocumentFile):
     def scan(self, max_bytes: int) -> Iterator[ScannedDocument]:
         """See ``DocumentFile``."""
         for line in json_lines.scan_lines(self.path, self.name, max_bytes):
-            byte_range, key = line.byte_range, str(line.byte_range.position)
             if isinstance(line, json_lines.LostLines):
-                lost = line.untrusted + (byte_range.length > 0)
-                error = RejectedError(line.reason, line.detail)
-                yield reader.lost_part(byte_range, key, error, line.lost_bytes, max(1, lost), line.untrusted)
+                lost = max(1, line.untrusted + (line.byte_range.length > 0))
+                error, key = RejectedError(line.reason, line.detail), str(line.byte_range.position)
+                yield reader.lost_part(line.byte_range, key, error, line.lost_bytes, lost, line.untrusted)
                 continue
+            byte_range, data, _ = line
             try:
-                if line.data is None:
+                if data is None:
                     raise reader.too_large(max_bytes)
-                yield self.document(line.data, byte_range, max_bytes)
+                yield self.document(data, byte_range, max_bytes)
             except RejectedError as error:
-                yield self._rejected(line, key, error)
+                yield self._rejected(line, error)
 
-    def _rejected(self, line: json_lines.Line, key: str, error: RejectedError) -> ScannedDocument:
+    def _rejected(self, line: json_lines.Line, error: RejectedError) -> ScannedDocument:
         """The row of a line that is no document, or of all that it hides."""
-        data, lost, problem = line.data, 1, None
+        byte_range, data, is_ended = line
+        key, lost, problem = str(byte_range.position), 1, None
         if data is not None and error.reason in ("corrupt_record", "missing_field", "wrong_shape"):
             lost = max(1, json_lines.count_documents(data, self.is_document))
             if lost > 1:
@@ -71,11 +72,11 @@ class LinesFile(DocumentFile):
                 problem = "a part of the file is filled with zeros"
         if problem is not None:
             damage = RejectedError("corrupt_length", problem)
-        elif data is not None and not line.is_ended and error.reason in ("corrupt_record", "not_utf8"):
+        elif data is not None and not is_ended and error.reason in ("corrupt_record", "not_utf8"):
             damage = RejectedError(ENDS_EARLY, f"the file ends inside a line: {error.detail}")
         else:
-            return reader.rejected(line.byte_range, key, error)
-        return reader.lost_part(line.byte_range, key, damage, line.byte_range.length, lost)
+            return reader.rejected(byte_range, key, error)
+        return reader.lost_part(byte_range, key, damage, byte_range.length, lost)
 
 
 class TextLinesFile(LinesFile):

@@ -87,9 +87,13 @@ class EnvLoggerFile(EpisodeFile):
             begin = first.start if first else reader.num_steps
             if begin:
                 detail = f"the first {begin} steps belong to no episode, so the shard's index is damaged"
-                steps = (shard.step(ordinal)[1] for ordinal in range(begin))
-                lost = max(1, sum(step is not None and shard.is_first(step) for step in steps))
-                yield Stored(ByteRange(reader.num_episodes, 0, 0, 0), None, "corrupt_length", detail, lost)
+                lost = lost_bytes = 0
+                for ordinal in range(begin):
+                    size, step = shard.step(ordinal)
+                    lost += step is not None and shard.is_first(step)
+                    lost_bytes += size
+                place = ByteRange(reader.num_episodes, 0, 0, 0)
+                yield Stored(place, None, "corrupt_length", detail, max(1, lost), min(self.size, lost_bytes))
             for position in range(reader.num_episodes):
                 yield shard.read(position, max_bytes)
 

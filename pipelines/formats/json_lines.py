@@ -31,13 +31,9 @@ _ZIP = b"PK\x03\x04"
 _KINDS = {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "null"}
 
 
-class Line(NamedTuple):
-    """A line that is not blank: where it is, its bytes without the newline, and whether it has a newline. The bytes of
-    a line that is too long are None, and its CRC is 0."""
-
-    byte_range: ByteRange
-    data: bytes | None
-    is_ended: bool = True
+Line = tuple[ByteRange, bytes | None, bool]
+"""A line that is not blank: where it is, its bytes without the newline, and whether it has a newline. The bytes of a
+line that is too long are None, and its CRC is 0."""
 
 
 class LostLines(NamedTuple):
@@ -64,41 +60,46 @@ def scan_lines(path: str, name: str, max_bytes: int) -> Iterator[Line | LostLine
         events = stream.raw.events if isinstance(stream.raw, DecompressedStream) else deque[int | Damage]()
         while True:
             data = stream.readline(max_bytes + 1)
-            begin, line, length = offset, data.removesuffix(b"\n"), len(data)
+            begin, length = offset, len(data)
+            is_ended = data.endswith(b"\n")
+            line = data[:-1] if is_ended else data
             is_long = len(line) > max_bytes
-            while is_long and data and not data.endswith(b"\n"):
-                data = stream.readline(_SKIP_BYTES)
+            while is_long and not is_ended and (data := stream.readline(_SKIP_BYTES)):
                 length += len(data)
-            is_ended, offset = data.endswith(b"\n"), begin + length
-            lost = None
-            while events and (_place(events[0]) < offset or (_place(events[0]) == offset and not is_ended)):
-                event = events.popleft()
-                if isinstance(event, Damage):
-                    if lost is not None:
-                        yield lost
-                    reason = ENDS_EARLY if event.ends_early else "corrupt_length"
-                    untrusted = 0 if event.ends_early else trusted
-                    broken = ByteRange(position, begin, event.at - begin, 0)
-                    lost = LostLines(broken, untrusted, event.lost_bytes, reason, event.detail)
-                    begin, line, position = event.at, line[event.at - begin :], position + 1
-                trusted = 0
-            if lost is not None:
-                if is_long or (line and not _is_object(line)):
-                    lost = lost._replace(byte_range=lost.byte_range._replace(length=offset - lost.byte_range.offset))
-                    line, is_long = b"", False
-                yield lost
-            if not length:
-                break
+                is_ended = data.endswith(b"\n")
+            offset = begin + length
+            if events or not length:
+                lost = None
+                while events and (_place(events[0]) < offset or (_place(events[0]) == offset and not is_ended)):
+                    event = events.popleft()
+                    if isinstance(event, Damage):
+                        if lost is not None:
+                            yield lost
+                        reason = ENDS_EARLY if event.ends_early else "corrupt_length"
+                        untrusted = 0 if event.ends_early else trusted
+                        broken = ByteRange(position, begin, event.at - begin, 0)
+                        lost = LostLines(broken, untrusted, event.lost_bytes, reason, event.detail)
+                        begin, line, position = event.at, line[event.at - begin :], position + 1
+                    trusted = 0
+                if lost is not None:
+                    if is_long or (line and not _is_object(line)):
+                        length_lost = offset - lost.byte_range.offset
+                        lost = lost._replace(byte_range=lost.byte_range._replace(length=length_lost))
+                        line, is_long = b"", False
+                    yield lost
+                    position -= not line  # nothing is left of the line
+                if not length:
+                    break
             if is_long:
-                yield Line(ByteRange(position, begin, length - is_ended, 0), None, is_ended)
+                yield ByteRange(position, begin, offset - begin - is_ended, 0), None, is_ended
                 trusted += 1
             else:
                 if line.startswith(UTF8_MARK):  # also where files with a mark were joined
                     begin, line = begin + len(UTF8_MARK), line.removeprefix(UTF8_MARK)
                 if line and not line.isspace():
-                    yield Line(ByteRange(position, begin, len(line), google_crc32c.value(line)), line, is_ended)
+                    yield ByteRange(position, begin, len(line), google_crc32c.value(line)), line, is_ended
                     trusted += 1
-            position += lost is None or bool(line)
+            position += 1
         if not offset and not isinstance(stream.raw, DecompressedStream):
             yield LostLines(ByteRange(0, 0, 0, 0), 0, 0, ENDS_EARLY, "the file is empty")
 

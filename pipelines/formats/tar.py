@@ -104,7 +104,7 @@ def members(reader: Reader, cuts: Sequence[Cut] = ()) -> Iterator[Member | Gap]:
 
     A gap begins where a header is damaged, a file is sparse, bytes are missing (``cuts``, ascending), the file ends
     before the end marker, or more than padding follows that marker. A member is part of the gap behind it if a header
-    stands in its bytes, or bytes were put in or taken out somewhere before the next header.
+    stands in its bytes, or bytes may have been put in.
     """
     total, offset, held = reader.size, 0, None
     left = deque(cuts)
@@ -127,7 +127,8 @@ def members(reader: Reader, cuts: Sequence[Cut] = ()) -> Iterator[Member | Gap]:
             else:
                 end = _resumes(reader, left[0].place if at_cut else (held.begin if held else offset + 1), offset)
             begin, is_shifted = min(offset, total), end < total and (end - offset) % BLOCK != 0
-            if held is not None and (end < offset or (is_shifted and not (left and left[0].place <= end))):
+            is_shifted = is_shifted and not (left and left[0].place <= end)
+            if held is not None and (end < offset or (is_shifted and not _is_padded(reader, held))):
                 begin, held = held.offset, None
             if held is not None:
                 yield held
@@ -154,6 +155,13 @@ _EARLY = "the file ends"
 _END = "the end marker"
 
 
+def _is_padded(reader: Reader, member: Member) -> bool:
+    """Whether zeros follow the data of a member: then no byte was put in before its end."""
+    end = member.begin + member.size
+    padding = padded(member.size) - member.size
+    return padding > 0 and _is_zero(reader.read(end, padding))
+
+
 def next_header(reader: Reader, begin: int) -> int:
     """The first place from ``begin`` on where a header stands that matches its checksum; the file's end if none does.
 
@@ -165,7 +173,7 @@ def next_header(reader: Reader, begin: int) -> int:
         found = data.find(_MAGIC)
         while found >= 0:
             header = data[found - _MAGIC_AT : found - _MAGIC_AT + BLOCK] if found >= _MAGIC_AT else b""
-            if len(header) == BLOCK and is_tar(header):
+            if len(header) == BLOCK and header[0] and is_tar(header):
                 return at + found - _MAGIC_AT
             found = data.find(_MAGIC, found + 1)
         at += max(1, _WINDOW - BLOCK)

@@ -354,3 +354,31 @@ def test_a_search_for_the_next_record_reads_the_rest_once(tmp_path: Path) -> Non
         seen = []
         found = tfrecord.next_record(lambda at, length: seen.append(length) or read(at, length), size, 1)
     assert (found, sum(seen)) == (12 + (3 << 20), 4 * ((1 << 20) + 12))
+
+
+PACKED = {"a.tar.gz": gzip.compress, "a.tar.zst": zstandard.ZstdCompressor(write_checksum=True).compress}
+BLOCKS = [ARCHIVE[at : at + 3000] for at in range(0, len(ARCHIVE), 3000)]
+"""What each member or frame of a compressed tar holds; none ends where a sample does."""
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.sampled_from(sorted(PACKED)), st.integers(1, len(BLOCKS) - 1), st.data())
+def test_compressed_archives(tmp_path: Path, name: str, block: int, data: st.DataObject) -> None:
+    packed = [PACKED[name](part) for part in BLOCKS]
+    at = data.draw(st.integers(0, len(packed[block]) - 1))
+    mask = data.draw(st.integers(1, 255))
+    harmed = packed[block][:at] + bytes([packed[block][at] ^ mask]) + packed[block][at + 1 :]
+    path = tmp_path / name
+    path.write_bytes(b"".join([*packed[:block], harmed, *packed[block + 1 :]]))
+    size = path.stat().st_size
+    file = WebDatasetFile(path=str(path), name=name, size=size, type="compressed_webdataset")
+    rows = scanned(file)
+    sound = {row["key"] for row in rows if row["reason"] is None}
+    assert {key for key, _, _ in untouched(SAMPLES, SIZES, 3000 * block, 3000 * (block + 1))} <= sound
+    texts = {key: text for key, _, text in SAMPLES}
+    if not any(row["reason"] == "ends_early" for row in rows):
+        assert set(kept_texts(file)) == {texts[key] for key in sound}
+    lost = [row for row in rows if row["reason"] is not None]
+    assert sum(row["lost_bytes"] for row in lost) <= size
+    # A header of gzip has bits that mean nothing.
+    assert lost or len(rows) == len(SAMPLES)
