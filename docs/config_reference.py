@@ -176,7 +176,7 @@ ImageTextConfig:
   format: 'format: webdataset'
   source: 'source: data/captions/*.tar'
   image_dir: 'format: coco, image_dir: coco/train2017'
-  follow_links: 'follow_links: true'
+  follow_links: 'format: coco, image_dir: coco/train2017, follow_links: true'
   image_field: 'image_field: photo'
   text_field: 'text_field: title'
   images: 'images: {max_patches: 64}'
@@ -196,7 +196,7 @@ InterleavedConfig:
   format: 'format: mmc4'
   source: 'source: data/mmc4/*.jsonl'
   image_dir: 'image_dir: data/mmc4/images'
-  follow_links: 'follow_links: true'
+  follow_links: 'image_dir: data/mmc4/images, follow_links: true'
   bad_images: 'bad_images: skip'
   images: 'images: {max_patches: 64}'
 DocumentImages:

@@ -37,6 +37,7 @@ from gatokit.schemas.index import HELD_OUT, TRAIN
 from gatokit.schemas.progress import Progress, no_progress
 from gatokit.schemas.tokens import TEXT_IDS
 from gatokit.storage.files import write_atomically, write_rows
+from gatokit.tokenizers.document import END_MARKERS
 from gatokit.tokenizers.text import TextTokenizer
 
 Normalization = Literal["identity", "nfkc"]
@@ -65,8 +66,8 @@ _THREADS = 4
 _MEASURED_BYTES = 1_000_000
 _FAILED = 3
 # SentencePiece drops a sentence that holds its own sign for rare characters, takes NUL for the end of one, and writes
-# its sign for a space where the text has a space: no sentence can hold any of the three.
-_SIGNS = re.compile("[\0\u2581\u2585]+")
+# its sign for a space where the text has a space: no sentence can hold any of the three. Markers become end pieces.
+_SIGNS = re.compile("[\0\u2581\u2585]+|" + END_MARKERS.pattern)
 _BATCH_ROWS = 8192
 
 

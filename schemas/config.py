@@ -49,7 +49,7 @@ class _Documents(DatasetModel):
     drop_duplicates: StrictBool = True
     """Of documents with exactly the same content only the first is kept."""
     end_of_document: StrictBool = True
-    """A document ends with the vocabulary's ``</s>``, if it has one."""
+    """A document ends with the vocabulary's ``</s>``, if it has one, which also replaces ``<|endoftext|>``."""
 
 
 class TextConfig(_Documents):

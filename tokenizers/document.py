@@ -51,6 +51,8 @@ _MOST_BESIDES_PIXELS = 1 << 16
 """Bytes by which a copied file may exceed its pixels: enough for profiles and comments, not for a hidden gigabyte."""
 _UNCHECKED_DEFLATE = 1 << 21
 """Compressed bytes of a PNG that are decoded without a check; at most 2 GiB can come out of them."""
+END_MARKERS = re.compile(r"<\|endoftext\|>|END_OF_DOCUMENT_TOKEN_TO_BE_REPLACED")
+"""Where a document ends, as public corpora write it in a text of several: GPT-2's marker, and that of OBELICS."""
 _BY_PILLOW = {"a GIF": "GIF", "a BMP": "BMP", "a TIFF": "TIFF"}
 _BEGINNINGS = {
     image_codec.PNG_SIGNATURE: "a PNG",
@@ -82,7 +84,8 @@ class DocumentTokenizer:
     """Turns documents into tokens and back. These have no separators, no steps and no local positions."""
 
     def __init__(self, text: TextTokenizer, end_of_document: bool) -> None:
-        """With ``end_of_document`` the vocabulary's end piece, if it has one, ends each document."""
+        """With ``end_of_document`` the vocabulary's end piece, if it has one, ends each document, and replaces each
+        of ``END_MARKERS``."""
         self._text = text
         self._end = np.array([text.end_id], np.uint16) if end_of_document and text.end_id is not None else None
 
@@ -91,18 +94,32 @@ class DocumentTokenizer:
 
         All texts go to SentencePiece in one call. Raises UnicodeEncodeError if a text holds lone surrogates.
         """
-        texts = [part for document in documents for part in document if isinstance(part, str)]
+        divided = [self._divided(document) for document in documents]
+        texts = [part for document in divided for part in document if isinstance(part, str)]
         ids = iter(self._text.encode_batch(texts))
         return [
-            self._sequence([next(ids) if isinstance(part, str) else part for part in document])
-            for document in documents
+            self._sequence([next(ids) if isinstance(part, str) else part for part in document]) for document in divided
         ]
+
+    def _divided(self, document: Document) -> "list[str | EncodedImage | np.ndarray]":
+        """The parts of a document, its texts divided at markers, with an end piece in place of each."""
+        parts: list[str | EncodedImage | np.ndarray] = []
+        for part in document:
+            if self._end is None or not isinstance(part, str) or not END_MARKERS.search(part):
+                parts.append(part)
+                continue
+            for number, section in enumerate(END_MARKERS.split(part)):
+                if number and parts and parts[-1] is not self._end:
+                    parts.append(self._end)
+                if section.strip():
+                    parts.append(section)
+        return parts
 
     def _sequence(self, parts: list[np.ndarray | EncodedImage]) -> TokenSequence | RejectedError:
         sizes = [patch_count(part) if isinstance(part, EncodedImage) else len(part) for part in parts]
-        if not any(sizes):
+        if not any(size for part, size in zip(parts, sizes, strict=True) if part is not self._end):
             return RejectedError("empty", "the vocabulary's normalisation leaves nothing of its text")
-        if self._end is not None:
+        if self._end is not None and parts[-1] is not self._end:
             parts.append(self._end)
             sizes.append(1)
         begin, images, tokens, kinds = 0, [], [], []
@@ -119,7 +136,7 @@ class DocumentTokenizer:
         return TokenSequence(np.concatenate(tokens), np.concatenate(kinds), positions, _NO_STEPS, images)
 
     def decode(self, sequence: TokenSequence) -> list[str | EncodedImage]:
-        """The texts and images of a document, or of consecutive records of it.
+        """The texts and images of a document, or of consecutive records of it; end pieces divide texts.
 
         Raises ValueError if kinds, ids and images contradict each other.
         """
@@ -132,8 +149,7 @@ class DocumentTokenizer:
             if token > at:
                 if (kinds[at:token] != _TEXT).any():
                     raise ValueError("the sequence has patches of no image")
-                ends = token == len(tokens) and tokens[-1] == self._text.end_id
-                parts.append(self._text.decode(tokens[at : token - 1 if ends else token]))
+                parts += self._texts(tokens[at:token])
             if image is not None:
                 before, at = at, token + patch_count(image)
                 fits = before <= token and at <= len(tokens)
@@ -141,6 +157,12 @@ class DocumentTokenizer:
                     raise ValueError(f"the image at token {token} has other tokens than its patches")
                 parts.append(image)
         return [part for part in parts if part != ""]
+
+    def _texts(self, ids: np.ndarray) -> list[str]:
+        """The texts between end pieces."""
+        ends = np.flatnonzero(ids == self._text.end_id) if self._text.end_id is not None else ()
+        begins = [0, *(end + 1 for end in ends)]
+        return [self._text.decode(ids[begin:end]) for begin, end in zip(begins, [*ends, len(ids)], strict=True)]
 
 
 def _filled(shared: np.ndarray, length: int) -> np.ndarray:

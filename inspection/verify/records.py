@@ -156,14 +156,14 @@ class DocumentCheck:
         if tokens > most and not is_one_image:
             raise ValueError(f"it has {tokens} tokens, more than the {most} of chunk_tokens, and is no single image")
         if self._text.end_id is not None:
-            # The end piece closes the last record, if the rules say so, and no other.
-            ends = bool(sequence.tokens[-1] == self._text.end_id and is_text[-1])
-            is_last = record.chunk + 1 == record.chunks
-            if ends and not is_last:
-                raise ValueError("it ends with the vocabulary's end piece, and the document goes on")
-            if is_last and ends != self._rules.end_of_document:
-                verb, rule = ("ends", "false") if ends else ("does not end", "true")
-                raise ValueError(f"it {verb} with the vocabulary's end piece, and end_of_document is {rule}")
+            # The end piece closes the last record, if the rules say so; it also stands where a text has a marker.
+            is_end = is_text & (sequence.tokens == self._text.end_id)
+            if not self._rules.end_of_document and is_end.any():
+                raise ValueError("it holds the vocabulary's end piece, and end_of_document is false")
+            if self._rules.end_of_document and record.chunk + 1 == record.chunks and not is_end[-1]:
+                raise ValueError("it does not end with the vocabulary's end piece, and end_of_document is true")
+            if (is_end[1:] & is_end[:-1]).any():
+                raise ValueError("two end pieces follow each other")
         for number, placed in enumerate(sequence.images):
             try:
                 self._check_image(placed.image)

@@ -225,3 +225,40 @@ def test_decoding_does_not_mind_a_missing_end(exact):
     made = encoded(tokenizer, SMALL, "é")
     cut = sequence(made.tokens[:-1].tolist(), made.kinds[:-1].tolist(), (0, SMALL))
     assert tokenizer.decode(cut) == [SMALL, "é"]
+
+
+@pytest.mark.parametrize(
+    ("text", "texts"),
+    [
+        ("the red ball<|endoftext|>a red box", ["the red ball", "a red box"]),
+        ("the ball\n<|endoftext|>\n\nthe box\n<|endoftext|>\n", ["the ball\n", "\n\nthe box\n"]),
+        ("<|endoftext|>the ball", ["the ball"]),
+        ("the ball <|endoftext|> <|endoftext|>the box", ["the ball ", "the box"]),
+        ("aEND_OF_DOCUMENT_TOKEN_TO_BE_REPLACED b", ["a", " b"]),
+        ("no <|endoftext| marker </s>", ["no <|endoftext| marker </s>"]),
+    ],
+)
+def test_markers_become_an_end(exact: TextTokenizer, endless: TextTokenizer, text: str, texts: list[str]) -> None:
+    tokenizer = DocumentTokenizer(exact, end_of_document=True)
+    found = encoded(tokenizer, text)
+    expected = [number for part in texts for number in (*exact.encode(part).tolist(), END)]
+    assert found.tokens.tolist() == expected
+    assert set(found.kinds.tolist()) == {TEXT}
+    assert tokenizer.decode(found) == texts
+    for other in (DocumentTokenizer(exact, end_of_document=False), DocumentTokenizer(endless, end_of_document=True)):
+        assert other.decode(encoded(other, text)) == [text]
+
+
+def test_markers_between_images(exact: TextTokenizer) -> None:
+    tokenizer = DocumentTokenizer(exact, end_of_document=True)
+    found = encoded(tokenizer, SMALL, "<|endoftext|>the ball<|endoftext|>", WIDE, "<|endoftext|>")
+    ball = exact.encode("the ball").tolist()
+    assert found.tokens.tolist() == [PATCH, END, *ball, END, PATCH, PATCH, PATCH, END]
+    assert tokenizer.decode(found) == [SMALL, "the ball", WIDE]
+    assert found.images == [PlacedImage(0, SMALL), PlacedImage(len(ball) + 3, WIDE)]
+
+
+def test_nothing_but_markers_is_empty(exact: TextTokenizer) -> None:
+    [found] = DocumentTokenizer(exact, end_of_document=True).encode([["<|endoftext|> <|endoftext|>\n"]])
+    assert isinstance(found, RejectedError)
+    assert found.reason == "empty"

@@ -191,14 +191,14 @@ def test_truncated_swapped_and_missing_files_are_named(root):
             "pages.jsonl#3",
             0,
             lambda r: with_tokens(r, tokens=put(r.sequence.tokens, -1, 2)),
-            "it ends with the vocabulary's end piece, and end_of_document is false",
+            "it holds the vocabulary's end piece, and end_of_document is false",
         ),
         (
             "notes",
             "notes.jsonl#1",
             0,
-            lambda r: with_tokens(r, tokens=put(r.sequence.tokens, -1, 2)),
-            "it ends with the vocabulary's end piece, and the document goes on",
+            lambda r: with_tokens(r, tokens=put(put(r.sequence.tokens, 3, 2), 4, 2)),
+            "two end pieces follow each other",
         ),
         (
             "pages",
