@@ -189,15 +189,16 @@ def write_built(job: tuple[str, int, str, list[tuple[str, str, str]]]) -> None:
 # --- stages: each prepares, and returns what is measured ---------------------------------------------------------
 
 
-def planned(work: Path) -> tuple[Any, Any, list[Path]]:
+def planned(work: Path) -> tuple[Any, Any, list[Any]]:
     """Config, plan and paths of the scanned rows."""
     from gatokit.pipelines.planning import plan_datasets, scan_units
+    from gatokit.pipelines.scan_cache import Segment
     from gatokit.schemas.config import read_config
 
     config = read_config(work / "build.yaml")
     [plan] = plan_datasets(config, work)
     units = scan_units(plan, config.max_episode_bytes)
-    return config, plan, [work / "scan" / f"{unit.fingerprint}.arrow" for unit in units]
+    return config, plan, [Segment(work / "scan" / f"{unit.fingerprint}.arrow") for unit in units]
 
 
 def stage_list(work: Path) -> Callable[[], Any]:

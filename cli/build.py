@@ -34,7 +34,14 @@ def add_job_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", metavar="CONFIG", help="build config (YAML)")
     parser.add_argument("--out", required=True, metavar="DIR", help="directory to write")
     parser.add_argument("--only", metavar="DATASET", help="this dataset of the config alone")
-    parser.add_argument("--limit", type=positive, metavar="N", help="look at the first N episodes of each task alone")
+    parser.add_argument(
+        "--limit", type=positive, metavar="N", help="read the first N episodes of each task alone, if paths name tasks"
+    )
+    parser.add_argument(
+        "--scan-cache",
+        metavar="DIR",
+        help="keep scanned rows here; builds may share it (default: OUT/.scan)",
+    )
     parser.add_argument("--workers", type=positive, default=1, metavar="N", help="local processes (default: 1)")
 
 
@@ -95,6 +102,7 @@ def run_job(arguments: argparse.Namespace, output: Output) -> Any:
             workers=arguments.workers,
             beam_arguments=arguments.beam_options,
             progress=progress,
+            scan_cache=arguments.scan_cache,
         )
     for notice in result.notices:
         output.notice(notice)

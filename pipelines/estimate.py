@@ -35,6 +35,7 @@ from gatokit.pipelines.planning import (
     scan_units,
     task_rows,
 )
+from gatokit.pipelines.scan_cache import Segment
 from gatokit.pipelines.shards.writer import MOST_RECORDS, build_shard
 from gatokit.schemas.config import BuildConfig
 from gatokit.schemas.config_episodes import EpisodesConfig, Keep
@@ -166,7 +167,7 @@ def _estimate(
     scanned_bytes = sum(piece.counts["size"] for piece in pieces)
     all_scanned = scanned_bytes >= source_bytes
     plan = _plan_sample(
-        dataset, [piece.path for piece in pieces], all_scanned, config, text.digest if text else "", notices
+        dataset, [Segment(piece.path) for piece in pieces], all_scanned, config, text.digest if text else "", notices
     )
     for piece, rows in zip(pieces, task_rows(plan.dataset, plan.result), strict=True):
         length, kept = rows["length"].to_numpy(), rows["kept"].to_numpy()
@@ -271,16 +272,21 @@ def _extent(file: Any) -> tuple[str, int]:
 
 
 def _plan_sample(
-    dataset: DatasetPlan, paths: list[Path], is_whole: bool, config: BuildConfig, vocabulary: str, notices: list[str]
+    dataset: DatasetPlan,
+    segments: list[Segment],
+    is_whole: bool,
+    config: BuildConfig,
+    vocabulary: str,
+    notices: list[str],
 ) -> Plan:
     """Plans the shards of the sample. If a part of the source cannot be built, all sound rows of it are kept."""
-    tasks, own = paths[0].parent / "tasks", []
+    tasks, own = segments[0].path.parent / "tasks", []
     if isinstance(dataset, EpisodesPlan) and not is_whole:
         dataset, keep = replace(dataset, is_partial=True), dataset.config.keep
         if isinstance(keep.best, int) or isinstance(keep.sample, int):
             own.append(f"{dataset.config.name}: keeps a number of episodes a task, of which a sample says too much")
     try:
-        plan = plan_shards(dataset, paths, config, vocabulary, None, tasks)
+        plan = plan_shards(dataset, segments, config, vocabulary, None, tasks)
     except DataError as error:
         if is_whole:
             raise
@@ -289,7 +295,7 @@ def _plan_sample(
             dataset = replace(dataset, config=dataset.config.model_copy(update={"keep": Keep(all=True)}))
             notice += "; the estimate keeps every sound episode"
         config = config.model_copy(update={"max_bad_fraction": 1.0, "max_lost_bytes": 1.0, "max_bad_images": 1.0})
-        plan = plan_shards(dataset, paths, config, vocabulary, None, tasks)
+        plan = plan_shards(dataset, segments, config, vocabulary, None, tasks)
         own.append(notice)
     notices += [*plan.result.notices, *own]
     return plan

@@ -6,7 +6,7 @@ dataset.
 """
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -24,6 +24,7 @@ from gatokit.pipelines.episodes import plan as episode_plan
 from gatokit.pipelines.episodes import tokenize as episode_tokenize
 from gatokit.pipelines.episodes.reader import EpisodeFile
 from gatokit.pipelines.episodes.scan import EpisodeUnit
+from gatokit.pipelines.scan_cache import ScannedFile, Segment, stand
 from gatokit.pipelines.stages import METADATA, FilterResult, ShardSettings, with_metadata
 from gatokit.schemas.config import BuildConfig
 from gatokit.schemas.config_episodes import EpisodesConfig
@@ -31,7 +32,7 @@ from gatokit.schemas.errors import ConfigError
 from gatokit.schemas.index import INDEX_SUFFIX
 from gatokit.schemas.manifest import INDEX_VERSION, digest, json_digest
 from gatokit.schemas.record import RECORD_VERSION
-from gatokit.storage.files import read_rows, side_by_side, write_rows
+from gatokit.storage.files import is_remote, read_rows, side_by_side, write_rows
 from gatokit.tokenizers.text import TextTokenizer
 
 SCAN_UNIT_BYTES = 256 << 20
@@ -126,21 +127,53 @@ def check_vocabulary(plans: Sequence[DatasetPlan], text: TextTokenizer | None, p
             )
 
 
-def scan_units(plan: DatasetPlan, max_bytes: int, unit_bytes: int | None = None) -> Sequence[ScanUnit]:
-    """The dataset's files in order, grouped into units of about ``unit_bytes``.
+def scan_units(
+    plan: DatasetPlan,
+    max_bytes: int,
+    unit_bytes: int | None = None,
+    *,
+    known: Container[int] = (),
+    limit: int | None = None,
+) -> Sequence[ScanUnit]:
+    """The dataset's files in order, without those whose numbers are ``known``, grouped into units of about
+    ``unit_bytes``.
 
-    Episodes or documents above ``max_bytes`` will be rejected.
+    Episodes or documents above ``max_bytes`` will be rejected. With ``limit`` the files of one task, or of a dataset of
+    documents, are one unit, which ends with that many rows. Tasks that only the episodes name are read completely.
     """
     groups: list[list[int]] = []
+    limited: dict[str, list[int]] = {}
     size = 0
     files: Sequence[EpisodeFile | document_reader.DocumentFile] = plan.files
     for ordinal, file in enumerate(files):
+        if ordinal in known:
+            continue
+        task = plan.task_of(ordinal)
+        if limit is not None and task is not None:
+            limited.setdefault(task, []).append(ordinal)
+            continue
         if not groups or size + file.size > (unit_bytes or SCAN_UNIT_BYTES):
             groups.append([])
             size = 0
         groups[-1].append(ordinal)
         size += file.size
-    return [plan.scan_unit(group, max_bytes) for group in groups]
+    units: list[ScanUnit] = [plan.scan_unit(group, max_bytes) for group in groups]
+    units += [plan.scan_unit(group, max_bytes, limit) for group in limited.values()]
+    return units
+
+
+def known_files(
+    plan: DatasetPlan, keys: Mapping[int, str] | Sequence[str], found: Mapping[str, ScannedFile]
+) -> dict[int, ScannedFile]:
+    """The rows in ``found`` of the dataset's files with these ``keys``, by the numbers of the files. Of a file of which
+    something was lost, or whose pictures changed, there are none."""
+    known = {}
+    for ordinal, key in keys.items() if isinstance(keys, Mapping) else enumerate(keys):
+        item = found.get(key)
+        folder = getattr(plan.files[ordinal], "image_dir", None)
+        if item is not None and item.is_whole and (folder is None or stand(folder, item.pictures)):
+            known[ordinal] = item
+    return known
 
 
 def unit_from_json(text: str | bytes) -> ScanUnit:
@@ -241,7 +274,7 @@ class Plan:
 
 def plan_shards(
     dataset: DatasetPlan,
-    scanned: Sequence[Path],
+    scanned: Sequence[Segment],
     config: BuildConfig,
     vocabulary_digest: str,
     limit: int | None,
@@ -266,7 +299,9 @@ def plan_shards(
             if header.has_pictures:
                 of_pictures = settings.model_copy(update={"codecs": versions.codecs()})
                 header = header.model_copy(update={"settings": of_pictures})
-            task = ShardTask(header, rows)
+            of_objects = [number for number in files.tolist() if is_remote(dataset.files[number].path)]
+            generations = {dataset.files[number].name: dataset.versions[number] for number in of_objects}
+            task = ShardTask(header.model_copy(update={"generations": generations}), rows)
             path = directory / f"{task.stem}-{task.fingerprint}.arrow"
             submit(functools.partial(task.write, path))
             kept = rows["kept"].to_numpy()
@@ -278,7 +313,7 @@ def plan_shards(
 
 
 def filter_dataset(
-    dataset: DatasetPlan, scanned: Sequence[Path], config: BuildConfig, limit: int | None
+    dataset: DatasetPlan, scanned: Sequence[Segment], config: BuildConfig, limit: int | None
 ) -> FilterResult:
     """The verdicts over the rows of the scanned units, and which of them are held out; errors as ``plan_shards``."""
     return _KINDS[dataset.kind].filter(dataset, scanned, config, limit)

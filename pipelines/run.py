@@ -13,19 +13,21 @@ import pyarrow as pa
 
 from gatokit.pipelines.beam import jobs
 from gatokit.pipelines.beam.local_workers import prepare_workers
+from gatokit.pipelines.formats.records import CHANGED
 from gatokit.pipelines.inputs import load_vocabulary, read_inputs, read_vocabulary, relative_path
 from gatokit.pipelines.planning import (
     DatasetPlan,
     Plan,
     PlannedShard,
-    ScanUnit,
     ShardTask,
     check_vocabulary,
+    known_files,
     plan_datasets,
     plan_shards,
     scan_units,
     stem_of_index,
 )
+from gatokit.pipelines.scan_cache import SCANS, Segment, find, segments, table_path, tables
 from gatokit.pipelines.shards.manifest import WORK, Finished, finish_dataset, write_manifest
 from gatokit.pipelines.shards.writer import finished_indexes, provenance, write_index
 from gatokit.pipelines.stages import with_metadata
@@ -86,6 +88,7 @@ def scan(
     workers: int = 1,
     beam_arguments: Sequence[str] = (),
     progress: Progress | None = None,
+    scan_cache: str | Path | None = None,
 ) -> Result:
     """Writes the index of every dataset without decoding or tokenizing anything. Arguments as for ``build``."""
     return build(
@@ -96,6 +99,7 @@ def scan(
         workers=workers,
         beam_arguments=beam_arguments,
         progress=progress,
+        scan_cache=scan_cache,
         content="scan",
     )
 
@@ -110,14 +114,17 @@ def build(
     beam_arguments: Sequence[str] = (),
     progress: Progress | None = None,
     update: bool = False,
+    scan_cache: str | Path | None = None,
     content: Literal["build", "scan"] = "build",
 ) -> Result:
     """Builds every dataset of a config. An interrupted build continues where it stopped.
 
-    ``only`` names one dataset. ``limit`` takes only the first episodes of each task. ``workers`` is the number of local
+    ``only`` names one dataset. ``limit`` takes only the first episodes of each task, and stops reading where the source
+    says by its paths that all are found. ``workers`` is the number of local
     processes, ``beam_arguments`` are Beam's own options. With ``update`` the directory may hold a finished build of
     another config or of other source files. Shards that are in both stay, and until the new build is finished, the
-    directory is the old one. ``content`` is ``scan`` if only indexes are written.
+    directory is the old one. ``scan_cache`` is the directory in which scanned rows are kept, by default one in ``out``.
+    ``content`` is ``scan`` if only indexes are written.
     """
     begin, root, where = time.monotonic(), out_directory(out), jobs.execution(beam_arguments, workers)
     work, log = root / WORK, _Log(root / LOG)
@@ -131,8 +138,9 @@ def build(
     datasets = plan_datasets(config, base)
     if content == "build":
         check_vocabulary(datasets, text, config_path)
+    cache = root / SCANS if scan_cache is None else out_directory(scan_cache, "--scan-cache")
     if where.is_elsewhere:
-        _check_reachable(datasets, root)
+        _check_reachable(datasets, root, cache)
     with hold(root), _os_errors():
         before = _finished_manifest(root, config, described, content, only, update)
         if content == "build":
@@ -141,15 +149,14 @@ def build(
         log.write(f"{content} started", config=str(config_path), datasets=names, update=before is not None)
         # --- 2. scan -------------------------------------------------------------------------------------------------
         with log.stage("scan"):
-            units = [scan_units(dataset, config.max_episode_bytes) for dataset in datasets]
-            scanned = _scan(units, work, where, progress, log)
+            scanned = _scan(datasets, config.max_episode_bytes, limit, cache, work, where, progress, log)
         # --- 3. filter the rows and plan the shards ------------------------------------------------------------------
         with log.stage("plan"):
             files.remove_tree(work / "shards")
             digest = model.blake2b if model else ""
             plans = [
-                plan_shards(dataset, paths, config, digest, limit, work / "shards")
-                for dataset, paths in zip(datasets, scanned, strict=True)
+                plan_shards(dataset, segments, config, digest, limit, work / "shards")
+                for dataset, segments in zip(datasets, scanned, strict=True)
             ]
             notices = [notice for plan in plans for notice in plan.result.notices]
             for notice in notices:
@@ -162,7 +169,8 @@ def build(
             if content == "build":
                 if text is not None and not files.exists(root / VOCABULARY):
                     write_atomically(root / VOCABULARY, text.model)
-                reused = _build(plans, root, text is not None, work, where, progress, log)
+                with _current_sources(scanned):
+                    reused = _build(plans, root, text is not None, work, where, progress, log)
             else:
                 _write_scan(plans, root)
         # --- 5. count what there is, and write the manifest ----------------------------------------------------------
@@ -174,6 +182,9 @@ def build(
                 log.write("notice", text=notice)
             files.remove_tree(work)
             manifest, removed = write_manifest(root, config, described, finished, model, content, before)
+            if scan_cache is None:
+                for path in set(tables(cache)) - {segment.path for segments in scanned for segment in segments}:
+                    files.remove(path)
         splits = [split for dataset in manifest.datasets for split in dataset.splits]
         built = [part for split in splits if split.fingerprint not in reused for part in split.parts]
         result = Result(
@@ -207,27 +218,61 @@ def build(
 
 
 def _scan(
-    units: Sequence[Sequence[ScanUnit]], work: Path, where: jobs.Execution, progress: Progress | None, log: "_Log"
-) -> list[list[Path]]:
-    """Scans the units of each dataset, and returns the files with their rows. Units that a killed job scanned stay."""
-    directory, listed = work / "scan", work / "units.jsonl"
+    datasets: Sequence[DatasetPlan],
+    max_bytes: int,
+    limit: int | None,
+    cache: Path,
+    work: Path,
+    where: jobs.Execution,
+    progress: Progress | None,
+    log: "_Log",
+) -> list[list[Segment]]:
+    """Scans the files of each dataset whose rows are not in ``cache``, and returns the rows of all its files."""
+    found = find(tables(cache))
+    listed = work / "units.jsonl"
     lines: list[bytes] = []
     pieces: dict[Path, jobs.Piece] = {}
     sizes: dict[Path, int] = {}
-    results, begin = [], 0
-    for of_dataset in units:
-        results.append([directory / f"{unit.fingerprint}.arrow" for unit in of_dataset])
-        for path, unit in zip(results[-1], of_dataset, strict=True):
+    begin = 0
+    of_datasets = []
+    for dataset in datasets:
+        known = known_files(dataset, dataset.keys(max_bytes), found)
+        units = scan_units(dataset, max_bytes, known=known, limit=limit)
+        keys = {ordinal: key for unit in units for ordinal, key in zip(unit.ordinals, unit.keys, strict=True)}
+        of_datasets.append((dataset, known, keys))
+        for unit in units:
+            of_unit = {ordinal: keys[ordinal] for ordinal in unit.ordinals}
+            if len(known_files(dataset, of_unit, found)) == len(of_unit):
+                continue  # a unit that ends with a limit, whose files have other keys
+            path = table_path(cache, unit.fingerprint)
             lines.append(unit.model_dump_json().encode() + b"\n")
             pieces[path] = (path.stem, str(listed), begin, len(lines[-1]))
             sizes[path] = unit.size
             begin += len(lines[-1])
+    for path in files.existing(pieces):  # something was lost there, or pictures changed
+        files.remove(path)
     write_atomically(listed, b"".join(lines))
     finished = partial(files.existing, pieces)
-    log.write("scan planned", units=len(pieces), finished=len(finished()))
-    scan_piece = partial(jobs.scan_piece, directory=str(directory), work=str(work), is_retried=where.is_elsewhere)
+    log.write("scan planned", units=len(pieces), known=sum(len(known) for _, known, _ in of_datasets))
+    scan_piece = partial(jobs.scan_piece, directory=str(cache), work=str(work), is_retried=where.is_elsewhere)
     jobs.run_pieces("scan", pieces, sizes, finished, scan_piece, where, work, log.write, progress)
-    return results
+    found |= find(pieces)
+    return [
+        segments([known.get(ordinal) or found[keys[ordinal]] for ordinal in range(len(dataset.files))])
+        for dataset, known, keys in of_datasets
+    ]
+
+
+@contextmanager
+def _current_sources(scanned: Sequence[Sequence[Segment]]) -> Iterator[None]:
+    """Removes the scanned rows if a source changed without a new modification time, so that the next run scans it."""
+    try:
+        yield
+    except DataError as error:
+        if CHANGED in str(error):
+            for path in {segment.path for segments in scanned for segment in segments}:
+                files.remove(path)
+        raise
 
 
 def _build(
@@ -272,14 +317,7 @@ def _build(
     log.write("build planned", shards=len(shards), finished=len(reused), indexes=len(indexed))
     vocabulary = str(root / VOCABULARY) if has_text else None
     build_piece = partial(jobs.build_piece, vocabulary=vocabulary, work=str(work), is_retried=where.is_elsewhere)
-    try:
-        jobs.run_pieces("build", pieces, sizes, finished, build_piece, where, work, log.write, progress)
-    except jobs.PiecesFailedError:
-        raise
-    except DataError:
-        # A source may have changed without a new modification time, so the next run scans again.
-        files.remove_tree(work / "scan")
-        raise
+    jobs.run_pieces("build", pieces, sizes, finished, build_piece, where, work, log.write, progress)
     return {shards[index].fingerprint for index in reused | indexed}
 
 
@@ -311,12 +349,13 @@ def _described_config(config: BuildConfig, base: Path, limit: int | None) -> dic
     return described | ({"limit": limit} if limit is not None else {})
 
 
-def _check_reachable(plans: Sequence[DatasetPlan], out: Path) -> None:
+def _check_reachable(plans: Sequence[DatasetPlan], out: Path, cache: Path) -> None:
     """Raises ConfigError if workers on other machines cannot reach what they are to read or write."""
-    if not is_remote(out):
-        raise ConfigError(
-            f"--out {out}: lies on this machine, where the runner's workers write nothing; give a gs:// path"
-        )
+    for option, written in (("--out", out), ("--scan-cache", cache)):
+        if not is_remote(written):
+            raise ConfigError(
+                f"{option} {written}: lies on this machine, where the runner's workers write nothing; give a gs:// path"
+            )
     for plan in plans:
         for file in plan.files:
             for path in (file.path, getattr(file, "image_dir", None)):
@@ -336,7 +375,7 @@ def _finished_manifest(
     """
     names = files.names(root)
     if MANIFEST not in names:
-        ours = {VOCABULARY, LOG, LOCK, WORK, *(dataset["name"] for dataset in described["datasets"])}
+        ours = {VOCABULARY, LOG, LOCK, WORK, SCANS, *(dataset["name"] for dataset in described["datasets"])}
         foreign = [name for name in names if name not in ours and not name.startswith(TEMPORARY)]
         if foreign:
             raise ConfigError(f"--out {root}: holds {foreign[0]}, no part of this {content}; choose another directory")

@@ -9,7 +9,6 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,11 +17,12 @@ from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model
 
 from gatokit.pipelines.formats.records import ByteRange
 from gatokit.pipelines.losses import UNKNOWN_PIECES, LeftOut
+from gatokit.pipelines.scan_cache import Segment
 from gatokit.schemas.errors import RejectedError
 from gatokit.schemas.index import INDEX, METADATA_TYPES
 from gatokit.schemas.manifest import EpisodeSpec, MetadataType, SourceLoss, digest
 from gatokit.schemas.tokens import TokenKind, TokenSequence
-from gatokit.storage.files import prefetch, read_rows
+from gatokit.storage.files import is_remote, prefetch
 
 MADE_BY_BUILD = ("tokens", "part", "first_record", "record_tokens")
 """Columns of an index that say where the records are."""
@@ -63,27 +63,29 @@ def with_metadata(index: pa.Table, rows: pa.Table) -> pa.Table:
 
 
 class ScannedRows:
-    """The scanned rows of a dataset in source order, one table per unit, cut to the first ``limit`` of each task.
+    """The scanned rows of a dataset in source order, one table per segment, cut to the first ``limit`` of each task.
 
     A dataset of documents is one task. ``read`` makes of each table the rows that count.
     """
 
     def __init__(
-        self, paths: Sequence[Path], limit: int | None, read: Callable[[pa.Table], pa.Table] | None = None
+        self, scanned: Sequence[Segment], limit: int | None, read: Callable[[pa.Table], pa.Table] | None = None
     ) -> None:
-        self._paths, self._limit, self._read = paths, limit, read
+        self._scanned, self._limit, self._read = scanned, limit, read
 
     def __iter__(self) -> Iterator[pa.Table]:
-        return self._tables(read_rows)
+        return self._tables(None)
 
     def tables(self, metadata: Collection[str] = ()) -> Iterator[pa.Table]:
         """The same tables; of the values stored with the episodes only these columns are read."""
         wanted = {METADATA + name for name in metadata}
-        return self._tables(partial(read_rows, without=lambda name: name.startswith(METADATA) and name not in wanted))
+        return self._tables(lambda name: name.startswith(METADATA) and name not in wanted)
 
-    def _tables(self, read: Callable[[Path], pa.Table]) -> Iterator[pa.Table]:
+    def _tables(self, without: Callable[[str], bool] | None) -> Iterator[pa.Table]:
         seen: Counter[str | None] = Counter()
-        for table in prefetch(self._paths, read, lambda read: int(read.nbytes)):
+        several = any(is_remote(segment.path) for segment in self._scanned)
+        read = partial(Segment.read, without=without)
+        for table in prefetch(self._scanned, read, lambda table: int(table.nbytes), several=several):
             if self._limit is not None:
                 mask = []
                 for task in table["task"].to_pylist() if "task" in table.column_names else [None] * len(table):

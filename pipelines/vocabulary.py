@@ -31,6 +31,7 @@ from gatokit.pipelines.episodes.tokenize import texts_of
 from gatokit.pipelines.formats.records import ByteRange
 from gatokit.pipelines.inputs import local_path, read_inputs
 from gatokit.pipelines.planning import DatasetPlan, filter_dataset, plan_datasets, scan_units, task_rows, text_in
+from gatokit.pipelines.scan_cache import Segment
 from gatokit.schemas.config import BuildConfig
 from gatokit.schemas.errors import ConfigError, DataError
 from gatokit.schemas.index import HELD_OUT, TRAIN
@@ -251,14 +252,14 @@ def draw(
     """
     plans = [plan for plan in plan_datasets(config, base) if text_in(plan) is not None]
     units = [(number, unit) for number, plan in enumerate(plans) for unit in scan_units(plan, config.max_episode_bytes)]
-    scanned: list[list[Path]] = [[] for _ in plans]
+    scanned: list[list[Segment]] = [[] for _ in plans]
     total = read = 0
     for done, (dataset, unit) in enumerate(units):
         progress("scan", done, len(units))
         table = unit.scan()
         total += table.num_rows
-        scanned[dataset].append(work / f"{unit.fingerprint}.arrow")
-        write_rows(scanned[dataset][-1], table)
+        scanned[dataset].append(Segment(work / f"{dataset}-{unit.fingerprint}.arrow"))
+        write_rows(scanned[dataset][-1].path, table)
     progress("scan", len(units), len(units))
     samples = {TRAIN: Sample(most_bytes), HELD_OUT: Sample(held_out_bytes)}
     documents = [0] * len(plans)

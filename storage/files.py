@@ -199,9 +199,15 @@ def read_bytes(path: str | Path) -> bytes:
     return gcs.read(path) if is_remote(path) else Path(path).read_bytes()
 
 
-def read_rows(path: str | Path, without: Callable[[str], bool] | None = None) -> pa.Table:
-    """Reads a table that ``write_rows`` wrote, without the columns of which ``without`` is true."""
-    source = pa.BufferReader(gcs.read(path)) if is_remote(path) else pa.OSFile(str(path))
+def read_rows(path: str | Path, without: Callable[[str], bool] | None = None, *, is_mapped: bool = False) -> pa.Table:
+    """Reads a table that ``write_rows`` wrote, without the columns of which ``without`` is true.
+
+    With ``is_mapped`` nothing is read of a local file but what is looked at.
+    """
+    if is_remote(path):
+        source = pa.BufferReader(gcs.read(path))
+    else:
+        source = pa.memory_map(str(path)) if is_mapped else pa.OSFile(str(path))
     with source as file, pa.ipc.open_file(file) as reader:
         if without is None:
             return reader.read_all()
@@ -311,6 +317,12 @@ def _names_below(directory: str | Path) -> dict[str, int]:
     return {item.path[begin:]: item.size for item in gcs.below(directory)}
 
 
+def states(directory: str | Path) -> dict[str, tuple[int, int]]:
+    """Size and generation of each object below a directory, by its path relative to the directory."""
+    begin = len(gcs.canonical(directory).rstrip("/")) + 1
+    return {item.path[begin:]: (item.size, item.generation) for item in gcs.below(directory)}
+
+
 def size(path: str | Path) -> int:
     """The size of a file in bytes."""
     return gcs.about(path).size if is_remote(path) else os.stat(path).st_size
@@ -337,14 +349,14 @@ def matching(pattern: str) -> list[str]:
 # --- writing ---------------------------------------------------------------------------------------------------
 
 
-def out_directory(out: str | Path) -> Path:
-    """The directory to write into. Raises ConfigError if it is neither a local path nor one on ``gs://``, or not UTF-8,
-    which what writes shards needs."""
+def out_directory(out: str | Path, option: str = "--out") -> Path:
+    """The directory to write into, which ``option`` gives. Raises ConfigError if it is neither a local path nor one on
+    ``gs://``, or not UTF-8, which what writes shards needs."""
     if _SCHEME.match(str(out)) and not is_remote(out):
-        raise ConfigError(f"--out {out}: is neither a local path nor one on gs://; choose another directory")
+        raise ConfigError(f"{option} {out}: is neither a local path nor one on gs://; choose another directory")
     if not is_utf8(out):
         name = os.fsencode(str(out))
-        raise ConfigError(f"--out {name!r}: the name is not valid UTF-8; choose another directory")
+        raise ConfigError(f"{option} {name!r}: the name is not valid UTF-8; choose another directory")
     return Path(out)
 
 

@@ -28,7 +28,7 @@ from gatokit.storage.files import LOCK, TEMPORARY
 MOST_OF_A_FILE = 10
 """Further faults of a file are counted and not listed."""
 
-_WORK = ".work"
+_WORK, _SCANS = ".work", ".scan"
 _LEFTOVERS = {
     _WORK: "work of a build that did not end; run the build again, or delete it",
     LOCK: "the lock of a build that runs or was killed; delete it if none runs",
@@ -144,12 +144,15 @@ def _file_fault(root: Path, path_of_digest: dict[str, str], sizes: set[int], ent
 
 
 def _all_files(root: Path) -> Iterator[str]:
-    """The paths below ``root`` of all files and links; of the folder ``.work`` only the folder itself."""
+    """The paths below ``root`` of all files and links; of the folder ``.work`` only the folder itself, and of
+    ``.scan``, where a build keeps scanned rows, nothing."""
     for directory, folders, files in os.walk(root):
         below = Path(directory).relative_to(root)
         if below == Path() and _WORK in folders:
             folders.remove(_WORK)
             files.append(_WORK)
+        if below == Path() and _SCANS in folders:
+            folders.remove(_SCANS)
         folders.sort()
         links = [name for name in folders if os.path.islink(os.path.join(directory, name))]
         for name in sorted([*files, *links]):

@@ -15,8 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
+from gatokit.pipelines import scan_cache
 from gatokit.pipelines.inputs import load_vocabulary
 from gatokit.pipelines.planning import ScanUnit, ShardTask, unit_from_json
 from gatokit.pipelines.shards.writer import Built, build_shard
@@ -131,7 +130,7 @@ def _run(task: dict[str, Any]) -> tuple[list[bytes], signal.Signals | None]:
 
 def _single_files(unit: dict[str, Any]) -> Iterator[ScanUnit]:
     """A unit for each file of a unit."""
-    of_files = [key for key in ("files", "versions", "ordinals") if key in unit]
+    of_files = [key for key in ("files", "keys", "ordinals") if key in unit]
     for number in range(len(unit["files"])):
         yield unit_from_json(json.dumps({**unit, **{key: [unit[key][number]] for key in of_files}}))
 
@@ -146,8 +145,8 @@ def _main(task: dict[str, Any], answers: int) -> None:
             for number, unit in enumerate(_single_files(task["unit"])):
                 say(str(number))
                 tables.append(unit.scan())
-            rows = pa.concat_tables(tables)
-            files.write_rows(task["result"], rows)
+            unit = unit_from_json(json.dumps(task["unit"]))
+            rows = scan_cache.write(task["result"], unit.keys, unit.ordinals, tables)
             say(json.dumps({"rows": rows.num_rows}))
             return
         text = None if task["vocabulary"] is None else load_vocabulary(task["vocabulary"])

@@ -40,6 +40,7 @@ from apache_beam.options.pipeline_options import (
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.runners.runner import create_runner
 
+from gatokit.pipelines import scan_cache
 from gatokit.pipelines.beam import crash_isolation
 from gatokit.pipelines.beam.local_workers import DIED, ProcessEnvironment, without_noise
 from gatokit.pipelines.beam.progress import Watch, note
@@ -96,7 +97,7 @@ def scan_piece(piece: tuple[str, str, int, int], directory: str, work: str, is_r
     again if this raises OSError.
     """
     fingerprint, path, offset, length = piece
-    result = Path(directory) / f"{fingerprint}.arrow"
+    result = scan_cache.table_path(directory, fingerprint)
 
     def attempt(died: bool) -> tuple[int, Counts]:
         with files.ranges(path) as file:
@@ -107,8 +108,7 @@ def scan_piece(piece: tuple[str, str, int, int], directory: str, work: str, is_r
             crash_isolation.scan(unit, result)
             rows = files.read_rows(result)
         else:
-            rows = unit.scan()
-            files.write_rows(result, rows)
+            rows = scan_cache.write(result, unit.keys, unit.ordinals, [unit.scan()])
         return rows.num_rows, {"scanned": rows.num_rows, **_by_reason(unit.dataset, rows)}
 
     return _do(attempt, work, fingerprint, is_retried)

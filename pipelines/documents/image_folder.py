@@ -24,6 +24,7 @@ from gatokit.pipelines.documents.reader import DocumentFile, Loaded, ScannedDocu
 from gatokit.pipelines.formats.json_lines import DamagedObjectError, read_object
 from gatokit.pipelines.formats.records import ByteRange
 from gatokit.pipelines.inputs import SourcePath
+from gatokit.pipelines.scan_cache import LOOKED_AT, state
 from gatokit.schemas.config import ImageQuestionAnswerConfig, ImageTextConfig
 from gatokit.schemas.errors import ConfigError, DataError, RejectedError
 from gatokit.schemas.index import ENDS_EARLY
@@ -57,6 +58,7 @@ class ImageFolder:
 
     def has(self, name: str) -> bool:
         """Whether there is something of that name."""
+        self._note(name)
         path = os.path.join(self._path, name)
         return _is_inside(name) and storage.exists(path) if self._is_remote else os.path.lexists(path)
 
@@ -66,7 +68,14 @@ class ImageFolder:
         Raises RejectedError if it is missing, is not a file or lies outside of the folder (``missing_image``), or if it
         has more than ``max_bytes`` bytes.
         """
+        self._note(name)
         return self._read_object(name, max_bytes) if self._is_remote else self._read_file(name, max_bytes)
+
+    def _note(self, name: str) -> None:
+        """Says what there is to a scan that asks what its rows depend on."""
+        looked_at = LOOKED_AT.get()
+        if looked_at is not None and name not in looked_at:
+            looked_at[name] = state(f"{self._path}/{name}")
 
     def _read_object(self, name: str, max_bytes: int) -> bytes:
         if not _is_inside(name):

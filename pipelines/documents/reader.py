@@ -11,6 +11,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -24,7 +25,9 @@ from pydantic import BaseModel, ConfigDict
 
 from gatokit.pipelines import inputs
 from gatokit.pipelines.formats.json_lines import BYTE_ORDER_MARK
-from gatokit.pipelines.formats.records import ByteRange
+from gatokit.pipelines.formats.records import CHANGED, ByteRange
+from gatokit.pipelines.scan_cache import LOOKED_AT, Pictures, unit_keys, with_pictures
+from gatokit.pipelines.versions import code_digest, packages
 from gatokit.schemas.config import CorpusConfig
 from gatokit.schemas.errors import ConfigError, DataError, RejectedError
 from gatokit.schemas.manifest import json_digest
@@ -157,8 +160,8 @@ class DocumentFile(BaseModel, ABC):
         return self.model_dump(mode="json", exclude={"type", "path", "image_dir", "annotations", "follow_links"})
 
     def versions(self) -> tuple[int, ...]:
-        """Modification times in nanoseconds of the file and of what else is read with it."""
-        paths = [getattr(self, field, None) for field in ("path", "annotations", "image_dir")]
+        """``files.version`` of the file, and of its annotations if it has any."""
+        paths = [getattr(self, field, None) for field in ("path", "annotations")]
         return tuple(storage.version(path) for path in paths if path is not None)
 
     @abstractmethod
@@ -189,9 +192,7 @@ class DocumentFile(BaseModel, ABC):
             except RejectedError:
                 crc, parts = None, []
             if crc != byte_range.crc:
-                raise DataError(
-                    f"{self.name}: document {byte_range.position} changed between scan and build. Run the build again"
-                )
+                raise DataError(f"{self.name}: document {byte_range.position} {CHANGED}. Run the build again")
             yield parts
 
 
@@ -224,14 +225,37 @@ class DocumentsPlan:
             ids[row] += f"@{scanned['position'][row]}"
         return ids
 
-    def scan_unit(self, ordinals: Sequence[int], max_bytes: int) -> "DocumentUnit":
-        """These of the files as a unit of the scan. Documents above ``max_bytes`` will be rejected."""
+    @cached_property
+    def versions(self) -> list[int]:
+        """``files.version`` of each file."""
+        return [storage.version(file.path) for file in self.files]
+
+    def task_of(self, ordinal: int) -> str | None:
+        """The one task of the dataset."""
+        return self.config.name
+
+    def keys(self, max_bytes: int) -> list[str]:
+        """For each file a digest of all that its scanned rows depend on, but the pictures that it names."""
+        if max_bytes not in self._keys:
+            common = json_digest([max_bytes, code_digest(self.kind), packages()])
+            parts = ([common, file.model_dump(mode="json"), file.versions()] for file in self.files)
+            self._keys[max_bytes] = [json_digest(part, 16) for part in parts]
+        return self._keys[max_bytes]
+
+    @cached_property
+    def _keys(self) -> dict[int, list[str]]:
+        return {}
+
+    def scan_unit(self, ordinals: Sequence[int], max_bytes: int, most_rows: int | None = None) -> "DocumentUnit":
+        """These of the files as a unit of the scan. Documents above ``max_bytes`` will be rejected. The unit ends with
+        its row ``most_rows``, if that is given."""
         return DocumentUnit(
             dataset=self.config.name,
             max_bytes=max_bytes,
             ordinals=tuple(ordinals),
             files=tuple(self.files[ordinal].model_dump(mode="json") for ordinal in ordinals),
-            versions=tuple(self.files[ordinal].versions() for ordinal in ordinals),
+            keys=unit_keys(self.keys(max_bytes), ordinals, most_rows),
+            most_rows=most_rows,
         )
 
 
@@ -269,8 +293,10 @@ class DocumentUnit(BaseModel):
     max_bytes: int
     ordinals: tuple[int, ...]
     files: tuple[dict[str, Any], ...]
-    versions: tuple[tuple[int, ...], ...]
-    """What ``files.version`` says of the files: a file that changed is scanned again."""
+    keys: tuple[str, ...]
+    """A digest for each file of all that its rows depend on: a file that changed is scanned again."""
+    most_rows: int | None = None
+    """The scan ends with this many rows."""
 
     @property
     def size(self) -> int:
@@ -280,7 +306,7 @@ class DocumentUnit(BaseModel):
     @property
     def fingerprint(self) -> str:
         """Names the file with the unit's rows, so that an interrupted scan continues where it stopped."""
-        return json_digest(self.model_dump(mode="json"), 8)
+        return json_digest(self.keys, 8)
 
     def scan(self, most_bytes: int | None = None) -> pa.Table:
         """The rows of the unit's documents (schema ``FOUND``).
@@ -289,8 +315,9 @@ class DocumentUnit(BaseModel):
         """
         batches: list[pa.RecordBatch] = []
         rows: list[tuple[Any, ...]] = []
+        pictures: dict[int, Pictures] = {}
         size = 0
-        for ordinal, found in self._found():
+        for ordinal, found in self._found(pictures):
             taken_back = found.takes_back
             while taken_back > len(rows):
                 taken_back -= len(rows)
@@ -302,12 +329,15 @@ class DocumentUnit(BaseModel):
             if len(rows) == _BATCH_ROWS:
                 batches.append(_batch(rows))
                 rows = []
-            if most_bytes is not None and size >= most_bytes:
+            is_last = _BATCH_ROWS * len(batches) + len(rows) == self.most_rows
+            if is_last or (most_bytes is not None and size >= most_bytes):
                 break
-        return pa.Table.from_batches([*batches, _batch(rows)], FOUND)
+        return with_pictures(pa.Table.from_batches([*batches, _batch(rows)], FOUND), pictures)
 
-    def _found(self) -> Iterator[tuple[int, ScannedDocument]]:
+    def _found(self, pictures: dict[int, Pictures]) -> Iterator[tuple[int, ScannedDocument]]:
         for ordinal, file in zip(self.ordinals, self.files, strict=True):
+            pictures[ordinal] = {}
+            LOOKED_AT.set(pictures[ordinal])
             for found in file_from_json(file).scan(self.max_bytes):
                 yield ordinal, found
 

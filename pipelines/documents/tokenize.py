@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -20,6 +19,7 @@ from pydantic import BaseModel
 
 from gatokit.pipelines import losses, stages
 from gatokit.pipelines.documents.reader import DocumentFile, DocumentsPlan, Part, file_from_json
+from gatokit.pipelines.scan_cache import Segment
 from gatokit.schemas.config import BuildConfig, document_rules
 from gatokit.schemas.errors import DataError, RejectedError
 from gatokit.schemas.index import HELD_OUT, TRAIN
@@ -51,14 +51,14 @@ class DocumentFilterResult(stages.FilterResult):
 
 
 def filter_documents(
-    plan: DocumentsPlan, paths: Sequence[Path], config: BuildConfig, limit: int | None
+    plan: DocumentsPlan, segments: Sequence[Segment], config: BuildConfig, limit: int | None
 ) -> DocumentFilterResult:
     """Verdicts over the rows of the scanned units. The dataset is one task with one stream.
 
     ``limit`` takes only the first documents. Raises DataError if the error budget is exceeded or nothing is kept.
     """
     name = plan.config.name
-    scanned = stages.ScannedRows(paths, limit)
+    scanned = stages.ScannedRows(segments, limit)
     rows_lost, bytes_lost = losses.Losses(), losses.SourceLosses(plan.files)
     left_out = losses.LeftOut()
     hashes, contents, soundness = bytearray(), bytearray(), bytearray()

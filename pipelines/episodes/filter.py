@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +18,7 @@ from gatokit.pipelines.episodes.rows import RowCollector, Rows, check_ids, decid
 from gatokit.pipelines.episodes.spec import field_notices
 from gatokit.pipelines.episodes.values import name_notices
 from gatokit.pipelines.losses import Losses, SourceLosses
+from gatokit.pipelines.scan_cache import Segment
 from gatokit.pipelines.stages import METADATA, TASK_ROWS, FilterResult, ScannedRows, Stream, Task, held_out
 from gatokit.schemas.config import BuildConfig
 from gatokit.schemas.config_episodes import Keep
@@ -43,7 +43,9 @@ class EpisodeFilterResult(FilterResult):
     last_step: LastStep
 
 
-def filter_episodes(plan: EpisodesPlan, paths: Sequence[Path], config: BuildConfig, limit: int | None) -> FilterResult:
+def filter_episodes(
+    plan: EpisodesPlan, segments: Sequence[Segment], config: BuildConfig, limit: int | None
+) -> FilterResult:
     """Windows, thresholds and verdicts over the rows of the scanned units.
 
     ``limit`` takes only the first episodes of each task. Raises DataError or ConfigError if the error budget is
@@ -52,12 +54,12 @@ def filter_episodes(plan: EpisodesPlan, paths: Sequence[Path], config: BuildConf
     keep, name = plan.config.keep, plan.config.name
     # --- 1. what the scan found ----------------------------------------------------------------------------------
     episodes = None if plan.list_path is None else read_episode_list(keep, plan.list_path, name)
-    last_step, last_step_notices = decide(ScannedRows(paths, None).tables(), plan.config, plan.field)
+    last_step, last_step_notices = decide(ScannedRows(segments, None).tables(), plan.config, plan.field)
     read = real_reading if last_step.reading == "real" else None
     measured = Measurements([item.scan_fields.measured for item in plan.directories], last_step.reading == "real")
-    for table in ScannedRows(paths, None, read).tables():
+    for table in ScannedRows(segments, None, read).tables():
         measured.add(table, plan.directory_of[table["file"].to_numpy()])
-    scanned, collected = ScannedRows(paths, limit, read), RowCollector(plan, config.seed, episodes)
+    scanned, collected = ScannedRows(segments, limit, read), RowCollector(plan, config.seed, episodes)
     losses, bytes_lost = Losses(), SourceLosses(plan.files)
     for table in scanned.tables():
         losses.add(table, plan.ids)

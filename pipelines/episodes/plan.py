@@ -19,9 +19,11 @@ from gatokit.pipelines.episodes.scan import FORMATS, EpisodeUnit, ScanFields, Sc
 from gatokit.pipelines.episodes.spec import episode_specs
 from gatokit.pipelines.episodes.values import EpisodeValues, check_columns, file_values, find_values, index_columns
 from gatokit.pipelines.inputs import find_directories, fixed_part, local_path, local_pattern
+from gatokit.pipelines.scan_cache import unit_keys
+from gatokit.pipelines.versions import code_digest, packages
 from gatokit.schemas.config_episodes import EpisodesConfig
 from gatokit.schemas.errors import ConfigError, ConfigErrors, DataError
-from gatokit.schemas.manifest import EpisodeSpec, MetadataType
+from gatokit.schemas.manifest import EpisodeSpec, MetadataType, json_digest
 from gatokit.schemas.tokens import DISCRETE_VALUES
 from gatokit.storage import files
 
@@ -129,8 +131,41 @@ class EpisodesPlan:
         ids = scanned["id"].to_pylist()
         return [address if id_ is None else id_ for id_, address in zip(ids, addresses, strict=True)]
 
-    def scan_unit(self, ordinals: Sequence[int], max_bytes: int) -> "EpisodeUnit":
-        """These of the files as a unit of the scan. Episodes above ``max_bytes`` will be rejected."""
+    @cached_property
+    def versions(self) -> list[int]:
+        """``files.version`` of each file."""
+        return [files.version(file.path) for file in self.files]
+
+    def task_of(self, ordinal: int) -> str | None:
+        """The task of all episodes of a file; None if each names its own."""
+        task = self.given[ordinal].get("task")
+        return None if task is None else str(task)
+
+    def keys(self, max_bytes: int) -> list[str]:
+        """For each file a digest of all that its scanned rows depend on."""
+        if max_bytes not in self._keys:
+            self._keys[max_bytes] = self._made_keys(max_bytes)
+        return self._keys[max_bytes]
+
+    @cached_property
+    def _keys(self) -> dict[int, list[str]]:
+        return {}
+
+    def _made_keys(self, max_bytes: int) -> list[str]:
+        common = [max_bytes, self.columns, code_digest(self.kind), packages()]
+        fields = [
+            json_digest([common, directory.scan_fields.model_dump(mode="json")]) for directory in self.directories
+        ]
+        return [
+            json_digest([fields[directory], given, file.model_dump(mode="json"), version], 16)
+            for directory, given, file, version in zip(
+                self.directory_of.tolist(), self.given, self.files, self.versions, strict=True
+            )
+        ]
+
+    def scan_unit(self, ordinals: Sequence[int], max_bytes: int, most_rows: int | None = None) -> "EpisodeUnit":
+        """These of the files as a unit of the scan. Episodes above ``max_bytes`` will be rejected. The unit ends with
+        its row ``most_rows``, if that is given."""
         directories = [self.directories[self.directory_of[ordinal]] for ordinal in ordinals]
         fields = list(dict.fromkeys(directory.scan_fields for directory in directories))
         scanned = []
@@ -143,7 +178,8 @@ class EpisodesPlan:
             columns=self.columns,
             fields=tuple(fields),
             files=tuple(scanned),
-            versions=tuple(files.version(self.files[ordinal].path) for ordinal in ordinals),
+            keys=unit_keys(self.keys(max_bytes), ordinals, most_rows),
+            most_rows=most_rows,
         )
 
 

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal, Protocol
 import numpy as np
 from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
 
-from gatokit.pipelines.formats.records import ByteRange, Stored
+from gatokit.pipelines.formats.records import CHANGED, ByteRange, Stored
 from gatokit.pipelines.inputs import SourceName, SourcePath
 from gatokit.schemas.config_episodes import Splits
 from gatokit.schemas.errors import DataError
@@ -182,6 +182,4 @@ class EpisodeFile(BaseModel, ABC):
 
     def changed(self, byte_range: ByteRange) -> DataError:
         """The error of a file that no longer holds what a scan found at ``byte_range``."""
-        return DataError(
-            f"{self.name}: episode {byte_range.position} changed between scan and build. Run the build again"
-        )
+        return DataError(f"{self.name}: episode {byte_range.position} {CHANGED}. Run the build again")

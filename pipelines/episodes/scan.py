@@ -102,8 +102,10 @@ class EpisodeUnit(BaseModel):
     columns: dict[str, MetadataType]
     """The columns of values stored with the episodes of the dataset."""
     files: tuple[ScanFile, ...]
-    versions: tuple[int, ...]
-    """Modification times of the files in nanoseconds: a file that changed is scanned again."""
+    keys: tuple[str, ...]
+    """A digest for each file of all that its rows depend on: a file that changed is scanned again."""
+    most_rows: int | None = None
+    """The scan ends with this many rows."""
 
     @property
     def size(self) -> int:
@@ -113,7 +115,12 @@ class EpisodeUnit(BaseModel):
     @property
     def fingerprint(self) -> str:
         """Names the file with the unit's rows, so that an interrupted scan continues where it stopped."""
-        return json_digest(self.model_dump(mode="json"), 8)
+        return json_digest(self.keys, 8)
+
+    @property
+    def ordinals(self) -> tuple[int, ...]:
+        """The numbers of its files among the dataset's."""
+        return tuple(item.ordinal for item in self.files)
 
     def scan(self, most_bytes: int | None = None) -> pa.Table:
         """The ``scan_table`` of the files in order. With ``most_bytes`` its last row is the one with which the stored
@@ -121,13 +128,13 @@ class EpisodeUnit(BaseModel):
         return scan_table(self._episodes(most_bytes), self.columns)
 
     def _episodes(self, most_bytes: int | None) -> Iterator[tuple[dict[str, Any], ScanFields, StoredEpisode]]:
-        size = 0
+        size = rows = 0
         for item in self.files:
             known, fields = {"file": item.ordinal, **item.given}, self.fields[item.fields]
             for stored in item.file.read_all(self.max_episode_bytes):
                 yield known, fields, stored
-                size += stored.byte_range.length
-                if most_bytes is not None and size >= most_bytes:
+                size, rows = size + stored.byte_range.length, rows + 1
+                if rows == self.most_rows or (most_bytes is not None and size >= most_bytes):
                     return
 
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, TypeVar
 
 _Value = TypeVar("_Value", covariant=True)
+CHANGED = "changed between scan and build"
+"""What the error of a source says that no longer holds what its scan found."""
 
 
 class ByteRange(NamedTuple):

@@ -20,6 +20,7 @@ from gatokit.pipelines.episodes.plan import EpisodesPlan
 from gatokit.pipelines.episodes.ranges import MOST_OUTSIDE
 from gatokit.pipelines.losses import LeftOut, Losses
 from gatokit.pipelines.planning import Plan
+from gatokit.pipelines.scan_cache import SCANS
 from gatokit.pipelines.shards.writer import (
     read_constants,
     read_left_out,
@@ -426,7 +427,8 @@ class Leftover:
 
 def collect(directory: str | Path, *, work: bool = False, dry_run: bool = False) -> list[Leftover]:
     """Removes, or with ``dry_run`` only lists, what interrupted jobs left: temporary files, and shards and indexes that
-    the manifest does not name. With ``work`` also the folder from which an interrupted build would continue.
+    the manifest does not name. With ``work`` also the folder from which an interrupted build would continue, and the
+    scanned rows that were kept.
 
     Without a manifest it is unknown which shards are needed, and they stay. Raises ConfigError if this is no directory
     of a build or scan, DataError while a build holds it.
@@ -441,8 +443,8 @@ def collect(directory: str | Path, *, work: bool = False, dry_run: bool = False)
             manifest = Manifest.parse(files.read_bytes(root / MANIFEST), root / MANIFEST)
             named = {file.path for file in manifest.files}
         found = _remove_leftovers(root, named, work=work, dry_run=dry_run)
-        if work and not dry_run:
-            files.remove_tree(root / WORK)
+        for folder in (WORK, SCANS) if work and not dry_run else ():
+            files.remove_tree(root / folder)
         return found
 
 
@@ -455,8 +457,8 @@ def _remove_leftovers(
     """
     found: list[Leftover] = []
     for name in files.names(root):
-        if name == WORK:
-            found += _of_work(root, WORK, work)
+        if name in (WORK, SCANS):
+            found += _of_work(root, name, work)
         elif _TEMPORARY.fullmatch(name):
             found.append(Leftover(name, files.size(root / name)))
         elif not name.startswith(".") and _is_folder(root / name):
@@ -464,7 +466,7 @@ def _remove_leftovers(
     if not dry_run:
         for item in found:
             files.remove(root / item.path)
-        for name in {item.path.partition("/")[0] for item in found if "/" in item.path} - {WORK}:
+        for name in {item.path.partition("/")[0] for item in found if "/" in item.path} - {WORK, SCANS}:
             if not files.is_remote(root) and not files.names(root / name):
                 (root / name).rmdir()
     return found
