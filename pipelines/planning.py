@@ -139,7 +139,7 @@ def scan_units(
     ``unit_bytes``.
 
     Episodes or documents above ``max_bytes`` will be rejected. With ``limit`` the files of one task, or of a dataset of
-    documents, are one unit, which ends with that many rows. Tasks that only the episodes name are read completely.
+    documents, are one unit, which ends with that many rows. Files without a task (``task_of``) are read completely.
     """
     groups: list[list[int]] = []
     limited: dict[str, list[int]] = {}

@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from gatokit.schemas.index import CONTAINER_REASONS
 from gatokit.schemas.manifest import digest
 from gatokit.storage import files
 
@@ -98,7 +99,8 @@ def write(path: str | Path, keys: Sequence[str], ordinals: Sequence[int], tables
     rows = pa.concat_tables([table.replace_schema_metadata(None) for table in tables])
     number, numbers = rows["file"].to_numpy(), np.array(ordinals, np.int64)
     begins, ends = (np.searchsorted(number, numbers, side).tolist() for side in ("left", "right"))
-    lost = set(number[pc.greater(rows["lost_bytes"], 0).fill_null(False).to_numpy()].tolist())
+    is_lost = pc.is_in(rows["reason"].cast(pa.string()), pa.array(CONTAINER_REASONS, pa.string()))
+    lost = set(number[is_lost.to_numpy()].tolist())
     found = [
         [key, ordinal, begin, end, ordinal not in lost, pictures.get(str(ordinal), {})]
         for key, ordinal, begin, end in zip(keys, ordinals, begins, ends, strict=True)

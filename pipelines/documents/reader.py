@@ -231,7 +231,7 @@ class DocumentsPlan:
         return [storage.version(file.path) for file in self.files]
 
     def task_of(self, ordinal: int) -> str | None:
-        """The one task of the dataset."""
+        """The one task of all files."""
         return self.config.name
 
     def keys(self, max_bytes: int) -> list[str]:

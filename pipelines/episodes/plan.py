@@ -137,9 +137,12 @@ class EpisodesPlan:
         return [files.version(file.path) for file in self.files]
 
     def task_of(self, ordinal: int) -> str | None:
-        """The task of all episodes of a file; None if each names its own."""
+        """The task of all episodes of a file; None if each names its own, or if the range of an action follows from all
+        episodes of the source."""
+        fields = self.directories[self.directory_of[ordinal]].spec.fields
+        needs_all = any(field.is_action and field.kind == "continuous" and field.range is None for field in fields)
         task = self.given[ordinal].get("task")
-        return None if task is None else str(task)
+        return None if task is None or needs_all else str(task)
 
     def keys(self, max_bytes: int) -> list[str]:
         """For each file a digest of all that its scanned rows depend on."""

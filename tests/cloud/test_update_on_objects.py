@@ -57,7 +57,7 @@ def generations(bucket: Bucket) -> dict[str, int]:
 
 def digests(bucket: Bucket, prefix: str) -> dict[str, str]:
     """Of every object but the log."""
-    names = [name for name in bucket.names(prefix) if not name.endswith("build.log.jsonl")]
+    names = [name for name in bucket.names(prefix) if not name.endswith("build.log.jsonl") and "/.scan/" not in name]
     return {name.removeprefix(prefix): hashlib.sha256(bucket.get(name)).hexdigest() for name in names}
 
 

@@ -146,7 +146,7 @@ def contents(directory: Path) -> dict[str, str]:
     return {
         str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(directory.rglob("*"))
-        if path.is_file() and path.name != "build.log.jsonl"
+        if path.is_file() and path.name != "build.log.jsonl" and ".scan" not in path.parts
     }
 
 

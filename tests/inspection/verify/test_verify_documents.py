@@ -90,7 +90,7 @@ def test_every_record_of_a_sound_build_decodes(corpora):
 
 def test_a_flipped_byte_in_any_file_is_found(root):
     for path in sorted(root.rglob("*")):
-        if path.is_file() and path.name != "build.log.jsonl":
+        if path.is_file() and path.name != "build.log.jsonl" and ".scan" not in path.parts:
             for at in (0, path.stat().st_size // 2, path.stat().st_size - 1):
                 flip(path, at)
                 assert path.relative_to(root).as_posix() in {fault.file for fault in verify(root)}, (path, at)

@@ -99,7 +99,7 @@ def test_a_flipped_byte_anywhere_in_a_shard_is_found(lean):
 
 def test_a_flipped_byte_in_any_file_is_found(lean):
     for path in sorted(lean.rglob("*")):
-        if path.is_file() and path.name != "build.log.jsonl":
+        if path.is_file() and path.name != "build.log.jsonl" and ".scan" not in path.parts:
             for at in (0, path.stat().st_size // 2, path.stat().st_size - 1):
                 flip(path, at)
                 assert name_of(path, lean) in {fault.file for fault in verify(lean)}, (path, at)
