@@ -32,7 +32,7 @@ def config(tmp_path: Path, exact_vocabulary: Path) -> Path:
 
 @pytest.fixture
 def out(tmp_path: Path, config: Path) -> Path:
-    build(config, tmp_path / "out")
+    build(config, tmp_path / "out", scan_cache=tmp_path / "cache")
     return tmp_path / "out"
 
 
@@ -72,6 +72,17 @@ def test_leftovers_go_and_what_the_manifest_names_stays(out):
     assert [(item.path, item.bytes) for item in collect(out, work=True)] == [(".work/scan/u.arrow", 11)]
     assert verify(out) == []
     assert collect(out, work=True) == []
+
+
+def test_kept_rows_of_a_scan_go_if_everything_may(out, config):
+    build(config, out)
+    tables = {path.relative_to(out).as_posix() for path in (out / ".scan").iterdir()}
+    assert len(tables) == 2
+    (out / ".scan" / f"{TEMPORARY}x").write_bytes(bytes(3))
+    assert [item.path for item in collect(out)] == [f".scan/{TEMPORARY}x"]
+    assert {item.path for item in collect(out, work=True)} == tables
+    assert not (out / ".scan").exists()
+    assert verify(out) == []
 
 
 def test_what_others_put_there_stays(out, tmp_path):
