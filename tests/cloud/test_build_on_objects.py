@@ -1,16 +1,19 @@
 """A build from ``gs://`` to ``gs://``: every format of source, and the bytes of a build on a disk."""
 
 import hashlib
+import json
 import os
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from gatokit.pipelines.run import build, scan
 from gatokit.schemas.errors import ConfigError, DataError
 from tests.google.fixtures import Bucket
 from tests.pipelines.conftest import exact_vocabulary
-from tests.pipelines.documents.test_documents_kinds import config, contents, out, source
+from tests.pipelines.documents.test_documents_kinds import config, out, source
 
 __all__ = ["config", "exact_vocabulary", "out", "source"]
 LOG = "build.log.jsonl"
@@ -27,10 +30,45 @@ def sources(bucket: Bucket, config: Path) -> Bucket:
     return bucket
 
 
-def stored(bucket: Bucket, prefix: str) -> dict[str, str]:
-    """Digest of every object but the log."""
-    names = [name for name in bucket.names(prefix) if not name.endswith(LOG)]
-    return {name.removeprefix(prefix): hashlib.sha256(bucket.get(name)).hexdigest() for name in names}
+def known(name: str, data: bytes) -> object:
+    """The bytes of a file; of indexes and manifests all that they say but the generations of objects."""
+    if name.endswith(".index.parquet"):
+        table = pq.read_table(pa.BufferReader(data))
+        metadata = {key: value for key, value in table.schema.metadata.items() if key != b"gatokit.generations"}
+        return table.to_pylist(), metadata
+    if name.endswith("manifest.json"):
+        content = json.loads(data)
+        del content["digest"]
+        for item in content["datasets"]:
+            for split in item["splits"]:
+                split.pop("generations", None)
+        content["files"] = [file if "index" not in file["path"] else file["path"] for file in content["files"]]
+        return content
+    return hashlib.sha256(data).hexdigest()
+
+
+def stored(bucket: Bucket, prefix: str) -> dict[str, object]:
+    """What every object holds but the log and kept rows of scans."""
+    names = [name for name in bucket.names(prefix) if not name.endswith(LOG) and "/.scan/" not in name]
+    return {name.removeprefix(prefix): known(name, bucket.get(name)) for name in names}
+
+
+def contents(out: Path) -> dict[str, object]:
+    """The same of files."""
+    paths = [path for path in out.rglob("*") if path.is_file() and path.name != LOG and ".scan" not in path.parts]
+    return {path.relative_to(out).as_posix(): known(path.name, path.read_bytes()) for path in paths}
+
+
+def test_an_index_names_the_generations_that_were_read(sources: Bucket) -> None:
+    build("gs://bucket/in/build.yaml", "gs://bucket/out", only="notes")
+    manifest = json.loads(sources.get("out/manifest.json"))
+    expected = {"notes.jsonl": sources.blob("in/text/notes.jsonl").generation}
+    splits = manifest["datasets"][0]["splits"]
+    assert len(splits) > 1
+    for split in splits:
+        assert split["generations"] == expected
+        metadata = pq.read_schema(pa.BufferReader(sources.get(f"out/notes/{split['index']}"))).metadata
+        assert json.loads(metadata[b"gatokit.generations"]) == expected
 
 
 def test_a_build_on_objects_has_the_bytes_of_one_on_a_disk(sources: Bucket, out: Path) -> None:
