@@ -338,8 +338,11 @@ class DocumentUnit(BaseModel):
         for ordinal, file in zip(self.ordinals, self.files, strict=True):
             pictures[ordinal] = {}
             LOOKED_AT.set(pictures[ordinal])
-            for found in file_from_json(file).scan(self.max_bytes):
-                yield ordinal, found
+            try:
+                for found in file_from_json(file).scan(self.max_bytes):
+                    yield ordinal, found
+            finally:
+                LOOKED_AT.set(None)
 
 
 def _batch(rows: list[tuple[Any, ...]]) -> pa.RecordBatch:
