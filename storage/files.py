@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import BinaryIO, NamedTuple, TypeVar
 from uuid import uuid4
 
 import pyarrow as pa
@@ -365,10 +365,17 @@ def write_atomically(path: str | Path, data: bytes | memoryview) -> None:
     if is_remote(path):
         gcs.write(path, data)
         return
+    with _replacing(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def _replacing(path: str | Path) -> Iterator[BinaryIO]:
+    """A new local file that takes the place of ``path`` when the block ends, and is removed if an error ends it."""
     temporary = temporary_beside(path)
     try:
         with open(temporary, "wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         commit(temporary, path)
@@ -406,10 +413,18 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 def write_rows(path: str | Path, rows: pa.Table) -> None:
     """Writes a table that a later stage of the same job reads with ``read_rows``."""
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, rows.schema, options=pa.ipc.IpcWriteOptions(unify_dictionaries=True)) as writer:
-        writer.write_table(rows)
-    write_atomically(path, memoryview(sink.getvalue()))
+
+    def write(sink: pa.NativeFile) -> None:
+        with pa.ipc.new_file(sink, rows.schema, options=pa.ipc.IpcWriteOptions(unify_dictionaries=True)) as writer:
+            writer.write_table(rows)
+
+    if is_remote(path):
+        sink = pa.BufferOutputStream()
+        write(sink)
+        write_atomically(path, memoryview(sink.getvalue()))
+        return
+    with _replacing(path) as file:
+        write(pa.PythonFile(file, "w"))
 
 
 def append_line(path: str | Path, line: str) -> None:
