@@ -1,5 +1,9 @@
+import functools
 import hashlib
+import io
 import pickle
+from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -8,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gatokit.schemas.errors import ConfigError
+from gatokit.tokenizers import text as text_module
 from gatokit.tokenizers.text import TextTokenizer
 
 TEXTS = ["go to the red ball", "", "  spaces  kept?  ", "naïve café", "日本", "😀", "a\nb\tc"]
@@ -87,3 +92,70 @@ def test_it_travels_as_its_path(tmp_path, text, model_bytes):
     path.write_bytes(model_bytes + b"\x0a\x05\x0a\x01Z\x18\x01")
     with pytest.raises(ConfigError, match="changed"):
         pickle.loads(pickled)
+
+
+# --- long texts --------------------------------------------------------------------------------------------------
+
+IDENTITY = {"normalization_rule_name": "identity", "remove_extra_whitespaces": False}
+MODELS: dict[str, tuple[dict[str, Any], bool]] = {
+    "this project's": (IDENTITY | {"add_dummy_prefix": False, "allow_whitespace_only_pieces": True}, True),
+    "nfkc": ({}, True),
+    "nfkc, case folded": ({"normalization_rule_name": "nmt_nfkc_cf"}, True),
+    "without a first space": ({"add_dummy_prefix": False, "remove_extra_whitespaces": False}, True),
+    "pairs of bytes": ({"model_type": "bpe"}, True),
+    "characters": ({"model_type": "char"}, True),
+    "no bytes": ({"byte_fallback": False}, True),
+    "a first space that stays": (IDENTITY, False),
+    "spaces behind words": ({"treat_whitespace_as_suffix": True}, False),
+    "pieces of several words": ({"split_by_whitespace": False}, False),
+    "a symbol of two words": ({"user_defined_symbols": ["red ball"]}, False),
+}
+"""Options of a model, and whether it is divided at spaces."""
+WORD = st.sampled_from(
+    ["red", "ball", "blue", "the", "box", "1", "naïve", "日本", "ﬁ", "e\u0301", "😀", "\u3000", ".", "\n"]
+)
+LONG_TEXT = st.lists(
+    st.tuples(WORD, st.sampled_from(["", " ", " ", " ", "  ", "\n", "\t", "\u00a0"])), max_size=60
+).map(lambda words: "".join(word + space for word, space in words))
+
+
+@functools.cache
+def model(name: str) -> TextTokenizer:
+    words = ["red", "blue", "green", "ball", "box", "key", "go", "to", "the", "café", "x.\ny"]
+    sink = io.BytesIO()
+    options = {"model_type": "unigram", "byte_fallback": True, "hard_vocab_limit": False, "vocab_size": 340}
+    options |= MODELS[name][0]
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([f"{a} {b} {c}" for a in words for b in words for c in words if a < b]),
+        model_writer=sink,
+        minloglevel=2,
+        num_threads=1,
+        **(options | ({"hard_vocab_limit": True, "vocab_size": 300} if options["model_type"] == "bpe" else {})),
+    )
+    return TextTokenizer(sink.getvalue())
+
+
+@pytest.mark.parametrize("name", MODELS)
+@given(sentence=LONG_TEXT)
+def test_a_text_in_pieces_has_the_ids_of_the_whole(name, sentence):
+    tokenizer = model(name)
+    whole = tokenizer._processor.encode(sentence)
+    with mock.patch.object(text_module, "_LONG", 4):
+        assert tokenizer.encode(sentence).tolist() == whole
+        assert [ids.tolist() for ids in tokenizer.encode_batch([sentence, "red"])] == [
+            whole,
+            tokenizer.encode("red").tolist(),
+        ]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_only_texts_that_may_be_divided_are(name):
+    tokenizer, sentence, calls = model(name), "red ball, the blue box 日本 " * 20_000, []
+    encode = tokenizer._ids
+    with mock.patch.object(tokenizer, "_ids", lambda data: calls.append(len(data)) or encode(data)):
+        ids = tokenizer.encode(sentence)
+    assert ids.tolist() == tokenizer._processor.encode(sentence)
+    assert (len(calls) > 5) == MODELS[name][1]
+    assert sum(calls) == len(sentence.encode())
+    if MODELS[name][1]:
+        assert max(calls) < 80_000

@@ -3,6 +3,7 @@ scan: what is found for many episodes at once is what each of them gives alone."
 
 from collections.abc import Sequence
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pyarrow as pa
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gatokit.pipelines.episodes import scan as scan_module
 from gatokit.pipelines.episodes.ranges import MeasuredField
 from gatokit.pipelines.episodes.reader import SourceField
 from gatokit.pipelines.episodes.rlds import ExampleEpisode
@@ -210,8 +212,8 @@ EPISODES = st.tuples(
 
 
 @settings(max_examples=60)
-@given(st.lists(EPISODES, min_size=1, max_size=6))
-def test_a_table_of_many_episodes_is_the_tables_of_each(episodes: Sequence[tuple[Any, ...]]) -> None:
+@given(st.lists(EPISODES, min_size=1, max_size=6), st.sampled_from([1, 2, 3, 1 << 12]))
+def test_a_table_of_many_episodes_is_the_tables_of_each(episodes: Sequence[tuple[Any, ...]], batch_rows: int) -> None:
     kinds = [fields(2), fields(2, keeps_values=True), fields(2, has_reward=False)]
     items = [
         ({"file": 0, "task": "walk"}, kinds[kind], stored(at, actions, rewards * len(actions), ends, at))
@@ -219,7 +221,10 @@ def test_a_table_of_many_episodes_is_the_tables_of_each(episodes: Sequence[tuple
     ]
     types: dict[str, MetadataType] = {"number": "int64"}
     joined = pa.concat_tables([scan_table([item], types) for item in items], promote_options="permissive")
-    assert repr(scan_table(items, types).to_pylist()) == repr(joined.to_pylist())
+    with mock.patch.object(scan_module, "_BATCH_ROWS", batch_rows):
+        table = scan_table(items, types)
+    assert repr(table.to_pylist()) == repr(joined.to_pylist())
+    assert table["file"].num_chunks == -(-len(items) // batch_rows)
 
 
 def test_a_table_of_no_episode() -> None:
