@@ -15,6 +15,7 @@ import pytest
 import sentencepiece
 
 from gatokit.inspection import open_directory
+from gatokit.inspection.report.page import report
 
 Gatokit = Callable[..., Any]
 
@@ -73,6 +74,8 @@ def test_downloads_that_broke_off(gatokit: Gatokit, configured: Callable[..., Pa
     assert gatokit("verify", out, "--json").json["losses"] == {"d": [entry.source_loss.sentence]}
     assert sentence in gatokit("inspect", out).out.replace("\n", " ")
     assert gatokit("inspect", out, "--json").json["losses"] == {"d": [entry.source_loss.sentence]}
+    directory = open_directory(out)
+    assert report(directory, list(directory.datasets.values()))["datasets"][0]["notes"] == [entry.source_loss.sentence]
     gatokit("inspect", out, "--card", tmp_path / "card.md")
     assert "## Left out" in (tmp_path / "card.md").read_text()
     assert "9 of 10 files end early" in (tmp_path / "card.md").read_text()
