@@ -9,13 +9,14 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from gatokit.pipelines import planning
 from gatokit.pipelines.episodes.envlogger import EnvLoggerFile
 from gatokit.pipelines.episodes.reader import EpisodeFile, SourceFeatures, SourceField
 from gatokit.pipelines.episodes.rlds import RldsFile
 from gatokit.pipelines.episodes.tokenize import EpisodeShardHeader
 from gatokit.pipelines.planning import ShardTask
 from gatokit.pipelines.stages import TASK_ROWS, ShardSettings
-from gatokit.schemas.manifest import EpisodeSpec, FieldSpec
+from gatokit.schemas.manifest import EpisodeSpec, FieldSpec, digest
 
 FEATURES = SourceFeatures(steps=(SourceField(path="action", dtype="float32", shape=(4,)),), metadata=())
 OTHER = SourceFeatures(steps=(SourceField(path="action", dtype="float64", shape=(4,)),), metadata=())
@@ -213,3 +214,11 @@ def test_round_trip_through_a_file(tmp_path: Path) -> None:
     assert again.header.source_files() == [item for item, _ in files]
     assert [type(item) for item in again.header.source_files()] == [RldsFile, RldsFile, EnvLoggerFile]
     assert [path.name for path in (tmp_path / "orders").iterdir()] == ["order.parquet"]
+
+
+@pytest.mark.parametrize("rows", [0, 1, 2, 3, 7])
+def test_a_column_is_digested_in_parts_as_its_list_would_be(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "_DIGESTED_ROWS", 2)
+    for values in (["a", None, "é, 'b'", "", "]", "\n", "x"], [1.5, None, float("nan"), 0.0, -0.0, 1e300, 2.0]):
+        column = pa.chunked_array([values[:1], values[1:]]).slice(0, rows)
+        assert planning._column_digest(column) == digest(repr(column.to_pylist()).encode())
