@@ -139,6 +139,8 @@ def _jpeg_header(data: bytes) -> ImageHeader:
     at, header = 2, None
     notes: dict[str, bytes] = {}
     while True:
+        if header is not None and at + 4 > len(data):
+            return header  # what decodes it says that it is truncated
         mark, marker, length = struct.unpack_from(">BBH", data, at)
         if mark != 0xFF or marker == 0:
             at = data.find(b"\xff", at + 1)  # every decoder passes over what is no marker

@@ -469,7 +469,7 @@ def test_pages_with_every_fault(go):
 
 @pytest.mark.usefixtures("pages")
 def test_pages_that_stay_without_their_bad_images(go):
-    built = go(f"{MMC4}, bad_images: skip", BOUND)
+    built = go(f"{MMC4}, bad_images: skip", f"{BOUND}\nmax_bad_images: 0.9")
     picture = EncodedImage(PNG, 32, 48)
     assert built.parts == {
         "p.jsonl#0": ["One.", picture, "Two."],
