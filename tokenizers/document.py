@@ -33,6 +33,7 @@ from gatokit.schemas.tokens import (
 )
 from gatokit.tokenizers import image_codec
 from gatokit.tokenizers.image_codec import ImageHeader
+from gatokit.tokenizers.image_structure import JPEG_MARKER, JPEG_SIGNATURE, PNG_SIGNATURE, chunks_agree, png_chunks
 from gatokit.tokenizers.text import TextTokenizer
 
 _TEXT, _IMAGE = int(TokenKind.TEXT), int(TokenKind.IMAGE)
@@ -43,8 +44,6 @@ _IMAGE_KINDS, _TEXT_KINDS = np.full(_SHARED_LENGTH, _IMAGE, np.uint8), np.full(_
 _NO_POSITIONS = np.full(_SHARED_LENGTH, NO_POSITION, np.uint16)
 _NO_POSITIONS.flags.writeable = False
 _NO_STEPS = np.empty(0, np.uint32)
-_JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")
-"""The markers that cannot occur inside a scan."""
 _MOST_SCANS = 100
 """Decoding takes time in proportion to scans times pixels; encoders write about ten scans."""
 _MOST_BESIDES_PIXELS = 1 << 16
@@ -55,8 +54,8 @@ END_MARKERS = re.compile(r"<\|endoftext\|>|END_OF_DOCUMENT_TOKEN_TO_BE_REPLACED"
 """Where a document ends, as public corpora write it in a text of several: GPT-2's marker, and that of OBELICS."""
 _BY_PILLOW = {"a GIF": "GIF", "a BMP": "BMP", "a TIFF": "TIFF"}
 _BEGINNINGS = {
-    image_codec.PNG_SIGNATURE: "a PNG",
-    image_codec.JPEG_SIGNATURE: "a JPEG",
+    PNG_SIGNATURE: "a PNG",
+    JPEG_SIGNATURE: "a JPEG",
     b"GIF8": "a GIF",
     b"BM": "a BMP",
     b"II*\0": "a TIFF",
@@ -182,12 +181,12 @@ def prepare(data: bytes, rule: ImageRule) -> EncodedImage:
     """An image file, stored as ``rule`` says.
 
     A JPEG or PNG of the right size and codec, 8 bits deep, gray or RGB, upright and complete, is copied (the same
-    object; the checksums of a PNG are checked, the body of a JPEG is not decoded). Everything else is decoded, turned
+    object) if nothing in its structure is damaged (see ``image_structure``). Everything else is decoded, turned
     upright, composited over white, resized and encoded. Raises RejectedError ``image_too_large``,
     ``image_animated`` or ``bad_image``.
     """
     codec: Literal["png", "jpeg"]
-    if data[:3] == image_codec.JPEG_SIGNATURE or data[:8] == image_codec.PNG_SIGNATURE:
+    if data[:3] == JPEG_SIGNATURE or data[:8] == PNG_SIGNATURE:
         header = image_codec.probe(data)
         _check_size(header.height, header.width, header.codec.upper())
         if _fits(header, rule) and _is_complete(data, header):
@@ -296,14 +295,20 @@ def _fits(header: ImageHeader, rule: ImageRule) -> bool:
 
 
 def _is_complete(data: bytes, header: ImageHeader) -> bool:
-    """Whether a file of the right form is complete, with nothing behind its end; RejectedError if a PNG is damaged."""
+    """Whether a file of the right form is complete, with nothing behind its end; RejectedError if it is damaged."""
     if len(data) > header.height * header.width * header.channels + _MOST_BESIDES_PIXELS:
         return False
     if header.codec == "jpeg":
-        # An end marker never occurs inside a scan, so a truncated file does not end with one.
-        return data.endswith(image_codec.JPEG_END)
-    chunks = image_codec.png_chunks(data)
-    return chunks[-1][2] == len(data) and _orientation(data, chunks) == 1
+        if not data.endswith(image_codec.JPEG_END):
+            return False
+        image_codec.check_whole(data, header)
+        return True
+    chunks = png_chunks(data)
+    if chunks[-1][2] != len(data) or _orientation(data, chunks) != 1:
+        return False
+    if not chunks_agree(data, chunks):
+        image_codec.decode(data)  # raises if no decoder reads it
+    return True
 
 
 def _jpeg(data: bytes, header: ImageHeader) -> np.ndarray:
@@ -311,7 +316,7 @@ def _jpeg(data: bytes, header: ImageHeader) -> np.ndarray:
     # The markers up to the image's own end: a thumbnail, or a video behind the image, has end markers too.
     scans, at, marker = 0, 2, 0
     while marker != 0xD9:
-        match = _JPEG_MARKER.search(data, at)
+        match = JPEG_MARKER.search(data, at)
         if match is None:
             raise RejectedError("bad_image", "the JPEG is truncated: it has no end marker")
         marker, at = data[match.end() - 1], match.end()
@@ -331,7 +336,7 @@ def _jpeg(data: bytes, header: ImageHeader) -> np.ndarray:
 def _png(data: bytes, header: ImageHeader) -> np.ndarray:
     if header.animated:
         raise RejectedError("image_animated", "the PNG is animated")
-    chunks = image_codec.png_chunks(data)
+    chunks = png_chunks(data)
     _check_deflate(data, header, chunks)
     # Only critical chunks and transparency are decoded: libpng would inflate megabytes of comments.
     needed = [
@@ -339,7 +344,7 @@ def _png(data: bytes, header: ImageHeader) -> np.ndarray:
         for kind, begin, end in chunks
         if not kind[0] & 0x20 or (kind == b"tRNS" and header.palette and header.alpha)
     ]
-    pixels = image_codec.decode_by_opencv(image_codec.PNG_SIGNATURE + b"".join(needed), header)
+    pixels = image_codec.decode_by_opencv(PNG_SIGNATURE + b"".join(needed), header)
     if header.alpha and header.channels in (1, 3) and not header.palette:
         colour = next(data[begin + 8 : end - 4] for kind, begin, end in chunks if kind == b"tRNS")
         pixels = _white_key(pixels, colour, header.bit_depth)

@@ -5,6 +5,7 @@ A build reads the header of every image, so that ``probe`` looks at a few dozen 
 Legend: H, W pixels of an image.
 """
 
+import contextlib
 import functools
 import re
 import struct
@@ -17,10 +18,17 @@ import numpy as np
 from gatokit.schemas.errors import RejectedError
 from gatokit.schemas.manifest import ImageSpec
 from gatokit.schemas.tokens import EncodedImage
+from gatokit.tokenizers.image_structure import (
+    JPEG_SIGNATURE,
+    MOST_SHARED,
+    PNG_SIGNATURE,
+    jpeg_is_whole,
+    png_chunks,
+    png_is_whole,
+)
 
 MAX_PIXELS = 64_000_000
 """Larger images are rejected by their header, before anything is decoded."""
-PNG_SIGNATURE, JPEG_SIGNATURE = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 JPEG_END = b"\xff\xd9"
 
 _PNG_IHDR, _PNG_END = b"\x00\x00\x00\x0dIHDR", b"\x00\x00\x00\x00IEND\xae\x42\x60\x82"
@@ -31,7 +39,8 @@ _JPEG_FRAMES = frozenset([*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0
 _JPEG_HUFFMAN_DCT = frozenset([0xC0, 0xC1, 0xC2])
 _JPEG_SCAN = b"\xff\xda"
 _EXIF, _EXIF_ORIENTATION = b"Exif\0\0", 0x0112
-_EXIF_INTEGERS = {3: "H", 4: "I"}
+_TIFF_ORDERS = {b"II*\0": "<", b"MM\0*": ">"}
+_EXIF_INTEGERS = {3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 13: "I"}
 """Types of a tag's value that is an orientation, as ``struct`` names them."""
 _JPEG_XMP, _PNG_XMP, _PNG_RAW_EXIF = b"http://ns.adobe.com/xap/1.0/\0", b"XML:com.adobe.xmp", b"Raw profile type exif"
 _XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
@@ -90,6 +99,11 @@ def probe(data: bytes) -> ImageHeader:
         if data[:8] == PNG_SIGNATURE:
             return _png_header(data)
         if data[:3] == JPEG_SIGNATURE:
+            scan = data.find(_JPEG_SCAN)
+            if 0 < scan < MOST_SHARED:
+                # The files of one encoder and size begin alike, unless this is the scan of a thumbnail.
+                with contextlib.suppress(RejectedError, struct.error):
+                    return _jpeg_header_once(data[: scan + 4])
             return _jpeg_header(data)
     except struct.error as error:
         raise RejectedError("bad_image", "the image breaks off in its header") from error
@@ -166,10 +180,16 @@ def _jpeg_header(data: bytes) -> ImageHeader:
                 header = ImageHeader("jpeg", height, width, channels, depth)
             elif marker == 0xE1:
                 if data.startswith(_EXIF, at + 4):
-                    notes.setdefault("exif", data[at + 10 : at + 2 + length])
+                    notes["exif"] = notes.get("exif", b"") + data[at + 10 : at + 2 + length]
                 elif data.startswith(_JPEG_XMP, at + 4):
                     notes["xmp"] = data[at + 4 + len(_JPEG_XMP) : at + 2 + length]
             at += 2 + length
+
+
+@functools.lru_cache(maxsize=256)
+def _jpeg_header_once(beginning: bytes) -> ImageHeader:
+    """The header of a JPEG up to its first scan."""
+    return _jpeg_header(beginning)
 
 
 def probe_webp(data: bytes) -> WebpHeader:
@@ -228,23 +248,31 @@ def orientation_of(notes: dict[str, bytes]) -> int:
 
 def _exif_orientation(exif: bytes) -> int | None:
     """The orientation in a block of EXIF, with or without its ``Exif`` prefix; None if it has none or is damaged."""
-    exif = exif.removeprefix(_EXIF)
-    order = {b"II": "<", b"MM": ">"}.get(exif[:2])
+    while exif.startswith(_EXIF):
+        exif = exif[len(_EXIF) :]
+    orientation: int | None = None
+    order = _TIFF_ORDERS.get(exif[:4])
     if order is None:
         return None
     try:
         (at,) = struct.unpack_from(order + "I", exif, 4)
         (count,) = struct.unpack_from(order + "H", exif, at)
-        for entry in range(count):
-            tag, type_ = struct.unpack_from(order + "HH", exif, at + 2 + 12 * entry)
-            if tag == _EXIF_ORIENTATION:
-                if type_ not in _EXIF_INTEGERS:
-                    return 1
-                (value,) = struct.unpack_from(order + _EXIF_INTEGERS[type_], exif, at + 10 + 12 * entry)
-                return int(value)
+        for entry in range(at + 2, at + 2 + 12 * count, 12):
+            tag, type_, values, where = struct.unpack_from(order + "HHII", exif, entry)
+            if tag == _EXIF_ORIENTATION and values:
+                value = 1
+                if type_ in _EXIF_INTEGERS:
+                    format_ = order + _EXIF_INTEGERS[type_]
+                    size = values * struct.calcsize(format_)
+                    # Values that do not fit the four bytes of an entry lie elsewhere.
+                    begin = entry + 8 if size <= 4 else where
+                    if begin + size > len(exif):
+                        break
+                    (value,) = struct.unpack_from(format_, exif, begin)
+                orientation = int(value)
     except struct.error:
         pass
-    return None
+    return orientation
 
 
 # --- pixels ----------------------------------------------------------------------------------------------------
@@ -285,8 +313,8 @@ def _encode(array: np.ndarray, codec: Literal["png", "jpeg"], quality: int) -> b
 def fit(frame: bytes | np.ndarray, spec: ImageSpec) -> EncodedImage:
     """A frame of an episode, stored as ``spec`` says.
 
-    Encoded bytes of the right codec and size, 8 bits deep, gray or RGB, are copied (the same object, which is not
-    decoded, so damage inside it is not seen). Any other PNG or JPEG, and pixels uint8 (H, W), (H, W, 1) or (H, W, 3),
+    Encoded bytes of the right codec and size, 8 bits deep, gray or RGB, are copied (the same object) if ``check_whole``
+    finds no damage. Any other PNG or JPEG, and pixels uint8 (H, W), (H, W, 1) or (H, W, 3),
     are decoded, resized if the size differs, and encoded. Raises RejectedError ``bad_image`` (as ``decode``, and for an
     EXIF orientation other than upright, which would store the frame lying on its side) or ``wrong_shape``; the caller
     adds the field and the step.
@@ -297,6 +325,7 @@ def fit(frame: bytes | np.ndarray, spec: ImageSpec) -> EncodedImage:
         has_size = (header.height, header.width) == (spec.height, spec.width)
         fits = has_size and spec.codec in (None, header.codec) and header.plain
         if fits and frame.endswith(JPEG_END if header.codec == "jpeg" else _PNG_END):
+            check_whole(frame, header)
             return EncodedImage(frame, spec.height, spec.width)
         _check_upright(header)
         pixels = resize(_decoded(frame, header), spec.height, spec.width)
@@ -314,6 +343,15 @@ def fit(frame: bytes | np.ndarray, spec: ImageSpec) -> EncodedImage:
 def _probe_once(beginning: bytes) -> ImageHeader:
     """The header of a PNG whose data follows its ``beginning``."""
     return probe(beginning + b"\0\0\0\0IDAT")
+
+
+def check_whole(data: bytes, header: ImageHeader) -> None:
+    """Raises RejectedError ``bad_image`` if a PNG or JPEG is damaged, as far as that shows without decoding it.
+
+    A file whose structure is unusual is decoded.
+    """
+    if not (jpeg_is_whole(data) if header.codec == "jpeg" else png_is_whole(data)):
+        _decoded(data, header)
 
 
 def _are_pixels(array: np.ndarray) -> bool:
@@ -400,28 +438,6 @@ def check_channels(header: ImageHeader, known: tuple[int, ...] = (1, 3)) -> None
     """Raises RejectedError ``bad_image`` if a JPEG has another number of channels, or not 8 bits."""
     if header.channels not in known or header.bit_depth != 8:
         raise RejectedError("bad_image", f"the JPEG has {header.channels} channels of {header.bit_depth} bits")
-
-
-def png_chunks(data: bytes) -> list[tuple[bytes, int, int]]:
-    """Kind, begin and end of a PNG's chunks up to IEND.
-
-    Raises RejectedError ``bad_image`` if the PNG is truncated or a chunk does not match its checksum: OpenCV would
-    return what it could read.
-    """
-    view, at, chunks = memoryview(data), len(PNG_SIGNATURE), []
-    while True:
-        try:
-            length, kind = struct.unpack_from(">I4s", data, at)
-            end = at + 12 + length
-            (checksum,) = struct.unpack_from(">I", data, end - 4)
-        except struct.error as error:
-            raise RejectedError("bad_image", "the PNG is truncated") from error
-        if zlib.crc32(view[at + 4 : end - 4]) != checksum:
-            raise RejectedError("bad_image", f"the PNG's {kind.decode('latin-1')} chunk does not match its checksum")
-        chunks.append((kind, at, end))
-        if kind == b"IEND":
-            return chunks
-        at = end
 
 
 def over_white(pixels: np.ndarray) -> np.ndarray:
