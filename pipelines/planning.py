@@ -291,16 +291,18 @@ def plan_shards(
     vocabulary_digest: str,
     limit: int | None,
     directory: Path,
+    held_out_before: np.ndarray | None = None,
 ) -> Plan:
     """Filters the rows of the scanned units, and writes the shard tasks of the build into ``directory``.
 
-    ``limit`` takes only the first episodes of each task. Raises DataError if the error budget is exceeded, a task
-    keeps nothing or two episodes have the same id.
+    ``limit`` takes only the first episodes of each task. ``held_out_before`` are the hashes, uint64, of the ids that
+    were held out before, and stay so. Raises DataError if the error budget is exceeded, a task keeps nothing or two
+    episodes have the same id.
     """
     settings = ShardSettings(
         chunk_tokens=config.chunk_tokens, discrete_offset=config.discrete_offset, vocabulary_digest=vocabulary_digest
     )
-    result = filter_dataset(dataset, scanned, config, limit)
+    result = filter_dataset(dataset, scanned, config, limit, held_out_before)
     shards = []
     with side_by_side(directory) as submit:
         for rows in _splits(dataset, result, config.shard_bytes):
@@ -325,10 +327,14 @@ def plan_shards(
 
 
 def filter_dataset(
-    dataset: DatasetPlan, scanned: Sequence[Segment], config: BuildConfig, limit: int | None
+    dataset: DatasetPlan,
+    scanned: Sequence[Segment],
+    config: BuildConfig,
+    limit: int | None,
+    held_out_before: np.ndarray | None = None,
 ) -> FilterResult:
     """The verdicts over the rows of the scanned units, and which of them are held out; errors as ``plan_shards``."""
-    return _KINDS[dataset.kind].filter(dataset, scanned, config, limit)
+    return _KINDS[dataset.kind].filter(dataset, scanned, config, limit, held_out_before)
 
 
 def task_rows(dataset: DatasetPlan, result: FilterResult) -> Iterator[pa.Table]:

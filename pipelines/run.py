@@ -9,11 +9,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pyarrow as pa
 
 from gatokit.pipelines.beam import jobs
 from gatokit.pipelines.beam.local_workers import prepare_workers
 from gatokit.pipelines.formats.records import CHANGED
+from gatokit.pipelines.holdout import held_out_before
 from gatokit.pipelines.inputs import load_vocabulary, read_inputs, read_vocabulary, relative_path
 from gatokit.pipelines.planning import (
     DatasetPlan,
@@ -154,8 +156,9 @@ def build(
         with log.stage("plan"):
             files.remove_tree(work / "shards")
             digest = model.blake2b if model else ""
+            earlier = {} if before is None else _held_out_before(root, before, config)
             plans = [
-                plan_shards(dataset, segments, config, digest, limit, work / "shards")
+                plan_shards(dataset, segments, config, digest, limit, work / "shards", earlier.get(dataset.config.name))
                 for dataset, segments in zip(datasets, scanned, strict=True)
             ]
             notices = [notice for plan in plans for notice in plan.result.notices]
@@ -394,6 +397,13 @@ def _finished_manifest(
     if update and only is not None and others:
         raise ConfigError(f"--only {only}: an update would remove {others[0]} from {root}; leave --only out")
     return manifest
+
+
+def _held_out_before(root: Path, before: Manifest, config: BuildConfig) -> dict[str, np.ndarray]:
+    """By dataset the hashes of the ids that a finished job held out; empty if it was asked for others."""
+    if any(before.config.get(key) != getattr(config, key) for key in ("seed", "holdout")):
+        return {}
+    return {entry.name: held_out_before(root, entry, config.seed) for entry in before.datasets if entry.kept}
 
 
 def _check_vocabulary(root: Path, model: VocabularyEntry | None) -> None:

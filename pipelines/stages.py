@@ -20,7 +20,7 @@ from gatokit.pipelines.losses import UNKNOWN_PIECES, LeftOut
 from gatokit.pipelines.scan_cache import Segment
 from gatokit.schemas.errors import RejectedError
 from gatokit.schemas.index import INDEX, METADATA_TYPES
-from gatokit.schemas.manifest import EpisodeSpec, MetadataType, SourceLoss, digest
+from gatokit.schemas.manifest import EpisodeSpec, MetadataType, Overlap, SourceLoss
 from gatokit.schemas.tokens import TokenKind, TokenSequence
 from gatokit.storage.files import is_remote, prefetch
 
@@ -141,40 +141,8 @@ class FilterResult:
     """What of the source cannot be read; None if every file was read to its end."""
     left_out: LeftOut = field(default_factory=LeftOut)
     """What a scan leaves out of rows that are kept."""
-
-
-def row_hash(seed: int, id_: str) -> int:
-    """64 bits that decide whether the episode or document with this id is held out."""
-    return int(digest(f"{seed}\0{id_}".encode(), 8), 16)
-
-
-def held_out(hashes: np.ndarray, kept: np.ndarray, task: np.ndarray, share: float) -> np.ndarray:
-    """The kept rows that are held out, bool (R,): those whose hash, uint64 (R,), falls below ``share`` of its range.
-
-    At least one row and never all rows of every task that keeps two or more. No other row decides about a row, so that
-    new rows elsewhere change nothing. Rows with the same hash stay together, unless a task has no other hash.
-    """
-    result = np.zeros(len(kept), bool)
-    if share == 0:
-        return result
-    below = hashes < np.uint64(share * 2.0**64)
-    rows = np.flatnonzero(kept & (task >= 0))
-    rows = rows[np.argsort(task[rows], kind="stable")]
-    starts = np.flatnonzero(np.diff(task[rows], prepend=-1))
-    for members in np.split(rows, starts[1:]):
-        if len(members) < 2:
-            continue
-        values = hashes[members]
-        lowest, highest = values.min(), values.max()
-        chosen = below[members]
-        if lowest == highest:
-            chosen = np.arange(len(members)) == 0
-        elif not chosen.any():
-            chosen = values == lowest
-        elif chosen.all():
-            chosen = values != highest
-        result[members[chosen]] = True
-    return result
+    overlap: Overlap | None = None
+    """What stands on both sides of the held-out split; None for episodes."""
 
 
 # --- build ---------------------------------------------------------------------------------------------------

@@ -39,7 +39,7 @@ from gatokit.schemas.progress import Progress, no_progress
 from gatokit.schemas.tokens import TEXT_IDS
 from gatokit.storage.files import write_atomically, write_rows
 from gatokit.tokenizers.document import END_MARKERS
-from gatokit.tokenizers.text import TextTokenizer
+from gatokit.tokenizers.text import SPACE, TextTokenizer
 
 Normalization = Literal["identity", "nfkc"]
 
@@ -62,6 +62,8 @@ _NORMALIZATIONS: dict[Normalization, dict[str, Any]] = {
     },
     "nfkc": {"normalization_rule_name": "nmt_nfkc"},
 }
+_FEW_SPACES = 0.001
+"""The share of a sample's bytes below which spaces may be too rare for a piece."""
 _THREADS = 4
 """Threads of the training on a sample. The model's bytes depend on it, so it does not follow the machine."""
 _MEASURED_BYTES = 1_000_000
@@ -379,6 +381,10 @@ def train_model(lines: Iterable[str | bytes], pieces: int, normalization: Normal
 
     Raises RuntimeError if SentencePiece cannot make a model of these sentences.
     """
+    lines = [line.encode() if isinstance(line, str) else line for line in lines]
+    spaces, size = sum(line.count(b" ") for line in lines), sum(map(len, lines))
+    # Of the rarest characters, 0.05 % of the text together, SentencePiece makes no pieces; a space gets one anyway.
+    required = {"required_chars": SPACE} if spaces < _FEW_SPACES * size else {}
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(lines),
@@ -390,6 +396,7 @@ def train_model(lines: Iterable[str | bytes], pieces: int, normalization: Normal
         max_sentence_length=4 * LONGEST_CHARACTERS,
         num_threads=threads,
         minloglevel=3,
+        **required,
         **_NORMALIZATIONS[normalization],
     )
     return model.getvalue()

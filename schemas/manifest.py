@@ -112,6 +112,13 @@ class LastStep(_Model):
     other: int
 
 
+class Overlap(_Model):
+    """The number of stored pictures and of texts that documents have both in the training and the held-out part."""
+
+    pictures: int
+    texts: int
+
+
 class SourceLoss(_Model):
     """What of a dataset's source could not be read, left out of the manifest if that is nothing.
 
@@ -191,6 +198,8 @@ class DatasetEntry(_Model):
     """None if every file of the source was read to its end; left out of JSON then."""
     left_out: list[LeftOutEntry] = []
     """Left out of JSON if it is empty."""
+    overlap: Overlap | None = None
+    """None for episodes and in directories that were made before it was counted; left out of JSON then."""
     update: str = ""
 
     @property
@@ -283,7 +292,7 @@ class Manifest(_Model):
         """Indented JSON, whose last key is the digest of everything else."""
         content = self.model_dump(mode="json", exclude={"digest"})
         for dataset in content["datasets"]:
-            _drop_empty(dataset, "update", "last_step", "source_loss", "left_out")
+            _drop_empty(dataset, "update", "last_step", "source_loss", "left_out", "overlap")
             for split in dataset["splits"]:
                 _drop_empty(split, "made_by", "generations")
         _drop_empty(content, "provenance", "data_digest")

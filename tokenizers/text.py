@@ -15,7 +15,8 @@ _LONG = 1 << 16
 """Characters of a text from which on it is encoded in pieces: SentencePiece takes 30 bytes of memory a byte."""
 _CUT = re.compile("(?<=[0-9A-Za-z]) (?=[0-9A-Za-z])")
 """Where a text may be divided: at a single space between letters or digits, which no normalization changes."""
-_SPACE = "▁"
+SPACE = "\u2581"
+"""SentencePiece's sign for a space."""
 _SHORT = 256
 """Mean bytes of a text from which on one call for several texts is faster."""
 
@@ -90,10 +91,10 @@ class TextTokenizer:
         space in front of a text that begins with one.
         """
         pieces = map(self._processor.id_to_piece, range(self.pieces))
-        if any(_SPACE in piece.lstrip(_SPACE) or " " in piece for piece in pieces):
+        if any(SPACE in piece.lstrip(SPACE) or " " in piece for piece in pieces):
             return False
         parts = [self._ids(part) for part in (b"a", b" b")]
-        is_known = self._processor.piece_to_id(_SPACE) != self._processor.unk_id()
+        is_known = self._processor.piece_to_id(SPACE) != self._processor.unk_id()
         return is_known and np.array_equal(self._ids(b"a b"), np.concatenate(parts))
 
     def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
@@ -115,7 +116,8 @@ class TextTokenizer:
         if len(ids) and np.max(ids) >= self.pieces:
             raise ValueError(f"text id {np.max(ids)} is outside the vocabulary's {self.pieces} pieces")
         text: str = self._processor.decode(np.asarray(ids).tolist()) if len(ids) else ""
-        return text
+        # A model that was trained on hardly any space has no piece for it: then its sign is written as bytes.
+        return text.replace(SPACE, " ")
 
     def piece(self, id_: int) -> str:
         """The text of one id, spaces included, or the name of a byte beyond ASCII (``<0xC3>``) or of a control piece
@@ -124,7 +126,7 @@ class TextTokenizer:
         if self._processor.is_byte(id_):
             byte = int(named[1:-1], 16)
             return chr(byte) if byte < 128 else named
-        return named.replace("▁", " ")
+        return named.replace(SPACE, " ")
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self._path is None:

@@ -99,6 +99,10 @@ def show_directory(output: Output, directory: Directory, datasets: Sequence[Data
             _show_frequent_sizes(output, item)
             show_drops(output, name, dropped[name])
     for dataset in datasets:
+        overlap = dataset.totals.overlap
+        if overlap is not None:
+            counts = f"{overlap.pictures:,} pictures and {overlap.texts:,} texts"
+            output.say(f"{dataset.name}: {dataset.held_out:,} documents are held out; shared with the others: {counts}")
         for sentence in dataset.totals.losses:
             output.say(f"{dataset.name}: {sentence}")
     output.result(
@@ -121,7 +125,9 @@ def show_directory(output: Output, directory: Directory, datasets: Sequence[Data
 def _totals(dataset: DatasetReader) -> dict[str, Any]:
     """The totals of a dataset as JSON."""
     named = dataset.totals.model_dump(include={"name", "kind", "episodes", "kept", "weight", "license"})
-    return named | {"held_out": dataset.held_out, **dataset.stored}
+    overlap = dataset.totals.overlap
+    shared = {} if overlap is None else {"overlap": overlap.model_dump()}
+    return named | {"held_out": dataset.held_out, **shared, **dataset.stored}
 
 
 @dataclass(frozen=True)

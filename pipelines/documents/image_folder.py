@@ -208,7 +208,7 @@ class ImageFolderFile(DocumentFile):
                 byte_range = ByteRange(position, 0, len(image) + len(encoded), crc, payload)
                 if byte_range.length > max_bytes:
                     raise reader.too_large(max_bytes, f"{byte_range.length} bytes are")
-                yield ScannedDocument(byte_range, key, reader.caption_digest(image, text), group)
+                yield reader.caption(byte_range, key, image, text, group)
             except RejectedError as problem:
                 yield reader.rejected(byte_range, key, problem, group)
 

@@ -114,7 +114,7 @@ class PageFile(DocumentFile):
         """The row of a page."""
         key = str(byte_range.position)
         if page.parts:
-            document = ScannedDocument(byte_range, key, reader.content_digest(page.parts), detail=page.note)
+            document = reader.sound(byte_range, key, page.parts, detail=page.note)
         else:
             problem = page.note or "the page holds neither text nor pictures"
             document = reader.rejected(byte_range, key, RejectedError("empty", problem))

@@ -112,7 +112,7 @@ class TextRowsFile(RowsFile):
             if data is not None and len(data) > max_bytes:
                 raise reader.too_large(max_bytes)
             _, parts = self.document(row.values, columns, byte_range)
-            yield ScannedDocument(byte_range, str(row.position), reader.content_digest(parts))
+            yield reader.sound(byte_range, str(row.position), parts)
         except RejectedError as error:
             yield reader.rejected(byte_range, str(row.position), error)
 
@@ -168,7 +168,7 @@ class ImageRowsFile(RowsFile):
                 if byte_range.length > max_bytes:
                     raise reader.too_large(max_bytes, f"{byte_range.length} bytes are")
                 caption = reader.decode(text, f"{text_field!r} is not valid UTF-8 at byte")
-                yield ScannedDocument(byte_range, key, reader.caption_digest(data, caption), group)
+                yield reader.caption(byte_range, key, data, caption, group)
             except RejectedError as error:
                 yield reader.rejected(byte_range, key, error, group)
 

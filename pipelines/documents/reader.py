@@ -87,6 +87,8 @@ FOUND = pa.schema(
         "lost_bytes": pa.int64(),
         "images": pa.int32(),
         "images_left_out": pa.int32(),
+        "pictures": pa.list_(pa.uint64()),
+        "text": pa.uint64(),
     }
 )
 """The rows of a scan."""
@@ -113,7 +115,8 @@ class ScannedDocument(NamedTuple):
     source; if these lie in a part of the file that cannot be read, the reason is one of ``CONTAINER_REASONS`` and
     ``lost_bytes`` are the bytes of that part, compressed ones if the file is compressed. The ``takes_back`` rows of the
     file before it are void then: they come from that part too. Of the ``images`` of a page the scan has left out
-    ``images_left_out``, and ``detail`` says why, also if nothing else is left of it.
+    ``images_left_out``, and ``detail`` says why, also if nothing else is left of it. ``pictures`` and ``text`` are
+    digests of its stored pictures and of all its text, None if it has no pictures: then ``content`` says as much.
     """
 
     byte_range: ByteRange
@@ -126,6 +129,8 @@ class ScannedDocument(NamedTuple):
     lost_bytes: int = 0
     images: int = 0
     images_left_out: int = 0
+    pictures: Sequence[int] | None = None
+    text: int | None = None
     takes_back: int = 0
 
 
@@ -460,6 +465,34 @@ def caption_crc(image: bytes, text: bytes) -> int:
     return crc
 
 
+def sound(
+    byte_range: ByteRange, key: str, parts: Sequence[Part], group: str | None = None, detail: str | None = None
+) -> ScannedDocument:
+    """The row of a document with these parts. Raises RejectedError as ``content_digest``."""
+    content = content_digest(parts)
+    pictures = [_short(content_digest([part])) for part in parts if isinstance(part, bytes)]
+    texts = [part for part in parts if isinstance(part, str)]
+    text = _short(content_digest(texts)) if pictures and texts else None
+    return ScannedDocument(byte_range, key, content, group, detail=detail, pictures=pictures or None, text=text)
+
+
+def caption(byte_range: ByteRange, key: str, image: bytes, text: str, group: str | None = None) -> ScannedDocument:
+    """The row of an image with a text. Raises RejectedError if one of them is empty or the text is no Unicode."""
+    if not image:
+        raise RejectedError("bad_image", "the picture has no bytes")
+    if not text.strip():
+        raise RejectedError("empty", "the text is empty")
+    try:
+        return sound(byte_range, key, [image, text], group)
+    except RejectedError:
+        raise RejectedError("not_utf8", "the text holds half of a surrogate pair") from None
+
+
+def _short(content: bytes) -> int:
+    """The first 64 bits of a digest, as NumPy reads them."""
+    return int.from_bytes(content[:8], "little")
+
+
 def content_digest(parts: Iterable[Part]) -> bytes:
     """16 bytes that are equal only for equal parts, as long as nobody forges two that agree (XXH3).
 
@@ -476,15 +509,3 @@ def content_digest(parts: Iterable[Part]) -> bytes:
         content.update(mark + len(data).to_bytes(8, "little"))
         content.update(data)
     return content.digest()
-
-
-def caption_digest(image: bytes, text: str) -> bytes:
-    """``content_digest`` of [image, text]. Raises RejectedError also if one of them is empty."""
-    if not image:
-        raise RejectedError("bad_image", "the picture has no bytes")
-    if not text.strip():
-        raise RejectedError("empty", "the text is empty")
-    try:
-        return content_digest([image, text])
-    except RejectedError:
-        raise RejectedError("not_utf8", "the text holds half of a surrogate pair") from None

@@ -91,7 +91,7 @@ class TextLinesFile(LinesFile):
 
     def document(self, line: bytes, byte_range: ByteRange, max_bytes: int) -> ScannedDocument:
         """See ``LinesFile``."""
-        return ScannedDocument(byte_range, str(byte_range.position), reader.content_digest([self._text(line)]))
+        return reader.sound(byte_range, str(byte_range.position), [self._text(line)])
 
     def load(self, byte_ranges: Sequence[ByteRange]) -> Iterator[Loaded]:
         """See ``DocumentFile``."""
@@ -121,11 +121,12 @@ class PlainTextFile(DocumentFile):
                 return
             if len(data) > max_bytes:
                 raise reader.too_large(max_bytes)
-            content = reader.content_digest([self._text(data)])
+            byte_range = ByteRange(0, 0, len(data), google_crc32c.value(data))
+            document = reader.sound(byte_range, "0", [self._text(data)])
         except RejectedError as error:
             yield reader.rejected(ByteRange(0, 0, len(data), 0), "0", error)
         else:
-            yield ScannedDocument(ByteRange(0, 0, len(data), google_crc32c.value(data)), "0", content)
+            yield document
 
     def load(self, byte_ranges: Sequence[ByteRange]) -> Iterator[Loaded]:
         """See ``DocumentFile``."""

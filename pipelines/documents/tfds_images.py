@@ -6,7 +6,7 @@ from typing import Any
 
 from tensorflow_datasets import features as tfds_features
 
-from gatokit.pipelines.documents.reader import DocumentFile, Loaded, ScannedDocument, caption_digest, decode, rejected
+from gatokit.pipelines.documents.reader import DocumentFile, Loaded, ScannedDocument, caption, decode, rejected
 from gatokit.pipelines.formats import tfds, tfrecord
 from gatokit.pipelines.formats.records import ByteRange, RecordFile
 from gatokit.pipelines.inputs import find_directories, fixed_part, local_pattern
@@ -60,8 +60,8 @@ class TfdsImagesFile(DocumentFile):
                     key, group = f"{position}.{ordinal}", f"{self.name}#{position}"
                     byte_range = byte_range._replace(payload=str(ordinal))
                 try:
-                    caption = decode(text, f"{self.text_field!r} is not valid UTF-8 at byte")
-                    yield ScannedDocument(byte_range, key, caption_digest(image, caption), group)
+                    decoded = decode(text, f"{self.text_field!r} is not valid UTF-8 at byte")
+                    yield caption(byte_range, key, image, decoded, group)
                 except RejectedError as error:
                     yield rejected(byte_range, key, error, group)
 
@@ -75,8 +75,8 @@ class TfdsImagesFile(DocumentFile):
                 if data is None:
                     raise RejectedError("corrupt_record", "the record changed")
                 text = _strings(data, self.text_field)[int(byte_range.payload or 0)]
-                caption = decode(text, f"{self.text_field} is not valid UTF-8 at byte")
-                yield byte_range.crc, [_strings(data, self.image_field)[0], caption]
+                decoded = decode(text, f"{self.text_field} is not valid UTF-8 at byte")
+                yield byte_range.crc, [_strings(data, self.image_field)[0], decoded]
 
     def _records(self) -> RecordFile:
         file_type = tfds.RECORD_FILES[self.type.removeprefix("tfds_")]

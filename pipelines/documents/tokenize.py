@@ -1,8 +1,8 @@
 """From scanned documents to the records of a shard.
 
 Documents that repeat an earlier one are dropped; of the others, images are fitted, texts tokenized, and long documents
-cut. The rows of the scan stay in files: in memory there are three bytes of each, and while duplicates are looked for,
-24 more. Legend: R rows of the scan.
+cut. The rows of the scan stay in files: in memory there are three bytes of each, and during the filter 24 more and 16
+for each picture and its text. Legend: R rows of the scan.
 """
 
 from collections import deque
@@ -17,13 +17,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel
 
-from gatokit.pipelines import losses, stages
+from gatokit.pipelines import holdout, losses, stages
 from gatokit.pipelines.documents.reader import DocumentFile, DocumentsPlan, Part, file_from_json
 from gatokit.pipelines.scan_cache import Segment
 from gatokit.schemas.config import BuildConfig, document_rules
 from gatokit.schemas.errors import DataError, RejectedError
 from gatokit.schemas.index import HELD_OUT, TRAIN
-from gatokit.schemas.manifest import DocumentRules
+from gatokit.schemas.manifest import DocumentRules, Overlap
 from gatokit.schemas.record import document_record
 from gatokit.schemas.tokens import Document, EncodedImage, PlacedImage, TokenSequence
 from gatokit.tokenizers.document import DocumentTokenizer, is_copied, patch_count, prepare
@@ -51,7 +51,11 @@ class DocumentFilterResult(stages.FilterResult):
 
 
 def filter_documents(
-    plan: DocumentsPlan, segments: Sequence[Segment], config: BuildConfig, limit: int | None
+    plan: DocumentsPlan,
+    segments: Sequence[Segment],
+    config: BuildConfig,
+    limit: int | None,
+    held_out_before: np.ndarray | None = None,
 ) -> DocumentFilterResult:
     """Verdicts over the rows of the scanned units. The dataset is one task with one stream.
 
@@ -61,14 +65,23 @@ def filter_documents(
     scanned = stages.ScannedRows(segments, limit)
     rows_lost, bytes_lost = losses.Losses(), losses.SourceLosses(plan.files)
     left_out = losses.LeftOut()
-    hashes, contents, soundness = bytearray(), bytearray(), bytearray()
+    hashes, contents, soundness, known = bytearray(), bytearray(), bytearray(), bytearray()
+    named, pictures, texts = holdout.Links(), holdout.Links(), holdout.Links()
     for table in scanned:
+        first = len(soundness)
         rows_lost.add(table, plan.ids)
         bytes_lost.add(table)
         _count_images(left_out, table, plan)
-        groups = table["group"].to_pylist()
-        keys = [id_ if group is None else f"group\0{group}" for id_, group in zip(plan.ids(table), groups, strict=True)]
-        hashes += np.array([stages.row_hash(config.seed, key) for key in keys], np.uint64).tobytes()
+        ids, groups = plan.ids(table), table["group"].to_pylist()
+        keys = [id_ if group is None else f"group\0{group}" for id_, group in zip(ids, groups, strict=True)]
+        hashed = _hashes(config, keys)
+        hashes += hashed.tobytes()
+        if held_out_before is not None:
+            of_ids = hashed if keys == ids else _hashes(config, ids)
+            known += np.isin(of_ids, held_out_before).tobytes()
+        in_groups = np.flatnonzero([group is not None for group in groups])
+        named.add(first + in_groups, hashed[in_groups])
+        _link(table, first, pictures, texts, with_all=not plan.config.drop_duplicates)
         soundness += pc.is_null(table["reason"]).to_numpy().tobytes()
         if plan.config.drop_duplicates:
             contents += b"".join(value or bytes(16) for value in table["content"].to_pylist())
@@ -91,17 +104,49 @@ def filter_documents(
         )
     stream = stages.Stream("", int(np.count_nonzero(sound)), None, None)
     one_task = np.zeros(len(kept), np.int8)
+    of_groups = holdout.together(np.frombuffer(hashes, np.uint64), kept, named, pictures, texts)
+    before = None if held_out_before is None else np.frombuffer(known, bool)
+    held_out = holdout.held_out(of_groups, kept, one_task, config.holdout, before)
+    counts = [holdout.overlap(links, kept, held_out) for links in (pictures, texts)]
+    overlap = Overlap(pictures=counts[0], texts=counts[1])
     return DocumentFilterResult(
         scanned=scanned,
         tasks=(stages.Task(name, None, None, (stream,)),),
-        notices=(),
+        notices=tuple(_overlap_notices(name, overlap)),
         specs={},
         kept=kept,
-        held_out=stages.held_out(np.frombuffer(hashes, np.uint64), kept, one_task, config.holdout),
+        held_out=held_out,
         source_loss=bytes_lost.entry(),
         left_out=left_out,
+        overlap=overlap,
         repeats=repeats,
     )
+
+
+def _hashes(config: BuildConfig, keys: Sequence[str]) -> np.ndarray:
+    return np.array([holdout.row_hash(config.seed, key) for key in keys], np.uint64)
+
+
+def _link(table: pa.Table, first: int, pictures: holdout.Links, texts: holdout.Links, *, with_all: bool) -> None:
+    """Adds the pictures and texts of scanned rows, which begin at row ``first`` of the dataset. Texts without pictures
+    are added if ``with_all`` is set; else none of them comes twice."""
+    lists = table["pictures"].combine_chunks()
+    rows = first + pc.list_parent_indices(lists).to_numpy(zero_copy_only=False)
+    pictures.add(rows, pc.list_flatten(lists).to_numpy(zero_copy_only=False))
+    has_text = pc.is_valid(table["text"]).to_numpy()
+    texts.add(first + np.flatnonzero(has_text), table["text"].drop_null().to_numpy())
+    alone = pc.and_(pc.is_null(table["pictures"]), pc.is_valid(table["content"])).to_numpy()
+    if with_all or len(rows):
+        contents = b"".join(value[:8] for value in table["content"].filter(pa.array(alone)).to_pylist())
+        texts.add(first + np.flatnonzero(alone), np.frombuffer(contents, np.uint64))
+
+
+def _overlap_notices(name: str, overlap: Overlap) -> list[str]:
+    """A notice if training and held-out documents share something."""
+    if not overlap.pictures and not overlap.texts:
+        return []
+    counts = f"{overlap.pictures:,} pictures and {overlap.texts:,} texts"
+    return [f"{name}: {counts} stand in the held-out part and in the training part: too many documents share them"]
 
 
 def _count_images(left_out: losses.LeftOut, scanned: pa.Table, plan: DocumentsPlan) -> None:

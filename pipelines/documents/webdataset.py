@@ -164,10 +164,9 @@ class WebDatasetFile(DocumentFile):
             text = self._text(stored, caption)
             payload = " ".join(map(str, (*image_place, *text_place, caption.decode())))
             byte_range = byte_range._replace(payload=payload)
-            content = reader.caption_digest(data, text)
+            return reader.caption(byte_range, key, data, text)
         except RejectedError as error:
             return reader.rejected(byte_range, key, error)._replace(lost=lost)
-        return ScannedDocument(byte_range, key, content)
 
     def load(self, byte_ranges: Sequence[ByteRange]) -> Iterator[Loaded]:
         """See ``DocumentFile``."""

@@ -17,9 +17,10 @@ from gatokit.pipelines.episodes.ranges import Measurements, check_values
 from gatokit.pipelines.episodes.rows import RowCollector, Rows, check_ids, decide, real_reading, rows_at
 from gatokit.pipelines.episodes.spec import field_notices
 from gatokit.pipelines.episodes.values import name_notices
+from gatokit.pipelines.holdout import held_out
 from gatokit.pipelines.losses import Losses, SourceLosses
 from gatokit.pipelines.scan_cache import Segment
-from gatokit.pipelines.stages import METADATA, TASK_ROWS, FilterResult, ScannedRows, Stream, Task, held_out
+from gatokit.pipelines.stages import METADATA, TASK_ROWS, FilterResult, ScannedRows, Stream, Task
 from gatokit.schemas.config import BuildConfig
 from gatokit.schemas.config_episodes import Keep
 from gatokit.schemas.episode_list import EpisodeList
@@ -44,7 +45,11 @@ class EpisodeFilterResult(FilterResult):
 
 
 def filter_episodes(
-    plan: EpisodesPlan, segments: Sequence[Segment], config: BuildConfig, limit: int | None
+    plan: EpisodesPlan,
+    segments: Sequence[Segment],
+    config: BuildConfig,
+    limit: int | None,
+    held_out_before: np.ndarray | None = None,
 ) -> FilterResult:
     """Windows, thresholds and verdicts over the rows of the scanned units.
 
@@ -87,7 +92,8 @@ def filter_episodes(
     if splits is not None and splits.held_out is not None:
         in_held_out = kept & rows.in_held_out
     else:
-        in_held_out = held_out(rows.hashes, kept, rows.task, config.holdout)
+        known = None if held_out_before is None else np.isin(rows.hashes, held_out_before)
+        in_held_out = held_out(rows.hashes, kept, rows.task, config.holdout, known)
     needs_order = keep.min_return is not None or (where is not None and "expert_return" in where.columns)
     return EpisodeFilterResult(
         scanned=scanned,

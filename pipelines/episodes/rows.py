@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from gatokit.pipelines.episodes.plan import EpisodesPlan
-from gatokit.pipelines.stages import ScannedRows, row_hash
+from gatokit.pipelines.holdout import row_hash
+from gatokit.pipelines.stages import ScannedRows
 from gatokit.schemas.config_episodes import EpisodesConfig
 from gatokit.schemas.episode_list import EpisodeList
 from gatokit.schemas.errors import DataError

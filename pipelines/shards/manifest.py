@@ -198,6 +198,7 @@ def finish_dataset(root: Path, plan: Plan, config: BuildConfig, content: Literal
         last_step=getattr(plan.result, "last_step", None),
         source_loss=plan.result.source_loss,
         left_out=left_out.entries(),
+        overlap=plan.result.overlap,
     )
     rejected = dict(sorted(totals.losses.counts.items()))
     notices = (*_outside_levels(totals, plan), *_saturated(totals, plan))

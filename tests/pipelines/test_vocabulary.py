@@ -1,11 +1,13 @@
 """What a vocabulary keeps of a text, and what it is trained on."""
 
+import io
 import json
+import random
 from pydoc_data.topics import topics
 
 import pytest
 import sentencepiece
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gatokit.pipelines.vocabulary import make_vocabulary, train_model
@@ -49,6 +51,80 @@ def test_identity_decodes_to_the_source_text(identity, text, cut):
     # A record's tokens decode without those of the records before it, unless the cut divides a character's bytes.
     parts = identity.decode(ids[:cut]) + identity.decode(ids[cut:])
     assert parts == text or "\ufffd" in parts
+
+
+# Characters of a script, the sign between its words, and what a sample of it may lack altogether.
+SCRIPTS = {
+    "latin": ("abcdefghijklmnopqrstuvwxyzäöüßéñ", " "),
+    "cjk": ("".join(map(chr, range(0x4E00, 0x4F00))), ""),
+    "kana": ("あいうえおかきくけこアイウエオ。、", ""),
+    "arabic": ("ابتثجحخدذرزسشصضطظعغفقكلمنهوي\u064b\u0651", " "),
+    "devanagari": ("अआइईउऊकखगघचछजझटठडढणतथदधनपफबभमयरलवशषसह\u093e\u093f\u094d", " "),
+    "emoji": ("😀😁🤖👩\u200d\U0001f3fd\ufe0f🇩🇪", ""),
+    "no spaces": ("ab", ""),
+    "lines": ("ab", "\n"),
+}
+
+
+@pytest.fixture(scope="module", params=SCRIPTS)
+def scripted(request: pytest.FixtureRequest) -> TextTokenizer:
+    """A small vocabulary that was trained on words of one script."""
+    characters, between = SCRIPTS[request.param]
+    drawn = random.Random(0)
+    words = ["".join(drawn.choices(characters, k=drawn.randint(1, 9))) for _ in range(400)]
+    lines = [between.join(drawn.choices(words, k=12)) for _ in range(300)]
+    return TextTokenizer(train_model(lines, 700, "identity"))
+
+
+WRITTEN = "".join(characters for characters, _ in SCRIPTS.values())
+MARKS = [" ", "  ", "   ", "\n", "\r\n", "\t", "\0", "\x07", "\x1b", "\x7f", "\u0085", "\u3000", "\u2585", "\u2047"]
+
+
+@settings(max_examples=60)
+@given(
+    st.lists(
+        st.one_of(
+            st.text(st.sampled_from(WRITTEN), min_size=1, max_size=8),
+            st.sampled_from(MARKS),
+            st.characters(exclude_categories=["Cs"]),
+        ),
+        max_size=30,
+    ).map("".join)
+)
+@example("a red cat")
+@example("  two  dogs \n in a park  ")
+@example(" ")
+@example("\u2581a\u2581\u2581 b\u2581")
+def test_every_script_round_trips_whatever_the_vocabulary_saw(scripted, text):
+    """The exception has a name: U+2581, the sign for a space, comes back as one."""
+    assert scripted.decode(scripted.encode(text)) == text.replace("\u2581", " ")
+
+
+def test_a_space_has_a_piece_of_its_own_in_every_script(scripted):
+    assert len(scripted.encode(" ")) == 1
+
+
+def test_a_vocabulary_without_a_piece_for_spaces_decodes_them(tmp_path):
+    """One space among 60,000 characters gets no piece from SentencePiece alone, and is written as bytes."""
+    drawn = random.Random(0)
+    lines = ["".join(drawn.choices(SCRIPTS["cjk"][0], k=60)) for _ in range(1000)] + ["a red cat"]
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines),
+        model_writer=model,
+        vocab_size=700,
+        hard_vocab_limit=False,
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        add_dummy_prefix=False,
+        minloglevel=3,
+    )
+    text = TextTokenizer(model.getvalue())
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+    assert processor.decode(processor.encode("a red cat")) == "a\u2581red\u2581cat"
+    assert text.encode("a red cat").tolist() == processor.encode("a red cat")
+    assert text.decode(text.encode("a red cat")) == "a red cat"
 
 
 def test_every_character_but_one_survives_identity(identity):

@@ -64,7 +64,7 @@ def test_captions_in_full(tmp_path: Path) -> None:
     crc = google_crc32c.value(picture(7) + "zwei ö".encode())
     size = len(picture(7)) + 7
     found = list(file.scan(LARGE))
-    assert found[0] == ScannedDocument(
+    assert found[0]._replace(pictures=None, text=None) == ScannedDocument(
         ByteRange(0, 0, size, crc, '["000000000007.jpg","zwei \\u00f6"]'),
         "11",
         content_digest([picture(7), "zwei ö"]),

@@ -15,7 +15,7 @@ import pytest
 
 from gatokit.inspection.verify.directory import verify
 from gatokit.pipelines.run import build, scan
-from gatokit.schemas.manifest import Manifest
+from gatokit.schemas.manifest import Manifest, Overlap
 
 Go = Callable[..., Any]
 PNG = cv2.imencode(".png", np.arange(16 * 16 * 3, dtype=np.uint8).reshape(16, 16, 3))[1].tobytes()
@@ -122,10 +122,12 @@ def test_no_held_out_document_is_in_the_training_part(tmp_path, go):
     assert train & apart == set()
     assert train | apart == {f"text {number}" for number in drawn}
     assert len(apart) > 5
-    # Without dropping, the copies of a text are drawn one by one.
+    # Without dropping, the copies of a text stand on one side.
     every = go("kind: text, source: '*.jsonl', drop_duplicates: false", "holdout: 0.3\nshard_bytes: 1024")
     train, apart = ({every.parts[id_][0] for id_ in every.of(split)} for split in ("train", "held_out"))
-    assert train & apart != set()
+    assert train & apart == set()
+    assert 0 < len(every.of("held_out")) < 300
+    assert every.totals.overlap == Overlap(pictures=0, texts=0)
 
 
 def test_captions_are_equal_where_image_and_text_are(tmp_path, go):

@@ -50,7 +50,7 @@ def test_rows_in_full(tmp_path: Path) -> None:
     rows = [row(b"one", "1.png", caption="ä"), row(b"two", caption="b"), row(b"three", caption="c")]
     file = opened(write(tmp_path / "a.parquet", rows, image=IMAGE, caption=pa.string()))
     found = list(file.scan(LARGE))
-    assert found[0] == ScannedDocument(
+    assert found[0]._replace(pictures=None, text=None) == ScannedDocument(
         ByteRange(0, 0, 5, google_crc32c.value(b"one\xc3\xa4")), "0", content_digest([b"one", "ä"])
     )
     assert [(one.key, one.byte_range.position, one.byte_range.offset) for one in found[1:]] == [

@@ -73,13 +73,13 @@ def test_a_shard_of_img2dataset_in_full(tmp_path: Path) -> None:
     )
     first, second = file.scan(LARGE)
     text = "two dogs — à table".encode()
-    assert first == ScannedDocument(
+    assert first._replace(pictures=None, text=None) == ScannedDocument(
         ByteRange(0, 0, 7 + len(text), google_crc32c.value(b"\xff\xd8first" + text), "1536 7 5632 21 txt"),
         "000000000",
         content_digest([b"\xff\xd8first", "two dogs — à table"]),
     )
     stored = json.dumps(meta, indent=4).encode()
-    assert second == ScannedDocument(
+    assert second._replace(pictures=None, text=None) == ScannedDocument(
         ByteRange(1, 6144, 10 + len(stored), google_crc32c.value(b"RIFFsecond" + stored), second.byte_range.payload),
         "000000001",
         content_digest([b"RIFFsecond", "of the JSON"]),

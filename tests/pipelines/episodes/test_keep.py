@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gatokit.pipelines.episodes.filter import read_episode_list
+from gatokit.pipelines.holdout import row_hash
 from gatokit.pipelines.inputs import read_inputs
-from gatokit.pipelines.stages import row_hash
 from gatokit.schemas.config_episodes import EpisodesConfig, Keep
 from gatokit.schemas.episode_list import EpisodeList
 from gatokit.schemas.errors import ConfigError
