@@ -122,8 +122,8 @@ def together(hashes: np.ndarray, kept: np.ndarray, always: Links, pictures: Link
     """The hash, uint64 (R,), of each row's group in place of its own; that of a row without links stays.
 
     Some texts and pictures recur everywhere: answers of one word, the logo of a site. Linked over them, most rows would
-    be one group. While one holds more than a quarter of the rows, or all, first the most common texts link nothing any more,
-    then, if rows have several pictures, the most common pictures.
+    be one group. While one holds more than a quarter of the rows, or all, first the most common texts link nothing any
+    more, then, if rows have several pictures, the most common pictures.
     """
     largest = max(_LARGEST, int(_LARGEST_SHARE * np.count_nonzero(kept)))
     of_always, of_pictures, of_texts = (links.shared(kept) for links in (always, pictures, texts))
