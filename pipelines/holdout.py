@@ -131,7 +131,7 @@ def together(hashes: np.ndarray, kept: np.ndarray, always: Links, pictures: Link
         return hashes
     fixed = _joined(np.arange(len(kept)), _edges(of_always, None))
     groups = fixed
-    limits = [(None, most) for most in _MOST_SHARING]
+    limits: list[tuple[int | None, int | None]] = [(None, most) for most in _MOST_SHARING]
     if pictures.are_many:
         limits += [(most, 1) for most in _MOST_SHARING[1:]]
     for of_picture, of_text in limits:

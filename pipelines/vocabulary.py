@@ -381,13 +381,13 @@ def train_model(lines: Iterable[str | bytes], pieces: int, normalization: Normal
 
     Raises RuntimeError if SentencePiece cannot make a model of these sentences.
     """
-    lines = [line.encode() if isinstance(line, str) else line for line in lines]
-    spaces, size = sum(line.count(b" ") for line in lines), sum(map(len, lines))
+    encoded = [line.encode() if isinstance(line, str) else line for line in lines]
+    spaces, size = sum(line.count(b" ") for line in encoded), sum(map(len, encoded))
     # Of the rarest characters, 0.05 % of the text together, SentencePiece makes no pieces; a space gets one anyway.
-    required = {"required_chars": SPACE} if spaces < _FEW_SPACES * size else {}
+    required: dict[str, Any] = {"required_chars": SPACE} if spaces < _FEW_SPACES * size else {}
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(lines),
+        sentence_iterator=iter(encoded),
         model_writer=model,
         model_type="unigram",
         vocab_size=pieces,
