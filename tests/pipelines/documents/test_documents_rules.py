@@ -293,7 +293,7 @@ def test_neither_units_nor_batches_matter(tmp_path, configured, monkeypatch, rea
 
     for name in "abcd":
         write_lines(tmp_path / f"{name}.jsonl", [*texts(14, begin=10 * ord(name)), " "])
-    (tmp_path / "0.jsonl").write_bytes(b"")
+    (tmp_path / "0.jsonl").write_bytes(b"\n")
     config = configured("kind: text, source: '*.jsonl'", config="shard_bytes: 1024\nholdout: 0.2")
     build(config, tmp_path / "out")
     monkeypatch.setattr(planning, "SCAN_UNIT_BYTES", 1)
