@@ -100,10 +100,10 @@ BAD = {
 def test_a_bad_config_ends_in_a_sentence(name, config, tmp_path, capfd):
     old, new, status, said = BAD[name]
     assert main(["build", str(config(old, new)), "--out", str(tmp_path / "out")]) == status
-    error = [line for line in capfd.readouterr().err.splitlines() if line.startswith("gatokit: ")]
-    assert len(error) == 1
-    assert said in error[0]
-    assert "Traceback" not in error[0]
+    _, *messages = re.split(r"^gatokit: ", capfd.readouterr().err, flags=re.MULTILINE)
+    assert len(messages) == 1
+    assert said in messages[0]
+    assert "Traceback" not in messages[0]
     assert not (tmp_path / "out" / "manifest.json").exists()
 
 
