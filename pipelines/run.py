@@ -260,6 +260,9 @@ def _scan(
     scan_piece = partial(jobs.scan_piece, directory=str(cache), work=str(work), is_retried=where.is_elsewhere)
     jobs.run_pieces("scan", pieces, sizes, finished, scan_piece, where, work, log.write, progress)
     found |= find(pieces)
+    missing = sum(key not in found for _, known, keys in of_datasets for at, key in keys.items() if at not in known)
+    if missing:
+        raise DataError(f"scan: the job ended without the rows of {missing} files. Run the same command again to go on")
     return [
         segments([known.get(ordinal) or found[keys[ordinal]] for ordinal in range(len(dataset.files))])
         for dataset, known, keys in of_datasets

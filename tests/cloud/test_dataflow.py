@@ -258,9 +258,9 @@ def test_the_same_command_again_goes_on_where_it_stopped(
     written = {name for name in outputs(bucket) if bucket.blob(name).generation != left.get(name)}
     assert len([name for name in written if name.endswith(".index.parquet")]) == 2
     assert len(written) < len(outputs(bucket))
-    # A finished build only looks whether its sources are still the same.
+    # A finished build only looks whether its sources are still the same, and needs no job for that.
     assert submit("build", corpus) == 0
-    assert [steps(bucket, job) for job in dataflow.jobs[3:]] == [drawn()["scan"]]
+    assert len(dataflow.jobs) == 3
 
 
 @pytest.mark.slow
