@@ -132,7 +132,11 @@ def test_a_build_runs_in_workers_of_the_staged_package(
     assert [job.state for job in dataflow.jobs] == ["JOB_STATE_DONE"] * 2
 
     assert main(["build", corpus, "--out", str(tmp_path / "local")]) == 0
-    local = {path.relative_to(tmp_path / "local").as_posix(): path for path in (tmp_path / "local").rglob("*.*")}
+    local = {
+        path.relative_to(tmp_path / "local").as_posix(): path
+        for path in (tmp_path / "local").rglob("*.*")
+        if path.is_file()
+    }
     remote = {name.removeprefix("out/") for name in bucket.names("out/")}
     assert remote == set(local)
     shards = [name for name in local if name.startswith("books/")]

@@ -168,7 +168,7 @@ def without_table(data: bytes, number: int) -> bytes:
         (without_table(JPEG, 0), MISSING),
         (without_table(JPEG, 3), MISSING),
         (JPEG[:-2], "the JPEG is truncated: it has no end marker"),
-        (JPEG[: segments(JPEG)[-1][0]] + b"\xff\xd9", "the image breaks off in its header"),
+        (JPEG[: segments(JPEG)[-1][0]] + b"\xff\xd9", "the JPEG is damaged: it lacks a scan"),
     ],
 )
 def test_damage_says_what_it_is(data, detail):

@@ -166,9 +166,9 @@ def test_one_real_step_decides_for_the_dataset(tmp_path: Path, run: Run) -> None
     assert (entry.reading, entry.other_rewards, entry.other_actions, entry.other) == ("real", 0, 1, 1)
     assert "in 1 of 3 episodes" in result.notices[1]
     assert [row["steps"] for row in index(tmp_path / "out")] == [3, 3, 3]
-    # The first episode alone would be padding, but the whole dataset decides.
+    # A limit reads the first episode alone, which is padding.
     run([], out="some", arguments={"limit": 1})
-    assert [row["steps"] for row in index(tmp_path / "some")] == [3]
+    assert [row["steps"] for row in index(tmp_path / "some")] == [2]
     run([], out="scanned", stage=scan)
     assert [row["steps"] for row in index(tmp_path / "scanned")] == [3, 3, 3]
     sampled = estimate(tmp_path / "out.yaml").datasets[0]
