@@ -213,9 +213,9 @@ def show(what: str, expected: str, got: str) -> None:
 
 def shard_of(built: Path) -> tuple[str, int]:
     """The first shard of a build and its number of records."""
-    from gatokit.schemas.manifest import Manifest
+    from gatokit.storage.folder import read_manifest
 
-    dataset = Manifest.read(built).datasets[0]
+    dataset = read_manifest(built).datasets[0]
     part = dataset.splits[0].parts[0]
     return str(built / dataset.directory / part.file), part.records
 

@@ -274,9 +274,9 @@ def stage_manifest(work: Path) -> Callable[[], Any]:
 
 def stage_read(work: Path) -> Callable[[], Any]:
     """The manifest read and checked."""
-    from gatokit.schemas.manifest import Manifest
+    from gatokit.storage.folder import read_manifest
 
-    return lambda: len(Manifest.read(work / "out").files)
+    return lambda: len(read_manifest(work / "out").files)
 
 
 def stage_open(work: Path) -> Callable[[], Any]:

@@ -34,6 +34,7 @@ from gatokit.schemas.manifest import (
 )
 from gatokit.schemas.words import did_you_mean
 from gatokit.storage.cache import MARKER, cached_shards
+from gatokit.storage.folder import read_dataset_file, read_manifest
 
 RECORD_RANGE = np.dtype([("shard", np.int64), ("first", np.int64), ("stop", np.int64), ("skip", np.int64)])
 """Records [first, stop) of a shard, without the first ``skip`` tokens of the first record."""
@@ -73,7 +74,7 @@ class MixedDataset:
     @cached_property
     def described(self) -> DatasetFile:
         """``dataset.json``: the specs of the tasks, or the rules of the documents."""
-        return DatasetFile.read(self.path / self.totals.described_file)
+        return read_dataset_file(self.path, self.totals.described_file)
 
     @property
     def specs(self) -> dict[str, EpisodeSpec]:
@@ -199,7 +200,7 @@ def open_mixture(directories: Sequence[str | os.PathLike[str]], weights: Mapping
     for argument in arguments:
         named = None if os.path.isdir(argument) else _NAMED.fullmatch(argument)
         prefix, directory = ("", argument) if named is None else (f"{named[1]}/", named[2])
-        manifest, path = Manifest.read(local_directory(directory)), Path(directory)
+        manifest, path = read_manifest(local_directory(directory)), Path(directory)
         if manifest.content != "build":
             raise ConfigError(f"{path} is a scan, which stores no tokens: train from what gatokit build made")
         for other, before in zip(arguments, manifests, strict=False):

@@ -28,6 +28,7 @@ from gatokit.schemas.manifest import VOCABULARY, EpisodeSpec, digest
 from gatokit.schemas.policy import PROMPTS, PolicyFile
 from gatokit.schemas.run import RunConfig
 from gatokit.schemas.run_directory import policy_folder
+from gatokit.storage.folder import read_policy
 from gatokit.tokenizers.text import TextTokenizer
 from gatokit.trainer.attention import Tree
 from gatokit.trainer.export import abstract, load_weights
@@ -153,7 +154,7 @@ def load_policy(path: Path) -> Policy:
     if not path.exists():
         raise ConfigError(f"there is no {path}: give a run's directory, one of its checkpoints or an export")
     folder = policy_folder(path)
-    file = PolicyFile.read(folder)
+    file = read_policy(folder)
     text = None if file.vocabulary_blake2b is None else TextTokenizer.load(folder / VOCABULARY)
     if text is not None and digest(text.model) != file.vocabulary_blake2b:
         raise DataError(f"{folder / VOCABULARY} is not the vocabulary that policy.json names: it was replaced")

@@ -65,6 +65,14 @@ class DataError(GatokitError):
     code = "data"
 
 
+class MalformedError(DataError):
+    """A file does not have the form that it must have (exit status 2): it is a link or a FIFO, names a file outside of
+    its folder, or holds JSON or a table of another form."""
+
+    exit_status = 2
+    code = "malformed"
+
+
 class RejectedError(GatokitError):
     """One episode or document cannot become tokens; the build drops it as a row with ``reason`` and ``detail``.
 

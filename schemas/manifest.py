@@ -10,20 +10,20 @@ import json
 import math
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
-    ValidationError,
     model_serializer,
     model_validator,
 )
 
-from gatokit.schemas.errors import ConfigError, DataError
+from gatokit.schemas.errors import ConfigError, DataError, MalformedError
 from gatokit.schemas.tokens import BINS, CONTINUOUS_OFFSET, DISCRETE_VALUES, PATCH
+from gatokit.schemas.untrusted import Count, PathName, PlainName, parse_json, quoted, validated_model
 
 MANIFEST_VERSION = 2
 INDEX_VERSION = 2
@@ -47,20 +47,20 @@ class _Frozen(BaseModel):
 class FileEntry(_Model):
     """A file in the directory: its ``path`` with forward slashes, its ``size`` in bytes, its BLAKE2b-256 digest."""
 
-    path: str
-    size: int
+    path: PathName
+    size: Count
     blake2b: str
 
 
 class ShardEntry(_Model):
     """One shard (ArrayRecord file) of a split; training records come first, held-out records last."""
 
-    file: str
-    size: int
+    file: PlainName
+    size: Count
     blake2b: str
-    training: int
-    held_out: int
-    tokens: int
+    training: Count
+    held_out: Count
+    tokens: Count
 
     @property
     def records(self) -> int:
@@ -72,9 +72,9 @@ class SplitEntry(_Model):
     """A split of the source: its index file and its shards (none if nothing was kept)."""
 
     fingerprint: str
-    index: str
-    rows: int
-    kept: int
+    index: PlainName
+    rows: Count
+    kept: Count
     parts: list[ShardEntry]
     made_by: str | None = None
     """Key into the manifest's ``provenance``. None, and left out of JSON, in format 1."""
@@ -105,17 +105,17 @@ class LastStep(_Model):
     reading: Literal["padding", "real"]
     """``padding``: such a step has no action and no reward. ``real``: it is a step like any other."""
     decided_by: Literal["config", "data"]
-    episodes: int
+    episodes: Count
     """Sound episodes with such a step."""
-    other_rewards: int
-    other_actions: int
+    other_rewards: Count
+    other_actions: Count
     other: int
 
 
 class Overlap(_Model):
     """The number of stored pictures and of texts that documents have both in the training and the held-out part."""
 
-    pictures: int
+    pictures: Count
     texts: int
 
 
@@ -127,11 +127,11 @@ class SourceLoss(_Model):
     knows how many they lack. Compressed files count as they are stored.
     """
 
-    files: int
-    damaged: int
-    ends_early: int
-    bytes: int
-    lost_bytes: int
+    files: Count
+    damaged: Count
+    ends_early: Count
+    bytes: Count
+    lost_bytes: Count
     examples: list[str]
     """The first of these files, and what is wrong with them."""
 
@@ -160,8 +160,8 @@ class LeftOutEntry(_Model):
 
     what: str
     reason: str
-    count: int
-    of: int
+    count: Count
+    of: Count
     first: str
 
     @property
@@ -177,20 +177,20 @@ class DatasetEntry(_Model):
     names, so that the manifests before, during and after the replacement all describe a complete directory.
     """
 
-    name: str
+    name: PlainName
     kind: str
-    directory: str
-    weight: float
+    directory: PlainName
+    weight: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     license: str | None
     hz: float | None
     ordered: bool
-    episodes: int
-    kept: int
-    tokens: int
-    training: int
-    held_out: int
-    shards: int
-    bytes: int
+    episodes: Count
+    kept: Count
+    tokens: Count
+    training: Count
+    held_out: Count
+    shards: Count
+    bytes: Count
     splits: list[SplitEntry]
     last_step: LastStep | None = None
     """None for documents; left out of JSON then."""
@@ -200,7 +200,7 @@ class DatasetEntry(_Model):
     """Left out of JSON if it is empty."""
     overlap: Overlap | None = None
     """None for episodes and in directories that were made before it was counted; left out of JSON then."""
-    update: str = ""
+    update: Annotated[str, Field(pattern="^([0-9a-f]{16})?$")] = ""
 
     @property
     def losses(self) -> list[str]:
@@ -252,8 +252,8 @@ class TokenizerSettings(_Model):
 class VocabularyEntry(_Model):
     """The SentencePiece model beside the manifest."""
 
-    file: str
-    pieces: int
+    file: PlainName
+    pieces: Count
     blake2b: str
 
 
@@ -300,45 +300,20 @@ class Manifest(_Model):
         return indented_json(content)
 
     @staticmethod
-    def read(directory: str | Path) -> "Manifest":
-        """The manifest of a finished directory.
-
-        Raises DataError if there is no manifest (the directory is not complete), if it was edited or if a newer gatokit
-        wrote it.
-        """
-        path = Path(directory) / MANIFEST
-        try:
-            data = path.read_bytes()
-        except FileNotFoundError:
-            raise DataError(
-                f"{directory} has no {MANIFEST}: it is no finished build or scan. Run the build again to finish it"
-            ) from None
-        except OSError as error:
-            raise DataError(f"{path} cannot be read: {error}") from None
-        return Manifest.parse(data, path)
-
-    @staticmethod
     def parse(data: bytes, path: str | Path) -> "Manifest":
-        """The manifest in the bytes of the file at ``path``; DataError as in ``read``."""
-        try:
-            content = json.loads(data)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{path} cannot be read as JSON: {error}") from None
+        """The manifest in the bytes of the file at ``path``. Raises as ``storage.folder.read_manifest`` does."""
+        content = parse_json(data, path)
         if not isinstance(content, dict) or content.get("format") != "gatokit":
-            raise DataError(f"{path} is no Gatokit manifest")
-        _check_version(content.get("version"), MANIFEST_VERSION, path)
+            raise MalformedError(f"{path} is no Gatokit manifest")
+        check_version(content.get("version"), MANIFEST_VERSION, path)
         declared = content.pop("digest", None)
         try:
             is_intact = declared == json_digest(content)
-        except ValueError:  # NaN or a lone surrogate, which a manifest never holds
+        except ValueError:  # a lone surrogate, which a manifest never holds
             is_intact = False
         if not is_intact:
             raise DataError(f"{path} was edited: its content does not match its own digest")
-        try:
-            return Manifest(**content, digest=declared)
-        except ValidationError as error:
-            first = error.errors()[0]
-            raise DataError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        return validated_model(Manifest, content | {"digest": declared}, path)
 
 
 def _drop_empty(values: dict[str, Any], *names: str) -> None:
@@ -579,14 +554,6 @@ class DatasetFile(_Model):
         """Indented JSON."""
         return indented_json(self.model_dump(mode="json", exclude={"step"} if self.step is None else None))
 
-    @staticmethod
-    def read(path: str | Path) -> "DatasetFile":
-        """Reads the file; DataError if it is damaged or of a newer version."""
-        return read_versioned(path, DatasetFile, MANIFEST_VERSION)
-
-
-Model = TypeVar("Model", bound=BaseModel)
-
 
 def canonical_json(value: Any) -> bytes:
     """UTF-8 JSON with sorted keys and no spaces; NaN and infinities are refused (ValueError)."""
@@ -608,24 +575,14 @@ def indented_json(content: Any) -> bytes:
     return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
 
 
-def read_versioned(path: str | Path, model: type[Model], newest: int) -> Model:
-    """The model in a JSON file with the key ``version``; DataError if it is damaged or newer than ``newest``."""
-    try:
-        content = json.loads(Path(path).read_bytes())
-        if not isinstance(content["version"], int):
-            raise TypeError("its version is not a number")
-        _check_version(content["version"], newest, path)
-        return model(**content)
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise DataError(f"{path} cannot be read: {error}") from None
-
-
 def check_index_version(schema: Any, path: str | Path) -> None:
     """Raises DataError if the index file at ``path``, of this Arrow schema, is newer than this gatokit reads."""
-    _check_version(int((schema.metadata or {}).get(b"gatokit.index", b"0")), INDEX_VERSION, path, "index")
+    version = (schema.metadata or {}).get(b"gatokit.index", b"0")
+    check_version(int(version) if version.isdigit() else quoted(version), INDEX_VERSION, path, "index")
 
 
-def _check_version(version: Any, newest: int, path: str | Path, what: str = "format") -> None:
+def check_version(version: Any, newest: int, path: str | Path, what: str = "format") -> None:
+    """Raises DataError if the file at ``path`` has a version above ``newest``."""
     if not isinstance(version, int) or version > newest:
         raise DataError(
             f"{path} has {what} version {version} and this gatokit reads up to {newest}: install a newer gatokit"

@@ -4,12 +4,11 @@ A checkpoint and an export hold it together with ``vocabulary.model`` and ``prom
 without the data that it was trained on.
 """
 
-from pathlib import Path
-
 from pydantic import BaseModel, ConfigDict
 
-from gatokit.schemas.manifest import DocumentRules, EpisodeSpec, TokenizerSettings, indented_json, read_versioned
+from gatokit.schemas.manifest import DocumentRules, EpisodeSpec, TokenizerSettings, indented_json
 from gatokit.schemas.run import RunConfig
+from gatokit.schemas.untrusted import Count
 
 POLICY_VERSION = 1
 POLICY = "policy.json"
@@ -27,9 +26,9 @@ class Prompt(_Model):
     agent: str
     episode_return: float | None
     """None if the data has no rewards."""
-    first_record: int
+    first_record: Count
     """Its ordinal in ``prompts.arrayrecord``."""
-    records: int
+    records: Count
 
 
 class PolicyTask(_Model):
@@ -65,8 +64,3 @@ class PolicyFile(_Model):
     def to_bytes(self) -> bytes:
         """Indented JSON."""
         return indented_json(self.model_dump(mode="json"))
-
-    @staticmethod
-    def read(directory: str | Path) -> "PolicyFile":
-        """The file in ``directory``; DataError if it is damaged or of a newer version."""
-        return read_versioned(Path(directory) / POLICY, PolicyFile, POLICY_VERSION)

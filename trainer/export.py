@@ -21,6 +21,7 @@ from gatokit.schemas.policy import POLICY, PROMPTS, PolicyDataset, PolicyFile, P
 from gatokit.schemas.run import RunConfig
 from gatokit.schemas.run_directory import POLICY_FOLDER, WEIGHTS, find_checkpoint, flatten
 from gatokit.storage.files import whole_folder, writing
+from gatokit.storage.folder import read_policy
 from gatokit.trainer import model
 from gatokit.trainer.attention import Tree
 from gatokit.trainer.checkpoint import check_shapes, restore_params
@@ -77,7 +78,7 @@ def export(run: Path, out: Path) -> int:
     checkpoint = find_checkpoint(run)
     if out.exists():
         raise ConfigError(f"{out} is there already: give another --out, or remove it")
-    policy = PolicyFile.read(checkpoint / POLICY_FOLDER)
+    policy = read_policy(checkpoint / POLICY_FOLDER)
     table = model.parameter_table(policy.config.model, policy.tokenizer.vocabulary_size)
     params = restore_params(checkpoint, abstract(table))
     arrays = {name: np.asarray(leaf) for name, leaf in flatten(params).items()}

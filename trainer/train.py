@@ -20,10 +20,10 @@ from gatokit.loader.mixture import Mixture, open_mixture
 from gatokit.loader.provenance import Provenance
 from gatokit.loader.windows import Windows
 from gatokit.schemas.errors import ConfigError, DataError
-from gatokit.schemas.policy import PolicyFile
 from gatokit.schemas.run import RunConfig
 from gatokit.schemas.run_directory import POLICY_FOLDER, RUN, Line, RunFile, RunState, last_line, policy_folder
 from gatokit.storage.files import write_atomically, writing
+from gatokit.storage.folder import read_policy
 from gatokit.trainer import cost
 from gatokit.trainer.checkpoint import Checkpoints
 from gatokit.trainer.distributed import Watchdog, any_process, is_first
@@ -222,7 +222,7 @@ def _restore(trainer: Trainer, checkpoints: Checkpoints, mixture: Mixture, repor
         return trainer.init(), fresh
     source = Path(trainer.config.init_from)
     params = load_weights(source, wanted.params)
-    policy = PolicyFile.read(policy_folder(source))
+    policy = read_policy(policy_folder(source))
     if policy.tokenizer.discrete_offset != mixture.tokenizer.discrete_offset:
         raise ConfigError(
             f"init_from: {source} was trained with discrete_offset {policy.tokenizer.discrete_offset} and the data "

@@ -32,6 +32,7 @@ from gatokit.schemas.manifest import (
 from gatokit.schemas.record import Record
 from gatokit.schemas.where import COLUMNS, ColumnType, column_type
 from gatokit.storage.array_record import ArrayRecordFile
+from gatokit.storage.folder import read_dataset_file, read_manifest
 from gatokit.tokenizers.document import DocumentTokenizer
 from gatokit.tokenizers.episode import EpisodeTokenizer
 from gatokit.tokenizers.text import TextTokenizer
@@ -87,7 +88,7 @@ def open_directory(path: str | Path) -> Directory:
     version.
     """
     path = local_directory(path)
-    return Directory(path, Manifest.read(path))
+    return Directory(path, read_manifest(path))
 
 
 def open_shard(path: Path) -> ArrayRecordFile:
@@ -135,7 +136,7 @@ class DatasetReader:
     @functools.cached_property
     def described(self) -> DatasetFile:
         """``dataset.json``: the distinct specs and each task's, or the rules of documents."""
-        return DatasetFile.read(self.path / self.totals.described_file)
+        return read_dataset_file(self.path, self.totals.described_file)
 
     @functools.cached_property
     def tasks(self) -> list[TaskRow]:

@@ -24,6 +24,7 @@ from gatokit.schemas.manifest import LOG, MANIFEST, FileEntry, Manifest, local_d
 from gatokit.schemas.progress import Progress
 from gatokit.schemas.tokens import TEXT_IDS
 from gatokit.storage.files import LOCK, TEMPORARY
+from gatokit.storage.folder import read_manifest
 
 MOST_OF_A_FILE = 10
 """Further faults of a file are counted and not listed."""
@@ -90,7 +91,7 @@ def _read_manifest(root: Path, faults: Faults) -> Manifest | None:
         faults.add(MANIFEST, "missing: the directory is not complete; run the build again to finish it")
         return None
     try:
-        manifest = Manifest.read(root)
+        manifest = read_manifest(root)
     except DataError as error:
         faults.add(MANIFEST, str(error).removeprefix(f"{path} ").removeprefix(f"{path}: "))
         return None

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from gatokit.schemas.manifest import Manifest
+from gatokit.storage.folder import read_manifest
 
 
 def test_plan_writes_nothing_and_its_json_is_what_the_build_gave(gatokit, recorded_config: Path, built: Path, tmp_path):
@@ -12,7 +12,7 @@ def test_plan_writes_nothing_and_its_json_is_what_the_build_gave(gatokit, record
     ran = gatokit("build", recorded_config, "--out", out, "--plan", "--sample-seconds", 300, "--workers", 3, "--json")
     assert (ran.status, out.exists(), ran.out.count("\n")) == (0, False, 1)
     plan = ran.json["plan"]
-    datasets = Manifest.read(built).datasets
+    datasets = read_manifest(built).datasets
     for found, real in zip(plan["datasets"], datasets, strict=True):
         keys = ("name", "episodes", "kept", "shards", "tokens", "bytes")
         assert [found[key] for key in keys] == [getattr(real, key) for key in keys]
@@ -35,7 +35,7 @@ def test_the_tables_mark_estimates(gatokit, recorded_config: Path, built: Path, 
 
     monkeypatch.setenv("COLUMNS", "250")
     words = ("build", recorded_config, "--out", tmp_path / "out", "--plan", "--only", "metaworld", "--sample-seconds")
-    kept, tokens = (getattr(Manifest.read(built).datasets[0], key) for key in ("kept", "tokens"))
+    kept, tokens = (getattr(read_manifest(built).datasets[0], key) for key in ("kept", "tokens"))
     exact = gatokit(*words, 300).out
     assert f" {kept:,} " in exact
     assert f" {tokens:,} " in exact

@@ -18,7 +18,7 @@ from gatokit.pipelines.run import build
 from gatokit.policy.generate import generate
 from gatokit.policy.policy import load_policy
 from gatokit.schemas.errors import ConfigError
-from gatokit.schemas.policy import PolicyFile
+from gatokit.storage.folder import read_policy
 from gatokit.trainer.train import train
 
 DATASET = "kind: episodes, keep: {all: true}, last_step: padding"
@@ -125,7 +125,7 @@ def test_a_policy_without_text_is_trained_and_exported(
     run = tmp_path / "run"
     small = {"steps": 3, "input": {"patch_group_rows": 2}}
     train(config(tmp_path, **small), [str(folder / "built")], run, Silent())
-    assert PolicyFile.read(run / "policy").vocabulary_blake2b is None
+    assert read_policy(run / "policy").vocabulary_blake2b is None
     assert not (run / "policy" / "vocabulary.model").exists()
     assert gatokit("export", run, "--out", tmp_path / "weights").status == 0
     assert json.loads((tmp_path / "weights" / "config.json").read_text())["vocabulary"] is None
@@ -153,7 +153,7 @@ def test_data_without_rewards_is_verified_and_trained_on(
     assert (verified.status, verified.json["faults"]) == (0, [])
     run = tmp_path / "run"
     train(config(tmp_path, steps=3, input={"patch_group_rows": 2}), [str(tmp_path / "out")], run, Silent())
-    tasks = PolicyFile.read(run / "policy").datasets["plain"].tasks
+    tasks = read_policy(run / "policy").datasets["plain"].tasks
     assert {name: (task.expert_return, task.prompt.episode_return) for name, task in tasks.items()} == {
         "cartpole-swingup": (None, None),
         "pull": (None, None),

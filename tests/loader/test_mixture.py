@@ -11,7 +11,8 @@ import pytest
 from gatokit.loader.mixture import open_mixture
 from gatokit.pipelines.run import scan
 from gatokit.schemas.errors import ConfigError, DataError
-from gatokit.schemas.manifest import Manifest, digest, json_digest
+from gatokit.schemas.manifest import digest, json_digest
+from gatokit.storage.folder import read_manifest
 
 NAMES = ("arm", "grid", "books", "captions", "questions", "pages")
 
@@ -101,7 +102,7 @@ def test_directories_that_hold_no_build_are_refused(mixed_config: Path, other: P
 
 
 def test_missing_and_changed_files_are_named(other: Path) -> None:
-    manifest = Manifest.read(other)
+    manifest = read_manifest(other)
     shard = other / "arm" / manifest.datasets[0].splits[0].parts[0].file
     content = shard.read_bytes()
     shard.write_bytes(content[:-1])
@@ -118,7 +119,7 @@ def test_missing_and_changed_files_are_named(other: Path) -> None:
 
 
 def test_a_damaged_index_is_named(other: Path) -> None:
-    index = other / "grid" / Manifest.read(other).datasets[1].splits[0].index
+    index = other / "grid" / read_manifest(other).datasets[1].splits[0].index
     index.write_bytes(index.read_bytes()[:-100])
     with pytest.raises(DataError, match=rf"the index {index} cannot be read"):
         open_mixture([other]).datasets[1].index("train")

@@ -15,9 +15,10 @@ import sentencepiece
 from array_record.python.array_record_module import ArrayRecordReader
 from shared import shared
 
-from gatokit.schemas.manifest import DatasetEntry, DatasetFile, Manifest, ShardEntry
+from gatokit.schemas.manifest import DatasetEntry, DatasetFile, ShardEntry
 from gatokit.schemas.record import Record
 from gatokit.schemas.tokens import EncodedImage, PlacedImage, TokenSequence
+from gatokit.storage.folder import read_dataset_file, read_manifest
 from gatokit.tokenizers.document import DocumentTokenizer
 from gatokit.tokenizers.text import TextTokenizer
 
@@ -166,9 +167,9 @@ def _read_shards(directory: Path, parts: Sequence[ShardEntry]) -> list[list[Reco
 
 
 def _read_documents(out: Path, name: str) -> BuiltDocuments:
-    [totals] = [dataset for dataset in Manifest.read(out).datasets if dataset.name == name]
+    [totals] = [dataset for dataset in read_manifest(out).datasets if dataset.name == name]
     directory = out / totals.directory
-    described = DatasetFile.read(directory / "dataset.json")
+    described = read_dataset_file(directory)
     assert described.documents is not None
     tokenizer = DocumentTokenizer(TextTokenizer.load(out / "vocabulary.model"), described.documents.end_of_document)
     rows, parts, sequences = [], {}, {}

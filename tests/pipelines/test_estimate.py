@@ -12,7 +12,8 @@ from gatokit.pipelines import estimate as module
 from gatokit.pipelines.estimate import DatasetEstimate, estimate, spread_order
 from gatokit.pipelines.run import build
 from gatokit.schemas.errors import ConfigError, DataError
-from gatokit.schemas.manifest import DatasetEntry, Manifest
+from gatokit.schemas.manifest import DatasetEntry
+from gatokit.storage.folder import read_manifest
 
 COUNTS = ("splits", "episodes", "kept", "shards", "tokens", "bytes")
 
@@ -27,7 +28,7 @@ def counts(found: DatasetEstimate) -> dict[str, int]:
 
 
 def manifest(out: Path) -> dict[str, DatasetEntry]:
-    return {dataset.name: dataset for dataset in Manifest.read(out).datasets}
+    return {dataset.name: dataset for dataset in read_manifest(out).datasets}
 
 
 def test_a_small_source_is_planned_exactly(recorded_config: Path, built: Path):

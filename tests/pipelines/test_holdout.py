@@ -21,7 +21,8 @@ from gatokit.inspection import open_directory
 from gatokit.inspection.verify.directory import verify
 from gatokit.pipelines.holdout import Links, held_out, overlap, row_hash, together
 from gatokit.pipelines.run import build, scan
-from gatokit.schemas.manifest import Manifest, Overlap
+from gatokit.schemas.manifest import Overlap
+from gatokit.storage.folder import read_manifest
 
 # --- groups ----------------------------------------------------------------------------------------------------
 
@@ -263,7 +264,7 @@ def test_pictures_and_texts_stand_on_one_side(
     assert train.keys() & held.keys() == set()
     # Pictures are linked two and two: of 20 groups about four are held out.
     assert 1 <= sum(isinstance(part, bytes) for part in held) <= 20 or not of_pictures
-    [entry] = Manifest.read(out).datasets
+    [entry] = read_manifest(out).datasets
     assert entry.overlap == Overlap(pictures=0, texts=0)
     assert main(["inspect", str(out)]) == 0
     shown = capsys.readouterr().out
@@ -326,7 +327,7 @@ def test_a_copy_of_a_held_out_text_joins_it(tmp_path: Path, configured: Callable
     (tmp_path / "src" / "01.jsonl").write_text(f'{{"text": "new"}}\n{line}\n')
     build(config, out, update=True)
     assert held(out) >= {first, "01.jsonl#1"}
-    assert Manifest.read(out).datasets[0].overlap == Overlap(pictures=0, texts=0)
+    assert read_manifest(out).datasets[0].overlap == Overlap(pictures=0, texts=0)
 
 
 def test_another_seed_or_share_chooses_anew(tmp_path: Path, configured: Callable[..., Path]) -> None:

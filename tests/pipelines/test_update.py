@@ -21,7 +21,7 @@ from gatokit.inspection.verify.directory import verify
 from gatokit.pipelines.run import Result, build, scan
 from gatokit.schemas.config_episodes import Keep
 from gatokit.schemas.errors import ConfigError, DataError
-from gatokit.schemas.manifest import Manifest
+from gatokit.storage.folder import read_manifest
 
 LEFTOVER = ("no file of the manifest", "a temporary file of a build", "work of a build", "the lock of a build")
 STEPS = {
@@ -224,7 +224,7 @@ def test_the_data_digest_is_that_of_the_shards_alone(sources, configured, monkey
 
     def digests(*arguments: Any, **options: Any) -> tuple[str, str, str]:
         build(*arguments, **options)
-        manifest = Manifest.read(out)
+        manifest = read_manifest(out)
         return manifest.data_digest, open_mixture([out]).data_digest, manifest.digest
 
     out, config = sources / "out", configured(("text", TEXT))
@@ -424,7 +424,7 @@ def killed(config: Path, out: Path, fresh: Path, points: list[int]) -> None:
         manifest = json.loads((left / "manifest.json").read_bytes())
         found.append(manifest["config_digest"] == new["config_digest"])
         assert found[-1] or manifest == old
-        Manifest.read(left)
+        read_manifest(left)
     # The later it was killed the newer it is, and both are among them.
     assert found == sorted(found, reverse=True)
     assert set(found) == {False, True}

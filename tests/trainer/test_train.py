@@ -14,9 +14,9 @@ from gatokit.loader.records import OpenShards, Shard
 from gatokit.loader.windows import Windows
 from gatokit.policy.policy import load_policy
 from gatokit.schemas.errors import ConfigError, DataError
-from gatokit.schemas.policy import PolicyFile
 from gatokit.schemas.record import Record
 from gatokit.schemas.run_directory import RunFile, flatten
+from gatokit.storage.folder import read_policy
 from gatokit.trainer import model
 from gatokit.trainer.export import abstract, export, load_weights
 from gatokit.trainer.mesh import make_mesh, place
@@ -63,7 +63,7 @@ def test_what_a_run_leaves(trained: Path, mixed: Path) -> None:
 
 def test_a_policy_can_be_made_of_the_checkpoint_alone(trained: Path, mixed: Path) -> None:
     folder = trained / "checkpoints" / "7" / "policy"
-    policy = PolicyFile.read(folder)
+    policy = read_policy(folder)
     assert policy.config.context == 48
     assert policy.tokenizer.separator == 33024
     assert (folder / "vocabulary.model").read_bytes() == (mixed / "vocabulary.model").read_bytes()

@@ -15,7 +15,8 @@ import pytest
 
 from gatokit.inspection.verify.directory import verify
 from gatokit.pipelines.run import build, scan
-from gatokit.schemas.manifest import Manifest, Overlap
+from gatokit.schemas.manifest import Overlap
+from gatokit.storage.folder import read_manifest
 
 Go = Callable[..., Any]
 PNG = cv2.imencode(".png", np.arange(16 * 16 * 3, dtype=np.uint8).reshape(16, 16, 3))[1].tobytes()
@@ -56,7 +57,7 @@ def scanned(tmp_path: Path, configured: Callable[..., Path]) -> Callable[..., di
         out = tmp_path / f"out{len(list(tmp_path.glob('out*')))}"
         scan(configured(dataset, config=config), out)
         assert verify(out) == []
-        [found] = Manifest.read(out).datasets
+        [found] = read_manifest(out).datasets
         return {split.fingerprint: pq.read_table(out / "d" / split.index).to_pylist() for split in found.splits}
 
     return go
@@ -301,7 +302,7 @@ def test_neither_units_nor_batches_matter(tmp_path, configured, monkeypatch, rea
     monkeypatch.setattr(documents, "_BATCH_DOCUMENTS", 2)
     monkeypatch.setattr(documents, "_BATCH_CHARACTERS", 50)
     build(config, tmp_path / "other")
-    digests = [[file.model_dump() for file in Manifest.read(tmp_path / out).files] for out in ("out", "other")]
+    digests = [[file.model_dump() for file in read_manifest(tmp_path / out).files] for out in ("out", "other")]
     assert digests[0] == digests[1]
     built = read_documents(tmp_path / "other", "d")
     assert [row["reason"] for row in built.rows].count("duplicate") == 12

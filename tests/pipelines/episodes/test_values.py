@@ -19,7 +19,7 @@ from gatokit.pipelines.run import build, scan
 from gatokit.schemas.config_episodes import Keep
 from gatokit.schemas.errors import ConfigError
 from gatokit.schemas.index import INDEX, common_type, metadata_columns
-from gatokit.schemas.manifest import DatasetFile
+from gatokit.storage.folder import read_dataset_file
 
 F = tfds.features
 STEPS = {
@@ -358,7 +358,7 @@ def test_a_field_marks_a_text_in_any_step(scanned):
 def test_every_value_stored_with_an_episode_is_a_column(scanned):
     for job in (scan, build):
         rows, _, out = scanned(job=job)
-        described = DatasetFile.read(out / "d" / "dataset.json")
+        described = read_dataset_file(out / "d")
         assert described.columns == {
             "done": "bool",
             "end-effector type": "string",

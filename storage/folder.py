@@ -1,0 +1,162 @@
+"""Opens the files of a folder that somebody else may have made: a build, a scan, a run, an export.
+
+A name leads to a regular file inside of the folder and nowhere else: no link is followed, no FIFO, device or socket is
+opened, and not more is read than the file should have. Only the folder itself may be a link.
+"""
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from gatokit.schemas.errors import DataError, MalformedError
+from gatokit.schemas.manifest import DATASET, MANIFEST, MANIFEST_VERSION, DatasetFile, Manifest, check_version
+from gatokit.schemas.policy import POLICY, POLICY_VERSION, PolicyFile
+from gatokit.schemas.untrusted import MOST_JSON, Model, check_path_name, parse_json, validated_model
+from gatokit.storage import gcs
+from gatokit.storage.files import is_remote
+
+_KINDS = {
+    stat.S_IFLNK: "a link",
+    stat.S_IFDIR: "a directory",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def regular_file(folder: str | Path, name: str, size: int | None = None) -> Path:
+    """The path of the regular file ``name`` below a local folder, for libraries that open files themselves.
+
+    Raises MalformedError if the name leads out of the folder, through a link, or to anything but a regular file;
+    DataError if the file does not have the ``size`` in bytes that the manifest gives; OSError if there is no such file.
+    """
+    path = Path(folder) / _checked(name, folder)
+    _check_parents(Path(folder), name)
+    _check_status(path, os.lstat(path), size)
+    return path
+
+
+def read_file(folder: str | Path, name: str, size: int | None = None, most: int = MOST_JSON) -> bytes:
+    """The content of the file ``name`` below a folder, which may be on ``gs://``. Raises as ``regular_file`` does, and
+    MalformedError if the file has more than ``most`` bytes."""
+    if is_remote(folder):
+        path = Path(folder) / _checked(name, folder)
+        _check_most(path, gcs.about(path).size, most)
+        return gcs.read(path)
+    path = regular_file(folder, name, size)
+    number = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(number, "rb") as file:
+        status = os.fstat(number)
+        _check_status(path, status, size)
+        _check_most(path, status.st_size, most)
+        return file.read(status.st_size)
+
+
+def check_tree(folder: str | Path) -> None:
+    """Raises MalformedError if anything below a folder is neither a directory nor a regular file. For libraries that
+    read whole folders."""
+    for path, status in _entries(Path(folder)):
+        if not stat.S_ISDIR(status.st_mode):
+            _check_status(path, status, None)
+
+
+def _entries(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            status = entry.stat(follow_symlinks=False)
+            yield Path(entry.path), status
+            if stat.S_ISDIR(status.st_mode):
+                yield from _entries(Path(entry.path))
+
+
+def kind_of(status: os.stat_result) -> str | None:
+    """What a file is in words, None if it is a regular one."""
+    return None if stat.S_ISREG(status.st_mode) else _KINDS.get(stat.S_IFMT(status.st_mode), "no regular file")
+
+
+# --- descriptions ------------------------------------------------------------------------------------------------
+
+
+def read_json(folder: str | Path, name: str, size: int | None = None) -> Any:
+    """The value in a JSON file below a folder. Raises as ``read_file`` does, and MalformedError if it is no JSON."""
+    return parse_json(read_file(folder, name, size), Path(folder) / name)
+
+
+def read_manifest(directory: str | Path) -> Manifest:
+    """The manifest of a finished directory, which may be on ``gs://``.
+
+    Raises DataError if there is no manifest (the directory is not complete), if it was edited or if a newer gatokit
+    wrote it; MalformedError if it is no regular file, no JSON, or names something outside of the directory.
+    """
+    path = Path(directory) / MANIFEST
+    try:
+        data = read_file(directory, MANIFEST)
+    except FileNotFoundError:
+        raise DataError(
+            f"{directory} has no {MANIFEST}: it is no finished build or scan. Run the build again to finish it"
+        ) from None
+    except OSError as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{path} cannot be read: {error}") from None
+    return Manifest.parse(data, path)
+
+
+def read_model(folder: str | Path, name: str, model: type[Model], newest: int, size: int | None = None) -> Model:
+    """The model in a JSON file that has the key ``version``. Raises DataError if the file cannot be read or is newer
+    than ``newest``, MalformedError if it does not hold such a model."""
+    path = Path(folder) / name
+    try:
+        content = read_json(folder, name, size)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from None
+    if not isinstance(content, dict) or not isinstance(content.get("version"), int):
+        raise MalformedError(f"{path} cannot be read: it has no version that is a number")
+    check_version(content["version"], newest, path)
+    return validated_model(model, content, f"{path} cannot be read")
+
+
+def read_dataset_file(folder: str | Path, name: str = DATASET, size: int | None = None) -> DatasetFile:
+    """``dataset.json`` in a dataset's folder. Raises as ``read_model`` does."""
+    return read_model(folder, name, DatasetFile, MANIFEST_VERSION, size)
+
+
+def read_policy(folder: str | Path) -> PolicyFile:
+    """``policy.json`` in a folder. Raises as ``read_model`` does."""
+    return read_model(folder, POLICY, PolicyFile, POLICY_VERSION)
+
+
+# --- checks ------------------------------------------------------------------------------------------------------
+
+
+def _checked(name: str, folder: str | Path) -> str:
+    try:
+        return check_path_name(name)
+    except ValueError as error:
+        raise MalformedError(f"{folder}: {error}") from None
+
+
+def _check_parents(folder: Path, name: str) -> None:
+    for part in name.split("/")[:-1]:
+        folder /= part
+        status = os.lstat(folder)
+        if not stat.S_ISDIR(status.st_mode):
+            raise MalformedError(f"{folder} is {kind_of(status) or 'a file'}, not a directory; copy the folder again")
+
+
+def _check_status(path: Path, status: os.stat_result, size: int | None) -> None:
+    kind = kind_of(status)
+    if kind is not None:
+        raise MalformedError(f"{path} is {kind}, not a regular file; copy the file itself to its place")
+    if size is not None and status.st_size != size:
+        raise DataError(
+            f"{path} has {status.st_size} bytes and the manifest says {size}; gatokit verify says what else is damaged"
+        )
+
+
+def _check_most(path: Path, size: int, most: int) -> None:
+    if size > most:
+        raise MalformedError(f"{path} has {size:,} bytes, and such a file has at most {most:,}")
