@@ -91,6 +91,8 @@ DatasetModel:
 _Documents:
   drop_duplicates: 'drop_duplicates: false'
   end_of_document: 'end_of_document: false'
+  max_text_bytes: 'max_text_bytes: 268435456'
+  max_unpacked: 'max_unpacked: 1000'
 BuildConfig:
   vocabulary: 'vocabulary: vocabulary.model'
   discrete_offset: 'discrete_offset: 33024'

@@ -1,5 +1,8 @@
 """The build config: a YAML file, which is checked field by field before any work begins."""
 
+import itertools
+import math
+import re
 import string
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -14,6 +17,9 @@ from gatokit.schemas.errors import ConfigError
 from gatokit.schemas.manifest import LOG, MANIFEST, VOCABULARY, DocumentRules, ImageRule
 
 DEFAULT_MAX_PATCHES = 64
+_WIDEST = 1000
+_LARGEST_CONFIG, _MOST_VALUES = 16 << 20, 1_000_000
+"""Bytes of a config file, and values and characters that its aliases may unfold to."""
 
 Model = TypeVar("Model", bound=BaseModel)
 FolderConfig = TypeVar("FolderConfig", "ImageTextConfig", "InterleavedConfig")
@@ -50,6 +56,11 @@ class _Documents(DatasetModel):
     """Of documents with exactly the same content only the first is kept."""
     end_of_document: StrictBool = True
     """A document ends with the vocabulary's ``</s>``, if it has one, which also replaces ``<|endoftext|>``."""
+    max_text_bytes: Annotated[WholeNumber, Field(ge=1)] | None = None
+    """Longer texts, and longer lines of JSON, are rejected as ``too_large``. Default: 64 MiB."""
+    max_unpacked: Annotated[WholeNumber, Field(ge=1)] | None = None
+    """A compressed file, or a row group of Parquet, ends early where it unpacks to more than so many times its size,
+    and to more than 64 MiB. Default: 200."""
 
 
 class TextConfig(_Documents):
@@ -101,7 +112,11 @@ def _with_folder(config: FolderConfig) -> FolderConfig:
 
 def _placeholders(value: str, known: dict[str, Any], required: tuple[str, ...]) -> str:
     try:
-        used = {name for _, name, _, _ in string.Formatter().parse(value) if name is not None}
+        parsed = [(name, width or "") for _, name, width, _ in string.Formatter().parse(value) if name is not None]
+        used = {name for name, _ in parsed}
+        for name, width in parsed:
+            if "{" in width or any(int(number) > _WIDEST for number in re.findall(r"\d+", width)):
+                raise ValueError(f"{{{name}:{width:.20}}} may be wider than {_WIDEST} characters")
         if unknown := sorted(used - known.keys()):
             raise ValueError(f"{{{unknown[0]}}} is unknown; use " + " and ".join(f"{{{name}}}" for name in known))
         value.format(**known)
@@ -246,7 +261,10 @@ def read_mapping(path: str | Path, keys: str) -> dict[str, Any]:
     Raises ConfigError if the file cannot be read or is not YAML.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        with open(path, encoding="utf-8") as file:
+            text = file.read(_LARGEST_CONFIG)
+        if len(text) == _LARGEST_CONFIG:
+            raise ConfigError(f"{path}: has more than {_LARGEST_CONFIG:,} characters; give a config")
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: the config is not UTF-8 text: {error}; save it as UTF-8") from None
     except OSError as error:
@@ -275,7 +293,15 @@ def validated(model: type[Model], content: dict[str, Any], name: str) -> Model:
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that refuses a key given twice, where YAML would silently take the last."""
+    """SafeLoader that refuses a key given twice, where YAML would silently take the last, and aliases that unfold to
+    very many values."""
+
+    def get_single_node(self) -> yaml.Node | None:
+        node = super().get_single_node()
+        if node is not None and _unfolded(node, {}) > _MOST_VALUES:
+            problem = f"aliases unfold to more than {_MOST_VALUES:,} values and characters; write less"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+        return node
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
@@ -287,3 +313,14 @@ class _Loader(yaml.SafeLoader):
                     raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
                 seen.add(key.value)
         return node
+
+
+def _unfolded(node: yaml.Node, known: dict[yaml.Node, float]) -> float:
+    """The values and characters below a node, those behind aliases each time that they are named."""
+    if isinstance(node, yaml.ScalarNode):
+        return 1 + len(node.value)
+    if node not in known:
+        known[node] = math.inf  # an alias inside of what it names
+        children = itertools.chain(*node.value) if isinstance(node, yaml.MappingNode) else node.value
+        known[node] = 1 + sum(_unfolded(child, known) for child in children)
+    return known[node]

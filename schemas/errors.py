@@ -4,6 +4,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+LONGEST_DETAIL = 500
+
 
 class GatokitError(Exception):
     """An error whose message is written for the user: the file, the field, the value and the way out.
@@ -76,10 +78,13 @@ class MalformedError(DataError):
 class RejectedError(GatokitError):
     """One episode or document cannot become tokens; the build drops it as a row with ``reason`` and ``detail``.
 
-    ``reason`` is a key of ``schemas.index.BAD_REASONS``; ``detail`` names the field and the value.
+    ``reason`` is a key of ``schemas.index.BAD_REASONS``; ``detail`` names the field and the value, in at most
+    ``LONGEST_DETAIL`` characters.
     """
 
     def __init__(self, reason: str, detail: str) -> None:
+        if len(detail) > LONGEST_DETAIL:
+            detail = f"{detail[: LONGEST_DETAIL - 1]}…"
         super().__init__(f"{reason}: {detail}", code=reason)
         self.reason = reason
         self.detail = detail

@@ -29,6 +29,8 @@ from gatokit.tokenizers.image_structure import (
 
 MAX_PIXELS = 64_000_000
 """Larger images are rejected by their header, before anything is decoded."""
+_BAND_PIXELS = 1 << 20
+"""Pixels that are composited at a time, so that memory holds few copies of a large image."""
 JPEG_END = b"\xff\xd9"
 
 _PNG_IHDR, _PNG_END = b"\x00\x00\x00\x0dIHDR", b"\x00\x00\x00\x00IEND\xae\x42\x60\x82"
@@ -442,12 +444,17 @@ def check_channels(header: ImageHeader, known: tuple[int, ...] = (1, 3)) -> None
 
 def over_white(pixels: np.ndarray) -> np.ndarray:
     """Three colours of 8 bits from three colours and alpha of 8 or 16 bits, composited over white and rounded."""
-    if pixels.dtype == np.uint16:
-        pixels = (pixels >> 8).astype(np.uint8)
-    alpha = cv2.merge([cv2.extractChannel(pixels, 3)] * 3)
-    darkness = cv2.bitwise_not(cv2.cvtColor(pixels, cv2.COLOR_BGRA2BGR))
-    # No multiple of 1 / 255 is near a half, so this rounds right in float32 on any machine.
-    return cv2.bitwise_not(cv2.multiply(darkness, alpha, scale=1 / 255))
+    height, width = pixels.shape[:2]
+    result, rows = np.empty((height, width, 3), np.uint8), max(1, _BAND_PIXELS // width)
+    for begin in range(0, height, rows):
+        band = pixels[begin : begin + rows]
+        if band.dtype == np.uint16:
+            band = (band >> 8).astype(np.uint8)
+        alpha = cv2.merge([cv2.extractChannel(band, 3)] * 3)
+        darkness = cv2.bitwise_not(cv2.cvtColor(band, cv2.COLOR_BGRA2BGR))
+        # No multiple of 1 / 255 is near a half, so this rounds right in float32 on any machine.
+        result[begin : begin + rows] = cv2.bitwise_not(cv2.multiply(darkness, alpha, scale=1 / 255))
+    return result
 
 
 def resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:

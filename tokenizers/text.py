@@ -17,6 +17,8 @@ _CUT = re.compile("(?<=[0-9A-Za-z]) (?=[0-9A-Za-z])")
 """Where a text may be divided: at a single space between letters or digits, which no normalization changes."""
 SPACE = "\u2581"
 """SentencePiece's sign for a space."""
+_LARGEST_MODEL = 64 << 20
+"""Bytes of a model; one of 32,000 pieces has less than two million."""
 _SHORT = 256
 """Mean bytes of a text from which on one call for several texts is faster."""
 
@@ -59,9 +61,12 @@ class TextTokenizer:
     def load(cls, path: str | Path) -> "TextTokenizer":
         """The tokenizer whose model is the local file ``path``; ConfigError if it cannot be read or is no model."""
         try:
-            model = Path(path).read_bytes()
+            with open(path, "rb") as file:
+                model = file.read(_LARGEST_MODEL + 1)
         except OSError as error:
             raise ConfigError(f"the vocabulary {path} cannot be read: {error.strerror}") from error
+        if len(model) > _LARGEST_MODEL:
+            raise ConfigError(f"{path} is no SentencePiece model: it has more than {_LARGEST_MODEL:,} bytes")
         tokenizer = cls(model, source=str(path))
         tokenizer._path = str(Path(path).absolute())
         return tokenizer

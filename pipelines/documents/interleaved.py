@@ -247,10 +247,10 @@ class ObelicsFile(PageFile, RowsFile):
         byte_range, key = ByteRange(row.position, row.group, 0, 0), str(row.position)
         try:
             pieces = _pieces(row.values, are_names=columns["images"] in _STRINGS)
-            room = max_bytes - sum(len(piece.encode()) for piece in pieces if isinstance(piece, str))
-            if room < 0:
-                raise reader.too_large(max_bytes)
-            page = self.page(pieces, room)
+            text_bytes = sum(len(piece.encode()) for piece in pieces if isinstance(piece, str))
+            if text_bytes > self.max_text_bytes:
+                raise reader.too_large(self.max_text_bytes, "the text of the page is", "max_text_bytes")
+            page = self.page(pieces, max_bytes - text_bytes)
             if page.parts:
                 length = sum(len(part.encode() if isinstance(part, str) else part) for part in page.parts)
                 payload = json.dumps([*page.left_out], separators=(",", ":")) if page.left_out else None

@@ -16,6 +16,7 @@ import pyarrow as pa
 from gatokit.pipelines.documents import reader
 from gatokit.pipelines.documents.reader import DocumentFile, Loaded, ScannedDocument
 from gatokit.pipelines.formats import parquet
+from gatokit.pipelines.formats.compressed import most_unpacked
 from gatokit.pipelines.formats.parquet import Row
 from gatokit.pipelines.formats.records import ByteRange
 from gatokit.schemas.config import ImageTextConfig
@@ -56,7 +57,7 @@ class RowsFile(DocumentFile):
         try:
             with parquet.open_file(self.path, self.name) as file:
                 columns = self.columns(file.schema_arrow)
-                for row in parquet.read_rows(file, columns):
+                for row in parquet.read_rows(file, columns, most=most_unpacked(self.size, self.max_unpacked)):
                     if isinstance(row, Row):
                         yield from self.documents(row, columns, max_bytes)
                     else:
@@ -109,8 +110,9 @@ class TextRowsFile(RowsFile):
         data = row.values[self.field]
         byte_range = ByteRange(row.position, row.group, len(data or b""), google_crc32c.value(data or b""))
         try:
-            if data is not None and len(data) > max_bytes:
-                raise reader.too_large(max_bytes)
+            most, key = self.text_bound(max_bytes)
+            if data is not None and len(data) > most:
+                raise reader.too_large(most, key=key)
             _, parts = self.document(row.values, columns, byte_range)
             yield reader.sound(byte_range, str(row.position), parts)
         except RejectedError as error:
@@ -162,6 +164,8 @@ class ImageRowsFile(RowsFile):
                 data = self._image(image)
                 if text is None:
                     raise RejectedError("missing_field", f"{text_field!r} is null or empty")
+                if len(text) > self.max_text_bytes:
+                    raise reader.too_large(self.max_text_bytes, "the caption is", "max_text_bytes")
                 byte_range = ByteRange(
                     row.position, row.group, len(data) + len(text), reader.caption_crc(data, text), payload
                 )

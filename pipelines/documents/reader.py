@@ -24,6 +24,7 @@ import xxhash
 from pydantic import BaseModel, ConfigDict
 
 from gatokit.pipelines import inputs
+from gatokit.pipelines.formats.compressed import MAX_UNPACKED
 from gatokit.pipelines.formats.json_lines import BYTE_ORDER_MARK
 from gatokit.pipelines.formats.records import CHANGED, ByteRange
 from gatokit.pipelines.scan_cache import LOOKED_AT, Pictures, unit_keys, with_pictures
@@ -148,6 +149,10 @@ class DocumentFile(BaseModel, ABC):
     path: inputs.SourcePath
     name: inputs.SourceName
     size: int
+    max_text_bytes: int = 64 << 20
+    """Longer texts are rejected."""
+    max_unpacked: int = MAX_UNPACKED
+    """See ``compressed.most_unpacked``."""
 
     separator: ClassVar[str] = "\n\n"
     """Joins two texts of a page that become neighbours because an image between them is left out."""
@@ -160,9 +165,14 @@ class DocumentFile(BaseModel, ABC):
         """Whether documents in the middle of the file can be read without reading what is before them."""
         return not self.type.startswith("compressed_")
 
+    def text_bound(self, max_bytes: int) -> tuple[int, str]:
+        """The most bytes of a text, and the key of the config that says so; ``max_bytes`` is that of a document."""
+        return min((max_bytes, "max_episode_bytes"), (self.max_text_bytes, "max_text_bytes"))
+
     def identity(self) -> dict[str, Any]:
-        """Everything but the type and where the file and its images lie on this machine."""
-        return self.model_dump(mode="json", exclude={"type", "path", "image_dir", "annotations", "follow_links"})
+        """Everything but the type, the bounds, and where the file and its images lie on this machine."""
+        places = {"path", "image_dir", "annotations", "follow_links"}
+        return self.model_dump(mode="json", exclude={"type", "max_text_bytes", "max_unpacked", *places})
 
     def versions(self) -> tuple[int, ...]:
         """``files.version`` of the file, and of its annotations if it has any."""
@@ -271,6 +281,9 @@ def plan_documents(config: CorpusConfig, field: str, base: Path) -> DocumentsPla
     """
     module, _ = FORMATS[getattr(config, "format", config.kind)]
     files: list[DocumentFile] = import_module(f"{__package__}.{module}").find(config, field, base)
+    bounds = {key: value for key in ("max_text_bytes", "max_unpacked") if (value := getattr(config, key)) is not None}
+    if bounds:
+        files = [file.model_copy(update=bounds) for file in files]
     _check_ids(files, field)
     return DocumentsPlan(config, field, tuple(files))
 
@@ -412,9 +425,9 @@ def lost_part(
     )
 
 
-def too_large(max_bytes: int, subject: str = "the document is") -> RejectedError:
-    """The rejection of a document that was not read."""
-    return RejectedError("too_large", f"{subject} above max_episode_bytes {max_bytes}")
+def too_large(max_bytes: int, subject: str = "the document is", key: str = "max_episode_bytes") -> RejectedError:
+    """The rejection of a document that was not read, because of a ``key`` of the config."""
+    return RejectedError("too_large", f"{subject} above {key} {max_bytes}")
 
 
 def decode(data: bytes, complaint: str) -> str:

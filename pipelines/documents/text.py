@@ -46,7 +46,8 @@ class LinesFile(DocumentFile):
 
     def scan(self, max_bytes: int) -> Iterator[ScannedDocument]:
         """See ``DocumentFile``."""
-        for line in json_lines.scan_lines(self.path, self.name, max_bytes):
+        most, key = self.text_bound(max_bytes)
+        for line in json_lines.scan_lines(self.path, self.name, most, self.max_unpacked):
             if isinstance(line, json_lines.LostLines):
                 lost = max(1, line.untrusted + (line.byte_range.length > 0))
                 error, key = RejectedError(line.reason, line.detail), str(line.byte_range.position)
@@ -55,7 +56,7 @@ class LinesFile(DocumentFile):
             byte_range, data, _ = line
             try:
                 if data is None:
-                    raise reader.too_large(max_bytes)
+                    raise reader.too_large(most, key=key)
                 yield self.document(data, byte_range, max_bytes)
             except RejectedError as error:
                 yield self._rejected(line, error)
@@ -110,17 +111,17 @@ class PlainTextFile(DocumentFile):
 
     def scan(self, max_bytes: int) -> Iterator[ScannedDocument]:
         """See ``DocumentFile``."""
-        data = b""
+        data, (most, key) = b"", self.text_bound(max_bytes)
         try:
-            data, damage = self._data(max_bytes)
+            data, damage = self._data(most, self.max_unpacked)
             if damage is not None:
                 reason = ENDS_EARLY if damage.ends_early else "corrupt_length"
                 lost_bytes = 0 if damage.ends_early else self.size
                 error = RejectedError(reason, damage.detail)
                 yield reader.lost_part(ByteRange(0, 0, len(data), 0), "0", error, lost_bytes)
                 return
-            if len(data) > max_bytes:
-                raise reader.too_large(max_bytes)
+            if len(data) > most:
+                raise reader.too_large(most, key=key)
             byte_range = ByteRange(0, 0, len(data), google_crc32c.value(data))
             document = reader.sound(byte_range, "0", [self._text(data)])
         except RejectedError as error:
@@ -134,9 +135,9 @@ class PlainTextFile(DocumentFile):
             data, _ = self._data(byte_range.length)
             yield google_crc32c.value(data), [self._text(data)]
 
-    def _data(self, max_bytes: int) -> tuple[bytes, Damage | None]:
+    def _data(self, max_bytes: int, max_unpacked: int | None = None) -> tuple[bytes, Damage | None]:
         """The content, and its first damage; of a longer one than ``max_bytes`` the first ``max_bytes + 1`` bytes."""
-        with json_lines.open_stream(self.path, self.name) as stream:
+        with json_lines.open_stream(self.path, self.name, max_unpacked) as stream:
             data, raw = stream.read(max_bytes + 1), stream.raw
             events = raw.events if isinstance(raw, DecompressedStream) else ()
             return data, next((event for event in events if isinstance(event, Damage)), None)

@@ -79,7 +79,7 @@ class WebDatasetFile(DocumentFile):
         """See ``DocumentFile``."""
         position = 0
         seen: set[bytes] = set()
-        with self._opened() as unpacked:
+        with self._opened(self.max_unpacked) as unpacked:
             archive = tar.Reader(unpacked.file)
             begin = archive.read(0, tar.BLOCK)
             for magic, compression in _COMPRESSED.items():
@@ -108,13 +108,13 @@ class WebDatasetFile(DocumentFile):
         return reader.lost_part(byte_range, f"byte {gap.offset}", RejectedError(reason, problem), lost_bytes)
 
     @contextlib.contextmanager
-    def _opened(self) -> Iterator["_Unpacked"]:
+    def _opened(self, max_unpacked: int | None = None) -> Iterator["_Unpacked"]:
         """The archive. A compressed one is unpacked into a temporary file, without what cannot be trusted of it."""
         if self.divides:
             with storage.ranges(self.path) as file:
                 yield _Unpacked(file)
             return
-        with json_lines.open_stream(self.path, self.name) as stream, tempfile.TemporaryFile() as unpacked:
+        with json_lines.open_stream(self.path, self.name, max_unpacked) as stream, tempfile.TemporaryFile() as unpacked:
             assert isinstance(stream.raw, DecompressedStream)
             cuts: list[tar.Cut] = []
             early, start, buffer = None, 0, memoryview(bytearray(1 << 20))
@@ -159,6 +159,8 @@ class WebDatasetFile(DocumentFile):
             byte_range = byte_range._replace(length=image_place[1] + text_place[1])
             if byte_range.length > max_bytes:
                 raise reader.too_large(max_bytes, f"{byte_range.length} bytes are")
+            if text_place[1] > self.max_text_bytes:
+                raise reader.too_large(self.max_text_bytes, "the caption is", "max_text_bytes")
             data, stored = archive.read(*image_place), archive.read(*text_place)
             byte_range = byte_range._replace(crc=reader.caption_crc(data, stored))
             text = self._text(stored, caption)

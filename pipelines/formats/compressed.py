@@ -18,6 +18,9 @@ from gatokit.storage.files import Ranges
 
 GZIP_MAGIC = b"\x1f\x8b"
 ZSTD_MAGICS = (zstandard.FRAME_HEADER, *(bytes([0x50 + number, 0x2A, 0x4D, 0x18]) for number in range(16)))
+MAX_UNPACKED = 200
+"""A file that is read whole may unpack to this many times its size, if nothing else is said, and to ``FREE_BYTES``."""
+FREE_BYTES = 64 << 20
 ZSTD_WINDOW = 1 << 31
 """The largest window of a frame that is read, which `zstd --long=31` writes; memory holds as much of its content."""
 
@@ -55,8 +58,10 @@ class DecompressedStream(io.RawIOBase):
     places where a member or frame begins, and the damages.
     """
 
-    def __init__(self, file: Ranges, suffix: str) -> None:
-        """``suffix`` is that of the file: ``.zst``, or one of gzip."""
+    def __init__(self, file: Ranges, suffix: str, max_unpacked: int | None = None) -> None:
+        """``suffix`` is that of the file: ``.zst``, or one of gzip. The stream ends early where there is more of it
+        than ``most_unpacked`` (None: never)."""
+        self._most = None if max_unpacked is None else most_unpacked(file.size, max_unpacked)
         self.events: deque[int | Damage] = deque()
         self._parts = (_zstd_content if suffix == ".zst" else _gzip_content)(file)
         self._left = memoryview(b"")
@@ -73,6 +78,10 @@ class DecompressedStream(io.RawIOBase):
             if part is None:
                 return 0
             if isinstance(part, bytes):
+                if self._most is not None and self._at + len(part) > self._most:
+                    part = part[: self._most - self._at]
+                    detail = f"unpacks to more than {self._most:,} bytes; max_unpacked of the dataset allows more"
+                    self._parts = iter((Damage(0, detail, ends_early=True),))
                 self._left = memoryview(part)
                 self._at += len(part)
             elif isinstance(part, _Start):
@@ -82,6 +91,11 @@ class DecompressedStream(io.RawIOBase):
         size = min(len(buffer), len(self._left))
         buffer[:size], self._left = self._left[:size], self._left[size:]
         return size
+
+
+def most_unpacked(size: int, max_unpacked: int) -> int:
+    """The bytes that a file of ``size`` bytes may unpack to."""
+    return max(FREE_BYTES, size * max_unpacked)
 
 
 class _Start:

@@ -26,6 +26,8 @@ LARGEST_OBJECT = 2 << 30
 """Bytes of a file that is read as one object."""
 _BUFFER_BYTES = 1 << 18
 _SKIP_BYTES = 1 << 20
+_MOST_NESTED = 4 << 20
+"""Lists and objects of a line: each takes at least 64 bytes of memory, for two or three bytes of the line."""
 _MAGIC = {".gz": (GZIP_MAGIC,), ".tgz": (GZIP_MAGIC,), ".zst": ZSTD_MAGICS}
 _ZIP = b"PK\x03\x04"
 _KINDS = {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "null"}
@@ -49,14 +51,14 @@ class LostLines(NamedTuple):
     detail: str
 
 
-def scan_lines(path: str, name: str, max_bytes: int) -> Iterator[Line | LostLines]:
+def scan_lines(path: str, name: str, max_bytes: int, max_unpacked: int | None = None) -> Iterator[Line | LostLines]:
     """Every line that is not blank; positions count blank lines too.
 
     A line that is longer than ``max_bytes`` comes without its bytes. Behind damage of a compressed file, the first line
     is left out if it is no JSON object, because its beginning may be lost. Raises as ``open_stream``.
     """
     position = offset = trusted = 0
-    with open_stream(path, name) as stream:
+    with open_stream(path, name, max_unpacked) as stream:
         events = stream.raw.events if isinstance(stream.raw, DecompressedStream) else deque[int | Damage]()
         while True:
             data = stream.readline(max_bytes + 1)
@@ -187,7 +189,9 @@ def read_object(
 
 
 def parse_object(line: bytes) -> dict[str, Any]:
-    """The JSON object of a line. Raises RejectedError if it holds none."""
+    """The JSON object of a line. Raises RejectedError if it holds none, or so many values that memory would not."""
+    if line.count(b"[") + line.count(b"{") > _MOST_NESTED:
+        raise RejectedError("too_large", f"the line holds more than {_MOST_NESTED:,} lists and objects")
     try:
         value = json.loads(line.decode())
     except UnicodeDecodeError as error:
@@ -250,7 +254,7 @@ def _kind(value: Any) -> str:
 
 
 @contextlib.contextmanager
-def open_stream(path: str, name: str) -> "Iterator[io.BufferedReader[Any]]":
+def open_stream(path: str, name: str, max_unpacked: int | None = None) -> "Iterator[io.BufferedReader[Any]]":
     """The bytes of a file, decompressed if its suffix says so: ``raw`` is a DecompressedStream then.
 
     Raises DataError if the first bytes are not what the suffix says.
@@ -259,7 +263,7 @@ def open_stream(path: str, name: str) -> "Iterator[io.BufferedReader[Any]]":
     if suffix is not None:
         with storage.ranges(path) as file:
             _check_magic(file.read_at(0, 4), suffix, name)
-            yield io.BufferedReader(DecompressedStream(file, suffix), _BUFFER_BYTES)
+            yield io.BufferedReader(DecompressedStream(file, suffix, max_unpacked), _BUFFER_BYTES)
     else:
         with io.BufferedReader(storage.stream(path), _BUFFER_BYTES) as plain:
             _check_magic(plain.peek(4)[:4], None, name)

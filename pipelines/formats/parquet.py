@@ -18,6 +18,7 @@ BATCH_BYTES = 8 << 20
 BATCH_ROWS = 1024
 STRINGS = frozenset((pa.string(), pa.large_string(), pa.string_view()))
 BINARIES = frozenset((pa.binary(), pa.large_binary(), pa.binary_view()))
+_RECURRING_BYTES, _MOST_OF_SMALL = 256 << 20, 2 << 30
 _BUFFER_BYTES = 1 << 20
 _MAGIC = b"PAR1"
 _DAMAGE = (pa.ArrowException, OSError, ValueError)
@@ -66,14 +67,14 @@ def open_file(path: str, name: str) -> Iterator[pq.ParquetFile]:
 
 
 def read_rows(
-    file: pq.ParquetFile, columns: Iterable[str], groups: Iterable[int] | None = None
+    file: pq.ParquetFile, columns: Iterable[str], groups: Iterable[int] | None = None, most: int | None = None
 ) -> Iterator[Row | DamagedRows]:
     """Every row of ``groups`` (None: of the file), ascending, with the values of ``columns`` (top-level names).
 
-    A row group is read up to where it is damaged; ``DamagedRows`` replaces the rest of it. Raises DamagedFileError if
-    a row group is not there.
+    A row group is read up to where it is damaged; ``DamagedRows`` replaces the rest of it. So do they behind the batch
+    that brings the values to more than ``most`` bytes. Raises DamagedFileError if a row group is not there.
     """
-    columns, metadata = list(columns), file.metadata
+    columns, metadata, left = list(columns), file.metadata, most
     rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
     for group in range(len(rows)) if groups is None else groups:
         if group >= len(rows):
@@ -82,10 +83,14 @@ def read_rows(
         try:
             # The counts of bytes of single columns would be nearer, but asking for them ends the process if the footer
             # is damaged.
-            fitting = BATCH_BYTES * max(1, rows[group]) // max(1, metadata.row_group(group).total_byte_size)
-            batch_rows = max(1, min(BATCH_ROWS, fitting))
+            group_bytes = max(1, metadata.row_group(group).total_byte_size)
+            # In a small file, a value that is stored once may recur in every row.
+            most_rows = BATCH_ROWS if most is None or most > _MOST_OF_SMALL else _RECURRING_BYTES // group_bytes
+            batch_rows = max(1, min(BATCH_ROWS, most_rows, BATCH_BYTES * max(1, rows[group]) // group_bytes))
             for batch in file.iter_batches(batch_rows, [group], columns, use_threads=False):
-                arrays = [batch.column(column) for column in columns]
+                arrays = [_plain(batch.column(column)) for column in columns]
+                if left is not None and (left := left - sum(array.nbytes for array in arrays)) < 0:
+                    raise ValueError(f"unpacks to more than {most:,} bytes; max_unpacked of the dataset allows more")
                 values = [_values(array) for array in arrays]
                 for row in zip(*values, strict=True):
                     yield Row(position, group, dict(zip(columns, row, strict=True)))
@@ -138,20 +143,25 @@ def _is_list_view(type_: pa.DataType) -> bool:
     return bool(pa.types.is_list_view(type_) or pa.types.is_large_list_view(type_))
 
 
-def _values(array: pa.Array) -> list[Any]:
-    """The values of an array, texts as bytes."""
+def _plain(array: pa.Array) -> pa.Array:
+    """The array with texts as bytes, without dictionaries, runs and extensions. Views of lists stay."""
     type_ = array.type
     if isinstance(type_, pa.BaseExtensionType):
-        return _values(array.storage)
+        return _plain(array.storage)
     if pa.types.is_run_end_encoded(type_):
-        return _values(pc.run_end_decode(array))
-    if _is_list_view(type_):  # a cast to lists loses their values
-        flat = _values(array.values)
+        return _plain(pc.run_end_decode(array))
+    bytes_type = _bytes_type(type_)
+    return array if _is_list_view(type_) or type_ == bytes_type else array.cast(bytes_type)
+
+
+def _values(array: pa.Array) -> list[Any]:
+    """The values of a plain array."""
+    if _is_list_view(array.type):  # a cast to lists loses their values
+        flat = _values(_plain(array.values))
         places = (column.to_pylist() for column in (array.offsets, array.sizes, array.is_valid()))
         return [flat[begin : begin + size] if valid else None for begin, size, valid in zip(*places, strict=True)]
-    bytes_type = _bytes_type(type_)
-    plain: list[Any] = (array if type_ == bytes_type else array.cast(bytes_type)).to_pylist()
-    return plain
+    values: list[Any] = array.to_pylist()
+    return values
 
 
 def _bytes_type(type_: pa.DataType) -> pa.DataType:

@@ -19,7 +19,7 @@ from gatokit.inspection.verify.directory import verify
 from gatokit.pipelines.documents.reader import plan_documents
 from gatokit.pipelines.run import build
 from gatokit.schemas.config import TextConfig, read_config
-from gatokit.schemas.errors import ConfigError
+from gatokit.schemas.errors import ConfigError, DataError
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = (
@@ -105,14 +105,14 @@ def test_a_config_that_would_run_code_runs_none(tmp_path):
 
 
 def test_a_billion_laughs_are_refused_or_small(tmp_path):
-    """Anchors share what they name, so that a short file is never a large tree in memory."""
+    """Anchors share what they name; what would unfold to much is refused before anything walks over it."""
     lines = ["a0: &a0 [ha, ha, ha, ha, ha, ha, ha, ha, ha]"]
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12)]
     path = tmp_path / "c.yaml"
     path.write_text("\n".join(lines) + "\nvocabulary: x\n")
     tracemalloc.start()
     try:
-        with pytest.raises(ConfigError, match="unknown key"):
+        with pytest.raises(ConfigError, match="line 1: aliases unfold to more than 1,000,000"):
             read_config(path)
         assert tracemalloc.get_traced_memory()[1] < 64 << 20
     finally:
@@ -133,15 +133,21 @@ def test_a_compressed_line_that_never_ends_is_a_row_in_bounded_memory(suffix, tm
     path.write_bytes(data)
     assert len(data) * 100 < size
     config = written_config(tmp_path, vocabulary, f"kind: text, source: t.jsonl.{suffix}", "max_episode_bytes: 65536")
-    [dataset] = read_config(config).datasets
-    assert isinstance(dataset, TextConfig)
-    [file] = plan_documents(dataset, "datasets[0]", tmp_path).files
     tracemalloc.start()
     try:
+        with pytest.raises(
+            DataError, match=f"t.jsonl.{suffix}: unpacks to more than [0-9,]+ bytes; max_unpacked of the"
+        ):
+            build(config, tmp_path / "out")
+        [dataset] = read_config(config).datasets
+        assert isinstance(dataset, TextConfig)
+        allowed = dataset.model_copy(update={"max_unpacked": 1 << 16})
+        [file] = plan_documents(allowed, "datasets[0]", tmp_path).files
         assert [found.reason for found in file.scan(65536)] == [None, "too_large", None]
         assert tracemalloc.get_traced_memory()[1] < 300 << 20
     finally:
         tracemalloc.stop()
+    config.write_text(config.read_text().replace("{name: d,", "{name: d, max_unpacked: 65536,"))
     build(config, tmp_path / "out")
     assert verify(tmp_path / "out") == []
     assert open_directory(tmp_path / "out").manifest.datasets[0].kept == 2
