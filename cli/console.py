@@ -1,11 +1,13 @@
 """What the commands share: progress on standard error, tables and notices, one JSON object with ``--json``, optional
 packages, and numbers as arguments.
 
+All of it is printed as text: what stands in data and in names of files does not reach the terminal as control
+characters or as markup.
+
 Rich is imported by the first command that prints, so that ``--help`` does not pay for it.
 """
 
 import argparse
-import json
 import math
 import os
 import sys
@@ -16,7 +18,7 @@ from typing import Any
 from gatokit.cli.progress import bars, lines
 from gatokit.schemas.errors import missing_package
 from gatokit.schemas.progress import Progress
-from gatokit.schemas.words import shown
+from gatokit.schemas.words import ascii_json, shown, visible
 
 _PIPED_WIDTH = 160
 
@@ -36,37 +38,41 @@ class Output:
         self._out = Console(width=self.width, highlight=False, soft_wrap=not sys.stdout.isatty(), emoji=False)
         self._err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
-    def say(self, text: str) -> None:
-        """Prints a line for people."""
+    def say(self, *lines: str) -> None:
+        """Prints lines for people."""
         if not self.as_json:
-            self._out.print(text, markup=False)
+            for line in lines:
+                self._out.print(visible(line), markup=False)
 
     def notice(self, text: str) -> None:
         """Prints a line that a person should read to standard error."""
         self._err.print("[yellow]note:[/yellow]", end=" ")
-        self._err.print(text, markup=False)
+        self._err.print(visible(text), markup=False)
 
     def table(self, title: str, columns: Sequence[str], rows: Iterable[Iterable[Any]]) -> None:
         """Prints a table for people; columns of numbers are aligned on the right."""
         if self.as_json:
             return
-        from rich.markup import escape
         from rich.table import Table
+        from rich.text import Text
 
         lines = [list(row) for row in rows]
-        table = Table(title=escape(title), title_justify="left", title_style="bold", header_style="bold")
+        heading = Text(visible(title), style="bold", justify="left")
+        table = Table(title=heading if title else None, header_style="bold")
         for number, column in enumerate(columns):
             values = [line[number] for line in lines if line[number] is not None]
             numeric = bool(values) and all(isinstance(value, int | float) for value in values)
-            table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+            # A title may have a word a line, so that the column is narrow.
+            words = Text("\n".join(map(visible, column.split("\n"))))
+            table.add_column(words, justify="right" if numeric else "left", overflow="fold")
         for line in lines:
-            table.add_row(*(escape(shown(value)) for value in line))
+            table.add_row(*(Text(shown(value)) for value in line))
         self._out.print(table)
 
     def result(self, value: dict[str, Any]) -> None:
         """Prints the JSON object if ``--json`` was given."""
         if self.as_json:
-            print(json.dumps(_finite(value), ensure_ascii=False), flush=True)
+            print(ascii_json(_finite(value)), flush=True)
 
     def progress(self) -> AbstractContextManager[Progress]:
         """Gives a function that moves the bar of a stage, or without a terminal writes a line a minute."""

@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
         from gatokit.cli.main import main
 
         texts = [str(word) for word in words]
-        output.say(f"\n$ gatokit {' '.join(texts)}")
+        output.say("", f"$ gatokit {' '.join(texts)}")
         if not arguments.json:
             return main(texts)
         with contextlib.redirect_stdout(io.StringIO()) as printed:
@@ -63,21 +63,21 @@ def run(arguments: argparse.Namespace) -> int:
     )
     if status:
         return status
-    output.say("\n— train the smallest model on the shards")
+    output.say("", "— train the smallest model on the shards")
     run_config, trained, scores = _copied("demo-train.yaml", out), out / "run", out / "scores"
     _forget_other_run(run_config, built, trained, scores)
     status = command("train", run_config, "--data", built, "--out", trained)
     if status:
         return status
     losses = _show_losses(output, run_config, built, trained)
-    output.say("\n— let the policy play, beside the expert and chance")
+    output.say("", "— let the policy play, beside the expert and chance")
     tasks = [word for task in PLAYED for word in ("--env", task)]
     options = ["--rollouts", ROLLOUTS, "--memory", "memory", "--out", scores, *workers]
     status = command("evaluate", "--checkpoint", trained, *tasks, *options)
     if status:
         return status
     seconds = time.monotonic() - begin
-    output.say(f"\nthe demo took {seconds:.0f} s; everything is below {out}, and its config is {config}")
+    output.say("", f"the demo took {seconds:.0f} s; everything is below {out}, and its config is {config}")
     from gatokit.evaluation.run import SCORES
 
     mean = json.loads((scores / SCORES).read_text(encoding="utf-8"))["mean"]
@@ -89,13 +89,13 @@ def _make_sources(output: Output, data: Path, workers: int) -> None:
     """Records episodes, and makes the images with captions and the prose."""
     from gatokit.environments.demo import make_captions, make_text, record_demo
 
-    output.say("\n— record episodes of four families: experts, noisy experts and random agents")
+    output.say("", "— record episodes of four families: experts, noisy experts and random agents")
     with output.progress() as progress:
         recordings = record_demo(data, workers, progress)
     agents = ("expert", "noisy", "random")
     rows = [[item.env_id, item.episodes, item.steps, *map(item.mean_return.get, agents)] for item in recordings]
     output.table(f"{data}", ["recorded", "episodes", "steps", *agents], rows)
-    output.say("\n— draw images with captions, and collect prose, from Python packages")
+    output.say("", "— draw images with captions, and collect prose, from Python packages")
     with output.progress() as progress:
         for done, (folder, make) in enumerate((("captions", make_captions), ("text", make_text))):
             progress("corpora", done, 2)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from gatokit.cli.console import Output, needs, positive
 from gatokit.schemas.errors import ConfigError
+from gatokit.schemas.words import visible_lines
 
 EXAMPLE = """gatokit generate --checkpoint run --text "The sum of two numbers"
   gatokit generate --checkpoint run --image cat.png --tokens 16"""
@@ -47,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
         temperature=arguments.temperature,
         seed=arguments.seed,
     )
-    output.say(f"{arguments.text}{written}")
+    output.say(*visible_lines(f"{arguments.text}{written}"))
     output.result({"text": arguments.text, "image": arguments.image, "written": written})
     return 0
 

@@ -7,15 +7,15 @@ completion are quick.
 import argparse
 import importlib
 import io
-import json
 import logging
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import gatokit
 from gatokit.schemas.errors import ConfigError, GatokitError
-from gatokit.schemas.words import did_you_mean
+from gatokit.schemas.words import ascii_json, did_you_mean, one_line
 
 VERBS = {
     "demo": "record real episodes, build, verify and inspect them, train on them and play, in minutes on two cores",
@@ -35,6 +35,9 @@ VERBS = {
 """What each command does. A command is a module beside this one with ``EXAMPLE``, ``add_arguments(parser)`` and
 ``run(arguments)``; ``TAKES_BEAM_OPTIONS`` if it passes unknown options to Beam, and ``RETIRED`` if options of it were
 renamed or dropped: what to write instead, by option."""
+
+_LINES = re.compile(r"\n(?=  )")
+_MOST_SHOWN = 2_000
 
 _OVERVIEW = """usage: gatokit COMMAND ...
 
@@ -118,10 +121,19 @@ def _run(words: list[str]) -> int:
 
 def _report(words: list[str], code: str, problem: str, way_out: str | None) -> None:
     """Prints what went wrong on standard error, and with ``--json`` on standard output too."""
-    print(f"gatokit: {problem}; {way_out}" if way_out else f"gatokit: {problem}", file=sys.stderr)
+    print(message_text(f"gatokit: {problem}", way_out), file=sys.stderr)
     if "--json" in words:
         error = {"code": code, "message": problem, "way_out": way_out}
-        print(json.dumps({"error": error}, ensure_ascii=False), flush=True)
+        print(ascii_json({"error": error}), flush=True)
+
+
+def message_text(problem: str, way_out: str | None) -> str:
+    """A message for a terminal, at most ``_MOST_SHOWN`` characters of each line of the problem and of the way out.
+
+    Lines of a message after its first begin with two spaces; other line breaks are part of a name or value, and shown
+    as escapes."""
+    texts = [problem] if way_out is None else [problem, way_out]
+    return "; ".join("\n".join(one_line(line, _MOST_SHOWN) for line in _LINES.split(text)) for text in texts)
 
 
 if __name__ == "__main__":

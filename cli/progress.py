@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from gatokit.schemas.progress import Progress
-from gatokit.schemas.words import byte_size, duration
+from gatokit.schemas.words import byte_size, duration, visible
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -69,7 +69,9 @@ class Lines:
             self._name = ""
 
     def _say(self, more: str) -> None:
-        self._write(f"{self._name}: {self._stage.done:,} of {self._stage.total:,}" + (f", {more}" if more else ""))
+        self._write(
+            f"{visible(self._name)}: {self._stage.done:,} of {self._stage.total:,}" + (f", {more}" if more else "")
+        )
 
 
 @contextmanager
@@ -79,13 +81,13 @@ def bars(console: "Console") -> Iterator[Progress]:
     from rich.progress import Progress as Bars
 
     shown: dict[str, tuple[Any, Stage]] = {}
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
     with Bars(*columns, TimeElapsedColumn(), TextColumn("{task.fields[counts]}"), console=console) as drawn:
 
         def update(stage: str, done: int, total: int, /, *, rows: int = 0, size: int = 0, total_size: int = 0) -> None:
             now = time.monotonic()
             if stage not in shown:
-                shown[stage] = drawn.add_task(stage, counts=""), Stage(now, done, size)
+                shown[stage] = drawn.add_task(visible(stage), counts=""), Stage(now, done, size)
             task, known = shown[stage]
             known.reach(done, total, rows, size, total_size)
             drawn.update(task, completed=done, total=total, counts=known.counts(now))

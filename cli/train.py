@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from gatokit.cli.console import Output, needs, not_negative, positive
 from gatokit.schemas.errors import ConfigError, first_line, install_hint
+from gatokit.schemas.words import visible
 
 if TYPE_CHECKING:
     from gatokit.loader.mixture import Mixture
@@ -110,7 +111,7 @@ def run(arguments: argparse.Namespace) -> int:
             from gatokit.trainer.cost import compile_only
         topology, devices = (None, jax.devices()) if arguments.topology is None else tpu_slice(arguments.topology)
         compiled = {"topology": topology} | compile_only(config, devices)
-        output.say(compiled_text(compiled))
+        output.say(*compiled_text(compiled).split("\n"))
         output.result(compiled)
         return 0
     if not arguments.data or not arguments.out:
@@ -265,7 +266,7 @@ class _Report:
             self.notice(f"nothing is held out of {', '.join(without)}: not evaluated")
 
     def say(self, text: str) -> None:
-        self._console.print(text, markup=False)
+        self._console.print(visible(text), markup=False)
 
     def notice(self, text: str) -> None:
         if not self._console.quiet:

@@ -11,7 +11,7 @@ from typing import Any
 from gatokit.inspection.read.directory import DatasetReader, Directory
 from gatokit.inspection.tables.fields import COLUMNS, field_rows
 from gatokit.inspection.tables.summary import hours
-from gatokit.schemas.words import counted
+from gatokit.schemas.words import counted, visible
 
 _MOST_ROWS = 100
 _SOURCES = ("source", "questions", "annotations", "image_dir")
@@ -152,4 +152,4 @@ def markdown(card: Card) -> str:
 def _escaped(text: str) -> str:
     """A text on one line that Markdown and HTML show as it is."""
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"([\\`*_\[\]|#~])", r"\\\1", " ".join(text.split()))
+    return re.sub(r"([\\`*_\[\]|#~$])", r"\\\1", visible(text))

@@ -1,6 +1,5 @@
 """Scan and build from beginning to end: the commands call these two functions, and so do programs."""
 
-import json
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -48,6 +47,7 @@ from gatokit.schemas.manifest import (
     json_digest,
 )
 from gatokit.schemas.progress import Progress
+from gatokit.schemas.words import ascii_json
 from gatokit.storage import files
 from gatokit.storage.files import LOCK, TEMPORARY, hold, is_remote, out_directory, write_atomically
 
@@ -470,7 +470,7 @@ class _Log:
     def write(self, event: str, **values: Any) -> None:
         """Appends an event with the present time."""
         line = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "event": event, **values}
-        files.append_line(self._path, json.dumps(line, ensure_ascii=False))
+        files.append_line(self._path, ascii_json(line))
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:

@@ -13,8 +13,29 @@ import pyarrow.parquet as pq
 
 from gatokit.schemas.errors import ConfigError
 from gatokit.schemas.manifest import digest
+from gatokit.schemas.words import ascii_json, visible
 
 _COLUMNS = ("episode_id", "dataset", "task")
+_FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠", '"')
+
+
+def csv_cell(text: str) -> str:
+    """A text as a cell of a list in CSV, which ``csv_text`` reads.
+
+    It is a JSON string if the text begins with ``=``, ``+``, ``-`` or ``@``, as a formula does that a spreadsheet would
+    run, or with ``"``, or if it has characters that ``visible`` escapes. Any other text is the cell itself.
+    """
+    return ascii_json(text) if text.startswith(_FORMULA) or visible(text) != text else text
+
+
+def csv_text(cell: str) -> str:
+    """The text of a cell that ``csv_cell`` wrote; a cell that is no JSON string is the text itself."""
+    if len(cell) > 1 and cell[0] == cell[-1] == '"':
+        try:
+            return str(json.loads(cell))
+        except ValueError:
+            pass
+    return cell
 
 
 class EpisodeList:
@@ -22,7 +43,7 @@ class EpisodeList:
 
     The file's suffix decides its format. ``.jsonl``, ``.csv`` and ``.parquet`` have a column ``episode_id``, and may
     have ``dataset`` (entries of other datasets are skipped) and ``task`` (the episode must be of this task); other
-    columns are ignored. Any other file has one id a line.
+    columns are ignored. Texts of ``.csv`` are as ``csv_cell`` writes them. Any other file has one id a line.
     """
 
     def __init__(self, data: bytes, path: str, dataset: str) -> None:
@@ -110,7 +131,9 @@ def _of_csv(text: str, path: str) -> Iterator[_Entry]:
     try:
         _check_columns(rows.fieldnames or (), path)
         for values in rows:
-            yield _entry({name: values.get(name) or None for name in _COLUMNS}, path, f"line {rows.line_num}")
+            yield _entry(
+                {name: csv_text(values.get(name) or "") or None for name in _COLUMNS}, path, f"line {rows.line_num}"
+            )
     except csv.Error as error:
         raise ConfigError(f"{path}: line {rows.line_num} is not CSV: {error}; write the list again") from None
 

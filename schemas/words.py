@@ -1,7 +1,21 @@
-"""Values as people read them, in tables and on pages, and the word that was meant."""
+"""Values as people read them, in tables and on pages, and the word that was meant.
+
+Texts of data and names of files are shown by ``visible``: a terminal must not obey what somebody else wrote.
+"""
 
 import difflib
+import json
+import re
 from collections.abc import Iterable
+from typing import Any
+
+_OBEYED = re.compile(
+    "[\x00-\x1f\x7f-\x9f"  # C0, DEL and C1: line breaks, and what begins escape sequences
+    "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # bidirectional marks
+    "\u2028\u2029"  # line breaks
+    "\u00ad\u200b\u2060-\u2065\u206a-\u206f\ufeff\ufff9-\ufffb\U000e0000-\U000e007f"  # invisible
+    "\ud800-\udfff]"  # surrogates, which bytes of a file's name become that are not UTF-8
+)
 
 
 def did_you_mean(word: str, known: Iterable[str], most: int = 1, cutoff: float = 0.6) -> str:
@@ -20,7 +34,7 @@ def shown(value: object) -> str:
         return f"{value:,}"
     if isinstance(value, float):
         return f"{value:,.6g}" if abs(value) < 1e6 else f"{value:,.0f}"
-    return str(value)
+    return visible(str(value))
 
 
 def byte_size(count: float) -> str:
@@ -45,9 +59,21 @@ def counted(number: int, noun: str) -> str:
 
 
 def one_line(text: str, most: int = 200) -> str:
-    """A text of the data on one line: at most ``most`` characters of it, and escapes for what cannot be printed."""
-    cut = text if len(text) <= most else text[: most - 1] + "…"
-    return "".join(
-        character if character.isprintable() else character.encode("unicode_escape", "surrogatepass").decode()
-        for character in cut
-    )
+    """``visible`` of at most ``most`` characters of a text; "…" says that there are more."""
+    return visible(text if len(text) <= most else text[: most - 1] + "…")
+
+
+def visible(text: str) -> str:
+    """A text on one line; escapes such as ``\\x1b`` and ``\\u202e`` replace control characters, line breaks,
+    bidirectional marks and invisible characters."""
+    return _OBEYED.sub(lambda match: match[0].encode("unicode_escape", "surrogatepass").decode(), text)
+
+
+def visible_lines(text: str) -> list[str]:
+    """The lines of a text, each ``visible``; tabs become spaces."""
+    return [visible(line) for line in text.expandtabs().split("\n")]
+
+
+def ascii_json(value: Any) -> str:
+    """A value as JSON on one line, of printable ASCII only."""
+    return json.dumps(value).replace("\x7f", "\\u007f")

@@ -17,6 +17,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gatokit.schemas.errors import ConfigError, GatokitError, first_line
+from gatokit.schemas.words import visible
 
 _KEYS = "gatokit/processes"
 _FAILED = "gatokit/failed"
@@ -133,7 +134,7 @@ class Watchdog:
                 self._end(f"process 0, which coordinates the run, does not answer: {first_line(error)}")
 
     def _end(self, sentence: str, status: int = 1) -> NoReturn:
-        sys.stderr.write(f"gatokit: {sentence}\n")
+        sys.stderr.write(f"gatokit: {visible(sentence)}\n")
         sys.stderr.flush()
         if jax.process_index() == 0:
             time.sleep(3 * _LOOK_EVERY)  # the other processes read the message from this one

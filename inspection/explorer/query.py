@@ -21,6 +21,7 @@ import pyarrow.csv as pa_csv
 from gatokit.inspection.read.directory import DatasetReader
 from gatokit.inspection.read.index import EpisodeRow, among, where_column
 from gatokit.schemas import where
+from gatokit.schemas.episode_list import csv_cell
 from gatokit.schemas.errors import ConfigError
 from gatokit.schemas.where import ColumnType, Rounded, Strings, Truth, Where, column_type
 
@@ -58,6 +59,8 @@ COLUMNS = {
     "spec": Column("string", "key of the fields of its steps"),
 }
 HEADER = ("episode_id", "dataset", "task")
+_NOT_PLAIN = r'^[=+\-@"]|[^ -~]'
+"""Matches all texts that ``csv_cell`` may change, and others."""
 """The columns of a list of selected episodes, as ``schemas.episode_list`` reads them."""
 _DISTINCT_TEXTS = ("episode_id", "detail")
 """Strings that hardly ever come twice. They and those of the source are held as they are, other strings as codes."""
@@ -350,8 +353,16 @@ def config_lines(counts: Mapping[str, int], file: str) -> str:
 
 def _csv_lines(rows: pa.RecordBatch, dataset: str) -> bytes:
     names = pa.array([dataset]).take(pa.array(np.zeros(rows.num_rows, np.int8)))
-    table = pa.table([rows["episode_id"], names, pc.cast(rows["task"], pa.string())], names=list(HEADER))
+    columns = [_csv_cells(rows["episode_id"]), names, _csv_cells(pc.cast(rows["task"], pa.string()))]
+    table = pa.table(columns, names=list(HEADER))
     sink = pa.BufferOutputStream()
     pa_csv.write_csv(table, sink, pa_csv.WriteOptions(include_header=False))
     lines: bytes = sink.getvalue().to_pybytes()
     return lines
+
+
+def _csv_cells(texts: pa.Array) -> pa.Array:
+    """Each text as a cell."""
+    if not pc.any(pc.match_substring_regex(texts, _NOT_PLAIN)).as_py():
+        return texts
+    return pa.array([text if text is None else csv_cell(text) for text in texts.to_pylist()], pa.string())

@@ -77,7 +77,7 @@ def _show_datasets(output: Output, datasets: Sequence[DatasetChange]) -> None:
 def _show_ids(output: Output, title: str, count: int, absent: int, reason: str, ids: Sequence[str]) -> None:
     if count:
         of_these = f", {absent:,} of them {reason}" if absent else ""
-        output.say(f"{title}: {count:,}{of_these}, such as\n" + "\n".join(f"    {id_}" for id_ in ids))
+        output.say(f"{title}: {count:,}{of_these}, such as", *(f"    {id_}" for id_ in ids))
 
 
 def _pair(left: Any, right: Any) -> Any:

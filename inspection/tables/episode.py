@@ -1,6 +1,5 @@
 """One episode or document: its index row, and its decoded time steps, or its texts and images in reading order."""
 
-import re
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from gatokit.inspection.read.values import brief, flag_names, json_value
 from gatokit.inspection.tables.output import Output, show_table, titled
 from gatokit.schemas.errors import ConfigError, RejectedError
 from gatokit.schemas.tokens import EncodedImage, TokenKind
-from gatokit.schemas.words import counted, shown
+from gatokit.schemas.words import counted, shown, visible_lines
 from gatokit.storage.files import write_atomically
 from gatokit.tokenizers.image_codec import probe
 
@@ -29,7 +28,6 @@ TEXT_LINES = 8
 _NARROWEST_CELL = 14
 _WIDEST_CELL = 48
 _INDENT = "    "
-_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _SUFFIXES = {"jpeg": "jpg", "png": "png"}
 
 
@@ -41,7 +39,7 @@ def show_episode(
 
     Raises ConfigError if the episode has fewer steps.
     """
-    output.say(f"{row.episode_id}\n  {dataset.name}, task {row.task}" + (f", agent {row.agent}" if row.agent else ""))
+    output.say(row.episode_id, f"  {dataset.name}, task {row.task}" + (f", agent {row.agent}" if row.agent else ""))
     threshold = "" if row.threshold is None else f", threshold {row.threshold:g}"
     output.say(f"  {shown(row.steps)} steps, return {shown(row.episode_return)}{threshold}")
     known = {name: value for name, value in row.metadata.items() if value is not None}
@@ -121,7 +119,7 @@ def _fields(name: str, value: Any) -> dict[str, Any]:
 
 def show_document(output: Output, dataset: DatasetReader, row: EpisodeRow, full: bool, folder: Path | None) -> None:
     """Shows a document's row and its parts, shortened unless ``full``, and writes its images into ``folder``."""
-    output.say(f"{row.episode_id}\n  {dataset.name}, {dataset.totals.kind}")
+    output.say(row.episode_id, f"  {dataset.name}, {dataset.totals.kind}")
     result: dict[str, Any] = {"dataset": dataset.name, "document": row.columns(), "parts": None, "tokens": None}
     if row.shard is None:
         output.say(f"  {row.why_unstored}")
@@ -130,7 +128,7 @@ def show_document(output: Output, dataset: DatasetReader, row: EpisodeRow, full:
     document = dataset.document(row)
     first, count = row.first_record or 0, len(document.records)
     records = f"record {first}" if count == 1 else f"records {first} to {first + count - 1}"
-    output.say(f"  {row.split}, {shown(document.tokens)} tokens, {records} of\n  {dataset.path / row.shard}")
+    output.say(f"  {row.split}, {shown(document.tokens)} tokens, {records} of", f"  {dataset.path / row.shard}")
     if row.detail is not None:
         output.say(f"  {row.detail}")
     if output.as_json:
@@ -155,10 +153,10 @@ def _show_parts(output: Output, document: StoredDocument, full: bool) -> None:
             value = _image_value(part)
             pixels = value["fault"] if "fault" in value else f"RGB sha256 {value['sha256']}"
             size = f"{part.height} x {part.width} {value['codec']}, {len(part.data):,} bytes"
-            output.say(f"\n{number}. image, {size}, {pixels}")
+            output.say("", f"{number}. image, {size}, {pixels}")
         else:
-            output.say(f"\n{number}. text, {counted(len(part), 'character')}")
-            _show_text(part, output.width, full)
+            output.say("", f"{number}. text, {counted(len(part), 'character')}")
+            output.say(*_text_lines(part, output.width, full))
     output.say("")
     if not full and len(parts) > FIRST_PARTS:
         output.say(f"… and {len(parts) - FIRST_PARTS:,} more parts; --full shows all")
@@ -173,25 +171,20 @@ def _show_parts(output: Output, document: StoredDocument, full: bool) -> None:
     output.say(f"{counted(document.tokens, 'token')}: {', '.join(counts)}{records}")
 
 
-def _show_text(text: str, width: int, full: bool) -> None:
-    """Prints a text, with control characters as escapes, past the console, which would read markup and emoji in it."""
-
-    def escaped(text: str) -> str:
-        return _CONTROLS.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
-
+def _text_lines(text: str, width: int, full: bool) -> list[str]:
+    """The lines of a text: all as they are, or the first ones, wrapped to the width."""
     if full:
-        print(escaped(text))
-        return
+        return visible_lines(text)
     room = max(20, width - len(_INDENT))
     # Every line has at least one character, so a longer beginning would never be shown.
     most = room * (TEXT_LINES + 1)
     lines: list[str] = []
-    for paragraph in escaped(text[:most]).split("\n"):
+    for paragraph in visible_lines(text[:most]):
         lines += textwrap.wrap(paragraph, room, replace_whitespace=False) or [""]
-    for line in lines[:TEXT_LINES]:
-        print(f"{_INDENT}{line}".rstrip())
+    shortened = [f"{_INDENT}{line}".rstrip() for line in lines[:TEXT_LINES]]
     if len(lines) > TEXT_LINES or len(text) > most:
-        print(f"{_INDENT}… --full shows all of it")
+        shortened.append(f"{_INDENT}… --full shows all of it")
+    return shortened
 
 
 def _image_value(image: EncodedImage) -> dict[str, Any]:

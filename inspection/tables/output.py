@@ -16,8 +16,8 @@ class Output(Protocol):
     width: int
     """Characters of a line."""
 
-    def say(self, text: str) -> None:
-        """Prints a line for people."""
+    def say(self, *lines: str) -> None:
+        """Prints lines for people."""
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """Prints a table for people."""

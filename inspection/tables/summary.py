@@ -160,7 +160,7 @@ def show_drops(output: Output, name: str, dropped: Sequence[Drop]) -> None:
     if dropped:
         output.say(f"dropped of {name}:")
     for drop in dropped:
-        output.say(f"{drop.episodes:>9,}  {drop.reason}: {drop.meaning}\n{'':11}such as {drop.example}")
+        output.say(f"{drop.episodes:>9,}  {drop.reason}: {drop.meaning}", f"{'':11}such as {drop.example}")
 
 
 def lengths(dataset: DatasetReader) -> Lengths | None:

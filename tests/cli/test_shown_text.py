@@ -1,0 +1,234 @@
+"""Texts of data and names of files reach a terminal, a log, a list and a card as text: nothing in them is obeyed."""
+
+import csv
+import io
+import json
+import unicodedata
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from gatokit.cli.console import Output
+from gatokit.cli.main import _report, main
+from gatokit.cli.progress import bars, lines
+from gatokit.inspection.card import Card, Section, markdown
+from gatokit.pipelines.run import _Log
+from gatokit.schemas.episode_list import EpisodeList, csv_cell, csv_text
+from gatokit.schemas.errors import ConfigError, ConfigErrors
+from gatokit.schemas.words import ascii_json, one_line, visible, visible_lines
+
+EVIL = "\x1b]0;T\x07\x1b[31mA\x9b31m\u202eR\u2066\u200f[red]B[/red][link=https://e.example]L[/link]:smile:\\"
+LINES = "one\nFAKE\rTAB\tNUL\x00NEL\x85SEP\u2028\x7f"
+TEXTS = st.text(
+    st.one_of(
+        st.sampled_from(
+            "\x00\x07\x08\t\n\r\x1b\x7f\x85\x9b\u061c\u200e\u200f\u2028\u2029\u202a\u202e\u2066\u2069\udcff"
+        ),
+        st.sampled_from("[]/=+-@|\\`*_<>&#\"',;: aB1"),
+        st.characters(),
+    ),
+    max_size=30,
+)
+IDS = TEXTS.filter(lambda text: text and "Cs" not in map(unicodedata.category, text))
+FORMATTING = {"Cc", "Cs", "Zl", "Zp"}
+BIDI = set("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
+def obeyed(text: str) -> list[str]:
+    """The characters of a text that a terminal or an editor obeys, without line breaks."""
+    return [c for c in text if c != "\n" and (unicodedata.category(c) in FORMATTING or c in BIDI)]
+
+
+def printed(call: Callable[[Output], object], as_json: bool = False) -> tuple[str, str]:
+    """What a call prints on standard output and on standard error."""
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        call(Output(as_json))
+    return out.getvalue(), err.getvalue()
+
+
+@pytest.fixture(autouse=True)
+def wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+
+
+@given(TEXTS)
+@example(EVIL)
+@example(LINES)
+def test_a_text_is_one_line_and_nothing_in_it_is_obeyed(text: str):
+    assert obeyed(visible(text)) == []
+    assert "\n" not in visible(text)
+    assert len(visible_lines(text)) == text.count("\n") + 1
+    assert obeyed("\n".join(visible_lines(text))) == []
+    assert len(one_line(text, 10)) <= 100
+    plain = [c for c in text if visible(c) == c]
+    assert visible("".join(plain)) == "".join(plain)
+
+
+def test_what_is_escaped_and_what_is_not():
+    assert visible(EVIL) == (
+        "\\x1b]0;T\\x07\\x1b[31mA\\x9b31m\\u202eR\\u2066\\u200f[red]B[/red][link=https://e.example]L[/link]:smile:\\"
+    )
+    assert visible(LINES) == "one\\nFAKE\\rTAB\\tNUL\\x00NEL\\x85SEP\\u2028\\x7f"
+    assert visible("naïve “quotes” שלום 漢字 👩‍🚀 a\u00a0b") == "naïve “quotes” שלום 漢字 👩‍🚀 a\u00a0b"
+    assert visible("name-\udcff") == "name-\\udcff"
+    assert visible_lines("a\tb\r\nc") == ["a       b\\r", "c"]
+
+
+@given(TEXTS)
+@example(EVIL)
+@example(LINES)
+def test_tables_lines_and_notices_show_it(text: str):
+    def show(output: Output) -> None:
+        output.table(text, ["name", text], [[text, 1], [f"{text}!", None]])
+        output.say(text)
+        output.notice(text)
+
+    out, err = printed(show)
+    assert obeyed(out) == []
+    assert err == f"note: {visible(text)}\n"
+    assert out.endswith(f"\n{visible(text)}\n")
+    # A row a line: title, top, head, rule, two rows, bottom and the line said.
+    assert out.count("\n") == 7 + (text != "") + text.count("\n")
+
+
+def test_markup_in_cells_titles_and_columns_is_text():
+    out, _ = printed(lambda output: output.table("[bold]t[/bold]", ["[red]c[/red]"], [["[link=x]v[/link]"], ["a\\"]]))
+    assert [line.strip() for line in out.splitlines()] == [
+        "[bold]t[/bold]",
+        "┏━━━━━━━━━━━━━━━━━━┓",
+        "┃ [red]c[/red]     ┃",
+        "┡━━━━━━━━━━━━━━━━━━┩",
+        "│ [link=x]v[/link] │",
+        "│ a\\               │",
+        "└──────────────────┘",
+    ]
+
+
+@given(TEXTS, TEXTS)
+@example(EVIL, LINES)
+def test_errors_show_it_on_one_line(text: str, way_out: str):
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        _report(["--json"], "data", f"{text}: is wrong", way_out.replace("\n ", "\n"))
+    assert obeyed(err.getvalue()) == []
+    assert err.getvalue().count("\n") == 1 + text.count("\n  ")
+    assert all(line.startswith(("gatokit: ", "  ")) for line in err.getvalue().splitlines())
+    assert out.getvalue().isascii()
+    assert obeyed(out.getvalue()) == []
+    assert json.loads(out.getvalue())["error"]["message"] == f"{text}: is wrong"
+
+
+def test_several_errors_are_a_line_each_and_a_long_one_is_shortened(capsys: pytest.CaptureFixture[str]):
+    errors = ConfigErrors()
+    for name in ("a\nb", "c" * 5000):
+        with errors.collect(name):
+            raise ConfigError(f"{name}: is wrong; mend it")
+    with pytest.raises(ConfigError) as found:
+        errors.check()
+    _report([], "config", found.value.problem, found.value.way_out)
+    first, second, third = capsys.readouterr().err.splitlines()
+    assert (first, second) == ("gatokit: 2 things are wrong:", "  a\\nb: is wrong; mend it")
+    assert third == "  " + "c" * 1997 + "…"
+
+
+@given(TEXTS)
+@example(EVIL)
+@example(LINES)
+def test_json_is_ascii_and_parses_back(text: str):
+    out, err = printed(lambda output: output.result({text: [text, float("nan")]}), as_json=True)
+    assert out.isascii()
+    assert obeyed(out) == []
+    assert out.count("\n") == 1
+    assert json.loads(out) == {text: [text, None]}
+    assert err == ""
+
+
+@given(TEXTS)
+@example(EVIL)
+def test_progress_shows_it(text: str):
+    from rich.console import Console
+
+    written = io.StringIO()
+    for shown, is_terminal in ((bars, True), (lines, False)):
+        console = Console(file=written, force_terminal=is_terminal, color_system=None, width=400, legacy_windows=False)
+        with shown(console) as progress:
+            progress(f"{text}$", 1, 2)
+    said = written.getvalue()
+    assert f"{visible(text)}$: 1 of 2" in said
+    assert f" {visible(text)}$ " in said  # of the bar
+    assert set(obeyed(said)) <= {"\x1b", "\r"}  # those of the bar itself
+    assert not [c for c in said.replace("\x1b", "").replace("\r", "") if c in obeyed(text)]
+
+
+@given(TEXTS)
+@example(EVIL)
+@example(LINES)
+def test_a_card_shows_it_and_no_markup_of_it_counts(text: str):
+    card = Card(title=text, summary=text, sections=(Section(text, (text, "n"), ((text, "1"),), frozenset({1})),))
+    written = markdown(card)
+    assert obeyed(written) == []
+    assert written.count("\n") == 9
+    unescaped = written
+    for pair in ("\\\\", *(f"\\{c}" for c in "`*_[]|#~$")):
+        unescaped = unescaped.replace(pair, "")
+    structure = [line for line in unescaped.splitlines() if line.startswith("|")]
+    assert [line.count("|") for line in structure] == [3, 3, 3]
+    assert not set("<>`*_[]~$") & set(unescaped)
+
+
+@given(TEXTS)
+@example(EVIL)
+@example(LINES)
+@example("=cmd|' /C calc'!A0")
+@example('"already"')
+def test_a_cell_of_a_list_is_no_formula_and_is_read_back(text: str):
+    cell = csv_cell(text)
+    assert obeyed(cell) == []
+    assert "\n" not in cell
+    assert not cell.startswith(("=", "+", "-", "@", "\t", "\r"))
+    assert csv_text(cell) == text
+
+
+@given(st.lists(IDS, min_size=1, unique=True))
+@example([EVIL, LINES, "=1+1", "-5", '"x"', "plain"])
+def test_a_list_of_the_explorer_is_read_back_by_a_build(ids: list[str]):
+    import pyarrow as pa
+
+    from gatokit.inspection.explorer.query import HEADER, _csv_lines
+
+    rows = pa.record_batch({"episode_id": ids, "task": ids})
+    written = (",".join(HEADER) + "\n").encode() + _csv_lines(rows, "d")
+    text = written.decode()
+    assert obeyed(text) == []
+    assert text.count("\n") == 1 + len(ids)
+    for row in list(csv.reader(io.StringIO(text)))[1:]:
+        assert not any(cell.startswith(("=", "+", "-", "@")) for cell in row)
+    listed = EpisodeList(written, "episodes.csv", "d")
+    assert listed.find(ids, ids).all()
+    listed.check_found("d")
+
+
+def test_a_line_of_a_log_is_ascii(tmp_path: Path):
+    _Log(tmp_path / "log").write("notice", text=EVIL + LINES + "\udcff")
+    [line] = (tmp_path / "log").read_text().splitlines()
+    assert line.isascii()
+    assert obeyed(line) == []
+    assert json.loads(line)["text"] == EVIL + LINES + "\udcff"
+    assert ascii_json("\x7fé") == '"\\u007f\\u00e9"'
+
+
+def test_a_name_of_a_file_in_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    folder = tmp_path / "a\nb\x1b[31m\u202e[red]"
+    folder.mkdir()
+    assert main(["inspect", str(folder), "--json"]) == 1
+    captured = capsys.readouterr()
+    assert obeyed(captured.err) == []
+    assert captured.err.startswith(f"gatokit: {tmp_path}/a\\nb\\x1b[31m\\u202e[red] has no manifest.json: ")
+    assert captured.err.count("\n") == 1
+    assert captured.out.isascii()
+    assert json.loads(captured.out)["error"]["message"].startswith(str(folder))
