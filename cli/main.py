@@ -25,6 +25,7 @@ VERBS = {
     "build": "filter, tokenize and write sharded ArrayRecord files; run again to go on where it stopped",
     "inspect": "show what a build or scan holds, decode an episode or document, preview other rules, or compare",
     "verify": "check every file, record and index row of a finished build or scan; exit 1 and one line per fault",
+    "publish": "copy a finished build for other people: sources as names only, without a log, with a card",
     "gc": "remove what killed builds left in a directory, and nothing that its manifest names",
     "train": "train on built directories; run again to go on where it stopped",
     "export": "write a run's weights as safetensors, with all that a policy needs beside them",

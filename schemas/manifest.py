@@ -30,6 +30,8 @@ INDEX_VERSION = 2
 MANIFEST = "manifest.json"
 VOCABULARY = "vocabulary.model"
 LOG = "build.log.jsonl"
+CARD = "README.md"
+"""The card of a published directory; the manifest does not list it, so that people can edit it."""
 DATASET = "dataset.json"
 TASKS_FILE = "tasks.parquet"
 DISCRETE_OFFSET = CONTINUOUS_OFFSET + BINS

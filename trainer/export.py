@@ -21,7 +21,7 @@ from gatokit.schemas.policy import POLICY, PROMPTS, PolicyDataset, PolicyFile, P
 from gatokit.schemas.run import RunConfig
 from gatokit.schemas.run_directory import POLICY_FOLDER, WEIGHTS, find_checkpoint, flatten
 from gatokit.storage.files import whole_folder, writing
-from gatokit.storage.folder import read_policy
+from gatokit.storage.folder import read_policy, regular_file
 from gatokit.trainer import model
 from gatokit.trainer.attention import Tree
 from gatokit.trainer.checkpoint import check_shapes, restore_params
@@ -91,11 +91,20 @@ def export(run: Path, out: Path) -> int:
         "step": int(checkpoint.name) if checkpoint.name.isdigit() else None,
     }
     with writing(out, (OSError, SafetensorError)), whole_folder(out) as temporary:
-        ignored = shutil.ignore_patterns("commit_success.txt")  # of Orbax
-        shutil.copytree(checkpoint / POLICY_FOLDER, temporary, ignore=ignored, dirs_exist_ok=True)
+        for name in (PROMPTS, VOCABULARY) if policy.vocabulary_blake2b else (PROMPTS,):
+            shutil.copyfile(regular_file(checkpoint / POLICY_FOLDER, name), temporary / name)
+        (temporary / POLICY).write_bytes(_without_paths(policy).to_bytes())
         save_file(arrays, temporary / WEIGHTS, metadata={"format": FORMAT})
         (temporary / CONFIG).write_bytes(indented_json(config))
     return model.count(table)
+
+
+def _without_paths(policy: PolicyFile) -> PolicyFile:
+    """The description of a policy with a name in place of the path of the weights from which its run began."""
+    if policy.config.init_from is None:
+        return policy
+    config = policy.config.model_copy(update={"init_from": Path(policy.config.init_from).name or "weights"})
+    return policy.model_copy(update={"config": config})
 
 
 def load_weights(path: Path, wanted: Any) -> Any:

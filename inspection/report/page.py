@@ -86,7 +86,6 @@ def report(
     # The slider begins at the directory's own fraction if all its datasets share one.
     common = fractions.pop() if len(fractions) == 1 else None
     content = {
-        "path": str(directory.path),
         "content": directory.manifest.content,
         "card": card(directory, datasets),
         "start": round((_DEFAULT_FRACTION if common is None else common) * STEPS),

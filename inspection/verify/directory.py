@@ -20,7 +20,7 @@ from gatokit.inspection.verify.index import (
 )
 from gatokit.inspection.verify.records import ContentCheck, DocumentCheck, EpisodeCheck, shard_faults
 from gatokit.schemas.errors import DataError, GatokitError
-from gatokit.schemas.manifest import LOG, MANIFEST, FileEntry, Manifest, local_directory
+from gatokit.schemas.manifest import CARD, LOG, MANIFEST, FileEntry, Manifest, local_directory
 from gatokit.schemas.progress import Progress
 from gatokit.schemas.tokens import TEXT_IDS
 from gatokit.storage.files import LOCK, TEMPORARY
@@ -29,7 +29,7 @@ from gatokit.storage.folder import read_manifest
 MOST_OF_A_FILE = 10
 """Further faults of a file are counted and not listed."""
 
-_WORK, _SCANS = ".work", ".scan"
+_WORK, _SCANS, _GIT = ".work", ".scan", ".gitattributes"
 _LEFTOVERS = {
     _WORK: "work of a build that did not end; run the build again, or delete it",
     LOCK: "the lock of a build that runs or was killed; delete it if none runs",
@@ -111,7 +111,7 @@ def _check_files(root: Path, manifest: Manifest, faults: Faults, count: Callable
             if sentence is not None:
                 faults.add(entry.path, sentence)
             count(1)
-    listed = {MANIFEST, LOG, *(entry.path for entry in manifest.files)}
+    listed = {MANIFEST, LOG, CARD, _GIT, *(entry.path for entry in manifest.files)}
     for path in _all_files(root):
         if path in listed:
             continue

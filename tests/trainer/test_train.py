@@ -107,6 +107,11 @@ def test_weights_go_out_and_in_bit_for_bit(trained: Path, mixed: Path, tmp_path:
         assert f"begins with the weights of {source}" in report.lines
         found = flatten(load_weights(out, wanted))
         jax.tree.map(np.testing.assert_array_equal, found, dict(direct))
+        export(out, tmp_path / f"out-{source.name}")
+        said = (tmp_path / f"out-{source.name}" / "policy.json").read_text()
+        assert json.loads(said)["config"]["init_from"] == source.name
+        for item in (tmp_path / f"out-{source.name}").iterdir():
+            assert str(tmp_path).encode() not in item.read_bytes()
 
 
 def test_weights_of_another_model_are_refused_by_the_array(trained: Path, mixed: Path, tmp_path: Path) -> None:
