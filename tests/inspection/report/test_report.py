@@ -306,7 +306,7 @@ def test_markdown_is_escaped():
     found = Card("<b>", "a|b", (Section("*t*", ("x", "n"), ((HOSTILE, "1\n2"),), frozenset({1})),))
     assert markdown(found) == (
         "# &lt;b&gt;\n\na\\|b\n\n## \\*t\\*\n\n| x | n |\n| --- | --: |\n"
-        "| &lt;script&gt;alert('x')&lt;/script&gt;\\|\\`\\* | 1 2 |\n"
+        "| &lt;script&gt;alert('x')&lt;/script&gt;\\|\\`\\* | 1\\\\n2 |\n"
     )
 
 
