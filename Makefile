@@ -2,9 +2,10 @@
 PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(shell command -v $(name))))
 PIP := .venv/bin/python -m pip --disable-pip-version-check
 UV_INSTALL := .venv/bin/uv pip install -q --system-certs --python .venv/bin/python
-# The lock is complete; pip would look for the hashes of extras, which it names without them.
-LOCKED := --no-deps --require-hashes -r requirements.lock
-UV_VERSION := $(shell sed -n 's/^\(uv==[^ ]*\).*/\1/p' requirements.lock)
+# Locks are complete; pip would look for the hashes of extras, which they name without them.
+LOCKED := --no-deps --require-hashes -r
+UV_COMPILE := .venv/bin/uv pip compile -q --system-certs --universal --generate-hashes --no-emit-index-url --no-annotate \
+  --python-version 3.11 --custom-compile-command "make lock"
 # A strict editable install links single files, so a new or removed file needs it again.
 FOLDERS := $(patsubst %/__init__.py,%,$(wildcard */__init__.py))
 LINKED := .venv/.linked-$(shell find $(FOLDERS) -name '*.py' -o -name '*.yaml' | sort | cksum | cut -d' ' -f1)
@@ -20,9 +21,10 @@ install: $(LINKED)  ## install gatokit and the locked packages into .venv, with 
 .venv/.installed: requirements.lock
 	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and "Python 3.11, 3.12 or 3.13 is needed: make PYTHON=/path/to/it")'
 	test -d .venv || $(PYTHON) -m venv .venv
-	if ! { $(PIP) install -q $(UV_VERSION) && $(UV_INSTALL) $(LOCKED); }; then \
+	awk '/^[a-z]/ {is_uv = /^uv==/} is_uv' requirements.lock > .venv/uv.lock
+	if ! { $(PIP) install -q $(LOCKED) .venv/uv.lock && $(UV_INSTALL) $(LOCKED) requirements.lock; }; then \
 	  echo "without uv, pip installs the packages, which takes minutes"; \
-	  $(PIP) install -q $(LOCKED); fi
+	  $(PIP) install -q $(LOCKED) requirements.lock; fi
 	rm -f .venv/.linked-*
 	touch $@
 
@@ -31,9 +33,12 @@ $(LINKED): .venv/.installed setup.py
 	$(PIP) install -q --no-deps --no-build-isolation --config-settings editable_mode=strict -e .
 	touch $@
 
-lock: .venv/.installed  ## write requirements.lock anew from setup.py, for all Pythons, keeping the versions that still fit
-	.venv/bin/uv pip compile -q --universal --generate-hashes --no-emit-index-url --no-annotate --python-version 3.11 \
-	  --custom-compile-command "make lock" --extra demo --extra train --extra test setup.py -o requirements.lock
+lock: .venv/.installed  ## write all locks anew from setup.py, for all Pythons, keeping the versions that still fit
+	$(UV_COMPILE) --extra demo --extra train --extra test setup.py -o requirements.lock
+	echo setuptools | $(UV_COMPILE) -c requirements.lock --extra build --extra gcp setup.py - -o deploy/requirements.txt
+	echo 'jax[cuda12]' | $(UV_COMPILE) -c requirements.lock - -o requirements-gpu.lock
+	echo 'jax[tpu]' | $(UV_COMPILE) -c requirements.lock - -o requirements-tpu.lock
+	echo 'atheris==3.0.0' | $(UV_COMPILE) - -o tests/fuzz/requirements.lock
 
 # The tunable gives XLA's large buffers large pages, which saves a sixth of a step's time on CPUs.
 demo: install  ## record, draw, scan, build, verify, inspect, train and play, in some eleven minutes on two cores
@@ -49,18 +54,18 @@ test: lint  ## lint, types, import contracts and tests
 	.venv/bin/python -m pytest -n 2 --dist loadfile
 
 fuzz: install  ## search for bytes that a reader cannot stand, ten minutes a reader; see tests/fuzz/run.py
-	$(PIP) install -q atheris==3.0.0
+	$(UV_INSTALL) $(LOCKED) tests/fuzz/requirements.lock
 	for target in record example tfrecord tar header; do .venv/bin/python tests/fuzz/run.py $$target 600 || exit 1; done
 
 test-slow: install  ## the tests that take long
 	.venv/bin/python -m pytest -m slow
 
 test-gpu: install  ## the tests that need a GPU
-	$(UV_INSTALL) -c requirements.lock 'jax[cuda12]'
+	$(UV_INSTALL) $(LOCKED) requirements-gpu.lock
 	.venv/bin/python -m pytest -m gpu
 
 test-tpu: install  ## the tests that compile for TPU slices; they need no TPU
-	$(UV_INSTALL) -c requirements.lock 'jax[tpu]'
+	$(UV_INSTALL) $(LOCKED) requirements-tpu.lock
 	.venv/bin/python -m pytest -m tpu
 
 lint: install  ## ruff, mypy and the import contracts

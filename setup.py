@@ -13,23 +13,26 @@ HERE = Path(__file__).parent
 FOLDERS = [name for name in find_packages(str(HERE)) if name != "package"]
 """Every folder with an ``__init__.py``, as ``pipelines.formats``."""
 
+# Lower bounds of what reads other people's files, or answers a browser, are the first versions without a known hole:
+# Pillow (CVE-2026-25990), protobuf (CVE-2025-4565), PyArrow (CVE-2026-25087), SentencePiece (CVE-2026-1260),
+# Bokeh (CVE-2026-21883), Tornado (CVE-2025-47287).
 BASE = [
     "array-record>=0.8.3",
     "numpy>=2.0",
     "opencv-python-headless>=4.10",
-    "protobuf>=6.31,<7",
-    "pyarrow>=18",
+    "protobuf>=6.31.1,<7",
+    "pyarrow>=23.0.1",
     "pydantic>=2.9",
     "pyyaml>=6",
     "rich>=13",
-    "sentencepiece>=0.2",
+    "sentencepiece>=0.2.1",
 ]
 # Builds use a few of Beam's private names, which pipelines/ checks when it is imported.
 BEAM = "apache-beam>=2.77,<2.78"
 BUILD = [
     BEAM,
     "google-crc32c>=1.5",
-    "pillow>=11",
+    "pillow>=12.2",
     "tensorflow-datasets>=4.9.7",
     "xxhash>=3",
     "zstandard>=0.22",
@@ -45,7 +48,7 @@ TRAIN = [
     "tensorboardX>=2.6",
     *REPORT,
 ]
-SERVE = ["panel>=1.9.4,<2"]
+SERVE = ["panel>=1.9.4,<2", "bokeh>=3.8.2", "tornado>=6.5"]
 ENVIRONMENTS = [
     "ale-py==0.12.1",
     "dm-control==1.0.28; python_version < '3.13'",  # labmaze has no wheel for 3.13

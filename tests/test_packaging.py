@@ -190,3 +190,83 @@ def test_the_examples_of_contributing_fit_the_files_that_they_change() -> None:
         for module, names in re.findall(r"^from (gatokit\S*) import ([^(]*?)$", block, re.M):
             found = importlib.import_module(module)
             assert all(hasattr(found, name.strip()) for name in names.split(",")), module
+
+
+LOCKS = (
+    "requirements.lock",
+    "requirements-gpu.lock",
+    "requirements-tpu.lock",
+    "deploy/requirements.txt",
+    "tests/fuzz/requirements.lock",
+)
+
+
+@pytest.mark.parametrize("lock", LOCKS)
+def test_every_package_of_a_lock_has_hashes(lock: str) -> None:
+    lines = (ROOT / lock).read_text().splitlines()
+    packages = [number for number, line in enumerate(lines) if re.match(r"\w", line)]
+    assert packages
+    for begin, end in zip(packages, [*packages[1:], len(lines)], strict=True):
+        assert re.fullmatch(r"[a-z0-9-]+==[\w.]+( ; [^\\]+)? \\", lines[begin]), lines[begin]
+        hashes = lines[begin + 1 : end]
+        assert hashes, lines[begin]
+        assert all(re.fullmatch(r"    --hash=sha256:[0-9a-f]{64}( \\)?", line) for line in hashes), lines[begin]
+    assert not any(line.startswith((" -", "-")) for line in lines)
+
+
+def test_locks_of_the_same_package_have_the_same_hashes() -> None:
+    def blocks(lock: str) -> set[str]:
+        return set(re.split(r"\n(?=\w)", (ROOT / lock).read_text().rstrip("\n"))[1:])
+
+    everything = blocks("requirements.lock")
+    assert len(everything) > 200
+    assert blocks("deploy/requirements.txt") <= everything
+    for lock, more in (("gpu", r"nvidia-.*-cu12|jax-cuda12-.*"), ("tpu", r"libtpu")):
+        rest = {block.partition("==")[0] for block in blocks(f"requirements-{lock}.lock") - everything}
+        assert rest
+        assert not [name for name in rest if not re.fullmatch(more, name)]
+
+
+def test_nothing_is_installed_without_hashes() -> None:
+    """Every pip and uv of make, of continuous integration and of the images: from a lock, or gatokit itself."""
+    for file in ("Makefile", ".ci/run", "deploy/Dockerfile", "deploy/template.Dockerfile", "deploy/cloudbuild.yaml"):
+        text = (ROOT / file).read_text().replace("\\\n", " ")
+        text = text.replace("$(LOCKED)", "--no-deps --require-hashes -r").replace("$(UV_INSTALL)", "uv pip install")
+        for command in re.findall(r"(?:pip|\$\(PIP\)) install\b(?! -q --system)([^;&}\n]*)", text):
+            is_locked = re.search(r"--no-deps --require-hashes -r \S+\.(lock|txt)\s*$", command)
+            is_gatokit = re.search(r"--no-deps --no-build-isolation .*\.\s*$", command)
+            assert is_locked or is_gatokit, (file, command)
+    assert (ROOT / "Makefile").read_text().count("$(LOCKED) requirements.lock") == 2
+
+
+def test_images_are_made_only_of_bases_with_a_digest() -> None:
+    digest = "sha256:" + "0123456789abcdef" * 4
+    good = {"Dockerfile": f"apache/beam_python3.11_sdk:2.77.0@{digest}", "template.Dockerfile": f"gcr.io/x@{digest}"}
+    for file, image in good.items():
+        text = (ROOT / "deploy" / file).read_text()
+        name = {"Dockerfile": "BASE", "template.Dockerfile": "LAUNCHER"}[file]
+        [check] = re.findall(r"^RUN (case .*?esac)$", text, re.M | re.S)
+        for given, status in ((image, 0), ("", 2), (image.partition("@")[0], 2), (image[:-1], 2), (f"{image}0", 2)):
+            done = subprocess.run(["sh", "-c", check], env={name: given}, capture_output=True, text=True)
+            assert done.returncode == status, (file, given)
+            assert ("by its digest" in done.stderr) == bool(status)
+    for file in (ROOT / "deploy").glob("*Dockerfile"):
+        for base in re.findall(r"^FROM (\S+)", file.read_text(), re.M):
+            assert base.startswith("${"), base
+
+
+def test_lower_bounds_of_what_reads_foreign_bytes_exclude_versions_with_known_holes(wheel: Path) -> None:
+    metadata = zipfile.ZipFile(wheel).read(f"gatokit-{gatokit.__version__}.dist-info/METADATA").decode()
+    asked: dict[str, list[Requirement]] = {}
+    for line in re.findall(r"^Requires-Dist: (.*)$", metadata, re.M):
+        asked.setdefault(Requirement(line).name, []).append(Requirement(line))
+    for name, hole in {
+        "pillow": "12.1.1",
+        "protobuf": "6.31.0",
+        "pyarrow": "23.0.0",
+        "sentencepiece": "0.2.0",
+        "bokeh": "3.8.1",
+        "tornado": "6.4.2",
+    }.items():
+        assert asked[name]
+        assert not any(item.specifier.contains(hole) for item in asked[name]), name

@@ -137,10 +137,10 @@ def test_the_commands_give_the_template_what_it_knows() -> None:
     assert {item["name"] for item in metadata()["parameters"] if not item.get("isOptional")} <= given <= names
 
 
-def pins() -> dict[str, str]:
-    """The lock's version of each package on a worker, which has Python 3.11 on Linux."""
+def pins(file: str = "requirements.lock") -> dict[str, str]:
+    """A lock's version of each package on a worker, which has Python 3.11 on Linux."""
     found = {}
-    for line in re.findall(r"^(\S.*?) \\$", (ROOT / "requirements.lock").read_text(), re.M):
+    for line in re.findall(r"^(\S.*?) \\$", (ROOT / file).read_text(), re.M):
         item = Requirement(line)
         if item.marker is None or item.marker.evaluate({"python_version": "3.11", "python_full_version": "3.11.7"}):
             found[canonicalize_name(item.name)] = str(item.specifier).removeprefix("==")
@@ -157,13 +157,13 @@ def extras() -> dict[str, list[Requirement]]:
     return found
 
 
-def test_workers_without_an_image_get_what_a_build_needs_at_the_pinned_versions() -> None:
-    lines = (ROOT / "deploy" / "requirements.txt").read_text().splitlines()
-    listed = [Requirement(line) for line in lines if not line.startswith("#")]
-    asked = {canonicalize_name(item.name) for item in [*extras()[""], *extras()["build"]]}
-    assert {canonicalize_name(item.name) for item in listed} == asked - {"apache-beam"}
-    for item in listed:
-        assert str(item.specifier) == "==" + pins()[canonicalize_name(item.name)]
+def test_image_and_workers_get_all_that_a_build_needs_at_the_locked_versions() -> None:
+    locked = pins("deploy/requirements.txt")
+    names = needed([*extras()[""], *extras()["build"], Requirement("apache-beam[gcp]")])
+    assert names - {"pip"} <= locked.keys()
+    assert "setuptools" in locked
+    assert not {"tensorflow", "tensorflow-cpu", "jax", "jaxlib", "torch", "envlogger"} & locked.keys()
+    assert locked.items() <= pins().items()
 
 
 def needed(requirements: list[Requirement]) -> set[str]:
@@ -191,7 +191,9 @@ def test_the_image_has_neither_tensorflow_nor_jax() -> None:
 def test_the_dockerfile_takes_what_is_there() -> None:
     """The image's whole context is what .dockerignore lets through."""
     text = (ROOT / "deploy" / "Dockerfile").read_text()
-    assert f"FROM apache/beam_python3.11_sdk:{pins()['apache-beam']}\n" in text
+    image = f"apache/beam_python3.11_sdk:{pins()['apache-beam']}"
+    assert f'case "$BASE" in {image}@sha256:' in text
+    assert f"export BASE={image}@sha256:" in DOC
     assert re.findall(r"^COPY .*", text, re.M) == ["COPY . ."]
     ignored = (ROOT / ".dockerignore").read_text().split()
     taken = {line.removeprefix("!") for line in ignored if line.startswith("!")}
