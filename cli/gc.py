@@ -23,7 +23,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Removes files and shows which."""
     output = Output(arguments.json)
     with needs("build"):
-        from gatokit.pipelines.shards.manifest import collect
+        from gatokit.pipelines.shards.ownership import collect
     found = collect(arguments.directory, work=arguments.all, dry_run=arguments.dry_run)
     files = [{"path": item.path, "bytes": item.bytes} for item in found]
     total = sum(item.bytes for item in found)

@@ -6,7 +6,7 @@ Paths are local or on ``gs://``, and relative ones start at the directory of the
 import glob
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -245,6 +245,43 @@ def _walk_remote(path: str, markers: tuple[str, ...]) -> Iterator[tuple[str, str
     for directory, names in sorted(found.items()):
         if not any(directory.startswith(f"{other}/") for other in found):
             yield directory, next(marker for marker in markers if marker in names)
+
+
+def check_apart(out: Path, field: str, patterns: Iterable[str], paths: Iterable[str], written: Iterable[str]) -> None:
+    """Raises ConfigError if ``out`` is a source, holds one or lies in one.
+
+    A source is what ``patterns`` of the config's ``field`` match, and the files ``paths`` that were found by them.
+    ``written`` are paths below ``out`` at which files are written.
+    """
+    root = _real(out)
+    for folder in sorted({os.path.dirname(path) for path in paths}):
+        if _is_below(_real(folder), root):
+            raise ConfigError(f"--out {out}: holds the source of {field}, {folder}; choose another directory")
+    for pattern in patterns:
+        fixed = _real(fixed_part(pattern))
+        if _is_below(fixed, root):
+            raise ConfigError(f"--out {out}: holds the source of {field}, {fixed}; choose another directory")
+        if not _is_below(root, fixed):
+            continue
+        components = pattern.rstrip("/").split("/")
+        wildcards = components[next((at for at, part in enumerate(components) if _has_wildcard(part)), None) :]
+        wildcards = wildcards if any(map(_has_wildcard, components)) else []
+        for path in written:
+            parts = f"{root}/{path}"[len(fixed.rstrip("/")) + 1 :].split("/")
+            if any(gcs.matches(parts[:count], wildcards) for count in range(len(parts) + 1)):
+                raise ConfigError(
+                    f"--out {out}: lies in the source of {field}, {_unescaped(pattern)}; choose another directory"
+                )
+
+
+def _real(path: str | Path) -> str:
+    """The path without links; on ``gs://`` without a slash at its end."""
+    return gcs.canonical(path).rstrip("/") if is_remote(path) else os.path.realpath(path)
+
+
+def _is_below(path: str, folder: str) -> bool:
+    """Whether a path is a folder or lies in it."""
+    return f"{path}/".startswith(f"{folder.rstrip('/')}/")
 
 
 def _has_wildcard(pattern: str) -> bool:

@@ -11,11 +11,19 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
+from gatokit.pipelines import scan_cache as kept_rows
 from gatokit.pipelines.beam import jobs
 from gatokit.pipelines.beam.local_workers import prepare_workers
 from gatokit.pipelines.formats.records import CHANGED
 from gatokit.pipelines.holdout import held_out_before
-from gatokit.pipelines.inputs import load_vocabulary, read_inputs, read_vocabulary, relative_path
+from gatokit.pipelines.inputs import (
+    check_apart,
+    load_vocabulary,
+    local_pattern,
+    read_inputs,
+    read_vocabulary,
+    relative_path,
+)
 from gatokit.pipelines.planning import (
     DatasetPlan,
     Plan,
@@ -29,14 +37,16 @@ from gatokit.pipelines.planning import (
     stem_of_index,
 )
 from gatokit.pipelines.scan_cache import SCANS, Segment, find, segments, table_path, tables
-from gatokit.pipelines.shards.manifest import WORK, Finished, finish_dataset, write_manifest
+from gatokit.pipelines.shards.manifest import Finished, finish_dataset, write_manifest
+from gatokit.pipelines.shards.ownership import WORK, check_directory, make_work
 from gatokit.pipelines.shards.writer import finished_indexes, provenance, write_index
 from gatokit.pipelines.stages import with_metadata
 from gatokit.pipelines.versions import packages
 from gatokit.schemas.config import BUDGETS, PATHS, BuildConfig
 from gatokit.schemas.errors import ConfigError, DataError
-from gatokit.schemas.index import INDEX
+from gatokit.schemas.index import INDEX, INDEX_SUFFIX
 from gatokit.schemas.manifest import (
+    DATASET,
     LOG,
     MANIFEST,
     MANIFEST_VERSION,
@@ -49,7 +59,9 @@ from gatokit.schemas.manifest import (
 from gatokit.schemas.progress import Progress
 from gatokit.schemas.words import ascii_json
 from gatokit.storage import files
-from gatokit.storage.files import LOCK, TEMPORARY, hold, is_remote, out_directory, write_atomically
+from gatokit.storage.files import is_remote, out_directory, write_atomically
+from gatokit.storage.folder import read_manifest
+from gatokit.storage.lock import hold
 
 
 @dataclass(frozen=True)
@@ -143,12 +155,15 @@ def build(
     cache = root / SCANS if scan_cache is None else out_directory(scan_cache, "--scan-cache")
     if where.is_elsewhere:
         _check_reachable(datasets, root, cache)
+    _check_apart(datasets, base, root)
+    names = [dataset.config.name for dataset in datasets]
+    check_directory(root, names, content)
     with hold(root), _os_errors():
         before = _finished_manifest(root, config, described, content, only, update)
         if content == "build":
             _check_vocabulary(root, model)
-        names = [dataset.config.name for dataset in datasets]
         log.write(f"{content} started", config=str(config_path), datasets=names, update=before is not None)
+        make_work(root)
         # --- 2. scan -------------------------------------------------------------------------------------------------
         with log.stage("scan"):
             scanned = _scan(datasets, config.max_episode_bytes, limit, cache, work, where, progress, log)
@@ -186,8 +201,8 @@ def build(
             files.remove_tree(work)
             manifest, removed = write_manifest(root, config, described, finished, model, content, before)
             if scan_cache is None:
-                for path in set(tables(cache)) - {segment.path for segments in scanned for segment in segments}:
-                    files.remove(path)
+                unused = set(tables(cache)) - {segment.path for segments in scanned for segment in segments}
+                kept_rows.remove(filter(kept_rows.is_table, unused))
         splits = [split for dataset in manifest.datasets for split in dataset.splits]
         built = [part for split in splits if split.fingerprint not in reused for part in split.parts]
         result = Result(
@@ -252,8 +267,7 @@ def _scan(
             pieces[path] = (path.stem, str(listed), begin, len(lines[-1]))
             sizes[path] = unit.size
             begin += len(lines[-1])
-    for path in files.existing(pieces):  # something was lost there, or pictures changed
-        files.remove(path)
+    kept_rows.remove(files.existing(pieces))  # something was lost there, or pictures changed
     write_atomically(listed, b"".join(lines))
     finished = partial(files.existing, pieces)
     log.write("scan planned", units=len(pieces), known=sum(len(known) for _, known, _ in of_datasets))
@@ -276,8 +290,7 @@ def _current_sources(scanned: Sequence[Sequence[Segment]]) -> Iterator[None]:
         yield
     except DataError as error:
         if CHANGED in str(error):
-            for path in {segment.path for segments in scanned for segment in segments}:
-                files.remove(path)
+            kept_rows.remove({segment.path for segments in scanned for segment in segments})
         raise
 
 
@@ -372,21 +385,26 @@ def _check_reachable(plans: Sequence[DatasetPlan], out: Path, cache: Path) -> No
                     )
 
 
+def _check_apart(plans: Sequence[DatasetPlan], base: Path, root: Path) -> None:
+    """Raises ConfigError if ``root`` is, holds or lies in a source of a dataset."""
+    for plan in plans:
+        given = {key: getattr(plan.config, key, None) for key in sorted(PATHS)}
+        patterns = [local_pattern(value, base, f"{plan.field}.{key}") for key, value in given.items() if value]
+        name = plan.config.name
+        written = (LOG, MANIFEST, f"{name}/{DATASET}", f"{name}/{name}{INDEX_SUFFIX}")
+        check_apart(root, plan.field, patterns, (file.path for file in plan.files), written)
+
+
 def _finished_manifest(
     root: Path, config: BuildConfig, described: dict[str, Any], content: str, only: str | None, update: bool
 ) -> Manifest | None:
     """The manifest in the directory, if a finished job left one.
 
-    Raises ConfigError if the directory holds something that this job would not write and is not asked to replace.
+    Raises ConfigError if this job would not write what is there and is not asked to replace it.
     """
-    names = files.names(root)
-    if MANIFEST not in names:
-        ours = {VOCABULARY, LOG, LOCK, WORK, SCANS, *(dataset["name"] for dataset in described["datasets"])}
-        foreign = [name for name in names if name not in ours and not name.startswith(TEMPORARY)]
-        if foreign:
-            raise ConfigError(f"--out {root}: holds {foreign[0]}, no part of this {content}; choose another directory")
+    if not files.exists(root / MANIFEST):
         return None
-    manifest = Manifest.parse(files.read_bytes(root / MANIFEST), root / MANIFEST)
+    manifest = read_manifest(root)
     if manifest.content != content:
         raise ConfigError(f"--out {root}: holds a finished {manifest.content}; choose another directory")
     if not update and manifest.config_digest != json_digest(described):
@@ -470,7 +488,11 @@ class _Log:
     def write(self, event: str, **values: Any) -> None:
         """Appends an event with the present time."""
         line = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "event": event, **values}
-        files.append_line(self._path, ascii_json(line))
+        if files.exists(self._path):
+            files.append_line(self._path, ascii_json(line))
+        else:  # by its first line a directory is a build's
+            files.write_new(self._path, ascii_json(line).encode() + b"
+")
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:

@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from gatokit.schemas.errors import ConfigError, MalformedError
 from gatokit.schemas.index import CONTAINER_REASONS
 from gatokit.schemas.manifest import digest
 from gatokit.storage import files
@@ -28,6 +29,7 @@ _SUFFIX = ".arrow"
 _FILES = b"gatokit.scanned"
 _PICTURES = b"gatokit.pictures"
 _FOOTER_BYTES = 1 << 16
+_MOST_SCHEMA = 1 << 24
 
 Pictures = dict[str, tuple[int, int] | None]
 """Size and ``files.version`` of pictures by their names; None for one that is not there."""
@@ -129,8 +131,29 @@ def find(paths: Iterable[Path]) -> dict[str, ScannedFile]:
 
 
 def tables(directory: str | Path) -> list[Path]:
-    """The tables in a directory."""
+    """The files in a directory that have the suffix of a table."""
     return [Path(directory) / name for name in files.names(directory) if name.endswith(_SUFFIX)]
+
+
+def is_table(path: Path) -> bool:
+    """Whether a file is a table of scanned rows, which may be damaged: the beginning of Arrow's file, in which the
+    names of its metadata stand, says so."""
+    try:
+        files.check_output(path)
+        with files.ranges(path) as file:
+            begin = file.read_at(0, 16)
+            length = min(int.from_bytes(begin[12:16], "little"), _MOST_SCHEMA)
+            return begin.startswith(b"ARROW1") and _FILES in file.read_at(16, length)
+    except (OSError, MalformedError):
+        return False
+
+
+def remove(paths: Iterable[Path]) -> None:
+    """Removes tables. Raises ConfigError if a file is no table of scanned rows, and so is somebody's own."""
+    for path in paths:
+        if files.exists(path) and not is_table(path):
+            raise ConfigError(f"{path}: holds no scanned rows; remove it, or give another --scan-cache")
+        files.remove(path)
 
 
 def segments(found: Sequence[ScannedFile]) -> list[Segment]:

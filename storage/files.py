@@ -1,8 +1,8 @@
-"""Files on a disk or on ``gs://``: reading, listing, writing that leaves a whole file or none, and the lock of a
-directory.
+"""Files on a disk or on ``gs://``: reading, listing, and writing that leaves a whole file or none.
 
 Every function takes local paths and names of objects alike. A local file is written under a temporary name in the same
-directory, synced and renamed. An object exists as soon as its upload has finished, and not before.
+directory, synced and renamed. An object exists as soon as its upload has finished, and not before. What is written or
+removed on a disk is a regular file: nothing is written through a link, and no link is removed.
 """
 
 import errno
@@ -13,11 +13,12 @@ import io
 import os
 import re
 import shutil
+import stat
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -26,11 +27,13 @@ from uuid import uuid4
 
 import pyarrow as pa
 
-from gatokit.schemas.errors import ConfigError, DataError
+from gatokit.schemas.errors import ConfigError, DataError, MalformedError
 from gatokit.storage import gcs
 
 TEMPORARY = ".tmp-"
 """Begins the names of files that are not complete yet."""
+TEMPORARY_NAME = re.compile(re.escape(TEMPORARY) + r"[0-9a-f]{32}-.+", re.DOTALL)
+"""The whole name of such a file."""
 CONNECTIONS = 16
 """Requests to ``gs://`` that are made at a time, since each waits for its answer."""
 _WRITERS = 4
@@ -39,8 +42,6 @@ _FIRST_PART, _MOST_PART = 256 << 10, 8 << 20
 """Bytes of a partial copy that are fetched at a time."""
 _PREFETCHED_BYTES = 64 << 20
 """About as many bytes are read before they are asked for."""
-LOCK = ".lock"
-"""Name of the lock, in the directory that is held."""
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]+:/")
 _LASTING_ERRORS = (FileNotFoundError, PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError)
 _LASTING_NUMBERS = {errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL}
@@ -303,12 +304,13 @@ def names(directory: str | Path) -> list[str]:
         return []
 
 
-def sizes(directory: str | Path) -> dict[str, int]:
-    """The size in bytes of each file in a directory, by name; files in directories below it are left out."""
+def sizes(directory: str | Path, *, links: bool = True) -> dict[str, int]:
+    """The size in bytes of each file in a directory, by name; files in directories below it are left out, and with
+    ``links`` unset links too."""
     if is_remote(directory):
         return {name: size for name, size in _names_below(directory).items() if "/" not in name}
     with os.scandir(directory) as entries:
-        return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
+        return {entry.name: entry.stat().st_size for entry in entries if entry.is_file(follow_symlinks=links)}
 
 
 def _names_below(directory: str | Path) -> dict[str, int]:
@@ -360,8 +362,27 @@ def out_directory(out: str | Path, option: str = "--out") -> Path:
     return Path(out)
 
 
+def check_output(path: str | Path) -> None:
+    """Raises MalformedError if a local ``path`` is there and is a link or anything else than a regular file."""
+    try:
+        mode = stat.S_IFREG if is_remote(path) else os.lstat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    if not stat.S_ISREG(mode):
+        kind = "a link" if stat.S_ISLNK(mode) else "a directory" if stat.S_ISDIR(mode) else "no regular file"
+        raise MalformedError(f"{path} is {kind}, and a file is to be there; remove it or choose another place")
+
+
+def check_folder(path: str | Path) -> None:
+    """Raises MalformedError if a local ``path`` is there and is a link or anything else than a directory."""
+    if not is_remote(path) and os.path.lexists(path) and (os.path.islink(path) or not os.path.isdir(path)):
+        kind = "a link" if os.path.islink(path) else "no directory"
+        raise MalformedError(f"{path} is {kind}, and a directory is to be there; remove it or choose another place")
+
+
 def write_atomically(path: str | Path, data: bytes | memoryview) -> None:
-    """Writes ``path`` so that it holds either what it held before or all of ``data``."""
+    """Writes ``path`` so that it holds either what it held before or all of ``data``. Raises MalformedError if it is no
+    regular file."""
     if is_remote(path):
         gcs.write(path, data)
         return
@@ -369,12 +390,23 @@ def write_atomically(path: str | Path, data: bytes | memoryview) -> None:
         file.write(data)
 
 
+def write_new(path: str | Path, data: bytes | memoryview) -> None:
+    """Writes a file that is not there yet. Raises FileExistsError if anything is at ``path``."""
+    if is_remote(path):
+        gcs.write(path, data, new=True)
+        return
+    if os.path.lexists(path):
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+    write_atomically(path, data)
+
+
 @contextmanager
 def _replacing(path: str | Path) -> Iterator[BinaryIO]:
     """A new local file that takes the place of ``path`` when the block ends, and is removed if an error ends it."""
+    check_output(path)
     temporary = temporary_beside(path)
     try:
-        with open(temporary, "wb") as file:
+        with open(temporary, "xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -399,16 +431,35 @@ def writing(path: str | Path, errors: tuple[type[Exception], ...] = (OSError,)) 
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """A temporary local folder that becomes ``path`` at the end; it is removed if an error ends the block."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    """A temporary local folder that becomes ``path``, which must not exist, at the end; it is removed if an error ends
+    the block. What killed processes left of such folders is removed too."""
+    _remove_abandoned(path)
+    temporary = Path(temporary_beside(path))
+    temporary.mkdir()
+    number = os.open(temporary, os.O_RDONLY)
     try:
+        # The lock says to others that this process lives.
+        fcntl.flock(number, fcntl.LOCK_EX)
         yield temporary
-        os.replace(temporary, path)
+        os.rename(temporary, path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+    finally:
+        os.close(number)
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Removes the temporary folders of ``path`` that no process has locked."""
+    for found in path.parent.glob(f"{TEMPORARY}*-{glob.escape(path.name)}"):
+        if TEMPORARY_NAME.fullmatch(found.name) and found.name[len(TEMPORARY) + 33 :] == path.name:
+            with suppress(OSError):  # it is a link or no folder, or a process holds it
+                number = os.open(found, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+                try:
+                    fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(found, ignore_errors=True)
+                finally:
+                    os.close(number)
 
 
 def write_rows(path: str | Path, rows: pa.Table) -> None:
@@ -429,12 +480,26 @@ def write_rows(path: str | Path, rows: pa.Table) -> None:
 
 def append_line(path: str | Path, line: str) -> None:
     """Adds a line to a small file that only one process writes. Surrogates become escapes, as JSON has them."""
+    data = line.encode(errors="backslashreplace") + b"\n"
     if is_remote(path):
         before = gcs.read(path) if exists(path) else b""
-        gcs.write(path, before + line.encode(errors="backslashreplace") + b"\n")
+        gcs.write(path, before + data)
     else:
-        with open(path, "a", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(line + "\n")
+        with open_appending(path) as file:
+            file.write(data)
+
+
+def open_appending(path: str | Path) -> BinaryIO:
+    """Opens a local file, which is made if it is missing, for reading and for writing at its end. A file with several
+    names, as in a backup of hard links, becomes a copy first. Raises MalformedError if it is no regular file."""
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    check_output(path)
+    file = os.fdopen(os.open(path, flags, 0o666), "a+b")
+    if os.fstat(file.fileno()).st_nlink > 1:
+        file.close()
+        write_atomically(path, Path(path).read_bytes())
+        return open_appending(path)
+    return file
 
 
 def temporary_beside(path: str | Path) -> str:
@@ -446,11 +511,15 @@ def temporary_beside(path: str | Path) -> str:
 
 
 def commit(temporary: str | Path, path: str | Path) -> None:
-    """Moves a synced local file to its final name, durably. An upload may be repeated; it removes the local file."""
+    """Moves a synced local file to its final name, durably. An upload may be repeated; it removes the local file.
+
+    Raises MalformedError if the final name is there and is no regular file.
+    """
     if is_remote(path):
         gcs.upload(temporary, path)
         os.unlink(temporary)
         return
+    check_output(path)
     os.replace(temporary, path)
     directory = os.open(Path(path).parent, os.O_RDONLY)
     try:
@@ -460,10 +529,11 @@ def commit(temporary: str | Path, path: str | Path) -> None:
 
 
 def remove(path: str | Path) -> None:
-    """Removes a file, if it exists."""
+    """Removes a file, if it exists. Raises MalformedError if it is no regular file."""
     if is_remote(path):
         gcs.delete(path)
     else:
+        check_output(path)
         Path(path).unlink(missing_ok=True)
 
 
@@ -495,43 +565,3 @@ def side_by_side(directory: str | Path) -> Iterator[Callable[[Callable[[], None]
         yield submit
         for future in waiting:
             future.result()
-
-
-# --- the lock -------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def hold(directory: str | Path) -> Iterator[None]:
-    """Holds a directory, which is made if it is missing, so that one build at a time writes it.
-
-    On a disk the lock is a locked file, which the system frees when its process ends. Raises DataError if another
-    process holds the directory, ConfigError if it cannot be written.
-    """
-    if is_remote(directory):
-        with gcs.hold(f"{gcs.canonical(directory).rstrip('/')}/{LOCK}"):
-            yield
-        return
-    path = Path(directory) / LOCK
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(path, "a")  # noqa: SIM115
-    except OSError as error:
-        raise ConfigError(f"--out {directory}: cannot be written: {error.strerror}; choose another directory") from None
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # The former holder may have removed the file after we opened it; then the next holder locks a new one.
-            is_held = os.path.samestat(os.fstat(file.fileno()), os.stat(path))
-        except (BlockingIOError, FileNotFoundError):
-            is_held = False
-        except OSError as error:
-            reason = f"its file system locks no files ({error.strerror})"
-            raise ConfigError(
-                f"--out {directory}: {reason}; choose another disk, or mount this one with locks"
-            ) from None
-        if not is_held:
-            raise DataError(f"{directory} is in use by another gatokit; wait for it or choose another --out")
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)

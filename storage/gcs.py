@@ -92,20 +92,20 @@ def matching(pattern: str) -> set[str]:
     for item in below(fixed if fixed.count("/") > 2 else fixed + "/"):
         parts = item.path[len(fixed) + 1 :].split("/")
         for count in range(len(parts) + 1):
-            if _matches(parts[:count], wanted):
+            if matches(parts[:count], wanted):
                 found.add("/".join([fixed, *parts[:count]]))
     return found
 
 
-def _matches(parts: list[str], pattern: list[str]) -> bool:
+def matches(parts: list[str], pattern: list[str]) -> bool:
     """Whether the components of a path match those of a pattern, with the meaning of Python's own ``glob``."""
     if not pattern:
         return not parts
-    if pattern[0] == "**" and _matches(parts, pattern[1:]):
+    if pattern[0] == "**" and matches(parts, pattern[1:]):
         return True
     if not parts or (parts[0].startswith(".") and not pattern[0].startswith(".")):
         return False
-    return fnmatchcase(parts[0], pattern[0]) and _matches(parts[1:], pattern if pattern[0] == "**" else pattern[1:])
+    return fnmatchcase(parts[0], pattern[0]) and matches(parts[1:], pattern if pattern[0] == "**" else pattern[1:])
 
 
 def read(path: str | Path) -> bytes:

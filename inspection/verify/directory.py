@@ -23,8 +23,9 @@ from gatokit.schemas.errors import DataError, GatokitError
 from gatokit.schemas.manifest import CARD, LOG, MANIFEST, FileEntry, Manifest, local_directory
 from gatokit.schemas.progress import Progress
 from gatokit.schemas.tokens import TEXT_IDS
-from gatokit.storage.files import LOCK, TEMPORARY
+from gatokit.storage.files import TEMPORARY
 from gatokit.storage.folder import read_manifest
+from gatokit.storage.lock import LOCK
 
 MOST_OF_A_FILE = 10
 """Further faults of a file are counted and not listed."""

@@ -15,6 +15,7 @@ import gc
 import json
 import os
 import re
+import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -358,7 +359,8 @@ def run(
     has_processes = (where.local_workers or 1) > 1
     runner = FnApiRunner() if where.local_workers else None
     if has_processes:
-        folder = Path(tempfile.gettempdir()) / "gatokit" if is_remote(work) else work
+        # Nobody else can foresee this name and put a link there.
+        folder = Path(tempfile.mkdtemp(prefix="gatokit-workers-")) if is_remote(work) else work
         runner = FnApiRunner(default_environment=ProcessEnvironment(str(folder / "workers.log")))
 
     def job() -> None:
@@ -395,6 +397,8 @@ def run(
         raise failure[0]
     if errors:
         raise PiecesFailedError(_grouped(errors))
+    if has_processes and is_remote(work):
+        shutil.rmtree(folder, ignore_errors=True)
     return counters
 
 

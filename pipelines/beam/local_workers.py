@@ -28,6 +28,8 @@ from apache_beam.runners.worker import sdk_worker_main
 from apache_beam.transforms.environments import Environment
 from google.protobuf import json_format, text_format
 
+from gatokit.storage.files import open_appending
+
 DIED = "a worker process ended"
 """The error of a job that lost a process begins with these words; the exit status follows."""
 _URN = "gatokit:environment:process:v1"
@@ -90,8 +92,7 @@ class _ProcessHandler(GrpcWorkerHandler):
             "PIPELINE_OPTIONS": json_format.MessageToJson(self.provision_info.provision_info.pipeline_options),
             "WORKER_ID": self.worker_id,
         }
-        self._log.parent.mkdir(parents=True, exist_ok=True)
-        self._log.touch()
+        open_appending(self._log).close()
         self._process = _CONTEXT.Process(target=_work, args=(str(self._log.absolute()), environment), daemon=True)
         try:
             with _START_LOCK, _hidden_main():
@@ -168,10 +169,9 @@ def _work(log: str, environment: Mapping[str, str]) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     # Ctrl-C reaches every process of a terminal; the process that started the job ends its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    output = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
-    os.close(output)
+    with open_appending(log) as output:
+        os.dup2(output.fileno(), 1)
+        os.dup2(output.fileno(), 2)
     os.environ.update(environment)
     status = 1
     try:

@@ -1,10 +1,7 @@
-"""Finishes a job: totals from the indexes, the last checks, ``tasks.parquet``, ``dataset.json`` and the manifest. Finds
-and removes what interrupted jobs left; a file that the manifest names is never removed.
-"""
+"""Finishes a job: totals from the indexes, the last checks, ``tasks.parquet``, ``dataset.json`` and the manifest."""
 
-import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +17,7 @@ from gatokit.pipelines.episodes.plan import EpisodesPlan
 from gatokit.pipelines.episodes.ranges import MOST_OUTSIDE
 from gatokit.pipelines.losses import LeftOut, Losses
 from gatokit.pipelines.planning import Plan
-from gatokit.pipelines.scan_cache import SCANS
+from gatokit.pipelines.shards.ownership import Leftover, read_log, remove_leftovers
 from gatokit.pipelines.shards.writer import (
     read_constants,
     read_left_out,
@@ -29,10 +26,9 @@ from gatokit.pipelines.shards.writer import (
     read_provenance,
 )
 from gatokit.schemas.config import BuildConfig, document_rules
-from gatokit.schemas.errors import ConfigError, DataError
-from gatokit.schemas.index import HELD_OUT, INDEX, INDEX_SUFFIX, METADATA_TYPES, TASKS, common_type
+from gatokit.schemas.errors import DataError
+from gatokit.schemas.index import HELD_OUT, INDEX, METADATA_TYPES, TASKS, common_type
 from gatokit.schemas.manifest import (
-    LOG,
     MANIFEST,
     VOCABULARY,
     DatasetEntry,
@@ -55,12 +51,8 @@ from gatokit.tokenizers.tensors import M
 
 _MOST_SATURATED = 0.01
 """If a larger share of an observation's values is saturated, the user is told."""
-WORK = ".work"
-"""Folder of a job that has not finished: scanned rows, shard tasks, markers."""
 _COUNTED_COLUMNS = ["task", "agent", "kept", "split", "steps", "tokens", "lost", "reason", "detail", "episode_id"]
 _METADATA_NAMES = {type_: name for name, type_ in METADATA_TYPES.items()}
-_TEMPORARY = re.compile(re.escape(files.TEMPORARY) + r"[0-9a-f]{32}-.+", re.DOTALL)
-_SUMMARY = r"(dataset(-[0-9a-f]{16})?\.json|tasks(-[0-9a-f]{16})?\.parquet)"
 
 
 # --- a dataset ---------------------------------------------------------------------------------------------------
@@ -338,7 +330,7 @@ def write_manifest(
     vocabulary: VocabularyEntry | None,
     content: Literal["build", "scan"],
     before: Manifest | None,
-) -> "tuple[Manifest, list[Leftover]]":
+) -> tuple[Manifest, list[Leftover]]:
     """Writes the summary files and the manifest, last and atomically, and removes what the manifest does not list.
 
     ``before`` is the manifest that stands, whose files stay what they are as long as it stands. If summary files of it
@@ -388,9 +380,12 @@ def write_manifest(
         write_atomically(root / MANIFEST, manifest(between).to_bytes())
     _write_summaries(root, finished, datasets)
     named = {file.path for file in last.files}
-    removed = _remove_leftovers(root, named) if before is None else []
+    log = read_log(root)
+    folders = {entry.directory for entry in (*datasets, *(before.datasets if before else ()))}
+    folders |= log.datasets if log else set()
+    removed = remove_leftovers(root, folders, named) if before is None else []
     write_atomically(root / MANIFEST, last.to_bytes())
-    return last, removed or _remove_leftovers(root, named)
+    return last, removed or remove_leftovers(root, folders, named)
 
 
 def _write_summaries(root: Path, finished: Sequence[Finished], datasets: Sequence[DatasetEntry]) -> None:
@@ -408,94 +403,3 @@ def _joined_packages(makers: Iterable[Provenance]) -> dict[str, str]:
         for name, version in made_by.packages.items():
             found.setdefault(name, set()).add(version)
     return {name: ", ".join(sorted(found[name])) for name in sorted(found)}
-
-
-# --- leftovers ---------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Leftover:
-    """A file that belongs to no finished job. ``path`` is relative to the directory, with forward slashes."""
-
-    path: str
-    bytes: int
-
-    @property
-    def is_shard(self) -> bool:
-        """Whether it holds records."""
-        return self.path.endswith(".arrayrecord") and not self.path.rpartition("/")[2].startswith(files.TEMPORARY)
-
-
-def collect(directory: str | Path, *, work: bool = False, dry_run: bool = False) -> list[Leftover]:
-    """Removes, or with ``dry_run`` only lists, what interrupted jobs left: temporary files, and shards and indexes that
-    the manifest does not name. With ``work`` also the folder from which an interrupted build would continue, and the
-    scanned rows that were kept.
-
-    Without a manifest it is unknown which shards are needed, and they stay. Raises ConfigError if this is no directory
-    of a build or scan, DataError while a build holds it.
-    """
-    root = files.out_directory(directory)
-    there = set(files.names(root))
-    if not there & {MANIFEST, LOG, WORK}:
-        raise ConfigError(f"{directory} is no directory of a build or scan: it holds neither {MANIFEST} nor {LOG}")
-    with files.hold(root):
-        named = None
-        if MANIFEST in there:
-            manifest = Manifest.parse(files.read_bytes(root / MANIFEST), root / MANIFEST)
-            named = {file.path for file in manifest.files}
-        found = _remove_leftovers(root, named, work=work, dry_run=dry_run)
-        for folder in (WORK, SCANS) if work and not dry_run else ():
-            files.remove_tree(root / folder)
-        return found
-
-
-def _remove_leftovers(
-    root: Path, named: Collection[str] | None, *, work: bool = False, dry_run: bool = False
-) -> list[Leftover]:
-    """Removes the files that a job wrote, recognised by their names, and that are not ``named``, and returns them.
-
-    If ``named`` is None, only temporary files. In the work folder also only those, unless ``work`` is set.
-    """
-    found: list[Leftover] = []
-    for name in files.names(root):
-        if name in (WORK, SCANS):
-            found += _of_work(root, name, work)
-        elif _TEMPORARY.fullmatch(name):
-            found.append(Leftover(name, files.size(root / name)))
-        elif not name.startswith(".") and _is_folder(root / name):
-            found += _of_dataset(root, name, named)
-    if not dry_run:
-        for item in found:
-            files.remove(root / item.path)
-        for name in {item.path.partition("/")[0] for item in found if "/" in item.path} - {WORK, SCANS}:
-            if not files.is_remote(root) and not files.names(root / name):
-                (root / name).rmdir()
-    return found
-
-
-def _of_dataset(root: Path, name: str, named: Collection[str] | None) -> Iterator[Leftover]:
-    there = files.sizes(root / name)
-    stem = re.escape(name) + "-[0-9a-f]{16}"
-    indexes = {file for file in there if re.fullmatch(f"{stem}(-[0-9a-f]{{16}})?{re.escape(INDEX_SUFFIX)}", file)}
-    patterns = [stem + r"(-\d{3,})?\.arrayrecord", *([_SUMMARY] if indexes else [])]
-    # An index marks a folder as ours and its shard as done, so it goes last.
-    for file in sorted(there, key=lambda file: (file in indexes, file)):
-        is_ours = file in indexes or any(re.fullmatch(pattern, file) for pattern in patterns)
-        if _TEMPORARY.fullmatch(file) or (is_ours and named is not None and f"{name}/{file}" not in named):
-            yield Leftover(f"{name}/{file}", there[file])
-
-
-def _of_work(root: Path, path: str, everything: bool) -> Iterator[Leftover]:
-    if _is_folder(root / path):
-        there = files.sizes(root / path)
-        for file in sorted(there):
-            if everything or _TEMPORARY.fullmatch(file):
-                yield Leftover(f"{path}/{file}", there[file])
-        for name in files.names(root / path):
-            if name not in there:
-                yield from _of_work(root, f"{path}/{name}", everything)
-
-
-def _is_folder(path: Path) -> bool:
-    """Whether the path is a directory and no link."""
-    return files.is_directory(path) and not path.is_symlink()

@@ -476,7 +476,7 @@ def provenance(kind: str) -> Provenance:
 def finished_indexes(directory: Path, wanted: Callable[[str], bool]) -> set[str]:
     """The names of those ``wanted`` indexes whose splits are finished: every part that the index names exists and has
     its size."""
-    there = sizes(directory) if is_directory(directory) else {}
+    there = sizes(directory, links=False) if is_directory(directory) else {}
 
     def is_finished(index: Path) -> bool:
         try:

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from gatokit.schemas.errors import ConfigError, DataError
 from gatokit.storage import files, gcs
-from gatokit.storage.files import hold
 from gatokit.storage.gcs import describe
+from gatokit.storage.lock import hold
 from tests.google.fixtures import Bucket
 
 DATA = bytes(range(251)) * 4000

@@ -15,7 +15,7 @@ import pytest
 from gatokit.cli.main import main
 from gatokit.inspection.verify.directory import verify
 from gatokit.pipelines.run import build
-from gatokit.pipelines.shards.manifest import collect
+from gatokit.pipelines.shards.ownership import collect
 from gatokit.schemas.errors import ConfigError, DataError
 from tests.google.fixtures import Bucket
 from tests.google.server import Request, Response
@@ -140,6 +140,8 @@ def test_gc_removes_what_dead_attempts_left(sources: Bucket, capsys: pytest.Capt
     }
     for path, size in left.items():
         sources.put(f"out/{path}", bytes(size))
+    began = json.dumps({"event": "build started", "datasets": ["text", "gone"]}).encode() + b"\n"
+    sources.put("out/build.log.jsonl", sources.get("out/build.log.jsonl") + began)
     sources.put("out/.work/scan/u.arrow", bytes(11))
     sources.put("out/notes/mine.txt", b"mine")
     mine = {".work/scan/u.arrow", "notes/mine.txt"}

@@ -134,7 +134,7 @@ def test_one_build_at_a_time_holds_a_directory(tmp_path, recorded_config):
         [
             sys.executable,
             "-c",
-            "import sys\nfrom gatokit.storage.files import hold\n"
+            "import sys\nfrom gatokit.storage.lock import hold\n"
             "with hold(sys.argv[1]):\n    print('held', flush=True)\n    sys.stdin.read()",
             tmp_path / "out",
         ],

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from gatokit.schemas.errors import ConfigError, DataError
-from gatokit.storage.files import commit, file_digest, hold, out_directory, temporary_beside, write_atomically
+from gatokit.storage.files import commit, file_digest, out_directory, temporary_beside, write_atomically
+from gatokit.storage.lock import hold
 
 
 def names(directory: Path) -> list[str]:
@@ -86,7 +87,7 @@ def test_digest_of_a_file(tmp_path: Path, size: int) -> None:
 
 HOLDER = """
 import sys
-from gatokit.storage.files import hold
+from gatokit.storage.lock import hold
 with hold(sys.argv[1]):
     print("held", flush=True)
     sys.stdin.read()
