@@ -4,13 +4,13 @@ import argparse
 import contextlib
 import io
 import json
-import shutil
 import time
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from gatokit.cli.console import Output, needs, positive
+from gatokit.cli.console import Output, positive
+from gatokit.schemas.errors import ConfigError
 
 VOCABULARY_PIECES = 4000
 """The demo's text is too short for 32,000."""
@@ -33,8 +33,9 @@ def run(arguments: argparse.Namespace) -> int:
     """Runs every stage; what is already there is not made again."""
     output, out, begin = Output(arguments.json), Path(arguments.out), time.monotonic()
     workers = ["--workers", str(arguments.workers)]
+    config, run_config = (_copied(name, out) for name in ("demo.yaml", "demo-train.yaml"))
     _make_sources(output, out / "data", arguments.workers)
-    config, vocabulary, built = _copied("demo.yaml", out), out / "vocabulary.model", str(out / "built")
+    vocabulary, built = out / "vocabulary.model", str(out / "built")
 
     def command(*words: object) -> int:
         """Shows and runs one command. With ``--json`` it prints nothing, but the JSON of a command that fails."""
@@ -64,8 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
     if status:
         return status
     output.say("", "— train the smallest model on the shards")
-    run_config, trained, scores = _copied("demo-train.yaml", out), out / "run", out / "scores"
-    _forget_other_run(run_config, built, trained, scores)
+    trained, scores = out / "run", out / "scores"
     status = command("train", run_config, "--data", built, "--out", trained)
     if status:
         return status
@@ -111,26 +111,17 @@ def _first_kept(directory: str, dataset: str) -> str:
 
 
 def _copied(name: str, out: Path) -> Path:
-    """A config that comes with the package, as a file in ``out``."""
-    path = out / name
-    path.write_text(files("gatokit.cli").joinpath(name).read_text(encoding="utf-8"), encoding="utf-8")
+    """A config that comes with the package, as a file in ``out``. Raises ConfigError if another one is there."""
+    from gatokit.storage.files import write_new
+    from gatokit.storage.ownership import check_output
+
+    path, data = out / name, files("gatokit.cli").joinpath(name).read_bytes()
+    check_output(path)
+    if not path.exists():
+        write_new(path, data)
+    elif path.read_bytes() != data:
+        raise ConfigError(f"{path}: is another file than the demo's; remove it, or choose another --out")
     return path
-
-
-def _forget_other_run(config: Path, built: str, out: Path, scores: Path) -> None:
-    """Removes a run in ``out`` of another config or another build, and ``scores`` without their run."""
-    with needs("train"):
-        from gatokit.loader.mixture import open_mixture
-        from gatokit.schemas.run import read_run_config
-        from gatokit.schemas.run_directory import RunFile
-    run, wanted = RunFile.read(out), read_run_config(config)
-    if run is not None:
-        slots = {"patch_slots": wanted.input.patch_slots, "patch_group_rows": wanted.input.patch_group_rows}
-        found = run.config.model_copy(update={"input": run.config.input.model_copy(update=slots)})
-        if found == wanted and run.data_digest == open_mixture([built], wanted.input.weights).data_digest:
-            return
-        shutil.rmtree(out)
-    shutil.rmtree(scores, ignore_errors=True)
 
 
 def _show_losses(output: Output, config: Path, built: str, out: Path) -> list[dict[str, Any]]:

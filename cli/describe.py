@@ -43,11 +43,12 @@ def run(arguments: argparse.Namespace) -> int:
         from gatokit.pipelines.describe.config_text import config_text
         from gatokit.pipelines.describe.proposal import propose
         from gatokit.pipelines.describe.source import describe
-    from gatokit.storage.files import exists, write_atomically
+    from gatokit.storage.files import exists, write_new
 
     output, write = Output(arguments.json), arguments.write
-    if write is not None and exists(write):
-        raise ConfigError(f"--write {write}: the file exists already; remove it or choose another name")
+    taken = ConfigError(f"--write {write}: the file exists already; remove it or choose another name")
+    if write is not None and (exists(write) or os.path.islink(write)):
+        raise taken
     splits = None if arguments.splits is None else tuple(arguments.splits)
     with output.progress() as progress:
         found = describe(
@@ -57,7 +58,10 @@ def run(arguments: argparse.Namespace) -> int:
     vocabulary = arguments.vocabulary and _from_config(arguments.vocabulary, write)
     text = config_text(found, proposal, vocabulary, os.path.basename(write or "config.yaml"))
     if write is not None:
-        write_atomically(write, text.encode())
+        try:
+            write_new(write, text.encode())
+        except FileExistsError:
+            raise taken from None
     _show(found, proposal, output)
     if write is None:
         output.say(f"next: gatokit describe {arguments.source} --write config.yaml")

@@ -268,17 +268,19 @@ def _write_report(
 ) -> None:
     """Writes the report and the card that are asked for, each complete or not at all.
 
-    Raises ConfigError if a file cannot be written, the packages of the report are missing, or the run cannot draw from
-    the directory.
+    Raises ConfigError if a file cannot be written or is one that somebody wrote or edited, the packages of the report
+    are missing, or the run cannot draw from the directory.
     """
     from gatokit.inspection.card import card, markdown
     from gatokit.storage.files import write_atomically
+    from gatokit.storage.ownership import check_output, check_page, marked
 
     files: dict[str, Path] = {name: path for name in ("card", "html") if (path := getattr(arguments, name)) is not None}
     for name, path in files.items():
         # An index takes long to read, so paths are checked first.
-        if path.is_dir():
+        if path.is_dir() and not path.is_symlink():
             raise ConfigError(f"--{name} {path}: that is a directory; give a file")
+        check_output(path)
         if not path.parent.is_dir():
             raise ConfigError(f"--{name} {path}: there is no directory {path.parent}; make it, or give another file")
     texts = {}
@@ -292,9 +294,12 @@ def _write_report(
         shares = None if arguments.run is None else _shares(directory, arguments.run)
         with output.progress() as progress:
             texts["html"] = page(report(directory, datasets, shares, progress), script)
+    pages = {name: marked(text) for name, text in texts.items()}
+    for name, path in files.items():
+        check_page(f"--{name}", path, pages[name])
     for name, path in files.items():
         try:
-            write_atomically(path, texts[name].encode())
+            write_atomically(path, pages[name])
         except OSError as error:
             raise ConfigError(f"--{name} {path}: cannot be written: {error.strerror}") from None
         output.say(f"wrote {path}, {byte_size(path.stat().st_size)}")

@@ -4,7 +4,6 @@ import contextlib
 import json
 import multiprocessing
 import os
-import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass, field
@@ -20,6 +19,7 @@ from gatokit.environments.agents import AGENTS, Actor, Bursts, Mix, episode_seed
 from gatokit.environments.registry import make
 from gatokit.environments.writers import EpisodeWriter, metadata_of, open_writer
 from gatokit.schemas.errors import ConfigError
+from gatokit.storage.files import whole_folder
 
 MARKER = "recording.json"
 """Written last into a finished task directory: what was recorded, and every agent's mean return."""
@@ -84,7 +84,7 @@ def record(
         "bursts": json.loads(json.dumps(asdict(bursts))),
         "spec": adapter.spec.id,
     }
-    if directory.exists():
+    if os.path.lexists(directory):
         recording, recorded = _read(directory)
         for key, value in settings.items():
             if recorded.get(key) != value:
@@ -95,24 +95,18 @@ def record(
         if progress:
             progress(adapter.name, mix.total, mix.total)
         return recording
-    partial = directory.with_name(f".{task}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    episodes = None
-    try:
+    with whole_folder(directory) as partial:
         episodes = open_writer(adapter, partial, writer)
-        returns, steps = _play(adapter, episodes, mix, seed, bursts, progress)
-        episodes.close()
-    except BaseException:
-        # Without this, EnvLogger's destructor would write into the folder of a later recording.
-        with contextlib.suppress(Exception):
-            if episodes:
+        try:
+            returns, steps = _play(adapter, episodes, mix, seed, bursts, progress)
+            episodes.close()
+        except BaseException:
+            # Without this, EnvLogger's destructor would make the folder again when it is removed.
+            with contextlib.suppress(Exception):
                 episodes.close()
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    content = {"settings": settings, "episodes": mix.total, "steps": steps, "returns": returns}
-    (partial / MARKER).write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    os.rename(partial, directory)
+            raise
+        content = {"settings": settings, "episodes": mix.total, "steps": steps, "returns": returns}
+        (partial / MARKER).write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     return Recording(adapter.name, directory, writer, mix.total, steps, returns)
 
 

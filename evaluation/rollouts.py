@@ -26,10 +26,13 @@ from gatokit.environments.agents import RECORDING_SEEDS, Actor
 from gatokit.environments.registry import make
 from gatokit.schemas.errors import ConfigError, DataError
 from gatokit.schemas.progress import Progress
-from gatokit.storage.files import write_atomically, writing
+from gatokit.storage.files import open_appending, write_atomically, writing
+from gatokit.storage.ownership import check_own
 
 _ROLLOUTS = "rollouts.jsonl"
 _SETTINGS = "evaluation.json"
+_WRITTEN = (_ROLLOUTS, "scores.json", "scores.png", "ceiling.json", "videos")
+"""What evaluations write into the folder."""
 
 
 @dataclass(frozen=True)
@@ -225,21 +228,22 @@ class RolloutLog:
         """Opens the log in ``out`` or creates it. ``settings`` are JSON values: everything that rollouts depend on
         besides their task, agent and number.
 
-        Raises ConfigError if it holds rollouts of other settings or is in use, and DataError if it cannot be read or
-        written.
+        Raises ConfigError if it holds rollouts of other settings, files that no evaluation wrote, or is in use, and
+        DataError if it cannot be read or written.
         """
         self._path = out / _ROLLOUTS
         self._rollouts: dict[tuple[str, str, int], Rollout] = {}
         try:
+            check_own(out, _SETTINGS, _WRITTEN)
             out.mkdir(parents=True, exist_ok=True)
-            self._file = self._path.open("a+b")
+            _check_settings(out, settings)
+            self._file = open_appending(self._path)
             try:
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise ConfigError(
                     f"{out} is in use by another gatokit evaluate: wait for it, or give another --out"
                 ) from None
-            _check_settings(out, settings)
             self._read()
         except OSError as error:
             raise DataError(f"{error.filename or out} cannot be read or written: {error.strerror}") from None

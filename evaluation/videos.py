@@ -1,7 +1,6 @@
 """Videos of rollouts: an MP4 for each, or a GIF if OpenCV cannot write MP4."""
 
 import math
-import os
 from pathlib import Path
 
 import cv2
@@ -9,6 +8,7 @@ import numpy as np
 
 from gatokit.environments.adapter import Adapter
 from gatokit.schemas.errors import DataError
+from gatokit.storage.files import commit, remove_temporaries, temporary_beside
 
 _FRAMES_PER_SECOND = 30
 """Most frames a second; of faster environments only every second or third step is shown, in real time."""
@@ -35,6 +35,7 @@ class Videos:
         self._videos: dict[int, _Video] = {}
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            remove_temporaries(folder)
         except OSError as error:
             raise DataError(f"{folder} cannot be written: {error.strerror}") from None
 
@@ -57,7 +58,7 @@ class _Video:
 
     def __init__(self, path: Path, adapter: Adapter) -> None:
         hz = adapter.hz or _STEPS_PER_SECOND
-        self._path, self._temporary = path, path.with_name(f".{path.name}")
+        self._path, self._temporary = path, Path(temporary_beside(path))
         self._every = math.ceil(hz / _FRAMES_PER_SECOND - 1e-9)
         self._rate = hz / self._every
         self._steps = 0
@@ -81,11 +82,11 @@ class _Video:
         if self._writer is not None:
             self._writer.release()
         if not self._frames:
-            os.replace(self._temporary, self._path)
+            commit(self._temporary, self._path)
             return
         from PIL import Image
 
         first, *others = (Image.fromarray(frame) for frame in self._frames)
         gif = self._temporary.with_suffix(".gif")
         first.save(gif, save_all=True, append_images=others, duration=round(1000 / self._rate), loop=0)
-        os.replace(gif, self._path.with_suffix(".gif"))
+        commit(gif, self._path.with_suffix(".gif"))

@@ -22,6 +22,7 @@ from gatokit.schemas.errors import ConfigError, MalformedError
 from gatokit.schemas.index import CONTAINER_REASONS
 from gatokit.schemas.manifest import digest
 from gatokit.storage import files
+from gatokit.storage.ownership import check_output
 
 SCANS = ".scan"
 """Folder in ``--out`` with the tables, if no other is given."""
@@ -139,7 +140,7 @@ def is_table(path: Path) -> bool:
     """Whether a file is a table of scanned rows, which may be damaged: the beginning of Arrow's file, in which the
     names of its metadata stand, says so."""
     try:
-        files.check_output(path)
+        check_output(path)
         with files.ranges(path) as file:
             begin = file.read_at(0, 16)
             length = min(int.from_bytes(begin[12:16], "little"), _MOST_SCHEMA)

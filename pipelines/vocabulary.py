@@ -38,6 +38,7 @@ from gatokit.schemas.index import HELD_OUT, TRAIN
 from gatokit.schemas.progress import Progress, no_progress
 from gatokit.schemas.tokens import TEXT_IDS
 from gatokit.storage.files import write_atomically, write_rows
+from gatokit.storage.ownership import check_output
 from gatokit.tokenizers.document import END_MARKERS
 from gatokit.tokenizers.text import SPACE, TextTokenizer
 
@@ -174,8 +175,9 @@ def _check_out(out: str | Path) -> None:
     path = Path(out)
     if "://" in str(out):
         raise ConfigError(f"--out {out}: no local path; write to a local or mounted directory")
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():
         raise ConfigError(f"--out {path}: is a directory; name a file in it")
+    check_output(path)
     try:
         if path.exists():
             TextTokenizer.load(path)

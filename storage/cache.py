@@ -2,22 +2,36 @@
 
 Everything but the shards is downloaded when a build is opened, and a shard when it is first read. A file counts only if
 it has the size and digest of the manifest. If the cache would exceed its bound, it removes the shards whose last use is
-longest ago. A shard that is open anywhere is locked and stays.
+longest ago. A shard that is open anywhere is locked and stays. So does every file that no build in the cache names.
 """
 
 import fcntl
 import json
 import os
 import re
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from gatokit.schemas.errors import ConfigError, DataError
 from gatokit.schemas.manifest import MANIFEST, Manifest, digest
 from gatokit.storage import gcs
-from gatokit.storage.files import TEMPORARY, commit, file_digest, read_bytes, temporary_beside, write_atomically
+from gatokit.storage.files import (
+    TEMPORARY,
+    TEMPORARY_NAME,
+    commit,
+    file_digest,
+    open_appending,
+    read_bytes,
+    remove,
+    temporary_beside,
+    write_atomically,
+)
+from gatokit.storage.folder import read_manifest
+from gatokit.storage.ownership import check_folders
 
 MARKER = "remote.json"
 """File of a cached build that says where the build comes from."""
@@ -34,7 +48,7 @@ class HeldFile:
     """Keeps a cached file on this disk until it is garbage collected."""
 
     def __init__(self, path: Path) -> None:
-        self.descriptor = os.open(path, os.O_RDONLY)
+        self.descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
         fcntl.flock(self.descriptor, fcntl.LOCK_SH)
 
     def __del__(self) -> None:
@@ -60,9 +74,10 @@ class CachedFile:
         """Keeps the file on this disk, and downloads it first if necessary.
 
         Raises CacheFullError if there is no room, DataError if the object does not have this size and digest or the
-        cache cannot be written.
+        cache cannot be written, or holds links.
         """
         with _cache_errors(self.cache):
+            check_folders(self.cache, self.path.parent)
             while True:
                 with suppress(FileNotFoundError):
                     held = HeldFile(self.path)
@@ -71,7 +86,7 @@ class CachedFile:
                         os.utime(self.path)
                         return held
                     if status.st_nlink:  # damaged; without a link it was removed before it was locked
-                        self.path.unlink()
+                        remove(self.path)
                 # One process downloads it, the others wait.
                 with _locked(self.path.with_name(self.path.name + ".lock")):
                     if not self.path.exists():
@@ -79,11 +94,12 @@ class CachedFile:
 
     def download(self) -> None:
         """Downloads the object to ``path``, where it appears complete or not at all."""
+        check_folders(self.cache, self.path.parent)
         temporary = Path(temporary_beside(self.path))
         with _locked(self.cache / ".lock"):
             if self.path.name.endswith(_SHARD) and self.most_bytes is not None:
                 self._make_room(self.most_bytes)
-            file = open(temporary, "w+b")  # noqa: SIM115
+            file = open(temporary, "x+b")  # noqa: SIM115
             # Other processes see the room that the file will take, and that the download is alive.
             fcntl.flock(file, fcntl.LOCK_EX)
             file.truncate(self.size)
@@ -112,12 +128,12 @@ class CachedFile:
         if self.size > most_bytes:
             raise ConfigError(f"--cache-bytes {most_bytes}: {self.url} has {self.size} bytes; give room for several")
         files = []
-        # Files in folders without a marker are not the cache's, and stay.
         for marker in self.cache.glob(f"*/{MARKER}"):
-            for path in marker.parent.rglob(f"*{_SHARD}"):
+            for path in _shards(marker.parent):
                 with suppress(FileNotFoundError):
-                    status = path.stat()
-                    files.append((not path.name.startswith(TEMPORARY), status.st_mtime_ns, path, status.st_size))
+                    status = path.lstat()
+                    if stat.S_ISREG(status.st_mode):
+                        files.append((not path.name.startswith(TEMPORARY), status.st_mtime_ns, path, status.st_size))
         total = self.size + sum(file[-1] for file in files)
         for _, _, path, freed in sorted(files):
             if total > most_bytes and _removed(path):
@@ -152,6 +168,7 @@ def open_remote(argument: str, cache_directory: str | Path | None, most_bytes: i
     with _cache_errors(cache):
         for file in _files(directory, manifest, url, most_bytes):
             file.path.parent.mkdir(parents=True, exist_ok=True)
+            check_folders(cache, file.path.parent)
             is_there = file.path.exists() and file.path.stat().st_size == file.size
             if not file.path.name.endswith(_SHARD) and not is_there:
                 file.download()
@@ -173,6 +190,25 @@ def _files(directory: Path, manifest: Manifest, url: str, most_bytes: int | None
     ]
 
 
+def _shards(directory: Path) -> Iterator[Path]:
+    """The shards of a build in the cache, and what killed downloads left of some."""
+    with suppress(OSError, DataError):
+        names = _shard_names(directory, (directory / MANIFEST).stat().st_mtime_ns)
+        for folder in sorted({(directory / name).parent for name in names}):
+            with suppress(OSError, DataError):
+                check_folders(directory.parent, folder)
+                for name in os.listdir(folder):
+                    is_left = bool(TEMPORARY_NAME.fullmatch(name)) and name.endswith(_SHARD)
+                    if is_left or (folder / name).relative_to(directory).as_posix() in names:
+                        yield folder / name
+
+
+@lru_cache(maxsize=64)
+def _shard_names(directory: Path, version: int) -> frozenset[str]:
+    """The shards that the manifest of a build in the cache names. Raises DataError if it cannot be read."""
+    return frozenset(file.path for file in read_manifest(directory).files if file.path.endswith(_SHARD))
+
+
 def _removed(path: Path) -> bool:
     """Removes a file unless a process has it open. Returns whether it is gone."""
     with suppress(OSError), open(path, "rb") as file:
@@ -184,7 +220,7 @@ def _removed(path: Path) -> bool:
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """Holds a lock that one thread of all processes has at a time."""
-    with open(path, "ab") as file:
+    with open_appending(path) as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 

@@ -2,7 +2,7 @@
 
 Every function takes local paths and names of objects alike. A local file is written under a temporary name in the same
 directory, synced and renamed. An object exists as soon as its upload has finished, and not before. What is written or
-removed on a disk is a regular file: nothing is written through a link, and no link is removed.
+removed on a disk is a regular file: nothing is written through a link, and no link is removed (``ownership``).
 """
 
 import errno
@@ -13,7 +13,6 @@ import io
 import os
 import re
 import shutil
-import stat
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -27,8 +26,9 @@ from uuid import uuid4
 
 import pyarrow as pa
 
-from gatokit.schemas.errors import ConfigError, DataError, MalformedError
+from gatokit.schemas.errors import ConfigError, DataError
 from gatokit.storage import gcs
+from gatokit.storage.ownership import check_output
 
 TEMPORARY = ".tmp-"
 """Begins the names of files that are not complete yet."""
@@ -362,24 +362,6 @@ def out_directory(out: str | Path, option: str = "--out") -> Path:
     return Path(out)
 
 
-def check_output(path: str | Path) -> None:
-    """Raises MalformedError if a local ``path`` is there and is a link or anything else than a regular file."""
-    try:
-        mode = stat.S_IFREG if is_remote(path) else os.lstat(path).st_mode
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    if not stat.S_ISREG(mode):
-        kind = "a link" if stat.S_ISLNK(mode) else "a directory" if stat.S_ISDIR(mode) else "no regular file"
-        raise MalformedError(f"{path} is {kind}, and a file is to be there; remove it or choose another place")
-
-
-def check_folder(path: str | Path) -> None:
-    """Raises MalformedError if a local ``path`` is there and is a link or anything else than a directory."""
-    if not is_remote(path) and os.path.lexists(path) and (os.path.islink(path) or not os.path.isdir(path)):
-        kind = "a link" if os.path.islink(path) else "no directory"
-        raise MalformedError(f"{path} is {kind}, and a directory is to be there; remove it or choose another place")
-
-
 def write_atomically(path: str | Path, data: bytes | memoryview) -> None:
     """Writes ``path`` so that it holds either what it held before or all of ``data``. Raises MalformedError if it is no
     regular file."""
@@ -535,6 +517,13 @@ def remove(path: str | Path) -> None:
     else:
         check_output(path)
         Path(path).unlink(missing_ok=True)
+
+
+def remove_temporaries(directory: Path) -> None:
+    """Removes the temporary files that killed processes left in a local directory, which this process alone writes."""
+    for name in sizes(directory, links=False):
+        if TEMPORARY_NAME.fullmatch(name):
+            remove(directory / name)
 
 
 def remove_tree(directory: str | Path) -> None:

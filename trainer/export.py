@@ -3,6 +3,7 @@
 The files of a policy lie in the folder ``policy`` of a run and of its checkpoints, and beside the weights of an export.
 """
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,7 @@ def export(run: Path, out: Path) -> int:
     DataError if there is no checkpoint, ConfigError if ``out`` exists already.
     """
     checkpoint = find_checkpoint(run)
-    if out.exists():
+    if os.path.lexists(out):
         raise ConfigError(f"{out} is there already: give another --out, or remove it")
     policy = read_policy(checkpoint / POLICY_FOLDER)
     table = model.parameter_table(policy.config.model, policy.tokenizer.vocabulary_size)

@@ -20,7 +20,7 @@ from gatokit.loader.windows import Windows
 from gatokit.schemas.run import RunConfig
 from gatokit.schemas.run_directory import METRICS, Line, flatten, read_metrics
 from gatokit.schemas.tokens import TokenKind
-from gatokit.storage.files import write_atomically, writing
+from gatokit.storage.files import open_appending, write_atomically, writing
 from gatokit.trainer.loss import Sums
 from gatokit.trainer.mesh import place
 from gatokit.trainer.model import check_positions
@@ -156,13 +156,13 @@ class MetricsFile:
         kept = [line for line in read_metrics(out) if line["step"] <= step and not line.get("partial")]
         with writing(self._path):
             write_atomically(self._path, "".join(json.dumps(line) + "\n" for line in kept).encode())
-            self._file = self._path.open("a", encoding="utf-8")
+            self._file = open_appending(self._path)
         self._board = SummaryWriter(str(out / "tensorboard"), purge_step=step + 1 if step else None)
 
     def write(self, line: Line) -> None:
         """Appends a line; it is in the file when this returns."""
         with writing(self._path):
-            self._file.write(json.dumps(line, allow_nan=False) + "\n")
+            self._file.write((json.dumps(line, allow_nan=False) + "\n").encode())
             self._file.flush()
             for name, value in flatten(line, "/").items():
                 if isinstance(value, int | float) and name != "step":

@@ -20,10 +20,22 @@ from gatokit.loader.mixture import Mixture, open_mixture
 from gatokit.loader.provenance import Provenance
 from gatokit.loader.windows import Windows
 from gatokit.schemas.errors import ConfigError, DataError
+from gatokit.schemas.manifest import LOG, MANIFEST
 from gatokit.schemas.run import RunConfig
-from gatokit.schemas.run_directory import POLICY_FOLDER, RUN, Line, RunFile, RunState, last_line, policy_folder
+from gatokit.schemas.run_directory import (
+    CHECKPOINTS,
+    METRICS,
+    POLICY_FOLDER,
+    RUN,
+    Line,
+    RunFile,
+    RunState,
+    last_line,
+    policy_folder,
+)
 from gatokit.storage.files import write_atomically, writing
 from gatokit.storage.folder import read_policy
+from gatokit.storage.ownership import check_own
 from gatokit.trainer import cost
 from gatokit.trainer.checkpoint import Checkpoints
 from gatokit.trainer.distributed import Watchdog, any_process, is_first
@@ -194,8 +206,10 @@ def train(
 def _open_directory(out: Path, run: RunFile, mixture: Mixture) -> None:
     """Makes the directory of a run with ``run.json`` and the policy's files, or checks that it is this run's.
 
-    Raises ConfigError if it holds another run or cannot be made.
+    Raises ConfigError if it holds another run, a build or files of these names that no run wrote, or cannot be made.
     """
+    folders = (POLICY_FOLDER, CHECKPOINTS, "tensorboard", "profile")
+    check_own(out, RUN, (*folders, METRICS, "loss.png"), others=(MANIFEST, LOG))
     existing = RunFile.read(out)
     if existing is not None:
         existing.check_same(run, out)
@@ -257,7 +271,8 @@ def _not_finite(
     path = out / f"not-finite-{step}.json"
     if is_first():
         content = json.dumps([window.to_json() for window in drawn], indent=1) + "\n"
-        path.write_text(content, encoding="utf-8")
+        with writing(path):
+            write_atomically(path, content.encode())
     checkpoints.wait()
     good = checkpoints.newest()
     kept = "there is no checkpoint yet" if good is None else f"the last good checkpoint is step {good}"

@@ -16,6 +16,7 @@ from gatokit.schemas.errors import ConfigError, RejectedError
 from gatokit.schemas.tokens import EncodedImage, TokenKind
 from gatokit.schemas.words import counted, shown, visible_lines
 from gatokit.storage.files import write_atomically
+from gatokit.storage.ownership import check_output
 from gatokit.tokenizers.image_codec import probe
 
 FIRST_STEPS = 5
@@ -212,6 +213,7 @@ def _save_images(output: Output, folder: Path, images: Sequence[EncodedImage]) -
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for path, data in files.items():
+            check_output(path)
             if path.exists() and path.read_bytes() != data:
                 raise ConfigError(
                     f"--images {folder}: {path.name} exists already and is another file; give another directory"

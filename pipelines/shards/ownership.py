@@ -21,6 +21,7 @@ from gatokit.storage import files
 from gatokit.storage.files import TEMPORARY_NAME, is_remote
 from gatokit.storage.folder import read_manifest
 from gatokit.storage.lock import LOCK, hold, is_lock
+from gatokit.storage.ownership import check_folder, check_output
 
 WORK = ".work"
 """Folder of a job that has not finished: scanned rows, shard tasks, markers."""
@@ -44,7 +45,7 @@ class BuildLog:
 def read_log(root: Path) -> BuildLog | None:
     """The log of a directory; None if there is none that a build wrote. Raises MalformedError if it is a link."""
     path = root / LOG
-    files.check_output(path)
+    check_output(path)
     if not files.exists(path):
         return None
     datasets, is_finished, is_log = set[str](), False, False
@@ -83,9 +84,9 @@ def check_directory(root: Path, datasets: Collection[str], content: str) -> None
     MalformedError if it would write through a link."""
     there = files.names(root) if files.is_directory(root) else []
     for name in {LOG, MANIFEST, VOCABULARY, LOCK}.intersection(there):
-        files.check_output(root / name)
+        check_output(root / name)
     for name in {WORK, SCANS, *datasets}.intersection(there):
-        files.check_folder(root / name)
+        check_folder(root / name)
     log, manifest = _evidence(root, there)
     if log is None and LOG in there:
         raise _foreign(root, LOG, content)

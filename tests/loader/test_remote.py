@@ -7,6 +7,7 @@ import re
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from gatokit.loader import records
 from gatokit.loader.mixture import Mixture, open_mixture
 from gatokit.loader.records import OpenShards
 from gatokit.loader.windows import Windows
-from gatokit.schemas.errors import ConfigError, DataError
+from gatokit.schemas.errors import ConfigError, DataError, MalformedError
 from gatokit.schemas.run import RunConfig
 from gatokit.storage.cache import CacheFullError, open_remote
 from tests.google.fixtures import Bucket, bucket, impatient, private_key
@@ -171,20 +172,44 @@ def test_leftovers_of_a_killed_download_go_and_those_of_a_live_one_stay(
     expected = whole(mixed)
     mixture = opened(tmp_path, max(Path(p).stat().st_size for p in mixed.rglob("*.arrayrecord")) + 100)
     folder = Path(mixture.datasets[0].shards[0].path).parent
-    dead, alive = folder / ".tmp-0-x.arrayrecord", folder / ".tmp-1-x.arrayrecord"
+    dead, alive = (folder / f".tmp-{number:032x}-x.arrayrecord" for number in range(2))
     dead.write_bytes(bytes(5000))
     alive.write_bytes(bytes(100))
-    foreign = tmp_path / "built" / "x.arrayrecord"
-    foreign.parent.mkdir()
-    foreign.write_bytes(bytes(5000))
+    foreign = [tmp_path / "built" / "x.arrayrecord", folder / "mine.arrayrecord", folder / ".tmp-mine.arrayrecord"]
+    foreign[0].parent.mkdir()
+    for path in foreign:
+        path.write_bytes(bytes(5000))
+        os.utime(path, (1, 1))
     with open(alive, "rb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         for number in range(len(expected)):
             check(shards_of(mixture), number, expected)
     assert alive.exists()
     assert not dead.exists()
-    # What lies beside the cached builds is not the cache's.
-    assert foreign.exists()
+    # What no cached build names is not the cache's.
+    assert [path.stat().st_size for path in foreign] == [5000] * 3
+
+
+def test_links_in_a_cache_lead_to_nothing_that_is_removed_or_written(uploaded: Bucket, tmp_path: Path) -> None:
+    """Another user of a shared cache puts a link to somebody's folder, or file, in the place of one of its own."""
+    mixture = opened(tmp_path / "cache")
+    shard = Path(mixture.datasets[0].shards[0].path)
+    shards_of(mixture).read_bytes(0, 0, 1)
+    victim = tmp_path / "victim"
+    shard.parent.rename(victim)
+    shard.parent.symlink_to(victim)
+    before = {path.name: path.read_bytes() for path in victim.iterdir()}
+    other = next(
+        item for dataset in mixture.datasets for item in dataset.shards if Path(item.path).parent != shard.parent
+    )
+    assert other.remote is not None
+    replace(other.remote, most_bytes=other.remote.size).hold()
+    with pytest.raises(MalformedError, match="is a link, and a directory is to be there"):
+        shards_of(mixture).read_bytes(0, 0, 1)
+    assert {path.name: path.read_bytes() for path in victim.iterdir()} == before
+    with pytest.raises(MalformedError, match="is a link, and a directory is to be there"):
+        opened(tmp_path / "cache")
+    assert {path.name: path.read_bytes() for path in victim.iterdir()} == before
 
 
 def test_a_shard_larger_than_the_bound_is_an_error(uploaded: Bucket, tmp_path: Path) -> None:

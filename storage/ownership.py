@@ -1,0 +1,82 @@
+"""Whose a file is: nothing is overwritten or removed unless this program made it and can show that, and nothing is
+written through a link.
+
+A command shows it by the file that it writes first into a folder, by names in a manifest, or by a mark at the end of a
+file. A folder that the user names may itself be a link.
+"""
+
+import os
+import re
+import stat
+from collections.abc import Iterable
+from pathlib import Path
+
+from gatokit.schemas.errors import ConfigError, MalformedError
+from gatokit.schemas.manifest import digest
+
+_MARK = re.compile(rb"<!-- written by gatokit ([0-9a-f]{16}) -->\n\Z")
+
+
+def check_output(path: str | Path) -> None:
+    """Raises MalformedError if a local ``path`` is there and is a link or anything else than a regular file."""
+    try:
+        mode = os.lstat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    if not stat.S_ISREG(mode):
+        kind = "a link" if stat.S_ISLNK(mode) else "a directory" if stat.S_ISDIR(mode) else "no regular file"
+        raise MalformedError(f"{path} is {kind}, and a file is to be there; remove it or choose another place")
+
+
+def check_folder(path: str | Path) -> None:
+    """Raises MalformedError if a local ``path`` is there and is a link or anything else than a directory."""
+    if os.path.lexists(path) and (os.path.islink(path) or not os.path.isdir(path)):
+        kind = "a link" if os.path.islink(path) else "no directory"
+        raise MalformedError(f"{path} is {kind}, and a directory is to be there; remove it or choose another place")
+
+
+def check_folders(root: Path, path: Path) -> None:
+    """``check_folder`` of all folders below ``root`` on the way to the folder ``path``."""
+    for count in range(1, len(path.relative_to(root).parts) + 1):
+        check_folder(root.joinpath(*path.relative_to(root).parts[:count]))
+
+
+def check_own(folder: Path, marker: str, written: Iterable[str], others: Iterable[str] = ()) -> None:
+    """Checks a folder in which a command goes on with what it has ``written``: it is the command's if it holds the file
+    ``marker``, which is written first.
+
+    Raises ConfigError if there is no ``marker`` and one of these names, or of the ``others``, is taken; MalformedError
+    if one of the names is a link.
+    """
+    there = [name for name in written if os.path.lexists(folder / name)]
+    check_output(folder / marker)
+    if not os.path.lexists(folder / marker):
+        there += [name for name in others if os.path.lexists(folder / name)]
+        if there:
+            raise ConfigError(
+                f"--out {folder}: holds {there[0]} and no {marker}, so that it may be somebody's own; choose another "
+                "directory"
+            )
+    for name in there:
+        (check_folder if os.path.isdir(folder / name) else check_output)(folder / name)
+
+
+def marked(text: str) -> bytes:
+    """A page of HTML or Markdown, with a comment at its end by which ``check_page`` knows it again."""
+    data = text.encode()
+    return data + f"<!-- written by gatokit {digest(data, 8)} -->\n".encode()
+
+
+def check_page(option: str, path: Path, new: bytes) -> None:
+    """Raises ConfigError if the file that ``option`` names is there and is no page as ``marked`` gave it: somebody
+    wrote it or edited it. One that holds what ``new`` holds, a page of ``marked``, is one."""
+    check_output(path)
+    if not path.exists():
+        return
+    data = path.read_bytes()
+    mark = _MARK.search(data)
+    is_own = mark is not None and mark[1].decode() == digest(data[: mark.start()], 8)
+    if not is_own and data != _MARK.sub(b"", new):
+        raise ConfigError(
+            f"{option} {path}: is there, and gatokit did not write it as it is; remove it or give another file"
+        )
