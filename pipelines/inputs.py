@@ -247,30 +247,22 @@ def _walk_remote(path: str, markers: tuple[str, ...]) -> Iterator[tuple[str, str
             yield directory, next(marker for marker in markers if marker in names)
 
 
-def check_apart(out: Path, field: str, patterns: Iterable[str], paths: Iterable[str], written: Iterable[str]) -> None:
-    """Raises ConfigError if ``out`` is a source, holds one or lies in one.
-
-    A source is what ``patterns`` of the config's ``field`` match, and the files ``paths`` that were found by them.
-    ``written`` are paths below ``out`` at which files are written.
-    """
+def check_apart(out: Path, field: str, pattern: str, folders: Iterable[str], written: Iterable[str]) -> None:
+    """Raises ConfigError if ``out`` holds one of the ``folders`` of the dataset ``field``, or its source, a
+    ``pattern``, would match a file ``written`` below ``out``, or a folder that it is in."""
     root = _real(out)
-    for folder in sorted({os.path.dirname(path) for path in paths}):
+    for folder in sorted(set(folders)):
         if _is_below(_real(folder), root):
-            raise ConfigError(f"--out {out}: holds the source of {field}, {folder}; choose another directory")
-    for pattern in patterns:
-        fixed = _real(fixed_part(pattern))
-        if _is_below(fixed, root):
-            raise ConfigError(f"--out {out}: holds the source of {field}, {fixed}; choose another directory")
-        if not _is_below(root, fixed):
-            continue
+            raise ConfigError(f"--out {out}: holds a source, {folder} of {field}; choose another directory")
+    fixed = _real(fixed_part(pattern))
+    if _is_below(root, fixed):
         components = pattern.rstrip("/").split("/")
-        wildcards = components[next((at for at, part in enumerate(components) if _has_wildcard(part)), None) :]
-        wildcards = wildcards if any(map(_has_wildcard, components)) else []
+        first = next((number for number, part in enumerate(components) if _has_wildcard(part)), len(components))
         for path in written:
             parts = f"{root}/{path}"[len(fixed.rstrip("/")) + 1 :].split("/")
-            if any(gcs.matches(parts[:count], wildcards) for count in range(len(parts) + 1)):
+            if any(gcs.matches(parts[:count], components[first:]) for count in range(len(parts) + 1)):
                 raise ConfigError(
-                    f"--out {out}: lies in the source of {field}, {_unescaped(pattern)}; choose another directory"
+                    f"--out {out}: lies in a source, {_unescaped(pattern)} of {field}; choose another directory"
                 )
 
 

@@ -1,5 +1,7 @@
 """Scan and build from beginning to end: the commands call these two functions, and so do programs."""
 
+import os
+import time
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -19,6 +21,7 @@ from gatokit.pipelines.holdout import held_out_before
 from gatokit.pipelines.inputs import (
     check_apart,
     load_vocabulary,
+    local_path,
     local_pattern,
     read_inputs,
     read_vocabulary,
@@ -388,11 +391,13 @@ def _check_reachable(plans: Sequence[DatasetPlan], out: Path, cache: Path) -> No
 def _check_apart(plans: Sequence[DatasetPlan], base: Path, root: Path) -> None:
     """Raises ConfigError if ``root`` is, holds or lies in a source of a dataset."""
     for plan in plans:
-        given = {key: getattr(plan.config, key, None) for key in sorted(PATHS)}
-        patterns = [local_pattern(value, base, f"{plan.field}.{key}") for key, value in given.items() if value]
-        name = plan.config.name
-        written = (LOG, MANIFEST, f"{name}/{DATASET}", f"{name}/{name}{INDEX_SUFFIX}")
-        check_apart(root, plan.field, patterns, (file.path for file in plan.files), written)
+        named = [getattr(plan.config, key, None) for key in sorted(PATHS - {"source"})]
+        folders = [local_path(path, base, plan.field) for path in named if path]
+        folders += [os.path.dirname(file.path) for file in plan.files]
+        name, source = plan.config.name, local_pattern(plan.config.source, base, f"{plan.field}.source")
+        check_apart(
+            root, plan.field, source, folders, (LOG, MANIFEST, f"{name}/{DATASET}", f"{name}/{name}{INDEX_SUFFIX}")
+        )
 
 
 def _finished_manifest(
@@ -491,8 +496,7 @@ class _Log:
         if files.exists(self._path):
             files.append_line(self._path, ascii_json(line))
         else:  # by its first line a directory is a build's
-            files.write_new(self._path, ascii_json(line).encode() + b"
-")
+            files.write_new(self._path, ascii_json(line).encode() + b"\n")
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
