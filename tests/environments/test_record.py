@@ -1,6 +1,8 @@
 """What is on disk after a recording, and after one that did not end."""
 
 import json
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -136,7 +138,8 @@ def test_a_killed_recording_leaves_nothing_to_mistake_and_the_next_begins_anew(t
     child.send_signal(signal.SIGKILL)
     child.wait()
     child.stdout.close()
-    assert [path.name for path in (tmp_path / "babyai").iterdir()] == [".GoToLocal-v0.partial"]
+    [left] = [path.name for path in (tmp_path / "babyai").iterdir()]
+    assert re.fullmatch(r"\.tmp-[0-9a-f]{32}-GoToLocal-v0", left)
     adapter = make("babyai/GoToLocal-v0")
     again = record(adapter, tmp_path, Mix.of(8), writer="envlogger").directory
     undisturbed = record(make("babyai/GoToLocal-v0"), tmp_path / "other", Mix.of(8), writer="envlogger").directory
@@ -157,6 +160,24 @@ def test_a_recording_that_fails_removes_its_files(writer: str, tmp_path: Path) -
     assert list((tmp_path / "babyai").iterdir()) == []
     record(adapter, tmp_path, MIX, writer=writer)
     assert len(stored(tmp_path / "babyai" / "GoToLocal-v0")) == MIX.total
+
+
+def test_a_recording_replaces_and_removes_nothing(tmp_path: Path) -> None:
+    adapter, folder = make("babyai/GoToLocal-v0"), tmp_path / "babyai"
+    (folder / ".GoToLocal-v0.partial").mkdir(parents=True)
+    (folder / ".GoToLocal-v0.partial" / "notes").write_text("mine")
+    (folder / "GoToLocal-v0").symlink_to("nothing")
+    with pytest.raises(ConfigError):
+        record(adapter, tmp_path, MIX)
+    (folder / "GoToLocal-v0").unlink()
+    (folder / "GoToLocal-v0").mkdir()
+    (folder / "GoToLocal-v0" / "recording.json").write_text("mine")
+    with pytest.raises(ConfigError):
+        record(adapter, tmp_path, MIX)
+    assert (folder / "GoToLocal-v0" / "recording.json").read_text() == "mine"
+    shutil.rmtree(folder / "GoToLocal-v0")
+    record(adapter, tmp_path, MIX)
+    assert (folder / ".GoToLocal-v0.partial" / "notes").read_text() == "mine"
 
 
 def test_a_finished_recording_is_kept_and_other_settings_are_refused(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,7 @@ from gatokit.environments import Action, Adapter, Observation, Transition, make
 from gatokit.environments.agents import Actor
 from gatokit.evaluation.rollouts import Rollout, RolloutJob, RolloutLog, Scripted, play, play_jobs, play_missing
 from gatokit.evaluation.videos import Videos, has_video
-from gatokit.schemas.errors import ConfigError, DataError
+from gatokit.schemas.errors import ConfigError, DataError, MalformedError
 from gatokit.schemas.manifest import FieldSpec
 
 FIRST = 1 << 30
@@ -175,6 +176,27 @@ def test_a_log_of_other_settings_in_use_or_damaged_is_refused(tmp_path: Path) ->
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match="cannot be read or written"):
         RolloutLog(tmp_path / "file", {})
+
+
+@pytest.mark.parametrize("name", ["rollouts.jsonl", "scores.json", "scores.png", "ceiling.json", "videos"])
+def test_a_log_writes_over_no_file_that_no_evaluation_wrote(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("my notes, without an end of line")
+    with pytest.raises(
+        ConfigError, match=rf"holds {re.escape(name)} and no evaluation\.json, so that it may be somebody"
+    ):
+        RolloutLog(tmp_path, {})
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_text() == "my notes, without an end of line"
+    (tmp_path / name).unlink()
+    RolloutLog(tmp_path, {}).add("f/t", "expert", ROLLOUT)
+    victim = tmp_path / "victim"
+    for place in (name, "evaluation.json"):
+        (tmp_path / place).unlink(missing_ok=True)
+        victim.write_text("")
+        (tmp_path / place).symlink_to("victim")
+        with pytest.raises(MalformedError, match=rf"{re.escape(place)} is a link"):
+            RolloutLog(tmp_path, {})
+        assert victim.read_text() == ""
 
 
 class Fatal(Scripted):

@@ -1,6 +1,9 @@
 """Whole runs at a tiny size: what they write, what stops them, and what another one may begin with."""
 
 import json
+import os
+import re
+import shutil
 from pathlib import Path
 
 import jax
@@ -13,7 +16,7 @@ from gatokit.loader.mixture import open_mixture
 from gatokit.loader.records import OpenShards, Shard
 from gatokit.loader.windows import Windows
 from gatokit.policy.policy import load_policy
-from gatokit.schemas.errors import ConfigError, DataError
+from gatokit.schemas.errors import ConfigError, DataError, MalformedError
 from gatokit.schemas.record import Record
 from gatokit.schemas.run_directory import RunFile, flatten
 from gatokit.storage.folder import read_policy
@@ -163,6 +166,48 @@ def test_stopping_early_leaves_the_schedule(mixed: Path, tmp_path: Path) -> None
     assert [line["step"] for line in lines(tmp_path / "run")] == [4]
     with pytest.raises(ConfigError, match="--steps 1001 is more than the config's steps 1000: raise that instead"):
         train(config(tmp_path), [str(mixed)], tmp_path / "run", Silent(), steps=1001)
+
+
+@pytest.mark.parametrize("name", ["policy", "checkpoints", "metrics.jsonl", "loss.png", "manifest.json", "run.json"])
+def test_a_run_begins_in_no_folder_with_files_of_its_names(name: str, mixed: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "notes.txt").write_text("mine")  # of another name, and no harm
+    (out / name).write_text("mine")
+    with pytest.raises((ConfigError, DataError), match=rf"{re.escape(str(out))}.*{re.escape(name)}"):
+        train(config(tmp_path, steps=1), [str(mixed)], out, Silent())
+    (out / name).unlink()
+    (tmp_path / "victim").mkdir()
+    (out / name).symlink_to("../victim")
+    with pytest.raises(MalformedError if name == "run.json" else ConfigError, match=re.escape(name)):
+        train(config(tmp_path, steps=1), [str(mixed)], out, Silent())
+    assert list((tmp_path / "victim").iterdir()) == []
+    assert sorted(path.name for path in out.iterdir()) == sorted(["notes.txt", name])
+
+
+def test_a_run_does_not_go_on_through_a_link(trained: Path, mixed: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    for name in ("checkpoints", "policy", "tensorboard", "metrics.jsonl", "loss.png", "run.json"):
+        shutil.copytree(trained, out)
+        (out / name).rename(tmp_path / "victim")
+        (out / name).symlink_to("../victim")
+        with pytest.raises(MalformedError, match=rf"{re.escape(name)} is a link"):
+            train(config(tmp_path, steps=9, log_every=2), [str(mixed)], out, Silent())
+        shutil.rmtree(out)
+        (shutil.rmtree if (tmp_path / "victim").is_dir() else os.remove)(tmp_path / "victim")
+
+
+@pytest.mark.parametrize("target", [None, "victim", "nothing"])
+def test_weights_replace_nothing(target: str | None, trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "victim").mkdir()
+    (tmp_path / "victim" / "config.json").write_text("mine")
+    out = tmp_path / ("victim" if target is None else "link")
+    if target is not None:
+        out.symlink_to(target)
+    with pytest.raises(ConfigError, match="is there already: give another --out, or remove it"):
+        export(trained, out)
+    assert [path.name for path in (tmp_path / "victim").iterdir()] == ["config.json"]
+    assert not (tmp_path / "nothing").exists()
 
 
 def test_a_missing_shard_ends_in_a_sentence(mixed: Path, tmp_path: Path) -> None:
