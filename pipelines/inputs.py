@@ -247,13 +247,15 @@ def _walk_remote(path: str, markers: tuple[str, ...]) -> Iterator[tuple[str, str
             yield directory, next(marker for marker in markers if marker in names)
 
 
-def check_apart(out: Path, field: str, pattern: str, folders: Iterable[str], written: Iterable[str]) -> None:
+def check_apart(out: Path, field: str, pattern: str | None, folders: Iterable[str], written: Iterable[str]) -> None:
     """Raises ConfigError if ``out`` holds one of the ``folders`` of the dataset ``field``, or its source, a
     ``pattern``, would match a file ``written`` below ``out``, or a folder that it is in."""
     root = _real(out)
     for folder in sorted(set(folders)):
         if _is_below(_real(folder), root):
             raise ConfigError(f"--out {out}: holds a source, {folder} of {field}; choose another directory")
+    if pattern is None:
+        return
     fixed = _real(fixed_part(pattern))
     if _is_below(root, fixed):
         components = pattern.rstrip("/").split("/")

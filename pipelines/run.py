@@ -394,10 +394,10 @@ def _check_apart(plans: Sequence[DatasetPlan], base: Path, root: Path) -> None:
         named = [getattr(plan.config, key, None) for key in sorted(PATHS - {"source"})]
         folders = [local_path(path, base, plan.field) for path in named if path]
         folders += [os.path.dirname(file.path) for file in plan.files]
-        name, source = plan.config.name, local_pattern(plan.config.source, base, f"{plan.field}.source")
-        check_apart(
-            root, plan.field, source, folders, (LOG, MANIFEST, f"{name}/{DATASET}", f"{name}/{name}{INDEX_SUFFIX}")
-        )
+        source, name = getattr(plan.config, "source", None), plan.config.name
+        pattern = None if source is None else local_pattern(source, base, f"{plan.field}.source")
+        written = (LOG, MANIFEST, f"{name}/{DATASET}", f"{name}/{name}{INDEX_SUFFIX}")
+        check_apart(root, plan.field, pattern, folders, written)
 
 
 def _finished_manifest(

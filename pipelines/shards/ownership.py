@@ -7,6 +7,7 @@ written or removed through a link.
 """
 
 import json
+import os
 import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -140,6 +141,8 @@ def _named(manifest: Manifest) -> set[str]:
 def _is_own_work(root: Path, log: BuildLog | None) -> bool:
     """Whether the working directory has nothing in it, or a build made it. Earlier versions made no ``MARKER``, and
     left a working directory only if they did not finish."""
+    if not is_remote(root) and os.path.lexists(root / WORK) and not _is_folder(root / WORK):
+        return False
     there = [name for name in files.names(root / WORK) if not _OF_SYSTEMS.fullmatch(name)]
     return not there or MARKER in there or (log is not None and not log.is_finished)
 

@@ -175,12 +175,12 @@ def test_a_run_begins_in_no_folder_with_files_of_its_names(name: str, mixed: Pat
     (out / "notes.txt").write_text("mine")  # of another name, and no harm
     (out / name).write_text("mine")
     with pytest.raises((ConfigError, DataError), match=rf"{re.escape(str(out))}.*{re.escape(name)}"):
-        train(config(tmp_path, steps=1), [str(mixed)], out, Silent())
+        train(config(tmp_path, steps=4), [str(mixed)], out, Silent())
     (out / name).unlink()
     (tmp_path / "victim").mkdir()
     (out / name).symlink_to("../victim")
     with pytest.raises(MalformedError if name == "run.json" else ConfigError, match=re.escape(name)):
-        train(config(tmp_path, steps=1), [str(mixed)], out, Silent())
+        train(config(tmp_path, steps=4), [str(mixed)], out, Silent())
     assert list((tmp_path / "victim").iterdir()) == []
     assert sorted(path.name for path in out.iterdir()) == sorted(["notes.txt", name])
 
