@@ -45,7 +45,7 @@ METADATA_TYPES: dict[MetadataType, pa.DataType] = {
     "float64": pa.float64(),
 }
 """The types of the nullable columns behind those of ``INDEX``, which hold the values stored with each episode."""
-_RESERVED = {*ROW_COLUMNS, "records", "shard"}
+RESERVED = {*ROW_COLUMNS, "records", "shard"}
 """Names of columns that a value of an episode does not take; the last two are made of others by inspection."""
 
 
@@ -60,9 +60,9 @@ def metadata_columns(paths: Iterable[str]) -> dict[str, str]:
     names: dict[str, str] = {}
     for path in paths:
         name = path.rpartition("/")[2]
-        if last[name] > 1 or name in _RESERVED:
+        if last[name] > 1 or name in RESERVED:
             name = path
-        while name in _RESERVED or name in names.values():
+        while name in RESERVED or name in names.values():
             name = f"metadata/{name}"
         names[path] = name
     return names

@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -279,6 +280,34 @@ class Manifest(_Model):
     data_digest: str = ""
     """``digest_of_data`` of a build. Empty, and left out of JSON, in a scan and in format 1."""
     digest: str = ""
+
+    @model_validator(mode="after")
+    def _names_once(self) -> "Manifest":
+        for what, names in (
+            ("files", [entry.path for entry in self.files]),
+            ("datasets", [dataset.name for dataset in self.datasets]),
+            ("directories of datasets", [dataset.directory for dataset in self.datasets]),
+        ):
+            if len(set(names)) < len(names):
+                twice = next(name for name, count in Counter(names).items() if count > 1)
+                raise ValueError(f"the {what} name {twice!r} twice")
+        return self
+
+    @functools.cached_property
+    def entries(self) -> dict[str, FileEntry]:
+        """The listed files by path."""
+        return {entry.path: entry for entry in self.files}
+
+    @property
+    def dataset_configs(self) -> dict[str, dict[str, Any]]:
+        """The part of the config of each dataset, by name. Raises MalformedError if a dataset has none."""
+        parts = self.config.get("datasets")
+        mappings = [part for part in parts if isinstance(part, dict)] if isinstance(parts, list) else []
+        named = {part["name"]: part for part in mappings if isinstance(part.get("name"), str)}
+        for dataset in self.datasets:
+            if dataset.name not in named:
+                raise MalformedError(f"{MANIFEST}: config: it has no dataset {dataset.name}")
+        return named
 
     @property
     def digest_of_data(self) -> str:
@@ -551,6 +580,13 @@ class DatasetFile(_Model):
     kept: int
     step: StepTokens | None = None
     """What a time step is made of; None for documents, and left out of JSON then."""
+
+    def spec_of(self, task: str) -> EpisodeSpec:
+        """The fields of a task's time step. Raises MalformedError if they are not there."""
+        entry = self.tasks.get(task)
+        if entry is None or entry.spec not in self.specs:
+            raise MalformedError(f"{DATASET} of {self.name} has no spec of the task {quoted(task)}")
+        return self.specs[entry.spec]
 
     def to_bytes(self) -> bytes:
         """Indented JSON."""

@@ -4,6 +4,7 @@ A name leads to a regular file inside of the folder and nowhere else: no link is
 opened, and not more is read than the file should have. Only the folder itself may be a link.
 """
 
+import io
 import os
 import stat
 from collections.abc import Iterator
@@ -11,7 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from gatokit.schemas.errors import DataError, MalformedError
-from gatokit.schemas.manifest import DATASET, MANIFEST, MANIFEST_VERSION, DatasetFile, Manifest, check_version
+from gatokit.schemas.manifest import (
+    DATASET,
+    MANIFEST,
+    MANIFEST_VERSION,
+    DatasetEntry,
+    DatasetFile,
+    Manifest,
+    check_version,
+)
 from gatokit.schemas.policy import POLICY, POLICY_VERSION, PolicyFile
 from gatokit.schemas.untrusted import MOST_JSON, Model, check_path_name, parse_json, validated_model
 from gatokit.storage import gcs
@@ -39,20 +48,30 @@ def regular_file(folder: str | Path, name: str, size: int | None = None) -> Path
     return path
 
 
+def open_file(folder: str | Path, name: str, size: int | None = None) -> io.BufferedReader:
+    """Opens the file ``name`` below a local folder for reading. Raises as ``regular_file`` does."""
+    path = regular_file(folder, name, size)
+    number = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    file = open(number, "rb")  # noqa: SIM115
+    try:
+        _check_status(path, os.fstat(number), size)
+    except DataError:
+        file.close()
+        raise
+    return file
+
+
 def read_file(folder: str | Path, name: str, size: int | None = None, most: int = MOST_JSON) -> bytes:
     """The content of the file ``name`` below a folder, which may be on ``gs://``. Raises as ``regular_file`` does, and
     MalformedError if the file has more than ``most`` bytes."""
+    path = Path(folder) / _checked(name, folder)
     if is_remote(folder):
-        path = Path(folder) / _checked(name, folder)
         _check_most(path, gcs.about(path).size, most)
         return gcs.read(path)
-    path = regular_file(folder, name, size)
-    number = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    with open(number, "rb") as file:
-        status = os.fstat(number)
-        _check_status(path, status, size)
-        _check_most(path, status.st_size, most)
-        return file.read(status.st_size)
+    with open_file(folder, name, size) as file:
+        length = os.fstat(file.fileno()).st_size
+        _check_most(path, length, most)
+        return file.read(length)
 
 
 def check_tree(folder: str | Path) -> None:
@@ -75,6 +94,23 @@ def _entries(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
 def kind_of(status: os.stat_result) -> str | None:
     """What a file is in words, None if it is a regular one."""
     return None if stat.S_ISREG(status.st_mode) else _KINDS.get(stat.S_IFMT(status.st_mode), "no regular file")
+
+
+# --- what a manifest lists -----------------------------------------------------------------------------------------
+
+
+def listed_size(folder: str | Path, manifest: Manifest, name: str) -> int:
+    """The size in bytes that a manifest gives for a file. Raises MalformedError if it does not list the file."""
+    entry = manifest.entries.get(name)
+    if entry is None:
+        raise MalformedError(f"{Path(folder) / MANIFEST} does not list {name} among its files")
+    return entry.size
+
+
+def listed_file(folder: str | Path, manifest: Manifest, name: str) -> Path:
+    """The path of a file that a manifest lists, for libraries that open files themselves. Raises as ``listed_size`` and
+    ``regular_file`` do."""
+    return regular_file(folder, name, listed_size(folder, manifest, name))
 
 
 # --- descriptions ------------------------------------------------------------------------------------------------
@@ -120,8 +156,14 @@ def read_model(folder: str | Path, name: str, model: type[Model], newest: int, s
 
 
 def read_dataset_file(folder: str | Path, name: str = DATASET, size: int | None = None) -> DatasetFile:
-    """``dataset.json`` in a dataset's folder. Raises as ``read_model`` does."""
+    """``dataset.json`` of a dataset. Raises as ``read_model`` does."""
     return read_model(folder, name, DatasetFile, MANIFEST_VERSION, size)
+
+
+def read_listed_dataset(folder: str | Path, manifest: Manifest, dataset: DatasetEntry) -> DatasetFile:
+    """``dataset.json`` of a dataset of a build. Raises as ``read_model`` and ``listed_size`` do."""
+    name = f"{dataset.directory}/{dataset.described_file}"
+    return read_dataset_file(folder, name, listed_size(folder, manifest, name))
 
 
 def read_policy(folder: str | Path) -> PolicyFile:

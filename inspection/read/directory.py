@@ -12,27 +12,30 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
-from pydantic import Field, TypeAdapter
+from pydantic import Field, TypeAdapter, ValidationError
 
 from gatokit.inspection.read.index import EpisodeRow, OfTasks, TaskRow, TaskTotals
 from gatokit.inspection.read.stored import StoredDocument, StoredEpisode, join_document, join_episode
 from gatokit.schemas.config import CorpusConfig
 from gatokit.schemas.config_episodes import Keep
-from gatokit.schemas.errors import DataError
-from gatokit.schemas.index import INDEX, METADATA_TYPES, OF_TASK, ROW_COLUMNS
+from gatokit.schemas.errors import DataError, MalformedError
+from gatokit.schemas.index import INDEX, METADATA_TYPES, OF_TASK, RESERVED, ROW_COLUMNS
 from gatokit.schemas.manifest import (
+    MANIFEST,
     DatasetEntry,
     DatasetFile,
     EpisodeSpec,
     Manifest,
     MetadataType,
-    check_index_version,
+    SplitEntry,
     local_directory,
 )
 from gatokit.schemas.record import Record
+from gatokit.schemas.untrusted import first_problem
 from gatokit.schemas.where import COLUMNS, ColumnType, column_type
 from gatokit.storage.array_record import ArrayRecordFile
-from gatokit.storage.folder import read_dataset_file, read_manifest
+from gatokit.storage.folder import listed_file, read_listed_dataset, read_manifest
+from gatokit.storage.index import check_columns, index_schema, read_tasks
 from gatokit.tokenizers.document import DocumentTokenizer
 from gatokit.tokenizers.episode import EpisodeTokenizer
 from gatokit.tokenizers.text import TextTokenizer
@@ -61,7 +64,7 @@ class Directory:
     @functools.cached_property
     def datasets(self) -> "dict[str, DatasetReader]":
         """The datasets by name."""
-        configs = {config["name"]: config for config in self.manifest.config["datasets"]}
+        configs = self.manifest.dataset_configs
         return {totals.name: DatasetReader(self, totals, configs[totals.name]) for totals in self.manifest.datasets}
 
     @functools.cached_property
@@ -74,11 +77,20 @@ class Directory:
             raise DataError(f"{self.path} is a scan and holds no vocabulary")
         if self.manifest.vocabulary is None:
             return None
-        path = self.path / self.manifest.vocabulary.file
+        path = self.file(self.manifest.vocabulary.file)
         text = TextTokenizer.load(path)
         if text.digest != self.manifest.vocabulary.blake2b:
             raise DataError(f"{path} is not the model that the tokens were made with")
         return text
+
+    def file(self, name: str) -> Path:
+        """The path of a file that the manifest lists. Raises MalformedError if it leads out of the directory or is no
+        regular file, DataError if it is missing or has another size."""
+        try:
+            return listed_file(self.path, self.manifest, name)
+        except OSError as error:
+            problem = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
+            raise DataError(f"{self.path / name} {problem}") from None
 
 
 def open_directory(path: str | Path) -> Directory:
@@ -92,9 +104,7 @@ def open_directory(path: str | Path) -> Directory:
 
 
 def open_shard(path: Path) -> ArrayRecordFile:
-    """An open shard file. Raises DataError if the file is missing or is no complete ArrayRecord file."""
-    if not path.is_file():
-        raise DataError(f"{path} is missing")
+    """An open shard file. Raises DataError if it is no complete ArrayRecord file."""
     shard = ArrayRecordFile(path)
     if not shard.is_whole:
         shard.close()
@@ -126,25 +136,42 @@ class DatasetReader:
         self.is_scan = directory.manifest.content == "scan"
         self.holds_documents = totals.kind != "episodes"
         """Whether to read it with ``documents``, not ``episodes``."""
-        self.keep = None if self.holds_documents else Keep.model_validate(config["keep"])
-        self.corpus: CorpusConfig | None = _CORPUS.validate_python(config) if self.holds_documents else None
+        self.keep: Keep | None = None
+        self.corpus: CorpusConfig | None = None
+        try:
+            if self.holds_documents:
+                self.corpus = _CORPUS.validate_python(config)
+            else:
+                self.keep = Keep.model_validate(config.get("keep"))
+        except ValidationError as error:
+            place = f"{directory.path / MANIFEST}: config of the dataset {self.name}"
+            raise MalformedError(f"{place}: {first_problem(error)}") from None
         self._noun = "document" if self.holds_documents else "episode"
         self._tokenizers: dict[str, EpisodeTokenizer] = {}
+        self._checked: set[str] = set()
+        """Indexes whose columns were checked."""
 
     # --- summaries ---------------------------------------------------------------------------------------------
 
     @functools.cached_property
     def described(self) -> DatasetFile:
         """``dataset.json``: the distinct specs and each task's, or the rules of documents."""
-        return read_dataset_file(self.path, self.totals.described_file)
+        found = read_listed_dataset(self.directory.path, self.directory.manifest, self.totals)
+        taken = sorted(RESERVED & found.columns.keys())
+        if taken:
+            raise MalformedError(
+                f"{self.path / self.totals.described_file}: columns: {taken[0]} is a column of every index"
+            )
+        return found
 
     @functools.cached_property
     def tasks(self) -> list[TaskRow]:
         """The rows of ``tasks.parquet``, one for each task and agent. Raises DataError if it cannot be read."""
-        try:
-            return [TaskRow(**row) for row in pq.read_table(self.path / self.totals.tasks_file).to_pylist()]
-        except (OSError, pa.ArrowInvalid, TypeError) as error:
-            raise DataError(f"{self.path / self.totals.tasks_file} cannot be read: {error}") from None
+        return [TaskRow(**row) for row in read_tasks(self.file(self.totals.tasks_file)).to_pylist()]
+
+    def file(self, name: str) -> Path:
+        """The path of a file in the dataset's folder. Raises as ``Directory.file`` does."""
+        return self.directory.file(f"{self.totals.directory}/{name}")
 
     @property
     def task_totals(self) -> list[TaskTotals]:
@@ -209,7 +236,7 @@ class DatasetReader:
 
     def spec(self, task: str) -> EpisodeSpec:
         """The fields of a task's time step."""
-        return self.described.specs[self.described.tasks[task].spec]
+        return self.described.spec_of(task)
 
     # --- the index ---------------------------------------------------------------------------------------------
 
@@ -224,6 +251,7 @@ class DatasetReader:
             stored.append("task")
         with self._reading_index():
             table = self._index_files().to_table(columns=stored, filter=where).unify_dictionaries()
+            check_columns(table, self.path)
         for name in set(OF_TASK) & set(names):
             tasks = self.of_tasks[name]
             places = pc.index_in(table["task"].cast(pa.string()), pa.array(tasks, pa.string()))
@@ -234,7 +262,9 @@ class DatasetReader:
         """The named columns of ``index`` in order, some rows at a time: of all splits, or of those with the given index
         files. Raises DataError if a file cannot be read."""
         with self._reading_index():
-            yield from self._index_files(indexes).to_batches(columns=list(columns), **_LITTLE_AHEAD)
+            for batch in self._index_files(indexes).to_batches(columns=list(columns), **_LITTLE_AHEAD):
+                check_columns(batch, self.path)
+                yield batch
 
     def rows(
         self, *, id_: str | None = None, task: str | None = None, kept: bool | None = None, split: str | None = None
@@ -247,6 +277,7 @@ class DatasetReader:
         parts = {index.index: index.parts for index in self.totals.splits}
         with self._reading_index():
             for batch in self._index_files().to_batches(columns=[*INDEX.names, *self.columns, _FILE], filter=where):
+                check_columns(batch, self.path)
                 for columns in batch.to_pylist():
                     split = PurePosixPath(columns.pop(_FILE)).name
                     yield EpisodeRow.from_columns(columns | self._of_task(columns["task"]), parts[split])
@@ -263,12 +294,13 @@ class DatasetReader:
             begin, split_begin = split_begin, split_begin + split.rows
             if not any(begin <= ordinal < split_begin for ordinal in ordinals):
                 continue
-            with self._reading_index(), pq.ParquetFile(self.path / split.index) as file:
+            with self._reading_index(), pq.ParquetFile(self._index_file(split)) as file:
                 for group in range(file.num_row_groups):
                     end = begin + file.metadata.row_group(group).num_rows
                     in_group = [ordinal for ordinal in ordinals if begin <= ordinal < end]
                     if in_group:
                         table = file.read_row_group(group).take([ordinal - begin for ordinal in in_group])
+                        check_columns(table, self.path / split.index)
                         for ordinal, columns in zip(in_group, table.to_pylist(), strict=True):
                             values = dict.fromkeys((*INDEX.names, *self.columns)) | columns
                             values |= self._of_task(values["task"])
@@ -287,23 +319,29 @@ class DatasetReader:
         splits = self.totals.splits
         with self._reading_index():
             for split in splits[:: max(1, len(splits) // _MOST_PROBED)]:
-                present &= set(pq.read_schema(self.path / split.index).names)
+                present &= set(pq.read_schema(self._index_file(split)).names)
         return tuple(name for name in names if name not in present)
 
     def _index_files(self, indexes: Sequence[str] | None = None) -> pads.Dataset:
-        names = [split.index for split in self.totals.splits] if indexes is None else indexes
+        splits = self.totals.splits
+        paths = [self._index_file(split) for split in splits if indexes is None or split.index in indexes]
         form = pads.ParquetFileFormat(pads.ParquetReadOptions(dictionary_columns=_REPEATED))
         schema = pa.schema([*_SCHEMA, *((name, METADATA_TYPES[type_]) for name, type_ in self.columns.items())])
-        files = pads.dataset([str(self.path / name) for name in names], schema=schema, format=form)
-        if names:
-            check_index_version(next(files.get_fragments()).physical_schema, self.path / names[0])
-        return files
+        return pads.dataset([str(path) for path in paths], schema=schema, format=form)
+
+    def _index_file(self, split: SplitEntry) -> Path:
+        """The path of a split's index, whose columns are checked when it is asked for the first time."""
+        path = self.file(split.index)
+        if split.index not in self._checked:
+            index_schema(path, split.rows, self.columns)
+            self._checked.add(split.index)
+        return path
 
     @contextmanager
     def _reading_index(self) -> Iterator[None]:
         try:
             yield
-        except (OSError, pa.ArrowInvalid) as error:
+        except (OSError, pa.ArrowException) as error:
             raise DataError(f"the index of {self.path} cannot be read: {error}") from None
 
     # --- stored episodes and documents -------------------------------------------------------------------------
@@ -361,7 +399,7 @@ class DatasetReader:
                 path = self.path / row.shard
                 if shard is None or shard.path != path:
                     stack.close()
-                    shard = stack.enter_context(open_shard(path))
+                    shard = stack.enter_context(open_shard(self.file(row.shard)))
                 begin = row.first_record or 0
                 end = begin + len(row.record_tokens or ())
                 if end > shard.records:

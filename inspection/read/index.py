@@ -10,10 +10,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from gatokit.schemas.errors import MalformedError
 from gatokit.schemas.filter import float32_rounding
 from gatokit.schemas.index import HELD_OUT, REASONS, ROW_COLUMNS, TASKS
 from gatokit.schemas.manifest import ShardEntry
+from gatokit.schemas.untrusted import quoted
 from gatokit.schemas.where import Column, Rounded, arrow_column, coded
+from gatokit.schemas.words import counted
 
 _NAMES = frozenset(ROW_COLUMNS)
 
@@ -69,10 +72,14 @@ class EpisodeRow:
 
     @staticmethod
     def from_columns(columns: Mapping[str, Any], parts: Sequence[ShardEntry]) -> "EpisodeRow":
-        """The row with these values by column name, of a split that has these shards."""
+        """The row with these values by column name, of a split that has these shards. Raises MalformedError if it names
+        another shard."""
         values = {name: columns[name] for name in ROW_COLUMNS if name != "return"}
         sizes, part = values["record_tokens"], values["part"]
         values["record_tokens"] = None if sizes is None else tuple(sizes)
+        if part is not None and part >= len(parts):
+            problem = f"has part {part}, and its split has {counted(len(parts), 'shard')}"
+            raise MalformedError(f"the index row of {quoted(columns['episode_id'])} {problem}")
         shard = None if part is None else parts[part].file
         metadata = {name: value for name, value in columns.items() if name not in _NAMES}
         return EpisodeRow(episode_return=columns["return"], shard=shard, metadata=metadata, **values)

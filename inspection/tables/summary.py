@@ -73,7 +73,7 @@ def contents(dataset: DatasetReader, effort: Effort, moved: Callable[[int, int],
         first += part.records
         if not ordinals:
             continue
-        with open_shard(dataset.path / part.file) as shard:
+        with open_shard(dataset.file(part.file)) as shard:
             for at in range(0, len(ordinals), _BATCH):
                 batch = ordinals[at : at + _BATCH]
                 if batch[-1] - batch[0] == len(batch) - 1:

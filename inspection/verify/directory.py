@@ -19,12 +19,12 @@ from gatokit.inspection.verify.index import (
     read_index,
 )
 from gatokit.inspection.verify.records import ContentCheck, DocumentCheck, EpisodeCheck, shard_faults
-from gatokit.schemas.errors import DataError, GatokitError
+from gatokit.schemas.errors import DataError, GatokitError, MalformedError
 from gatokit.schemas.manifest import CARD, LOG, MANIFEST, FileEntry, Manifest, local_directory
 from gatokit.schemas.progress import Progress
 from gatokit.schemas.tokens import TEXT_IDS
 from gatokit.storage.files import TEMPORARY
-from gatokit.storage.folder import read_manifest
+from gatokit.storage.folder import kind_of, open_file, read_file
 from gatokit.storage.lock import LOCK
 
 MOST_OF_A_FILE = 10
@@ -87,16 +87,19 @@ def verify(directory: str | Path, progress: Progress | None = None) -> list[Faul
 
 def _read_manifest(root: Path, faults: Faults) -> Manifest | None:
     """The manifest. None, and a fault is added, if nothing else can be checked against it."""
-    path = root / MANIFEST
-    if not path.exists():
+    try:
+        data = read_file(root, MANIFEST)
+        manifest = Manifest.parse(data, root / MANIFEST)
+    except FileNotFoundError:
         faults.add(MANIFEST, "missing: the directory is not complete; run the build again to finish it")
         return None
-    try:
-        manifest = read_manifest(root)
-    except DataError as error:
-        faults.add(MANIFEST, str(error).removeprefix(f"{path} ").removeprefix(f"{path}: "))
+    except OSError as error:
+        faults.add(MANIFEST, f"cannot be read: {error.strerror}")
         return None
-    if path.read_bytes() != manifest.to_bytes():
+    except DataError as error:
+        faults.add(MANIFEST, _sentence(error, root / MANIFEST))
+        return None
+    if data != manifest.to_bytes():
         faults.add(MANIFEST, "was edited: it holds the same values in another spelling")
     faults.add(MANIFEST, *manifest_faults(manifest))
     return manifest
@@ -112,29 +115,36 @@ def _check_files(root: Path, manifest: Manifest, faults: Faults, count: Callable
             if sentence is not None:
                 faults.add(entry.path, sentence)
             count(1)
-    listed = {MANIFEST, LOG, CARD, _GIT, *(entry.path for entry in manifest.files)}
+    listed = {MANIFEST, *(entry.path for entry in manifest.files)}
     for path in _all_files(root):
         if path in listed:
             continue
-        if path.rpartition("/")[2].startswith(TEMPORARY):
+        kind = kind_of((root / path).lstat())
+        if path in (LOG, CARD, _GIT) or path.startswith(f"{_SCANS}/"):
+            if kind is not None:
+                faults.add(path, f"is {kind}, not a regular file")
+        elif path.rpartition("/")[2].startswith(TEMPORARY):
             faults.add(path, "a temporary file of a build that was killed; delete it")
         else:
-            faults.add(path, _LEFTOVERS.get(path, "no file of the manifest"))
+            what = "no file of the manifest" if kind is None else f"{kind}, and no file of the manifest"
+            faults.add(path, _LEFTOVERS.get(path, what))
 
 
 def _file_fault(root: Path, path_of_digest: dict[str, str], sizes: set[int], entry: FileEntry) -> str | None:
-    path = root / entry.path
     digest = None
     try:
-        size = path.stat().st_size
-        # A file that holds the content of another listed file is named as such; files of any other size are not read.
-        if size in sizes:
-            with open(path, "rb") as file:
+        with open_file(root, entry.path) as file:
+            size = os.fstat(file.fileno()).st_size
+            # A file that holds the content of another listed file is named as such; files of any other size are not
+            # read.
+            if size in sizes:
                 digest = hashlib.file_digest(file, partial(hashlib.blake2b, digest_size=32)).hexdigest()
     except FileNotFoundError:
         return "missing"
     except OSError as error:
         return f"cannot be read: {error.strerror}"
+    except MalformedError as error:
+        return _sentence(error, root / entry.path)
     if digest == entry.blake2b:
         return None
     if digest in path_of_digest:
@@ -146,24 +156,31 @@ def _file_fault(root: Path, path_of_digest: dict[str, str], sizes: set[int], ent
 
 
 def _all_files(root: Path) -> Iterator[str]:
-    """The paths below ``root`` of all files and links; of the folder ``.work`` only the folder itself, and of
-    ``.scan``, where a build keeps scanned rows, nothing."""
+    """The paths below ``root`` of all files and links; of the folder ``.work`` only the folder itself."""
     for directory, folders, files in os.walk(root):
         below = Path(directory).relative_to(root)
         if below == Path() and _WORK in folders:
             folders.remove(_WORK)
             files.append(_WORK)
-        if below == Path() and _SCANS in folders:
-            folders.remove(_SCANS)
         folders.sort()
         links = [name for name in folders if os.path.islink(os.path.join(directory, name))]
         for name in sorted([*files, *links]):
             yield (below / name).as_posix()
 
 
+def _sentence(error: Exception, path: Path) -> str:
+    """What an error says of the file at ``path``."""
+    return str(error).removeprefix(f"{path} ").removeprefix(f"{path}: ")
+
+
 def _check_contents(root: Path, manifest: Manifest, faults: Faults, progress: Progress | None) -> None:
     """Checks the vocabulary and every dataset; ``manifest`` has no fault."""
     directory = Directory(root, manifest)
+    try:
+        datasets = directory.datasets.values()
+    except DataError as error:
+        faults.add(MANIFEST, _sentence(error, root / MANIFEST))
+        return
     vocabulary, text = manifest.vocabulary, None
     if vocabulary is not None:
         if faults.has(vocabulary.file):
@@ -173,10 +190,10 @@ def _check_contents(root: Path, manifest: Manifest, faults: Faults, progress: Pr
             if text is not None and text.pieces != vocabulary.pieces:
                 raise DataError(f"has {text.pieces} pieces, and the manifest says {vocabulary.pieces}")
         except GatokitError as error:
-            faults.add(vocabulary.file, str(error).removeprefix(f"{root / vocabulary.file} "))
+            faults.add(vocabulary.file, _sentence(error, root / vocabulary.file))
             return
     count = _counter(progress, "records", sum(dataset.records for dataset in manifest.datasets))
-    for dataset in directory.datasets.values():
+    for dataset in datasets:
         totals = dataset.totals
         described, tasks = (f"{totals.directory}/{name}" for name in (totals.described_file, totals.tasks_file))
         if faults.has(described) or faults.has(tasks):
@@ -184,7 +201,7 @@ def _check_contents(root: Path, manifest: Manifest, faults: Faults, progress: Pr
         try:
             faults.add(described, *dataset_faults(dataset))
         except DataError as error:
-            faults.add(described, str(error))
+            faults.add(described, _sentence(error, root / described))
         if faults.has(described):
             continue
         rules, specs = dataset.described.documents, dataset.described.specs.values()
@@ -209,9 +226,9 @@ def _check_dataset(dataset: DatasetReader, content: ContentCheck, faults: Faults
         if faults.has(index):
             continue
         try:
-            table = read_index(dataset.path / split.index, dataset.columns)
-        except (ValueError, DataError) as error:
-            faults.add(index, str(error).removeprefix(f"{dataset.path / split.index} "))
+            table = read_index(dataset.file(split.index), dataset.columns)
+        except DataError as error:
+            faults.add(index, _sentence(error, dataset.path / split.index))
             continue
         sums.add(table)
         faults.add(index, *index_faults(table, split, dataset))

@@ -19,8 +19,9 @@ from gatokit.inspection.read.index import where_columns
 from gatokit.inspection.verify.records import Owner
 from gatokit.schemas.config import CorpusConfig, document_rules
 from gatokit.schemas.config_episodes import Keep
+from gatokit.schemas.errors import DataError, MalformedError
 from gatokit.schemas.filter import FILTER_REASONS, RULES, at_or_above, float32_rounding, in_range
-from gatokit.schemas.index import HELD_OUT, INDEX, METADATA_TYPES, OF_TASK, REASONS, ROW_COLUMNS, TRAIN, common_type
+from gatokit.schemas.index import HELD_OUT, INDEX, METADATA_TYPES, OF_TASK, REASONS, ROW_COLUMNS, TRAIN
 from gatokit.schemas.manifest import (
     DATASET,
     MANIFEST,
@@ -30,10 +31,10 @@ from gatokit.schemas.manifest import (
     ShardEntry,
     SplitEntry,
     TokenizerSettings,
-    check_index_version,
     json_digest,
 )
 from gatokit.schemas.where import Where, coded
+from gatokit.storage.index import check_columns, index_schema
 
 _STORED = ("tokens", "part", "first_record", "record_tokens")
 _ONLY_OF_EPISODES = ("spec", "steps", "return", *OF_TASK)
@@ -50,30 +51,20 @@ Masks = dict[str, Any]
 
 def read_index(path: Path, columns: Mapping[str, MetadataType]) -> pa.Table:
     """The index file at ``path``: of the schema ``INDEX``, in format 1 with the columns ``OF_TASK``, behind it any of
-    ``columns``, of which the others are added as nulls. Raises ValueError, with a sentence, if it is no such file, and
-    DataError if it is of a newer version."""
+    ``columns``, of which the others are added as nulls. Raises DataError if it is no such file."""
+    names = index_schema(path, None, columns).names
+    expected = ROW_COLUMNS if names[: len(ROW_COLUMNS)] == ROW_COLUMNS else INDEX.names
+    if names[: len(expected)] != expected:
+        raise MalformedError(f"{path} has the columns {', '.join(names)}")
     try:
         table = pq.read_table(path)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise ValueError(f"cannot be read: {error}") from None
-    check_index_version(table.schema, path)
-    names = table.schema.names
-    expected = ROW_COLUMNS if names[: len(ROW_COLUMNS)] == ROW_COLUMNS else INDEX.names
-    own = len(expected)
-    if names[:own] != expected or not set(names[own:]) <= columns.keys() or len(set(names)) < len(names):
-        raise ValueError(f"has the columns {', '.join(names)}")
-    for found in list(table.schema)[own:]:
-        type_ = next((name for name, known in METADATA_TYPES.items() if known == found.type), None)
-        if type_ is None or common_type((type_, columns[found.name])) != columns[found.name]:
-            raise ValueError(f"has a column {found.name} of {found.type}, not {columns[found.name]}")
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{path} cannot be read: {error}") from None
+    check_columns(table, path)
     for name, type_ in columns.items():
         column = table[name] if name in names else pa.chunked_array([pa.nulls(len(table))])
         table = table.drop_columns([name] if name in names else [])
         table = table.append_column(name, column.cast(METADATA_TYPES[type_]))
-    for found in list(table.schema)[:own]:
-        type_ = pa.float64() if found.name in OF_TASK else INDEX.field(found.name).type
-        if found.type != type_:
-            raise ValueError(f"has a column {found.name} of {found.type}, not {type_}")
     return table
 
 
@@ -294,7 +285,11 @@ def manifest_faults(manifest: Manifest) -> Iterator[str]:
     settings = manifest.tokenizer
     if settings != TokenizerSettings.of(settings.discrete_offset, settings.chunk_tokens):
         yield f"the separator or the number of ids is not that of discrete_offset {settings.discrete_offset}"
-    if [dataset.name for dataset in manifest.datasets] != [item.get("name") for item in manifest.config["datasets"]]:
+    try:
+        names = list(manifest.dataset_configs)
+    except MalformedError:
+        names = []
+    if [dataset.name for dataset in manifest.datasets] != names:
         yield "its datasets are not those of its config"
     if manifest.version > 1 and manifest.data_digest != (
         manifest.digest_of_data if manifest.content == "build" else ""

@@ -85,7 +85,7 @@ def test_a_preview_keeps_the_list(small, picked, tmp_path):
     assert {row.task: row.kept_at for row in found} == expected
 
 
-def test_ids_with_marks_of_csv_and_html_come_through(small, tmp_path):
+def test_ids_with_marks_of_csv_and_html_come_through(small, tmp_path, seal):
     path = Path(shutil.copytree(small.built, tmp_path / "hostile"))
     for file in path.glob("arm/*.index.parquet"):
         table = pq.read_table(file)
@@ -93,6 +93,7 @@ def test_ids_with_marks_of_csv_and_html_come_through(small, tmp_path):
         ids[0] = None
         table = table.set_column(0, "episode_id", pa.array(ids, pa.string()))
         pq.write_table(table, file)
+    seal(path)
     dataset = open_directory(path).datasets["arm"]
     picked = Selection({"arm": dataset})
     rows = list(dataset.rows())

@@ -66,11 +66,12 @@ def test_a_document_is_shown_whole(corpora):
     assert opened._token_table.visible
 
 
-def test_what_an_index_lacks_is_said(small, tmp_path):
+def test_what_an_index_lacks_is_said(small, tmp_path, seal):
     path = Path(shutil.copytree(small.built, tmp_path / "less"))
     for file in path.glob("*/*.index.parquet"):
         table = pq.read_table(file)
         pq.write_table(table.drop_columns(["return", "detail"]).replace_schema_metadata(table.schema.metadata), file)
+    seal(path)
     browse = browsed(path, "arm")
     rows = list(open_directory(path).datasets["arm"].rows())
     counts, lacks = browse.counts.data["lines"]
@@ -85,7 +86,7 @@ def test_an_index_that_cannot_be_read_is_a_sentence(small, tmp_path):
     browse = browsed(path, "arm")
     before = browse.rows.data
     for file in path.glob("arm/*.index.parquet"):
-        file.write_bytes(b"PAR1")
+        file.write_bytes(b"PAR1".ljust(file.stat().st_size))
     asyncio.run(browse.refresh())
     assert browse.wrong.visible
     assert browse.wrong.data["lines"][0].startswith(f"the index of {path / 'arm'} cannot be read: ")

@@ -172,16 +172,18 @@ def test_an_unknown_episode_is_named(small):
         open_directory(small.built).datasets["arm"].episode("nobody")
 
 
-def test_a_shard_of_another_build_is_refused(damaged, shard, rewrite):
+def test_a_shard_of_another_build_is_refused(damaged, shard, seal, rewrite):
     rewrite(shard, lambda records: records[::-1])
+    seal(damaged)
     dataset = open_directory(damaged).datasets["arm"]
     row = next(row for row in dataset.episodes(kept=True) if row.shard == shard.name)
     with pytest.raises(DataError, match="index and shard are not of one build"):
         dataset.episode(row)
 
 
-def test_a_missing_chunk_is_named(damaged, shard, rewrite):
+def test_a_missing_chunk_is_named(damaged, shard, seal, rewrite):
     rewrite(shard, lambda records: records[:-1])
+    seal(damaged)
     dataset = open_directory(damaged).datasets["arm"]
     rows = [row for row in dataset.episodes(kept=True) if row.shard == shard.name]
     with pytest.raises(DataError, match=r"records and \[\d+, \d+\) was asked for"):
@@ -199,10 +201,11 @@ def test_a_missing_shard_and_a_broken_one_are_named(damaged, shard):
         dataset.episode(row)
 
 
-def test_another_vocabulary_is_refused(damaged, tmp_path):
+def test_another_vocabulary_is_refused(damaged, seal, tmp_path):
     lines = [line for text in pydoc_data.topics.topics.values() for line in text.splitlines() if line]
     train_vocabulary(lines, tmp_path / "other.model", 600)
     shutil.copy(tmp_path / "other.model", damaged / "vocabulary.model")
+    seal(damaged)
     with pytest.raises(DataError, match="is not the model that the tokens were made with"):
         _ = open_directory(damaged).text
 

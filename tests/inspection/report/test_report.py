@@ -202,17 +202,19 @@ def rewritten(path: Path, change) -> None:
 @pytest.mark.parametrize(
     "column", ["agent", "order", "return", "kept", "reason", "lost", "tokens", "steps", "task", "episode_id"]
 )
-def test_an_index_without_a_column_is_reported(damaged, column):
+def test_an_index_without_a_column_is_reported(damaged, seal, column):
     rewritten(damaged, lambda table: table.drop_columns([column]))
+    seal(damaged)
     shown = report_of(damaged)
     assert f"the index lacks {column}: what rests on them is left out" in shown["datasets"][0]["notes"]
     assert shown["datasets"][0]["found"] > 0
 
 
-def test_no_episodes_at_all(damaged, edit_manifest):
+def test_no_episodes_at_all(damaged, seal, edit_manifest):
     rewritten(damaged, lambda table: table.slice(0, 0))
     for file in damaged.glob("*/tasks.parquet"):
         pq.write_table(pq.read_table(file).slice(0, 0), file)
+    seal(damaged)
     edit_manifest(
         damaged, lambda content: [split.update(rows=0) for item in content["datasets"] for split in item["splits"]]
     )
@@ -221,7 +223,7 @@ def test_no_episodes_at_all(damaged, edit_manifest):
     assert [(item["found"], item["kept"], item["drops"]) for item in shown["datasets"]] == [(0, 0, [])] * 3
 
 
-def simulated(path: Path, edit_manifest, columns: dict, tasks: list[dict]) -> None:
+def simulated(path: Path, seal, edit_manifest, columns: dict, tasks: list[dict]) -> None:
     """Gives ``arm`` of a scan other rows and tasks."""
     described, table = (path / "arm" / name for name in ("dataset.json", "tasks.parquet"))
     rows = len(columns["task"])
@@ -236,10 +238,16 @@ def simulated(path: Path, edit_manifest, columns: dict, tasks: list[dict]) -> No
     content = json.loads(described.read_text())
     content["tasks"] = dict.fromkeys((task["task"] for task in tasks), next(iter(content["tasks"].values())))
     described.write_text(json.dumps(content))
-    edit_manifest(path, lambda content: content["datasets"][0]["splits"][0].update(rows=rows))
+    seal(path)
+
+    def count(content: dict) -> None:
+        for number, split in enumerate(content["datasets"][0]["splits"]):
+            split["rows"] = rows if number == 0 else 0
+
+    edit_manifest(path, count)
 
 
-def test_the_moving_average_is_over_windows_in_collection_order(small, tmp_path, edit_manifest):
+def test_the_moving_average_is_over_windows_in_collection_order(small, tmp_path, seal, edit_manifest):
     path = Path(shutil.copytree(small.scanned, tmp_path / "one"))
     # Collected as 0, 1, …, 29 and stored backwards: the last three are the best window.
     columns = {
@@ -253,7 +261,7 @@ def test_the_moving_average_is_over_windows_in_collection_order(small, tmp_path,
         "lost": np.ones(30, int),
     }
     row = {"task": "climb", "agent": "a", "episodes": 30, "window": 3, "expert_return": 28.0, "kept": 30, "dropped": 0}
-    simulated(path, edit_manifest, columns, [row])
+    simulated(path, seal, edit_manifest, columns, [row])
     [task] = facts(open_directory(path).datasets["arm"], 10, frozenset({"climb"}))
     [curve] = task.curves
     assert (curve.agent, curve.window) == ("a", 3)
@@ -262,7 +270,7 @@ def test_the_moving_average_is_over_windows_in_collection_order(small, tmp_path,
     assert task.points.value.tolist() == task.points.place.tolist() == list(range(0, 30, 3))
 
 
-def test_a_thousand_tasks_and_names_with_html(small, tmp_path, edit_manifest):
+def test_a_thousand_tasks_and_names_with_html(small, tmp_path, seal, edit_manifest):
     path = Path(shutil.copytree(small.scanned, tmp_path / "many"))
     names = [f"{HOSTILE}{number:04d}" for number in range(1000)]
     returns = np.arange(4000) % 4
@@ -276,7 +284,7 @@ def test_a_thousand_tasks_and_names_with_html(small, tmp_path, edit_manifest):
         "lost": np.ones(4000, int),
     }
     row = {"episodes": 4, "window": 1, "expert_return": 3.0, "threshold": 2.4, "kept": 1, "dropped": 3}
-    simulated(path, edit_manifest, columns, [{"task": name, **row} for name in names])
+    simulated(path, seal, edit_manifest, columns, [{"task": name, **row} for name in names])
 
     directory = open_directory(path)
     datasets = list(directory.datasets.values())
