@@ -69,19 +69,21 @@ def build_short(work: Path) -> Path:
     return out
 
 
-def write_indexes(work: Path, episodes: int) -> tuple[list[str], list[int]]:
-    """Index files of ``episodes`` episodes of 600 tasks, 20,000 a file, of about ``GATO_RECORDS`` records each."""
+def write_indexes(work: Path, episodes: int) -> list[Any]:
+    """``IndexFile``s of ``episodes`` episodes of 600 tasks, 20,000 a file, of about ``GATO_RECORDS`` records each."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    from gatokit.loader.mixture import IndexFile
     from gatokit.schemas.index import INDEX
+    from gatokit.schemas.manifest import ShardEntry, SplitEntry
 
     folder = work / "loader-index"
     folder.mkdir(exist_ok=True)
     random, rows, paths = np.random.default_rng(0), 20_000, []
     for file in range(-(-episodes // rows)):
         path = folder / f"{file:05}.index.parquet"
-        paths.append(str(path))
+        paths.append(path)
         if path.exists():
             continue
         records = random.poisson(GATO_RECORDS - 1, rows) + 1
@@ -101,7 +103,9 @@ def write_indexes(work: Path, episodes: int) -> tuple[list[str], list[int]]:
             "record_tokens": pa.ListArray.from_arrays(ends, sizes),
         }
         pq.write_table(pa.table(columns, schema=INDEX), path, compression="zstd")
-    return paths, [3 * number for number in range(len(paths))]
+    part = ShardEntry(file="x.arrayrecord", size=0, blake2b="", training=70_000, held_out=0, tokens=0)
+    split = SplitEntry(fingerprint="", index="x.parquet", rows=rows, kept=rows, parts=[part] * 3)
+    return [IndexFile(path, 3 * number, split) for number, path in enumerate(paths)]
 
 
 # --- sides: each function returns one that does its work once and returns seconds a unit -----------------------
@@ -271,11 +275,11 @@ def measure_index(work: Path, episodes: int) -> dict[str, Any]:
     """Loading an index."""
     from gatokit.loader.mixture import load_index
 
-    paths, shards = write_indexes(work, episodes)
-    for path in paths:
-        Path(path).read_bytes()
+    files = write_indexes(work, episodes)
+    for file in files:
+        file.path.read_bytes()
     before, begin = resident(), time.perf_counter()
-    index = load_index(paths, shards, "train")
+    index = load_index(files, "train")
     seconds = time.perf_counter() - begin
     nbytes = sum(value.nbytes for value in vars(index).values() if isinstance(value, np.ndarray))
     size = nbytes / index.episodes

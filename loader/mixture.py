@@ -19,22 +19,25 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from gatokit.loader.records import Shard
-from gatokit.schemas.errors import ConfigError, DataError
+from gatokit.schemas.errors import ConfigError, DataError, MalformedError
 from gatokit.schemas.index import TRAIN
 from gatokit.schemas.manifest import (
+    MANIFEST,
     DatasetEntry,
     DatasetFile,
     EpisodeSpec,
     Manifest,
+    SplitEntry,
     TokenizerSettings,
-    check_index_version,
     digest,
     json_digest,
     local_directory,
 )
+from gatokit.schemas.untrusted import quoted
 from gatokit.schemas.words import did_you_mean
 from gatokit.storage.cache import MARKER, cached_shards
-from gatokit.storage.folder import read_dataset_file, read_manifest
+from gatokit.storage.folder import listed_file, listed_size, read_file, read_listed_dataset, read_manifest, regular_file
+from gatokit.storage.index import check_columns, check_places, index_schema, read_tasks
 
 RECORD_RANGE = np.dtype([("shard", np.int64), ("first", np.int64), ("stop", np.int64), ("skip", np.int64)])
 """Records [first, stop) of a shard, without the first ``skip`` tokens of the first record."""
@@ -54,6 +57,8 @@ class MixedDataset:
     name: str
     weight: float
     path: Path
+    manifest: Manifest = field(repr=False, compare=False)
+    """Of its build."""
     totals: DatasetEntry
     config: dict[str, Any]
     """The dataset's part of the build's config."""
@@ -69,17 +74,23 @@ class MixedDataset:
     @property
     def pairs(self) -> int | None:
         """Pairs of image and text in a window (Gato, section 2.3); None if the dataset holds no such pairs."""
-        return int(self.config["pairs_per_sequence"]) if self.totals.kind in _PAIRS else None
+        if self.totals.kind not in _PAIRS:
+            return None
+        pairs = self.config.get("pairs_per_sequence")
+        if not isinstance(pairs, int) or pairs < 1:
+            place = f"{self.path.parent / MANIFEST}: config of the dataset {self.totals.name}"
+            raise MalformedError(f"{place}: pairs_per_sequence is {quoted(pairs)}, not a number above 0")
+        return pairs
 
     @cached_property
     def described(self) -> DatasetFile:
         """``dataset.json``: the specs of the tasks, or the rules of the documents."""
-        return read_dataset_file(self.path, self.totals.described_file)
+        return read_listed_dataset(self.path.parent, self.manifest, self.totals)
 
     @property
     def specs(self) -> dict[str, EpisodeSpec]:
         """The spec of each task; empty for documents."""
-        return {task: self.described.specs[entry.spec] for task, entry in self.described.tasks.items()}
+        return {task: self.described.spec_of(task) for task in self.described.tasks} if self.holds_episodes else {}
 
     @property
     def has_images(self) -> bool:
@@ -95,8 +106,7 @@ class MixedDataset:
     def index(self, split: str) -> "EpisodeIndex":
         """The kept episodes of ``train`` or ``held_out``, which are loaded once."""
         if split not in self._indexes:
-            paths, first_shards = zip(*self._index_files(), strict=True)
-            self._indexes[split] = load_index(paths, first_shards, split)
+            self._indexes[split] = load_index(list(self._index_files()), split)
         return self._indexes[split]
 
     def best_episodes(self) -> dict[str, dict[str, Any]]:
@@ -105,8 +115,8 @@ class MixedDataset:
         index or the table of tasks cannot be read."""
         best: dict[str, dict[str, Any]] = {}
         experts = self._expert_returns() if self.holds_episodes else {}
-        for path, first_shard in self._index_files() if self.holds_episodes else ():
-            table = _read_index(path, ["episode_id", "return", *_COLUMNS], TRAIN)
+        for file in self._index_files() if self.holds_episodes else ():
+            table = _read_index(file, ["episode_id", "return", *_COLUMNS], TRAIN)
             _, tasks = _codes(table["task"])
             order = np.argsort(-table["return"].to_numpy(), kind="stable")
             _, firsts = np.unique(tasks[order], return_index=True)
@@ -114,24 +124,28 @@ class MixedDataset:
                 task = episode["task"]
                 # Without rewards the first one is as good as any.
                 if task not in best or (episode["return"] or 0.0) > (best[task]["return"] or 0.0):
-                    shard = first_shard + episode["part"]
+                    shard = file.first_shard + episode["part"]
                     best[task] = episode | {"shard": shard, "expert_return": experts.get(task)}
         return best
 
     def _expert_returns(self) -> dict[str, float | None]:
-        path = self.path / self.totals.tasks_file
-        try:
-            table = pq.read_table(path, columns=["task", "expert_return"])
-        except (OSError, pa.ArrowInvalid) as error:
-            raise DataError(f"{path} cannot be read: {error}; gatokit verify says more") from None
+        table = read_tasks(self._file(self.totals.tasks_file))
         return dict(zip(table["task"].to_pylist(), table["expert_return"].to_pylist(), strict=True))
 
-    def _index_files(self) -> Iterator[tuple[str, int]]:
-        """The index of each source split, and the ordinal of the split's first shard among the dataset's."""
+    def _index_files(self) -> "Iterator[IndexFile]":
+        """The index of each source split."""
         first_shard = 0
         for split in self.totals.splits:
-            yield str(self.path / split.index), first_shard
+            yield IndexFile(self._file(split.index), first_shard, split)
             first_shard += len(split.parts)
+
+    def _file(self, name: str) -> Path:
+        """The path of a file in the dataset's folder. Raises DataError if it is missing or another than the manifest
+        says."""
+        try:
+            return listed_file(self.path.parent, self.manifest, f"{self.totals.directory}/{name}")
+        except OSError as error:
+            raise DataError(f"{self.path / name} cannot be read: {error.strerror}; gatokit verify says more") from None
 
 
 @dataclass(frozen=True)
@@ -252,7 +266,7 @@ def _check_same_tokens(first: str, first_manifest: Manifest, other: str, other_m
 
 def _datasets(path: Path, manifest: Manifest) -> Iterator[MixedDataset]:
     """The datasets of a build, with the build's weights."""
-    configs = {config["name"]: config for config in manifest.config["datasets"]}
+    configs = manifest.dataset_configs
     cached = cached_shards(path, manifest) if (path / MARKER).exists() else {}
     for totals in manifest.datasets:
         folder = path / totals.directory
@@ -261,16 +275,17 @@ def _datasets(path: Path, manifest: Manifest) -> Iterator[MixedDataset]:
             for split in totals.splits
             for part in split.parts
         )
-        yield MixedDataset(totals.name, totals.weight, folder, totals, configs[totals.name], tuple(shards))
+        yield MixedDataset(totals.name, totals.weight, folder, manifest, totals, configs[totals.name], tuple(shards))
 
 
 def _read_vocabulary(directory: Path, manifest: Manifest) -> bytes | None:
     """The SentencePiece model; None if there is none. Raises DataError if it is not the one of the manifest."""
     if manifest.vocabulary is None:
         return None
-    path = directory / manifest.vocabulary.file
+    name = manifest.vocabulary.file
+    path = directory / name
     try:
-        content = path.read_bytes()
+        content = read_file(directory, name, listed_size(directory, manifest, name))
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}; gatokit verify says what else is damaged") from None
     if digest(content) != manifest.vocabulary.blake2b:
@@ -308,13 +323,10 @@ def _check_files(dataset: MixedDataset) -> None:
         if shard.remote is not None:  # it is downloaded when it is opened
             continue
         try:
-            size = os.stat(shard.path).st_size
+            regular_file(dataset.path.parent, f"{dataset.totals.directory}/{part.file}", part.size)
         except OSError as error:
             problem = f"cannot be read: {error.strerror}"
-        else:
-            problem = "" if size == part.size else f"has {size} bytes and the manifest says {part.size}"
-        if problem:
-            raise DataError(f"the shard {shard.path} {problem}; gatokit verify says what else is damaged")
+            raise DataError(f"the shard {shard.path} {problem}; gatokit verify says what else is damaged") from None
 
 
 # --- indexes of episodes -----------------------------------------------------------------------------------------
@@ -397,13 +409,18 @@ class _Run(NamedTuple):
     record_tokens: np.ndarray
 
 
-def load_index(paths: Sequence[str], first_shards: Sequence[int], split: str) -> EpisodeIndex:
-    """The kept episodes of one split (``train`` or ``held_out``) of a dataset.
+class IndexFile(NamedTuple):
+    """The index of a source split, and the ordinal of the split's first shard among the dataset's."""
 
-    ``paths`` are its index files, and ``first_shards`` the ordinals of the first shard of each. Raises DataError if one
-    cannot be read.
-    """
-    runs = [run for path, shard in zip(paths, first_shards, strict=True) for run in _read_runs(path, shard, split)]
+    path: Path
+    first_shard: int
+    split: SplitEntry
+
+
+def load_index(files: Sequence[IndexFile], split: str) -> EpisodeIndex:
+    """The kept episodes of one split (``train`` or ``held_out``) of a dataset, from its indexes. Raises DataError if
+    one cannot be read or is wrong."""
+    runs = [run for file in files for run in _read_runs(file, split)]
     runs.sort(key=lambda run: run[:3])
     run_begin = np.cumsum([0, *(len(run.steps) for run in runs)])
     new_task = [at for at, run in enumerate(runs) if at == 0 or run.task != runs[at - 1].task]
@@ -427,9 +444,9 @@ def load_index(paths: Sequence[str], first_shards: Sequence[int], split: str) ->
     return index
 
 
-def _read_runs(path: str, shard: int, split: str) -> Iterator[_Run]:
-    """The runs of one index file, whose first shard has the ordinal ``shard``."""
-    table = _read_index(path, _COLUMNS, split)
+def _read_runs(file: IndexFile, split: str) -> Iterator[_Run]:
+    """The runs of one index file."""
+    table = _read_index(file, _COLUMNS, split)
     (tasks, task), (agents, agent) = _codes(table["task"]), _codes(table["agent"])
     part, first = (table[name].to_numpy() for name in ("part", "first_record"))
     order = np.lexsort((first, part, agent, task))
@@ -445,7 +462,7 @@ def _read_runs(path: str, shard: int, split: str) -> Iterator[_Run]:
         yield _Run(
             task=tasks[task[begin]],
             agent=agents[agent[begin]],
-            shard=shard + int(part[begin]),
+            shard=file.first_shard + int(part[begin]),
             first_record=first[begin:end],
             steps=steps[begin:end],
             records=records[begin:end],
@@ -453,15 +470,21 @@ def _read_runs(path: str, shard: int, split: str) -> Iterator[_Run]:
         )
 
 
-def _read_index(path: str, columns: list[str], split: str) -> pa.Table:
-    """The rows of one split of an index file."""
+def _read_index(file: IndexFile, columns: list[str], split: str) -> pa.Table:
+    """The rows of one split of an index file. Raises DataError if it cannot be read or is wrong."""
+    names = index_schema(file.path, file.split.rows, None).names
+    for name in columns:
+        if name not in names:
+            raise MalformedError(f"the index {file.path} has no column {name}; gatokit verify says more")
     try:
-        with pq.ParquetFile(path, read_dictionary=["task", "agent", "split"]) as file:
-            check_index_version(file.schema_arrow, path)
-            table = file.read(columns, use_threads=False)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise DataError(f"the index {path} cannot be read: {error}; gatokit verify says more") from None
-    return table.filter(pc.equal(table["split"], split))
+        with pq.ParquetFile(file.path, read_dictionary=["task", "agent", "split"]) as opened:
+            table = opened.read(columns, use_threads=False)
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"the index {file.path} cannot be read: {error}; gatokit verify says more") from None
+    table = table.filter(pc.equal(table["split"], split))
+    check_columns(table, file.path)
+    check_places(table, file.split.parts, file.path)
+    return table
 
 
 def _codes(column: pa.ChunkedArray) -> tuple[list[str], np.ndarray]:

@@ -13,6 +13,7 @@ from gatokit.schemas.errors import DataError, MalformedError
 from gatokit.schemas.index import INDEX, METADATA_TYPES, OF_TASK, TASKS, common_type
 from gatokit.schemas.manifest import DATASET, MetadataType, ShardEntry, check_index_version
 from gatokit.schemas.untrusted import quoted
+from gatokit.schemas.words import one_line
 
 _LEAST = {"lost": 1, "steps": 0, "tokens": 0, "part": 0, "first_record": 0, "source_position": 0}
 _LEAST_OF_TASKS = dict.fromkeys(("episodes", "window", "kept", "dropped", "held_out", "steps", "tokens"), 0)
@@ -20,9 +21,9 @@ _NOT_OF_TASKS = {"window", "stream_return", "expert_return", "threshold", "token
 """Columns of the table of tasks that may be null."""
 
 
-def index_schema(path: Path, rows: int | None, columns: Mapping[str, MetadataType]) -> pa.Schema:
+def index_schema(path: Path, rows: int | None, columns: Mapping[str, MetadataType] | None) -> pa.Schema:
     """The schema of the index file at ``path`` if it holds ``rows`` rows (None: any number) of the columns of
-    ``INDEX``, of ``OF_TASK`` in format 1, and of ``columns``. Some may be missing.
+    ``INDEX``, of ``OF_TASK`` in format 1, and of ``columns`` (None: any others). Some may be missing.
 
     Raises MalformedError if it does not, DataError if the file cannot be read or is of a newer version.
     """
@@ -30,16 +31,16 @@ def index_schema(path: Path, rows: int | None, columns: Mapping[str, MetadataTyp
     check_index_version(schema, path)
     own = {field.name: field.type for field in INDEX} | dict.fromkeys(OF_TASK, pa.float64())
     for field in schema:
-        name, type_ = quoted(field.name), field.type
+        name, type_ = one_line(field.name), field.type
         if schema.names.count(field.name) > 1:
             raise MalformedError(f"{path} has the column {name} twice")
-        wanted = own.get(field.name, columns.get(field.name))
-        if wanted is None:
+        if field.name in own:
+            if type_ != own[field.name]:
+                raise MalformedError(f"{path} has a column {name} of {type_}, not {own[field.name]}")
+        elif columns is not None and field.name not in columns:
             raise MalformedError(f"{path} has a column {name}, which {DATASET} does not have")
-        if type_ != wanted if field.name in own else not _fits(type_, columns[field.name]):
-            raise MalformedError(
-                f"{path} has a column {field.name if field.name in own else name} of {type_}, not {wanted}"
-            )
+        elif columns is not None and not _fits(type_, columns[field.name]):
+            raise MalformedError(f"{path} has a column {name} of {type_}, not {columns[field.name]}")
     return schema
 
 

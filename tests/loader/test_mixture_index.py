@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gatokit.loader.mixture import EpisodeIndex, load_index
+from gatokit.loader.mixture import EpisodeIndex, IndexFile, load_index
 from gatokit.schemas.errors import DataError
 from gatokit.schemas.index import INDEX
+from gatokit.schemas.manifest import ShardEntry, SplitEntry
 
 ROW = st.fixed_dictionaries(
     {
@@ -42,6 +43,16 @@ def write(path: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return written
 
 
+def of_file(path: Path, first_shard: int, rows: int) -> IndexFile:
+    """An index of two shards that hold all records of ``write``."""
+    parts = [
+        ShardEntry(file=f"{part}.arrayrecord", size=0, blake2b="", training=20_000, held_out=0, tokens=0)
+        for part in range(2)
+    ]
+    split = SplitEntry(fingerprint="", index="a.parquet", rows=rows, kept=rows, parts=parts)
+    return IndexFile(path, first_shard, split)
+
+
 @settings(max_examples=60)
 @given(files=st.lists(st.lists(ROW, max_size=12), min_size=1, max_size=3), split=st.sampled_from(["train", "held_out"]))
 def test_episodes_are_ranges_by_task_agent_and_shard(
@@ -54,7 +65,9 @@ def test_episodes_are_ranges_by_task_agent_and_shard(
         rows += [row | {"shard": 2 * number + (row["part"] or 0)} for row in write(path, given_rows)]
     rows = [row for row in rows if row["split"] == split]
     rows.sort(key=lambda row: (row["task"], row["agent"], row["shard"], row["first_record"]))
-    index = load_index([str(path) for path in paths], [2 * number for number in range(len(files))], split)
+    index = load_index(
+        [of_file(path, 2 * number, len(of)) for number, (path, of) in enumerate(zip(paths, files, strict=True))], split
+    )
 
     assert index.episodes == len(rows)
     assert index.tasks == tuple(sorted({row["task"] for row in rows}))
@@ -91,7 +104,7 @@ def test_an_episode_of_gatos_mix_costs_less_than_a_hundred_bytes(tmp_path: Path)
     """62.8 million episodes of 1.61T tokens are 6.26 records of 4,096 tokens each."""
     row = {"task": "push", "agent": "a", "split": "train", "part": 0}
     write(tmp_path / "a.parquet", [row | {"record_tokens": [4096] * (6 + (at % 4 == 0))} for at in range(2000)])
-    index = load_index([str(tmp_path / "a.parquet")], [0], "train")
+    index = load_index([of_file(tmp_path / "a.parquet", 0, 2000)], "train")
     nbytes = sum(value.nbytes for value in vars(index).values() if isinstance(value, np.ndarray))
     assert 40 < nbytes / index.episodes < 70
 
@@ -100,4 +113,4 @@ def test_an_index_of_a_newer_version_is_refused(tmp_path: Path) -> None:
     schema = INDEX.with_metadata({"gatokit.index": "7"})
     pq.write_table(schema.empty_table(), tmp_path / "new.parquet")
     with pytest.raises(DataError, match=r"new\.parquet has index version 7 and this gatokit reads up to 2"):
-        load_index([str(tmp_path / "new.parquet")], [0], "train")
+        load_index([of_file(tmp_path / "new.parquet", 0, 0)], "train")
