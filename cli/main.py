@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 import gatokit
 from gatokit.schemas.errors import ConfigError, GatokitError
-from gatokit.schemas.words import ascii_json, did_you_mean, one_line
+from gatokit.schemas.words import ascii_json, did_you_mean, one_line, visible_lines
 
 VERBS = {
     "demo": "record real episodes, build, verify and inspect them, train on them and play, in minutes on two cores",
@@ -53,6 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command. Returns 0: done; 1: the data failed a check; 2: the arguments or the config are wrong."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     logging.getLogger().setLevel(logging.ERROR)
+    if logging.lastResort is not None:
+        logging.lastResort.setFormatter(_VisibleFormatter())
     if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may be no UTF-8; JSON has the same escapes
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
@@ -84,6 +86,13 @@ def verb_parser(verb: str) -> argparse.ArgumentParser:
     module.add_arguments(parser)
     parser.set_defaults(verb=verb)
     return parser
+
+
+class _VisibleFormatter(logging.Formatter):
+    """Shows what libraries log, in which texts of data may stand, as text."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return "\n".join(visible_lines(super().format(record)))
 
 
 class _Parser(argparse.ArgumentParser):

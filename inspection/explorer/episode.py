@@ -28,7 +28,7 @@ from gatokit.inspection.read.values import (
 )
 from gatokit.schemas.errors import GatokitError, RejectedError
 from gatokit.schemas.tokens import EncodedImage, TokenKind
-from gatokit.schemas.words import counted, shown
+from gatokit.schemas.words import counted, shown, visible
 from gatokit.tokenizers.image_codec import probe
 
 CONTENT, TOKENS, ROW = "content", "tokens", "index row"
@@ -248,8 +248,7 @@ def _text(value: Any) -> str:
 
 def _quoted(text: str) -> str:
     """A text piece with visible spaces and line ends."""
-    escaped = text.replace("\n", "\\n").replace("\t", "\\t")
-    return f"“{escaped}”"
+    return f"“{visible(text)}”"
 
 
 # --- plots ----------------------------------------------------------------------------------------------------------

@@ -3,11 +3,14 @@
 import csv
 import io
 import json
+import logging
+import shutil
 import unicodedata
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -19,6 +22,7 @@ from gatokit.inspection.card import Card, Section, markdown
 from gatokit.pipelines.run import _Log
 from gatokit.schemas.episode_list import EpisodeList, csv_cell, csv_text
 from gatokit.schemas.errors import ConfigError, ConfigErrors
+from gatokit.schemas.manifest import digest, json_digest
 from gatokit.schemas.words import ascii_json, one_line, visible, visible_lines
 
 EVIL = "\x1b]0;T\x07\x1b[31mA\x9b31m\u202eR\u2066\u200f[red]B[/red][link=https://e.example]L[/link]:smile:\\"
@@ -232,3 +236,81 @@ def test_a_name_of_a_file_in_an_error(tmp_path: Path, capsys: pytest.CaptureFixt
     assert captured.err.count("\n") == 1
     assert captured.out.isascii()
     assert json.loads(captured.out)["error"]["message"].startswith(str(folder))
+
+
+def test_what_libraries_log_is_shown_as_text():
+    assert main(["--version"]) == 0
+    record = logging.LogRecord("apache_beam", logging.ERROR, "f.py", 1, "failed: %s", (EVIL + LINES,), None)
+    assert logging.lastResort is not None
+    assert obeyed(logging.lastResort.format(record)) == []
+    assert logging.lastResort.format(record).split("\n") == visible_lines(f"failed: {EVIL}{LINES}")
+
+
+@pytest.fixture
+def hostile(mixed: Path, tmp_path: Path) -> Path:
+    """A build of somebody else, whose tasks, agents, licence, source and packages are ``EVIL`` or ``LINES``."""
+    build = Path(shutil.copytree(mixed, tmp_path / "hostile"))
+    names = {"reach": EVIL, "push": LINES, "a": EVIL, "b": LINES}
+    for path in (build / "arm").glob("*.parquet"):
+        table = pq.read_table(path)
+        for name in ("task", "agent", "source_file"):
+            if name in table.schema.names:
+                at, column = table.schema.names.index(name), table[name].to_pylist()
+                changed = [names.get(value, EVIL if name == "source_file" else value) for value in column]
+                table = table.set_column(at, name, [changed])
+        pq.write_table(table, path)
+    described = json.loads((build / "arm" / "dataset.json").read_text())
+    described["tasks"] = {names.get(task, task): entry for task, entry in described["tasks"].items()}
+    (build / "arm" / "dataset.json").write_text(json.dumps(described))
+    content = json.loads((build / "manifest.json").read_text())
+    del content["digest"]
+    content["packages"][EVIL] = LINES
+    content["datasets"][0]["license"] = EVIL
+    content["config"]["datasets"][0] |= {"source": EVIL, "license": LINES}
+    content["config_digest"] = json_digest(content["config"])
+    for entry in content["files"]:
+        data = (build / entry["path"]).read_bytes()
+        entry |= {"size": len(data), "blake2b": digest(data)}
+    content["digest"] = json_digest(content)
+    (build / "manifest.json").write_text(json.dumps(content))
+    return build
+
+
+def test_every_view_of_a_hostile_build_shows_it(
+    hostile: Path, mixed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    rows = pq.read_table(next((hostile / "arm").glob("*.index.parquet"))).to_pylist()
+    id_ = next(row["episode_id"] for row in rows if row["kept"] and row["task"] in (EVIL, LINES))
+    card = tmp_path / "CARD.md"
+    for words in (
+        [hostile],
+        [hostile, "--dataset", "arm"],
+        [hostile, "--task", EVIL],
+        [hostile, "--task", LINES, "--dataset", "arm"],
+        [hostile, "--episode", id_, "--dataset", "arm"],
+        [hostile, "--at", "0.9"],
+        [hostile, "--keep", "{best: 3}", "--task", EVIL],
+        [hostile, "--against", mixed],
+        [hostile, "--against", "0.5", "--dataset", "arm"],
+        [hostile, "--card", card],
+    ):
+        for more in ([], ["--json"]):
+            assert main(["inspect", *map(str, words), *more]) == 0, words
+            out, err = capsys.readouterr()
+            assert obeyed(out + err) == [], words
+            assert out
+            if more:
+                assert out.isascii()
+                json.loads(out)
+    assert obeyed(card.read_text()) == []
+    assert "TAB\\\\tNUL\\\\x00" in card.read_text()
+    for words in ([hostile, "--task", EVIL + "?"], [hostile, "--dataset", LINES], [hostile, "--episode", EVIL]):
+        assert main(["inspect", *map(str, words)]) == 2
+        out, err = capsys.readouterr()
+        assert (obeyed(err), err.count("\n"), out) == ([], 1, "")
+    assert main(["verify", str(hostile)]) == 1
+    out, err = capsys.readouterr()
+    assert obeyed(out + err) == []
+    assert EVIL[:3] not in out
+    assert main(["publish", str(hostile), "--out", str(tmp_path / "out")]) == 0
+    assert obeyed((tmp_path / "out" / "README.md").read_text()) == []

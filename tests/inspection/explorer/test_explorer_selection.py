@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from gatokit.inspection import open_directory, preview
 from gatokit.inspection.explorer.query import Filter, Selection, config_lines, find
 from gatokit.schemas.config_episodes import Keep
-from gatokit.schemas.episode_list import EpisodeList
+from gatokit.schemas.episode_list import EpisodeList, csv_text
 
 HOSTILE = ['<b>"x"</b>', "a,b", "line\nbreak", "two\r\nlines", " spaces ", "=1+1", "ünï", "'quoted'"]
 
@@ -100,9 +100,9 @@ def test_ids_with_marks_of_csv_and_html_come_through(small, tmp_path, seal):
     picked.add("arm", range(len(rows)))
     data = b"".join(picked.csv())
     known = [row for row in rows if row.episode_id is not None]
-    assert [line["episode_id"] for line in csv.DictReader(io.StringIO(data.decode(), newline=""))] == [
-        row.episode_id for row in known
-    ]
+    cells = [line["episode_id"] for line in csv.DictReader(io.StringIO(data.decode(), newline=""))]
+    assert list(map(csv_text, cells)) == [row.episode_id for row in known]
+    assert data.count(b"\n") == 1 + len(known)
     selection = EpisodeList(data, "episodes.csv", "arm")
     assert selection.find([row.episode_id for row in known], [row.task for row in known]).all()
 
