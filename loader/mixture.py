@@ -92,13 +92,6 @@ class MixedDataset:
         """The spec of each task; empty for documents."""
         return {task: self.described.spec_of(task) for task in self.described.tasks} if self.holds_episodes else {}
 
-    @property
-    def has_images(self) -> bool:
-        """Whether episodes or documents may hold images."""
-        rules = self.described.documents
-        fields = [field for spec in self.described.specs.values() for field in spec.fields]
-        return (rules is not None and rules.pictures is not None) or any(field.kind == "image" for field in fields)
-
     def records(self, split: str) -> int:
         """Number of records of ``train`` or ``held_out``."""
         return self.totals.training if split == TRAIN else self.totals.held_out

@@ -190,7 +190,7 @@ class Windows:
         return rows
 
     def _needed_slots(self) -> int:
-        if not any(sampled.dataset.has_images for sampled in self._sampler.datasets.values()):
+        if not any(sampled.dataset.described.has_images for sampled in self._sampler.datasets.values()):
             return _SLOTS
         groups = -(-_TRIED // self._group_rows)
         rows = self._filled(np.arange(groups * self._group_rows))

@@ -588,6 +588,12 @@ class DatasetFile(_Model):
             raise MalformedError(f"{DATASET} of {self.name} has no spec of the task {quoted(task)}")
         return self.specs[entry.spec]
 
+    @property
+    def has_images(self) -> bool:
+        """Whether episodes or documents may hold images."""
+        fields = (field for spec in self.specs.values() for field in spec.fields)
+        return bool(self.documents and self.documents.pictures) or any(field.kind == "image" for field in fields)
+
     def to_bytes(self) -> bytes:
         """Indented JSON."""
         return indented_json(self.model_dump(mode="json", exclude={"step"} if self.step is None else None))

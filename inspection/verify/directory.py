@@ -18,7 +18,8 @@ from gatokit.inspection.verify.index import (
     part_owners,
     read_index,
 )
-from gatokit.inspection.verify.records import ContentCheck, DocumentCheck, EpisodeCheck, shard_faults
+from gatokit.inspection.verify.pictures import ImageDecoder
+from gatokit.inspection.verify.records import ContentCheck, DocumentCheck, EpisodeCheck, Owner, shard_faults
 from gatokit.schemas.errors import DataError, GatokitError, MalformedError
 from gatokit.schemas.manifest import CARD, LOG, MANIFEST, FileEntry, Manifest, local_directory
 from gatokit.schemas.progress import Progress
@@ -68,12 +69,13 @@ class Faults:
         return self._listed + [Fault(file, f"and {count:,} more faults of this file") for file, count in more.items()]
 
 
-def verify(directory: str | Path, progress: Progress | None = None) -> list[Fault]:
+def verify(directory: str | Path, progress: Progress | None = None, decoder: ImageDecoder | None = None) -> list[Fault]:
     """Every fault of a finished build or scan; an empty list means that it is complete and sound.
 
     Checks the presence, size and digest of every file, that there is no other file, that every record decodes and is
-    what the index says, and that indexes, summaries and manifest agree. What depends on a file with a fault is not
-    checked further. Raises ConfigError if there is no such directory.
+    what the index says, and that indexes, summaries and manifest agree; with a ``decoder`` also that every image
+    decodes. What depends on a file with a fault is not checked further. Raises ConfigError if there is no such
+    directory.
     """
     root = local_directory(directory)
     faults = Faults()
@@ -81,7 +83,7 @@ def verify(directory: str | Path, progress: Progress | None = None) -> list[Faul
     if manifest is not None:
         _check_files(root, manifest, faults, _counter(progress, "files", len(manifest.files)))
         if not faults.has(MANIFEST):
-            _check_contents(root, manifest, faults, progress)
+            _check_contents(root, manifest, faults, progress, decoder)
     return faults.listed()
 
 
@@ -173,7 +175,9 @@ def _sentence(error: Exception, path: Path) -> str:
     return str(error).removeprefix(f"{path} ").removeprefix(f"{path}: ")
 
 
-def _check_contents(root: Path, manifest: Manifest, faults: Faults, progress: Progress | None) -> None:
+def _check_contents(
+    root: Path, manifest: Manifest, faults: Faults, progress: Progress | None, decoder: ImageDecoder | None
+) -> None:
     """Checks the vocabulary and every dataset; ``manifest`` has no fault."""
     directory = Directory(root, manifest)
     try:
@@ -192,7 +196,8 @@ def _check_contents(root: Path, manifest: Manifest, faults: Faults, progress: Pr
         except GatokitError as error:
             faults.add(vocabulary.file, _sentence(error, root / vocabulary.file))
             return
-    count = _counter(progress, "records", sum(dataset.records for dataset in manifest.datasets))
+    total = sum(dataset.records for dataset in manifest.datasets)
+    count, count_decoded = _counter(progress, "records", total), _counter(progress, "images", total)
     for dataset in datasets:
         totals = dataset.totals
         described, tasks = (f"{totals.directory}/{name}" for name in (totals.described_file, totals.tasks_file))
@@ -215,10 +220,21 @@ def _check_contents(root: Path, manifest: Manifest, faults: Faults, progress: Pr
         else:
             pieces = TEXT_IDS if text is None else text.pieces
             content = EpisodeCheck(dataset.described.specs, manifest.tokenizer, pieces)
-        _check_dataset(dataset, content, faults, count)
+        decode = None
+        if decoder is not None and dataset.described.has_images:
+            decode = partial(decoder.faults, noun=content.noun, count=count_decoded)
+        elif decoder is not None:
+            count_decoded(totals.records)
+        _check_dataset(dataset, content, faults, count, decode)
 
 
-def _check_dataset(dataset: DatasetReader, content: ContentCheck, faults: Faults, count: Callable[[int], None]) -> None:
+def _check_dataset(
+    dataset: DatasetReader,
+    content: ContentCheck,
+    faults: Faults,
+    count: Callable[[int], None],
+    decode: Callable[[Path, list[Owner], int], Iterator[str]] | None,
+) -> None:
     """Checks the indexes and shards of a dataset whose summaries have no fault."""
     name, sums = dataset.totals.directory, IndexSums(dataset)
     for split in dataset.totals.splits:
@@ -241,7 +257,10 @@ def _check_dataset(dataset: DatasetReader, content: ContentCheck, faults: Faults
             except ValueError as error:
                 faults.add(index, str(error))
                 continue
-            faults.add(shard, *shard_faults(dataset.path / part.file, part.records, owners, content, count))
+            path = dataset.path / part.file
+            faults.add(shard, *shard_faults(path, part.records, owners, content, count))
+            if decode is not None and not faults.has(shard):
+                faults.add(shard, *decode(path, owners, part.records))
     if not any(faults.has(f"{name}/{split.index}") for split in dataset.totals.splits):
         for file, sentence in sums.faults():
             faults.add(file if file == MANIFEST else f"{name}/{file}", sentence)
