@@ -21,6 +21,11 @@ class Stage:
         self.begin, self._first_done, self._first_size = now, done, size
         self.done, self.total, self.rows, self.size, self.total_size = done, 0, 0, size, 0
 
+    @property
+    def is_over(self) -> bool:
+        """Whether all is done."""
+        return self.done >= self.total > 0
+
     def reach(self, done: int, total: int, rows: int, size: int, total_size: int) -> None:
         """See ``schemas.progress.Progress``."""
         self.done, self.total, self.rows, self.size, self.total_size = done, total, rows, size, total_size
@@ -43,35 +48,39 @@ class Stage:
 
 
 class Lines:
-    """Writes a line a minute for each stage that goes on, and one when a stage ends."""
+    """Writes a line a minute for each stage, and one when it is done. Stages may go on side by side."""
 
     def __init__(self, write: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
         self._write, self._clock = write, clock
-        self._name, self._stage, self._written = "", Stage(0, 0, 0), 0.0
+        self._stages: dict[str, Stage] = {}
+        self._written: dict[str, float] = {}
 
     def __call__(
         self, stage: str, done: int, total: int, /, *, rows: int = 0, size: int = 0, total_size: int = 0
     ) -> None:
         """See ``Progress``."""
         now = self._clock()
-        if stage != self._name:
-            self.end()
-            self._name, self._stage, self._written = stage, Stage(now, done, size), now
-        self._stage.reach(done, total, rows, size, total_size)
-        if now - self._written >= _LINE_SECONDS:
-            self._written = now
-            self._say(self._stage.counts(now))
+        known = self._stages.get(stage)
+        if known is None or done < known.done:
+            known = self._stages[stage] = Stage(now, done, size)
+            self._written[stage] = now
+        was_over = known.is_over
+        known.reach(done, total, rows, size, total_size)
+        if known.is_over and not was_over:
+            self._say(stage, duration(now - known.begin))
+        elif not known.is_over and now - self._written[stage] >= _LINE_SECONDS:
+            self._written[stage] = now
+            self._say(stage, known.counts(now))
 
     def end(self) -> None:
-        """The last stage is over."""
-        if self._name:
-            self._say(f"{duration(self._clock() - self._stage.begin)}")
-            self._name = ""
+        """Nothing more comes: the stages that are not done end where they are."""
+        for name, stage in self._stages.items():
+            if not stage.is_over:
+                self._say(name, duration(self._clock() - stage.begin))
 
-    def _say(self, more: str) -> None:
-        self._write(
-            f"{visible(self._name)}: {self._stage.done:,} of {self._stage.total:,}" + (f", {more}" if more else "")
-        )
+    def _say(self, name: str, more: str) -> None:
+        stage = self._stages[name]
+        self._write(f"{visible(name)}: {stage.done:,} of {stage.total:,}" + (f", {more}" if more else ""))
 
 
 @contextmanager

@@ -102,24 +102,23 @@ class MixedDataset:
             self._indexes[split] = load_index(list(self._index_files()), split)
         return self._indexes[split]
 
-    def best_episodes(self) -> dict[str, dict[str, Any]]:
-        """By task the index row of the training episode of the highest return, of equal ones the first, with ``shard``,
-        the ordinal of its shard, and ``expert_return``, that of the task; empty for documents. Raises DataError if an
-        index or the table of tasks cannot be read."""
-        best: dict[str, dict[str, Any]] = {}
+    def best_episodes(self, most: int) -> dict[str, list[dict[str, Any]]]:
+        """By task the index rows of the ``most`` training episodes of the highest returns, best first, of equal ones
+        the first, with ``shard``, the ordinal of the shard, and ``expert_return``, that of the task; empty for
+        documents. Raises DataError if an index or the table of tasks cannot be read."""
+        best: dict[str, list[dict[str, Any]]] = {}
         experts = self._expert_returns() if self.holds_episodes else {}
         for file in self._index_files() if self.holds_episodes else ():
             table = _read_index(file, ["episode_id", "return", *_COLUMNS], TRAIN)
             _, tasks = _codes(table["task"])
-            order = np.argsort(-table["return"].to_numpy(), kind="stable")
-            _, firsts = np.unique(tasks[order], return_index=True)
-            for episode in table.take(order[firsts]).to_pylist():
-                task = episode["task"]
-                # Without rewards the first one is as good as any.
-                if task not in best or (episode["return"] or 0.0) > (best[task]["return"] or 0.0):
-                    shard = file.first_shard + episode["part"]
-                    best[task] = episode | {"shard": shard, "expert_return": experts.get(task)}
-        return best
+            order = np.lexsort((-table["return"].to_numpy(), tasks))
+            starts = np.flatnonzero(np.diff(tasks[order], prepend=-1))
+            rank = np.arange(len(order)) - np.repeat(starts, np.diff(starts, append=len(order)))
+            for episode in table.take(order[rank < most]).to_pylist():
+                more = {"shard": file.first_shard + episode["part"], "expert_return": experts.get(episode["task"])}
+                best.setdefault(episode["task"], []).append(episode | more)
+        # Without rewards the first one is as good as any.
+        return {task: sorted(rows, key=lambda row: -(row["return"] or 0.0))[:most] for task, rows in best.items()}
 
     def _expert_returns(self) -> dict[str, float | None]:
         table = read_tasks(self._file(self.totals.tasks_file))

@@ -3,6 +3,7 @@
 The files of a policy lie in the folder ``policy`` of a run and of its checkpoints, and beside the weights of an export.
 """
 
+import itertools
 import os
 import shutil
 from pathlib import Path
@@ -16,24 +17,31 @@ from safetensors.numpy import load_file, save_file
 
 from gatokit.loader.mixture import Mixture
 from gatokit.loader.records import OpenShards
-from gatokit.schemas.errors import ConfigError, DataError
+from gatokit.schemas.errors import ConfigError, DataError, RejectedError
 from gatokit.schemas.manifest import VOCABULARY, indented_json
 from gatokit.schemas.policy import POLICY, PROMPTS, PolicyDataset, PolicyFile, PolicyTask, Prompt
+from gatokit.schemas.record import Record
 from gatokit.schemas.run import RunConfig
 from gatokit.schemas.run_directory import POLICY_FOLDER, WEIGHTS, find_checkpoint, flatten
 from gatokit.storage.files import whole_folder, writing
 from gatokit.storage.folder import read_policy, regular_file
+from gatokit.tokenizers.image_codec import decode
 from gatokit.trainer import model
 from gatokit.trainer.attention import Tree
 from gatokit.trainer.checkpoint import check_shapes, restore_params
 
 CONFIG = "config.json"
 FORMAT = "gatokit"
+_MOST_TRIED = 16
+"""Episodes of a task, the best first, of which one must decode."""
 
 
 def write_policy_files(mixture: Mixture, config: RunConfig, run: Path) -> None:
     """Copies from the data into a run's directory what a policy needs beside its parameters: specs, vocabulary,
-    tokenizer, and the records of each task's best episode as its prompt. Raises DataError if it cannot be written."""
+    tokenizer, and as the prompt of each task the records of its best episode whose images decode.
+
+    Raises DataError if none of a task's best episodes decodes, or if the files cannot be written.
+    """
     # ArrayRecord's writer raises RuntimeError.
     with writing(run / POLICY_FOLDER, (OSError, RuntimeError)), whole_folder(run / POLICY_FOLDER) as temporary:
         if mixture.vocabulary is not None:
@@ -43,10 +51,11 @@ def write_policy_files(mixture: Mixture, config: RunConfig, run: Path) -> None:
         for dataset in mixture.datasets:
             described, tasks = dataset.described, {}
             shards = OpenShards(dataset.shards, 16)
-            for task, best in sorted(dataset.best_episodes().items()):
-                first, records = best["first_record"], len(best["record_tokens"])
-                for record in shards.read_bytes(best["shard"], first, first + records):
+            for task, episodes in sorted(dataset.best_episodes(_MOST_TRIED).items()):
+                best, stored = _first_sound(shards, episodes, f"{dataset.name}, task {task!r}")
+                for record in stored:
                     writer.write(record)
+                records = len(stored)
                 prompt = Prompt(
                     episode_id=best["episode_id"],
                     agent=best["agent"],
@@ -68,6 +77,27 @@ def write_policy_files(mixture: Mixture, config: RunConfig, run: Path) -> None:
             datasets=datasets,
         )
         (temporary / POLICY).write_bytes(policy.to_bytes())
+
+
+def _first_sound(
+    shards: OpenShards, episodes: list[dict[str, Any]], of_task: str
+) -> tuple[dict[str, Any], list[bytes]]:
+    """The first of the episodes all of whose images decode, and its records. Raises DataError if there is none."""
+    problem = ""
+    for episode in episodes:
+        begin = episode["first_record"]
+        records = shards.read_bytes(episode["shard"], begin, begin + len(episode["record_tokens"]))
+        try:
+            for image in itertools.chain.from_iterable(Record.from_bytes(data).sequence.images for data in records):
+                decode(image.image.data)
+        except (ValueError, RejectedError) as error:
+            problem = problem or f"{episode['episode_id']}: {error}"
+            continue
+        return episode, records
+    raise DataError(
+        f"{of_task}: none of the {len(episodes)} best episodes can be the prompt, first {problem}; gatokit verify "
+        "--decode names all that is damaged"
+    )
 
 
 def export(run: Path, out: Path) -> int:

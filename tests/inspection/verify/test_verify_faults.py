@@ -10,7 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from gatokit.inspection import Fault, open_directory
+from gatokit.inspection.read.directory import open_shard
 from gatokit.inspection.verify.directory import MOST_OF_A_FILE, Faults, verify
+from gatokit.inspection.verify.pictures import ImageDecoder
 from gatokit.schemas.errors import ConfigError
 from gatokit.schemas.manifest import Manifest, json_digest
 from gatokit.schemas.record import Record
@@ -379,3 +381,51 @@ def test_many_faults_of_a_file_are_counted():
     listed = faults.listed()
     assert len(listed) == MOST_OF_A_FILE + 2
     assert listed[-1] == Fault("a", "and 5 more faults of this file")
+
+
+# --- images that do not decode -----------------------------------------------------------------------------------
+
+
+def decoded(root):
+    moved = []
+    with ImageDecoder() as decoder:
+        faults = verify(root, lambda *now: moved.append(now), decoder)
+    records = sum(dataset.records for dataset in open_directory(root).manifest.datasets)
+    assert moved[-1] == ("images", records, records) or faults
+    return faults, decoder.images
+
+
+def test_all_images_of_a_sound_build_decode(small):
+    images = 0
+    for path in small.built.rglob("*.arrayrecord"):
+        with open_shard(path) as opened:
+            images += sum(len(Record.from_bytes(data).sequence.images) for data in opened.read(0, opened.records))
+    assert images == 231
+    assert decoded(small.built) == ([], images)
+
+
+def test_an_image_that_does_not_decode_is_named_with_its_step(damaged, shard, rewrite, seal):
+    """Only the pixels are damaged: everything that stands in headers and in the index agrees."""
+    with open_shard(shard) as opened:
+        [data] = opened.read(1, 2)
+    record = Record.from_bytes(data)
+    at = 2
+
+    def damage(record):
+        placed = record.sequence.images[at]
+        data = bytearray(placed.image.data)
+        data[len(data) // 2] ^= 0x55
+        images = list(record.sequence.images)
+        images[at] = PlacedImage(placed.token, placed.image._replace(data=bytes(data)))
+        return with_tokens(record, images=images)
+
+    rewrite(shard, change_record(1, damage))
+    seal(damaged)
+    assert verify(damaged) == []
+    faults, images = decoded(damaged)
+    step, token = record.first_step + at, record.sequence.images[at].token
+    assert only(faults, name_of(shard, damaged)) == (
+        f"record 1 of episode {record.owner!r}: the image of step {step} at token {token} does not decode: the PNG's "
+        "IDAT chunk does not match its checksum"
+    )
+    assert images > at
