@@ -238,3 +238,45 @@ def test_other_files_that_are_named_are_no_links(place: Path, tmp_path: Path) ->
         assert main(["vocab", str(place / "c.yaml"), "--out", str(link), "--pieces", "300"]) == 2
         assert main(["describe", str(place), "--write", str(link)]) == 2
         assert tree(tmp_path) == {"victim": b"mine", "link": target}
+
+
+def test_what_killed_builds_of_earlier_versions_left_is_taken_up(place: Path, tmp_path: Path) -> None:
+    """They marked no working folder, and their locks are empty."""
+    out = tmp_path / "out"
+    shutil.copytree(place / "finished", out)
+    (out / "manifest.json").unlink()
+    lines = (out / "build.log.jsonl").read_text().splitlines(keepends=True)
+    assert json.loads(lines.pop())["event"] == "build finished"
+    (out / "build.log.jsonl").write_text("".join(lines) + '{"time": "2026-')
+    (out / ".lock").touch()
+    (out / ".work").mkdir()
+    (out / ".work" / "units.jsonl").write_text("old")
+    for name in (f".tmp-{HEX}{HEX}-x", f"t-{HEX}.arrayrecord"):
+        (out / "t" / name).write_text("old")
+    assert main(["build", str(place / "c.yaml"), "--out", str(out)]) == 0
+    assert verify(out) == []
+
+
+def test_a_folder_of_scanned_rows_may_hold_other_files(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cache, words = tmp_path / "cache", ["scan", str(place / "c.yaml"), "--scan-cache", str(tmp_path / "cache")]
+    assert main([*words, "--out", str(tmp_path / "first")]) == 0
+    [table] = cache.iterdir()
+    for name in (f"{HEX}.arrow", "notes.arrow", "notes.txt"):
+        (cache / name).write_text("mine")
+    assert main([*words, "--out", str(tmp_path / "second")]) == 0
+    table.write_text("mine")
+    capsys.readouterr()
+    assert main([*words, "--out", str(tmp_path / "third")]) == 2
+    assert f"{table}: holds no scanned rows; remove it, or give another --scan-cache" in capsys.readouterr().err
+    assert set(tree(cache).values()) == {b"mine"}
+    assert len(tree(cache)) == 4
+
+
+@pytest.mark.parametrize("name", ["demo.yaml", "demo-train.yaml"])
+def test_the_demo_replaces_no_config_that_somebody_edited(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("mine")
+    assert main(["demo", "--out", str(tmp_path)]) == 2
+    assert (tmp_path / name).read_text() == "mine"
+    assert not (tmp_path / "data").exists()
