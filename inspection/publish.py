@@ -26,7 +26,7 @@ from gatokit.schemas.errors import ConfigError, DataError
 from gatokit.schemas.manifest import CARD, MANIFEST, FileEntry, Manifest, json_digest
 from gatokit.schemas.progress import Progress
 from gatokit.storage.files import file_digest, is_remote, out_directory, whole_folder, writing
-from gatokit.storage.folder import regular_file
+from gatokit.storage.folder import open_file
 
 _GENERATIONS = b"gatokit.generations"
 _PART = 8 << 20
@@ -122,8 +122,7 @@ def _copied(folder: Path, entry: FileEntry, target: Path, is_stripped: bool) -> 
     target.parent.mkdir(parents=True, exist_ok=True)
     path, hash_ = folder / entry.path, hashlib.blake2b(digest_size=32)
     try:
-        path = regular_file(folder, entry.path, entry.size)
-        file = open(path, "rb")  # noqa: SIM115
+        file = open_file(folder, entry.path, entry.size)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}; gatokit verify says what else is missing") from None
     with file, open(target, "xb") as copy:
