@@ -127,7 +127,7 @@ def _copied(name: str, out: Path) -> Path:
 def _show_losses(output: Output, config: Path, built: str, out: Path) -> list[dict[str, Any]]:
     """Shows the losses by kind beside the unigram entropy of the targets, and draws both as ``loss.png``."""
     from gatokit.inspection.report.charts import LOSS_CHART, draw_losses
-    from gatokit.schemas.run_directory import last_line
+    from gatokit.storage.run_directory import last_line
 
     entropies = unigram_entropies(config, built, COUNTED_BATCHES)
     last = last_line(out)

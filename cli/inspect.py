@@ -312,11 +312,11 @@ def _write_report(
 def _read_run(path: str) -> "tuple[RunConfig, RunFile | None]":
     """The config of ``--run``, and its ``run.json`` if ``path`` is a run's directory and not a config or a preset."""
     from gatokit.schemas.run import read_run_config
-    from gatokit.schemas.run_directory import RunFile
+    from gatokit.storage.run_directory import read_run
 
     if not Path(path).is_dir():
         return read_run_config(path), None
-    found = RunFile.read(Path(path))
+    found = read_run(Path(path))
     if found is None:
         raise ConfigError(f"--run {path}: it holds no run.json; give a run config, a preset or the directory of a run")
     return found.config, found
@@ -350,7 +350,7 @@ def _show_training_step(output: Output, arguments: argparse.Namespace) -> None:
         from gatokit.loader.mixture import open_mixture
         from gatokit.loader.provenance import COLUMNS, table_rows
         from gatokit.loader.windows import Windows
-        from gatokit.schemas.run_directory import RunFile
+        from gatokit.storage.run_directory import read_run
 
     directory, step = arguments.directory, arguments.step
     if step < 1:
@@ -359,7 +359,7 @@ def _show_training_step(output: Output, arguments: argparse.Namespace) -> None:
         config, _ = _read_run(arguments.run)
         mixture = open_mixture([directory], config.input.weights)
     else:
-        found = RunFile.read(Path(directory))
+        found = read_run(Path(directory))
         if found is None:
             raise ConfigError(
                 f"--step: {directory} holds no run.json; give the directory of a run, or a build with --run CONFIG"

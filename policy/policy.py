@@ -27,8 +27,8 @@ from gatokit.schemas.errors import ConfigError, DataError
 from gatokit.schemas.manifest import VOCABULARY, EpisodeSpec, digest
 from gatokit.schemas.policy import PROMPTS, PolicyFile
 from gatokit.schemas.run import RunConfig
-from gatokit.schemas.run_directory import policy_folder
-from gatokit.storage.folder import read_policy
+from gatokit.storage.folder import read_policy, regular_file
+from gatokit.storage.run_directory import policy_folder
 from gatokit.tokenizers.text import TextTokenizer
 from gatokit.trainer.attention import Tree
 from gatokit.trainer.export import abstract, load_weights
@@ -155,11 +155,19 @@ def load_policy(path: Path) -> Policy:
         raise ConfigError(f"there is no {path}: give a run's directory, one of its checkpoints or an export")
     folder = policy_folder(path)
     file = read_policy(folder)
-    text = None if file.vocabulary_blake2b is None else TextTokenizer.load(folder / VOCABULARY)
+    text = None if file.vocabulary_blake2b is None else TextTokenizer.load(_file(folder, VOCABULARY))
     if text is not None and digest(text.model) != file.vocabulary_blake2b:
         raise DataError(f"{folder / VOCABULARY} is not the vocabulary that policy.json names: it was replaced")
     table = parameter_table(file.config.model, file.tokenizer.vocabulary_size)
-    return Policy(path, file, load_weights(path, abstract(table)), text, folder / PROMPTS)
+    return Policy(path, file, load_weights(path, abstract(table)), text, _file(folder, PROMPTS))
+
+
+def _file(folder: Path, name: str) -> Path:
+    """The path of a regular file of a policy. Raises DataError if it is missing."""
+    try:
+        return regular_file(folder, name)
+    except OSError as error:
+        raise DataError(f"{folder / name} cannot be read: {error.strerror}; export the weights again") from None
 
 
 @dataclass

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from gatokit.schemas.errors import ConfigError, DataError
+from gatokit.schemas.errors import ConfigError, DataError, MalformedError
 from gatokit.schemas.manifest import MANIFEST, Manifest, digest
 from gatokit.storage import gcs
 from gatokit.storage.files import (
@@ -25,12 +25,11 @@ from gatokit.storage.files import (
     commit,
     file_digest,
     open_appending,
-    read_bytes,
     remove,
     temporary_beside,
     write_atomically,
 )
-from gatokit.storage.folder import read_manifest
+from gatokit.storage.folder import read_file, read_json, read_manifest
 from gatokit.storage.ownership import check_folders
 
 MARKER = "remote.json"
@@ -160,7 +159,7 @@ def open_remote(argument: str, cache_directory: str | Path | None, most_bytes: i
         )
     url, cache = match["url"], Path(cache_directory).absolute()
     try:
-        data = read_bytes(f"{url}/{MANIFEST}")
+        data = read_file(url, MANIFEST)
     except FileNotFoundError:
         raise DataError(f"{url}/{MANIFEST} does not exist: give a finished build") from None
     manifest = Manifest.parse(data, f"{url}/{MANIFEST}")
@@ -178,8 +177,22 @@ def open_remote(argument: str, cache_directory: str | Path | None, most_bytes: i
 
 
 def cached_shards(directory: Path, manifest: Manifest) -> dict[Path, CachedFile]:
-    """The shards of a build in the cache, whose directory holds a MARKER, by their paths."""
-    files = _files(directory, manifest, **json.loads((directory / MARKER).read_bytes()))
+    """The shards of a build in the cache, whose directory holds a MARKER, by their paths.
+
+    Raises MalformedError if ``open_remote`` did not make this directory: then nothing is downloaded.
+    """
+    said = read_json(directory, MARKER)
+    try:
+        url, most_bytes = said["url"], said["most_bytes"]
+        name = f"{digest(url.encode(), 8)}-{manifest.digest[:16]}"
+        is_own = _ARGUMENT.fullmatch(url) is not None and isinstance(most_bytes, int | None)
+    except (KeyError, TypeError, AttributeError, ValueError):
+        is_own, name = False, ""
+    if not is_own or directory.resolve().name != name:
+        raise MalformedError(
+            f"{directory / MARKER} is not of a build in a cache; remove it, or give the gs:// address with --cache"
+        )
+    files = _files(directory, manifest, url, most_bytes)
     return {file.path: file for file in files if file.path.name.endswith(_SHARD)}
 
 

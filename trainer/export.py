@@ -22,9 +22,10 @@ from gatokit.schemas.manifest import VOCABULARY, indented_json
 from gatokit.schemas.policy import POLICY, PROMPTS, PolicyDataset, PolicyFile, PolicyTask, Prompt
 from gatokit.schemas.record import Record
 from gatokit.schemas.run import RunConfig
-from gatokit.schemas.run_directory import POLICY_FOLDER, WEIGHTS, find_checkpoint, flatten
+from gatokit.schemas.run_directory import POLICY_FOLDER, WEIGHTS, flatten
 from gatokit.storage.files import whole_folder, writing
 from gatokit.storage.folder import read_policy, regular_file
+from gatokit.storage.run_directory import find_checkpoint, holds_weights
 from gatokit.tokenizers.image_codec import decode
 from gatokit.trainer import model
 from gatokit.trainer.attention import Tree
@@ -145,7 +146,7 @@ def load_weights(path: Path, wanted: Any) -> Any:
     """
     if not path.exists():
         raise ConfigError(f"init_from: there is no {path}")
-    if not (path / WEIGHTS).exists():
+    if not holds_weights(path):
         return restore_params(find_checkpoint(path), wanted)
     try:
         arrays = load_file(path / WEIGHTS)

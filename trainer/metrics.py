@@ -18,9 +18,10 @@ from gatokit.loader.loader import batches_ahead
 from gatokit.loader.mixture import Mixture
 from gatokit.loader.windows import Windows
 from gatokit.schemas.run import RunConfig
-from gatokit.schemas.run_directory import METRICS, Line, flatten, read_metrics
+from gatokit.schemas.run_directory import METRICS, Line, flatten
 from gatokit.schemas.tokens import TokenKind
 from gatokit.storage.files import open_appending, write_atomically, writing
+from gatokit.storage.run_directory import read_metrics
 from gatokit.trainer.loss import Sums
 from gatokit.trainer.mesh import place
 from gatokit.trainer.model import check_positions

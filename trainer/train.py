@@ -22,20 +22,11 @@ from gatokit.loader.windows import Windows
 from gatokit.schemas.errors import ConfigError, DataError
 from gatokit.schemas.manifest import LOG, MANIFEST
 from gatokit.schemas.run import RunConfig
-from gatokit.schemas.run_directory import (
-    CHECKPOINTS,
-    METRICS,
-    POLICY_FOLDER,
-    RUN,
-    Line,
-    RunFile,
-    RunState,
-    last_line,
-    policy_folder,
-)
+from gatokit.schemas.run_directory import CHECKPOINTS, METRICS, POLICY_FOLDER, RUN, Line, RunFile, RunState
 from gatokit.storage.files import write_atomically, writing
 from gatokit.storage.folder import read_policy
 from gatokit.storage.ownership import check_own
+from gatokit.storage.run_directory import last_line, policy_folder, read_run
 from gatokit.trainer import cost
 from gatokit.trainer.checkpoint import Checkpoints
 from gatokit.trainer.distributed import Watchdog, any_process, is_first
@@ -210,7 +201,7 @@ def _open_directory(out: Path, run: RunFile, mixture: Mixture) -> None:
     """
     folders = (POLICY_FOLDER, CHECKPOINTS, "tensorboard", "profile")
     check_own(out, RUN, (*folders, METRICS, "loss.png"), others=(MANIFEST, LOG))
-    existing = RunFile.read(out)
+    existing = read_run(out)
     if existing is not None:
         existing.check_same(run, out)
     if not is_first():

@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from gatokit.schemas.run_directory import read_metrics
 from gatokit.storage.files import write_atomically, writing
+from gatokit.storage.run_directory import read_metrics
 
 LOSS_CHART = "loss.png"
 SCORES_CHART = "scores.png"

@@ -13,7 +13,8 @@ import pytest
 
 from gatokit.schemas.errors import DataError
 from gatokit.schemas.run import CheckpointConfig
-from gatokit.schemas.run_directory import RunState, find_checkpoint
+from gatokit.schemas.run_directory import RunState
+from gatokit.storage.run_directory import find_checkpoint
 from gatokit.trainer.checkpoint import Checkpoints, restore_params
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gatokit.schemas.run_directory import read_metrics
+from gatokit.storage.run_directory import read_metrics
 from gatokit.trainer.cost import peak
 from gatokit.trainer.loss import Sums
 from gatokit.trainer.metrics import Interval, MetricsFile, float64, losses

@@ -18,8 +18,9 @@ from gatokit.loader.windows import Windows
 from gatokit.policy.policy import load_policy
 from gatokit.schemas.errors import ConfigError, DataError, MalformedError
 from gatokit.schemas.record import Record
-from gatokit.schemas.run_directory import RunFile, flatten
+from gatokit.schemas.run_directory import flatten
 from gatokit.storage.folder import read_policy
+from gatokit.storage.run_directory import read_run
 from gatokit.trainer import model
 from gatokit.trainer.export import abstract, export, load_weights
 from gatokit.trainer.mesh import make_mesh, place
@@ -43,7 +44,7 @@ def test_what_a_run_leaves(trained: Path, mixed: Path) -> None:
         "checkpoints", "loss.png", "metrics.jsonl", "policy", "run.json", "tensorboard"
     }  # fmt: skip
     assert [item.name for item in sorted((trained / "checkpoints").iterdir())] == ["5", "7"]
-    run = RunFile.read(trained)
+    run = read_run(trained)
     assert run is not None
     assert (run.data, run.config.input.patch_slots) == ([str(mixed)], 8)
     found = lines(trained)
