@@ -15,6 +15,7 @@ from runs import config
 
 from gatokit.inspection import open_directory
 from gatokit.inspection.publish import publish
+from gatokit.inspection.report import report
 from gatokit.inspection.verify.directory import verify
 from gatokit.loader.mixture import open_mixture
 from gatokit.loader.windows import Windows
@@ -79,7 +80,9 @@ def test_user_host_and_home_are_in_a_build_and_not_in_what_is_published(private:
     published = publish(private, tmp_path / "out")
     assert words_of(everything(tmp_path / "out")) == []
     assert published.notices == []
-    manifest = open_directory(tmp_path / "out").manifest
+    directory = open_directory(tmp_path / "out")
+    assert words_of(json.dumps(report(directory, list(directory.datasets.values())))) == []
+    manifest = directory.manifest
     assert manifest.config["vocabulary"] == "words.model"
     sources = [
         {key: dataset[key] for key in ("source", "questions", "annotations", "image_dir") if key in dataset}
