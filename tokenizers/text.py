@@ -1,6 +1,7 @@
 """Text ↔ SentencePiece ids (Gato, section 2.1: 32,000 subwords)."""
 
 import re
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ _LONG = 1 << 16
 """Characters of a text from which on it is encoded in pieces: SentencePiece takes 30 bytes of memory a byte."""
 _CUT = re.compile("(?<=[0-9A-Za-z]) (?=[0-9A-Za-z])")
 """Where a text may be divided: at a single space between letters or digits, which no normalization changes."""
+_NO_NORMALIZATION = b"\x1a\x10\n\x08identity\x12\x00\x18\x00\x20\x00"
+"""The serialized NormalizerSpec of a model that takes every text as it is, with all spaces and no other in front."""
 SPACE = "\u2581"
 """SentencePiece's sign for a space."""
 _LARGEST_MODEL = 64 << 20
@@ -74,17 +77,45 @@ class TextTokenizer:
     def encode(self, text: str) -> np.ndarray:
         """Ids of ``text``, uint16 (T,); UnicodeEncodeError if it holds lone surrogates.
 
-        A long text with spaces is encoded in pieces, and gets the ids that it has as a whole.
+        A long text is encoded in pieces, and gets the ids that it has as a whole. A part without any place to divide it
+        is encoded whole.
         """
-        if len(text) <= _LONG or not self._can_divide:
+        if len(text) <= _LONG:
             return self._ids(text.encode())
         found, begin = [], 0
         while begin < len(text):
-            cut = _CUT.search(text, begin + _LONG)
-            end = len(text) if cut is None else cut.start()
+            end = self._cut(text, begin + _LONG)
             found.append(self._ids(text[begin:end].encode()))
             begin = end
         return np.concatenate(found)
+
+    def _cut(self, text: str, begin: int) -> int:
+        """Where to divide a text, at ``begin`` or behind it: at a space if one is near, else between two characters
+        that no piece joins. The end of the text if there is no such place."""
+        for near in range(begin, len(text), _LONG):
+            if self._can_divide and (space := _CUT.search(text, near, near + _LONG + 1)):
+                return space.start()
+            if (joined := self._joined) is None:
+                continue
+            for place in range(near, min(near + _LONG, len(text))):
+                pair = text[place - 1 : place + 1]
+                if pair not in joined and " " not in pair and SPACE not in pair:
+                    return place
+        return len(text)
+
+    @cached_property
+    def _joined(self) -> frozenset[str] | None:
+        """All pairs of neighbouring characters in the model's pieces. Where a text has another pair, no piece reaches
+        from one side to the other, so each side has the ids that it has alone. None if the model normalizes texts,
+        joins unknown characters, or takes words whole."""
+        pieces = [self._processor.id_to_piece(id_) for id_ in range(self.pieces)]
+        letter = next((piece for piece in pieces if len(piece) == 1 and piece.isalnum()), None)
+        if self.unknown_id is not None or letter is None or _NO_NORMALIZATION not in self.model:
+            return None
+        parts = [self._ids(part.encode()) for part in (letter, "\U0010fffd")]
+        if not np.array_equal(self._ids(f"{letter}\U0010fffd".encode()), np.concatenate(parts)):
+            return None
+        return frozenset(piece[at : at + 2] for piece in pieces for at in range(len(piece) - 1))
 
     def _ids(self, data: bytes) -> np.ndarray:
         return np.array(self._processor.encode(data, out_type=int), np.uint16)

@@ -1,3 +1,4 @@
+import base64
 import functools
 import hashlib
 import io
@@ -97,8 +98,9 @@ def test_it_travels_as_its_path(tmp_path, text, model_bytes):
 # --- long texts --------------------------------------------------------------------------------------------------
 
 IDENTITY = {"normalization_rule_name": "identity", "remove_extra_whitespaces": False}
+EXACT = IDENTITY | {"add_dummy_prefix": False, "allow_whitespace_only_pieces": True}
 MODELS: dict[str, tuple[dict[str, Any], bool]] = {
-    "this project's": (IDENTITY | {"add_dummy_prefix": False, "allow_whitespace_only_pieces": True}, True),
+    "this project's": (EXACT, True),
     "nfkc": ({}, True),
     "nfkc, case folded": ({"normalization_rule_name": "nmt_nfkc_cf"}, True),
     "without a first space": ({"add_dummy_prefix": False, "remove_extra_whitespaces": False}, True),
@@ -109,14 +111,32 @@ MODELS: dict[str, tuple[dict[str, Any], bool]] = {
     "spaces behind words": ({"treat_whitespace_as_suffix": True}, False),
     "pieces of several words": ({"split_by_whitespace": False}, False),
     "a symbol of two words": ({"user_defined_symbols": ["red ball"]}, False),
+    **{
+        f"as they are, {name}": (EXACT | options, divides)
+        for name, options, divides in [
+            ("pairs of bytes", {"model_type": "bpe"}, True),
+            ("characters", {"model_type": "char"}, True),
+            ("words", {"model_type": "word"}, False),
+            ("no bytes", {"byte_fallback": False}, True),
+            ("spaces behind words", {"treat_whitespace_as_suffix": True}, True),
+            ("several words", {"split_by_whitespace": False}, True),
+            ("a symbol", {"user_defined_symbols": ["red ball", "日本日"]}, True),
+        ]
+    },
 }
-"""Options of a model, and whether it is divided at spaces."""
+"""Options of a model, and whether a text with spaces is divided."""
 WORD = st.sampled_from(
     ["red", "ball", "blue", "the", "box", "1", "naïve", "日本", "ﬁ", "e\u0301", "😀", "\u3000", ".", "\n"]
 )
 LONG_TEXT = st.lists(
     st.tuples(WORD, st.sampled_from(["", " ", " ", " ", "  ", "\n", "\t", "\u00a0"])), max_size=60
 ).map(lambda words: "".join(word + space for word, space in words))
+
+
+ANY_TEXT = st.text(
+    st.sampled_from("redblu gon日本語あ한é\u0301😀\u2581\u3000\n\0=/+7A") | st.characters(codec="utf-8"), max_size=80
+)
+"""Text of any script, mostly without spaces."""
 
 
 @functools.cache
@@ -136,7 +156,7 @@ def model(name: str) -> TextTokenizer:
 
 
 @pytest.mark.parametrize("name", MODELS)
-@given(sentence=LONG_TEXT)
+@given(sentence=LONG_TEXT | ANY_TEXT)
 def test_a_text_in_pieces_has_the_ids_of_the_whole(name, sentence):
     tokenizer = model(name)
     whole = tokenizer._processor.encode(sentence)
@@ -159,3 +179,31 @@ def test_only_texts_that_may_be_divided_are(name):
     assert sum(calls) == len(sentence.encode())
     if MODELS[name][1]:
         assert max(calls) < 80_000
+
+
+NO_SPACES = {
+    "Chinese": "".join(chr(0x4E00 + 7919 * number % 20_000) for number in range(300_000)),
+    "base64": base64.b64encode(np.random.default_rng(0).bytes(225_000)).decode(),
+    "Thai": "ภาษาไทยไม่มีช่องว่าง" * 15_000,
+    "lines": "red\nball\n" * 40_000,
+}
+
+
+@pytest.mark.parametrize("script", NO_SPACES)
+def test_a_long_text_without_spaces_is_divided(script):
+    tokenizer, sentence, calls = model("this project's"), NO_SPACES[script], []
+    encode = tokenizer._ids
+    with mock.patch.object(tokenizer, "_ids", lambda data: calls.append(data.decode()) or encode(data)):
+        ids = tokenizer.encode(sentence)
+    assert ids.tolist() == tokenizer._processor.encode(sentence)
+    assert "".join(calls) == sentence
+    assert max(map(len, calls)) < 66_000
+
+
+def test_a_part_that_the_pieces_join_everywhere_stays_whole():
+    tokenizer, calls = model("this project's"), []
+    assert any("ll" in piece for piece in map(tokenizer.piece, range(tokenizer.pieces)))
+    encode = tokenizer._ids
+    with mock.patch.object(tokenizer, "_ids", lambda data: calls.append(len(data)) or encode(data)):
+        tokenizer.encode("l" * 200_000 + "日" + "l" * 10)
+    assert calls == [200_000, 13]
