@@ -157,6 +157,24 @@ def test_what_somebody_puts_into_a_build_stays_as_it_is(
         assert tree(place / "victim") == of_victim
 
 
+def test_a_working_folder_in_a_build_that_finished_is_not_the_build_s(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(place / "finished", out)
+    (out / ".work" / "shards").mkdir(parents=True)
+    for name in ("diary.txt", "units.jsonl", f"{RANDOM}x", "shards/t.arrow"):
+        (out / ".work" / name).write_text("mine")
+    before = tree(out)
+    for config, *options in (["c.yaml"], ["changed.yaml", "--update"]):
+        assert main(["build", str(place / config), "--out", str(out), *options]) == 2
+        assert f"--out {out}: holds .work, no part of this build" in capsys.readouterr().err
+    assert main(["gc", str(out)]) == 0
+    assert tree(out) == before
+    assert main(["gc", str(out), "--all"]) == 0
+    assert {name: content for name, content in before.items() if not name.startswith(".scan")} == tree(out)
+
+
 def test_a_build_is_built_again_updated_and_collected(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = place / "again"
     shutil.copytree(place / "finished", out)
