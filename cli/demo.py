@@ -20,6 +20,8 @@ ROLLOUTS = 10
 COUNTED_BATCHES = 200
 """Batches whose targets give the unigram entropy."""
 
+_FOLDERS = ("data", "data/captions", "data/text", "scanned", "built", "pictures", "run", "scores")
+
 EXAMPLE = "gatokit demo --out demo"
 
 
@@ -31,8 +33,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs every stage; what is already there is not made again."""
+    from gatokit.storage.ownership import check_folder
+
     output, out, begin = Output(arguments.json), Path(arguments.out), time.monotonic()
     workers = ["--workers", str(arguments.workers)]
+    for name in _FOLDERS:
+        check_folder(out / name)
     config, run_config = (_copied(name, out) for name in ("demo.yaml", "demo-train.yaml"))
     _make_sources(output, out / "data", arguments.workers)
     vocabulary, built = out / "vocabulary.model", str(out / "built")

@@ -20,6 +20,7 @@ from gatokit.environments.registry import make
 from gatokit.environments.writers import EpisodeWriter, metadata_of, open_writer
 from gatokit.schemas.errors import ConfigError
 from gatokit.storage.files import whole_folder
+from gatokit.storage.ownership import check_folders
 
 MARKER = "recording.json"
 """Written last into a finished task directory: what was recorded, and every agent's mean return."""
@@ -95,6 +96,7 @@ def record(
         if progress:
             progress(adapter.name, mix.total, mix.total)
         return recording
+    check_folders(Path(out), directory.parent)
     with whole_folder(directory) as partial:
         episodes = open_writer(adapter, partial, writer)
         try:

@@ -159,7 +159,8 @@ def build(
         _check_reachable(datasets, root, cache)
     _check_apart(datasets, base, root)
     names = [dataset.config.name for dataset in datasets]
-    check_directory(root, names, content)
+    with _os_errors():
+        check_directory(root, names, content)
     with hold(root), _os_errors():
         before = _finished_manifest(root, config, described, content, only, update)
         if content == "build":

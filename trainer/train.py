@@ -24,7 +24,7 @@ from gatokit.schemas.manifest import LOG, MANIFEST
 from gatokit.schemas.run import RunConfig
 from gatokit.schemas.run_directory import CHECKPOINTS, METRICS, POLICY_FOLDER, RUN, Line, RunFile, RunState
 from gatokit.storage.files import write_atomically, writing
-from gatokit.storage.folder import read_policy
+from gatokit.storage.folder import check_tree, read_policy
 from gatokit.storage.ownership import check_own
 from gatokit.storage.run_directory import last_line, policy_folder, read_run
 from gatokit.trainer import cost
@@ -206,6 +206,8 @@ def _open_directory(out: Path, run: RunFile, mixture: Mixture) -> None:
         existing.check_same(run, out)
     if not is_first():
         return
+    if (out / CHECKPOINTS).exists():
+        check_tree(out / CHECKPOINTS)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -20,7 +20,7 @@ from gatokit.schemas.index import INDEX_SUFFIX
 from gatokit.schemas.manifest import LOG, MANIFEST, VOCABULARY, Manifest
 from gatokit.storage import files
 from gatokit.storage.files import TEMPORARY_NAME, is_remote
-from gatokit.storage.folder import read_manifest
+from gatokit.storage.folder import check_tree, read_manifest
 from gatokit.storage.lock import LOCK, hold, is_lock
 from gatokit.storage.ownership import check_folder, check_output
 
@@ -92,19 +92,23 @@ def check_directory(root: Path, datasets: Collection[str], content: str) -> None
     if log is None and LOG in there:
         raise _foreign(root, LOG, content)
     if log is None and manifest is None:
-        # A lock that another job has just made comes before its log.
-        ours = {VOCABULARY} | ({LOCK} if is_remote(root) or LOCK not in there else _lock_names(root))
+        # A vocabulary must be the config's and stays. A lock that another job has just made comes before its log.
+        ours = ({VOCABULARY} if content == "build" else set()) | (
+            {LOCK} if is_remote(root) or LOCK not in there else _lock_names(root)
+        )
         foreign = [name for name in there if name not in ours and not _OF_SYSTEMS.fullmatch(name)]
         if foreign:
             raise _foreign(root, foreign[0], content)
         return
     if WORK in there and not _is_own_work(root, log):
         raise _foreign(root, WORK, content)
+    if WORK in there and not is_remote(root):
+        check_tree(root / WORK)
     known = _folders(log, manifest)
     named = _named(manifest) if manifest is not None else set()
     for folder in sorted(set(datasets).intersection(there)):
         of_folder = files.sizes(root / folder, links=False)
-        for name in files.names(root / folder):
+        for name in of_folder if is_remote(root) else files.names(root / folder):
             is_own = folder in known and name in of_folder and (_is_made(folder, name) or f"{folder}/{name}" in named)
             if not is_own and not _OF_SYSTEMS.fullmatch(name):
                 raise _foreign(root, f"{folder}/{name}", content)

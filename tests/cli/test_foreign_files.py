@@ -10,7 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gatokit.cli.main import main
+from gatokit.environments import make
+from gatokit.environments.agents import Mix
+from gatokit.environments.record import record
 from gatokit.inspection.verify.directory import verify
+from gatokit.schemas.errors import MalformedError
 
 HEX = "0123456789abcdef"
 RANDOM = f".tmp-{'0' * 32}-"
@@ -290,6 +294,35 @@ def test_a_folder_of_scanned_rows_may_hold_other_files(
     assert f"{table}: holds no scanned rows; remove it, or give another --scan-cache" in capsys.readouterr().err
     assert set(tree(cache).values()) == {b"mine"}
     assert len(tree(cache)) == 4
+
+
+@pytest.mark.parametrize("name", ["shards", "errors", "attempts", "finished.txt", "units.jsonl"])
+def test_a_build_does_not_go_on_through_a_link(name: str, place: Path, tmp_path: Path) -> None:
+    """A build that was published before it had finished."""
+    out = tmp_path / "out"
+    shutil.copytree(place / "finished", out)
+    (out / "manifest.json").unlink()
+    (out / ".work").mkdir()
+    (out / ".work" / "gatokit").touch()
+    (out / ".work" / name).symlink_to(place / "victim" / ("documents" if "." not in name else ".bashrc"))
+    before, of_victim = tree(out), tree(place / "victim")
+    assert main(["build", str(place / "c.yaml"), "--out", str(out)]) == 2
+    assert (tree(out), tree(place / "victim")) == (before, of_victim)
+
+
+@pytest.mark.parametrize("name", ["data", "data/captions", "built", "run", "scores", "pictures", "data/atari"])
+def test_the_demo_writes_through_no_link(name: str, tmp_path: Path) -> None:
+    (tmp_path / "victim").mkdir()
+    (tmp_path / "demo" / "data").mkdir(parents=True)
+    if name == "data":
+        (tmp_path / "demo" / "data").rmdir()
+    (tmp_path / "demo" / name).symlink_to(tmp_path / "victim")
+    if name == "data/atari":
+        with pytest.raises(MalformedError, match="atari is a link"):
+            record(make("atari/Breakout", time_limit=9), tmp_path / "demo" / "data", Mix(expert=1))
+    else:
+        assert main(["demo", "--out", str(tmp_path / "demo")]) == 2
+    assert list((tmp_path / "victim").iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["demo.yaml", "demo-train.yaml"])

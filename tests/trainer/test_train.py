@@ -198,6 +198,19 @@ def test_a_run_does_not_go_on_through_a_link(trained: Path, mixed: Path, tmp_pat
         (shutil.rmtree if (tmp_path / "victim").is_dir() else os.remove)(tmp_path / "victim")
 
 
+def test_a_link_among_checkpoints_is_neither_read_nor_removed(trained: Path, mixed: Path, tmp_path: Path) -> None:
+    out, victim = tmp_path / "run", tmp_path / "victim"
+    victim.mkdir()
+    (victim / "thesis.tex").touch()
+    for name in ("1", "9.orbax-checkpoint-tmp"):
+        shutil.copytree(trained, out)
+        (out / "checkpoints" / name).symlink_to(victim)
+        with pytest.raises(MalformedError, match=rf"{re.escape(name)} is a link"):
+            train(config(tmp_path, steps=9, log_every=2), [str(mixed)], out, Silent())
+        assert [path.name for path in victim.iterdir()] == ["thesis.tex"]
+        shutil.rmtree(out)
+
+
 @pytest.mark.parametrize("target", [None, "victim", "nothing"])
 def test_weights_replace_nothing(target: str | None, trained: Path, tmp_path: Path) -> None:
     (tmp_path / "victim").mkdir()
