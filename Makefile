@@ -53,9 +53,10 @@ pictures: install  ## make README's pictures of report and explorer from the dem
 test: lint  ## lint, types, import contracts and tests
 	.venv/bin/python -m pytest -n 2 --dist loadfile
 
+FUZZED := folder manifest descriptions index vocabulary config compressed json_lines record example tfrecord tar header
 fuzz: install  ## search for bytes that a reader cannot stand, ten minutes a reader; see tests/fuzz/run.py
 	$(UV_INSTALL) $(LOCKED) tests/fuzz/requirements.lock
-	for target in record example tfrecord tar header; do .venv/bin/python tests/fuzz/run.py $$target 600 || exit 1; done
+	for target in $(FUZZED); do .venv/bin/python tests/fuzz/run.py $$target 600 || exit 1; done
 
 test-slow: install  ## the tests that take long
 	.venv/bin/python -m pytest -m slow

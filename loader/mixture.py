@@ -25,7 +25,6 @@ from gatokit.schemas.manifest import (
     MANIFEST,
     DatasetEntry,
     DatasetFile,
-    EpisodeSpec,
     Manifest,
     SplitEntry,
     TokenizerSettings,
@@ -86,11 +85,6 @@ class MixedDataset:
     def described(self) -> DatasetFile:
         """``dataset.json``: the specs of the tasks, or the rules of the documents."""
         return read_listed_dataset(self.path.parent, self.manifest, self.totals)
-
-    @property
-    def specs(self) -> dict[str, EpisodeSpec]:
-        """The spec of each task; empty for documents."""
-        return {task: self.described.spec_of(task) for task in self.described.tasks} if self.holds_episodes else {}
 
     def records(self, split: str) -> int:
         """Number of records of ``train`` or ``held_out``."""
@@ -309,8 +303,16 @@ def _weighted(known: dict[str, MixedDataset], weights: Mapping[str, float] | Non
 
 
 def _check_files(dataset: MixedDataset) -> None:
-    """Raises DataError if a shard is missing or its size is not the one of the manifest. Opens no shard."""
+    """Raises DataError if a shard is missing or its size is not the one of the manifest, MalformedError if the shards
+    have other records together than the dataset. Opens no shard."""
     parts = [part for split in dataset.totals.splits for part in split.parts]
+    for name in ("training", "held_out"):
+        stated, found = getattr(dataset.totals, name), sum(getattr(part, name) for part in parts)
+        if stated != found:
+            raise MalformedError(
+                f"{dataset.path.parent / MANIFEST}: {dataset.name} has {stated:,} {name} records and its shards have "
+                f"{found:,}; gatokit verify says more"
+            )
     for shard, part in zip(dataset.shards, parts, strict=True):
         if shard.remote is not None:  # it is downloaded when it is opened
             continue

@@ -289,9 +289,9 @@ def _check_context(sampled: SampledDataset, config: RunConfig) -> None:
     if sampled.index is None:
         return
     steps, words = (1, "one step") if config.input.align == "step" else (2, "two steps")
-    index, specs = sampled.index, sampled.dataset.specs
+    index, described = sampled.index, sampled.dataset.described
     for number, task in enumerate(index.tasks):
-        sizes = [field.tokens for field in specs[task].fields]
+        sizes = [field.tokens for field in described.spec_of(task).fields]
         if None in sizes:  # texts of different lengths: the mean step of the task
             begin, end = index.task_begin[number], index.task_begin[number + 1]
             tokens = index.token_end[index.record_begin[end]] - index.token_end[index.record_begin[begin]]

@@ -91,7 +91,10 @@ def read_tasks(path: Path) -> pa.Table:
         if found.get(field.name) != field.type:
             problem = f"a column {field.name} of {found[field.name]}, not" if field.name in found else "no column of"
             raise MalformedError(f"{path} has {problem} {field.type}: {field.name}")
-    rows = pq.read_table(path, columns=TASKS.names)
+    try:
+        rows = pq.read_table(path, columns=TASKS.names)
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{path} cannot be read: {error}") from None
     for name in TASKS.names:
         if name not in _NOT_OF_TASKS and rows[name].null_count:
             _wrong(path, name, None)

@@ -4,6 +4,7 @@ JSON and Parquet are changed in their values, so that what is wrong lies deeper 
 again, for its digest has no key.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -20,7 +21,7 @@ from gatokit.inspection import open_directory
 from gatokit.inspection.verify.directory import verify
 from gatokit.loader.mixture import open_mixture
 from gatokit.loader.windows import Windows
-from gatokit.pipelines.shards.manifest import collect
+from gatokit.pipelines.shards.ownership import collect
 from gatokit.schemas.errors import GatokitError
 from gatokit.schemas.manifest import MANIFEST, json_digest
 from gatokit.schemas.run import RunConfig
@@ -118,9 +119,10 @@ def _change(folder: Path, choices: Choices) -> None:
         elif kind == 1:
             _change_bytes(path, choices)
         elif path.suffix == ".json":
-            tree = json.loads(path.read_bytes())
-            _change_tree(tree, choices)
-            path.write_text(json.dumps(tree))
+            with contextlib.suppress(ValueError):  # it was changed before
+                tree = json.loads(path.read_bytes())
+                _change_tree(tree, choices)
+                path.write_text(json.dumps(tree))
         elif path.suffix == ".parquet":
             _change_table(path, choices)
         else:

@@ -13,6 +13,8 @@ from pathlib import Path
 import atheris
 
 HERE = Path(__file__).parent
+LONGEST = {"vocabulary": 1 << 15, "index": 1 << 14, "folder": 128}
+"""Bytes of an input."""
 
 
 def main() -> None:
@@ -23,10 +25,12 @@ def main() -> None:
         from targets import TARGETS
     corpus, found, seen = HERE / "corpus" / name, HERE / "found", HERE / "found" / f"corpus-{name}"
     seen.mkdir(parents=True, exist_ok=True)
-    with zipfile.ZipFile(HERE / "corpus" / f"{name}.zip") as archive:
-        archive.extractall(seen)
+    kept = HERE / "corpus" / f"{name}.zip"
+    if kept.exists():
+        with zipfile.ZipFile(kept) as archive:
+            archive.extractall(seen)
     options = [
-        "-max_len=8192",
+        f"-max_len={LONGEST.get(name, 8192)}",
         f"-max_total_time={seconds}",
         f"-artifact_prefix={found}/{name}-",
         "-print_final_stats=1",

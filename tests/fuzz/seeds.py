@@ -1,11 +1,13 @@
 """Writes the first inputs of each target, made by the formats' own writers."""
 
+import gzip
 import io
 import tarfile
 from pathlib import Path
 
 import cv2
 import numpy as np
+import zstandard
 from tensorflow_datasets.proto import tf_example_generated_pb2 as tf_example
 
 from gatokit.pipelines.formats.tfrecord import masked_crc
@@ -55,6 +57,23 @@ def main() -> None:
         "tar": [archive(form) for form in (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)],
         "header": [cv2.imencode(suffix, image)[1].tobytes() for suffix in (".png", ".jpg")],
     }
+    lines = b'{"text": "one"}\n\n{"text": "\\ud800"}\n[1]\n'
+    seeds |= {
+        "folder": [np.random.default_rng(seed).bytes(48) for seed in range(32)],
+        "compressed": [pack(lines[:20]) + pack(lines[20:]) for pack in (gzip.compress, zstandard.compress)],
+        "json_lines": [lines, b"\xef\xbb\xbf" + lines[:-9]],
+        "config": [(Path(__file__).parents[2] / "cli" / "demo.yaml").read_bytes()[:4000], b"a: &a [1, *a]\nb: *a\n"],
+    }
+    with tarfile.open(Path(__file__).parent / "build.tar.gz") as packed:
+        members = {member.name: packed.extractfile(member) for member in packed if member.isfile()}
+        stored = {name: file.read() for name, file in members.items() if file is not None}
+    for target, suffix in {
+        "manifest": "manifest.json",
+        "descriptions": "dataset.json",
+        "index": ".parquet",
+        "vocabulary": ".model",
+    }.items():
+        seeds[target] = [data for name, data in sorted(stored.items()) if name.endswith(suffix)]
     for name, contents in seeds.items():
         folder = Path(__file__).parent / "corpus" / name
         folder.mkdir(parents=True, exist_ok=True)

