@@ -5,9 +5,10 @@ opened, and not more is read than the file should have. Only the folder itself m
 """
 
 import io
+import math
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,17 @@ from gatokit.schemas.manifest import (
     MANIFEST_VERSION,
     DatasetEntry,
     DatasetFile,
+    EpisodeSpec,
     Manifest,
     check_version,
 )
 from gatokit.schemas.policy import POLICY, POLICY_VERSION, PolicyFile
-from gatokit.schemas.untrusted import MOST_JSON, Model, check_path_name, parse_json, validated_model
+from gatokit.schemas.untrusted import MOST_JSON, Model, check_path_name, parse_json, quoted, validated_model
 from gatokit.storage import gcs
 from gatokit.storage.files import is_remote
 
+_MOST_VALUES = 1 << 28
+"""Pixels or components of a field's value in a step."""
 _KINDS = {
     stat.S_IFLNK: "a link",
     stat.S_IFDIR: "a directory",
@@ -157,7 +161,9 @@ def read_model(folder: str | Path, name: str, model: type[Model], newest: int, s
 
 def read_dataset_file(folder: str | Path, name: str = DATASET, size: int | None = None) -> DatasetFile:
     """``dataset.json`` of a dataset. Raises as ``read_model`` does."""
-    return read_model(folder, name, DatasetFile, MANIFEST_VERSION, size)
+    found = read_model(folder, name, DatasetFile, MANIFEST_VERSION, size)
+    _check_specs(found.specs, Path(folder) / name)
+    return found
 
 
 def read_listed_dataset(folder: str | Path, manifest: Manifest, dataset: DatasetEntry) -> DatasetFile:
@@ -168,7 +174,22 @@ def read_listed_dataset(folder: str | Path, manifest: Manifest, dataset: Dataset
 
 def read_policy(folder: str | Path) -> PolicyFile:
     """``policy.json`` in a folder. Raises as ``read_model`` does."""
-    return read_model(folder, POLICY, PolicyFile, POLICY_VERSION)
+    found = read_model(folder, POLICY, PolicyFile, POLICY_VERSION)
+    for dataset in found.datasets.values():
+        _check_specs(dataset.specs, Path(folder) / POLICY)
+    return found
+
+
+def _check_specs(specs: Mapping[str, EpisodeSpec], path: Path) -> None:
+    """Raises MalformedError if a field of a spec has a size below 0, or more values in a step than are ever stored."""
+    for spec in specs.values():
+        for field in spec.fields:
+            image = () if field.image is None else (field.image.height, field.image.width)
+            sizes = (*field.shape, *image, 0 if field.max_length is None else field.max_length)
+            if min(sizes) < 0 or math.prod(image or field.shape) > _MOST_VALUES:
+                raise MalformedError(
+                    f"{path}: the field {quoted(field.path)} has the size {list(image or field.shape)}"
+                )
 
 
 # --- checks ------------------------------------------------------------------------------------------------------
