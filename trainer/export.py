@@ -37,12 +37,14 @@ _MOST_TRIED = 16
 """Episodes of a task, the best first, of which one must decode."""
 
 
-def write_policy_files(mixture: Mixture, config: RunConfig, run: Path) -> None:
+def write_policy_files(mixture: Mixture, config: RunConfig, run: Path) -> list[str]:
     """Copies from the data into a run's directory what a policy needs beside its parameters: specs, vocabulary,
     tokenizer, and as the prompt of each task the records of its best episode whose images decode.
 
-    Raises DataError if none of a task's best episodes decodes, or if the files cannot be written.
+    Returns a sentence for each better episode that does not decode. Raises DataError if none of a task's best episodes
+    decodes, or if the files cannot be written.
     """
+    notices: list[str] = []
     # ArrayRecord's writer raises RuntimeError.
     with writing(run / POLICY_FOLDER, (OSError, RuntimeError)), whole_folder(run / POLICY_FOLDER) as temporary:
         if mixture.vocabulary is not None:
@@ -53,7 +55,8 @@ def write_policy_files(mixture: Mixture, config: RunConfig, run: Path) -> None:
             described, tasks = dataset.described, {}
             shards = OpenShards(dataset.shards, 16)
             for task, episodes in sorted(dataset.best_episodes(_MOST_TRIED).items()):
-                best, stored = _first_sound(shards, episodes, f"{dataset.name}, task {task!r}")
+                best, stored, damaged = _first_sound(shards, episodes, f"{dataset.name}, task {task!r}")
+                notices += damaged
                 for record in stored:
                     writer.write(record)
                 records = len(stored)
@@ -78,13 +81,15 @@ def write_policy_files(mixture: Mixture, config: RunConfig, run: Path) -> None:
             datasets=datasets,
         )
         (temporary / POLICY).write_bytes(policy.to_bytes())
+    return notices
 
 
 def _first_sound(
     shards: OpenShards, episodes: list[dict[str, Any]], of_task: str
-) -> tuple[dict[str, Any], list[bytes]]:
-    """The first of the episodes all of whose images decode, and its records. Raises DataError if there is none."""
-    problem = ""
+) -> tuple[dict[str, Any], list[bytes], list[str]]:
+    """The first of the episodes all of whose images decode, its records, and what is wrong with those before it. Raises
+    DataError if there is none."""
+    problems: list[str] = []
     for episode in episodes:
         begin = episode["first_record"]
         records = shards.read_bytes(episode["shard"], begin, begin + len(episode["record_tokens"]))
@@ -92,12 +97,12 @@ def _first_sound(
             for image in itertools.chain.from_iterable(Record.from_bytes(data).sequence.images for data in records):
                 decode(image.image.data)
         except (ValueError, RejectedError) as error:
-            problem = problem or f"{episode['episode_id']}: {error}"
+            problems.append(f"{of_task}: {episode['episode_id']} cannot be the prompt: {error}")
             continue
-        return episode, records
+        return episode, records, problems
     raise DataError(
-        f"{of_task}: none of the {len(episodes)} best episodes can be the prompt, first {problem}; gatokit verify "
-        "--decode names all that is damaged"
+        f"{problems[0]}, and neither can the other {len(episodes) - 1} best episodes; gatokit verify --decode names "
+        "all that is damaged"
     )
 
 

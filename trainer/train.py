@@ -97,7 +97,8 @@ def train(
         derived = {"patch_slots": windows.patch_slots, "patch_group_rows": config.patch_group_rows}
         config = config.model_copy(update={"input": config.input.model_copy(update=derived)})
         rows = process_rows(mesh, config.batch)
-        _open_directory(out, RunFile(config=config, data=[*directories], data_digest=mixture.data_digest), mixture)
+        run_file = RunFile(config=config, data=[*directories], data_digest=mixture.data_digest)
+        _open_directory(out, run_file, mixture, report)
 
         # ---- model and optimizer -----------------------------------------------------------------------------------
         trainer = Trainer(config, mixture.tokenizer.vocabulary_size, len(mixture.names), windows.patch_slots, mesh)
@@ -194,7 +195,7 @@ def train(
         return Trained(step, last_line(out), stopped=stopping and step < last)
 
 
-def _open_directory(out: Path, run: RunFile, mixture: Mixture) -> None:
+def _open_directory(out: Path, run: RunFile, mixture: Mixture, report: Report) -> None:
     """Makes the directory of a run with ``run.json`` and the policy's files, or checks that it is this run's.
 
     Raises ConfigError if it holds another run, a build or files of these names that no run wrote, or cannot be made.
@@ -215,7 +216,8 @@ def _open_directory(out: Path, run: RunFile, mixture: Mixture) -> None:
     with writing(out / RUN):
         write_atomically(out / RUN, run.to_bytes())
     if not (out / POLICY_FOLDER).exists():
-        write_policy_files(mixture, run.config, out)
+        for notice in write_policy_files(mixture, run.config, out):
+            report.notice(notice)
 
 
 def _restore(trainer: Trainer, checkpoints: Checkpoints, mixture: Mixture, report: Report) -> tuple[State, RunState]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -47,15 +48,16 @@ class Fault:
 
 
 class Faults:
-    """Collects faults, at most ``MOST_OF_A_FILE`` sentences of each file."""
+    """Collects faults, at most ``most`` sentences of each file (None: all)."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int | None = MOST_OF_A_FILE) -> None:
+        self._most = most
         self._listed: list[Fault] = []
         self._counts: Counter[str] = Counter()
 
     def add(self, file: str, *sentences: str) -> None:
         """Adds faults of a file."""
-        left = max(0, MOST_OF_A_FILE - self._counts[file])
+        left = len(sentences) if self._most is None else max(0, self._most - self._counts[file])
         self._listed += [Fault(file, sentence) for sentence in sentences[:left]]
         self._counts[file] += len(sentences)
 
@@ -65,7 +67,8 @@ class Faults:
 
     def listed(self) -> list[Fault]:
         """All faults in the order in which they were added; the counts of those left out come last."""
-        more = {file: count - MOST_OF_A_FILE for file, count in self._counts.items() if count > MOST_OF_A_FILE}
+        most = sys.maxsize if self._most is None else self._most
+        more = {file: count - most for file, count in self._counts.items() if count > most}
         return self._listed + [Fault(file, f"and {count:,} more faults of this file") for file, count in more.items()]
 
 
@@ -73,12 +76,12 @@ def verify(directory: str | Path, progress: Progress | None = None, decoder: Ima
     """Every fault of a finished build or scan; an empty list means that it is complete and sound.
 
     Checks the presence, size and digest of every file, that there is no other file, that every record decodes and is
-    what the index says, and that indexes, summaries and manifest agree; with a ``decoder`` also that every image
-    decodes. What depends on a file with a fault is not checked further. Raises ConfigError if there is no such
-    directory.
+    what the index says, and that indexes, summaries and manifest agree. With a ``decoder`` every image is decoded too,
+    and all faults of a file are listed. What depends on a file with a fault is not checked further. Raises ConfigError
+    if there is no such directory.
     """
     root = local_directory(directory)
-    faults = Faults()
+    faults = Faults() if decoder is None else Faults(None)
     manifest = _read_manifest(root, faults)
     if manifest is not None:
         _check_files(root, manifest, faults, _counter(progress, "files", len(manifest.files)))

@@ -46,6 +46,8 @@ class LinesFile(DocumentFile):
 
     def scan(self, max_bytes: int) -> Iterator[ScannedDocument]:
         """See ``DocumentFile``."""
+        if not self.size and self.divides:  # as Spark writes for a partition without rows
+            yield reader.rejected(ByteRange(0, 0, 0, 0), "0", RejectedError("empty", "the file is empty"))
         most, key = self.text_bound(max_bytes)
         for line in json_lines.scan_lines(self.path, self.name, most, self.max_unpacked):
             if isinstance(line, json_lines.LostLines):

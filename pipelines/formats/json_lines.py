@@ -102,8 +102,6 @@ def scan_lines(path: str, name: str, max_bytes: int, max_unpacked: int | None = 
                     yield ByteRange(position, begin, len(line), google_crc32c.value(line)), line, is_ended
                     trusted += 1
             position += 1
-        if not offset and not isinstance(stream.raw, DecompressedStream):
-            yield LostLines(ByteRange(0, 0, 0, 0), 0, 0, ENDS_EARLY, "the file is empty")
 
 
 def _place(event: int | Damage) -> int:

@@ -16,11 +16,13 @@ from gatokit.trainer.export import write_policy_files
 CONFIG = RunConfig.model_validate({"model": "tiny", "context": 64, "batch": 1, "seed": 0})
 
 
-def prompts(built: Path, out: Path) -> dict[str, str]:
-    """The id of each prompt of the dataset ``arm``."""
+def prompts(built: Path, out: Path) -> tuple[dict[str, str], list[str]]:
+    """The id of each prompt of the dataset ``arm``, and what is said of episodes that cannot be one, without why."""
     out.mkdir()
-    write_policy_files(open_mixture([built]), CONFIG, out)
-    return {task: entry.prompt.episode_id for task, entry in read_policy(out / "policy").datasets["arm"].tasks.items()}
+    notices = write_policy_files(open_mixture([built]), CONFIG, out)
+    tasks = read_policy(out / "policy").datasets["arm"].tasks
+    problems = [notice.partition(" cannot be the prompt: bad_image: ")[0] for notice in notices]
+    return {task: entry.prompt.episode_id for task, entry in tasks.items()}, problems
 
 
 def damage(built: Path, ids: set[str]) -> None:
@@ -49,15 +51,16 @@ def test_the_prompt_is_the_best_episode_that_decodes(mixed: Path, tmp_path: Path
     }
     assert best.keys() == {"push", "reach"}
     assert min(map(len, best.values())) > 3
-    assert prompts(mixed, tmp_path / "a") == {task: ids[0] for task, ids in best.items()}
+    assert prompts(mixed, tmp_path / "a") == ({task: ids[0] for task, ids in best.items()}, [])
     built = Path(shutil.copytree(mixed, tmp_path / "built"))
     damage(built, {best["reach"][0], best["reach"][1], best["push"][1]})
-    assert prompts(built, tmp_path / "b") == {"push": best["push"][0], "reach": best["reach"][2]}
+    assert prompts(built, tmp_path / "b") == (
+        {"push": best["push"][0], "reach": best["reach"][2]},
+        [f"arm, task 'reach': {id_}" for id_ in best["reach"][:2]],
+    )
     built = Path(shutil.copytree(mixed, tmp_path / "all"))
     damage(built, {*best["push"], *best["reach"]})
-    with pytest.raises(
-        DataError, match=r"arm, task 'push': none of the \d+ best episodes can be the prompt, first push/"
-    ):
+    with pytest.raises(DataError, match=r"arm, task 'push': .* cannot be the prompt: .* and neither can the other"):
         prompts(built, tmp_path / "c")
 
 

@@ -528,18 +528,18 @@ def test_embedded_pages_with_bad_images(skip, tmp_path, go):
 
 
 def test_files_of_no_bytes_are_named(tmp_path, go):
-    """A compressed file that holds no line is whole."""
+    """A plain file of lines, and a compressed one that holds no line, are whole."""
     (tmp_path / "data").mkdir()
-    empty = ("a.jsonl", "c.jsonl.gz", "e.jsonl.zst", "f.parquet")
-    for name in empty:
+    empty = ("c.jsonl.gz", "e.jsonl.zst", "f.parquet")
+    for name in ("a.jsonl", *empty):
         (tmp_path / "data" / name).write_bytes(b"")
     write_lines(tmp_path / "data" / "b.jsonl", ["one"])
     (tmp_path / "data" / "d.jsonl.gz").write_bytes(gzip.compress(b""))
     with pytest.raises(DataError) as error:
         go("kind: text, source: data/*")
-    assert str(error.value).startswith("d: 4 of 6 files end early, 0 % of the bytes (first a.jsonl: the file is empty)")
+    assert str(error.value).startswith("d: 3 of 6 files end early, 0 % of the bytes (first c.jsonl.gz: the file is empty)")
     built = go("kind: text, source: data/*", "max_lost_bytes: 0.001")
-    assert built.reasons() == {"b.jsonl#0": None, **{f"{name}#0": "ends_early" for name in empty}}
+    assert built.reasons() == {"a.jsonl#0": "empty", "b.jsonl#0": None, **{f"{name}#0": "ends_early" for name in empty}}
 
 
 # --- the error budget --------------------------------------------------------------------------------------

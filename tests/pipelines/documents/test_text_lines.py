@@ -56,12 +56,17 @@ def test_places_count_lines_and_bytes(tmp_path: Path) -> None:
     assert texts(plain(path)) == ["one", "two"]
 
 
-def test_a_file_of_no_bytes_is_a_fault_and_a_stream_of_no_bytes_is_none(tmp_path: Path) -> None:
+def test_a_compressed_file_of_no_bytes_is_a_fault_and_a_stream_of_no_bytes_is_none(tmp_path: Path) -> None:
     for name, data in (("a.jsonl.gz", gzip.compress(b"")), ("a.jsonl.zst", zstandard.compress(b""))):
         assert list(compressed(written(tmp_path / name, data)).scan(BOUND)) == []
-    for name in ("a.jsonl", "b.jsonl.gz", "b.jsonl.zst"):
+    for name in ("b.jsonl.gz", "b.jsonl.zst"):
         [found] = compressed(written(tmp_path / name, b"")).scan(BOUND)
         assert (found.reason, found.detail, found.lost, found.lost_bytes) == ("ends_early", "the file is empty", 1, 0)
+
+
+def test_a_plain_file_of_no_bytes_is_a_row_without_text(tmp_path: Path) -> None:
+    [found] = plain(written(tmp_path / "a.jsonl", b"")).scan(BOUND)
+    assert (found.reason, found.detail, found.lost_bytes) == ("empty", "the file is empty", 0)
 
 
 BAD_LINES = [
