@@ -537,9 +537,12 @@ def test_files_of_no_bytes_are_named(tmp_path, go):
     (tmp_path / "data" / "d.jsonl.gz").write_bytes(gzip.compress(b""))
     with pytest.raises(DataError) as error:
         go("kind: text, source: data/*")
-    assert str(error.value).startswith("d: 3 of 6 files end early, 0 % of the bytes (first c.jsonl.gz: the file is empty)")
+    assert str(error.value).startswith(
+        "d: 3 of 6 files end early, 0 % of the bytes (first c.jsonl.gz: the file is empty)"
+    )
     built = go("kind: text, source: data/*", "max_lost_bytes: 0.001")
-    assert built.reasons() == {"a.jsonl#0": "empty", "b.jsonl#0": None, **{f"{name}#0": "ends_early" for name in empty}}
+    early = {f"{name}#0": "ends_early" for name in empty}
+    assert built.reasons() == {"a.jsonl#0": "empty", "b.jsonl#0": None, **early}
 
 
 # --- the error budget --------------------------------------------------------------------------------------
