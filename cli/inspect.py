@@ -257,7 +257,11 @@ def _serve(output: Output, directory: "Directory", datasets: "Sequence[DatasetRe
         from gatokit.inspection.explorer.server import serve
 
     def ready(address: str) -> None:
-        output.say(f"{directory.path} is at {address} on this machine alone; Ctrl-C stops it")
+        output.say(
+            f"{directory.path} is at this address, on this machine alone; Ctrl-C stops it.",
+            address,
+            "Whoever has the address sees what you see; it ends with the server.",
+        )
         output.result({"address": address})
 
     serve(directory, datasets, DEFAULT_PORT if port is None else port, ready)

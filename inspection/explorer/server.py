@@ -10,8 +10,14 @@ from importlib import resources
 from typing import Any
 
 import panel as pn
+from bokeh.server.server import BaseServer
+from bokeh.server.tornado import BokehTornado
+from panel.io.application import build_applications
+from tornado.httpserver import HTTPServer
+from tornado.ioloop import IOLoop
 from tornado.web import HTTPError, RequestHandler
 
+from gatokit.inspection.explorer.access import Access, PrivateHeaders, new_token
 from gatokit.inspection.explorer.browse import Browse
 from gatokit.inspection.explorer.episode import Opened
 from gatokit.inspection.explorer.query import Selection, config_lines
@@ -29,10 +35,17 @@ _HINT = "Tick episodes to select them; they become a list for keep: {episodes: F
 def serve(directory: Directory, datasets: Sequence[DatasetReader], port: int, ready: Callable[[str], None]) -> None:
     """Serves until SIGINT or SIGTERM. ``ready`` is called with the address once it answers. Port 0 is any free one.
 
+    The address has a token that is new at every start; nothing is answered without it.
+
     Raises ConfigError if the port is taken.
     """
-    port = _free_port(port)
-    origins = [f"{ADDRESS}:{port}", f"localhost:{port}"]
+    try:
+        listener = socket.create_server((ADDRESS, port), backlog=128)
+    except (OSError, OverflowError) as error:
+        is_taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
+        reason = "is taken" if is_taken else f"cannot be had ({getattr(error, 'strerror', error)})"
+        raise ConfigError(f"--port {port}: {reason}; give another one, or 0 for any that is free") from None
+    token = new_token()
     selections: dict[str, Selection] = {}
 
     def new_session() -> pn.Template:
@@ -42,19 +55,27 @@ def serve(directory: Directory, datasets: Sequence[DatasetReader], port: int, re
         return session_page(directory, datasets, selections[key], f"export/{key}/{LIST}")
 
     pn.extension(notifications=False)
-    server = pn.io.server.get_server(
-        {"/": new_session},
-        port=port,
-        address=ADDRESS,
-        websocket_origin=origins,
-        title=f"Gatokit: {directory.path.name}",
-        extra_patterns=[(rf"/export/([\w-]+)/{LIST}", _Export, {"selections": selections, "hosts": origins})],
+    application = BokehTornado(
+        build_applications({"/": new_session}, title=f"Gatokit: {directory.path.name}"),
+        prefix=token,
+        extra_patterns=[(rf"/export/([\w-]+)/{LIST}", _Export, {"selections": selections})],
+        extra_websocket_origins=["*"],  # Access compares the origin with the host, whose port ssh may change.
+        sign_sessions=True,
+        secret_key=secrets.token_bytes(32),
+        include_headers=[],
+        include_cookies=[],
+        transforms=[PrivateHeaders],
+        log_function=lambda _: None,
     )
+    http_server = HTTPServer(Access(application, token), max_body_size=65_536)
+    listener.setblocking(False)
+    http_server.add_socket(listener)
+    loop = IOLoop.current()
+    server = BaseServer(loop, application, http_server)
     server.start()
-    loop = server.io_loop
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: loop.add_callback_from_signal(loop.stop))
-    ready(f"http://{ADDRESS}:{port}/")
+    ready(f"http://{ADDRESS}:{listener.getsockname()[1]}/{token}/")
     loop.start()
     server.stop()
 
@@ -62,11 +83,11 @@ def serve(directory: Directory, datasets: Sequence[DatasetReader], port: int, re
 class _Export(RequestHandler):
     """A session's selection as a list, which is sent as it is read."""
 
-    def initialize(self, selections: dict[str, Selection], hosts: Sequence[str]) -> None:
-        self._selections, self._hosts = selections, hosts
+    def initialize(self, selections: dict[str, Selection]) -> None:
+        self._selections = selections
 
     async def get(self, key: str) -> None:
-        if self.request.host not in self._hosts or key not in self._selections:
+        if key not in self._selections:
             raise HTTPError(404)
         self.set_header("Content-Type", "text/csv; charset=utf-8")
         self.set_header("Content-Disposition", f'attachment; filename="{LIST}"')
@@ -74,20 +95,6 @@ class _Export(RequestHandler):
         while (chunk := await asyncio.to_thread(next, chunks, None)) is not None:
             self.write(chunk)
             await self.flush()
-
-
-def _free_port(port: int) -> int:
-    """The port, or a free one for 0. Raises ConfigError if it is taken or not allowed."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((ADDRESS, port))
-        except (OSError, OverflowError) as error:
-            is_taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
-            reason = "is taken" if is_taken else f"cannot be had ({getattr(error, 'strerror', error)})"
-            raise ConfigError(f"--port {port}: {reason}; give another one, or 0 for any that is free") from None
-        found: int = probe.getsockname()[1]
-        return found
 
 
 def session_page(

@@ -1,19 +1,17 @@
 """The explorer in a browser, as the command serves it: what it shows is what the index and the shards say."""
 
 import csv
-import json
 import shutil
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from urllib.parse import urlparse
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from explorer_server import serving
 from selenium.webdriver.support.ui import WebDriverWait
 
 from gatokit.cli.main import main
@@ -51,18 +49,6 @@ return Object.fromEntries(found('.value').map((one) => [one.dataset.field, one.q
 SAYS = "return found(arguments[0], '.words.wrong p').some((line) => line.textContent.includes(arguments[1]))"
 TITLE = "return found('.words.title p').map((line) => line.textContent)"
 STEP = "return found('.player[data-step]').map((player) => player.dataset.step)[0]"
-
-
-@contextmanager
-def serving(directory: Path, *words: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """The address of ``gatokit inspect --serve`` in a process of its own, and that."""
-    command = [sys.executable, "-m", "gatokit.cli.main", "inspect", str(directory), "--serve", "--port", "0", "--json"]
-    server = subprocess.Popen([*command, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    try:
-        yield json.loads(server.stdout.readline())["address"], server
-    finally:
-        server.kill()
-        server.communicate()
 
 
 @pytest.fixture(scope="module")
@@ -343,6 +329,94 @@ def test_a_page_says_that_its_server_has_ended(browser, built):
         server.terminate()
         assert server.wait(30) == 0
         browser.wait("return document.getElementById('stopped').checkVisibility()")
+
+
+def test_a_tab_of_an_earlier_start_says_where_to_go(browser, built):
+    with serving(built, "--dataset", "atari") as (address, server):
+        visit(browser, address)
+        server.terminate()
+        assert server.wait(30) == 0
+        browser.wait("return document.getElementById('stopped').checkVisibility()")
+        port = urlparse(address).port
+        with serving(built, "--dataset", "atari", "--port", str(port)) as (new, _):
+            assert urlparse(new).port == port
+            browser.driver.refresh()
+            browser.wait("return document.body.textContent.includes('gatokit inspect --serve printed')")
+            assert browser.deep("return found('.words').length") == 0
+            visit(browser, new)
+
+
+def test_several_tabs_and_a_reload_have_pages_of_their_own(browser, built):
+    with serving(built, "--dataset", "babyai") as (address, _):
+        visit(browser, address)
+        first = browser.driver.current_window_handle
+        browser.deep(TICK, 0)
+        browser.wait_deep("return found('#selection a.download, a.download').length === 1")
+        browser.driver.switch_to.new_window("tab")
+        try:
+            visit(browser, address.rstrip("/"))
+            assert browser.run("return location.href") == address
+            assert browser.deep("return found('a.download').length") == 0
+        finally:
+            browser.driver.close()
+            browser.driver.switch_to.window(first)
+        assert browser.deep("return found('a.download').length") == 1
+        visit(browser, address)
+        assert browser.deep("return found('a.download').length") == 0
+
+
+FOREIGN_PAGE = """<!doctype html><title>elsewhere</title><script>
+const open_socket = (address) => new Promise((done) => {
+  const socket = new WebSocket(address, ["bokeh", "x"]);
+  socket.onopen = () => done("open"); socket.onerror = () => done("refused");
+});
+const load = (tag, attribute, address) => new Promise((done) => {
+  const element = document.createElement(tag);
+  element.onload = () => done("loaded"); element.onerror = () => done("refused");
+  element[attribute] = address; document.documentElement.append(element);
+});
+const read = (address) => fetch(address, {credentials: "include"}).then((answer) => answer.text(), () => "refused");
+window.attack = (port, token) => Promise.all(["127.0.0.1", "localhost", location.hostname].flatMap((host) =>
+  ["", `${token}/`].flatMap((path) => [
+    read(`http://${host}:${port}/${path}`),
+    open_socket(`ws://${host}:${port}/${path}ws`),
+    load("script", "src", `http://${host}:${port}/${path}static/js/bokeh.min.js`),
+    load("script", "src", `http://${host}:${port}/${path}autoload.js?bokeh-autoload-element=x`),
+  ])));
+</script>"""
+
+
+def test_a_page_of_another_name_sees_nothing_even_with_the_token(browser, built, tmp_path):
+    """``evil.example`` is mapped to this machine, as by a name server that its owner runs."""
+
+    class Page(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html")
+            self.end_headers()
+            self.wfile.write(FOREIGN_PAGE.encode())
+
+        def log_message(self, *_: object) -> None: ...
+
+    with serving(built, "--dataset", "atari") as (address, _), ThreadingHTTPServer(("127.0.0.1", 0), Page) as foreign:
+        Thread(target=foreign.serve_forever, daemon=True).start()
+        port, token = urlparse(address).port, urlparse(address).path.strip("/")
+        try:
+            for host in ("evil.example", "127.0.0.1"):
+                browser.driver.get(f"http://{host}:{foreign.server_port}/")
+                answers = browser.driver.execute_async_script(
+                    "attack(arguments[0], arguments[1]).then(arguments[2])", port, token
+                )
+                assert (host, answers) == (host, ["refused"] * 24)
+        finally:
+            foreign.shutdown()
+        # The explorer itself under the foreign name, as a page that was rebound to this machine asks for it.
+        browser.driver.get(f"http://evil.example:{port}/{token}/")
+        assert "gatokit inspect --serve printed" in browser.run("return document.body.textContent")
+        browser.driver.get(f"http://127.0.0.1:{port}/")
+        assert "gatokit inspect --serve printed" in browser.run("return document.body.textContent")
+        visit(browser, address)
+        assert browser.run("return document.referrer") == ""
 
 
 def test_an_index_without_rows_is_explored(browser, built, tmp_path):
