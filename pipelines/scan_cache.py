@@ -22,6 +22,7 @@ from gatokit.schemas.errors import ConfigError, MalformedError
 from gatokit.schemas.index import CONTAINER_REASONS
 from gatokit.schemas.manifest import digest
 from gatokit.storage import files
+from gatokit.storage.folder import regular_file
 from gatokit.storage.ownership import check_output
 
 SCANS = ".scan"
@@ -117,9 +118,11 @@ def find(paths: Iterable[Path]) -> dict[str, ScannedFile]:
 
     def read(path: Path) -> bytes | None:
         try:
+            if not files.is_remote(path):
+                regular_file(path.parent, path.name)
             with files.arrow_file(path) as file, pa.ipc.open_file(file) as reader:
                 return (reader.schema.metadata or {}).get(_FILES)
-        except (OSError, pa.ArrowInvalid):
+        except (OSError, pa.ArrowException, MalformedError):
             return None
 
     paths = list(paths)
