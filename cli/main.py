@@ -8,9 +8,14 @@ import argparse
 import importlib
 import io
 import logging
+import os
 import re
+import signal
 import sys
+import threading
 from collections.abc import Sequence
+from contextlib import suppress
+from types import FrameType
 from typing import Any, NoReturn
 
 import gatokit
@@ -50,24 +55,55 @@ gatokit COMMAND --help shows a command's arguments and an example; gatokit --ver
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command. Returns 0: done; 1: the data failed a check; 2: the arguments or the config are wrong."""
+    """Runs one command. Returns 0: done; 1: the data failed a check; 2: the arguments or the config are wrong.
+
+    128 and the number of a signal: interrupted. A build or scan is by SIGINT, SIGTERM and SIGHUP, and cleans up first.
+    """
     words = list(sys.argv[1:] if arguments is None else arguments)
     logging.getLogger().setLevel(logging.ERROR)
     if logging.lastResort is not None:
         logging.lastResort.setFormatter(_VisibleFormatter())
     if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may be no UTF-8; JSON has the same escapes
         sys.stdout.reconfigure(errors="backslashreplace")
+    caught = _caught_signals() if arguments is None and words[:1] in (["build"], ["scan"]) else []
     try:
         return _run(words)
-    except GatokitError as error:
-        _report(words, error.code, error.problem, error.way_out)
-        return error.exit_status
-    except KeyboardInterrupt:
-        _report(words, "interrupted", "interrupted", "run the same command again to go on")
-        return 130
-    except BrokenPipeError:
-        sys.stderr.close()
-        return 0
+    except BaseException as error:
+        if caught or isinstance(error, KeyboardInterrupt):
+            with suppress(OSError):  # the terminal may be gone
+                _report(words, "interrupted", "interrupted", "run the same command again to go on")
+                sys.stderr.flush()
+            if caught:
+                os._exit(128 + caught[0])  # Beam's threads may abort an interpreter that ends
+            return 130
+        if isinstance(error, GatokitError):
+            _report(words, error.code, error.problem, error.way_out)
+            return error.exit_status
+        if isinstance(error, BrokenPipeError):
+            sys.stderr.close()
+            return 0
+        raise
+
+
+def _caught_signals() -> list[int]:
+    """A list that gets the first of the signals that end a command, which raises KeyboardInterrupt. The second ends the
+    process at once."""
+    caught: list[int] = []
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        caught.append(number)
+        for each in handled:
+            signal.signal(each, signal.SIG_DFL)
+        # Threads of Beam tell of every connection that ends now.
+        threading.excepthook = lambda arguments: None
+        logging.disable()
+        raise KeyboardInterrupt
+
+    ends = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    handled = [number for number in ends if signal.getsignal(number) is not signal.SIG_IGN]
+    for number in handled:
+        signal.signal(number, interrupt)
+    return caught
 
 
 def verb_parser(verb: str) -> argparse.ArgumentParser:

@@ -79,7 +79,7 @@ class WebDatasetFile(DocumentFile):
         """See ``DocumentFile``."""
         position = 0
         seen: set[bytes] = set()
-        with self._opened(self.max_unpacked) as unpacked:
+        with self._opened() as unpacked:
             archive = tar.Reader(unpacked.file)
             begin = archive.read(0, tar.BLOCK)
             for magic, compression in _COMPRESSED.items():
@@ -108,13 +108,15 @@ class WebDatasetFile(DocumentFile):
         return reader.lost_part(byte_range, f"byte {gap.offset}", RejectedError(reason, problem), lost_bytes)
 
     @contextlib.contextmanager
-    def _opened(self, max_unpacked: int | None = None) -> Iterator["_Unpacked"]:
-        """The archive. A compressed one is unpacked into a temporary file, without what cannot be trusted of it."""
+    def _opened(self) -> Iterator["_Unpacked"]:
+        """The archive. A compressed one is unpacked into a temporary file that has no name, up to
+        ``max_unpacked``, without what cannot be trusted of it."""
         if self.divides:
             with storage.ranges(self.path) as file:
                 yield _Unpacked(file)
             return
-        with json_lines.open_stream(self.path, self.name, max_unpacked) as stream, tempfile.TemporaryFile() as unpacked:
+        opened = json_lines.open_stream(self.path, self.name, self.max_unpacked)
+        with opened as stream, tempfile.TemporaryFile() as unpacked:
             assert isinstance(stream.raw, DecompressedStream)
             cuts: list[tar.Cut] = []
             early, start, buffer = None, 0, memoryview(bytearray(1 << 20))
