@@ -26,7 +26,7 @@ from gatokit.pipelines.episodes import tokenize as episode_tokenize
 from gatokit.pipelines.episodes.reader import EpisodeFile
 from gatokit.pipelines.episodes.scan import EpisodeUnit
 from gatokit.pipelines.scan_cache import ScannedFile, Segment, stand
-from gatokit.pipelines.stages import METADATA, FilterResult, ShardSettings, with_metadata
+from gatokit.pipelines.stages import METADATA, FilterResult, ShardSettings, parts, with_metadata
 from gatokit.schemas.config import BuildConfig
 from gatokit.schemas.config_episodes import EpisodesConfig
 from gatokit.schemas.errors import ConfigError
@@ -344,9 +344,12 @@ def task_rows(dataset: DatasetPlan, result: FilterResult) -> Iterator[pa.Table]:
     """
     begin = 0
     for scanned in result.scanned:
-        end = begin + scanned.num_rows
-        yield _KINDS[dataset.kind].task_rows(dataset, result, scanned, slice(begin, end))
-        begin = end
+        tables = []
+        for part in parts(scanned):
+            end = begin + part.num_rows
+            tables.append(_KINDS[dataset.kind].task_rows(dataset, result, part, slice(begin, end)))
+            begin = end
+        yield pa.concat_tables(tables)
 
 
 def _splits(dataset: DatasetPlan, result: FilterResult, shard_bytes: int) -> Iterator[pa.Table]:

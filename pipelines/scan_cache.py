@@ -66,9 +66,9 @@ class Segment:
 
     def read(self, without: Callable[[str], bool] | None = None) -> pa.Table:
         """The rows, without the columns of which ``without`` is true."""
-        if self.end is None:
-            return files.read_rows(self.path, without)
-        rows = files.read_rows(self.path, without, is_mapped=True).slice(self.begin, self.end - self.begin)
+        rows = files.read_rows(self.path, without, is_mapped=True)
+        if self.end is not None:
+            rows = rows.slice(self.begin, self.end - self.begin)
         if self.ordinals is not None:
             numbers = pa.array(self.ordinals[rows["file"].to_numpy()], pa.int32())
             place = rows.schema.get_field_index("file")

@@ -61,9 +61,19 @@ def with_metadata(index: pa.Table, rows: pa.Table) -> pa.Table:
 
 # --- filter --------------------------------------------------------------------------------------------------
 
+MOST_ROWS = 1 << 15
+"""Rows that become Python's values at a time, because as such they take ten times the memory."""
+
+
+def parts(table: pa.Table) -> Iterator[pa.Table]:
+    """The table in parts of at most ``MOST_ROWS``; at least one, which may be empty."""
+    for begin in range(0, len(table) or 1, MOST_ROWS):
+        yield table.slice(begin, MOST_ROWS)
+
 
 class ScannedRows:
-    """The scanned rows of a dataset in source order, one table per segment, cut to the first ``limit`` of each task.
+    """The scanned rows of a dataset in source order, cut to the first ``limit`` of each task: all of a segment in one
+    table, or ``tables`` of at most ``MOST_ROWS``.
 
     A dataset of documents is one task. ``read`` makes of each table the rows that count.
     """
@@ -74,14 +84,15 @@ class ScannedRows:
         self._scanned, self._limit, self._read = scanned, limit, read
 
     def __iter__(self) -> Iterator[pa.Table]:
-        return self._tables(None)
+        return self._segments(None)
 
     def tables(self, metadata: Collection[str] = ()) -> Iterator[pa.Table]:
-        """The same tables; of the values stored with the episodes only these columns are read."""
+        """The same rows in ``parts``; of the values stored with the episodes only these columns are read."""
         wanted = {METADATA + name for name in metadata}
-        return self._tables(lambda name: name.startswith(METADATA) and name not in wanted)
+        for table in self._segments(lambda name: name.startswith(METADATA) and name not in wanted):
+            yield from parts(table)
 
-    def _tables(self, without: Callable[[str], bool] | None) -> Iterator[pa.Table]:
+    def _segments(self, without: Callable[[str], bool] | None) -> Iterator[pa.Table]:
         seen: Counter[str | None] = Counter()
         several = any(is_remote(segment.path) for segment in self._scanned)
         read = partial(Segment.read, without=without)

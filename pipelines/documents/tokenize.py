@@ -67,7 +67,7 @@ def filter_documents(
     left_out = losses.LeftOut()
     hashes, contents, soundness, known = bytearray(), bytearray(), bytearray(), bytearray()
     named, pictures, texts = holdout.Links(), holdout.Links(), holdout.Links()
-    for table in scanned:
+    for table in scanned.tables():
         first = len(soundness)
         rows_lost.add(table, plan.ids)
         bytes_lost.add(table)
