@@ -70,6 +70,7 @@ def filter_episodes(
         losses.add(table, plan.ids)
         bytes_lost.add(table)
         collected.add(table)
+        del table  # the last one would keep its unit
     rows = collected.rows()
     assert rows.hashes is not None
     # --- 2. whether it can be used -------------------------------------------------------------------------------

@@ -32,7 +32,8 @@ def decide(tables: Iterable[pa.Table], config: EpisodesConfig, field: str) -> tu
     """
     counts: Counter[tuple[str | None, str]] = Counter()
     for table in tables:
-        sound = table.filter(pc.and_(pc.is_null(table["reason"]), pc.is_valid(table["end_action"])))
+        looks = table.select(["end_reward_look", "end_action"])
+        sound = looks.filter(pc.and_(pc.is_null(table["reason"]), pc.is_valid(table["end_action"])))
         grouped = sound.group_by(["end_reward_look", "end_action"]).aggregate([([], "count_all")])
         for row in grouped.to_pylist():
             counts[row["end_reward_look"], row["end_action"]] += row["count_all"]
