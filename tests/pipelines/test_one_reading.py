@@ -15,6 +15,7 @@ import tensorflow_datasets as tfds
 import zstandard
 
 from gatokit.inspection.verify.directory import verify
+from gatokit.pipelines import stages
 from gatokit.pipelines.run import build, scan
 from gatokit.pipelines.shards import writer
 
@@ -166,3 +167,22 @@ def test_records_that_wait_come_back_in_order_and_shards_stay_the_same(bound, tm
     for path in (tmp_path / "memory" / "d").iterdir():
         assert (tmp_path / "out" / "d" / path.name).read_bytes() == path.read_bytes()
     assert list(tmp_path.rglob(".tmp-*")) == []
+
+
+@pytest.mark.parametrize("source", ["lines", "tfrecord"])
+def test_shards_do_not_depend_on_how_many_rows_are_taken_at_a_time(
+    source, tmp_path, vocabulary, write_tfds, monkeypatch
+):
+    folder = tmp_path / "src"
+    folder.mkdir()
+    dataset = SOURCES[source](folder, write_tfds) if "record" in source else SOURCES[source](folder)
+    config = tmp_path / "c.yaml"
+    config.write_text(f"vocabulary: {vocabulary}\nholdout: 0.3\nshard_bytes: 100000\ndatasets:\n  - {dataset}\n")
+    contents = []
+    for rows in (1 << 15, 7, 1):
+        monkeypatch.setattr(stages, "MOST_ROWS", rows)
+        build(config, tmp_path / str(rows))
+        found = sorted((tmp_path / str(rows) / "d").rglob("*"))
+        contents.append({path.name: path.read_bytes() for path in found if path.is_file()})
+    assert len(contents[0]) > 6
+    assert contents[0] == contents[1] == contents[2]

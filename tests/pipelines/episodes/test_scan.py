@@ -1,6 +1,7 @@
 """Steps and return of an episode: the last step is padding, and only what is counted has to be finite. The table of a
 scan: what is found for many episodes at once is what each of them gives alone."""
 
+import tracemalloc
 from collections.abc import Sequence
 from typing import Any
 from unittest import mock
@@ -212,8 +213,10 @@ EPISODES = st.tuples(
 
 
 @settings(max_examples=60)
-@given(st.lists(EPISODES, min_size=1, max_size=6), st.sampled_from([1, 2, 3, 1 << 12]))
-def test_a_table_of_many_episodes_is_the_tables_of_each(episodes: Sequence[tuple[Any, ...]], batch_rows: int) -> None:
+@given(st.lists(EPISODES, min_size=1, max_size=6), st.sampled_from([1, 2, 3, 1 << 12]), st.sampled_from([1, 2, 32]))
+def test_a_table_of_many_episodes_is_the_tables_of_each(
+    episodes: Sequence[tuple[Any, ...]], batch_rows: int, joined_batches: int
+) -> None:
     kinds = [fields(2), fields(2, keeps_values=True), fields(2, has_reward=False)]
     items = [
         ({"file": 0, "task": "walk"}, kinds[kind], stored(at, actions, rewards * len(actions), ends, at))
@@ -221,10 +224,31 @@ def test_a_table_of_many_episodes_is_the_tables_of_each(episodes: Sequence[tuple
     ]
     types: dict[str, MetadataType] = {"number": "int64"}
     joined = pa.concat_tables([scan_table([item], types) for item in items], promote_options="permissive")
-    with mock.patch.object(scan_module, "_BATCH_ROWS", batch_rows):
+    with mock.patch.multiple(scan_module, _BATCH_ROWS=batch_rows, _JOINED_BATCHES=joined_batches):
         table = scan_table(items, types)
     assert repr(table.to_pylist()) == repr(joined.to_pylist())
-    assert table["file"].num_chunks == -(-len(items) // batch_rows)
+    assert table["file"].num_chunks == -(-len(items) // (batch_rows * joined_batches))
+
+
+def test_scanned_rows_take_the_memory_of_their_columns() -> None:
+    def peak(count: int) -> int:
+        episodes = (
+            ({"file": 0, "task": "walk"}, fields(2), stored(at, [[0, 1]] * 2, [0.0] * 2, True, at))
+            for at in range(count)
+        )
+        tracemalloc.start()
+        try:
+            with mock.patch.multiple(scan_module, _BATCH_ROWS=64, _JOINED_BATCHES=4):
+                table = scan_table(episodes, {})
+            assert table.num_rows == count
+            assert table.nbytes <= 230 * count
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    peak(1 << 8)
+    # Values of Python would be thousands of bytes a row, and batches that are not joined more than a hundred.
+    assert peak(1 << 12) - peak(1 << 10) < 20 * 3 * (1 << 10)
 
 
 def test_a_table_of_no_episode() -> None:
