@@ -239,7 +239,7 @@ def test_scanned_rows_take_the_memory_of_their_columns() -> None:
         tracemalloc.start()
         try:
             with mock.patch.multiple(scan_module, _BATCH_ROWS=64, _JOINED_BATCHES=4):
-                table = scan_table(episodes, {})
+                table = scan_table(episodes, {"number": "int64"})
             assert table.num_rows == count
             assert table.nbytes <= 230 * count
             return tracemalloc.get_traced_memory()[1]
