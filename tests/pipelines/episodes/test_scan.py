@@ -241,7 +241,7 @@ def test_scanned_rows_take_the_memory_of_their_columns() -> None:
             with mock.patch.multiple(scan_module, _BATCH_ROWS=64, _JOINED_BATCHES=4):
                 table = scan_table(episodes, {"number": "int64"})
             assert table.num_rows == count
-            assert table.nbytes <= 230 * count
+            assert table.nbytes <= 330 * count  # 172 of SCANNED, 8 of metadata, 48 of each measured value
             return tracemalloc.get_traced_memory()[1]
         finally:
             tracemalloc.stop()
