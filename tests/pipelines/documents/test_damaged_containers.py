@@ -1,7 +1,4 @@
-"""Every container of documents, harmed at random places: what is sound stays, what is lost has its size, nothing else.
-
-The field's own readers (json, gzip, zstandard, tarfile, webdataset, pyarrow, TensorFlow) say what is in the same file.
-"""
+"""Damage to archives, and to streams and records where a reader could stop, go on too early or read too much."""
 
 import gzip
 import io
@@ -12,15 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import webdataset
 import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gatokit.pipelines.documents.parquet import TextRowsFile
 from gatokit.pipelines.documents.reader import DocumentFile, DocumentUnit
 from gatokit.pipelines.documents.text import TextLinesFile
 from gatokit.pipelines.documents.webdataset import WebDatasetFile
@@ -33,17 +27,6 @@ from gatokit.storage.files import ranges
 BOUND = 1 << 20
 TEXTS = [f"text {number} " + chr(97 + number % 26) * (number * 7 % 60) for number in range(90)]
 LINES = [json.dumps({"text": text}).encode() + b"\n" for text in TEXTS]
-PART = 15
-PARTS = [b"".join(LINES[begin : begin + PART]) for begin in range(0, len(LINES), PART)]
-"""What each member, frame or row group holds."""
-
-STORED: dict[str, list[bytes]] = {
-    "a.jsonl": LINES,
-    "a.jsonl.gz": [gzip.compress(part, mtime=0) for part in PARTS],
-    "a.jsonl.zst": [zstandard.ZstdCompressor(write_checksum=True).compress(part) for part in PARTS],
-}
-"""The parts that each file consists of. A part that is not touched has to stay."""
-
 Harm = Callable[[bytes], bytes]
 
 
@@ -107,47 +90,6 @@ def untouched(parts: list[Any], sizes: list[int], begin: int, end: int) -> list[
             left.append(part)
         at += size
     return left
-
-
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.sampled_from(sorted(STORED)), st.data())
-def test_lines(tmp_path: Path, name: str, data: st.DataObject) -> None:
-    whole = b"".join(STORED[name])
-    begin, end, harm = data.draw(harms(len(whole)))
-    (tmp_path / name).write_bytes(harm(whole))
-    file = lines_file(tmp_path / name)
-    rows = tried(file, begin, 4)
-    if rows is None:
-        return
-    assert [row["key"] for row in rows] == sorted({row["key"] for row in rows}, key=int)
-    texts = kept_texts(file)
-    assert len(texts) == sum(row["reason"] is None for row in rows)
-    left = untouched(STORED[name], list(map(len, STORED[name])), begin, end)
-    parts = [TEXTS[at : at + PART] for at in range(0, len(TEXTS), PART)] if name != "a.jsonl" else [[t] for t in TEXTS]
-    expected = [text for stored, part in zip(STORED[name], parts, strict=True) if stored in left for text in part]
-    assert set(expected) <= set(texts)
-    bad = [row for row in rows if row["reason"] is not None]
-    if name != "a.jsonl" and not any(row["reason"] == "ends_early" for row in bad):
-        assert set(texts) <= set(TEXTS)  # a checksum says so
-    assert all(0 <= row["lost_bytes"] <= file.size for row in rows)
-    assert sum(row["lost_bytes"] for row in rows) <= file.size
-    assert all(row["reason"] in CONTAINER_REASONS for row in rows if row["lost_bytes"])
-    if name == "a.jsonl":
-        at = 0
-        stored = (tmp_path / name).read_bytes()
-        for row in rows:
-            assert not stored[at : row["offset"]].strip()
-            at = row["offset"] + row["length"]
-        assert not stored[at:].strip()
-        found = []
-        for line in stored.split(b"\n"):
-            try:
-                value = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(value, dict) and isinstance(value.get("text"), str) and value["text"].strip():
-                found.append(value["text"])
-        assert texts == found
 
 
 @pytest.mark.parametrize("cut", [0.05, 0.5, 0.99])
@@ -247,52 +189,7 @@ def test_a_sound_archive_gives_the_samples_of_webdataset(tmp_path: Path) -> None
     assert len(rows) == len(SAMPLES)
 
 
-# --- Parquet and TFRecord ------------------------------------------------------------------------------------------
-
-
-def table() -> bytes:
-    sink = io.BytesIO()
-    column = pa.array([f"{text} " * 20 for text in TEXTS])
-    pq.write_table(
-        pa.table({"text": column}),
-        sink,
-        row_group_size=PART,
-        write_page_checksum=True,
-        use_dictionary=False,
-        compression="none",
-    )
-    return sink.getvalue()
-
-
-TABLE = table()
-
-
-@settings(max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.integers(4, len(TABLE) - 1), st.integers(1, 255), st.booleans())
-def test_parquet(tmp_path: Path, at: int, mask: int, cut: bool) -> None:
-    path = tmp_path / "a.parquet"
-    path.write_bytes(TABLE[:at] if cut else TABLE[:at] + bytes([TABLE[at] ^ mask]) + TABLE[at + 1 :])
-    footer = len(TABLE) - 8 - int.from_bytes(TABLE[-8:-4], "little")
-    file = TextRowsFile(path=str(path), name=path.name, size=path.stat().st_size, field="text")
-    if cut:
-        [row] = scanned(file)
-        assert (row["reason"], row["lost_bytes"]) == ("corrupt_length", at)
-    elif at < footer:
-        rows = scanned(file)
-        assert sum(row["lost"] for row in rows) == len(TEXTS)
-        lost = [row for row in rows if row["reason"] is not None]
-        assert len(lost) <= 1
-        assert len(rows) - len(lost) >= len(TEXTS) - PART
-        if lost:
-            metadata = pq.read_metadata(path)
-            sizes = [metadata.row_group(number).total_byte_size for number in range(len(TEXTS) // PART)]
-            assert 0 < lost[0]["lost_bytes"] <= len(TABLE) * sizes[lost[0]["offset"]] / sum(sizes) + 1
-        assert set(kept_texts(file)) <= {f"{text} " * 20 for text in TEXTS}
-        group = next(row["offset"] for row in lost) if lost else None
-        for number in range(len(TEXTS) // PART):
-            if number != group:
-                assert pq.ParquetFile(path).read_row_group(number).num_rows == PART
-
+# --- TFRecord ----------------------------------------------------------------------------------------------------
 
 RECORDS = [text.encode() * 3 for text in TEXTS[:20]]
 
@@ -307,27 +204,6 @@ def record_file() -> bytes:
 
 
 RECORD_FILE = record_file()
-
-
-@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(harms(len(RECORD_FILE)))
-def test_records(tmp_path: Path, harmed: tuple[int, int, Harm]) -> None:
-    begin, end, harm = harmed
-    path = tmp_path / "a.tfrecord"
-    path.write_bytes(harm(RECORD_FILE))
-    size = path.stat().st_size
-    rows = list(tfrecord.TfRecordFile(str(path), "a.tfrecord", len(RECORDS), "Examples").read_all(BOUND))
-    sound = [row.value for row in rows if row.value is not None]
-    assert set(sound) <= set(RECORDS)
-    assert set(untouched(RECORDS, [len(record) + 16 for record in RECORDS], begin, end)) <= set(sound)
-    assert sum(row.lost for row in rows) >= len(RECORDS)
-    at = 0
-    for row in rows:
-        assert row.byte_range.offset == at
-        at += row.lost_bytes if row.reason in CONTAINER_REASONS else row.byte_range.length + 16
-    assert at == size
-    positions = [row.byte_range.position for row in rows]
-    assert positions == sorted(set(positions))
 
 
 def test_records_behind_damage_are_those_that_tensorflow_reads_there(tmp_path: Path) -> None:
