@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from explorer_server import serving
+from sealing import seal
 from selenium.webdriver.support.ui import WebDriverWait
 
 from gatokit.cli.main import main
@@ -311,6 +312,7 @@ def test_ids_and_texts_with_html_are_texts(browser, built, tmp_path):
         for name, values in columns.items():
             table = table.set_column(table.schema.get_field_index(name), name, pa.array(values, pa.string()))
         pq.write_table(table, file)
+    seal(path)
     with serving(path, "--dataset", "babyai") as (address, _):
         visit(browser, address)
         rows = browser.deep(CELLS, "#rows")
@@ -423,6 +425,7 @@ def test_an_index_without_rows_is_explored(browser, built, tmp_path):
     path = Path(shutil.copytree(built, tmp_path / "empty"))
     for file in [*path.glob("*/*.index.parquet"), *path.glob("*/tasks.parquet")]:
         pq.write_table(pq.read_table(file).slice(0, 0), file)
+    seal(path)
     with serving(path) as (address, _):
         visit(browser, address)
         assert browser.deep(COUNTS) == ["0 rows match, 0 kept, 0 steps, 0 tokens"]

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import sealing
 import webdataset
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from mixed_build import write_rlds
@@ -17,7 +18,6 @@ from PIL import Image
 from shared import shared
 
 from gatokit.inspection import open_directory
-from gatokit.schemas.manifest import Manifest, digest, json_digest
 from gatokit.tokenizers.image_codec import encode
 
 CONFIG = """
@@ -272,34 +272,10 @@ def shard(damaged: Path) -> Path:
     return dataset.path / dataset.totals.splits[0].parts[0].file
 
 
-def _seal(root: Path) -> None:
-    """Makes sizes and digests in the manifest those of the files again: what a faulty writer would have written."""
-    content = json.loads((root / "manifest.json").read_bytes())
-    files = {}
-    for entry in content["files"]:
-        data = (root / entry["path"]).read_bytes()
-        entry |= {"size": len(data), "blake2b": digest(data)}
-        files[entry["path"]] = {"size": len(data), "blake2b": digest(data)}
-    for dataset in content["datasets"]:
-        parts = [part for split in dataset["splits"] for part in split["parts"]]
-        for part in parts:
-            part |= files[f"{dataset['directory']}/{part['file']}"]
-        dataset["bytes"] = sum(part["size"] for part in parts)
-    if "data_digest" in content:
-        content["data_digest"] = Manifest.model_validate(content).digest_of_data
-    _write_manifest(root, content)
-
-
-def _write_manifest(root: Path, content: dict[str, Any]) -> None:
-    content.pop("digest", None)
-    content["digest"] = json_digest(content)
-    (root / "manifest.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-
-
 @pytest.fixture
 def seal() -> Callable[[Path], None]:
     """``seal(root)`` makes the manifest's digests those of the files again, whatever they hold."""
-    return _seal
+    return sealing.seal
 
 
 @pytest.fixture
@@ -309,7 +285,7 @@ def edit_manifest() -> Callable[[Path, Callable[[dict[str, Any]], Any]], None]:
     def edited(root: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
         content = json.loads((root / "manifest.json").read_bytes())
         edit(content)
-        _write_manifest(root, content)
+        sealing.write_manifest(root, content)
 
     return edited
 
