@@ -39,6 +39,9 @@ def serve(directory: Directory, datasets: Sequence[DatasetReader], port: int, re
 
     Raises ConfigError if the port is taken.
     """
+    for dataset in datasets:  # an index that cannot be read is an error here, and would be an empty page later
+        dataset.missing_columns()
+        _ = dataset.tasks
     try:
         listener = socket.create_server((ADDRESS, port), backlog=128)
     except (OSError, OverflowError) as error:
