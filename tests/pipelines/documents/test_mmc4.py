@@ -275,7 +275,7 @@ def test_pages_come_back_in_reading_order(tmp_path: Path, pages: list, name: str
         expected.append(reading)
     file = stored(tmp_path / name, *contents, skip_bad=True)
     found = list(file.scan(BOUND))
-    reasons = [None if reading else "empty" for reading in expected] if pages or name != "a.jsonl" else ["ends_early"]
+    reasons = [None if reading else "empty" for reading in expected] if pages or name != "a.jsonl" else ["empty"]
     assert [document.reason for document in found] == reasons
     sound = [number for number, reading in enumerate(expected) if reading]
     assert parts(file) == [expected[number] for number in sound]

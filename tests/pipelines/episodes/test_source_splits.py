@@ -258,7 +258,7 @@ def test_a_killed_build_of_slices_goes_on(tfrecord: Path, vocabulary: Path, tmp_
 
 @pytest.fixture
 def downloaded(tmp_path: Path, write_tfds: Callable) -> Path:
-    path = write(tmp_path / "push" / "1.0.0", write_tfds)
+    path = write(tmp_path / "sets" / "push" / "1.0.0", write_tfds)
     for file in sorted(path.glob("*-train*"))[1:3]:
         file.unlink()
     return path
@@ -300,7 +300,7 @@ def change(path: Path, **values: Any) -> None:
 def test_a_split_without_episodes_is_no_fault_beside_others(
     lengths: list[str], vocabulary: Path, tmp_path: Path, write_tfds: Callable
 ) -> None:
-    path = write(tmp_path / "push" / "1.0.0", write_tfds)
+    path = write(tmp_path / "sets" / "push" / "1.0.0", write_tfds)
     for file in path.glob("*-test*"):
         file.unlink()
     change(path, shardLengths=lengths)
@@ -311,7 +311,7 @@ def test_a_split_without_episodes_is_no_fault_beside_others(
 
 
 def test_a_split_with_files_and_no_lengths_is_unfinished(tmp_path: Path, write_tfds: Callable) -> None:
-    path = write(tmp_path / "push" / "1.0.0", write_tfds)
+    path = write(tmp_path / "sets" / "push" / "1.0.0", write_tfds)
     change(path, shardLengths=[])
     assert len(read(path, ["train"]).files) == 4
     with pytest.raises(DataError, match="split 'test' states no shard lengths, so its writing was never finished"):
@@ -321,7 +321,7 @@ def test_a_split_with_files_and_no_lengths_is_unfinished(tmp_path: Path, write_t
 def test_a_set_that_was_not_shuffled_is_in_collection_order(
     vocabulary: Path, tmp_path: Path, write_tfds: Callable
 ) -> None:
-    path = write(tmp_path / "push" / "1.0.0", write_tfds)
+    path = write(tmp_path / "sets" / "push" / "1.0.0", write_tfds)
     change(path, disableShuffling=True)
     result = scan(config(tmp_path, vocabulary, path, "keep: {min_return: 0.5}"), tmp_path / "out")
     assert result.notices == ("d: reads split train (11); leaves out test (2), val (4)",)
