@@ -129,7 +129,8 @@ def manifest(data: bytes) -> None:
     for content in (data, _signed(data)):
         with contextlib.suppress(GatokitError):
             parsed = Manifest.parse(content, "manifest.json")
-            assert Manifest.parse(parsed.to_bytes(), "manifest.json") == parsed
+            again = Manifest.parse(parsed.to_bytes(), "manifest.json")
+            assert again.model_copy(update={"digest": parsed.digest}) == parsed
 
 
 def _signed(data: bytes) -> bytes:
