@@ -354,6 +354,7 @@ def _show_training_step(output: Output, arguments: argparse.Namespace) -> None:
         from gatokit.loader.mixture import open_mixture
         from gatokit.loader.provenance import COLUMNS, table_rows
         from gatokit.loader.windows import Windows
+        from gatokit.schemas.run_directory import RUN_VERSION
         from gatokit.storage.run_directory import read_run
 
     directory, step = arguments.directory, arguments.step
@@ -369,6 +370,8 @@ def _show_training_step(output: Output, arguments: argparse.Namespace) -> None:
                 f"--step: {directory} holds no run.json; give the directory of a run, or a build with --run CONFIG"
             )
         config = found.config
+        if found.version < RUN_VERSION:
+            raise ConfigError(f"--step: an earlier version drew the windows of {directory} by other rules")
         mixture = open_mixture(found.data, config.input.weights)
         if mixture.data_digest != found.data_digest:
             data = ", ".join(found.data)

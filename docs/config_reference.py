@@ -239,6 +239,7 @@ InputConfig:
   align: 'align: step'
   prompt: 'prompt: {share: 0}'
   hide_actions: 'hide_actions: 0.5'
+  pack: 'pack: false'
   patch_group_rows: 'patch_group_rows: 4'
   patch_slots: 'patch_slots: 96'
   open_shards: 'open_shards: 256'

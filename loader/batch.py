@@ -31,7 +31,8 @@ class Batch(NamedTuple):
     hidden: np.ndarray
     """bool (B, L): the learned vector of a hidden action stands here, for the last action token of a step."""
     private: np.ndarray
-    """uint16 (B, L): n > 0 if only tokens of the same n see this token, 0 if all later ones see it."""
+    """uint16 (B, L): n > 0 if only tokens of the same n see this token, 0 if all later ones see it. Packed documents of
+    a row are numbered from 1, and so are its actions if they are hidden."""
     targets: np.ndarray
     """uint16 (B, L): id of the token behind the position; 0 if that is no target."""
     target_kinds: np.ndarray
@@ -97,20 +98,29 @@ def is_action(kinds: np.ndarray) -> np.ndarray:
 
 
 def find_targets(
-    ids: np.ndarray, kinds: np.ndarray, prompt_tokens: np.ndarray, cut_action: np.ndarray, hide: np.ndarray
+    ids: np.ndarray,
+    kinds: np.ndarray,
+    prompt_tokens: np.ndarray,
+    cut_action: np.ndarray,
+    hide: np.ndarray,
+    documents: np.ndarray | None = None,
 ) -> Targets:
     """The targets of windows, and what is hidden in them.
 
     Gato, section 2.3: text and logged actions are predicted, by kind and never by id. ``ids`` uint16 and ``kinds``
     uint8 (B, L + 1) hold one token more than the windows. Of each row, ``prompt_tokens`` (B,) counts the tokens of its
     prompt, ``cut_action`` (B,) says whether the prompt ends inside an action, ``hide`` (B,) whether past actions are
-    hidden.
+    hidden. ``documents``, uint16 (B, L + 1), numbers the packed documents of each row; it is 0 elsewhere.
     """
     context = ids.shape[1] - 1
     is_target = is_kind(kinds[:, 1:], *PREDICTED)
     prompted = np.flatnonzero(prompt_tokens)
     # The token behind a prompt belongs to another episode.
     is_target[prompted, prompt_tokens[prompted] - 1] = False
+    private = np.zeros((len(ids), context), np.uint16)
+    if documents is not None:
+        is_target &= documents[:, 1:] == documents[:, :-1]
+        private += documents[:, :-1]
     acts = is_action(kinds)
     begins = acts.copy()
     begins[:, 1:] &= ~acts[:, :-1]
@@ -118,7 +128,7 @@ def find_targets(
     # Of an action token the ordinal of its action in the row, from 1; 0 for other tokens.
     ordinal = np.cumsum(begins, axis=1, dtype=np.uint16)
     ordinal *= acts
-    hidden, private = np.zeros((len(ids), context), bool), np.zeros((len(ids), context), np.uint16)
+    hidden = np.zeros((len(ids), context), bool)
     hiding = np.flatnonzero(hide)
     if len(hiding):
         actions = acts[hiding]
@@ -126,7 +136,7 @@ def find_targets(
         cut = np.flatnonzero(cut_action[hiding])
         last[cut, prompt_tokens[hiding[cut]] - 1] = False
         hidden[hiding] = last
-        private[hiding] = ordinal[hiding, :-1] * ~last
+        private[hiding] += ordinal[hiding, :-1] * ~last
     return Targets(
         targets=ids[:, 1:] * is_target,
         target_kinds=kinds[:, 1:] * is_target,

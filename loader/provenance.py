@@ -60,7 +60,7 @@ def segments_of(spans: Iterable[RecordSpan], shards: list[Shard], context: int) 
     found = []
     shown = [span._replace(take=min(span.take, context - span.column)) for span in spans if span.column < context]
     # Records of one owner have the same first record.
-    for _, group in groupby(shown, lambda span: (span.shard, span.record - span.view.chunk)):
+    for _, group in groupby(shown, lambda span: (span.document, span.shard, span.record - span.view.chunk)):
         of_owner = list(group)
         found.append(
             Segment(

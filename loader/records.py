@@ -266,7 +266,8 @@ def _walk(data: bytes) -> tuple[dict[int, _Place], list[_Place]]:
 
 
 class RecordSpan(NamedTuple):
-    """Tokens [skip, skip + take) of a record, which stand in a window from ``column`` on."""
+    """Tokens [skip, skip + take) of a record, which stand in a window from ``column`` on. ``document`` is the ordinal
+    of a packed document in its row, from 1; 0 for anything else."""
 
     column: int
     skip: int
@@ -274,3 +275,4 @@ class RecordSpan(NamedTuple):
     shard: int
     record: int
     view: RecordView
+    document: int = 0

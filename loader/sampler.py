@@ -1,9 +1,9 @@
 """Draws what each window is made of: dataset, task, episode or document, start and prompt, for many at once.
 
-Gato, section 2.3 and appendix B: datasets by weight, and a quarter of the windows of episodes with a prompt of the same
-task and agent. Inside a dataset the draw is uniform over tasks, then over kept episodes, then over starts; for
-documents it is uniform over records. Every draw is a function of (seed, sample, attempt), without any state, so that
-any sample can be drawn anywhere and in any order.
+Gato, section 2.3 and appendix B: datasets by weight, and a quarter of the windows of episodes with a prompt, from
+another training episode of the same task and agent if there is one. Inside a dataset the draw is uniform over tasks,
+then over kept episodes, then over starts; for documents it is uniform over records. Every draw is a function of (seed,
+sample, attempt), without any state, so that any sample can be drawn anywhere and in any order.
 
 Legend: B samples.
 """
@@ -40,11 +40,10 @@ class Lane(enum.IntEnum):
     PROMPT_START = 7
     HIDE = 8
     SLOT = 9
-    CROP = 10
 
 
-PAIR_LANES = 1 << 20
-"""The lane of a window's first pair; those of the other pairs follow."""
+DOCUMENT_LANES = 1 << 20
+"""The first lane of a window's documents."""
 PATCH_LANES = 1 << 30
 """The lane of the row of the patch at position 0 of a window; its column follows, then the patches behind it."""
 PIVOT_LANES = 1 << 38
@@ -73,6 +72,12 @@ class Rng:
         return (_mix(streams + _STEP * (words + np.uint64(1))) >> np.uint64(11)) * 2.0**-53
 
 
+def spread(phase: np.ndarray | int, samples: np.ndarray) -> np.ndarray:
+    """Multiples of 2^-53 in [0, 1), float64, for consecutive ``samples``, int: they are spread evenly, since each is
+    the one before plus the golden ratio. ``phase``, uint64, is where they begin; it and ``samples`` are broadcast."""
+    return ((_words(phase) + _STEP * _words(samples)) >> np.uint64(11)) * 2.0**-53
+
+
 def below(uniforms: np.ndarray | float, count: np.ndarray | int) -> np.ndarray:
     """Turns numbers in [0, 1) into integers in [0, ``count``), int64; ``count`` is at least 1."""
     counts = np.asarray(count, np.int64)
@@ -96,12 +101,11 @@ DRAW = np.dtype(
         ("dataset", np.int64),  # ordinal in the mixture
         ("group", np.int64),  # an episode's group in the index; -1 for a document
         ("owner", np.int64),  # ordinal of an episode in the index, or of a document's record among those of the split
-        ("window", RECORD_RANGE),  # what fills the window; of a document the first record alone, and skip is 0
-        ("start", np.float64),  # in [0, 1): where in its first record a document's window begins
-        ("candidates_begin", np.int64),  # for pairs: the first record from which the window's others are drawn
-        ("candidates", np.int64),  # for pairs: the number of such records
+        ("window", RECORD_RANGE),  # what fills the window; of a document the drawn record alone, and skip is 0
+        ("candidates_begin", np.int64),  # the first record from which the window's other documents are drawn
+        ("candidates", np.int64),  # the number of such records
         ("prompt", RECORD_RANGE),  # what the prompt is taken from
-        ("prompt_owner", np.int64),  # the episode that the prompt is taken from; -1 for documents
+        ("prompt_owner", np.int64),  # the training episode that the prompt is taken from; -1 without a prompt
         ("prompt_tokens", np.int64),  # most tokens of the prompt; 0 without a prompt
         ("prompt_end", np.bool_),  # the prompt is the end of its episode
         ("hide", np.bool_),  # past actions are hidden
@@ -121,6 +125,10 @@ class SampledDataset:
     """Number of tasks, and datasets of documents, before it."""
     index: EpisodeIndex | None
     """None for documents."""
+    prompts: EpisodeIndex | None
+    """The training episodes, from which prompts are taken; None for documents."""
+    prompt_group: np.ndarray
+    """int64 (groups,): of each group of ``index`` that of ``prompts`` with the same task and agent; -1 without one."""
     first_record: np.ndarray
     """int64 (shards,): the first record of the split in each shard."""
     records_before: np.ndarray
@@ -141,6 +149,8 @@ class Sampler:
 
     datasets: dict[int, SampledDataset]
     """The datasets that are drawn from, by ordinal in the mixture."""
+    bounds: np.ndarray
+    """float64: the share of samples of each dataset of the mixture and those before it."""
 
     def __init__(self, mixture: Mixture, config: RunConfig, split: str = TRAIN, dataset: str | None = None) -> None:
         """``dataset`` draws from that one alone.
@@ -158,13 +168,18 @@ class Sampler:
         if not weights.any():
             raise ConfigError(f"{dataset or ', '.join(mixture.names)}: no records of the split {split}")
         weights = weights / weights.sum()
-        self._bounds = np.cumsum(weights)
+        self.bounds = np.cumsum(weights)
         self._last = int(np.flatnonzero(weights)[-1])
+        self._phase = int(self.rng.uniform(0, 0, Lane.DATASET)[0] * 2.0**53) << 11
         self.datasets = {}
         shards = used_shards = pivots = 0
         for ordinal, mixed in enumerate(mixture.datasets):
             if weights[ordinal] > 0:
-                index = mixed.index(split) if mixed.holds_episodes else None
+                index = prompts = None
+                prompt_group = np.zeros(0, np.int64)
+                if mixed.holds_episodes:
+                    index, prompts = mixed.index(split), mixed.index(TRAIN)
+                    prompt_group = _same_groups(index, prompts)
                 training = np.array([shard.training for shard in mixed.shards], np.int64)
                 records = training if split == TRAIN else np.array([shard.held_out for shard in mixed.shards], np.int64)
                 self.datasets[ordinal] = SampledDataset(
@@ -172,6 +187,8 @@ class Sampler:
                     first_shard=shards,
                     first_pivot=pivots,
                     index=index,
+                    prompts=prompts,
+                    prompt_group=prompt_group,
                     first_record=np.zeros_like(training) if split == TRAIN else training,
                     records_before=np.cumsum([0, *records]),
                 )
@@ -186,7 +203,9 @@ class Sampler:
     def draw(self, samples: np.ndarray, attempts: np.ndarray) -> np.ndarray:
         """Draws for the samples of these numbers, int64 (B,), each at its n-th attempt, int64 (B,): DRAW (B,)."""
         u = self.rng.uniform(samples[:, None], attempts[:, None], np.arange(len(Lane)))
-        dataset = np.minimum(np.searchsorted(self._bounds, u[:, Lane.DATASET], "right"), self._last)
+        # Each dataset has its share of any few samples in a row, so that the patches of groups differ little.
+        place = np.where(attempts == 0, spread(self._phase, samples), u[:, Lane.DATASET])
+        dataset = np.minimum(np.searchsorted(self.bounds, place, "right"), self._last)
         draws = np.zeros(len(samples), DRAW)
         for ordinal in np.unique(dataset).tolist():
             rows = np.flatnonzero(dataset == ordinal)
@@ -195,13 +214,13 @@ class Sampler:
                 draws[rows] = self._draw_episodes(sampled, sampled.index, u[rows], samples[rows])
             else:
                 draws[rows] = self._draw_documents(sampled, u[rows], samples[rows])
-        draws["dataset"], draws["start"] = dataset, u[:, Lane.START]
+        draws["dataset"] = dataset
         return draws
 
     def _draw_episodes(
         self, sampled: SampledDataset, index: EpisodeIndex, u: np.ndarray, samples: np.ndarray
     ) -> np.ndarray:
-        """Draws task, episode, prompt and starts: DRAW without dataset and start."""
+        """Draws task, episode, prompt and starts: DRAW without the dataset."""
         task = below(u[:, Lane.TASK], len(index.tasks))
         begin, end = index.task_begin[task], index.task_begin[task + 1]
         if self._pivots:
@@ -211,18 +230,22 @@ class Sampler:
         episode = begin + below(u[:, Lane.OWNER], count)
         group = index.group_of(episode)
 
-        # The prompt is another episode of the group or, if there are pivots, of the run; the same one if it is alone.
-        near, others = index.group_begin[group], index.group_begin[group + 1] - index.group_begin[group]
-        if self._pivots:
+        # The prompt is another training episode of the group or, if there are pivots, of the run.
+        prompts, own = sampled.prompts, sampled.prompts is index
+        assert prompts is not None
+        of = sampled.prompt_group[group]
+        near, others = prompts.group_begin[of], prompts.group_begin[of + 1] - prompts.group_begin[of]
+        if self._pivots and own:
             near, others = np.where(count > 1, begin, near), np.where(count > 1, count, others)
-        prompt = near + below(u[:, Lane.PROMPT_OWNER], np.maximum(others - 1, 1))
-        prompt = np.where(others > 1, prompt + (prompt >= episode), episode)
-        prompt_all = index.tokens(prompt)
+        others = np.where(of < 0, 0, others - own)
+        prompt = near + below(u[:, Lane.PROMPT_OWNER], np.maximum(others, 1))
+        prompt = np.where(others > 0, prompt + (own & (prompt >= episode)), 0)
+        prompt_all = prompts.tokens(prompt)
         prompt_tokens = np.minimum(self._prompt_tokens, prompt_all)
         at_end = u[:, Lane.PROMPT_END] < PROMPT_END_SHARE
-        prompt_start = self._starts(u[:, Lane.PROMPT_START], index, prompt, prompt_all, prompt_tokens)
+        prompt_start = self._starts(u[:, Lane.PROMPT_START], prompts, prompt, prompt_all, prompt_tokens)
         prompt_start = np.where(at_end, prompt_all - prompt_tokens, prompt_start)
-        prompted = u[:, Lane.PROMPTED] < self._config.prompt.share
+        prompted = (u[:, Lane.PROMPTED] < self._config.prompt.share) & (others > 0)
 
         tokens = index.tokens(episode)
         window = self._context - np.where(prompted, prompt_tokens, 0)
@@ -230,12 +253,13 @@ class Sampler:
 
         # One token more: it is the target of a window's last position, or tells what a prompt ends before.
         windows = index.record_ranges(episode, start, np.minimum(tokens, start + window + 1))
-        prompts = index.record_ranges(prompt, prompt_start, np.minimum(prompt_all, prompt_start + prompt_tokens + 1))
+        shown = prompts.record_ranges(prompt, prompt_start, np.minimum(prompt_all, prompt_start + prompt_tokens + 1))
         windows["shard"] += sampled.first_shard
-        prompts["shard"] += sampled.first_shard
+        shown["shard"] += sampled.first_shard
         draws = np.zeros(len(u), DRAW)
         draws["group"], draws["owner"], draws["window"] = group, episode, windows
-        draws["prompt"], draws["prompt_owner"], draws["prompt_end"] = prompts, prompt, at_end
+        draws["prompt"], draws["prompt_owner"] = shown, np.where(prompted, prompt, -1)
+        draws["prompt_end"] = prompted & at_end
         draws["prompt_tokens"] = np.where(prompted, prompt_tokens, 0)
         draws["hide"] = u[:, Lane.HIDE] < self._config.hide_actions
         return draws
@@ -250,7 +274,7 @@ class Sampler:
         return np.minimum(below(u, longest + 1), tokens - 1)
 
     def _draw_documents(self, sampled: SampledDataset, u: np.ndarray, samples: np.ndarray) -> np.ndarray:
-        """Draws records of documents: DRAW without dataset and start."""
+        """Draws records of documents: DRAW without the dataset."""
         begin = np.zeros(len(u), np.int64)
         end = np.full(len(u), sampled.records_before[-1])
         if self._pivots:
@@ -281,6 +305,12 @@ class Sampler:
         chosen = begin + below(self.rng.uniform(samples // BLOCK, pivot, PIVOT_LANES + slot), end - begin)
         at = np.searchsorted(bounds, chosen, "right") - 1
         return bounds[at], bounds[at + 1]
+
+
+def _same_groups(index: EpisodeIndex, prompts: EpisodeIndex) -> np.ndarray:
+    """The group of ``prompts`` with the task and agent of each group of ``index``, int64 (groups,); -1 without one."""
+    known = {(prompts.task_of(group), agent): group for group, agent in enumerate(prompts.agents)}
+    return np.array([known.get((index.task_of(group), agent), -1) for group, agent in enumerate(index.agents)], int)
 
 
 def _check_context(sampled: SampledDataset, config: RunConfig) -> None:

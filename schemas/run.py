@@ -7,7 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, model_validator
 
 from gatokit.schemas.config import read_mapping, validated
 from gatokit.schemas.config_types import Number, Positive, Text, WholeNumber
@@ -113,6 +113,8 @@ class InputConfig(_Model):
     """Where a window of an episode begins: at any token, or at the beginning of a time step."""
     prompt: PromptConfig = PromptConfig()
     """Demonstrations in front of windows of episodes."""
+    pack: StrictBool = True
+    """Fills the windows of documents with several of them, which do not see each other."""
     hide_actions: Share = 0.0
     """Share of the windows of episodes whose past actions are hidden from later steps."""
     patch_group_rows: Count | None = None

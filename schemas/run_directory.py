@@ -12,7 +12,8 @@ from gatokit.schemas.manifest import indented_json
 from gatokit.schemas.run import RunConfig
 
 RUN = "run.json"
-RUN_VERSION = 1
+RUN_VERSION = 2
+"""Runs of version 1 drew other windows for the same seed."""
 METRICS = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
 POLICY_FOLDER = "policy"

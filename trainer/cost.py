@@ -96,7 +96,8 @@ def compile_only(config: RunConfig, devices: Sequence[Any]) -> dict[str, Any]:
     """
     slots = config.input.patch_slots or config.patch_group_rows * config.context // PATCH_SHARE
     mesh = make_mesh(config.mesh, devices)
-    trainer = Trainer(config, VOCABULARY_SIZE, datasets=1, patch_slots=slots, mesh=mesh)
+    restricted = config.input.hide_actions > 0 or config.input.pack
+    trainer = Trainer(config, VOCABULARY_SIZE, datasets=1, patch_slots=slots, mesh=mesh, restricted=restricted)
     begin = time.monotonic()
     try:
         compiled = trainer.step.lower(trainer.abstract_state, trainer.abstract_batch).compile()

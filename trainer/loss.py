@@ -31,8 +31,9 @@ class Sums(NamedTuple):
 
     ``loss`` () is weighted as ``loss_weight`` says, and ``weight`` () is what it is divided by: the targets, or the
     rows that have any. All other losses are unweighted: by dataset (E,), by ``TokenKind`` of the target (8,), and of
-    the first action of each row, before which no other was seen (). ``tokens`` () are not padding; ``redraws`` (E,)
-    counts the windows of a dataset that were replaced because the patch slots were full.
+    the first action of each row, before which no other was seen (). Of ``dataset_positions`` (E,) the
+    ``dataset_tokens`` (E,) are not padding. ``redraws`` (E,) counts the windows of a dataset that were replaced because
+    the patch slots were full.
     """
 
     loss: jax.Array
@@ -43,7 +44,8 @@ class Sums(NamedTuple):
     kind_targets: jax.Array
     first_action_loss: jax.Array
     first_action_targets: jax.Array
-    tokens: jax.Array
+    dataset_tokens: jax.Array
+    dataset_positions: jax.Array
     patches: jax.Array
     redraws: jax.Array
 
@@ -69,6 +71,7 @@ def target_losses(
     of_dataset = batch.dataset[:, None] == jnp.arange(datasets)
     of_kind = [is_target & (batch.target_kinds == kind) for kind in range(len(TokenKind) + 1)]  # 0: none
     row_loss, row_targets = losses.sum(axis=1), is_target.sum(axis=1, dtype=jnp.int32)
+    row_tokens = (batch.kinds != PADDING).sum(axis=1, dtype=jnp.int32)
     first = is_target & batch.first_action
     return loss, Sums(
         loss=jax.lax.stop_gradient(loss),
@@ -79,7 +82,8 @@ def target_losses(
         kind_targets=jnp.stack([kind.sum(dtype=jnp.int32) for kind in of_kind]),
         first_action_loss=jnp.where(first, losses, 0).sum(),
         first_action_targets=first.sum(dtype=jnp.int32),
-        tokens=(batch.kinds != PADDING).sum(dtype=jnp.int32),
+        dataset_tokens=jnp.where(of_dataset, row_tokens[:, None], 0).sum(axis=0),
+        dataset_positions=of_dataset.sum(axis=0, dtype=jnp.int32) * batch.kinds.shape[1],
         patches=(batch.patch_token != NO_TOKEN).sum(dtype=jnp.int32),
         redraws=(batch.redrawn[:, None] == jnp.arange(datasets)).sum(axis=0, dtype=jnp.int32),
     )

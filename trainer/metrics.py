@@ -37,6 +37,11 @@ class Interval:
     gradient_norm: float = 0.0
     sums: Any = None  # ``Sums``, or the lists that ``saved`` made of them; None before the first step
 
+    @classmethod
+    def restored(cls, saved: dict[str, Any]) -> "Interval":
+        """What ``saved`` returned; empty if another version, with other sums, saved it."""
+        return cls(**saved) if len(saved.get("sums", ())) == len(Sums._fields) else cls()
+
     def add(self, loss: float, gradient_norm: float, sums: Sums) -> None:
         """Adds a step, whose arrays are read here."""
         values = float64(sums)
@@ -64,14 +69,22 @@ def float64(sums: Sequence[Any]) -> Sums:
 
 
 def losses(sums: Sums, datasets: Sequence[str]) -> Line:
-    """Mean losses in nats per dataset (with its share of all targets) and per kind, of all actions and of those that
-    are the first of their window; None without a target."""
+    """Mean losses in nats per dataset (with its share of all targets, and ``fill``, the share of its positions that
+    are not padding) and per kind, of all actions and of those that are the first of their window; None without a
+    target."""
     targets = float(np.sum(sums.dataset_targets))
     actions = [TokenKind.DISCRETE_ACTION, TokenKind.CONTINUOUS_ACTION]
     return {
         "datasets": {
-            name: {"share": _mean(count, targets), "loss": _mean(total, count)}
-            for name, total, count in zip(datasets, sums.dataset_loss, sums.dataset_targets, strict=True)
+            name: {"share": _mean(count, targets), "loss": _mean(total, count), "fill": _mean(tokens, positions)}
+            for name, total, count, tokens, positions in zip(
+                datasets,
+                sums.dataset_loss,
+                sums.dataset_targets,
+                sums.dataset_tokens,
+                sums.dataset_positions,
+                strict=True,
+            )
         },
         "kinds": {
             kind.name.lower(): _mean(sums.kind_loss[kind], sums.kind_targets[kind])

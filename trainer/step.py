@@ -43,11 +43,20 @@ class Trainer:
     metrics, ``evaluate(params, batch)`` the sums of the losses. ``shardings``, ``abstract_state`` and
     ``abstract_batch`` say how their arguments are placed."""
 
-    def __init__(self, config: RunConfig, vocabulary_size: int, datasets: int, patch_slots: int, mesh: Mesh) -> None:
-        """Rows come from ``datasets`` datasets; a group of rows has ``patch_slots`` slots. Raises ConfigError if the
-        mesh does not divide the model or the rows."""
+    def __init__(
+        self,
+        config: RunConfig,
+        vocabulary_size: int,
+        datasets: int,
+        patch_slots: int,
+        mesh: Mesh,
+        *,
+        restricted: bool = True,
+    ) -> None:
+        """Rows come from ``datasets`` datasets; a group of rows has ``patch_slots`` slots; without ``restricted`` no
+        token is ``private``. Raises ConfigError if the mesh does not divide the model or the rows."""
         check_mesh(mesh, config)
-        self.config, self.mesh = config, mesh
+        self.config, self.mesh, self.restricted = config, mesh, restricted
         self.vocabulary_size, self.datasets, self.patch_slots = vocabulary_size, datasets, patch_slots
         self.dtype = jnp.dtype(config.precision)
         self.table = model.parameter_table(config.model, vocabulary_size)
@@ -89,10 +98,8 @@ class Trainer:
         token = jax.lax.with_sharding_constraint(params["embedding"]["token"], ids)
         params = {**params, "embedding": {**params["embedding"], "token": token}}
         with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
-            hide = config.input.hide_actions > 0
-            states = model.forward(
-                params, batch, config.model, dtype=self.dtype, remat=config.remat, key=key, rows=rows, hide=hide
-            )
+            passed = partial(model.forward, remat=config.remat, key=key, rows=rows, hide=self.restricted)
+            states = passed(params, batch, config.model, dtype=self.dtype)
         states = jax.lax.with_sharding_constraint(states, row_sharding(self.mesh))
         logits = partial(model.logits, vocabulary_size=self.vocabulary_size)
         output = {"embedding": {"token": token}}

@@ -101,15 +101,19 @@ def train(
         _open_directory(out, run_file, mixture, report)
 
         # ---- model and optimizer -----------------------------------------------------------------------------------
-        trainer = Trainer(config, mixture.tokenizer.vocabulary_size, len(mixture.names), windows.patch_slots, mesh)
+        ids, restricted = mixture.tokenizer.vocabulary_size, windows.restricted
+        trainer = Trainer(config, ids, len(mixture.names), windows.patch_slots, mesh, restricted=restricted)
         held_out = HeldOut(mixture, config, rows)
         report.begins(trainer, mixture, held_out.names)
+        again = [f"{share:.1%} of {name}" for name, share in windows.redrawn().items() if share >= 0.0005]
+        if again:
+            report.say(f"expected to be drawn again, since the patch slots are full: {', '.join(again)}")
 
         # ---- restore: the run's own checkpoint, another run's weights, or from scratch -----------------------------
         checkpoints = stack.enter_context(Checkpoints(out, config.checkpoint))
         watchdog.at(0, "reading a checkpoint")
         state, run = _restore(trainer, checkpoints, mixture, report)
-        interval, first = Interval(**run.interval), run.step
+        interval, first = Interval.restored(run.interval), run.step
         metrics_file = stack.enter_context(closing(MetricsFile(out, first))) if is_first() else None
         if first >= last:
             report.say(f"step {first} is done already; nothing to do")
@@ -205,6 +209,11 @@ def _open_directory(out: Path, run: RunFile, mixture: Mixture, report: Report) -
     existing = read_run(out)
     if existing is not None:
         existing.check_same(run, out)
+        if existing.version < run.version:
+            report.notice(
+                f"{out / RUN} is of an earlier version: the windows of the next steps are drawn by other rules"
+            )
+            run = run.model_copy(update={"version": existing.version})
     if not is_first():
         return
     if (out / CHECKPOINTS).exists():
@@ -253,7 +262,7 @@ def _speed(trainer: Trainer, interval: Interval, seconds: float, waited: float) 
     peak = cost.peak(jax.devices()[0].device_kind, config.precision)
     return {
         "seconds": seconds,
-        "tokens_per_second": float(sums.tokens) / seconds,
+        "tokens_per_second": float(np.sum(sums.dataset_tokens)) / seconds,
         "mfu": work / seconds / (peak * jax.device_count()) if peak else "unknown peak",
         "input_wait": waited / seconds,
     }

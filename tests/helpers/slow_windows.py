@@ -17,7 +17,8 @@ from gatokit.tokenizers.image_codec import decode
 
 WORD = (1 << 64) - 1
 STEP = 0x9E3779B97F4A7C15
-DATASET, TASK, OWNER, START, PROMPTED, PROMPT_END, PROMPT_OWNER, PROMPT_START, HIDE, _, CROP = range(11)
+DATASET, TASK, OWNER, START, PROMPTED, PROMPT_END, PROMPT_OWNER, PROMPT_START, HIDE = range(9)
+DOCUMENTS = 1 << 20
 TEXT, IMAGE, DISCRETE_ACTION, CONTINUOUS_ACTION = 1, 2, 6, 7
 
 
@@ -80,6 +81,8 @@ class Row:
     attempt: int = 0
     redrawn: int = -1
     owners: tuple[Any, ...] = ()
+    documents: list[int] = field(default_factory=list)
+    """Of a packed row, which document each token belongs to."""
 
 
 class SlowWindows:
@@ -100,6 +103,7 @@ class SlowWindows:
         end_share: float = 0.5,
         hide: float = 0.0,
         training: bool = True,
+        pack: bool = True,
     ) -> None:
         self.__dict__.update({name: value for name, value in locals().items() if name != "self"})
         opened = open_directory(directory)
@@ -107,17 +111,21 @@ class SlowWindows:
         self.tasks: list[dict[str, list[Owner]]] = []
         self.records: list[list[tuple[Record, list[Token]]]] = []
         self.pairs: list[int] = []
+        self.chunk_tokens = opened.manifest.tokenizer.chunk_tokens
+        self.prompts: list[dict[str, list[Owner]]] = []
+        """The episodes of training, by task."""
         for totals, config in zip(opened.manifest.datasets, opened.manifest.config["datasets"], strict=True):
             reader = opened.datasets[totals.name]
             files = [part.file for item in totals.splits for part in item.parts]
-            tasks: dict[str, list[tuple[Any, ...]]] = {}
+            tasks: dict[str, dict[str, list[tuple[Any, ...]]]] = {split: {}, "train": {}}
             records = []
             if totals.kind == "episodes":
-                for row in reader.episodes(kept=True, split=split):
-                    place = (row.agent, files.index(row.shard), row.first_record)
-                    sequence = reader.episode(row).sequence
-                    owner = Owner(tokens_of(sequence, row.episode_id), len(sequence.step_begin), row.agent)
-                    tasks.setdefault(row.task, []).append((*place, owner))
+                for of_split in sorted(tasks):
+                    for row in reader.episodes(kept=True, split=of_split):
+                        place = (row.agent, files.index(row.shard), row.first_record)
+                        sequence = reader.episode(row).sequence
+                        owner = Owner(tokens_of(sequence, row.episode_id), len(sequence.step_begin), row.agent)
+                        tasks[of_split].setdefault(row.task, []).append((*place, owner))
             else:
                 for part in (part for item in totals.splits for part in item.parts):
                     shard = ArrayRecordReader(str(directory / totals.directory / part.file))
@@ -125,7 +133,8 @@ class SlowWindows:
                     data = data[: part.training] if split == "train" else data[part.training :]
                     for record in map(Record.from_bytes, data):
                         records.append((record, tokens_of(record.sequence, record.owner)))
-            self.tasks.append({task: [item[-1] for item in sorted(tasks[task])] for task in sorted(tasks)})
+            for found, of in ((self.tasks, tasks[split]), (self.prompts, tasks["train"])):
+                found.append({task: [item[-1] for item in sorted(of[task])] for task in sorted(of)})
             self.records.append(records)
             self.pairs.append(config.get("pairs_per_sequence", 0))
 
@@ -137,44 +146,91 @@ class SlowWindows:
             return int(self.draw(sample, attempt, lane) * count)
 
         total = sum(weight / sum(self.weights) for weight in self.weights)
-        place, dataset = self.draw(sample, attempt, DATASET) * total, 0
+        place = self.draw(sample, attempt, DATASET)
+        if attempt == 0:
+            phase = int(self.draw(0, 0, DATASET) * 2.0**53) << 11
+            place = ((phase + STEP * sample & WORD) >> 11) * 2.0**-53
+        place, dataset = place * total, 0
         while place >= self.weights[dataset] / sum(self.weights):
             place -= self.weights[dataset] / sum(self.weights)
             dataset += 1
         row = Row(dataset=dataset, attempt=attempt)
         if self.tasks[dataset]:
-            self._episode(row, list(self.tasks[dataset].values()), sample, attempt, pick)
-        elif not self.pairs[dataset]:
-            records = self.records[dataset]
-            first = pick(OWNER, len(records))
-            last = first - records[first][0].chunk + records[first][0].chunks
-            document = [token for _, tokens in records[first:last] for token in tokens]
-            start = pick(START, len(records[first][1]))
-            row.tokens = document[start : start + self.context + 1]
-        else:
-            documents, taken = [], set()
-            while len(documents) < self.pairs[dataset] and len(taken) < len(self.records[dataset]):
-                left = [at for at in range(len(self.records[dataset])) if at not in taken]
-                chosen = left[pick((1 << 20) + len(documents), len(left))]
-                record = self.records[dataset][chosen][0]
-                of = range(chosen - record.chunk, chosen - record.chunk + record.chunks)
-                taken |= set(of)
-                documents.append([token for at in of for token in self.records[dataset][at][1]])
-                row.owners += (record.owner,)
-            joined = [token for document in documents for token in document]
-            start = pick(CROP, max(0, len(joined) - self.context - 1) + 1)
-            row.tokens = joined[start : start + self.context + 1]
-        return row
+            self._episode(row, sample, attempt, pick)
+            return row
+        draws = 4 if not self.pairs[dataset] else 1 + self.pairs[dataset]
+        while True:
+            number, room = len(set(row.documents)) + 1, self.context - len(row.tokens)
+            if number > 1 and (not self.pack or room < 16):
+                return row
 
-    def _episode(self, row: Row, tasks: list[list[Owner]], sample: int, attempt: int, pick: Any) -> None:
-        episodes = tasks[pick(TASK, len(tasks))]
+            def pick_for(lane: int, count: int, number: int = number) -> int:
+                return pick(DOCUMENTS + (number - 1) * draws + lane, count)
+
+            if self.pairs[dataset]:
+                piece = self._several(row, self.records[dataset], room, pick_for)
+            else:
+                records = self.records[dataset]
+                at = pick(OWNER, len(records)) if number == 1 else pick_for(0, len(records))
+                piece = self._piece(records, at, room, pick_for)
+            row.tokens += piece
+            row.documents += [number] * len(piece)
+            if not piece:
+                return row
+
+    def _piece(self, records: list[tuple[Record, list[Token]]], at: int, room: int, pick: Any) -> list[Token]:
+        """The tokens of a document that fit into a room, and one more."""
+        record = records[at][0]
+        first, last = at - record.chunk, at - record.chunk + record.chunks
+        document = [token for _, tokens in records[first:last] for token in tokens]
+        size, early = len(document), room - 1 if self.pack else 0
+        if record.chunks > 1 and self.chunk_tokens > self.context:
+            start = pick(1, record.chunks * self.chunk_tokens + early) - early
+            if start < 0:
+                return document[: start + room + 1]
+            skip = pick(2, self.chunk_tokens)
+            start = sum(len(tokens) for _, tokens in records[first:at]) + skip
+            if skip < len(records[at][1]) and size - start >= (2 if self.pack else room):
+                return document[start : start + room + 1]
+        if not self.pack:
+            start = pick(3, max(0, size - room) + 1)
+        else:
+            start = pick(3, size + room - 2) - early if size > room + 1 else 0
+        return document[max(0, start) : start + room + 1]
+
+    def _several(self, row: Row, records: list[tuple[Record, list[Token]]], room: int, pick: Any) -> list[Token]:
+        """The tokens of distinct documents; none if they do not fit behind others."""
+        documents, taken = [], set()
+        owners: tuple[Any, ...] = ()
+        while len(documents) < self.pairs[row.dataset] and len(taken) < len(records):
+            left = [at for at in range(len(records)) if at not in taken]
+            chosen = left[pick(1 + len(documents), len(left))]
+            record = records[chosen][0]
+            of = range(chosen - record.chunk, chosen - record.chunk + record.chunks)
+            taken |= set(of)
+            documents.append([token for at in of for token in records[at][1]])
+            owners += (record.owner,)
+        joined = [token for document in documents for token in document]
+        surplus = max(0, len(joined) - room - 1)
+        if surplus and row.tokens:
+            return []
+        row.owners += owners
+        start = pick(0, surplus + 1)
+        return joined[start : start + room + 1]
+
+    def _episode(self, row: Row, sample: int, attempt: int, pick: Any) -> None:
+        tasks = self.tasks[row.dataset]
+        task = sorted(tasks)[pick(TASK, len(tasks))]
+        episodes, shown_ones = tasks[task], self.prompts[row.dataset].get(task, [])
         chosen = pick(OWNER, len(episodes))
         episode = episodes[chosen]
         row.hides = self.draw(sample, attempt, HIDE) < self.hide
         room, planned = self.context, self.context
-        if self.draw(sample, attempt, PROMPTED) < self.prompt_share:
-            others = [at for at, other in enumerate(episodes) if other.agent == episode.agent and at != chosen]
-            shown = episodes[others[pick(PROMPT_OWNER, len(others))]] if others else episode
+        others = [other for other in shown_ones if other.agent == episode.agent]
+        if self.split == "train":
+            others = [other for at, other in enumerate(shown_ones) if other.agent == episode.agent and at != chosen]
+        if others and self.draw(sample, attempt, PROMPTED) < self.prompt_share:
+            shown = others[pick(PROMPT_OWNER, len(others))]
             count = min(self.prompt_tokens, self.context // 2, len(shown.tokens))
             at_end = self.draw(sample, attempt, PROMPT_END) < self.end_share
             if at_end:
@@ -261,6 +317,10 @@ class SlowWindows:
                     else:
                         into["private"][column] = 1 + steps.index(step)
             predicted = column > 0 and (is_action or token.kind == TEXT) and column != row.prompt
+            if self.pack and row.documents:
+                predicted = predicted and row.documents[column] == row.documents[column - 1]
+                if column < self.context:
+                    into["private"][column] = row.documents[column]
             if predicted:
                 into["targets"][column - 1], into["target_kinds"][column - 1] = token.id, token.kind
                 into["first_action"][column - 1] = is_action and steps.index(step) == 0

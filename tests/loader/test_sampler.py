@@ -9,7 +9,7 @@ import pytest
 from slow_windows import number
 
 from gatokit.loader.mixture import EpisodeIndex, open_mixture
-from gatokit.loader.sampler import BLOCK, PIVOT_LANES, Lane, Rng, Sampler, below
+from gatokit.loader.sampler import BLOCK, PIVOT_LANES, Lane, Rng, Sampler, below, spread
 from gatokit.schemas.run import RunConfig
 
 SAMPLES = 100_000
@@ -38,7 +38,7 @@ def test_a_draw_is_the_hash_written_out() -> None:
     samples, attempts, lanes = (
         np.array([0, 1, 2**40]),
         np.array([0, 3, 7]),
-        np.array([Lane.DATASET, Lane.CROP, PIVOT_LANES + 5]),
+        np.array([Lane.DATASET, Lane.SLOT, PIVOT_LANES + 5]),
     )
     found = Rng(7, True).uniform(samples, attempts, lanes)
     expected = [
@@ -70,20 +70,53 @@ def test_datasets_come_by_weight_tasks_and_episodes_alike(mixed: Path) -> None:
     assert_shares(np.bincount(books), np.full(books.max() + 1, 1 / (books.max() + 1)))
 
 
+@pytest.mark.parametrize("bounds", [[0.02, 1.0], [0.3, 0.32, 0.92, 1.0]])
+def test_few_samples_in_a_row_have_the_shares_of_the_datasets(bounds: list[float]) -> None:
+    """Any 50 samples hold a dataset of 2 % once, twice at times."""
+    dataset = np.searchsorted(bounds, spread(1 << 63, np.arange(SAMPLES)), "right")
+    for at, share in enumerate(np.diff(bounds, prepend=0)):
+        counts = np.add.reduceat(dataset == at, np.arange(0, SAMPLES, 50))
+        assert np.abs(counts - 50 * share).max() < 3
+        assert abs(np.mean(dataset == at) - share) < 0.0001
+    assert spread(0, np.array([1])).tolist() == [0.6180339887498948]
+
+
+def test_held_out_windows_are_shown_training_episodes_of_their_task_and_agent(mixed: Path) -> None:
+    config = RunConfig.model_validate({"model": "tiny", "context": 64, "input": {"prompt": {"share": 1}}})
+    held_out, training = (Sampler(open_mixture([mixed]), config, split) for split in ("held_out", "train"))
+    found = held_out.draw(np.arange(2000), np.zeros(2000, int)).view(np.recarray)
+    for dataset in (0, 1):
+        index, shown = index_of(held_out, dataset), index_of(training, dataset)
+        rows = found[(found.dataset == dataset) & (found.prompt_owner >= 0)]
+        assert len(rows) > 100
+        for row in rows:
+            group = int(shown.group_of(row.prompt_owner))
+            assert (shown.task_of(group), shown.agents[group]) == (index.task_of(row.group), index.agents[row.group])
+            # The record is a training record, and these come first in a shard.
+            sampled = held_out.datasets[dataset]
+            shard = int(row.prompt["shard"]) - sampled.first_shard
+            assert row.prompt["stop"] <= sampled.dataset.shards[shard].training
+            assert row.window["first"] >= sampled.dataset.shards[shard].training or row.window["shard"] != shard
+
+
 @pytest.mark.parametrize("align", ["token", "step"])
 def test_prompts_are_a_quarter_of_the_episodes_windows_half_from_the_end(mixed: Path, align: str) -> None:
     found, sampler = drawn(mixed, align=align)
-    episodes = found.dataset < 2
     prompted = found.prompt_tokens > 0
-    assert not prompted[~episodes].any()
-    assert_shares(np.bincount(prompted[episodes]), [0.75, 0.25])
+    assert not prompted[found.dataset > 1].any()
+    assert np.array_equal(prompted, found.prompt_owner >= 0)
+    index = index_of(sampler, 0)
+    # One agent has a single episode of a task, and so no other to show.
+    alone = (found.dataset == 0) & (np.diff(index.group_begin)[found.group * (found.dataset == 0)] == 1)
+    assert alone.sum() > 1000
+    assert not prompted[alone].any()
+    assert_shares(np.bincount(prompted[~alone & (found.dataset < 2)]), [0.75, 0.25])
     assert_shares(np.bincount(found.prompt_end[prompted]), [0.5, 0.5])
     for dataset in (0, 1):
         index, rows = index_of(sampler, dataset), prompted & (found.dataset == dataset)
         owner, prompt = found.owner[rows], found.prompt_owner[rows]
         assert np.array_equal(index.group_of(owner), index.group_of(prompt))
-        alone = np.diff(index.group_begin)[index.group_of(owner)] == 1
-        assert np.array_equal(owner == prompt, alone)
+        assert not np.any(owner == prompt)
         # Of the others each has the same chance.
         first = index.group_begin[0]
         others = np.bincount(prompt[owner == first] - first, minlength=index.group_begin[1])[1:]
@@ -126,9 +159,9 @@ def test_more_shards_than_may_be_open_are_drawn_in_turns(mixed: Path) -> None:
     sizes = np.diff(index.task_begin)
     owners = np.bincount(found.owner[found.dataset == 0], minlength=index.episodes)
     assert_shares(owners, np.repeat(1 / sizes / len(sizes), sizes))
-    assert np.array_equal(
-        index.group_of(found.owner[found.dataset == 0]), index.group_of(found.prompt_owner[found.dataset == 0])
-    )
+    prompted = (found.dataset == 0) & (found.prompt_owner >= 0)
+    assert prompted.sum() > 1000
+    assert np.array_equal(index.group_of(found.owner[prompted]), index.group_of(found.prompt_owner[prompted]))
 
 
 def _of_task(found: np.recarray, sampler: Sampler, dataset: int, task: int) -> np.ndarray:

@@ -11,6 +11,7 @@ from slow_windows import SlowWindows
 from gatokit.loader import sampler
 from gatokit.loader.batch import Batch
 from gatokit.loader.mixture import open_mixture
+from gatokit.loader.patches import SlotShares
 from gatokit.loader.windows import Windows
 from gatokit.schemas.errors import ConfigError
 from gatokit.schemas.run import RunConfig
@@ -43,7 +44,7 @@ def assert_same(batch: Batch, slow: dict[str, Any]) -> None:
     ("context", "input", "slow"),
     [
         (64, {}, {}),
-        (64, {"align": "step"}, {"align": "step"}),
+        (64, {"align": "step", "pack": False}, {"align": "step", "pack": False}),
         (37, {"hide_actions": 0.5, "prompt": {"share": 0.8}}, {"hide": 0.5, "prompt_share": 0.8}),
         (
             50,
@@ -55,6 +56,7 @@ def assert_same(batch: Batch, slow: dict[str, Any]) -> None:
             {"align": "step", "prompt": {"share": 0.9}, "patch_group_rows": 4},
             {"align": "step", "prompt_share": 0.9, "end_share": 0.0, "group_rows": 4},
         ),
+        (40, {"pack": False}, {"pack": False}),
         (
             300,
             {"prompt": {"share": 0.9}, "hide_actions": 0.7},
@@ -88,7 +90,7 @@ def test_held_out_windows_take_the_mean_place_of_a_patch(mixed: Path) -> None:
     assert_same(windows.batch(1, range(96)), expected.batch(range(96, 192)))
 
 
-@pytest.mark.parametrize("slots", [24, 70])
+@pytest.mark.parametrize("slots", [24, 40])
 def test_a_group_whose_patches_are_too_many_draws_its_last_row_with_any_again(mixed: Path, slots: int) -> None:
     windows = Windows(open_mixture([mixed]), run_config(40, 400, 1, patch_slots=slots))
     batch = windows.batch(0, range(400))
@@ -105,13 +107,41 @@ def test_too_few_patch_slots_are_refused(mixed: Path) -> None:
         Windows(mixture, run_config(64, patch_slots=8)).batch(0, range(16))
 
 
-def test_the_default_slots_hold_every_window_and_nothing_is_drawn_again(mixed: Path) -> None:
+def test_the_default_slots_leave_every_dataset_its_windows(mixed: Path) -> None:
     mixture = open_mixture([mixed])
-    windows = Windows(mixture, run_config(64, 800))
+    windows = Windows(mixture, run_config(64, 8000))
     assert windows.patch_slots % 8 == 0
-    assert 64 <= windows.patch_slots <= 8 * 64
-    assert np.all(windows.batch(0, range(800)).redrawn < 0)
+    assert 64 <= windows.patch_slots < 8 * 64
+    batch = windows.batch(0, range(8000))
+    expected = windows.redrawn()
+    for number, name in enumerate(mixture.names):
+        drawn = np.count_nonzero((batch.redrawn == number) | ((batch.dataset == number) & (batch.redrawn < 0)))
+        share = np.count_nonzero(batch.redrawn == number) / drawn
+        assert share < 0.02
+        assert abs(share - expected.get(name, 0)) < 0.01
+    assert max(expected.values()) <= 0.005
+    # The seed of a run changes no shape.
+    assert {Windows(mixture, run_config(64, seed=seed)).patch_slots for seed in range(5)} == {windows.patch_slots}
     assert Windows(mixture, run_config(64), dataset="books").patch_slots == 8
+
+
+def test_a_rare_dataset_of_pictures_keeps_its_weight(mixed: Path) -> None:
+    windows = Windows(open_mixture([mixed], {"captions": 0.02, "grid": 0.98}), run_config(64, 20_000))
+    batch = windows.batch(0, range(20_000))
+    assert abs(np.count_nonzero(batch.dataset == 1) - 400) <= 4
+
+
+def test_slots_are_the_quantile_of_the_patches_up_to_a_row() -> None:
+    # Two rows in a hundred have 30 or 50 patches. In a group of eight they are never two.
+    shares = SlotShares([np.zeros(0, int), np.array([30, 50])], np.array([0.98, 1.0]), 8)
+    assert shares.slots(0) == 56
+    assert shares.redrawn(56) == {}
+    assert 0.4 < shares.redrawn(40)[1] < 0.6
+    assert shares.slots(64) == 64
+    assert SlotShares([np.zeros(0, int)], np.array([1.0]), 8).slots(64) == 8
+    # All rows have 10: the fifth does not fit into 40 slots.
+    assert SlotShares([np.array([10])], np.array([1.0]), 8).slots(16) == 80
+    assert SlotShares([np.array([10])], np.array([1.0]), 8).redrawn(40) == {0: 0.5}
 
 
 def test_any_rows_of_any_step_in_any_order_are_the_same_bytes(mixed: Path) -> None:
@@ -204,7 +234,7 @@ def test_another_dataset_than_those_of_the_run_is_refused(mixed: Path) -> None:
 
 def test_five_questions_of_different_documents_make_a_window(mixed: Path) -> None:
     mixture = open_mixture([mixed], {"questions": 1})
-    held_out = Windows(mixture, run_config(400, 200), split="held_out").trace(0, range(200))
+    held_out = Windows(mixture, run_config(400, 200, pack=False), split="held_out").trace(0, range(200))
     assert all(len({segment.owner for segment in sample.segments}) == 5 for sample in held_out)
     owners = [segment.owner for sample in held_out for segment in sample.segments]
     counts = [owners.count(owner) for owner in sorted(set(owners))]
@@ -212,8 +242,12 @@ def test_five_questions_of_different_documents_make_a_window(mixed: Path) -> Non
     assert len(counts) == 8
     assert all(abs(count - 125) < 28 for count in counts)
     # Three are all that is kept for training.
-    training = Windows(mixture, run_config(400)).trace(0, range(16))
+    training = Windows(mixture, run_config(400, pack=False)).trace(0, range(16))
     assert all(len({segment.owner for segment in sample.segments}) == 3 for sample in training)
+    # Packed, a window has as many such groups as fit; tokens of a group see each other.
+    packed = Windows(mixture, run_config(400, 200)).batch(0, range(200))
+    groups = packed.private.max(axis=1)
+    assert set(groups.tolist()) == {5}
 
 
 def test_windows_of_more_shards_than_may_be_open_are_whole_too(mixed: Path) -> None:

@@ -109,7 +109,10 @@ def check_sums(sums: Sums, losses: np.ndarray, batch: Batch, loss_weight: str) -
     assert int(sums.first_action_targets) == batch.first_action.sum()
     rows = np.count_nonzero(is_target.any(axis=1))
     assert float(sums.weight) == pytest.approx(is_target.sum() if loss_weight == "token" else rows)
-    assert (int(sums.tokens), int(sums.patches)) == (ROWS * TOKENS, 3)
+    assert int(sums.patches) == 3
+    positions = [TOKENS * np.count_nonzero(batch.dataset == number) for number in range(3)]
+    assert sums.dataset_positions.tolist() == positions
+    assert sums.dataset_tokens.tolist() == [np.count_nonzero(batch.kinds[batch.dataset == n]) for n in range(3)]
     assert sums.redraws.tolist() == [0, 2, 0]
 
 

@@ -18,7 +18,8 @@ def sums(scale: float = 1.0) -> Sums:
     kinds[:, 1], kinds[:, 6], kinds[:, 7] = (8.0, 4), (3.0, 1), (1.0, 1)
     found = Sums(
         loss=12.0, weight=6.0, dataset_loss=[9.0, 3.0], dataset_targets=[4, 2], kind_loss=kinds[0],
-        kind_targets=kinds[1], first_action_loss=3.0, first_action_targets=1, tokens=40, patches=2, redraws=[1, 0],
+        kind_targets=kinds[1], first_action_loss=3.0, first_action_targets=1, dataset_tokens=[30, 10],
+        dataset_positions=[40, 40], patches=2, redraws=[1, 0],
     )  # fmt: skip
     return float64([np.asarray(value) * scale for value in found])
 
@@ -28,7 +29,7 @@ def test_means_over_an_interval_go_through_a_checkpoint_unchanged() -> None:
     for interval in (whole, part):
         interval.add(2.0, 0.1, sums())
     assert Interval().saved() == {}
-    part = Interval(**json.loads(json.dumps(part.saved())))
+    part = Interval.restored(json.loads(json.dumps(part.saved())))
     for interval in (whole, part):
         interval.add(1.0, 0.2, sums(3.0))
     assert whole.saved() == part.saved()
@@ -39,8 +40,8 @@ def test_means_over_an_interval_go_through_a_checkpoint_unchanged() -> None:
             "loss": 1.5,
             "gradient_norm": (0.1 + 0.2) / 2,
             "datasets": {
-                "control": {"share": 16 / 24, "loss": 36 / 16},
-                "text": {"share": 8 / 24, "loss": 12 / 8},
+                "control": {"share": 16 / 24, "loss": 36 / 16, "fill": 0.75},
+                "text": {"share": 8 / 24, "loss": 12 / 8, "fill": 0.25},
             },
             "kinds": {"text": 2.0, "discrete_action": 3.0, "continuous_action": 1.0},
             "action_loss": 2.0,
@@ -50,9 +51,17 @@ def test_means_over_an_interval_go_through_a_checkpoint_unchanged() -> None:
     )
 
 
+def test_sums_of_another_version_are_not_gone_on_with() -> None:
+    interval = Interval()
+    interval.add(2.0, 0.1, sums())
+    saved = interval.saved()
+    assert Interval.restored(saved | {"sums": saved["sums"][:-1]}) == Interval()
+    assert Interval.restored({}) == Interval()
+
+
 def test_nothing_is_the_mean_of_no_targets() -> None:
     line = losses(sums(0.0), ["control", "text"])
-    assert line["datasets"]["control"] == {"share": None, "loss": None}
+    assert line["datasets"]["control"] == {"share": None, "loss": None, "fill": None}
     assert (line["kinds"], line["action_loss"], line["first_action_loss"]) == ({}, None, None)
 
 
