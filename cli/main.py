@@ -13,9 +13,10 @@ import re
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Sequence
 from contextlib import suppress
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
 import gatokit
@@ -65,6 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         logging.lastResort.setFormatter(_VisibleFormatter())
     if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may be no UTF-8; JSON has the same escapes
         sys.stdout.reconfigure(errors="backslashreplace")
+    if arguments is None:
+        sys.excepthook = _show_traceback
     caught = _caught_signals() if arguments is None and words[:1] in (["build"], ["scan"]) else []
     try:
         return _run(words)
@@ -83,6 +86,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.stderr.close()
             return 0
         raise
+
+
+def _show_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Python's ``sys.excepthook``, with what could be obeyed by a terminal shown as text."""
+    text = "".join(traceback.format_exception(kind, error, trace))
+    sys.stderr.write("\n".join(visible_lines(text)))
 
 
 def _caught_signals() -> list[int]:

@@ -26,7 +26,9 @@ from gatokit.environments.agents import RECORDING_SEEDS, Actor
 from gatokit.environments.registry import make
 from gatokit.schemas.errors import ConfigError, DataError
 from gatokit.schemas.progress import Progress
+from gatokit.schemas.words import one_line
 from gatokit.storage.files import open_appending, write_atomically, writing
+from gatokit.storage.folder import read_json
 from gatokit.storage.ownership import check_own
 
 _ROLLOUTS = "rollouts.jsonl"
@@ -284,9 +286,10 @@ class RolloutLog:
         for number, text in enumerate(complete.splitlines(), 1):
             try:
                 line = json.loads(text)
-                rollout = Rollout(line["number"], line["seed"], line["return"], line["steps"], line["seconds"])
-                self._rollouts.setdefault((line["task"], line["agent"], rollout.number), rollout)
-            except (ValueError, KeyError, TypeError):
+                number_of, seed, steps = (int(line[name]) for name in ("number", "seed", "steps"))
+                rollout = Rollout(number_of, seed, float(line["return"]), steps, float(line["seconds"]))
+                self._rollouts.setdefault((str(line["task"]), str(line["agent"]), number_of), rollout)
+            except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
                 raise DataError(
                     f"{self._path}: line {number} is no rollout; remove the line, and that rollout is played again"
                 ) from None
@@ -299,16 +302,14 @@ def _check_settings(out: Path, settings: Mapping[str, Any]) -> None:
     if not path.exists():
         write_json(path, wanted)
         return
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        names = list(wanted | stored)
-    except (ValueError, TypeError):
-        raise DataError(f"{path} cannot be read: it is no JSON object; give another --out") from None
-    for name in names:
+    stored = read_json(out, _SETTINGS)
+    if not isinstance(stored, dict):
+        raise DataError(f"{path} cannot be read: it is no JSON object; give another --out")
+    for name in wanted | stored:
         if stored.get(name) != wanted.get(name):
+            found, asked = (one_line(json.dumps(of.get(name)), 80) for of in (stored, wanted))
             raise ConfigError(
-                f"{out} holds rollouts whose {name} is {json.dumps(stored.get(name))}, not "
-                f"{json.dumps(wanted.get(name))}: give another --out"
+                f"{out} holds rollouts whose {one_line(name, 80)} is {found}, not {asked}: give another --out"
             )
 
 

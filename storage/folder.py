@@ -27,17 +27,11 @@ from gatokit.schemas.policy import POLICY, POLICY_VERSION, PolicyFile
 from gatokit.schemas.untrusted import MOST_JSON, Model, check_path_name, parse_json, quoted, validated_model
 from gatokit.storage import gcs
 from gatokit.storage.files import is_remote
+from gatokit.storage.ownership import kind_of
 
 _MOST_VALUES = 1 << 28
 """Pixels or components of a field's value in a step."""
-_KINDS = {
-    stat.S_IFLNK: "a link",
-    stat.S_IFDIR: "a directory",
-    stat.S_IFIFO: "a FIFO",
-    stat.S_IFSOCK: "a socket",
-    stat.S_IFCHR: "a device",
-    stat.S_IFBLK: "a device",
-}
+_OPENED = os.O_RDONLY | os.O_CLOEXEC
 
 
 def regular_file(folder: str | Path, name: str, size: int | None = None) -> Path:
@@ -55,10 +49,19 @@ def regular_file(folder: str | Path, name: str, size: int | None = None) -> Path
 def open_file(folder: str | Path, name: str, size: int | None = None) -> io.BufferedReader:
     """Opens the file ``name`` below a local folder for reading. Raises as ``regular_file`` does."""
     path = regular_file(folder, name, size)
-    number = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    file = open(number, "rb")  # noqa: SIM115
+    # What was checked may have been replaced by now, also a directory on the way.
+    *parents, last = name.split("/")
+    directory = os.open(folder, _OPENED | os.O_DIRECTORY)
     try:
-        _check_status(path, os.fstat(number), size)
+        for parent in parents:
+            below = os.open(parent, _OPENED | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=directory)
+            os.close(directory)
+            directory = below
+        file = open(os.open(last, _OPENED | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=directory), "rb")  # noqa: SIM115
+    finally:
+        os.close(directory)
+    try:
+        _check_status(path, os.fstat(file.fileno()), size)
     except DataError:
         file.close()
         raise
@@ -93,11 +96,6 @@ def _entries(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
             yield Path(entry.path), status
             if stat.S_ISDIR(status.st_mode):
                 yield from _entries(Path(entry.path))
-
-
-def kind_of(status: os.stat_result) -> str | None:
-    """What a file is in words, None if it is a regular one."""
-    return None if stat.S_ISREG(status.st_mode) else _KINDS.get(stat.S_IFMT(status.st_mode), "no regular file")
 
 
 # --- what a manifest lists -----------------------------------------------------------------------------------------

@@ -15,23 +15,31 @@ from gatokit.schemas.errors import ConfigError, MalformedError
 from gatokit.schemas.manifest import digest
 
 _MARK = re.compile(rb"<!-- written by gatokit ([0-9a-f]{16}) -->\n\Z")
+_KINDS = {
+    stat.S_IFLNK: "a link",
+    stat.S_IFDIR: "a directory",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def kind_of(status: os.stat_result) -> str | None:
+    """What a file is in words, None if it is a regular one."""
+    return None if stat.S_ISREG(status.st_mode) else _KINDS.get(stat.S_IFMT(status.st_mode), "no regular file")
 
 
 def check_output(path: str | Path) -> None:
     """Raises MalformedError if a local ``path`` is there and is a link or anything else than a regular file."""
-    try:
-        mode = os.lstat(path).st_mode
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    if not stat.S_ISREG(mode):
-        kind = "a link" if stat.S_ISLNK(mode) else "a directory" if stat.S_ISDIR(mode) else "no regular file"
+    if os.path.lexists(path) and (kind := kind_of(os.lstat(path))) is not None:
         raise MalformedError(f"{path} is {kind}, and a file is to be there; remove it or choose another place")
 
 
 def check_folder(path: str | Path) -> None:
     """Raises MalformedError if a local ``path`` is there and is a link or anything else than a directory."""
-    if os.path.lexists(path) and (os.path.islink(path) or not os.path.isdir(path)):
-        kind = "a link" if os.path.islink(path) else "no directory"
+    if os.path.lexists(path) and not stat.S_ISDIR((status := os.lstat(path)).st_mode):
+        kind = kind_of(status) or "a file"
         raise MalformedError(f"{path} is {kind}, and a directory is to be there; remove it or choose another place")
 
 
@@ -69,14 +77,16 @@ def marked(text: str) -> bytes:
 
 def check_page(option: str, path: Path, new: bytes) -> None:
     """Raises ConfigError if the file that ``option`` names is there and is no page as ``marked`` gave it: somebody
-    wrote it or edited it. One that holds what ``new`` holds, a page of ``marked``, is one."""
+    wrote it or edited it. Its own are also one that holds what ``new`` holds, a page of ``marked``, and a page of HTML
+    of an earlier version, which has no mark and begins as ``new`` does before its title."""
     check_output(path)
     if not path.exists():
         return
-    data = path.read_bytes()
+    data, (head, title, _) = path.read_bytes(), new.partition(b"<title>")
     mark = _MARK.search(data)
     is_own = mark is not None and mark[1].decode() == digest(data[: mark.start()], 8)
-    if not is_own and data != _MARK.sub(b"", new):
+    is_earlier = title and mark is None and data.startswith(head + title) and data.endswith(b"</html>\n")
+    if not is_own and not is_earlier and data != _MARK.sub(b"", new):
         raise ConfigError(
             f"{option} {path}: is there, and gatokit did not write it as it is; remove it or give another file"
         )

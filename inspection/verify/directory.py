@@ -26,8 +26,9 @@ from gatokit.schemas.manifest import CARD, LOG, MANIFEST, FileEntry, Manifest, l
 from gatokit.schemas.progress import Progress
 from gatokit.schemas.tokens import TEXT_IDS
 from gatokit.storage.files import TEMPORARY
-from gatokit.storage.folder import kind_of, open_file, read_file
+from gatokit.storage.folder import open_file, read_file
 from gatokit.storage.lock import LOCK
+from gatokit.storage.ownership import kind_of
 
 MOST_OF_A_FILE = 10
 """Further faults of a file are counted and not listed."""

@@ -237,7 +237,14 @@ def test_a_page_replaces_the_page_it_was_and_nothing_that_somebody_wrote(
     path.write_bytes(first[: first.rindex(b"<!-- written by gatokit ")])  # as versions before wrote it
     assert main([*words, str(path)]) == 0
     assert path.read_bytes() == first
-    for content in (first.replace(b"finished", b"edited"), b"my notes\n", b""):
+    earlier = first[: first.rindex(b"<!-- written by gatokit ")].replace(b"finished", b"of before")
+    if option == "--html":  # a page of an earlier version, with other content
+        path.write_bytes(earlier)
+        assert main([*words, str(path)]) == 0
+        assert path.read_bytes() == first
+    html = b'<!doctype html>\n<html lang="en">\n<title>mine</title></html>\n'
+    edited = [first.replace(b"finished", b"edited"), earlier + b"more\n", b"my notes\n", html, b""]
+    for content in edited + [earlier] * (option == "--card"):
         path.write_bytes(content)
         assert main([*words, str(path)]) == 2
         assert f"{option} {path}: is there, and gatokit did not write it as it is" in capsys.readouterr().err

@@ -16,7 +16,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gatokit.cli.console import Output
-from gatokit.cli.main import _report, main
+from gatokit.cli.main import _report, _show_traceback, main
 from gatokit.cli.progress import bars, lines
 from gatokit.inspection.card import Card, Section, markdown
 from gatokit.pipelines.run import _Log
@@ -125,6 +125,21 @@ def test_errors_show_it_on_one_line(text: str, way_out: str):
     assert out.getvalue().isascii()
     assert obeyed(out.getvalue()) == []
     assert json.loads(out.getvalue())["error"]["message"] == f"{text}: is wrong"
+
+
+@given(TEXTS)
+@example(EVIL)
+@example(LINES)
+def test_a_traceback_shows_it(text: str):
+    err = io.StringIO()
+    with redirect_stderr(err):
+        try:
+            raise ValueError(text)
+        except ValueError as error:
+            _show_traceback(ValueError, error, error.__traceback__)
+    assert obeyed(err.getvalue()) == []
+    assert err.getvalue().startswith("Traceback")
+    assert visible_lines(f"ValueError: {text}")[0] in err.getvalue()
 
 
 def test_several_errors_are_a_line_each_and_a_long_one_is_shortened(capsys: pytest.CaptureFixture[str]):
