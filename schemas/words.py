@@ -74,6 +74,15 @@ def visible_lines(text: str) -> list[str]:
     return [visible(line) for line in text.expandtabs().split("\n")]
 
 
+def visible_texts(value: Any) -> Any:
+    """A value of dicts and sequences in which each text is ``visible`` line by line; keys stay as they are."""
+    if isinstance(value, str):
+        return "\n".join(visible_lines(value))
+    if isinstance(value, dict):
+        return {key: visible_texts(item) for key, item in value.items()}
+    return [visible_texts(item) for item in value] if isinstance(value, list | tuple) else value
+
+
 def ascii_json(value: Any) -> str:
     """A value as JSON on one line, of printable ASCII only."""
     return json.dumps(value).replace("\x7f", "\\u007f")

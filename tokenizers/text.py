@@ -1,6 +1,7 @@
 """Text ↔ SentencePiece ids (Gato, section 2.1: 32,000 subwords)."""
 
 import re
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,8 @@ class TextTokenizer:
         self._processor = sentencepiece.SentencePieceProcessor()
         try:
             loaded = bool(model) and self._processor.LoadFromSerializedProto(model)
-        except RuntimeError:
+            names = list(map(self._processor.id_to_piece, range(self._processor.vocab_size() if loaded else 0)))
+        except (RuntimeError, UnicodeDecodeError):  # the second, if a piece is not UTF-8
             loaded = False
         if not loaded:
             raise ConfigError(f"{source} is no SentencePiece model: `gatokit vocab` trains one")
@@ -58,7 +60,7 @@ class TextTokenizer:
         self.digest = digest(model)
         """Their BLAKE2b."""
         self._path: str | None = None
-        self._can_divide = self._divides_at_spaces()
+        self._can_divide = self._divides_at_spaces(names)
 
     @classmethod
     def load(cls, path: str | Path) -> "TextTokenizer":
@@ -120,13 +122,12 @@ class TextTokenizer:
     def _ids(self, data: bytes) -> np.ndarray:
         return np.array(self._processor.encode(data, out_type=int), np.uint16)
 
-    def _divides_at_spaces(self) -> bool:
+    def _divides_at_spaces(self, pieces: Sequence[str]) -> bool:
         """Whether the ids of a text are those of its parts, if each part but the first begins with a space.
 
         Then no piece reaches over the beginning of a word, a space is a piece of its own, and the model puts no other
         space in front of a text that begins with one.
         """
-        pieces = map(self._processor.id_to_piece, range(self.pieces))
         if any(SPACE in piece.lstrip(SPACE) or " " in piece for piece in pieces):
             return False
         parts = [self._ids(part) for part in (b"a", b" b")]

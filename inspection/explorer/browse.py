@@ -14,7 +14,7 @@ from gatokit.inspection.read.directory import DatasetReader
 from gatokit.inspection.read.index import EpisodeRow, TaskTotals
 from gatokit.schemas.errors import ConfigError, GatokitError
 from gatokit.schemas.index import HELD_OUT, REASONS, TRAIN
-from gatokit.schemas.words import counted, shown
+from gatokit.schemas.words import counted, shown, visible
 
 TASKS_A_PAGE = 15
 TASK_COLUMNS = tuple(field.name for field in dataclasses.fields(TaskTotals))
@@ -310,4 +310,4 @@ def _style(name: str) -> str:
 
 
 def _options(tasks: Sequence[str]) -> dict[str, str]:
-    return {ANY: _ALL_TASKS, **{task: task for task in tasks if task != ANY}}
+    return {ANY: _ALL_TASKS, **{visible(task): task for task in tasks if task != ANY}}

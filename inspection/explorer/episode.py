@@ -288,8 +288,8 @@ def _plot(title: str, lines: Sequence[Line], is_discrete: bool, height: int, las
     items = []
     for color, line in zip(_COLORS, lines, strict=False):
         source = ColumnDataSource({"step": line.steps, "value": line.values})
-        glyph = draw("step", "value", source=source, color=color, line_width=1.6, name=line.name, **more)
-        items.append((line.name, [glyph]))
+        glyph = draw("step", "value", source=source, color=color, line_width=1.6, name=visible(line.name), **more)
+        items.append((visible(line.name), [glyph]))
     legend = Legend(
         items=items, orientation="horizontal", label_text_color=_SOFT, label_text_font_size="11px",
         background_fill_color=None, border_line_color=None, padding=0, margin=0, spacing=10, glyph_width=14,

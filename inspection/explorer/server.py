@@ -24,7 +24,7 @@ from gatokit.inspection.explorer.query import Selection, config_lines
 from gatokit.inspection.explorer.widgets import WIDGET_STYLE, Words
 from gatokit.inspection.read.directory import DatasetReader, Directory
 from gatokit.schemas.errors import ConfigError
-from gatokit.schemas.words import counted
+from gatokit.schemas.words import counted, visible
 
 ADDRESS = "127.0.0.1"
 LIST = "episodes.csv"
@@ -59,7 +59,7 @@ def serve(directory: Directory, datasets: Sequence[DatasetReader], port: int, re
 
     pn.extension(notifications=False)
     application = BokehTornado(
-        build_applications({"/": new_session}, title=f"Gatokit: {directory.path.name}"),
+        build_applications({"/": new_session}, title=f"Gatokit: {visible(directory.path.name)}"),
         prefix=token,
         extra_patterns=[(rf"/export/([\w-]+)/{LIST}", _Export, {"selections": selections})],
         extra_websocket_origins=["*"],  # Access compares the origin with the host, whose port ssh may change.
@@ -138,8 +138,8 @@ def session_page(
     page = pn.Template(_file("page.html"), items=roots)
     kinds = "a finished build" if directory.manifest.content == "build" else "a scan: no tokens are stored"
     page.add_variable("style", _file("page.css"))
-    page.add_variable("name", directory.path.name or str(directory.path))
-    page.add_variable("about", f"{directory.path}: {kinds}, {counted(len(datasets), 'dataset')}")
+    page.add_variable("name", visible(directory.path.name or str(directory.path)))
+    page.add_variable("about", f"{visible(str(directory.path))}: {kinds}, {counted(len(datasets), 'dataset')}")
     return page
 
 

@@ -1,7 +1,7 @@
 """The widgets that Panel does not have: a table of any length, a player of steps, a document, a text.
 
-Each is a script beside this file, with ``make.js``. It draws ``data``, always as text and never as HTML, and sends
-messages; ``answers`` has the function for each message by name, which is called with its value.
+Each is a script beside this file, with ``make.js``. It draws ``data``, always as visible text and never as HTML, and
+sends messages; ``answers`` has the function for each message by name, which is called with its value.
 """
 
 from collections.abc import Callable, Mapping
@@ -10,6 +10,8 @@ from typing import Any
 
 import panel as pn
 import param
+
+from gatokit.schemas.words import visible_texts
 
 _HERE = Path(__file__).parent
 
@@ -34,6 +36,12 @@ class Drawn(pn.custom.JSComponent):
     def __init__(self, answers: Mapping[str, Callable[[Any], None]] | None = None, **params: Any) -> None:
         super().__init__(**{"sizing_mode": "stretch_width", "margin": 0, **params})
         self._answers = dict(answers or {})
+
+    def _process_param_change(self, params: dict[str, Any]) -> dict[str, Any]:
+        changed: dict[str, Any] = super()._process_param_change(params)
+        if "data" in changed:
+            changed["data"] = visible_texts(changed["data"])
+        return changed
 
     def _handle_msg(self, data: dict[str, Any]) -> None:
         for name, value in data.items():

@@ -23,6 +23,7 @@ from gatokit.inspection.report.datasets import Shares, count_index, dataset_fact
 from gatokit.inspection.report.excerpts import Budget, film
 from gatokit.inspection.report.tasks import STEPS, TaskFacts, facts
 from gatokit.schemas.progress import Progress
+from gatokit.schemas.words import visible_texts
 
 _EXCERPT_BYTES = 3_000_000
 """The bytes of all films and excerpts of a page."""
@@ -117,7 +118,7 @@ def _films(
 
 
 def _plain(value: Any) -> Any:
-    """JSON's own types; floats have six digits, and those that are not finite are null."""
+    """JSON's own types; floats have six digits, those that are not finite are null, and texts are visible."""
     if is_dataclass(value):
         value = vars(value)
     if isinstance(value, np.ndarray):
@@ -128,6 +129,8 @@ def _plain(value: Any) -> Any:
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
         return [_plain(item) for item in value]
+    if isinstance(value, str):
+        return visible_texts(value)
     if isinstance(value, bool):
         return int(value)
     if isinstance(value, float):

@@ -1,14 +1,20 @@
-"""Texts of data and names of files reach a terminal, a log, a list and a card as text: nothing in them is obeyed."""
+"""Texts of data and names of files reach a terminal, a log, a list, a card and a page as text: nothing is obeyed."""
 
+import asyncio
+import base64
 import csv
+import gzip
 import io
 import json
 import logging
+import re
 import shutil
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -18,12 +24,17 @@ from hypothesis import strategies as st
 from gatokit.cli.console import Output
 from gatokit.cli.main import _report, _show_traceback, main
 from gatokit.cli.progress import bars, lines
+from gatokit.inspection import open_directory
 from gatokit.inspection.card import Card, Section, markdown
+from gatokit.inspection.explorer.browse import Browse
+from gatokit.inspection.explorer.episode import Opened
+from gatokit.inspection.explorer.query import Selection
+from gatokit.inspection.explorer.widgets import Parts, Player, Table, Words
 from gatokit.pipelines.run import _Log
 from gatokit.schemas.episode_list import EpisodeList, csv_cell, csv_text
 from gatokit.schemas.errors import ConfigError, ConfigErrors
 from gatokit.schemas.manifest import digest, json_digest
-from gatokit.schemas.words import ascii_json, one_line, visible, visible_lines
+from gatokit.schemas.words import ascii_json, one_line, visible, visible_lines, visible_texts
 
 EVIL = "\x1b]0;T\x07\x1b[31mA\x9b31m\u202eR\u2066\u200f[red]B[/red][link=https://e.example]L[/link]:smile:\\"
 LINES = "one\nFAKE\rTAB\tNUL\x00NEL\x85SEP\u2028\x7f"
@@ -38,13 +49,25 @@ TEXTS = st.text(
     max_size=30,
 )
 IDS = TEXTS.filter(lambda text: text and "Cs" not in map(unicodedata.category, text))
+DRAWN = {Parts, Player, Table, Words}
 FORMATTING = {"Cc", "Cs", "Zl", "Zp"}
 BIDI = set("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+EVERY = "".join(map(chr, [*range(0x20), *range(0x7F, 0xA0)])) + "".join(sorted(BIDI))
+"""Every control character of C0 and C1, and every mark of direction."""
 
 
 def obeyed(text: str) -> list[str]:
     """The characters of a text that a terminal or an editor obeys, without line breaks."""
     return [c for c in text if c != "\n" and (unicodedata.category(c) in FORMATTING or c in BIDI)]
+
+
+def texts_in(value: Any) -> Iterator[str]:
+    """The texts of a value of JSON, keys included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for item in chain(value, value.values() if isinstance(value, dict) else ()):
+            yield from texts_in(item)
 
 
 def printed(call: Callable[[Output], object], as_json: bool = False) -> tuple[str, str]:
@@ -57,12 +80,13 @@ def printed(call: Callable[[Output], object], as_json: bool = False) -> tuple[st
 
 @pytest.fixture(autouse=True)
 def wide(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "400")
+    monkeypatch.setenv("COLUMNS", "2000")
 
 
 @given(TEXTS)
 @example(EVIL)
 @example(LINES)
+@example(EVERY)
 def test_a_text_is_one_line_and_nothing_in_it_is_obeyed(text: str):
     assert obeyed(visible(text)) == []
     assert "\n" not in visible(text)
@@ -71,6 +95,15 @@ def test_a_text_is_one_line_and_nothing_in_it_is_obeyed(text: str):
     assert len(one_line(text, 10)) <= 100
     plain = [c for c in text if visible(c) == c]
     assert visible("".join(plain)) == "".join(plain)
+    shown = "\n".join(visible_lines(text))
+    assert visible_texts({"a": (text, [text]), "b": 1}) == {"a": [shown, [shown]], "b": 1}
+
+
+def test_every_control_character_and_mark_is_escaped():
+    assert len(EVERY) == 32 + 33 + 12
+    assert visible(EVERY).isascii()
+    assert [visible(c) for c in EVERY if len(visible(c)) < 2] == []
+    assert obeyed(EVERY) == [c for c in EVERY if c != "\n"]
 
 
 def test_what_is_escaped_and_what_is_not():
@@ -86,6 +119,7 @@ def test_what_is_escaped_and_what_is_not():
 @given(TEXTS)
 @example(EVIL)
 @example(LINES)
+@example(EVERY)
 def test_tables_lines_and_notices_show_it(text: str):
     def show(output: Output) -> None:
         output.table(text, ["name", text], [[text, 1], [f"{text}!", None]])
@@ -158,6 +192,7 @@ def test_several_errors_are_a_line_each_and_a_long_one_is_shortened(capsys: pyte
 @given(TEXTS)
 @example(EVIL)
 @example(LINES)
+@example(EVERY)
 def test_json_is_ascii_and_parses_back(text: str):
     out, err = printed(lambda output: output.result({text: [text, float("nan")]}), as_json=True)
     assert out.isascii()
@@ -187,6 +222,7 @@ def test_progress_shows_it(text: str):
 @given(TEXTS)
 @example(EVIL)
 @example(LINES)
+@example(EVERY)
 def test_a_card_shows_it_and_no_markup_of_it_counts(text: str):
     card = Card(title=text, summary=text, sections=(Section(text, (text, "n"), ((text, "1"),), frozenset({1})),))
     written = markdown(card)
@@ -263,9 +299,9 @@ def test_what_libraries_log_is_shown_as_text():
 
 @pytest.fixture
 def hostile(mixed: Path, tmp_path: Path) -> Path:
-    """A build of somebody else, whose tasks, agents, licence, source and packages are ``EVIL`` or ``LINES``."""
+    """A build of somebody else, whose tasks, agents, licence, source and packages are these texts."""
     build = Path(shutil.copytree(mixed, tmp_path / "hostile"))
-    names = {"reach": EVIL, "push": LINES, "a": EVIL, "b": LINES}
+    names = {"reach": EVIL, "push": LINES, "a": EVERY, "b": LINES}
     for path in (build / "arm").glob("*.parquet"):
         table = pq.read_table(path)
         for name in ("task", "agent", "source_file"):
@@ -329,3 +365,38 @@ def test_every_view_of_a_hostile_build_shows_it(
     assert EVIL[:3] not in out
     assert main(["publish", str(hostile), "--out", str(tmp_path / "out")]) == 0
     assert obeyed((tmp_path / "out" / "README.md").read_text()) == []
+
+
+def test_a_report_of_a_hostile_build_shows_it(hostile: Path, tmp_path: Path):
+    assert main(["inspect", str(hostile), "--html", str(tmp_path / "report.html")]) == 0
+    html = (tmp_path / "report.html").read_text()
+    data = json.loads(gzip.decompress(base64.b64decode(re.search(r'id="data">([^<]*)</script>', html)[1])))
+    texts = list(texts_in(data))
+    assert [text for text in texts if obeyed(text)] == []
+    for text in (EVIL, LINES, EVERY):
+        assert any("\n".join(visible_lines(text)) in found for found in texts), text
+    assert obeyed(re.search(r"<title>.*</title>", html, re.DOTALL)[0]) == []
+
+
+def test_the_explorer_of_a_hostile_build_shows_it(hostile: Path):
+    directory = open_directory(hostile)
+    datasets = list(directory.datasets.values())
+    opened = Opened(directory)
+    browse = Browse(datasets, Selection(directory.datasets), opened.show, lambda: None)
+    drawn = [
+        widget for part in (browse, browse.tasks, opened) for widget in vars(part).values() if type(widget) in DRAWN
+    ]
+    models = [widget.get_root() for widget in drawn]
+    assert len(models) > len(DRAWN)
+    browse.dataset.value = "arm"
+    browse.task.value = EVIL
+    asyncio.run(browse.refresh())
+    browse._open(0)
+    texts = [text for model in models for text in texts_in(model.data.data)]
+    assert visible(EVIL) in texts
+    assert visible(EVERY) in texts  # the agent
+    assert [text for text in texts if obeyed(text)] == []
+    assert set(map(visible, (EVIL, LINES))) < set(browse.task.options)
+    assert [name for name in browse.task.options if obeyed(name)] == []
+    document = Parts(data={"parts": [{"text": f"one\ntwo{EVIL}"}]}).get_root()
+    assert document.data.data == {"parts": [{"text": f"one\ntwo{visible(EVIL)}"}]}

@@ -4,9 +4,11 @@ import gzip
 import io
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
+import sentencepiece
 import zstandard
 from tensorflow_datasets.proto import tf_example_generated_pb2 as tf_example
 
@@ -29,6 +31,14 @@ def archive(form: int) -> bytes:
             info = tarfile.TarInfo(name)
             info.size = 5
             writer.addfile(info, io.BytesIO(b"12345"))
+    return out.getvalue()
+
+
+def vocabulary(**options: Any) -> bytes:
+    """A SentencePiece model of few KiB. One with a table of Unicode's normal forms is longer than an input may be."""
+    texts, out = ["a text of a few words", "another text, and more words", "the end of texts"], io.BytesIO()
+    options |= {"normalization_rule_name": "identity", "hard_vocab_limit": False, "num_threads": 1, "minloglevel": 2}
+    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(texts), model_writer=out, **options)
     return out.getvalue()
 
 
@@ -62,17 +72,17 @@ def main() -> None:
         "folder": [np.random.default_rng(seed).bytes(48) for seed in range(32)],
         "compressed": [pack(lines[:20]) + pack(lines[20:]) for pack in (gzip.compress, zstandard.compress)],
         "json_lines": [lines, b"\xef\xbb\xbf" + lines[:-9]],
+        "vocabulary": [
+            vocabulary(vocab_size=300, byte_fallback=True),
+            vocabulary(vocab_size=60),
+            vocabulary(vocab_size=40, model_type="bpe"),
+        ],
         "config": [(Path(__file__).parents[2] / "cli" / "demo.yaml").read_bytes()[:4000], b"a: &a [1, *a]\nb: *a\n"],
     }
     with tarfile.open(Path(__file__).parent / "build.tar.gz") as packed:
         members = {member.name: packed.extractfile(member) for member in packed if member.isfile()}
         stored = {name: file.read() for name, file in members.items() if file is not None}
-    for target, suffix in {
-        "manifest": "manifest.json",
-        "descriptions": "dataset.json",
-        "index": ".parquet",
-        "vocabulary": ".model",
-    }.items():
+    for target, suffix in {"manifest": "manifest.json", "descriptions": "dataset.json", "index": ".parquet"}.items():
         seeds[target] = [data for name, data in sorted(stored.items()) if name.endswith(suffix)]
     for name, contents in seeds.items():
         folder = Path(__file__).parent / "corpus" / name
