@@ -22,9 +22,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 from uuid import uuid4
 
-from gatokit.schemas.errors import ConfigError, DataError, first_line, install_hint
+from gatokit.schemas.errors import ConfigError, DataError, MalformedError, first_line, install_hint
+from gatokit.schemas.untrusted import quoted
 
 _NAME = re.compile(r"gs:/{1,2}(?P<bucket>[^/]+)(?:/(?P<object>.*))?", re.DOTALL)
+_STRANGE = re.compile(r"[\x00-\x1f\x7f-\x9f]|(?:^|/)\.{1,2}(?:/|$)")
 _LEAST, _MOST = 1 << 16, 1 << 23
 """Bytes of a ranged read: few after a jump, and twice as many with each read that goes on."""
 _PART_BYTES = 16 << 20
@@ -74,11 +76,19 @@ def about(path: str | Path) -> Object:
 
 
 def below(directory: str | Path) -> Iterator[Object]:
-    """All objects below a directory, in order of name. Names that end in a slash are left out."""
+    """All objects below a directory, in order of name. Names that end in a slash are left out.
+
+    Raises MalformedError if a name has a control character, or a part that is ``.`` or ``..``: such a part is a name
+    like any other to the service, and leads to another directory where it is taken for a path.
+    """
     bucket, name = _parsed(directory)
     prefix = name if not name or name.endswith("/") else name + "/"
     with _os_errors(directory):
         for blob in _client().list_blobs(bucket, prefix=prefix, retry=_retry()):
+            if _STRANGE.search(blob.name):
+                raise MalformedError(
+                    f"gs://{bucket} holds an object with the name {quoted(blob.name)}, which is no path; rename it"
+                )
             if not blob.name.endswith("/"):
                 yield _object(blob)
 

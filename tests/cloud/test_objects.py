@@ -4,6 +4,7 @@ import glob
 import io
 import json
 import os
+import re
 import socket
 import subprocess
 import threading
@@ -14,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gatokit.schemas.errors import ConfigError, DataError
+from gatokit.schemas.errors import ConfigError, DataError, MalformedError
 from gatokit.storage import files, gcs
 from gatokit.storage.gcs import describe
 from gatokit.storage.lock import hold
@@ -131,6 +132,24 @@ def test_thousands_of_objects_come_in_pages(bucket: Bucket) -> None:
     assert files.names("gs://bucket") == ["many", "many-more"]
     wanted = {Path(f"gs://bucket/many/{number:05d}") for number in (1, 3209, 3210)}
     assert files.existing(wanted) == {Path("gs://bucket/many/00001"), Path("gs://bucket/many/03209")}
+
+
+@pytest.mark.parametrize("name", ["../x", "a/../x", "a/..", "./x", "a/./x", "a/x\n", "\x1b[31m", "a\x9b"])
+def test_a_name_that_is_no_path_is_not_listed(bucket: Bucket, name: str) -> None:
+    bucket.put("in/a.jsonl", b"")
+    bucket.put(f"in/{name}", b"")
+    for listed in (lambda: list(gcs.below("gs://bucket/in")), lambda: gcs.matching("gs://bucket/in/**/*.jsonl")):
+        with pytest.raises(
+            MalformedError, match=re.escape(f"an object with the name {f'in/{name}'!r}, which is no path")
+        ):
+            listed()
+
+
+def test_a_name_with_dots_and_strange_letters_is_listed(bucket: Bucket) -> None:
+    names = sorted(["in/.hidden", "in/..x", "in/a..", "in/a b/語\u202e", "in//empty", "in/..."])
+    for name in names:
+        bucket.put(name, b"")
+    assert [item.path for item in gcs.below("gs://bucket/in")] == [f"gs://bucket/{name}" for name in names]
 
 
 def test_one_holds_a_directory_at_a_time(bucket: Bucket) -> None:
