@@ -99,15 +99,20 @@ COMMANDS = [
     ("inspect", "{build}", "--episode", "{episode}"),
     ("inspect", "{build}", "--against", "{build}"),
     ("gc", "{build}"),
+    ("publish", "{build}", "--out", "{out}/published"),
+    ("build", "{config}", "--out", "{build}", "--update"),
     ("train", "tiny", "--data", "{build}", "--out", "{out}/run"),
 ]
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_a_name_that_leads_out_is_refused(gatokit, build: Path, tmp_path: Path, place: str) -> None:
+def test_a_name_that_leads_out_is_refused(
+    gatokit, build: Path, recorded_config: Path, tmp_path: Path, place: str
+) -> None:
     (build.parent / "secret").write_text("top secret")
     content = manifest_of(build)
     values = {"build": build, "dataset": content["datasets"][0]["name"], "out": tmp_path, "episode": "x"}
+    values["config"] = recorded_config
     for number, name in enumerate(NAMES):
         changed = json.loads(json.dumps(content))
         PLACES[place](changed, name)
@@ -290,3 +295,56 @@ def test_a_marker_of_a_cache_downloads_nothing(build: Path) -> None:
         with pytest.raises(MalformedError, match=r"remote\.json "):
             open_mixture([build])
     assert sorted(path.name for path in build.parent.iterdir()) == ["build"]
+
+
+RUN_COMMANDS = [
+    ("export", "{run}", "--out", "{out}"),
+    ("generate", "--checkpoint", "{run}", "--text", "a"),
+    ("evaluate", "--checkpoint", "{run}", "--env", "babyai/GoToLocal-v0", "--rollouts", "2", "--out", "{out}"),
+]
+
+
+def _link(path: Path, outside: Path) -> None:
+    path.symlink_to(outside)
+
+
+def _write(content: bytes) -> Callable[[Path, Path], object]:
+    return lambda path, outside: path.write_bytes(content)
+
+
+RUN_FAULTS: dict[str, tuple[str, Callable[[Path, Path], object], str]] = {
+    "link to a policy": ("policy/policy.json", _link, "policy.json is a link, not a regular file"),
+    "link to a vocabulary": ("policy/vocabulary.model", _link, "vocabulary.model is a link, not a regular file"),
+    "link to weights": ("params/array", _link, "array is a link, not a regular file"),
+    "FIFO": ("params/array", lambda path, outside: os.mkfifo(path), "array is a FIFO, not a regular file"),
+    "no object": ("policy/policy.json", _write(b"[1]"), "policy.json cannot be read"),
+    "deep": (
+        "policy/policy.json",
+        _write(b"[" * 200_000),
+        "policy.json cannot be read as JSON: it is nested too deeply",
+    ),
+    "a key twice": (
+        "policy/policy.json",
+        _write(b'{"version": 1, "version": 1}'),
+        "policy.json cannot be read as JSON",
+    ),
+    "no fields": ("policy/policy.json", _write(b'{"version": 1}'), "policy.json cannot be read"),
+}
+
+
+@pytest.mark.parametrize("fault", RUN_FAULTS)
+def test_a_wrong_run_is_a_sentence(gatokit, tmp_path: Path, fault: str) -> None:
+    checkpoint, outside = tmp_path / "run" / "checkpoints" / "7", tmp_path / "outside"
+    for folder in ("params", "policy"):
+        (checkpoint / folder).mkdir(parents=True)
+    outside.write_text("top secret")
+    name, make, said = RUN_FAULTS[fault]
+    make(checkpoint / name, outside)
+    for words in RUN_COMMANDS:
+        with opened() as files:
+            ran = gatokit(*(word.format(run=tmp_path / "run", out=tmp_path / "out") for word in words))
+        assert (ran.status, "Traceback" in ran.err) == (2, False), (words, ran)
+        assert said in ran.err
+        assert str(outside) not in files
+        assert "top secret" not in ran.out + ran.err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["outside", "run"]
