@@ -36,17 +36,22 @@ def read_run(out: Path) -> RunFile | None:
 
 
 def read_metrics(out: Path) -> list[Line]:
-    """The lines of a run's ``metrics.jsonl``, without a line that a kill cut short; empty if there is no file."""
+    """The lines of a run's ``metrics.jsonl``, without a line that a kill cut short; empty if there is no file. Raises
+    MalformedError, with the number of the line, if one is no JSON object with a step."""
     lines: list[Line] = []
     try:
         data = read_file(out, METRICS, most=_MOST_METRICS)
     except FileNotFoundError:
         return lines
-    for text in data.decode("utf-8", "replace").splitlines():
+    for number, text in enumerate(data[: data.rfind(b"\n") + 1].splitlines(), 1):
         try:
-            lines.append(json.loads(text))
-        except ValueError:
-            break
+            line = json.loads(text)
+            has_step = type(line["step"]) is int
+        except (ValueError, RecursionError, TypeError, KeyError):
+            has_step = False
+        if not has_step:
+            raise MalformedError(f"{out / METRICS}: line {number} is no metrics of a step; remove the line")
+        lines.append(line)
     return lines
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gatokit.schemas.errors import MalformedError
 from gatokit.storage.run_directory import read_metrics
 from gatokit.trainer.cost import peak
 from gatokit.trainer.loss import Sums
@@ -77,6 +78,15 @@ def test_the_file_is_cut_back_to_a_step(tmp_path: Path) -> None:
     file.write({"step": 3, "loss": 7.0})
     file.close()
     assert read_metrics(tmp_path) == [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 0.5}, {"step": 3, "loss": 7.0}]
+
+
+@pytest.mark.parametrize(
+    "line", [b"[1]", b"7", b"{}", b'{"step": "1"}', b'{"step": true}', b'{"step"', b"", b"\xff", b"[" * 100_000]
+)
+def test_a_line_that_is_no_metrics_is_named(tmp_path: Path, line: bytes) -> None:
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1}\n' + line + b'\n{"step": 2}\n')
+    with pytest.raises(MalformedError, match=r"metrics\.jsonl: line 2 is no metrics of a step; remove the line"):
+        read_metrics(tmp_path)
 
 
 def test_lines_of_an_early_stop_do_not_stay(tmp_path: Path) -> None:
