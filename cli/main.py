@@ -165,6 +165,9 @@ def _run(words: list[str]) -> int:
         if name in retired:
             raise ConfigError(f"{name} is no longer an option", way_out=retired[name], code="usage")
     known, rest = parser.parse_known_args(words)
+    if hasattr(module, "TAKES_OVERRIDES"):  # also behind options
+        known.overrides += [word for word in rest if "=" in word and not word.startswith("-")]
+        rest = [word for word in rest if word not in known.overrides]
     if hasattr(module, "TAKES_BEAM_OPTIONS"):
         known.beam_options = rest
     elif rest:

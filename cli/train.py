@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 from gatokit.cli.console import Output, needs, not_negative, positive
 from gatokit.schemas.errors import ConfigError, first_line, install_hint
-from gatokit.schemas.words import visible
+from gatokit.schemas.words import duration, visible
 
 if TYPE_CHECKING:
     from gatokit.loader.mixture import Mixture
     from gatokit.trainer.step import Trainer
 
 EXAMPLE = """gatokit train tiny --data demo/built --out run
+  gatokit train tiny batch=16 optimizer.learning_rate=3e-4 --data demo/built --out run
   gatokit train run.yaml --data built --data new=more/built --out run
   gatokit train run.yaml --compile-only
   gatokit train 1.2b --compile-only --topology v3:16x16
@@ -30,7 +31,6 @@ RUN_CONFIG is a YAML file or one of the presets tiny, 79m, 364m and 1.2b. The sm
 
   model: tiny
   steps: 2000
-  optimizer: {warmup_steps: 100}
 
 Run the same command again to go on from the newest checkpoint in --out. SIGTERM or Ctrl-C writes a checkpoint first;
 a second one ends at once."""
@@ -39,6 +39,7 @@ _COMPILE_INSTEAD = (
     "gatokit train CONFIG --compile-only shows the memory that the step takes on this machine's devices, and with "
     "--topology v3:16x16 on those of a TPU slice"
 )
+TAKES_OVERRIDES = True
 RETIRED = {
     "--overfit-one-batch": "to see the loss near zero, train on a small build, such as gatokit build CONFIG --out "
     "small --limit 1",
@@ -61,6 +62,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
     option = parser.add_argument
     option("config", metavar="RUN_CONFIG", help="run config (YAML), or a preset's name")
+    option(
+        "overrides",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="a value of the config, such as batch=16 or optimizer.learning_rate=3e-4",
+    )
     option(
         "--data",
         action="append",
@@ -100,7 +107,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Trains, or shows what the config would take."""
     from gatokit.schemas.run import read_run_config
 
-    config = read_run_config(arguments.config)
+    config = read_run_config(arguments.config, arguments.overrides)
     output = Output(arguments.json)
     if arguments.topology is not None and not arguments.compile_only:
         raise ConfigError("--topology belongs to --compile-only: give both or none")
@@ -280,13 +287,16 @@ class _Report:
             self.bar.update(self.bar.task_ids[0], completed=step, text=text)
         elif line and line["step"] > self._shown:
             self._shown = line["step"]
-            self.say(f"step {line['step']} of {last}: {_summary(line)}")
+            seconds = line["step_seconds"]
+            pace = f"{seconds:.3g} s a step, {duration((last - line['step']) * seconds)} left"
+            self.say(f"step {line['step']} of {last}: {_summary(line)}, {pace}")
 
 
 def _summary(line: dict[str, Any]) -> str:
     mfu = line["mfu"] if isinstance(line["mfu"], str) else f"{line['mfu']:.1%}"
+    loss = "none taken" if line["loss"] is None else f"{line['loss']:.4f}"
     return (
-        f"loss {line['loss']:.4f}, {line['tokens_per_second']:,.0f} tokens/s, MFU {mfu}, "
+        f"loss {loss}, {line['tokens_per_second']:,.0f} tokens/s, MFU {mfu}, "
         f"input {line['input_wait']:.1%}, lr {line['learning_rate']:.2e}"
     )
 

@@ -221,8 +221,10 @@ RunConfig:
   remat: 'remat: dots'
   evaluation: 'evaluation: {every: 500}'
   checkpoint: 'checkpoint: {keep_last: 1}'
+  most_skipped: 'most_skipped: 3'
   log_every: 'log_every: 100'
   init_from: 'init_from: pretrained/checkpoint'
+  resume_from: 'resume_from: runs/gato'
 ModelConfig:
   size: 'size: 364m'
   layers: 'size: 79m, layers: 12'
@@ -242,6 +244,7 @@ InputConfig:
   pack: 'pack: false'
   patch_group_rows: 'patch_group_rows: 4'
   patch_slots: 'patch_slots: 96'
+  skip: 'skip: [[1200, 1300]]'
   open_shards: 'open_shards: 256'
   workers: 'workers: 4'
 PromptConfig:
@@ -251,7 +254,9 @@ OptimizerConfig:
   learning_rate: 'learning_rate: 2e-4'
   final_learning_rate: 'final_learning_rate: 2e-5'
   schedule: 'schedule: constant'
+  schedule_steps: 'schedule_steps: 20000'
   warmup_steps: 'warmup_steps: 1000'
+  skip_norm: 'skip_norm: 5'
   beta1: 'beta1: 0.95'
   beta2: 'beta2: 0.999'
   epsilon: 'epsilon: 1e-6'

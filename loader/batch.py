@@ -44,6 +44,9 @@ class Batch(NamedTuple):
     redrawn: np.ndarray
     """int32 (B,): ordinal of the dataset whose window was given up before this one was drawn, because the group's patch
     slots were full; -1 if none was."""
+    unusable: np.ndarray
+    """int32 (B,): windows that were given up before this one, because a record of theirs is damaged or an observation
+    is longer than the table of positions."""
     patches: np.ndarray
     """uint8 (G, P, 16, 16, 3): pixels of patches; zeros in unused slots."""
     patch_token: np.ndarray
@@ -67,6 +70,7 @@ def empty_batch(rows: int, context: int, groups: int, slots: int) -> Batch:
         first_action=np.zeros((rows, context), bool),
         dataset=np.zeros(rows, np.int32),
         redrawn=np.full(rows, -1, np.int32),
+        unusable=np.zeros(rows, np.int32),
         patches=np.zeros((groups, slots, PATCH, PATCH, 3), np.uint8),
         patch_token=np.full((groups, slots), NO_TOKEN, np.int32),
         patch_row=np.zeros((groups, slots), np.uint8),

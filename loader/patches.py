@@ -9,7 +9,7 @@ from functools import lru_cache
 import numpy as np
 
 from gatokit.loader.batch import NO_TOKEN
-from gatokit.loader.records import OpenShards, RecordSpan
+from gatokit.loader.records import DamagedRecordError, OpenShards, RecordSpan
 from gatokit.loader.rows import Rows
 from gatokit.loader.sampler import PATCH_LANES, Rng, below, spread
 from gatokit.schemas.errors import RejectedError
@@ -79,8 +79,9 @@ class PatchCutter:
         self._rng, self._shards, self._context = rng, shards, context
         self._group_rows, self._slots, self._training = group_rows, slots, training
 
-    def cut(self, rows: Rows) -> dict[str, np.ndarray]:
-        """The patches that rows show, as the fields of ``Batch``. Raises DataError if an image cannot be decoded."""
+    def cut(self, rows: Rows) -> tuple[dict[str, np.ndarray], dict[int, DamagedRecordError]]:
+        """The patches that rows show, as the fields of ``Batch``, and the rows of which a picture is damaged."""
+        damaged: dict[int, DamagedRecordError] = {}
         groups, slots = len(rows.samples) // self._group_rows, self._slots
         pixels = np.zeros((groups, slots, PATCH, PATCH, 3), np.uint8)
         token = np.full((groups, slots), NO_TOKEN, np.int32)
@@ -89,12 +90,15 @@ class PatchCutter:
         used = [0] * groups
         for row in np.flatnonzero(rows.patches).tolist():
             group, in_group = divmod(row, self._group_rows)
-            for column, shown, places in self._shown(rows.spans[row]):
-                begin = used[group]
-                used[group] = end = begin + len(shown)
-                pixels[group, begin:end] = shown
-                token[group, begin:end] = in_group * self._context + column + np.arange(len(shown))
-                low[:, group, begin:end], size[:, group, begin:end] = places
+            try:
+                for column, shown, places in self._shown(rows.spans[row]):
+                    begin = used[group]
+                    used[group] = end = begin + len(shown)
+                    pixels[group, begin:end] = shown
+                    token[group, begin:end] = in_group * self._context + column + np.arange(len(shown))
+                    low[:, group, begin:end], size[:, group, begin:end] = places
+            except DamagedRecordError as error:
+                damaged[row] = error
         if self._training and any(used):
             taken = np.nonzero(token >= 0)
             in_groups, columns = np.divmod(token[taken].astype(np.int64), self._context)
@@ -104,7 +108,7 @@ class PatchCutter:
                 u = self._rng.uniform(rows.samples[numbers], rows.attempts[numbers], lanes)
                 low[axis][taken] += below(u, size[axis][taken])
         low = low.astype(np.uint8)
-        return {"patches": pixels, "patch_token": token, "patch_row": low[0], "patch_column": low[1]}
+        return {"patches": pixels, "patch_token": token, "patch_row": low[0], "patch_column": low[1]}, damaged
 
     def _shown(self, spans: list[RecordSpan]) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """The patches of each image that a row shows: the first one's column, their pixels, and ``_intervals``."""

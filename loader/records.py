@@ -31,6 +31,10 @@ _FULL_SECONDS = 30.0
 # --- shards ------------------------------------------------------------------------------------------------------
 
 
+class DamagedRecordError(DataError):
+    """Records that cannot be used."""
+
+
 @dataclass(frozen=True)
 class Shard:
     """A shard file and the number of its records in the manifest; training records come first."""
@@ -62,7 +66,8 @@ class OpenShards:
         return len(self._open)
 
     def read(self, shard: int, begin: int, end: int) -> "list[RecordView]":
-        """The records [begin, end) of ``shards[shard]``. Raises DataError, which names the file and the records."""
+        """The records [begin, end) of ``shards[shard]``. Raises DamagedRecordError, which names the file and the
+        records, or DataError if the shard cannot be opened."""
         views = []
         for record, data in enumerate(self.read_bytes(shard, begin, end), begin):
             try:
@@ -84,10 +89,11 @@ class OpenShards:
         except ArrayRecordError as error:
             raise self.damaged(shard, begin, end, error.reason) from None
 
-    def damaged(self, shard: int, begin: int, end: int, reason: object) -> DataError:
+    def damaged(self, shard: int, begin: int, end: int, reason: object) -> DamagedRecordError:
         """The error about the records [begin, end), which cannot be used."""
         records = f"record {begin}" if end == begin + 1 else f"records {begin} to {end - 1}"
-        return DataError(f"{self.shards[shard].path}, {records}: {reason}. gatokit verify says what else is damaged")
+        path = self.shards[shard].path
+        return DamagedRecordError(f"{path}, {records}: {reason}. gatokit verify says what else is damaged")
 
     def _opened(self, number: int) -> tuple[ArrayRecordFile, HeldFile | None]:
         shard = self.shards[number]

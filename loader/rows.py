@@ -22,6 +22,7 @@ class Rows:
         self.samples = samples
         self.attempts = np.zeros(rows, np.int64)  # how often a row was drawn again
         self.redrawn = np.full(rows, -1)  # see ``Batch``
+        self.unusable = np.zeros(rows, np.int32)  # see ``Batch``
         self.draws = np.zeros(rows, DRAW)
         self.ids = np.zeros(shape, np.uint16)
         self.kinds = np.full(shape, PADDING, np.uint8)

@@ -9,14 +9,16 @@ Legend: B samples.
 """
 
 import enum
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from gatokit.loader.mixture import RECORD_RANGE, EpisodeIndex, MixedDataset, Mixture
-from gatokit.schemas.errors import ConfigError
+from gatokit.schemas.errors import ConfigError, DataError
 from gatokit.schemas.index import TRAIN
 from gatokit.schemas.run import RunConfig
+from gatokit.schemas.tokens import OBSERVATION_POSITIONS
 
 BLOCK = 65_536
 """Samples that draw from the same shards, if there are more shards than may be open."""
@@ -307,6 +309,23 @@ class Sampler:
         return bounds[at], bounds[at + 1]
 
 
+def sample_numbers(counts: np.ndarray, skipped: Sequence[tuple[int, int]]) -> np.ndarray:
+    """The numbers of the samples behind ``counts`` others, int64, if those of the ranges [begin, end), which ascend and
+    do not meet, are left out."""
+    numbers = np.array(counts, np.int64)
+    for begin, end in skipped:
+        numbers[numbers >= begin] += end - begin
+    return numbers
+
+
+def too_long(name: str, tokens: int) -> DataError:
+    """The error of a dataset whose observations have up to ``tokens`` tokens, more than the table of positions."""
+    return DataError(
+        f"{name}: a time step's observation has {tokens} tokens, and the model has {OBSERVATION_POSITIONS} positions: "
+        "build the data with smaller images (images.size) or fewer fields"
+    )
+
+
 def _same_groups(index: EpisodeIndex, prompts: EpisodeIndex) -> np.ndarray:
     """The group of ``prompts`` with the task and agent of each group of ``index``, int64 (groups,); -1 without one."""
     known = {(prompts.task_of(group), agent): group for group, agent in enumerate(prompts.agents)}
@@ -315,13 +334,17 @@ def _same_groups(index: EpisodeIndex, prompts: EpisodeIndex) -> np.ndarray:
 
 def _check_context(sampled: SampledDataset, config: RunConfig) -> None:
     """Raises ConfigError if a window may miss every action of a task: it must hold two steps, or one if it begins with
-    a step."""
+    a step. Raises DataError if its observations have more tokens than there are positions."""
     if sampled.index is None:
         return
     steps, words = (1, "one step") if config.input.align == "step" else (2, "two steps")
     index, described = sampled.index, sampled.dataset.described
     for number, task in enumerate(index.tasks):
-        sizes = [field.tokens for field in described.spec_of(task).fields]
+        spec = described.spec_of(task)
+        observation = sum(field.tokens or 0 for field in spec.observation)
+        if observation > OBSERVATION_POSITIONS:
+            raise too_long(f"{sampled.dataset.name}, task {task}", observation)
+        sizes = [field.tokens for field in spec.fields]
         if None in sizes:  # texts of different lengths: the mean step of the task
             begin, end = index.task_begin[number], index.task_begin[number + 1]
             tokens = index.token_end[index.record_begin[end]] - index.token_end[index.record_begin[begin]]

@@ -3,6 +3,7 @@
 Legend: B rows, L tokens of a window, G groups of rows, P patch slots of a group.
 """
 
+from collections.abc import Mapping
 from functools import partial
 
 import numpy as np
@@ -12,13 +13,13 @@ from gatokit.loader.documents import DocumentFiller
 from gatokit.loader.mixture import Mixture
 from gatokit.loader.patches import PatchCutter, SlotShares
 from gatokit.loader.provenance import Provenance, segments_of
-from gatokit.loader.records import OpenShards, RecordSpan, RecordView
+from gatokit.loader.records import DamagedRecordError, OpenShards, RecordSpan, RecordView
 from gatokit.loader.rows import Rows
-from gatokit.loader.sampler import Sampler
-from gatokit.schemas.errors import ConfigError
+from gatokit.loader.sampler import Sampler, sample_numbers, too_long
+from gatokit.schemas.errors import ConfigError, DataError
 from gatokit.schemas.index import TRAIN
 from gatokit.schemas.run import RunConfig
-from gatokit.schemas.tokens import TokenKind
+from gatokit.schemas.tokens import NO_POSITION, OBSERVATION_POSITIONS, TokenKind
 
 _ATTEMPTS = 64
 """Draws of a row; if its group's patch slots are still full then, they are too few."""
@@ -54,6 +55,7 @@ class Windows:
         self._batch, self._context, self._group_rows = config.batch, config.context, config.patch_group_rows
         self._split, self._dataset, self._training = split, dataset, training
         self._aligned = config.input.align == "step"
+        self._skipped = config.input.skip if split == TRAIN else ()
         self._sampler = sampler = Sampler(mixture, config, split, dataset)
         self._shards = OpenShards(
             [shard for item in mixture.datasets for shard in item.shards], config.input.open_shards
@@ -79,12 +81,13 @@ class Windows:
         return {self._mixture.names[number]: share for number, share in shares.items()}
 
     def batch(self, step: int, rows: range) -> Batch:
-        """``rows`` of the batch of a step, from 0; sample i is ``step * config.batch + row``.
+        """``rows`` of the batch of a step, from 0; sample i is ``step * config.batch + row``, without those of
+        ``input.skip``.
 
-        Raises ValueError if the rows are not whole patch groups, DataError if a record is damaged, ConfigError if the
-        patch slots are too few.
+        Raises ValueError if the rows are not whole patch groups, DataError if a shard cannot be opened or all that is
+        drawn for a row is damaged, ConfigError if the patch slots are too few.
         """
-        filled = self._filled(self._samples(step, rows))
+        filled, patches = self._made(step, rows)
         targets = filled.targets()
         kinds = np.ascontiguousarray(filled.kinds[:, :-1])
         return Batch(
@@ -94,12 +97,13 @@ class Windows:
             **targets._asdict(),
             dataset=filled.draws["dataset"].astype(np.int32),
             redrawn=filled.redrawn.astype(np.int32),
-            **self._cutter.cut(filled),
+            unusable=filled.unusable,
+            **patches,
         )
 
     def trace(self, step: int, rows: range) -> list[Provenance]:
         """What the rows of a step's batch are made of; arguments and errors as for ``batch``."""
-        filled = self._filled(self._samples(step, rows))
+        filled, _ = self._made(step, rows)
         tokens = np.count_nonzero(filled.kinds[:, :-1], axis=1).tolist()
         targets = np.count_nonzero(filled.targets().target_kinds, axis=1).tolist()
         found = []
@@ -126,39 +130,63 @@ class Windows:
             )
         return found
 
-    def _samples(self, step: int, rows: range) -> np.ndarray:
+    def _made(self, step: int, rows: range) -> tuple[Rows, dict[str, np.ndarray]]:
+        """The rows of a step, and their patches as fields of ``Batch``."""
         if rows.step != 1 or rows.start % self._group_rows or rows.stop % self._group_rows:
             raise ValueError(f"{rows} are no whole groups of {self._group_rows} rows")
-        return np.arange(rows.start, rows.stop) + step * self._batch
+        filled = self._filled(sample_numbers(np.arange(rows.start, rows.stop) + step * self._batch, self._skipped))
+        patches, damaged = self._cutter.cut(filled)
+        while damaged:
+            self._draw(filled, self._again(filled, damaged))
+            patches, damaged = self._cutter.cut(filled)
+        return filled, patches
 
     # --- drawing ---------------------------------------------------------------------------------------------------
 
     def _filled(self, samples: np.ndarray) -> Rows:
-        """Draws and fills the rows of these samples, int64 (B,).
-
-        As long as the patches of a group are more than its slots, its last row with any is drawn again.
-        """
+        """Draws and fills the rows of these samples, int64 (B,)."""
         rows = Rows(samples, self._context)
-        drawn = np.arange(len(samples))
+        self._draw(rows, np.arange(len(samples)))
+        return rows
+
+    def _draw(self, rows: Rows, drawn: np.ndarray) -> None:
+        """Draws and fills the rows of these numbers.
+
+        A row of which a record is unusable is drawn again. As long as the patches of a group are more than its slots,
+        its last row with any is drawn again.
+        """
         while len(drawn):
-            rows.draws[drawn] = self._sampler.draw(samples[drawn], rows.attempts[drawn])
-            self._fill(rows, drawn)
+            rows.draws[drawn] = self._sampler.draw(rows.samples[drawn], rows.attempts[drawn])
+            unusable = self._again(rows, self._fill(rows, drawn))
             rows.patches[drawn] = np.count_nonzero(is_kind(rows.kinds[drawn, :-1], TokenKind.IMAGE), axis=1)
             counts = rows.patches.reshape(-1, self._group_rows)
             full = np.flatnonzero(counts.sum(axis=1) > self.patch_slots)
             last = self._group_rows - 1 - np.argmax(counts[full, ::-1] > 0, axis=1)
             drawn = full * self._group_rows + last
-            rows.redrawn[drawn] = np.where(rows.attempts[drawn] == 0, rows.draws["dataset"][drawn], rows.redrawn[drawn])
-            rows.attempts[drawn] += 1
-            if rows.attempts.max(initial=0) >= _ATTEMPTS:
-                raise ConfigError(
-                    f"input.patch_slots: {self.patch_slots} are too few for the images of {self._group_rows} windows "
-                    f"of {self._context} tokens; raise it, or leave it out"
-                )
-            rows.prompt_tokens[drawn], rows.cut_action[drawn] = 0, False
-            for row in drawn.tolist():
-                rows.clear(row)
-        return rows
+            rows.redrawn[drawn] = np.where(rows.redrawn[drawn] < 0, rows.draws["dataset"][drawn], rows.redrawn[drawn])
+            too_few = ConfigError(
+                f"input.patch_slots: {self.patch_slots} are too few for the images of {self._group_rows} windows of "
+                f"{self._context} tokens; raise it, or leave it out"
+            )
+            self._clear(rows, drawn, too_few)
+            drawn = np.union1d(drawn, unusable)
+
+    def _again(self, rows: Rows, damaged: Mapping[int, DataError]) -> np.ndarray:
+        """Clears rows that cannot be used, and returns their numbers."""
+        for row, error in damaged.items():
+            rows.unusable[row] += 1
+            rows.patches[row] = 0
+            self._clear(rows, np.array([row]), error)
+        return np.array([*damaged], np.int64)
+
+    def _clear(self, rows: Rows, numbers: np.ndarray, error: DataError | ConfigError) -> None:
+        """Prepares rows for their next attempt. Raises ``error`` if one had all of its attempts."""
+        rows.attempts[numbers] += 1
+        if rows.attempts[numbers].max(initial=0) >= _ATTEMPTS:
+            raise error
+        rows.prompt_tokens[numbers], rows.cut_action[numbers] = 0, False
+        for row in numbers.tolist():
+            rows.clear(row)
 
     def _slot_shares(self) -> SlotShares:
         """How full slots get, by windows of each dataset alone that are drawn with seed 0."""
@@ -174,20 +202,30 @@ class Windows:
 
     # --- filling ---------------------------------------------------------------------------------------------------
 
-    def _fill(self, rows: Rows, numbers: np.ndarray) -> None:
-        """Puts the tokens of what was drawn into the rows of these numbers."""
+    def _fill(self, rows: Rows, numbers: np.ndarray) -> dict[int, DataError]:
+        """Puts the tokens of what was drawn into the rows of these numbers; returns those that cannot be used."""
+        unusable: dict[int, DataError] = {}
         draws = rows.draws
         drawn = (draws[name][numbers].tolist() for name in ("dataset", "window", "prompt_tokens"))
         for row, dataset, (shard, first, stop, skip), prompt_tokens in zip(numbers.tolist(), *drawn, strict=True):
             sampled = self._sampler.datasets[dataset]
-            if sampled.index is None:
-                self._documents.fill(rows, row, sampled)
-                continue
-            column = self._fill_prompt(rows, row, prompt_tokens) if prompt_tokens else 0
-            views = self._shards.read(shard, first, stop)
-            if self._aligned:
-                skip = _step_of(views[0], skip)
-            rows.copy(row, range(column, self._context + 1), self._shards, (shard, first, skip), views)
+            try:
+                if sampled.index is None:
+                    self._documents.fill(rows, row, sampled)
+                    continue
+                column = self._fill_prompt(rows, row, prompt_tokens) if prompt_tokens else 0
+                views = self._shards.read(shard, first, stop)
+                if self._aligned:
+                    skip = _step_of(views[0], skip)
+                rows.copy(row, range(column, self._context + 1), self._shards, (shard, first, skip), views)
+            except DamagedRecordError as error:
+                unusable[row] = error
+        positions = rows.positions[numbers]
+        longest = np.max(positions, axis=1, initial=0, where=positions != NO_POSITION)
+        for row in numbers[longest >= OBSERVATION_POSITIONS].tolist():
+            name = self._sampler.datasets[int(draws["dataset"][row])].dataset.name
+            unusable[row] = too_long(name, int(longest[numbers == row][0]) + 1)
+        return unusable
 
     def _fill_prompt(self, rows: Rows, row: int, tokens: int) -> int:
         """Puts a prompt of at most ``tokens`` tokens at the beginning of a row, and returns its length.

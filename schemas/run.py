@@ -1,15 +1,16 @@
 """The run config: the model, the input and the schedule of one training run, checked before any work begins."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from importlib.resources import files
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, model_validator
 
-from gatokit.schemas.config import read_mapping, validated
+from gatokit.schemas.config import parse_mapping, read_mapping, validated
 from gatokit.schemas.config_types import Number, Positive, Text, WholeNumber
 from gatokit.schemas.errors import ConfigError
 
@@ -122,14 +123,24 @@ class InputConfig(_Model):
     power of two below it that does."""
     patch_slots: Count | None = None
     """Patch slots of a group; default: what the first windows need, and an eighth more."""
+    skip: tuple[tuple[WholeNumber, WholeNumber], ...] = ()
+    """Samples that are left out, as ranges [begin, end) that ascend; ``gatokit inspect RUN --step`` shows the numbers.
+    It may change when a run goes on, for samples that were not drawn yet."""
     open_shards: Count = 1024
     """Shards from which a process draws at a time; each open shard holds 13 bytes a record."""
     workers: Annotated[WholeNumber, Field(ge=0)] = 0
     """Processes that assemble batches; 0: two threads in the trainer's own process."""
 
+    @model_validator(mode="after")
+    def _ascend(self) -> "InputConfig":
+        ends = [end for pair in self.skip for end in pair]
+        if any(second <= first for first, second in pairwise([-1, *ends])):
+            raise ValueError("skip must be ranges [begin, end) that ascend and do not meet")
+        return self
+
 
 class OptimizerConfig(_Model):
-    """AdamW and its schedule (Gato, appendix D); ``steps`` of the run end the cosine."""
+    """AdamW and its schedule (Gato, appendix D)."""
 
     learning_rate: Positive = 1e-4
     """After warm-up."""
@@ -137,8 +148,14 @@ class OptimizerConfig(_Model):
     """At the end of the cosine."""
     schedule: Literal["cosine", "constant"] = "cosine"
     """How the learning rate goes on after warm-up."""
-    warmup_steps: Annotated[WholeNumber, Field(ge=0)] = 15_000
-    """Steps of a linear rise, which begins at 1e-7."""
+    schedule_steps: Count | None = None
+    """The step at which the cosine ends; default: ``steps`` of the run at its beginning. A run that goes on for more
+    steps stays at the final learning rate, unless this is raised too."""
+    warmup_steps: Annotated[WholeNumber, Field(ge=0)] | None = None
+    """Steps of a linear rise, which begins at 1e-7; default: 15,000 (appendix D), or a tenth of the schedule if that is
+    less."""
+    skip_norm: Positive | None = None
+    """A step whose gradient's norm is more than this many times its running mean is skipped; default: none is."""
     beta1: Chance = 0.9
     """Decay of AdamW's mean of gradients."""
     beta2: Chance = 0.95
@@ -211,10 +228,26 @@ class RunConfig(_Model):
     """Loss on held-out data."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     """When checkpoints are written, and which are kept."""
+    most_skipped: Count = 10
+    """Steps in a row that may be skipped, because a loss or a gradient is not finite or by ``optimizer.skip_norm``,
+    before the run stops."""
     log_every: Count = 10
     """Steps between lines of metrics."""
     init_from: Text | None = None
     """A checkpoint or exported weights to start from, with this run's own schedule and data."""
+    resume_from: Text | None = None
+    """A run to go on from in another directory: its step, parameters and optimizer, with this run's config and data."""
+
+    @property
+    def schedule_steps(self) -> int:
+        """``optimizer.schedule_steps``, or ``steps``."""
+        return self.optimizer.schedule_steps or self.steps
+
+    @property
+    def warmup_steps(self) -> int:
+        """``optimizer.warmup_steps``, or its default for this schedule."""
+        given = self.optimizer.warmup_steps
+        return min(15_000, self.schedule_steps // 10) if given is None else given
 
     @property
     def patch_group_rows(self) -> int:
@@ -245,8 +278,10 @@ class RunConfig(_Model):
                 f"a microbatch has {self.batch // self.microbatches} rows, which is not a multiple of "
                 f"input.patch_group_rows {self.patch_group_rows}"
             )
-        if self.optimizer.warmup_steps >= self.steps and self.optimizer.schedule == "cosine":
-            raise ValueError(f"optimizer.warmup_steps {self.optimizer.warmup_steps} must be below steps {self.steps}")
+        if self.warmup_steps >= self.schedule_steps and self.optimizer.schedule == "cosine":
+            raise ValueError(f"optimizer.warmup_steps {self.warmup_steps} must be below steps {self.schedule_steps}")
+        if self.init_from is not None and self.resume_from is not None:
+            raise ValueError("init_from and resume_from are both given: one takes the parameters alone, the other all")
         return self
 
 
@@ -308,8 +343,8 @@ def presets() -> list[str]:
     return sorted(item.name.removesuffix(".yaml") for item in found if item.name.endswith(".yaml"))
 
 
-def read_run_config(path_or_preset: str | Path) -> RunConfig:
-    """The run config of a YAML file, or of a preset's name.
+def read_run_config(path_or_preset: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """The run config of a YAML file, or of a preset's name, with ``overrides`` such as ``optimizer.clip=0.5``.
 
     Raises ConfigError, which names the file, the field and the value.
     """
@@ -319,6 +354,24 @@ def read_run_config(path_or_preset: str | Path) -> RunConfig:
             raise ConfigError(f"{path} is no file and no preset; presets are {', '.join(presets())}")
         path = Path(str(files("gatokit.schemas").joinpath("presets", f"{path}.yaml")))
     content = read_mapping(path, "the key model and what differs from its defaults; gatokit train --help shows one")
+    for override in overrides:
+        _override(content, override)
     for name, _, option in _find_dropped(content):
         raise ConfigError(f"{path}: {_sentence(name, option)}")
-    return validated(RunConfig, content, str(path))
+    return validated(RunConfig, content, " with ".join([str(path), *overrides]))
+
+
+def _override(content: dict[str, Any], override: str) -> None:
+    """Sets a value in the mapping of a config."""
+    name, equals, value = override.partition("=")
+    if not equals or not all(name.split(".")):
+        raise ConfigError(f"{override!r} is no KEY=VALUE, such as optimizer.learning_rate=3e-4")
+    *groups, key = name.split(".")
+    for group in groups:
+        inner = content.setdefault(group, {})
+        if isinstance(inner, str) and group == "model":  # the name of a size
+            inner = content[group] = {"size": inner}
+        if not isinstance(inner, dict):
+            raise ConfigError(f"{override}: {group} is {inner!r} in the config, which has no keys")
+        content = inner
+    content[key] = parse_mapping(f"value: {value}", override, "one value")["value"]

@@ -1,7 +1,7 @@
 """What lies in a run's directory: ``run.json``, ``metrics.jsonl``, checkpoints and the files of its policy."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +28,16 @@ CHANGEABLE = (
     "mesh",
     "evaluation",
     "checkpoint",
+    "most_skipped",
     "init_from",
+    "resume_from",
     "model.attention",
+    "input.skip",
     "input.workers",
+    "optimizer.schedule_steps",
+    "optimizer.skip_norm",
 )
-"""Fields that may change when a run goes on; ``steps`` may only grow. They change no batch, and losses only by
-rounding."""
+"""Fields that may change when a run goes on; ``steps`` may only grow."""
 
 Line = dict[str, Any]
 """One line of ``metrics.jsonl``."""
@@ -84,6 +88,7 @@ class RunState:
     best: float | None  # the lowest mean held-out loss so far, in nats
     best_step: int | None
     interval: dict[str, Any]  # sums since the last logged step (``metrics.Interval``)
+    norms: dict[str, float] = field(default_factory=dict)  # running means by step (``metrics.NormLimit``)
 
 
 def flatten(mapping: Mapping[str, Any], separator: str = ".") -> dict[str, Any]:

@@ -21,6 +21,8 @@ PATCH = 16
 """Side of a square image patch, in pixels (Gato, section 2.1)."""
 IMAGE_ID = 65_535
 """The id of every image patch; it is never looked up in the embedding table."""
+OBSERVATION_POSITIONS = 512
+"""Rows of the model's table of positions within a time step's observation (Gato, appendix C.3)."""
 NO_POSITION = 65_535
 """The position of a token without a local position: separators, actions and tokens of documents."""
 

@@ -1,9 +1,10 @@
 """Checkpoints of a run: the run resumes from them, other runs start from them, and policies are made of them.
 
-    checkpoints/500/params      the parameters
-                    optimizer   the optimizer's state
-                    run         JSON: ``RunState``
-                    policy      what a policy needs in addition to the parameters (``export.write_policy_files``)
+    checkpoints/500/params        the parameters
+                    optimizer     the optimizer's state
+                    run           JSON: ``RunState``
+                    policy        what a policy needs in addition to the parameters (``export.write_policy_files``)
+                    digests.json  BLAKE2b of each file of these
 
 A step's directory gets its name when it is complete; until then the name ends in ``.orbax-checkpoint-tmp``.
 """
@@ -11,21 +12,25 @@ A step's directory gets its name when it is complete; until then the name ends i
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
-from operator import itemgetter
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.args import Composite, JsonRestore, JsonSave, StandardRestore, StandardSave
-from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from gatokit.schemas.errors import DataError, first_line
+from gatokit.schemas.manifest import indented_json
 from gatokit.schemas.run import CheckpointConfig
 from gatokit.schemas.run_directory import CHECKPOINTS, POLICY_FOLDER, RunState, flatten
+from gatokit.storage.files import file_digest, write_atomically
+from gatokit.storage.folder import read_json
+
+DIGESTS = "digests.json"
 
 
 class _LinkedFiles(ocp.CheckpointHandler):
@@ -60,29 +65,45 @@ class Checkpoints:
 
     def __init__(self, out: Path, config: CheckpointConfig) -> None:
         self.directory = out.absolute() / CHECKPOINTS
-        lowest = BestN(get_metric_fn=itemgetter("held_out"), n=1, reverse=True, keep_checkpoints_without_metrics=False)
-        kept = AnyPreservationPolicy([LatestN(config.keep_last), lowest])
-        options = ocp.CheckpointManagerOptions(preservation_policy=kept, cleanup_tmp_directories=True)
+        self.best: int | None = None
+        self._last, self._writing = config.keep_last, 0
+        self._begun: list[int] = []
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=self,
+            cleanup_tmp_directories=True,
+            async_options=ocp.AsyncOptions(post_finalization_callback=self._finalized),
+        )
         self._manager = ocp.CheckpointManager(self.directory, options=options)
-        self._writing: int | None = None
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
+        """Which checkpoints stay: the newest, and the one of the step ``best``. (A preservation policy of Orbax.)"""
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        return [step in sorted(steps)[-self._last :] or step == self.best for step in steps]
+
+    def _finalized(self) -> None:
+        """Writes the digests of a checkpoint's files, in the thread that has written them, before it gets its name."""
+        step = self._begun.pop(0)
+        if jax.process_index() == 0:
+            [directory] = self.directory.glob(f"{step}.orbax-checkpoint-tmp*")
+            write_digests(directory)
 
     def newest(self) -> int | None:
         """The step of the newest complete checkpoint."""
         return self._manager.latest_step()
 
-    def save(self, run: RunState, params: Any, optimizer: Any, held_out: float | None) -> None:
+    def save(self, run: RunState, params: Any, optimizer: Any) -> None:
         """Begins to write a checkpoint of ``run.step``; returns when the arrays may change."""
         self.wait()
         self._writing = run.step
+        self._begun.append(run.step)
         items = Composite(
             params=StandardSave(params),
             optimizer=StandardSave(optimizer),
             run=JsonSave(asdict(run)),
             policy=_Link(self.directory.parent / POLICY_FOLDER),
         )
-        metrics = None if held_out is None else {"held_out": held_out}
         with self._errors():
-            self._manager.save(run.step, args=items, metrics=metrics, force=True)
+            self._manager.save(run.step, args=items, force=True)
 
     def check(self) -> None:
         """Looks whether the checkpoint that is being written has failed; does not wait."""
@@ -101,6 +122,7 @@ class Checkpoints:
         """
         items = Composite(params=StandardRestore(params), optimizer=StandardRestore(optimizer), run=JsonRestore())
         with _reading(self.directory / str(step)):
+            check_digests(self.directory / str(step))
             restored = self._manager.restore(step, args=items)
             return restored.params, restored.optimizer, RunState(**restored.run)
 
@@ -152,8 +174,21 @@ def restore_params(directory: Path, params: Any) -> Any:
     """
     path = directory.absolute() / "params"
     with _reading(directory), ocp.StandardCheckpointer() as checkpointer:
+        check_digests(directory, "params")
         check_shapes(flatten(checkpointer.metadata(path).item_metadata.tree), flatten(params), directory)
         return checkpointer.restore(path, params)
+
+
+def restore_all(directory: Path, params: Any, optimizer: Any) -> tuple[Any, Any, RunState]:
+    """``Checkpoints.restore`` of one checkpoint (a directory named by its step) of another run, which stays as it is.
+
+    Raises DataError if it cannot be read, or an array has another shape.
+    """
+    placed = restore_params(directory, params)
+    with _reading(directory), ocp.StandardCheckpointer() as checkpointer:
+        check_digests(directory)
+        run = RunState(**read_json(directory, "run/metadata"))
+        return placed, checkpointer.restore(directory.absolute() / "optimizer", optimizer), run
 
 
 def check_shapes(arrays: dict[str, Any], wanted: dict[str, Any], where: Path) -> None:
@@ -166,3 +201,29 @@ def check_shapes(arrays: dict[str, Any], wanted: dict[str, Any], where: Path) ->
     if faults:
         more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
         raise DataError(f"{where} does not fit the config's model: {'; '.join(faults[:3])}{more}")
+
+
+def write_digests(directory: Path) -> None:
+    """Writes ``digests.json`` of a checkpoint: the digest of each file of its items, by path below ``directory``."""
+    write_atomically(directory / DIGESTS, indented_json(_digests(directory)))
+
+
+def check_digests(directory: Path, items: str = "*") -> None:
+    """Raises DataError, which names the file, if a file of a checkpoint's ``items``, a pattern, is missing or another
+    than was written. A checkpoint of an earlier version has no digests."""
+    try:
+        stated = read_json(directory, DIGESTS)
+    except FileNotFoundError:
+        return
+    found = _digests(directory, items)
+    for name in sorted(found.keys() | {name for name in stated if fnmatch(name, f"{items}/*")}):
+        if found.get(name) != stated.get(name):
+            raise DataError(
+                f"the checkpoint {directory} is damaged: {name} is not what was written. Remove it to go on from the "
+                "one before"
+            )
+
+
+def _digests(directory: Path, items: str = "*") -> dict[str, str]:
+    files = (path for item in directory.glob(items) for path in sorted(item.rglob("*")) if path.is_file())
+    return {str(path.relative_to(directory)): file_digest(path)[1] for path in files}

@@ -100,7 +100,7 @@ def compile_only(config: RunConfig, devices: Sequence[Any]) -> dict[str, Any]:
     trainer = Trainer(config, VOCABULARY_SIZE, datasets=1, patch_slots=slots, mesh=mesh, restricted=restricted)
     begin = time.monotonic()
     try:
-        compiled = trainer.step.lower(trainer.abstract_state, trainer.abstract_batch).compile()
+        compiled = trainer.lower().compile()
     except jax.errors.JaxRuntimeError as error:
         used = re.search(r"Used ([\d.]+\w) of ([\d.]+\w) hbm", str(error))
         if used is None:

@@ -33,7 +33,7 @@ class Sums(NamedTuple):
     rows that have any. All other losses are unweighted: by dataset (E,), by ``TokenKind`` of the target (8,), and of
     the first action of each row, before which no other was seen (). Of ``dataset_positions`` (E,) the
     ``dataset_tokens`` (E,) are not padding. ``redraws`` (E,) counts the windows of a dataset that were replaced because
-    the patch slots were full.
+    the patch slots were full, ``unusable`` () those that were because a record of theirs could not be used.
     """
 
     loss: jax.Array
@@ -48,6 +48,7 @@ class Sums(NamedTuple):
     dataset_positions: jax.Array
     patches: jax.Array
     redraws: jax.Array
+    unusable: jax.Array
 
 
 def weights(batch: Batch, loss_weight: str) -> jax.Array:
@@ -86,6 +87,7 @@ def target_losses(
         dataset_positions=of_dataset.sum(axis=0, dtype=jnp.int32) * batch.kinds.shape[1],
         patches=(batch.patch_token != NO_TOKEN).sum(dtype=jnp.int32),
         redraws=(batch.redrawn[:, None] == jnp.arange(datasets)).sum(axis=0, dtype=jnp.int32),
+        unusable=jnp.asarray(batch.unusable).sum(),
     )
 
 

@@ -6,7 +6,7 @@ Legend: E datasets, 8 kinds (by ``TokenKind``; the first is unused).
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,15 +24,19 @@ from gatokit.storage.files import open_appending, write_atomically, writing
 from gatokit.storage.run_directory import read_metrics
 from gatokit.trainer.loss import Sums
 from gatokit.trainer.mesh import place
-from gatokit.trainer.model import check_positions
 from gatokit.trainer.step import Trainer
+
+NORM_DECAY = 0.98  # of the running mean of norms
+NORM_STEPS = 50  # before which no norm is too large
+OF_LOSSES = [name for name in Sums._fields if name.endswith(("loss", "targets", "weight"))]
 
 
 @dataclass
 class Interval:
     """Sums over the steps since the last logged one; float64, so that a checkpoint's JSON holds them exactly."""
 
-    steps: int = 0
+    steps: int = 0  # that were taken
+    skipped: int = 0
     loss: float = 0.0
     gradient_norm: float = 0.0
     sums: Any = None  # ``Sums``, or the lists that ``saved`` made of them; None before the first step
@@ -42,11 +46,15 @@ class Interval:
         """What ``saved`` returned; empty if another version, with other sums, saved it."""
         return cls(**saved) if len(saved.get("sums", ())) == len(Sums._fields) else cls()
 
-    def add(self, loss: float, gradient_norm: float, sums: Sums) -> None:
-        """Adds a step, whose arrays are read here."""
+    def add(self, loss: float, gradient_norm: float, sums: Sums, taken: bool = True) -> None:
+        """Adds a step, whose arrays are read here. The losses of one that was not ``taken`` do not count."""
         values = float64(sums)
+        if not taken:
+            loss = gradient_norm = 0.0
+            values = values._replace(**{name: np.zeros_like(getattr(values, name)) for name in OF_LOSSES})
         self.sums = values if self.sums is None else Sums._make(map(np.add, self.sums, values))
-        self.steps += 1
+        self.steps += taken
+        self.skipped += not taken
         self.loss += loss
         self.gradient_norm += gradient_norm
 
@@ -57,10 +65,35 @@ class Interval:
         return vars(self) | {"sums": [np.asarray(values).tolist() for values in self.sums]}
 
     def line(self, datasets: Sequence[str]) -> Line:
-        """Means of the interval: ``loss`` and ``gradient_norm`` over its steps, the other losses over its targets."""
-        means = {"loss": self.loss / self.steps, "gradient_norm": self.gradient_norm / self.steps}
+        """Means of the interval: ``loss`` and ``gradient_norm`` over the steps that were taken, the other losses over
+        their targets; ``skipped_steps`` and ``unusable`` windows where there are any."""
+        means = {"loss": _mean(self.loss, self.steps), "gradient_norm": _mean(self.gradient_norm, self.steps)}
         redraws = {name: int(count) for name, count in zip(datasets, self.sums.redraws, strict=True) if count}
-        return means | losses(self.sums, datasets) | {"redraws": redraws}
+        counts = {"skipped_steps": self.skipped, "unusable": int(self.sums.unusable)}
+        counted = {name: count for name, count in counts.items() if count}
+        return means | losses(self.sums, datasets) | {"redraws": redraws} | counted
+
+
+class NormLimit:
+    """The largest norm of a gradient with which a step is taken: ``factor`` times the running mean of those before.
+
+    It follows from the steps alone, not from when their metrics are read: that of step k from those up to k − 2.
+    """
+
+    def __init__(self, factor: float | None, means: Mapping[str, float]) -> None:
+        """``means`` are those of a checkpoint."""
+        self._factor, self.means = factor, dict(means)
+
+    def add(self, step: int, norm: float, taken: bool) -> None:
+        """Adds the norm of a step."""
+        mean = self.means.get(str(step - 1), norm)
+        self.means = {name: value for name, value in self.means.items() if int(name) == step - 1}
+        self.means[str(step)] = NORM_DECAY * mean + (1 - NORM_DECAY) * norm if taken else mean
+
+    def of(self, step: int) -> float:
+        """The limit of a step; infinite for the first ones."""
+        mean = self.means.get(str(step - 2))
+        return math.inf if self._factor is None or mean is None or step <= NORM_STEPS else self._factor * mean
 
 
 def float64(sums: Sequence[Any]) -> Sums:
@@ -113,15 +146,18 @@ class HeldOut:
         slots = {windows.patch_slots for windows in self._windows.values()}
         self._few, self._many = min(slots, default=0), max(slots, default=0)
 
-    def evaluate(self, trainer: Trainer, params: Any) -> Line:
-        """Mean losses in nats per dataset, each with its kinds, and their mean over datasets.
+    def evaluate(self, trainer: Trainer, params: Any, is_stopped: Callable[[], bool] = lambda: False) -> Line | None:
+        """Mean losses in nats per dataset, each with its kinds, and their mean over datasets; None if ``is_stopped``,
+        which is asked before each batch.
 
         All other losses are those of the mixture: datasets count by their weight, as they do in training.
         """
         names, by_dataset, weighed = self._mixture.names, {}, []
         weights = dict(zip(names, self._mixture.weights.tolist(), strict=True))
         for name, windows in self._windows.items():
-            sums = self._sums(trainer, params, windows)
+            sums = self._sums(trainer, params, windows, is_stopped)
+            if sums is None:
+                return None
             line = losses(sums, names)
             by_dataset[name] = {"loss": line["datasets"][name]["loss"], "kinds": line["kinds"]}
             weighed.append([weights[name] * values for values in sums])
@@ -132,12 +168,13 @@ class HeldOut:
         perplexity = None if text is None else math.exp(min(text, 700.0))
         return {"loss": mean, "text_perplexity": perplexity} | of_all | {"datasets": by_dataset}
 
-    def _sums(self, trainer: Trainer, params: Any, windows: Windows) -> Sums:
+    def _sums(self, trainer: Trainer, params: Any, windows: Windows, is_stopped: Callable[[], bool]) -> Sums | None:
         sums: list[Sums] = []
         batches, workers = self._config.evaluation.batches, self._config.input.workers
         with batches_ahead(windows, 0, batches, self._rows, workers) as ready:
             for batch in ready:
-                check_positions(batch)
+                if is_stopped():
+                    return None
                 # The sums are read only after the next batch was dispatched.
                 sums.append(trainer.evaluate(params, place(self._padded(batch), trainer.mesh)))
         return Sums._make(np.sum(values, axis=0) for values in zip(*map(float64, sums), strict=True))

@@ -19,14 +19,13 @@ from jax.sharding import PartitionSpec as Spec
 from gatokit.loader.batch import PADDING, Batch
 from gatokit.schemas.errors import DataError
 from gatokit.schemas.run import ModelConfig
-from gatokit.schemas.tokens import NO_POSITION, PATCH, TokenKind
+from gatokit.schemas.tokens import NO_POSITION, OBSERVATION_POSITIONS, PATCH, TokenKind
 from gatokit.tokenizers.patches import POSITION_INTERVALS
 from gatokit.trainer.attention import Tree, sees, self_attention
 from gatokit.trainer.mesh import ROWS
 
 UNDIVIDED = Spec()
 ROW_MULTIPLE = 256  # the embedding table is padded to a multiple of it, so that mesh axes divide its rows
-OBSERVATION_POSITIONS = 512  # rows of the table of positions within a time step's observation
 POOLED = 4  # a patch's features are averaged over a grid of 4×4 cells before the last projection
 NORM_GROUPS = 32  # of the patch block's norms (appendix C.2)
 EPSILON = 1e-6  # added to the variance in norms

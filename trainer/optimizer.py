@@ -6,15 +6,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gatokit.schemas.run import OptimizerConfig
+from gatokit.schemas.run import OptimizerConfig, RunConfig
 
 WARMUP_FROM = 1e-7  # the learning rate of step 0 (appendix D)
 
 
-def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
+def learning_rate(run: RunConfig) -> optax.Schedule:
     """The learning rate by step, counted from 0: a linear rise from ``WARMUP_FROM``, then a constant, or half a cosine
-    that reaches ``final_learning_rate`` at ``steps``. (optax's own schedules round differently.)"""
-    peak, final, warmup = config.learning_rate, config.final_learning_rate, config.warmup_steps
+    that reaches ``final_learning_rate`` at ``schedule_steps``. (optax's own schedules round differently.)"""
+    config, warmup, steps = run.optimizer, run.warmup_steps, run.schedule_steps
+    peak, final = config.learning_rate, config.final_learning_rate
 
     def rate(step: jax.Array) -> jax.Array:
         step = jnp.asarray(step, jnp.float32)

@@ -1,5 +1,6 @@
 """The training step: loss, gradients and update in one jitted function over the mesh."""
 
+import math
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -28,19 +29,19 @@ class State(NamedTuple):
 
 class Metrics(NamedTuple):
     """The metrics of a step, () each; reading a value waits for the step to end. ``loss`` is the mean in nats, weighted
-    as ``loss_weight`` says. If it or the gradient's norm (before clipping) is not ``finite``, the step changed only its
-    own count."""
+    as ``loss_weight`` says. A step that was not ``taken`` changed only its own count: the loss or the gradient's norm
+    (before clipping) is not finite, or the norm is too large."""
 
     loss: jax.Array
     gradient_norm: jax.Array
-    finite: jax.Array
+    taken: jax.Array
     learning_rate: jax.Array
     sums: Sums
 
 
 class Trainer:
-    """The training step for one config, vocabulary and mesh: ``step(state, batch)`` gives the next state and the
-    metrics, ``evaluate(params, batch)`` the sums of the losses. ``shardings``, ``abstract_state`` and
+    """The training step for one config, vocabulary and mesh: ``step(state, batch, most_norm)`` gives the next state and
+    the metrics, ``evaluate(params, batch)`` the sums of the losses. ``shardings``, ``abstract_state`` and
     ``abstract_batch`` say how their arguments are placed."""
 
     def __init__(
@@ -60,7 +61,7 @@ class Trainer:
         self.vocabulary_size, self.datasets, self.patch_slots = vocabulary_size, datasets, patch_slots
         self.dtype = jnp.dtype(config.precision)
         self.table = model.parameter_table(config.model, vocabulary_size)
-        self.rate = learning_rate(config.optimizer, config.steps)
+        self.rate = learning_rate(config)
         self.optimizer = make_optimizer(config.optimizer, jax.tree.map(lambda parameter: parameter.std > 0, self.table))
         rows, everywhere = row_sharding(mesh), NamedSharding(mesh, PartitionSpec())
         of_params = jax.tree.map(lambda parameter: NamedSharding(mesh, parameter.spec), self.table)
@@ -74,8 +75,19 @@ class Trainer:
         self.abstract_state: State = jax.tree.map(lambda leaf, own: leaf.update(sharding=own), shapes, self.shardings)
         self.abstract_batch: Batch = jax.tree.map(lambda leaf: leaf.update(sharding=rows), batch)
         ends = self.shardings, everywhere
-        self.step = jax.jit(self._step, in_shardings=(self.shardings, rows), out_shardings=ends, donate_argnums=0)
+        arguments = self.shardings, rows, everywhere
+        self._jitted = jax.jit(self._step, in_shardings=arguments, out_shardings=ends, donate_argnums=0)
         self.evaluate = jax.jit(self._evaluate, in_shardings=(of_params, rows), out_shardings=everywhere)
+
+    def step(self, state: State, batch: Batch, most_norm: float = math.inf) -> tuple[State, Metrics]:
+        """The state after a step, in the place of ``state``, and its metrics. A step whose gradient's norm is above
+        ``most_norm`` is not taken."""
+        return self._jitted(state, batch, np.float32(most_norm))
+
+    def lower(self) -> Any:
+        """The step before it is compiled."""
+        most_norm = jax.ShapeDtypeStruct((), np.float32, sharding=self.shardings.step)
+        return self._jitted.lower(self.abstract_state, self.abstract_batch, most_norm)
 
     def init(self, params: Any = None) -> State:
         """The state before the first step: a function of the config's seed, whatever the mesh, or of given parameters,
@@ -108,20 +120,20 @@ class Trainer:
     def _evaluate(self, params: Any, batch: Batch) -> Sums:
         return self._loss(params, batch, None, None)[1]
 
-    def _step(self, state: State, batch: Batch) -> tuple[State, Metrics]:
+    def _step(self, state: State, batch: Batch, most_norm: jax.Array) -> tuple[State, Metrics]:
         key = jax.random.fold_in(jax.random.key(np.uint32(self.config.seed)), state.step)
         gradients, sums = self._accumulate(state.params, batch, key)
         weight = jnp.maximum(sums.weight, 1)
         loss = sums.loss / weight
         gradients = jax.tree.map(lambda gradient: gradient / weight, gradients)
         norm = optax.global_norm(gradients)
-        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        taken = jnp.isfinite(loss) & jnp.isfinite(norm) & (norm <= most_norm)
         rate = self.rate(state.step)
         updates, optimizer = self.optimizer.update(gradients, state.optimizer, state.params)
         params = jax.tree.map(lambda old, update: old - rate * update, state.params, updates)
         before = state.params, state.optimizer
-        params, optimizer = jax.tree.map(partial(jnp.where, finite), (params, optimizer), before)
-        return State(state.step + 1, params, optimizer), Metrics(loss, norm, finite, rate, sums)
+        params, optimizer = jax.tree.map(partial(jnp.where, taken), (params, optimizer), before)
+        return State(state.step + 1, params, optimizer), Metrics(loss, norm, taken, rate, sums)
 
     def _accumulate(self, params: Any, batch: Batch, key: jax.Array) -> tuple[Any, Sums]:
         """Gradients of the sum of the losses, and the sums, over all microbatches."""

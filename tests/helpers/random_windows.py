@@ -29,6 +29,7 @@ def random_batch(
         first_action=np.zeros((rows, tokens), bool),
         dataset=draw.integers(0, datasets, rows, np.int32),
         redrawn=draw.integers(-1, datasets, rows, np.int32),
+        unusable=np.zeros(rows, np.int32),
         patches=np.zeros((rows // group, slots, 16, 16, 3), np.uint8),
         patch_token=np.full((rows // group, slots), NO_TOKEN, np.int32),
         patch_row=np.zeros((rows // group, slots), np.uint8),

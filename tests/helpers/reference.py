@@ -59,6 +59,7 @@ def batch_of(rows: list[list[tuple[int, ...]]], length: int = LENGTH, *, groups:
         first_action=np.zeros((count, length), bool),
         dataset=np.zeros(count, np.int32),
         redrawn=np.full(count, -1, np.int32),
+        unusable=np.zeros(count, np.int32),
         patches=(random.integers(0, 256, (groups, slots, 16, 16, 3)) * used).astype(np.uint8),
         patch_token=patch_token,
         patch_row=random.integers(0, 128, (groups, slots)).astype(np.uint8),

@@ -26,7 +26,7 @@ CONFIG: dict[str, Any] = {
 }
 ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(Path(__file__).parent)}
 """Of programs that tests start: JAX on the CPU, and the helpers of tests where they are found."""
-TIMES = ("seconds", "tokens_per_second", "mfu", "input_wait")
+TIMES = ("seconds", "step_seconds", "tokens_per_second", "mfu", "input_wait")
 
 
 def write_config(folder: Path, **changes: Any) -> Path:

@@ -91,7 +91,7 @@ def main() -> None:
             broken.params["norm"]["scale"][3] = np.nan
             kept, said = trainer.step(jax.device_put(broken, trainer.shardings), place(batches[0], trainer.mesh))
             found["broken"] = {
-                "finite": plain(said.finite),
+                "taken": plain(said.taken),
                 "step": plain(kept.step),
                 "unchanged": same_bits(State(0, *kept[1:]), State(0, *broken[1:])),
             }

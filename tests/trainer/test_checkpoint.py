@@ -15,7 +15,7 @@ from gatokit.schemas.errors import DataError
 from gatokit.schemas.run import CheckpointConfig
 from gatokit.schemas.run_directory import RunState
 from gatokit.storage.run_directory import find_checkpoint
-from gatokit.trainer.checkpoint import Checkpoints, restore_params
+from gatokit.trainer.checkpoint import Checkpoints, restore_all, restore_params
 
 
 def params(step: int) -> dict[str, Any]:
@@ -55,8 +55,8 @@ def kept(out: Path) -> list[int]:
     return sorted(int(item.name) for item in (out / "checkpoints").iterdir() if item.name.isdigit())
 
 
-def save(checkpoints: Checkpoints, step: int, held_out: float | None = None) -> None:
-    checkpoints.save(state(step), params(step), optimizer(step), held_out)
+def save(checkpoints: Checkpoints, step: int) -> None:
+    checkpoints.save(state(step), params(step), optimizer(step))
 
 
 def test_restored_as_saved_and_its_parts_stand_alone(tmp_path: Path, policy: Path) -> None:
@@ -76,9 +76,38 @@ def test_restored_as_saved_and_its_parts_stand_alone(tmp_path: Path, policy: Pat
 
 def test_the_last_ones_and_the_best_are_kept(tmp_path: Path, policy: Path) -> None:
     with Checkpoints(tmp_path, CheckpointConfig(keep_last=2)) as checkpoints:
-        for step, loss in enumerate([3.0, 1.0, 2.0, None, 1.5, None, 1.2, 1.1, 1.3, None], start=1):
-            save(checkpoints, step, loss)
+        for step in range(1, 11):
+            save(checkpoints, step)
+            checkpoints.best = 1 if step == 1 else 2  # as an evaluation says, after the checkpoint was written
     assert kept(tmp_path) == [2, 9, 10]
+
+
+@pytest.mark.parametrize("item", ["params", "optimizer", "run", "policy"])
+def test_a_flipped_bit_is_named(tmp_path: Path, policy: Path, item: str) -> None:
+    with Checkpoints(tmp_path, CheckpointConfig()) as checkpoints:
+        save(checkpoints, 5)
+    checkpoint = tmp_path / "checkpoints" / "5"
+    files = [path for path in (checkpoint / item).rglob("*") if path.is_file()]
+    file = max(files, key=lambda path: path.stat().st_size)
+    sound = file.read_bytes()
+    content = bytearray(sound)
+    content[len(content) // 4] ^= 4
+    file.write_bytes(content)
+    said = rf"checkpoints/5 is damaged: {item}/.* is not what was written\. Remove it to go on from the one before"
+    with pytest.raises(DataError, match=said):
+        Checkpoints(tmp_path, CheckpointConfig()).restore(5, params(0), optimizer(0))
+    with pytest.raises(DataError, match=said):
+        restore_all(checkpoint, params(0), optimizer(0))
+    if item == "params":
+        with pytest.raises(DataError, match=said):
+            restore_params(checkpoint, params(0))
+    else:
+        restore_params(checkpoint, params(0))
+    # A checkpoint of an earlier version has no digests.
+    file.write_bytes(sound)
+    (checkpoint / "digests.json").unlink()
+    restored = Checkpoints(tmp_path, CheckpointConfig()).restore(5, params(0), optimizer(0))
+    jax.tree.map(np.testing.assert_array_equal, restored, (params(5), optimizer(5), state(5)))
 
 
 def test_a_full_disk_leaves_the_last_good_one(tmp_path: Path, policy: Path) -> None:
@@ -111,7 +140,7 @@ def test_shapes_that_do_not_fit_and_files_that_are_gone_are_named(tmp_path: Path
     )
     for file in (tmp_path / "checkpoints" / "1" / "params").rglob("manifest.ocdbt"):
         file.unlink()
-    with pytest.raises(DataError, match=r"checkpoints/1 cannot be read: .*Remove it to go on from the one before"):
+    with pytest.raises(DataError, match=r"checkpoints/1 is damaged: params/.*Remove it to go on from the one before"):
         Checkpoints(tmp_path, CheckpointConfig()).restore(1, params(0), optimizer(0))
     with pytest.raises(DataError, match="holds no checkpoint: give a run's directory or one of its checkpoints"):
         find_checkpoint(policy)

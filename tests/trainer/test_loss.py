@@ -31,6 +31,7 @@ def batch_of(target_kinds: np.ndarray, targets: np.ndarray, first_action: np.nda
         first_action=nothing.astype(bool) if first_action is None else first_action,
         dataset=np.arange(rows, dtype=np.int32) % 3,
         redrawn=np.where(np.arange(rows) < 2, 1, -1).astype(np.int32),
+        unusable=np.arange(rows, dtype=np.int32),
         patches=np.zeros((1, 8, 16, 16, 3), np.uint8),
         patch_token=np.array([[0, 3, 7, -1, -1, -1, -1, -1]], np.int32),
         patch_row=np.zeros((1, 8), np.uint8),
@@ -114,6 +115,7 @@ def check_sums(sums: Sums, losses: np.ndarray, batch: Batch, loss_weight: str) -
     assert sums.dataset_positions.tolist() == positions
     assert sums.dataset_tokens.tolist() == [np.count_nonzero(batch.kinds[batch.dataset == n]) for n in range(3)]
     assert sums.redraws.tolist() == [0, 2, 0]
+    assert int(sums.unusable) == 0 + 1 + 2 + 3
 
 
 def test_weights() -> None:

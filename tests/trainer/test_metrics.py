@@ -20,7 +20,7 @@ def sums(scale: float = 1.0) -> Sums:
     found = Sums(
         loss=12.0, weight=6.0, dataset_loss=[9.0, 3.0], dataset_targets=[4, 2], kind_loss=kinds[0],
         kind_targets=kinds[1], first_action_loss=3.0, first_action_targets=1, dataset_tokens=[30, 10],
-        dataset_positions=[40, 40], patches=2, redraws=[1, 0],
+        dataset_positions=[40, 40], patches=2, redraws=[1, 0], unusable=0,
     )  # fmt: skip
     return float64([np.asarray(value) * scale for value in found])
 

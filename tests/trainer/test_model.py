@@ -134,6 +134,7 @@ def parts_of(batch: Batch, cuts: list[int]) -> list[Batch]:
                 **piece,
                 dataset=batch.dataset,
                 redrawn=batch.redrawn,
+                unusable=batch.unusable,
                 patches=np.stack([group[index] for group, index in zip(batch.patches, order, strict=True)]),
                 patch_token=take(moved),
                 patch_row=take(batch.patch_row),

@@ -1,12 +1,18 @@
 """The schedule's literal values, and one update against float64."""
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from gatokit.schemas.run import OptimizerConfig
+from gatokit.schemas.run import OptimizerConfig, RunConfig
 from gatokit.trainer.optimizer import learning_rate, make_optimizer
+
+
+def run(steps: int, **optimizer: Any) -> RunConfig:
+    return RunConfig.model_validate({"model": "tiny", "steps": steps, "optimizer": optimizer})
 
 
 @pytest.mark.parametrize(
@@ -22,18 +28,25 @@ from gatokit.trainer.optimizer import learning_rate, make_optimizer
     ],
 )
 def test_schedule_of_the_paper(step: int, rate: float) -> None:
-    assert float(learning_rate(OptimizerConfig(), 1_000_000)(jnp.int32(step))) == pytest.approx(rate, rel=1e-5)
+    assert float(learning_rate(run(1_000_000))(jnp.int32(step))) == pytest.approx(rate, rel=1e-5)
 
 
 @pytest.mark.parametrize(("step", "rate"), [(0, 1e-7), (1, 5.05e-6), (2, 1e-5), (10_000, 1e-5)])
 def test_constant_schedule(step: int, rate: float) -> None:
-    config = OptimizerConfig(learning_rate=1e-5, schedule="constant", warmup_steps=2)
-    assert float(learning_rate(config, 10_000)(jnp.int32(step))) == pytest.approx(rate, rel=1e-5)
+    config = run(10_000, learning_rate=1e-5, schedule="constant", warmup_steps=2)
+    assert float(learning_rate(config)(jnp.int32(step))) == pytest.approx(rate, rel=1e-5)
 
 
 def test_no_warmup() -> None:
-    config = OptimizerConfig(learning_rate=1e-3, final_learning_rate=1e-4, warmup_steps=0)
-    assert float(learning_rate(config, 10)(jnp.int32(0))) == pytest.approx(1e-3)
+    config = run(10, learning_rate=1e-3, final_learning_rate=1e-4, warmup_steps=0)
+    assert float(learning_rate(config)(jnp.int32(0))) == pytest.approx(1e-3)
+
+
+def test_warmup_is_a_tenth_of_a_short_schedule_and_a_longer_run_stays_at_its_end() -> None:
+    assert (run(1_000_000).warmup_steps, run(2_000).warmup_steps, run(5).warmup_steps) == (15_000, 200, 0)
+    rate = learning_rate(run(4_000, schedule_steps=2_000))
+    assert float(rate(jnp.int32(200))) == pytest.approx(1e-4)
+    assert float(rate(jnp.int32(2_000))) == float(rate(jnp.int32(3_999))) == pytest.approx(1e-5)
 
 
 @pytest.mark.parametrize("clip", [None, 1.0])

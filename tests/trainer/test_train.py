@@ -1,10 +1,12 @@
 """Whole runs at a tiny size: what they write, what stops them, and what another one may begin with."""
 
 import json
+import math
 import os
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,18 +14,23 @@ import pytest
 from runs import CONFIG, Silent, config, lines
 
 from gatokit.cli.main import main
+from gatokit.loader import sampler
+from gatokit.loader import windows as windows_module
 from gatokit.loader.mixture import open_mixture
 from gatokit.loader.records import OpenShards, Shard
+from gatokit.loader.sampler import sample_numbers
 from gatokit.loader.windows import Windows
 from gatokit.policy.policy import load_policy
 from gatokit.schemas.errors import ConfigError, DataError, MalformedError
 from gatokit.schemas.record import Record
 from gatokit.schemas.run_directory import flatten
 from gatokit.storage.folder import read_policy
+from gatokit.storage.lock import hold
 from gatokit.storage.run_directory import read_run
 from gatokit.trainer import model
 from gatokit.trainer.export import abstract, export, load_weights
 from gatokit.trainer.mesh import make_mesh, place
+from gatokit.trainer.metrics import NormLimit
 from gatokit.trainer.step import Trainer
 from gatokit.trainer.train import train
 
@@ -147,17 +154,124 @@ def test_one_batch_is_learned_by_heart(mixed: Path, tmp_path: Path) -> None:
 def test_a_loss_that_is_no_number_ends_the_run_with_its_records(mixed: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     wild = {"learning_rate": 1e30, "final_learning_rate": 1e30, "warmup_steps": 5, "clip": None}
-    changed = config(tmp_path, optimizer=wild, checkpoint={"every": 1})
+    changed = config(tmp_path, optimizer=wild, checkpoint={"every": 1}, most_skipped=2)
+    report = Silent()
     with pytest.raises(DataError) as found:
-        train(changed, [str(mixed)], out, Silent(), steps=9)
+        train(changed, [str(mixed)], out, report, steps=9)
     said = str(found.value)
-    step = int(said.split()[4])
-    assert said.startswith(f"the loss of step {step} is ")
-    assert f"the run stops, and the last good checkpoint is step {step - 1}" in said
-    listed = json.loads((out / f"not-finite-{step}.json").read_text())
+    step = int(re.findall(r"\d+", said)[0])
+    assert re.match(rf"step {step}: its loss is .*: the run stops after 2 skipped steps in a row", said)
+    assert f"and the last checkpoint is step {step - 1}" in said
+    assert [line.split(":")[0] for line in report.lines if "skipped" in line] == [
+        f"step {step - 1} is skipped",
+        f"step {step} is skipped",
+    ]
+    listed = json.loads((out / f"skipped-{step}.json").read_text())
     assert len(listed) == 4
     assert f"The 4 windows of its batch ({listed[0]['dataset']} {listed[0]['owner']}, " in said
-    assert max(int(item.name) for item in (out / "checkpoints").iterdir()) == step - 1
+
+
+def test_a_skipped_step_is_trained_through_and_counted(
+    mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = Trainer.step
+
+    def step(self: Trainer, state: Any, batch: Any, most_norm: float) -> Any:
+        return whole(self, state, batch, -1.0 if int(state.step) == 2 else most_norm)
+
+    monkeypatch.setattr(Trainer, "step", step)
+    report = Silent()
+    found = train(config(tmp_path, steps=6), [str(mixed)], tmp_path / "run", report)
+    assert found.step == 6
+    logged = [line for line in lines(tmp_path / "run") if "loss" in line]
+    assert [line.get("skipped_steps", 0) for line in logged] == [0, 0, 1, 0, 0, 0]
+    assert logged[2]["loss"] is None
+    assert [line for line in report.lines if line.startswith("step 3 is skipped: its loss is ")]
+
+
+def test_the_limit_of_a_norm_is_that_of_the_steps_up_to_two_before() -> None:
+    limit = NormLimit(3.0, {})
+    for step in range(1, 51):
+        assert limit.of(step) == math.inf
+        limit.add(step, 2.0, taken=True)
+    assert limit.of(51) == pytest.approx(6.0)
+    limit.add(51, 2.0, taken=True)
+    limit.add(52, 1e9, taken=False)
+    limit.add(53, 4.0, taken=True)
+    assert limit.of(54) == pytest.approx(6.0)
+    assert NormLimit(3.0, json.loads(json.dumps(limit.means))).of(55) == pytest.approx(3 * (0.98 * 2 + 0.02 * 4))
+    assert NormLimit(None, limit.means).of(55) == math.inf
+
+
+def test_one_run_at_a_time_writes_a_directory(mixed: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with hold(out), pytest.raises(DataError, match="run is in use by another gatokit; wait for it"):
+        train(config(tmp_path), [str(mixed)], out, Silent(), steps=2)
+    assert train(config(tmp_path), [str(mixed)], out, Silent(), steps=2).step == 2
+
+
+def test_a_directory_without_a_checkpoint_takes_another_config(mixed: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+
+    class Stopped(Silent):
+        def progress(self, step: int, last: int, line: dict[str, Any]) -> None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(config(tmp_path, steps=4, context=40), [str(mixed)], out, Stopped())
+    assert read_run(out).config.context == 40  # type: ignore[union-attr]
+    assert train(config(tmp_path, steps=4, context=48), [str(mixed)], out, Silent()).step == 4
+    assert read_policy(out / "policy").config.context == 48
+    with pytest.raises(ConfigError, match="run whose context is 48, and the config says 40"):
+        train(config(tmp_path, steps=6, context=40), [str(mixed)], out, Silent())
+
+
+def test_more_steps_leave_the_learning_rate_and_resume_from_takes_another_config(mixed: Path, tmp_path: Path) -> None:
+    out, report = tmp_path / "run", Silent()
+    train(config(tmp_path, steps=4), [str(mixed)], out, report)
+    train(config(tmp_path, steps=6), [str(mixed)], out, report)
+    assert [line for line in report.lines if line.startswith("the learning rate stays as it is after step 4; ")]
+    rates = [line["learning_rate"] for line in lines(out) if "loss" in line]
+    assert rates[-1] == pytest.approx(1e-3)
+    faster = CONFIG["optimizer"] | {"final_learning_rate": 2e-3}
+    changed = config(tmp_path, steps=8, optimizer=faster, resume_from=str(out), batch=8)
+    other, report = tmp_path / "other", Silent()
+    assert train(changed, [str(mixed)], other, report).step == 8
+    assert f"goes on from step 6 of {out}" in report.lines
+    assert {"batch was 4, is 8", "optimizer.final_learning_rate was 0.001, is 0.002"} <= set(report.lines)
+    assert [line["step"] for line in lines(other) if "loss" in line] == [7, 8]
+    with pytest.raises(ConfigError, match=r"resume_from: .*nothing holds no run\.json"):
+        train(config(tmp_path, resume_from=str(tmp_path / "nothing")), [str(mixed)], tmp_path / "third", Silent())
+
+
+def test_samples_are_left_out_unless_they_were_drawn(mixed: Path, tmp_path: Path) -> None:
+    assert sample_numbers(np.arange(6), [(2, 4), (5, 9)]).tolist() == [0, 1, 4, 9, 10, 11]
+    out = tmp_path / "run"
+    train(config(tmp_path), [str(mixed)], out, Silent(), steps=2)
+    skips = CONFIG["input"] | {"skip": [[8, 12]]}
+    train(config(tmp_path, input=skips), [str(mixed)], out, Silent(), steps=3)
+    skipped = Windows(open_mixture([str(mixed)], CONFIG["input"]["weights"]), read_run(out).config)  # type: ignore[union-attr]
+    assert [window.sample for window in skipped.trace(2, range(4))] == [12, 13, 14, 15]
+    with pytest.raises(ConfigError, match=r"input\.skip: samples below 16 were drawn already: skip later ones"):
+        train(config(tmp_path), [str(mixed)], out, Silent(), steps=4)
+
+
+def test_an_evaluation_that_was_stopped_is_done_again(mixed: Path, tmp_path: Path) -> None:
+    changes = {"evaluation": {"every": 3, "batches": 2}}
+    asked: list[int] = []
+
+    def stops_in_the_evaluation() -> bool:
+        asked.append(1)
+        return len(asked) == 5  # three steps, then before each batch
+
+    out, whole = tmp_path / "run", tmp_path / "whole"
+    found = train(config(tmp_path, **changes), [str(mixed)], out, Silent(), is_asked_to_stop=stops_in_the_evaluation)
+    assert (found.step, found.stopped) == (3, True)
+    assert "held_out" not in lines(out)[-1]
+    for folder in (out, whole):
+        train(config(tmp_path, **changes), [str(mixed)], folder, Silent(), steps=4)
+    assert lines(out) == lines(whole)
+    assert [line["step"] for line in lines(out) if "held_out" in line] == [3]
 
 
 def test_stopping_early_leaves_the_schedule(mixed: Path, tmp_path: Path) -> None:
@@ -241,9 +355,18 @@ def test_a_missing_shard_ends_in_a_sentence(mixed: Path, tmp_path: Path) -> None
 def test_an_observation_longer_than_the_table_of_positions(
     mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(model, "OBSERVATION_POSITIONS", 4)
-    with pytest.raises(DataError, match=r"has at least \d+ tokens, and the model has 4 positions: build the data with"):
+    monkeypatch.setattr(sampler, "OBSERVATION_POSITIONS", 4)
+    with pytest.raises(DataError, match=r"grid, task grid: .* has 5 tokens, and the model has 4 positions: build"):
         train(config(tmp_path, steps=7), [str(mixed)], tmp_path / "run", Silent())
+    assert not (tmp_path / "run").exists()
+    # If a text of some step is too long, windows with that step are left out.
+    monkeypatch.undo()
+    monkeypatch.setattr(windows_module, "OBSERVATION_POSITIONS", 16)
+    changes = {"input": {"weights": {"arm": 1}}, "context": 64, "steps": 4}
+    train(config(tmp_path, **changes), [str(mixed)], tmp_path / "run", report := Silent())
+    counted = [line["unusable"] for line in lines(tmp_path / "run") if "unusable" in line]
+    assert counted
+    assert f"{counted[0]} windows with a damaged or too long record were drawn again" in report.lines
 
 
 def test_the_checkpoint_writes_and_plays(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
