@@ -223,6 +223,8 @@ def train(
             watchdog.at(step, f"writing the checkpoint of step {step}")
             run = replace(run, step=step, samples=step * config.batch, interval=interval.saved(), norms=limit.means)
             checkpoints.save(run, state.params, state.optimizer)
+            if evaluates(step):
+                checkpoints.wait()
             since += time.monotonic() - began
             stopping = stopping or (evaluates(step) and evaluate(step))
             if stopping:

@@ -1,5 +1,6 @@
 """Options that the run config no longer has: a config that names one is told what to write; old runs still open."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -82,3 +83,38 @@ def test_the_rows_of_a_patch_group_follow_from_batch_and_mesh(text: str, rows: i
     path = tmp_path / "run.yaml"
     path.write_text(f"model: tiny\n{text}\n")
     assert read_run_config(path).patch_group_rows == rows
+
+
+def test_values_on_the_command_line_replace_those_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("model: tiny\nbatch: 32\noptimizer: {clip: 0.5}\n")
+    words = [
+        "batch=16",
+        "optimizer.learning_rate=3e-4",
+        "model.layers=2",
+        "input.prompt.share=0",
+        "input.skip=[[1, 2]]",
+    ]
+    found = read_run_config(path, words)
+    assert (found.batch, found.optimizer.clip, found.optimizer.learning_rate) == (16, 0.5, 3e-4)
+    assert (found.model.size, found.model.layers, found.model.width) == ("tiny", 2, 128)
+    assert (found.input.prompt.share, found.input.skip) == (0, ((1, 2),))
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("optimizer.learning_rat=1", "optimizer.learning_rat: unknown key; did you mean 'learning_rate'?"),
+        ("batch", "'batch' is no KEY=VALUE, such as optimizer.learning_rate=3e-4"),
+        (".batch=1", "'.batch=1' is no KEY=VALUE"),
+        ("batch.size=1", "batch.size=1: batch is 32 in the config, which has no keys"),
+        ("batch=many", "with batch=many: batch: must be a whole number"),
+        ("batch=[1", "batch=[1, line 1: this is not valid YAML"),
+        ("input.skip=[[3, 4], [4, 6]]", "skip must be ranges [begin, end) that ascend and do not meet"),
+    ],
+)
+def test_a_wrong_value_on_the_command_line_is_named(tmp_path: Path, word: str, said: str) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("model: tiny\nbatch: 32\n")
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        read_run_config(path, [word])

@@ -1,9 +1,14 @@
 """A run that is stopped or killed goes on as if it had not been."""
 
+import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
-from runs import Silent, config, lines, start, until, write_config
+import killed_train
+import pytest
+from runs import ENVIRONMENT, Silent, config, lines, start, until, write_config
 
 from gatokit.trainer.train import train
 
@@ -41,3 +46,38 @@ def test_stopped_and_killed_runs_go_on_bit_for_bit(mixed: Path, tmp_path: Path) 
         *([last] if last % 3 else []),
     ]
     assert [line["step"] for line in lines(whole) if "held_out" in line] == list(range(8, last + 1, 8))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("moment", "count", "kept"),
+    [
+        ("compiling", 1, []),
+        ("drawing", 8, [3]),
+        ("evaluating", 2, [3]),
+        ("evaluating", 4, [3, 6]),
+        ("saving", 2, [3]),
+        ("saved", 2, [3]),
+    ],
+)
+def test_a_kill_at_any_moment_loses_the_steps_since_the_last_checkpoint_alone(
+    mixed: Path, tmp_path: Path, moment: str, count: int, kept: list[int]
+) -> None:
+    changes = {"evaluation": {"every": 3, "batches": 1}, "checkpoint": {"every": 3}}
+    words = (write_config(tmp_path, **changes), "--data", mixed, "--out", tmp_path / "run", "--steps", 8)
+    command = [sys.executable, killed_train.__file__, moment, str(count), *map(str, words)]
+    ended = subprocess.run(command, env=os.environ | ENVIRONMENT, capture_output=True, check=False)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    checkpoints = tmp_path / "run" / "checkpoints"
+    found = sorted(int(item.name) for item in checkpoints.glob("*") if item.name.isdigit())
+    assert found[: len(kept)] == kept  # one that was being written may be complete
+    report = Silent()
+    train(config(tmp_path, **changes), [str(mixed)], tmp_path / "run", report, steps=8)
+    assert (
+        (f"goes on from step {found[-1]}" in report.lines)
+        if found
+        else not any("goes on" in line for line in report.lines)
+    )
+    train(config(tmp_path, **changes), [str(mixed)], tmp_path / "whole", Silent(), steps=8)
+    assert lines(tmp_path / "run") == lines(tmp_path / "whole")
+    assert [line["step"] for line in lines(tmp_path / "whole") if "held_out" in line] == [3, 6]
