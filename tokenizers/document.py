@@ -89,13 +89,17 @@ class DocumentTokenizer:
         self._end = np.array([text.end_id], np.uint16) if end_of_document and text.end_id is not None else None
 
     def encode(self, documents: Sequence[Document]) -> list[TokenSequence | RejectedError]:
-        """The tokens of each document, or why it has none: ``empty`` if nothing is left of it.
+        """The tokens of each document, or why it has none: ``empty`` if nothing is left of it, ``too_large`` as in
+        ``TextTokenizer.encode``.
 
         All texts go to SentencePiece in one call. Raises UnicodeEncodeError if a text holds lone surrogates.
         """
         divided = [self._divided(document) for document in documents]
         texts = [part for document in divided for part in document if isinstance(part, str)]
-        ids = iter(self._text.encode_batch(texts))
+        try:
+            ids = iter(self._text.encode_batch(texts))
+        except RejectedError as error:
+            return [error] if len(documents) == 1 else [self.encode([document])[0] for document in documents]
         return [
             self._sequence([next(ids) if isinstance(part, str) else part for part in document]) for document in divided
         ]

@@ -160,6 +160,8 @@ class EpisodeTokenizer:
         except UnicodeEncodeError as error:
             step = next(step for step, text in enumerate(texts) if text == error.object)
             raise RejectedError("not_utf8", f"field {field.path} holds lone surrogates at step {step}") from error
+        except RejectedError as error:
+            raise RejectedError(error.reason, f"field {field.path}: {error.detail}") from error
         if len(numbers) == 1:
             return ids, np.zeros(steps, np.int64)
         return ids, np.fromiter(map(numbers.__getitem__, texts), np.int64, steps)
