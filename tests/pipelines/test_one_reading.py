@@ -1,9 +1,11 @@
 """A build reads each source once, whatever it holds out and however many shards a file becomes."""
 
 import gzip
+import io
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from gatokit.inspection.verify.directory import verify
 from gatokit.pipelines import stages
 from gatokit.pipelines.run import build, scan
 from gatokit.pipelines.shards import writer
+from gatokit.storage import files
 
 ROWS, SHARDS = 60, 5
 
@@ -141,6 +144,55 @@ def test_held_out_rows_are_made_in_the_same_reading(source, tmp_path, vocabulary
     assert abs(half_held - nothing_held) < size // 10
     _, manifest = read(0.5, size // SHARDS, 1)
     assert (manifest["shards"] == 1) == (source in ("one row group", "gzip", "zstd"))
+
+
+@pytest.mark.parametrize(("groups", "shards"), [(6, 5), (12, 4), (12, 1)])
+def test_each_byte_of_a_row_group_is_read_once_by_a_scan_and_once_by_a_build(
+    groups: int, shards: int, tmp_path: Path, vocabulary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the source alone, by ranges: neither from the file's start for each shard, nor a group for two shards."""
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": documents()}), path, row_group_size=ROWS // groups, compression="none")
+    metadata = pq.ParquetFile(path).metadata
+    reads: list[tuple[int, int]] = []
+
+    class Counting(io.FileIO):
+        def readinto(self, buffer: Any) -> int:
+            begin = self.tell()
+            count = super().readinto(buffer)
+            reads.append((begin, begin + (count or 0)))
+            return count or 0
+
+        def read(self, size: int = -1) -> bytes:
+            begin = self.tell()
+            data = super().read(size)
+            reads.append((begin, begin + len(data)))
+            return data
+
+    whole = files.arrow_file
+
+    @contextmanager
+    def counted(name: str | Path) -> Iterator[pa.NativeFile]:
+        with pa.PythonFile(Counting(name), "r") if str(name) == str(path) else whole(name) as file:
+            yield file
+
+    monkeypatch.setattr(files, "arrow_file", counted)
+    config = tmp_path / "c.yaml"
+    shard_bytes = metadata.row_group(0).total_byte_size * groups // shards
+    config.write_text(
+        f"vocabulary: {vocabulary}\nshard_bytes: {shard_bytes}\nholdout: 0.3\n"
+        f"datasets: [{{name: d, kind: text, source: {path}}}]\n"
+    )
+    for run, expected in ((scan, 1), (build, 2)):  # a build scans first
+        reads.clear()
+        run(config, tmp_path / run.__name__)
+        times = np.zeros(path.stat().st_size, int)
+        for begin, end in reads:
+            times[begin:end] += 1
+        # Behind the first four bytes, and before the last ones, which every opening reads for the footer.
+        assert set(times[4 : -(1 << 16)].tolist()) == {expected}, run
+    found = json.loads((tmp_path / "build" / "manifest.json").read_text())["datasets"][0]
+    assert abs(len(found["splits"]) - shards) <= 1
 
 
 @pytest.mark.parametrize("bound", [0, 5000, 1 << 24])
