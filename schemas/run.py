@@ -48,7 +48,7 @@ class ModelConfig(_Model):
     """Width of the feed-forward layer before GEGLU halves it."""
     positions: Literal["relative", "rotary"] = "relative"
     """How attention encodes distances: Transformer-XL's relative positions, or rotary positions."""
-    attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"
+    attention: Literal["auto", "xla", "cudnn", "splash", "kernel"] = "auto"
     """The attention backend; auto takes the fastest correct one for the device."""
     stochastic_depth: Chance = 0.1
     """Chance that a sub-layer is skipped for a sequence in training (appendix C)."""
@@ -222,8 +222,9 @@ class RunConfig(_Model):
     """How devices share the work."""
     precision: Literal["bfloat16", "float32"] = "bfloat16"
     """Of matrix products; parameters, norms, softmax and loss are float32."""
-    remat: Literal["none", "dots", "full"] = "full"
-    """What the backward pass computes again: nothing, all but matrix products, or whole layers."""
+    remat: Literal["none", "dots", "attention", "full"] = "full"
+    """What the backward pass computes again: nothing, all but matrix products, all but queries, keys, values and
+    attended values, or whole layers."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """Loss on held-out data."""
     checkpoint: CheckpointConfig = CheckpointConfig()

@@ -5,19 +5,24 @@ size, D width.
 """
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache, partial
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
 from gatokit.schemas.run import ModelConfig
+from gatokit.trainer import relative_kernel
 
 Tree = Mapping[str, Any]
 """Nested mappings of names to arrays: the model's parameters, or anything shaped like them."""
+PROJECTED = "projected"  # the name of queries, keys and values among what a checkpointed layer may keep
+KERNEL_HEADS = (16, 32, 64, 128)
+KERNEL_LENGTH = 4096  # the longest context whose keys, values and gradients a TPU core holds
 SPLASH_MULTIPLE = 128  # splash attention takes lengths that are multiples of this
 WAVELENGTH = 10_000.0  # the longest of sinusoidal and rotary positions, divided by 2π
 
@@ -33,22 +38,18 @@ class CacheView(NamedTuple):
     distance: jax.Array  # int32 (B, T, M + T): from a new token back to what it sees, within [0, M)
 
 
-def self_attention(inputs: jax.Array, parameters: Tree, config: ModelConfig, visible: jax.Array | None) -> jax.Array:
-    """What attention adds (B, T, D) for normed inputs (B, T, D); ``visible`` (B, T, T) as in ``attend``."""
-    queries, keys, values = _project(inputs, parameters)
-    position_scores = None
+def self_attention(inputs: jax.Array, parameters: Tree, config: ModelConfig, private: jax.Array | None) -> jax.Array:
+    """What attention adds (B, T, D) for normed inputs (B, T, D); ``private`` (B, T) as in ``attend``."""
+    queries, keys, values = (checkpoint_name(array, PROJECTED) for array in _project(inputs, parameters))
+    of_positions = distances = None
     if config.positions == "relative":
         distances = distance_keys(parameters, keys.shape[1], config.width, inputs.dtype)
-        # Repeated for each row, the distances make a product like that with the keys: a third faster on CPUs. By key,
-        # (q + v)·r takes the memory of the scores, not K times theirs.
-        repeated = jnp.broadcast_to(distances, (len(queries), *distances.shape))
         of_positions = queries + parameters["position_bias"].astype(inputs.dtype)
-        position_scores = shift(_dot("bthk,bshk->bhts", of_positions, repeated))
         queries = queries + parameters["content_bias"].astype(inputs.dtype)
     else:
         order = jnp.arange(keys.shape[1])
         queries, keys = rotate(queries, order), rotate(keys, order)
-    attended = attend(queries, keys, values, position_scores, visible, config.attention)
+    attended = attend(queries, keys, values, of_positions, distances, private, config.attention)
     return jnp.einsum("blhk,hkd->bld", attended, parameters["out"].astype(inputs.dtype))
 
 
@@ -124,35 +125,66 @@ def attend(
     queries: jax.Array,
     keys: jax.Array,
     values: jax.Array,
-    position_scores: jax.Array | None = None,
-    visible: jax.Array | None = None,
-    backend: Literal["auto", "xla", "cudnn", "splash"] = "auto",
+    of_positions: jax.Array | None = None,
+    distances: jax.Array | None = None,
+    private: jax.Array | None = None,
+    backend: Literal["auto", "xla", "cudnn", "splash", "kernel"] = "auto",
 ) -> jax.Array:
-    """Causal attention: values (B, T, H, K) for queries (B, T, H, K) from keys and values (B, S, H, K).
+    """Causal attention: values (B, T, H, K) for queries (B, T, H, K) from keys and values (B, T, H, K).
 
-    A score is q·k / √K, with ``position_scores`` p, float32 (B, H, T, S), (q·k + p) / √K; the softmax is float32.
-    ``visible``, bool (B, T, S), further restricts what a query sees; each sees itself. ``auto`` takes cuDNN on GPUs and
-    splash attention on TPUs that compile it, both only without ``position_scores`` and ``visible``, and XLA elsewhere.
-    A named backend that cannot serve the call is replaced by XLA, with one warning that says why. On a mesh, call it
-    under ``jax.sharding.use_abstract_mesh``, which also tells the platform.
+    A score is q·k / √K, with relative positions (q·k + p·r) / √K, where p of ``of_positions`` (B, T, H, K) is a query
+    of positions, and r of ``distances`` (T, H, K) the key of the distance, from T − 1 to 0. The softmax is float32.
+    ``private`` (B, T) further restricts what a query sees, as ``sees`` says. ``auto`` takes, where they serve the call,
+    cuDNN on GPUs and splash attention on TPUs for rotary positions without ``private``, ``relative_kernel`` on TPUs for
+    all else, and XLA elsewhere. A named backend that cannot serve the call is replaced by XLA, with one warning
+    that says why. On a mesh, call it under ``jax.sharding.use_abstract_mesh``, which also tells the platform.
     """
-    count, total, size = queries.shape[1], keys.shape[1], queries.shape[3]
-    is_relative, is_restricted = position_scores is not None, visible is not None
-    chosen = choose(backend, _platform(), queries, keys, relative=is_relative, restricted=is_restricted)
+    length, size, platform = keys.shape[1], queries.shape[3], _platform()
+    chosen = choose(backend, platform, queries, relative=distances is not None, restricted=private is not None)
+    if chosen == "kernel":
+        target = "gpu" if platform == "gpu" else "tpu"
+        on_device = partial(relative_kernel.attend, target=target)
+        return _by_device(on_device, queries, keys, values, of_positions, distances, private)
     if chosen == "splash":
-        return _splash(queries, keys, values)
+        return checkpoint_name(_splash(queries, keys, values), relative_kernel.ATTENDED)
+    position_scores = None
+    if distances is not None:
+        # Repeated for each row, the distances make a product like that with the keys: a third faster on CPUs. By key,
+        # p·r takes the memory of the scores, not K times theirs.
+        repeated = jnp.broadcast_to(distances, (len(queries), *distances.shape))
+        position_scores = shift(jnp.einsum("bthk,bshk->bhts", of_positions, repeated))
+    visible = None if private is None else sees(private, private)
     if chosen == "cudnn":
-        bias = None if position_scores is None else (position_scores * size**-0.5).astype(queries.dtype)
+        bias = None if position_scores is None else position_scores * size**-0.5
         mask = None if visible is None else visible[:, None]
-        return jax.nn.dot_product_attention(queries, keys, values, bias, mask, is_causal=True, implementation="cudnn")
-    scores = _dot("bthk,bshk->bhts", queries, keys)
+        attended = jax.nn.dot_product_attention(
+            queries, keys, values, bias, mask, is_causal=True, implementation="cudnn"
+        )
+        return checkpoint_name(attended, relative_kernel.ATTENDED)
+    scores = _scores(queries, keys)
     if position_scores is not None:
         scores += position_scores
-    mask = jnp.arange(total) <= jnp.arange(total - count, total)[:, None]  # (T, S): a key at the query or before it
+    mask = jnp.tri(length, dtype=bool)  # (T, T): a key at the query or before it
     if visible is not None:
         mask = mask & visible[:, None]
     weights = _masked_softmax(scores, mask, size)
-    return jnp.einsum("bhts,bshk->bthk", weights.astype(values.dtype), values)
+    attended = jnp.einsum("bhts,bshk->bthk", weights.astype(values.dtype), values)
+    return checkpoint_name(attended, relative_kernel.ATTENDED)
+
+
+@jax.custom_vjp
+def _scores(queries: jax.Array, keys: jax.Array) -> jax.Array:
+    """float32 products (B, H, T, S) of queries and keys. Their gradients are products of the inputs' dtype."""
+    return _dot("bthk,bshk->bhts", queries, keys)
+
+
+def _scores_backward(saved: tuple[jax.Array, jax.Array], pull: jax.Array) -> tuple[jax.Array, jax.Array]:
+    queries, keys = saved
+    pull = pull.astype(queries.dtype)
+    return jnp.einsum("bhts,bshk->bthk", pull, keys), jnp.einsum("bhts,bthk->bshk", pull, queries)
+
+
+_scores.defvjp(lambda queries, keys: (_scores(queries, keys), (queries, keys)), _scores_backward)
 
 
 def _masked_softmax(scores: jax.Array, mask: jax.Array, head_size: int) -> jax.Array:
@@ -160,33 +192,37 @@ def _masked_softmax(scores: jax.Array, mask: jax.Array, head_size: int) -> jax.A
     return jax.nn.softmax(jnp.where(mask, scores * head_size**-0.5, -jnp.inf), axis=-1)
 
 
-def choose(
-    backend: str, platform: str, queries: jax.Array, keys: jax.Array, *, relative: bool, restricted: bool
-) -> str:
-    """``xla``, ``cudnn`` or ``splash``: what ``attend`` takes for these shapes and features. ``platform`` is ``cpu``,
-    ``gpu``, or a TPU's kind, such as ``TPU v5 lite``. ``auto`` never warns."""
-    length, head_size, dtype = keys.shape[1], keys.shape[3], np.dtype(keys.dtype).name
-    decodes = queries.shape[1] != length
+def choose(backend: str, platform: str, queries: jax.Array, *, relative: bool, restricted: bool) -> str:
+    """``xla``, ``cudnn``, ``splash`` or ``kernel``: what ``attend`` takes for these shapes and features. ``platform``
+    is ``cpu``, ``gpu``, or a TPU's kind, such as ``TPU v5 lite``. ``auto`` never warns."""
+    _, length, _, head_size = queries.shape
+    dtype, plain = np.dtype(queries.dtype).name, not relative and not restricted
     new_tpu = platform.startswith("TPU") and not platform.startswith(("TPU v2", "TPU v3"))
+    kernel_tpu = new_tpu and not platform.startswith("TPU v4")  # earlier ones cannot rotate rows by their numbers
     obstacles = {
         "cudnn": [
             (platform != "gpu", f"it needs a GPU, and this is {platform}"),
             (dtype != "bfloat16", f"it needs precision bfloat16, not {dtype}"),
             (head_size % 8 > 0 or head_size > 128, f"it needs heads of a multiple of 8 up to 128, not {head_size}"),
-            (decodes, "it does not support decoding with a cache"),
-            ((relative or restricted) and length % 2 > 0, f"it needs an even context, not {length}"),
+            (not plain and length % 2 > 0, f"it needs an even context, not {length}"),
         ],
         "splash": [
             (not new_tpu, f"it needs a TPU of generation 4 or later, and this is {platform}"),
             (relative, "it needs rotary positions"),
-            (restricted, "it cannot hide actions"),
-            (decodes, "it does not support decoding with a cache"),
+            (restricted, "it cannot hide actions or pack documents"),
             (length % SPLASH_MULTIPLE > 0, f"it needs a context of a multiple of {SPLASH_MULTIPLE}, not {length}"),
+        ],
+        "kernel": [
+            (not kernel_tpu and platform != "gpu", f"it needs a GPU or a TPU of generation 5 or later, not {platform}"),
+            (head_size not in KERNEL_HEADS, f"it needs heads of 16, 32, 64 or 128, not {head_size}"),
+            (platform == "gpu" and dtype != "bfloat16", f"it needs precision bfloat16 on GPUs, not {dtype}"),
+            (kernel_tpu and length > KERNEL_LENGTH, f"it needs a context up to {KERNEL_LENGTH} on TPUs, not {length}"),
         ],
     }
     for name, pairs in obstacles.items():
         reason = next((why for holds, why in pairs if holds), None)
-        if reason is None and (backend == name or (backend == "auto" and not relative and not restricted)):
+        taken = backend == name or (backend == "auto" and (kernel_tpu and not plain if name == "kernel" else plain))
+        if reason is None and taken:
             return name
         if reason is not None and backend == name:
             _warn(backend, reason)
@@ -222,9 +258,15 @@ def _splash(queries: jax.Array, keys: jax.Array, values: jax.Array, *, interpret
         by_head = [array.swapaxes(1, 2) for array in (queries * size**-0.5, keys, values)]
         return jax.vmap(kernel)(*by_head).swapaxes(1, 2)
 
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
-        return on_device(queries, keys, values)
-    # The compiler cannot divide a kernel: each device runs it on its own rows and heads.
-    spec = PartitionSpec(("data", "fsdp"), None, "tensor", None)
-    return jax.shard_map(on_device, in_specs=(spec,) * 3, out_specs=spec, check_vma=False)(queries, keys, values)
+    return _by_device(on_device, queries, keys, values)
+
+
+def _by_device(function: Callable[..., jax.Array], *arrays: jax.Array | None) -> jax.Array:
+    """A kernel's result (B, T, H, K) for arrays of rows, (B, T, H, K) or (B, T), and of distances (T, H, K). The
+    compiler cannot divide a kernel: each device of the mesh runs it on its own rows and heads."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return function(*arrays)
+    rows = ("data", "fsdp")
+    by_rank = {4: PartitionSpec(rows, None, "tensor"), 3: PartitionSpec(None, "tensor"), 2: PartitionSpec(rows)}
+    specs = tuple(None if array is None else by_rank[array.ndim] for array in arrays)
+    return jax.shard_map(function, in_specs=specs, out_specs=by_rank[4], check_vma=False)(*arrays)

@@ -21,8 +21,9 @@ from gatokit.schemas.errors import DataError
 from gatokit.schemas.run import ModelConfig
 from gatokit.schemas.tokens import NO_POSITION, OBSERVATION_POSITIONS, PATCH, TokenKind
 from gatokit.tokenizers.patches import POSITION_INTERVALS
-from gatokit.trainer.attention import Tree, sees, self_attention
+from gatokit.trainer.attention import PROJECTED, Tree, self_attention
 from gatokit.trainer.mesh import ROWS
+from gatokit.trainer.relative_kernel import ATTENDED
 
 UNDIVIDED = Spec()
 ROW_MULTIPLE = 256  # the embedding table is padded to a multiple of it, so that mesh axes divide its rows
@@ -269,8 +270,11 @@ def apply_layers(
         return by_rows(vectors + regularize(added, FEED_FORWARD)), extra
 
     if remat != "none":
-        saved = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
-        body = jax.checkpoint(body, prevent_cse=False, policy=saved)
+        policies = {
+            "attention": jax.checkpoint_policies.save_only_these_names(PROJECTED, ATTENDED),
+            "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        }
+        body = jax.checkpoint(body, prevent_cse=False, policy=policies.get(remat))
     return jax.lax.scan(body, vectors, (layers, jnp.arange(config.layers), own))
 
 
@@ -299,16 +303,16 @@ def forward(
     hide: bool = False,
 ) -> jax.Array:
     """The final states (B, L, D) of ``dtype``, normed; those of padding mean nothing. ``remat`` says what the backward
-    pass computes again: nothing (``none``), all but the products with parameters (``dots``), or whole layers
-    (``full``). ``key``, folded with seed and step, makes it a training pass; ``rows``, int32 (B,), are the rows'
-    numbers in the global batch, by default 0, 1, …. ``hide`` obeys ``batch.private``."""
+    pass computes again: nothing (``none``), all but the products with parameters (``dots``), all but queries, keys,
+    values and attended values (``attention``), or whole layers (``full``). ``key``, folded with seed and step, makes it
+    a training pass; ``rows``, int32 (B,), are the rows' numbers in the global batch, by default 0, 1, …. ``hide``
+    obeys ``batch.private``."""
     vectors = embed(parameters, batch, config, dtype=dtype)
-    private = jnp.asarray(batch.private)
-    visible = sees(private, private) if hide else None
+    private = jnp.asarray(batch.private) if hide else None
     rows = jnp.arange(vectors.shape[0]) if rows is None else rows
 
     def attention(inputs: jax.Array, parameters: Tree, own: None) -> tuple[jax.Array, None]:
-        return self_attention(inputs, parameters, config, visible), None
+        return self_attention(inputs, parameters, config, private), None
 
     vectors, _ = apply_layers(vectors, parameters["layers"], config, attention, remat=remat, key=key, rows=rows)
     return norm(vectors, parameters["norm"])

@@ -13,8 +13,7 @@ from gatokit.trainer.attention import attend, choose
 
 PLAIN = {
     "platform": "cpu",
-    "queries": 256,
-    "keys": 256,
+    "length": 256,
     "head_size": 64,
     "dtype": "bfloat16",
     "relative": False,
@@ -26,10 +25,8 @@ V5E = "TPU v5 lite"
 def chosen(backend, changes):
     """The backend for queries and keys as in ``PLAIN``, but for ``changes``."""
     case = PLAIN | changes
-    queries, keys = (
-        jax.ShapeDtypeStruct((2, case[length], 4, case["head_size"]), case["dtype"]) for length in ("queries", "keys")
-    )
-    return choose(backend, case["platform"], queries, keys, relative=case["relative"], restricted=case["restricted"])
+    queries = jax.ShapeDtypeStruct((2, case["length"], 4, case["head_size"]), case["dtype"])
+    return choose(backend, case["platform"], queries, relative=case["relative"], restricted=case["restricted"])
 
 
 def test_shift_literally():
@@ -59,11 +56,15 @@ def test_shift_moves_each_score_to_its_key(queries, memory):
         ("auto", {"platform": "gpu", "dtype": "float32"}, "xla"),
         ("auto", {"platform": "gpu", "relative": True}, "xla"),
         ("auto", {"platform": "gpu", "restricted": True}, "xla"),
-        ("auto", {"platform": "gpu", "queries": 1}, "xla"),
         ("auto", {"platform": V5E}, "splash"),
         ("auto", {"platform": "TPU v3"}, "xla"),
-        ("auto", {"platform": V5E, "keys": 200, "queries": 200}, "xla"),
-        ("auto", {"platform": V5E, "restricted": True}, "xla"),
+        ("auto", {"platform": V5E, "length": 200}, "xla"),
+        ("auto", {"platform": V5E, "restricted": True}, "kernel"),
+        ("auto", {"platform": V5E, "relative": True}, "kernel"),
+        ("auto", {"platform": V5E, "relative": True, "length": 4097}, "xla"),
+        ("auto", {"platform": "TPU v4", "relative": True}, "xla"),
+        ("auto", {"relative": True}, "xla"),
+        ("kernel", {"platform": "gpu", "restricted": True, "length": 4097}, "kernel"),
         ("xla", {"platform": "gpu"}, "xla"),
         ("cudnn", {"platform": "gpu", "relative": True, "restricted": True}, "cudnn"),
         ("splash", {"platform": "TPU v6 lite"}, "splash"),
@@ -81,12 +82,15 @@ def test_choice(backend, changes, expected):
         ("cudnn", {}, "it needs a GPU, and this is cpu"),
         ("cudnn", {"platform": "gpu", "dtype": "float32"}, "it needs precision bfloat16, not float32"),
         ("cudnn", {"platform": "gpu", "head_size": 20}, "it needs heads of a multiple of 8 up to 128, not 20"),
-        ("cudnn", {"platform": "gpu", "queries": 1}, "it does not support decoding with a cache"),
-        ("cudnn", {"platform": "gpu", "queries": 255, "keys": 255, "relative": True}, "it needs an even context"),
+        ("cudnn", {"platform": "gpu", "length": 255, "relative": True}, "it needs an even context"),
         ("splash", {"platform": "TPU v3"}, "it needs a TPU of generation 4 or later, and this is TPU v3"),
         ("splash", {"platform": V5E, "relative": True}, "it needs rotary positions"),
-        ("splash", {"platform": V5E, "restricted": True}, "it cannot hide actions"),
-        ("splash", {"platform": V5E, "queries": 96, "keys": 96}, "it needs a context of a multiple of 128, not 96"),
+        ("splash", {"platform": V5E, "restricted": True}, "it cannot hide actions or pack documents"),
+        ("splash", {"platform": V5E, "length": 96}, "it needs a context of a multiple of 128, not 96"),
+        ("kernel", {}, "it needs a GPU or a TPU of generation 5 or later, not cpu"),
+        ("kernel", {"platform": "gpu", "head_size": 20}, "it needs heads of 16, 32, 64 or 128, not 20"),
+        ("kernel", {"platform": "gpu", "dtype": "float32"}, "it needs precision bfloat16 on GPUs, not float32"),
+        ("kernel", {"platform": V5E, "length": 5000}, "it needs a context up to 4096 on TPUs, not 5000"),
     ],
 )
 def test_a_backend_that_cannot_be_had_is_replaced_with_one_warning(backend, changes, reason):
@@ -135,13 +139,13 @@ def test_cudnn_agrees_with_xla(positions, restricted):
     rows, length, heads, size = 4, 256, 4, 64
     *inputs, pull = arrays(*[(rows, length, heads, size)] * 4, dtype=jnp.bfloat16)
     if positions == "relative":
-        inputs += arrays((rows, heads, length, length))
+        inputs += arrays((rows, length, heads, size), (length, heads, size), dtype=jnp.bfloat16)
     private = np.random.default_rng(2).integers(0, 3, (rows, length))
-    visible = (private[:, None] == 0) | (private[:, None] == private[:, :, None])
 
     def both(backend):
-        def total(queries, keys, values, position_scores=None):
-            found = attend(queries, keys, values, position_scores, visible if restricted else None, backend)
+        def total(queries, keys, values, of_positions=None, distances=None):
+            numbers = jnp.asarray(private) if restricted else None
+            found = attend(queries, keys, values, of_positions, distances, numbers, backend)
             return (found * pull).sum(dtype=jnp.float32)
 
         gradients = jax.jit(jax.grad(total, tuple(range(len(inputs)))))(*inputs)

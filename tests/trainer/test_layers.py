@@ -44,7 +44,10 @@ def gradients(remat):
     return jax.jit(jax.grad(total, (0, 1)))(INPUTS, layers()["feed_forward"]["out"])
 
 
-@pytest.mark.parametrize("remat", ["full", pytest.param("dots", marks=pytest.mark.slow)])
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("dots", "attention")]
+
+
+@pytest.mark.parametrize("remat", ["full", *SLOW])
 def test_remat_changes_no_gradient(remat):
     jax.tree.map(
         lambda found, expected: np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4),
