@@ -122,7 +122,8 @@ class InputConfig(_Model):
     """Rows that share patch slots; it divides the rows of a microbatch on each device. Default: 8, or the largest
     power of two below it that does."""
     patch_slots: Count | None = None
-    """Patch slots of a group; default: what the first windows need, and an eighth more."""
+    """Patch slots of a group; default: the fewest with which no dataset is expected to have more than 0.5 % of its
+    windows drawn again."""
     skip: tuple[tuple[WholeNumber, WholeNumber], ...] = ()
     """Samples that are left out, as ranges [begin, end) that ascend; ``gatokit inspect RUN --step`` shows the numbers.
     It may change when a run goes on, for samples that were not drawn yet."""
