@@ -59,6 +59,12 @@ class Done:
         return lines[0].removeprefix("gatokit: ")
 
 
+def unignored() -> None:
+    """Of a shell without job control, what it starts in the background inherits that SIGINT is ignored."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 @pytest.fixture
 def command(tmp_path: Path) -> Callable[..., AbstractContextManager[subprocess.Popen[str]]]:
     """``command(*words, fault=CODE)``: begins a command, and ends it where it has not ended; ``fault`` is Python that
@@ -78,6 +84,7 @@ def command(tmp_path: Path) -> Callable[..., AbstractContextManager[subprocess.P
             text=True,
             env=environment,
             start_new_session=True,
+            preexec_fn=unignored,
         ) as process:
             try:
                 yield process

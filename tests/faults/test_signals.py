@@ -55,8 +55,13 @@ def processes_of(session: int) -> list[str]:
     return found
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("moment", "kill", "number", "workers"), CELLS)
+@pytest.mark.parametrize(
+    ("moment", "kill", "number", "workers"),
+    [
+        pytest.param(*cell, marks=[] if cell == ("shards", "killpg", signal.SIGINT, 2) else [pytest.mark.slow])
+        for cell in CELLS
+    ],
+)
 def test_a_signal_at_any_moment_of_a_build(moment, kill, number, workers, tmp_path, texts, command, contents):
     out = tmp_path / "out"
     act = f"os.{kill}(os.getsid(0), {int(number)})"
